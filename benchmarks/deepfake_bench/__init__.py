@@ -1,0 +1,1 @@
+"""Benchmarks: load generator, pipeline timing and comparisons, each checked before it is timed."""

@@ -1,0 +1,119 @@
+"""The error tree of the whole project; every part raises from here, so that a caller can catch by kind.
+
+::
+
+    DeepfakeError
+    ├── InputError                      what the user handed in cannot be used        (exit code 2)
+    │   ├── MediaNotFoundError          also FileNotFoundError
+    │   ├── MediaOpenError              exists, but is no video or image we can open
+    │   ├── SpecError                   also ValueError: a ModelSpec field is wrong
+    │   ├── CheckpointError             a checkpoint cannot be read or does not fit
+    │   ├── RepositoryError             a model repository is missing, incomplete or altered
+    │   └── OptionError                 also ValueError: an option or argument is out of range
+    ├── ServerError                     the inference server is the cause             (exit code 4)
+    │   ├── ServerUnavailableError      also ConnectionError: nothing answers, or it went away
+    │   ├── ServerTimeoutError          also TimeoutError: no answer within the deadline
+    │   ├── ServerBusyError             the server's queue is full; trying later may help
+    │   ├── ModelNotFoundError          the server runs but does not offer that model
+    │   ├── ModelContractError          the model is served, but not under this project's contract
+    │   └── InferenceError              the server answered with an error of its own
+    ├── ServerStartError                an embedded server could not be started       (exit code 4)
+    ├── ExportError                     an export or its proof failed                 (exit code 1)
+    │   └── ParityError                 an artifact does not reproduce the checkpoint
+    └── MissingExtraError               also ImportError: an optional part is not installed (exit code 2)
+
+Foreign errors (gRPC, PyAV, ONNX Runtime) are translated in one place each and never reach a caller.
+Every message is one sentence that says what was received and what to do.
+"""
+
+from __future__ import annotations
+
+
+class DeepfakeError(Exception):
+    """Base of every error this project raises on purpose.
+
+    Attributes:
+        exit_code: process exit code the `deepfake` command uses for this kind of error.
+    """
+
+    exit_code: int = 1
+
+
+class InputError(DeepfakeError):
+    """Something the user handed in cannot be used."""
+
+    exit_code = 2
+
+
+class MediaNotFoundError(InputError, FileNotFoundError):
+    """The named video or image does not exist."""
+
+
+class MediaOpenError(InputError):
+    """The file exists but cannot be opened as a video or an image."""
+
+
+class SpecError(InputError, ValueError):
+    """A field of a `ModelSpec` is missing or wrong; the message names field, value and allowed values."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be read, or its weights do not fit the architecture."""
+
+
+class RepositoryError(InputError):
+    """A model repository is missing, incomplete, or does not match its manifest."""
+
+
+class OptionError(InputError, ValueError):
+    """An option or an argument is out of its allowed range."""
+
+
+class ServerError(DeepfakeError):
+    """The inference server is the cause."""
+
+    exit_code = 4
+
+
+class ServerUnavailableError(ServerError, ConnectionError):
+    """Nothing answers at the server's address, or it went away."""
+
+
+class ServerTimeoutError(ServerError, TimeoutError):
+    """The server did not answer within the deadline."""
+
+
+class ServerBusyError(ServerError):
+    """The server refused the request because its queue is full."""
+
+
+class ModelNotFoundError(ServerError):
+    """The server runs but does not offer the model that was asked for."""
+
+
+class ModelContractError(ServerError):
+    """The model is served, but its tensors or parameters do not follow this project's contract."""
+
+
+class InferenceError(ServerError):
+    """The server answered a request with an error of its own."""
+
+
+class ServerStartError(DeepfakeError):
+    """An embedded server could not be installed or started."""
+
+    exit_code = 4
+
+
+class ExportError(DeepfakeError):
+    """An export failed."""
+
+
+class ParityError(ExportError):
+    """An exported artifact does not reproduce the checkpoint within tolerance."""
+
+
+class MissingExtraError(DeepfakeError, ImportError):
+    """An optional part of the project is not installed; the message holds the pip command."""
+
+    exit_code = 2

@@ -1,0 +1,30 @@
+"""Imports of optional parts, with a message that says which pip command brings them."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from deepfake_preprocess.errors import MissingExtraError
+
+
+def require_extra(module: str, *, extra: str) -> ModuleType:
+    """Import `module`, which the optional-dependency group `extra` installs.
+
+    Args:
+        module: dotted module name, for example ``"torch"``.
+        extra: name of the group in ``pyproject.toml``, for example ``"export"``.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: the module, or something it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        missing = exc.name or module
+        raise MissingExtraError(
+            f"{missing!r} is not installed; run: pip install 'deepfake-serving[{extra}]'", name=missing
+        ) from exc

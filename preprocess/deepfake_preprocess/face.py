@@ -1,0 +1,78 @@
+"""`Face`, what a detector finds, and the `FaceDetector` protocol that lets another detector be put in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+"""Order of `Face.landmarks_xy`; left and right as seen in the picture."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Face:
+    """One detected face, in pixels of the image it was found in.
+
+    Attributes:
+        box_xyxy: float32 ``[4]``: left, top, right, bottom. May reach beyond the image.
+        confidence: detector's confidence in [0, 1].
+        landmarks_xy: float32 ``[5, 2]`` in the order of `LANDMARK_NAMES`, or None.
+    """
+
+    box_xyxy: NDArray[np.float32]
+    confidence: float
+    landmarks_xy: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if self.box_xyxy.shape != (4,):
+            raise ValueError(f"box_xyxy must have shape (4,), got {self.box_xyxy.shape}")
+        if self.landmarks_xy is not None and self.landmarks_xy.shape != (5, 2):
+            raise ValueError(f"landmarks_xy must have shape (5, 2), got {self.landmarks_xy.shape}")
+
+    def __repr__(self) -> str:
+        box = ", ".join(f"{value:.1f}" for value in self.box_xyxy)
+        return f"Face(box_xyxy=[{box}], confidence={self.confidence:.3f})"
+
+    @property
+    def width_px(self) -> float:
+        """Width of the box."""
+        return float(self.box_xyxy[2] - self.box_xyxy[0])
+
+    @property
+    def height_px(self) -> float:
+        """Height of the box."""
+        return float(self.box_xyxy[3] - self.box_xyxy[1])
+
+    def scaled(self, factor_x: float, factor_y: float) -> Face:
+        """Return the same face in an image that is `factor_x` times as wide and `factor_y` times as high."""
+        factors = np.array([factor_x, factor_y], dtype=np.float32)
+        landmarks = None if self.landmarks_xy is None else self.landmarks_xy * factors
+        return Face(self.box_xyxy * np.tile(factors, 2), self.confidence, landmarks)
+
+
+@runtime_checkable
+class FaceDetector(Protocol):
+    """Anything that finds faces. Implementations must be safe to call from several threads."""
+
+    def detection_size_wh(self, width_px: int, height_px: int) -> tuple[int, int]:
+        """Return the size at which the detector wants to see a frame of the given size.
+
+        Callers that hold an encoded or a planar frame can scale while they convert, which is cheaper than
+        converting first. The aspect ratio is kept up to rounding.
+        """
+        ...
+
+    def detect(self, images_rgb: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
+        """Find faces in each image.
+
+        Args:
+            images_rgb: uint8 ``[H, W, 3]`` RGB images, already scaled to `detection_size_wh`.
+
+        Returns:
+            One list of faces per image, in pixels of the image given, largest confidence first.
+        """
+        ...

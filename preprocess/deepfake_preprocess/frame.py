@@ -1,0 +1,63 @@
+"""`Frame`: one picture of a video, with its time, converted to RGB only when and as large as it is needed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame(ABC):
+    """One upright picture (rotation metadata applied).
+
+    Attributes:
+        index: position in the sampled sequence for iterators, in the decoded stream for files; from 0.
+        pts_seconds: presentation time from the start of the stream, in seconds; 0.0 for an image.
+        width_px: width after rotation.
+        height_px: height after rotation.
+    """
+
+    index: int
+    pts_seconds: float
+    width_px: int
+    height_px: int
+
+    @abstractmethod
+    def to_rgb(self, size_wh: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Return the picture as uint8 ``[H, W, 3]`` RGB, C-contiguous, scaled to `size_wh` when given."""
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(index={self.index}, pts_seconds={self.pts_seconds:.3f}, "
+            f"size={self.width_px}x{self.height_px})"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ArrayFrame(Frame):
+    """A frame that is already an RGB array (images, frames handed in by an application)."""
+
+    image_rgb: NDArray[np.uint8]
+
+    @classmethod
+    def from_rgb(cls, image_rgb: NDArray[np.uint8], *, index: int = 0, pts_seconds: float = 0.0) -> ArrayFrame:
+        """Wrap a uint8 ``[H, W, 3]`` RGB array.
+
+        Raises:
+            ValueError: the array has another shape or dtype.
+        """
+        if image_rgb.ndim != 3 or image_rgb.shape[2] != 3 or image_rgb.dtype != np.uint8:
+            raise ValueError(f"a frame must be uint8 [H, W, 3] RGB, got {image_rgb.dtype} {list(image_rgb.shape)}")
+        height, width = image_rgb.shape[:2]
+        return cls(index, pts_seconds, width, height, image_rgb)
+
+    def to_rgb(self, size_wh: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """See `Frame.to_rgb`; shrinks with area averaging."""
+        if size_wh is None or size_wh == (self.width_px, self.height_px):
+            return np.ascontiguousarray(self.image_rgb)
+        resized = cv2.resize(self.image_rgb, size_wh, interpolation=cv2.INTER_AREA)
+        return np.asarray(resized, dtype=np.uint8)

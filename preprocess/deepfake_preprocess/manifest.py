@@ -1,0 +1,111 @@
+"""The manifest of one served model version: which files belong to it, their hashes, and where they come from.
+
+`export` writes it as ``<model>/<version>/manifest.json``; `serve` refuses a version whose files do not match.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deepfake_preprocess.errors import RepositoryError, SpecError
+from deepfake_preprocess.spec import ModelSpec
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = 1
+
+
+def sha256_file(path: Path) -> str:
+    """Return the lower-case hexadecimal SHA-256 of a file, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What one model version consists of.
+
+    Attributes:
+        spec: the model's contract, with version and checkpoint hash filled in.
+        files: SHA-256 of every file of the version directory but the manifest, by POSIX relative path.
+        tools: versions of the tools that made the files, by name.
+        parity: figures of the proof against the checkpoint (plain JSON data).
+    """
+
+    spec: ModelSpec
+    files: Mapping[str, str]
+    tools: Mapping[str, str] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_directory(
+        cls, version_dir: Path, spec: ModelSpec, *, tools: Mapping[str, str], parity: Mapping[str, Any]
+    ) -> Manifest:
+        """Hash every file of `version_dir` into a new manifest (nothing is written)."""
+        return cls(spec, _hash_files(version_dir), dict(tools), dict(parity))
+
+    def write(self, version_dir: Path) -> Path:
+        """Write ``manifest.json`` into `version_dir` and return its path."""
+        data = {
+            "format": MANIFEST_FORMAT,
+            "spec": self.spec.to_dict(),
+            "files": dict(self.files),
+            "tools": dict(self.tools),
+            "parity": dict(self.parity),
+        }
+        path = version_dir / MANIFEST_NAME
+        path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, version_dir: Path) -> Manifest:
+        """Read the manifest of `version_dir` without checking the files.
+
+        Raises:
+            RepositoryError: it is missing or not a manifest of this format.
+        """
+        path = version_dir / MANIFEST_NAME
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["format"] != MANIFEST_FORMAT:
+                raise RepositoryError(
+                    f"{path}: manifest format {data['format']!r} is not {MANIFEST_FORMAT}; export the model again"
+                )
+            spec = ModelSpec.from_dict(data["spec"], where=str(path))
+            return cls(spec, dict(data["files"]), dict(data["tools"]), dict(data["parity"]))
+        except FileNotFoundError:
+            raise RepositoryError(
+                f"{version_dir} has no {MANIFEST_NAME}; put models there with `deepfake export`"
+            ) from None
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SpecError) as exc:
+            raise RepositoryError(f"{path}: the manifest is damaged ({exc}); export the model again") from exc
+
+    def verify(self, version_dir: Path) -> None:
+        """Check that the directory holds exactly the files of the manifest, unchanged.
+
+        Raises:
+            RepositoryError: names the first few files that are missing, changed or unexpected.
+        """
+        actual = _hash_files(version_dir)
+        problems = [f"{name} is missing" for name in self.files if name not in actual]
+        problems += [
+            f"{name} has changed" for name in self.files if actual.get(name, self.files[name]) != self.files[name]
+        ]
+        problems += [f"{name} is not in the manifest" for name in actual if name not in self.files]
+        if problems:
+            shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+            raise RepositoryError(
+                f"{version_dir} does not match its manifest: {shown}. Export the model again, or restore the files"
+            )
+
+
+def _hash_files(version_dir: Path) -> dict[str, str]:
+    return {
+        path.relative_to(version_dir).as_posix(): sha256_file(path)
+        for path in sorted(version_dir.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME and "__pycache__" not in path.parts
+    }

@@ -1,0 +1,311 @@
+"""`ModelSpec`: everything a consumer of a detector must know, in one place.
+
+The same facts travel as YAML beside a checkpoint, as metadata inside the ONNX file and as `parameters` of
+the Triton model configuration, so that a client reads them from the server and nobody types them twice.
+This module never touches a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deepfake_preprocess.errors import SpecError
+
+CONTRACT_VERSION = 1
+"""Version of the wire contract (tensor names, dtypes and meaning); a client refuses another one."""
+
+INPUT_NAME = "faces"
+"""UINT8 ``[N, H, W, 3]`` RGB; normalisation is inside the graph."""
+PROBABILITY_NAME = "fake_probability"
+"""FP32 ``[N, 1]`` in [0, 1]."""
+LOGIT_NAME = "logit"
+"""FP32 ``[N, 1]``; `fake_probability` is its sigmoid."""
+
+PARAMETER_PREFIX = "deepfake."
+"""Prefix of our keys among Triton parameters and ONNX metadata."""
+
+HEAD_KINDS = ("sigmoid", "softmax")
+COLOR_ORDERS = ("RGB", "BGR")
+ALIGNMENTS = ("none", "eyes")
+ARCHITECTURE_FAMILIES = ("timm", "torchvision", "torchscript", "python")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How logits become the probability of "fake".
+
+    Attributes:
+        kind: ``sigmoid`` for one logit, ``softmax`` for two.
+        fake_index: class index that means fake. For ``sigmoid``, 1 when a positive logit means fake
+            and 0 when it means real.
+    """
+
+    kind: str = "sigmoid"
+    fake_index: int = 1
+
+    def __post_init__(self) -> None:
+        _check_choice("head.kind", self.kind, HEAD_KINDS)
+        _check_choice("head.fake_index", self.fake_index, (0, 1))
+
+    @property
+    def num_logits(self) -> int:
+        """Number of values the network puts out per crop."""
+        return 1 if self.kind == "sigmoid" else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """How a face box becomes the network's input.
+
+    Attributes:
+        margin: context added on each side, as a share of the box's longer side; in [0, 2].
+        align: ``none`` for an upright square around the box, ``eyes`` to rotate the eye line level first.
+    """
+
+    margin: float = 0.3
+    align: str = "none"
+
+    def __post_init__(self) -> None:
+        _check_range("crop.margin", self.margin, 0.0, 2.0)
+        _check_choice("crop.align", self.align, ALIGNMENTS)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The contract of one detector.
+
+    Attributes:
+        name: Triton model name; letters, digits, ``_``, ``-`` and ``.``, at most 64.
+        architecture: ``timm:NAME``, ``torchvision:NAME``, ``torchscript`` or ``python:package.module:factory``.
+        version: Triton model version, from 1; the export assigns it.
+        head: meaning of the network's outputs.
+        input_height_px: crop height the network takes, 16 to 1024.
+        input_width_px: crop width the network takes, 16 to 1024.
+        color_order: order the *network* was trained with. The wire is always RGB.
+        mean: per channel, of values in [0, 1], in `color_order`.
+        std: per channel, of values in [0, 1], in `color_order`.
+        crop: how faces are cut out.
+        threshold: fake when the probability is at or above it; strictly between 0 and 1.
+        checkpoint_sha256: hash of the checkpoint file; None until it is known.
+        training_data: what the detector was trained on and what its scores are worth, for people.
+    """
+
+    name: str
+    architecture: str
+    version: int = 1
+    head: Head = field(default_factory=Head)
+    input_height_px: int = 224
+    input_width_px: int = 224
+    color_order: str = "RGB"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    crop: Crop = field(default_factory=Crop)
+    threshold: float = 0.5
+    checkpoint_sha256: str | None = None
+    training_data: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.name):
+            raise _refuse("name", self.name, "1 to 64 letters, digits, '_', '-' or '.', not starting with a sign")
+        _check_architecture(self.architecture)
+        _check_int("version", self.version, 1, 2**31 - 1)
+        _check_int("input_height_px", self.input_height_px, 16, 1024)
+        _check_int("input_width_px", self.input_width_px, 16, 1024)
+        _check_choice("color_order", self.color_order, COLOR_ORDERS)
+        object.__setattr__(self, "mean", _triple("mean", self.mean, -10.0, 10.0))
+        object.__setattr__(self, "std", _triple("std", self.std, 1e-6, 10.0))
+        _check_range("threshold", self.threshold, 0.0, 1.0)
+        if self.threshold in (0.0, 1.0):
+            raise _refuse("threshold", self.threshold, "a number strictly between 0 and 1")
+        sha = self.checkpoint_sha256
+        if sha is not None and not (isinstance(sha, str) and re.fullmatch(r"[0-9a-f]{64}", sha)):
+            raise _refuse("checkpoint_sha256", sha, "64 lower-case hexadecimal digits")
+        if not isinstance(self.training_data, str):
+            raise _refuse("training_data", self.training_data, "text")
+
+    @property
+    def architecture_family(self) -> str:
+        """``timm``, ``torchvision``, ``torchscript`` or ``python``."""
+        return self.architecture.partition(":")[0]
+
+    @property
+    def architecture_name(self) -> str:
+        """What follows the family, for example ``efficientnet_b0``; empty for ``torchscript``."""
+        return self.architecture.partition(":")[2]
+
+    @property
+    def input_size_wh(self) -> tuple[int, int]:
+        """Crop size as (width, height) in pixels."""
+        return self.input_width_px, self.input_height_px
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data (nested dicts and lists) that `from_dict` reads back."""
+        data = dataclasses.asdict(self)
+        data["mean"], data["std"] = list(self.mean), list(self.std)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: str = "the model spec") -> ModelSpec:
+        """Build a spec from plain data.
+
+        Args:
+            data: mapping with the attribute names as keys; `head` and `crop` are mappings.
+            where: what the data came from, for messages.
+
+        Raises:
+            SpecError: a field is unknown, missing or wrong; the message names it.
+        """
+        try:
+            values = _known_fields(cls, data, prefix="")
+            for key, part in (("head", Head), ("crop", Crop)):
+                if key in values:
+                    if not isinstance(values[key], Mapping):
+                        raise _refuse(key, values[key], f"a mapping with {_field_names(part)}")
+                    values[key] = part(**_known_fields(part, values[key], prefix=f"{key}."))
+            return cls(**values)
+        except SpecError as exc:
+            raise SpecError(f"{where}: {exc}") from None
+
+    def to_yaml(self) -> str:
+        """Return the spec as YAML text."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> ModelSpec:
+        """Read a spec from a YAML file.
+
+        Raises:
+            SpecError: the file is missing, no YAML mapping, or a field is wrong.
+        """
+        path = Path(path)
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SpecError(f"{path}: there is no such spec file; write one as in docs/model-spec.md") from None
+        except (OSError, UnicodeDecodeError) as exc:
+            raise SpecError(f"{path}: the spec cannot be read: {exc}") from exc
+        except yaml.YAMLError as exc:
+            raise SpecError(f"{path}: the spec is no valid YAML: {' '.join(str(exc).split())}") from exc
+        if not isinstance(data, Mapping):
+            raise SpecError(f"{path}: the spec must be a YAML mapping, got {type(data).__name__}")
+        return cls.from_dict(data, where=str(path))
+
+    def to_parameters(self) -> dict[str, str]:
+        """Return the spec as flat text parameters, for ONNX metadata and Triton's model configuration."""
+        flat: dict[str, str] = {f"{PARAMETER_PREFIX}contract_version": str(CONTRACT_VERSION)}
+        for key, value in self.to_dict().items():
+            if value is None:
+                continue
+            parts = {f"{key}.{sub}": item for sub, item in value.items()} if isinstance(value, dict) else {key: value}
+            for name, item in parts.items():
+                flat[PARAMETER_PREFIX + name] = item if isinstance(item, str) else json.dumps(item)
+        return flat
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str], *, where: str = "the model's parameters") -> ModelSpec:
+        """Read a spec back from the flat parameters of `to_parameters`; foreign keys are ignored.
+
+        Raises:
+            SpecError: no contract version, another contract version, or a wrong field.
+        """
+        ours = {
+            key.removeprefix(PARAMETER_PREFIX): value
+            for key, value in parameters.items()
+            if key.startswith(PARAMETER_PREFIX)
+        }
+        version = ours.pop("contract_version", None)
+        if version != str(CONTRACT_VERSION):
+            raise SpecError(
+                f"{where}: field '{PARAMETER_PREFIX}contract_version' is {version!r}; "
+                f"allowed: '{CONTRACT_VERSION}' (models written by `deepfake export` carry it)"
+            )
+        texts = {
+            "name",
+            "architecture",
+            "color_order",
+            "checkpoint_sha256",
+            "training_data",
+            "head.kind",
+            "crop.align",
+        }
+        data: dict[str, Any] = {}
+        for key, text in ours.items():
+            value: Any = text
+            if key not in texts:
+                try:
+                    value = json.loads(text)
+                except json.JSONDecodeError:
+                    raise SpecError(f"{where}: field '{key}' is {text!r}; allowed: a JSON value") from None
+            group, _, sub = key.partition(".")
+            if sub:
+                data.setdefault(group, {})[sub] = value
+            else:
+                data[group] = value
+        return cls.from_dict(data, where=where)
+
+
+def _refuse(name: str, value: object, allowed: str) -> SpecError:
+    return SpecError(f"field '{name}' is {value!r}; allowed: {allowed}")
+
+
+def _field_names(cls: type) -> str:
+    return ", ".join(item.name for item in dataclasses.fields(cls))
+
+
+def _known_fields(cls: type, data: Mapping[str, Any], *, prefix: str) -> dict[str, Any]:
+    """Return `data` as keyword arguments of dataclass `cls`, refusing unknown and missing keys."""
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            raise SpecError(f"field '{prefix}{key}' is unknown; allowed: {_field_names(cls)}")
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise SpecError(f"field '{prefix}{name}' is missing; it has no default")
+    return dict(data)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if isinstance(value, bool) or value not in allowed:
+        raise _refuse(name, value, ", ".join(repr(item) for item in allowed))
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise _refuse(name, value, f"a whole number from {low} to {high}")
+
+
+def _check_range(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise _refuse(name, value, f"a number from {low:g} to {high:g}")
+
+
+def _triple(name: str, value: object, low: float, high: float) -> tuple[float, float, float]:
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise _refuse(name, value, "three numbers, one per channel")
+    for item in value:
+        _check_range(name, item, low, high)
+    first, second, third = (float(item) for item in value)
+    return first, second, third
+
+
+def _check_architecture(value: object) -> None:
+    forms = "timm:NAME, torchvision:NAME, torchscript, python:package.module:factory"
+    if not isinstance(value, str):
+        raise _refuse("architecture", value, forms)
+    family, _, rest = value.partition(":")
+    if family not in ARCHITECTURE_FAMILIES or (family == "torchscript") == bool(rest):
+        raise _refuse("architecture", value, forms)
+    if family == "python" and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", rest):
+        raise _refuse("architecture", value, forms)

@@ -1,0 +1,1 @@
+"""Starts a real Triton without Docker: the embedded default of `deepfake serve`."""
