@@ -1,0 +1,243 @@
+"""Triton's `config.pbtxt`, generated from a `ModelSpec`: one file for production, one for the embedded server.
+
+The configurations are built as NVIDIA's own protobuf and printed, so a misspelt field cannot be written.
+They differ in backend, batch size and instances only; names, tensors and parameters are the same, and so a
+client cannot tell the two servers apart. This module never looks at a model file or at the machine: what
+depends on the machine is set by whoever starts the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deepfake_preprocess.errors import OptionError, RepositoryError
+from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+
+CONFIG_NAME = "config.pbtxt"
+"""The production configuration, in the model's directory."""
+EMBEDDED_CONFIG_NAME = "configs/embedded.pbtxt"
+"""The embedded variant; Triton picks it with ``--model-config-name=embedded``."""
+
+PRODUCTION_BACKENDS = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+"""Backends of NVIDIA's container that we write configurations for, and the file each one loads."""
+EMBEDDED_BACKEND = "deepfake_onnxruntime"
+"""Our Python-based backend that runs ONNX Runtime inside the embedded server (see `deepfake_serve.backend`)."""
+
+PRODUCTION_MAX_BATCH_SIZE = 32
+"""A GPU's throughput on 224 px classifiers is nearly flat from here on, and 32 crops are 4.8 MB on the wire."""
+EMBEDDED_MAX_BATCH_SIZE = 8
+"""On CPU cores larger batches win nothing and fall out of the cache: 8 was the fastest, and halves the wait."""
+
+PRODUCTION_QUEUE_DELAY_US = 2_000
+"""How long a crop may wait for company. Crops of a video arrive together, so batches fill well before this;
+a lone crop pays at most 2 ms, about what one GPU execution takes."""
+EMBEDDED_QUEUE_DELAY_US = 1_000
+"""Shorter than in production: one crop takes 6 to 10 ms of CPU, so batches fill while the cores are busy and
+the delay only has to bridge the gap between requests that were sent at once."""
+
+QUEUE_FULL_BATCHES = 32
+"""The queue holds this many full batches of single-crop requests; one more is refused with UNAVAILABLE at once.
+Without a bound a server that falls behind grows until it is killed, and every answer comes too late."""
+QUEUE_TIMEOUT_US = 10_000_000
+"""A request that waited 10 s in the queue is refused instead of run: its caller has most likely given up."""
+
+PRODUCTION_TENSORRT_INSTANCES = 2
+"""Two execution contexts, so that copies of one batch overlap with the computation of the other."""
+EMBEDDED_INSTANCES = 2
+EMBEDDED_THREADS = 1
+"""Two instances of one thread each use two cores better than one of two threads (160 against 136 crops/s,
+EfficientNet-B0). `deepfake serve` replaces both numbers by what fits the machine."""
+
+THREADS_PARAMETER = "intra_op_thread_count"
+"""Threads of one ONNX Runtime session; the same key as in Triton's own onnxruntime backend."""
+
+_HEADER = "# Written by deepfake_preprocess.triton_config from the model's spec; change that, not this file.\n"
+
+
+def production_config(
+    spec: ModelSpec, *, max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE, backend: str = "onnxruntime"
+) -> str:
+    """Return the text of ``config.pbtxt`` for NVIDIA's Triton container.
+
+    Args:
+        spec: contract of the model.
+        max_batch_size: largest batch the server forms and accepts; at least 1.
+        backend: ``onnxruntime`` (loads ``model.onnx``) or ``tensorrt`` (loads ``model.plan``).
+
+    Raises:
+        OptionError: an unknown backend or a batch size below 1.
+    """
+    if backend not in PRODUCTION_BACKENDS:
+        raise OptionError(f"backend is {backend!r}; allowed: {', '.join(PRODUCTION_BACKENDS)}")
+    config = _base_config(spec, max_batch_size, queue_delay_us=PRODUCTION_QUEUE_DELAY_US)
+    config.backend = backend
+    config.default_model_filename = PRODUCTION_BACKENDS[backend]
+    group = config.instance_group.add()
+    if backend == "tensorrt":
+        group.kind, group.count = type(group).KIND_GPU, PRODUCTION_TENSORRT_INSTANCES
+    else:
+        # AUTO, so that one file serves on hosts with and without a GPU. One instance: on a CPU a second one
+        # with ONNX Runtime's default of all cores is slower than the first one alone.
+        group.kind, group.count = type(group).KIND_AUTO, 1
+    # The first execution of each batch size allocates memory and picks kernels (seconds on a GPU). Warm-up
+    # comes before readiness, so that no user pays for it.
+    _add_warmup(config, batch_sizes=sorted({1, max_batch_size}))
+    return config_to_text(config)
+
+
+def embedded_config(
+    spec: ModelSpec,
+    *,
+    max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE,
+    instances: int = EMBEDDED_INSTANCES,
+    threads: int = EMBEDDED_THREADS,
+) -> str:
+    """Return the text of ``configs/embedded.pbtxt`` for the Triton that `deepfake serve` starts.
+
+    Args:
+        spec: contract of the model.
+        max_batch_size: largest batch the server forms and accepts; at least 1.
+        instances: copies of the model that run at the same time; at least 1.
+        threads: ONNX Runtime threads of each instance; at least 1.
+
+    Raises:
+        OptionError: a number is below 1.
+    """
+    config = _base_config(spec, max_batch_size, queue_delay_us=EMBEDDED_QUEUE_DELAY_US)
+    config.backend = EMBEDDED_BACKEND
+    config.default_model_filename = PRODUCTION_BACKENDS["onnxruntime"]
+    group = config.instance_group.add()
+    group.kind = type(group).KIND_CPU
+    set_cpu_share(config, instances=instances, threads=threads)
+    return config_to_text(config)
+
+
+def write_configs(model_dir: Path, spec: ModelSpec, *, backend: str = "onnxruntime") -> tuple[Path, Path]:
+    """Write both configurations of a model into its directory of the repository.
+
+    Args:
+        model_dir: ``model_repository/<model>``; created where missing. Its name must be the spec's name.
+        spec: contract of the model version that is to be served.
+        backend: backend of the production configuration.
+
+    Returns:
+        Paths of the production and of the embedded configuration.
+
+    Raises:
+        OptionError: the directory's name is not the model's, or the backend is unknown.
+    """
+    if model_dir.name != spec.name:
+        raise OptionError(
+            f"the model directory is called {model_dir.name!r} but the model {spec.name!r}; "
+            "Triton takes the directory's name, so both must be the same"
+        )
+    texts = {CONFIG_NAME: production_config(spec, backend=backend), EMBEDDED_CONFIG_NAME: embedded_config(spec)}
+    for name, text in texts.items():
+        path = model_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return model_dir / CONFIG_NAME, model_dir / EMBEDDED_CONFIG_NAME
+
+
+def config_to_text(config: Any) -> str:
+    """Return a ``ModelConfig`` message as the text of a ``config.pbtxt``, the same for the same message."""
+    return _HEADER + str(_text_format().MessageToString(config, as_utf8=True))
+
+
+def read_config(path: Path) -> Any:
+    """Read a ``config.pbtxt`` and return it as a ``ModelConfig`` message.
+
+    Raises:
+        RepositoryError: the file is missing or no Triton model configuration.
+    """
+    text_format = _text_format()
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), _new_config())
+    except FileNotFoundError:
+        raise RepositoryError(f"{path}: there is no such configuration; `deepfake export` writes it") from None
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
+        raise RepositoryError(
+            f"{path}: this is no Triton model configuration ({' '.join(str(exc).split())}); export the model again"
+        ) from exc
+
+
+def config_parameters(config: Any) -> dict[str, str]:
+    """Return the `parameters` of a ``ModelConfig`` message as plain text by key."""
+    return {key: value.string_value for key, value in config.parameters.items()}
+
+
+def set_cpu_share(config: Any, *, instances: int, threads: int) -> None:
+    """Set in an embedded ``ModelConfig`` how many instances run and how many threads each one gets.
+
+    Raises:
+        OptionError: a number is below 1.
+    """
+    for name, value in (("instances", instances), ("threads", threads)):
+        if value < 1:
+            raise OptionError(f"{name} is {value}; allowed: a whole number from 1")
+    config.instance_group[0].count = instances
+    config.parameters[THREADS_PARAMETER].string_value = str(threads)
+
+
+def _base_config(spec: ModelSpec, max_batch_size: int, *, queue_delay_us: int) -> Any:
+    if max_batch_size < 1:
+        raise OptionError(f"max_batch_size is {max_batch_size}; allowed: a whole number from 1")
+    config = _new_config()
+    config.name = spec.name
+    config.max_batch_size = max_batch_size
+    # The configuration's parameters describe one version, so exactly one is served: the newest.
+    config.version_policy.latest.num_versions = 1
+
+    faces = config.input.add()
+    faces.name, faces.data_type = INPUT_NAME, _data_type("TYPE_UINT8")
+    faces.dims.extend([spec.input_height_px, spec.input_width_px, 3])
+    for name in (PROBABILITY_NAME, LOGIT_NAME):
+        output = config.output.add()
+        output.name, output.data_type = name, _data_type("TYPE_FP32")
+        output.dims.append(1)
+
+    # No preferred_batch_size: with one, Triton waits for that size even where a smaller batch could run
+    # already. The response cache stays off (its default): two crops of a video are never equal bytes.
+    batching = config.dynamic_batching
+    batching.max_queue_delay_microseconds = queue_delay_us
+    policy = batching.default_queue_policy
+    policy.max_queue_size = QUEUE_FULL_BATCHES * max_batch_size
+    policy.default_timeout_microseconds = QUEUE_TIMEOUT_US
+    policy.timeout_action = type(policy).REJECT
+    # A client with a shorter deadline can say so per request; a longer one than ours is not granted.
+    policy.allow_timeout_override = True
+
+    for key, value in spec.to_parameters().items():
+        config.parameters[key].string_value = value
+    return config
+
+
+def _add_warmup(config: Any, *, batch_sizes: Sequence[int]) -> None:
+    for batch_size in batch_sizes:
+        warmup = config.model_warmup.add()
+        warmup.name, warmup.batch_size = f"batch_{batch_size}", batch_size
+        faces = warmup.inputs[INPUT_NAME]
+        faces.data_type = config.input[0].data_type
+        faces.dims.extend(config.input[0].dims)
+        faces.zero_data = True
+
+
+def _new_config() -> Any:
+    # Imported here: the package pulls in gRPC (0.6 s), which readers of the other modules never need.
+    from tritonclient.grpc import model_config_pb2
+
+    return model_config_pb2.ModelConfig()
+
+
+def _text_format() -> Any:
+    from google.protobuf import text_format  # type: ignore[import-untyped]
+
+    return text_format
+
+
+def _data_type(name: str) -> int:
+    from tritonclient.grpc import model_config_pb2
+
+    return int(model_config_pb2.DataType.Value(name))

@@ -1,0 +1,122 @@
+"""The generated Triton configurations say what the model contract says."""
+
+import pytest
+
+from deepfake_preprocess import triton_config
+from deepfake_preprocess.errors import OptionError, RepositoryError
+from deepfake_preprocess.spec import ModelSpec
+
+SPEC = ModelSpec(
+    name="detector",
+    architecture="timm:efficientnet_b0",
+    version=3,
+    input_height_px=128,
+    input_width_px=96,
+    threshold=0.37,
+    checkpoint_sha256="ab" * 32,
+    training_data='Größe 12, "quoted"\nand a second line',
+)
+
+
+def parsed(text, tmp_path):
+    path = tmp_path / "config.pbtxt"
+    path.write_text(text, encoding="utf-8")
+    return triton_config.read_config(path)
+
+
+@pytest.fixture(
+    params=[
+        triton_config.production_config(SPEC),
+        triton_config.production_config(SPEC, backend="tensorrt"),
+        triton_config.embedded_config(SPEC),
+    ],
+    ids=["onnxruntime", "tensorrt", "embedded"],
+)
+def config(request, tmp_path):
+    return parsed(request.param, tmp_path)
+
+
+def test_every_variant_has_the_same_tensors(config):
+    assert config.name == "detector"
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [("faces", 2, [128, 96, 3])]
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [
+        ("fake_probability", 11, [1]),
+        ("logit", 11, [1]),
+    ]
+
+
+def test_the_spec_reads_back_from_the_parameters(config):
+    assert ModelSpec.from_parameters(triton_config.config_parameters(config)) == SPEC
+
+
+def test_the_queue_is_bounded_and_refuses(config):
+    policy = config.dynamic_batching.default_queue_policy
+    assert policy.max_queue_size >= config.max_batch_size
+    assert policy.default_timeout_microseconds > 0
+    assert policy.timeout_action == type(policy).REJECT
+
+
+def test_only_the_newest_version_is_served_and_nothing_is_cached(config):
+    assert config.version_policy.latest.num_versions == 1
+    assert not config.response_cache.enable
+
+
+def test_production_warms_up_the_smallest_and_the_largest_batch(tmp_path):
+    config = parsed(triton_config.production_config(SPEC, max_batch_size=16), tmp_path)
+    assert [w.batch_size for w in config.model_warmup] == [1, 16]
+    assert list(config.model_warmup[0].inputs["faces"].dims) == [128, 96, 3]
+
+
+@pytest.mark.parametrize(("backend", "filename"), [("onnxruntime", "model.onnx"), ("tensorrt", "model.plan")])
+def test_each_backend_loads_its_own_file(tmp_path, backend, filename):
+    config = parsed(triton_config.production_config(SPEC, backend=backend), tmp_path)
+    assert (config.backend, config.default_model_filename) == (backend, filename)
+
+
+def test_embedded_states_instances_and_threads(tmp_path):
+    config = parsed(triton_config.embedded_config(SPEC, instances=3, threads=4), tmp_path)
+    assert (config.instance_group[0].count, config.instance_group[0].Kind.Name(config.instance_group[0].kind)) == (
+        3,
+        "KIND_CPU",
+    )
+    assert triton_config.config_parameters(config)[triton_config.THREADS_PARAMETER] == "4"
+
+
+def test_the_text_is_the_same_each_time():
+    assert triton_config.production_config(SPEC) == triton_config.production_config(SPEC)
+
+
+def test_write_configs_puts_both_where_triton_looks(tmp_path):
+    production, embedded = triton_config.write_configs(tmp_path / "detector", SPEC)
+    assert production == tmp_path / "detector" / "config.pbtxt"
+    assert embedded == tmp_path / "detector" / "configs" / "embedded.pbtxt"
+    assert triton_config.read_config(production).backend == "onnxruntime"
+    assert triton_config.read_config(embedded).backend == triton_config.EMBEDDED_BACKEND
+
+
+def test_write_configs_refuses_a_directory_of_another_name(tmp_path):
+    with pytest.raises(OptionError, match=r"'other'.*'detector'"):
+        triton_config.write_configs(tmp_path / "other", SPEC)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: triton_config.production_config(SPEC, backend="openvino"),
+        lambda: triton_config.production_config(SPEC, max_batch_size=0),
+        lambda: triton_config.embedded_config(SPEC, instances=0),
+        lambda: triton_config.embedded_config(SPEC, threads=-1),
+    ],
+)
+def test_wrong_options_are_refused(call):
+    with pytest.raises(OptionError, match="allowed"):
+        call()
+
+
+@pytest.mark.parametrize("content", [b"max_batch_sise: 8", b"\xff\xfe", None])
+def test_a_damaged_or_missing_file_is_named(tmp_path, content):
+    path = tmp_path / "config.pbtxt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RepositoryError, match=r"config\.pbtxt: .*export"):
+        triton_config.read_config(path)
