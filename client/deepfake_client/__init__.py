@@ -1,1 +1,78 @@
-"""The client library and the `deepfake` command."""
+"""The client library of deepfake-serving: from a video or an image to a verdict, with the help of Triton.
+
+::
+
+    from deepfake_client import DeepfakeClient
+
+    with DeepfakeClient("localhost:8001") as client:
+        verdict = client.analyze("clip.mp4")
+    print(verdict.label, verdict.fake_probability)
+
+Works without torch. Errors are in `deepfake_preprocess.errors` and can be imported from here as well.
+"""
+
+from deepfake_client.aggregation import STRATEGIES
+from deepfake_client.client import AsyncDeepfakeClient, DeepfakeClient
+from deepfake_client.pipeline import Progress
+from deepfake_client.transport import GrpcTransport, ServedModel, Transport
+from deepfake_client.verdict import (
+    FaceScore,
+    FrameResult,
+    Label,
+    ModelIdentity,
+    Reason,
+    Timing,
+    Track,
+    Verdict,
+)
+from deepfake_preprocess.errors import (
+    DeepfakeError,
+    InferenceError,
+    InputError,
+    MediaNotFoundError,
+    MediaOpenError,
+    MissingExtraError,
+    ModelContractError,
+    ModelNotFoundError,
+    OptionError,
+    ServerBusyError,
+    ServerError,
+    ServerStartError,
+    ServerTimeoutError,
+    ServerUnavailableError,
+)
+from deepfake_preprocess.video import Sampling, open_media
+
+__all__ = [
+    "STRATEGIES",
+    "AsyncDeepfakeClient",
+    "DeepfakeClient",
+    "DeepfakeError",
+    "FaceScore",
+    "FrameResult",
+    "GrpcTransport",
+    "InferenceError",
+    "InputError",
+    "Label",
+    "MediaNotFoundError",
+    "MediaOpenError",
+    "MissingExtraError",
+    "ModelContractError",
+    "ModelIdentity",
+    "ModelNotFoundError",
+    "OptionError",
+    "Progress",
+    "Reason",
+    "Sampling",
+    "ServedModel",
+    "ServerBusyError",
+    "ServerError",
+    "ServerStartError",
+    "ServerTimeoutError",
+    "ServerUnavailableError",
+    "Timing",
+    "Track",
+    "Transport",
+    "Verdict",
+    "open_media",
+]

@@ -53,7 +53,7 @@ class Tracker:
         if self._open and len(boxes_xyxy):
             affinity = _affinity(np.stack([track.box_xyxy for track in self._open]), np.stack(list(boxes_xyxy)))
             while True:
-                row, column = np.unravel_index(int(affinity.argmax()), affinity.shape)
+                row, column = divmod(int(affinity.argmax()), affinity.shape[1])
                 if affinity[row, column] <= 0.0:
                     break
                 matched = self._open[row]
@@ -72,7 +72,7 @@ class Tracker:
 
 
 def _affinity(tracks: NDArray[np.float32], faces: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return ``[len(tracks), len(faces)]`` affinities: 1 + IoU where boxes overlap, below 1 for near ones, 0 for none."""
+    """Return ``[tracks, faces]`` affinities: 1 + IoU for overlapping boxes, (0, 1] for near ones, else 0."""
     a, b = tracks[:, None, :].astype(np.float64), faces[None, :, :].astype(np.float64)
     overlap_wh = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0, None)
     overlap = overlap_wh.prod(axis=-1)

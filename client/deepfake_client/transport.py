@@ -111,6 +111,16 @@ class GrpcTransport:
         self._client = triton.InferenceServerClient(url)
         self._outputs = [triton.InferRequestedOutput(PROBABILITY_NAME)]
 
+    async def health(self) -> tuple[bool, bool]:
+        """Return whether the server is alive, and whether it is ready to infer.
+
+        Raises:
+            ServerError: it does not answer at all.
+        """
+        alive = await self._blocking(lambda: self._client.is_server_live(client_timeout=self._timeout_s))
+        ready = await self._blocking(lambda: self._client.is_server_ready(client_timeout=self._timeout_s))
+        return bool(alive), bool(ready)
+
     async def list_models(self) -> list[str]:
         """See `Transport.list_models`."""
         index = await self._blocking(lambda: self._client.get_model_repository_index(client_timeout=self._timeout_s))
@@ -193,16 +203,20 @@ class GrpcTransport:
         message = " ".join((exc.message() or "no message").split()).rstrip(".")
         # Triton answers UNAVAILABLE with texts of its own for a full queue and for a model that is not loaded.
         if status in ("UNAVAILABLE", "RESOURCE_EXHAUSTED") and "queue" in message.lower():
-            return ServerBusyError(f"the server at {self.url} refused a request ({message}); send less or raise its queue size")
+            return ServerBusyError(
+                f"the server at {self.url} refused a request ({message}); send less or raise its queue size"
+            )
         if status == "NOT_FOUND" or "unknown model" in message.lower() or "is not found" in message.lower():
             return ModelNotFoundError(f"the server at {self.url} does not offer that model: {message}")
         if status in ("UNAVAILABLE", "CANCELLED"):
             return ServerUnavailableError(
-                f"no inference server answers at {self.url}; start one with `deepfake serve`, or name another with --url"
+                f"no inference server answers at {self.url}; start one with `deepfake serve`, "
+                "or name another with --url"
             )
         if status == "DEADLINE_EXCEEDED":
             return ServerTimeoutError(
-                f"the server at {self.url} gave no answer within {self._timeout_s:g} s; raise --timeout or look at its load"
+                f"the server at {self.url} gave no answer within {self._timeout_s:g} s; "
+                "raise --timeout or look at its load"
             )
         return InferenceError(f"the server at {self.url} failed a request: {message}")
 

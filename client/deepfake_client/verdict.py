@@ -193,7 +193,8 @@ class Verdict:
 
     def __repr__(self) -> str:
         score = f"{self.fake_probability:.4f}" if self.fake_probability is not None else f"reason={self.reason}"
-        return f"Verdict({self.source!r}, {self.label.value}, {score}, {len(self.frames)} frames, {len(self.tracks)} tracks)"
+        counts = f"{len(self.frames)} frames, {len(self.tracks)} tracks"
+        return f"Verdict({self.source!r}, {self.label.value}, {score}, {counts})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, as `deepfake analyze --json` prints it."""

@@ -1,0 +1,117 @@
+"""The `deepfake` command: mounts the commands of all parts, and turns errors into one sentence and an exit code.
+
+Commands live in their own packages and are imported by name only when they are called, so that `deepfake --help`
+is quick and a base install needs neither torch nor a server.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.extras import require_extra
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Where a command lives.
+
+    Attributes:
+        target: ``module:function``; the function carries the options and the long help.
+        extra: optional-dependency group that brings it.
+        summary: its line in `deepfake --help`.
+    """
+
+    target: str
+    extra: str
+    summary: str
+
+    def load(self) -> Callable[..., Any]:
+        """Import the function.
+
+        Raises:
+            MissingExtraError: its part of the project is not installed.
+        """
+        module, _, function = self.target.partition(":")
+        loaded: Callable[..., Any] = getattr(require_extra(module, extra=self.extra), function)
+        return loaded
+
+
+COMMANDS = {
+    "analyze": Command(
+        "deepfake_client.cli_analyze:analyze", "serve", "Say whether videos or images show a manipulated face."
+    ),
+    "models": Command("deepfake_client.cli_server:models", "serve", "Show the detectors that a server offers."),
+    "health": Command("deepfake_client.cli_server:health", "serve", "Ask a server whether it is alive and ready."),
+    "serve": Command(
+        "deepfake_serve.cli:serve", "serve", "Serve a model repository on a real Triton, without Docker."
+    ),
+    "export": Command(
+        "deepfake_export.cli:export", "export", "Turn a PyTorch checkpoint into a served model, with proof."
+    ),
+    "demo-checkpoint": Command(
+        "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint (untrained) and its spec."
+    ),
+}
+
+
+def build_app(requested: str | None) -> typer.Typer:
+    """Return the command line with the code of one command loaded and only the summaries of the others."""
+    app = typer.Typer(
+        name="deepfake",
+        help="Deepfake detectors in production: export a checkpoint, serve it on Triton, get verdicts for videos.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+        ] = False,
+    ) -> None:
+        if version:
+            print(f"deepfake-serving {metadata.version('deepfake-serving')}")
+            raise typer.Exit
+
+    for name, command in COMMANDS.items():
+        if name == requested:
+            app.command(name)(command.load())
+        else:
+            app.command(name, help=command.summary)(lambda: None)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the `deepfake` command with `arguments` (those of the process when None); ends with SystemExit."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    requested = next((arg for arg in args if not arg.startswith("-")), None)
+    try:
+        build_app(requested)(args=args, prog_name="deepfake")
+    except DeepfakeError as exc:
+        print_error(exc)
+        sys.exit(exc.exit_code)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone: nothing is wrong. Closing quietly avoids a second error.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def print_error(error: DeepfakeError) -> None:
+    """Print an error as one sentence on standard error."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""The way of one input from frames to a verdict, with its stages overlapping.
+
+::
+
+    decode (1 thread) -> detect + crop (worker threads) -> infer (requests in flight) -> tracks -> verdict
+
+Stages hand single frames on as soon as they are ready. What is alive at any time is bounded by bytes of frames and
+by requests in flight, never by the length of the video. This module opens no file and no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_client.aggregation import Strategy, most_suspicious, score_tracks
+from deepfake_client.tracking import Tracker
+from deepfake_client.transport import ServedModel, Transport
+from deepfake_client.verdict import (
+    FaceScore,
+    FrameResult,
+    Label,
+    ModelIdentity,
+    Reason,
+    Timing,
+    Verdict,
+)
+from deepfake_preprocess.crop import crop_face
+from deepfake_preprocess.errors import InferenceError, ModelContractError, ServerError
+from deepfake_preprocess.face import Face, FaceDetector
+from deepfake_preprocess.frame import Frame
+from deepfake_preprocess.video import Media, Sampling
+
+FRAME_BYTES_IN_FLIGHT: Final = 64 * 2**20
+"""Decoded frames that may wait for detection, in bytes of RGB: about ten frames of 1080p."""
+MIN_FRAMES_IN_FLIGHT: Final = 2
+MAX_FRAMES_IN_FLIGHT: Final = 16
+DEFAULT_MAX_REQUESTS_IN_FLIGHT: Final = 32
+"""Enough to let the server form full batches on every instance, and far below the bound of its queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an analysis has come.
+
+    Attributes:
+        frames_done: frames whose faces were all scored.
+        frames_expected: frames that will be sampled, or None when that is not known beforehand.
+        faces_scored: faces scored so far.
+    """
+
+    frames_done: int
+    frames_expected: int | None
+    faces_scored: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What an analysis runs on: the server, the detector and the threads.
+
+    Attributes:
+        transport: connection to the server.
+        model: the model that scores.
+        detector: finds faces.
+        decode_pool: runs the decoder, one frame at a time for each input.
+        detect_pool: runs detection and cropping.
+        max_requests_in_flight: bound on concurrent requests.
+    """
+
+    transport: Transport
+    model: ServedModel
+    detector: FaceDetector
+    decode_pool: Executor
+    detect_pool: Executor
+    max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT
+
+
+class BusyClock:
+    """Wall-clock time during which at least one piece of work was under way. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active = 0
+        self._since = 0.0
+        self._total = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._active == 0:
+                self._since = time.perf_counter()
+            self._active += 1
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        with self._lock:
+            self._active -= 1
+            if self._active == 0:
+                self._total += time.perf_counter() - self._since
+
+    @property
+    def seconds(self) -> float:
+        """Time counted so far, up to the end of the last piece of work."""
+        return self._total
+
+
+@dataclass(slots=True)
+class _ScoredFrame:
+    index: int
+    pts_seconds: float
+    faces: list[Face] = field(default_factory=list)
+    probabilities: NDArray[np.float32] | None = None
+
+
+async def analyze_media(
+    media: Media,
+    stages: Stages,
+    *,
+    sampling: Sampling,
+    strategy: Strategy,
+    threshold: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> Verdict:
+    """Run one opened input through all stages.
+
+    A server that fails in the middle ends the analysis; what was scored until then is in the verdict, which is
+    INCONCLUSIVE with the reason.
+
+    Args:
+        media: the input; stays open and belongs to the caller.
+        stages: server, detector and threads.
+        sampling: which frames to take.
+        strategy: how a track's frames become its score.
+        threshold: FAKE at or above it; the model's own when None.
+        on_progress: called in the event loop after each frame.
+
+    Raises:
+        ModelContractError: the server answers with tensors of another shape.
+    """
+    started = time.perf_counter()
+    run = _Run(media, stages, sampling, on_progress)
+    await run.drive()
+    frames = _track(run.frames)
+    threshold = stages.model.spec.threshold if threshold is None else threshold
+    tracks = score_tracks(frames, strategy=strategy, threshold=threshold)
+    suspect = most_suspicious(tracks)
+    reason, detail = _reason(run, found_faces=any(frame.faces for frame in frames), conclusive=suspect is not None)
+    if reason is not None or suspect is None:
+        label, probability = Label.INCONCLUSIVE, None
+    else:
+        label, probability = suspect.label, suspect.fake_probability
+    spec = stages.model.spec
+    return Verdict(
+        source=media.name,
+        label=label,
+        fake_probability=probability,
+        threshold=threshold,
+        reason=reason,
+        detail=detail,
+        tracks=tracks,
+        frames=frames,
+        model=ModelIdentity(stages.model.name, stages.model.version, spec.checkpoint_sha256),
+        timing=Timing(
+            decode_s=media.stats.decode_s,
+            detect_s=run.detect_clock.seconds,
+            infer_s=run.infer_clock.seconds,
+            total_s=time.perf_counter() - started,
+        ),
+        corrupt_packets=media.stats.packets_corrupt,
+    )
+
+
+async def infer_in_chunks(transport: Transport, model: ServedModel, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Score uint8 ``[N, H, W, 3]`` crops in requests of at most the model's batch size; returns float32 ``[N]``."""
+    size = model.max_batch_size
+    if len(faces) <= size:
+        return await transport.infer(model, faces)
+    chunks = [transport.infer(model, faces[start : start + size]) for start in range(0, len(faces), size)]
+    return np.concatenate(await asyncio.gather(*chunks))
+
+
+class _Run:
+    """One analysis under way."""
+
+    def __init__(self, media: Media, stages: Stages, sampling: Sampling, on_progress: OnProgress | None) -> None:
+        frame_bytes = max(1, media.width_px * media.height_px * 3)
+        frames_in_flight = min(max(FRAME_BYTES_IN_FLIGHT // frame_bytes, MIN_FRAMES_IN_FLIGHT), MAX_FRAMES_IN_FLIGHT)
+        self.frames: list[_ScoredFrame] = []
+        self.failure: ServerError | None = None
+        self.detect_clock = BusyClock()
+        self.infer_clock = BusyClock()
+        self._media = media
+        self._stages = stages
+        self._sampling = sampling
+        self._on_progress = on_progress
+        self._frames_expected = _frames_expected(media, sampling)
+        self._frames_done = 0
+        self._faces_scored = 0
+        self._frame_slots = asyncio.Semaphore(frames_in_flight)
+        self._request_slots = asyncio.Semaphore(stages.max_requests_in_flight)
+
+    async def drive(self) -> None:
+        """Take every sampled frame through detection and inference; returns when all of them are through."""
+        frames = self._media.frames(self._sampling)
+        decoding: Future[Frame | None] | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                while self.failure is None:
+                    decoding = self._stages.decode_pool.submit(next, frames, None)
+                    frame = await asyncio.wrap_future(decoding)
+                    if frame is None:
+                        break
+                    await self._frame_slots.acquire()
+                    scored = _ScoredFrame(frame.index, frame.pts_seconds)
+                    self.frames.append(scored)
+                    group.create_task(self._process(frame, scored))
+                    del frame
+        except ExceptionGroup as errors:
+            # The stages of one input fail together and for one cause: report that cause.
+            raise errors.exceptions[0] from None
+        finally:
+            if decoding is not None and not decoding.done():
+                # The decoder must have let go of the container before the caller closes it.
+                await asyncio.to_thread(wait, [decoding])
+        self.frames.sort(key=lambda item: item.pts_seconds)
+
+    async def _process(self, frame: Frame, scored: _ScoredFrame) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            scored.faces, crops = await loop.run_in_executor(self._stages.detect_pool, self._detect, frame)
+            # The frame's memory is free from here on; only the small crops wait for the server.
+            del frame
+            await self._request_slots.acquire()
+        finally:
+            self._frame_slots.release()
+        try:
+            if crops is not None and self.failure is None:
+                with self.infer_clock:
+                    scored.probabilities = await infer_in_chunks(self._stages.transport, self._stages.model, crops)
+        except ModelContractError:
+            raise
+        except ServerError as exc:
+            self.failure = self.failure or exc
+            return
+        finally:
+            self._request_slots.release()
+        self._frames_done += 1
+        self._faces_scored += len(scored.faces)
+        if self._on_progress is not None:
+            self._on_progress(Progress(self._frames_done, self._frames_expected, self._faces_scored))
+
+    def _detect(self, frame: Frame) -> tuple[list[Face], NDArray[np.uint8] | None]:
+        """Find and crop the faces of one frame; runs on a worker thread."""
+        with self.detect_clock:
+            size_wh = self._stages.detector.detection_size_wh(frame.width_px, frame.height_px)
+            found = self._stages.detector.detect([frame.to_rgb(size_wh)])[0]
+            factor_x, factor_y = frame.width_px / size_wh[0], frame.height_px / size_wh[1]
+            faces = [face.scaled(factor_x, factor_y) for face in found]
+            if not faces:
+                return [], None
+            return faces, np.stack([crop_face(frame, face, self._stages.model.spec) for face in faces])
+
+
+def _frames_expected(media: Media, sampling: Sampling) -> int | None:
+    if media.kind == "image":
+        return 1
+    if sampling.num_frames is not None:
+        return sampling.num_frames
+    if sampling.fps is not None and media.duration_s is not None:
+        return max(1, round(media.duration_s * sampling.fps))
+    return None
+
+
+def _track(scored: list[_ScoredFrame]) -> tuple[FrameResult, ...]:
+    tracker = Tracker()
+
+    def results() -> Iterator[FrameResult]:
+        for frame in scored:
+            ids = tracker.update([face.box_xyxy for face in frame.faces])
+            scores = [None] * len(ids) if frame.probabilities is None else [float(p) for p in frame.probabilities]
+            faces = tuple(
+                FaceScore(track, _as_tuple(face.box_xyxy), face.confidence, score)
+                for track, face, score in zip(ids, frame.faces, scores, strict=True)
+            )
+            yield FrameResult(frame.index, frame.pts_seconds, faces)
+
+    return tuple(results())
+
+
+def _as_tuple(box_xyxy: NDArray[np.float32]) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (float(value) for value in box_xyxy)
+    return left, top, right, bottom
+
+
+def _reason(run: _Run, *, found_faces: bool, conclusive: bool) -> tuple[Reason | None, str]:
+    if run.failure is not None:
+        reason = Reason.SERVER_ERROR if isinstance(run.failure, InferenceError) else Reason.SERVER_UNAVAILABLE
+        scored = sum(frame.probabilities is not None for frame in run.frames)
+        return reason, f"after {scored} scored frames: {run.failure}"
+    if not run.frames:
+        return Reason.UNDECODABLE, "the file opens, but no frame of it could be decoded; it may be damaged"
+    if not found_faces:
+        return Reason.NO_FACE, f"no face was found in {len(run.frames)} frames; is a face visible and large enough?"
+    if not conclusive:
+        return Reason.TOO_FEW_FRAMES, "no face was seen on enough frames; sample more with --frames or --fps"
+    return None, ""

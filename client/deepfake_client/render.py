@@ -1,0 +1,108 @@
+"""Verdicts for people: tables on a terminal. JSON is `Verdict.to_dict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from deepfake_client.verdict import Label, Verdict
+
+_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
+_BAR_CELLS = 20
+
+
+def print_verdict(console: Console, verdict: Verdict, *, training_data: str = "") -> None:
+    """Print one verdict in full: headline, tracks, score of every frame, timing, and what the scores are worth."""
+    if any(frame.faces for frame in verdict.frames):
+        console.print(_frame_table(verdict))
+        console.print(_track_table(verdict))
+    console.print(_headline(verdict))
+    if verdict.detail:
+        console.print(Text(verdict.detail))
+    if verdict.corrupt_packets:
+        console.print(Text(f"{verdict.corrupt_packets} damaged packets were skipped", style="yellow"))
+    timing = verdict.timing
+    console.print(
+        f"time   total {timing.total_s:.2f} s   (overlapping: decode {timing.decode_s:.2f}, "
+        f"detect {timing.detect_s:.2f}, infer {timing.infer_s:.2f})",
+        highlight=False,
+    )
+    _print_model(console, verdict, training_data)
+
+
+def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_data: str = "") -> None:
+    """Print one line for each of several verdicts."""
+    table = Table(box=None, header_style="bold")
+    for name in ("verdict", "fake probability", "faces", "frames", "time", "source"):
+        table.add_column(name, justify="right" if name in ("fake probability", "faces", "frames", "time") else "left")
+    for verdict in verdicts:
+        table.add_row(
+            Text(verdict.label.value, style=_STYLE[verdict.label]),
+            "-" if verdict.fake_probability is None else f"{verdict.fake_probability:.4f}",
+            str(len(verdict.tracks)),
+            str(len(verdict.frames)),
+            f"{verdict.timing.total_s:.2f} s",
+            escape(verdict.source + (f"  ({verdict.reason.value})" if verdict.reason else "")),
+        )
+    console.print(table)
+    if verdicts:
+        _print_model(console, verdicts[-1], training_data)
+
+
+def _headline(verdict: Verdict) -> Text:
+    line = Text()
+    line.append(f" {verdict.label.value} ", style=f"{_STYLE[verdict.label]} reverse")
+    if verdict.fake_probability is not None:
+        line.append(f"  fake probability {verdict.fake_probability:.4f}  (threshold {verdict.threshold:g})")
+    elif verdict.reason is not None:
+        line.append(f"  {verdict.reason.value}")
+    line.append(f"   {verdict.source}", style="dim")
+    return line
+
+
+def _frame_table(verdict: Verdict) -> Table:
+    table = Table(box=None, header_style="bold")
+    for name, justify in (("frame", "right"), ("time", "right"), ("face", "right"), ("fake", "right"), ("", "left")):
+        table.add_column(name, justify="right" if justify == "right" else "left")
+    for frame in verdict.frames:
+        time = f"{frame.pts_seconds:.2f} s"
+        if not frame.faces:
+            table.add_row(str(frame.index), time, "-", "", Text("no face", style="dim"))
+        for face in sorted(frame.faces, key=lambda item: item.track):
+            score = face.fake_probability
+            bar = Text("not scored", style="dim") if score is None else _bar(score, verdict.threshold)
+            table.add_row(str(frame.index), time, str(face.track), "" if score is None else f"{score:.4f}", bar)
+    return table
+
+
+def _bar(score: float, threshold: float) -> Text:
+    filled = round(score * _BAR_CELLS)
+    return Text("█" * filled + "░" * (_BAR_CELLS - filled), style="red" if score >= threshold else "green")
+
+
+def _track_table(verdict: Verdict) -> Table:
+    table = Table(box=None, header_style="bold")
+    for name in ("face", "verdict", "fake", "frames", "from", "to"):
+        table.add_column(name, justify="left" if name == "verdict" else "right")
+    for track in verdict.tracks:
+        table.add_row(
+            str(track.track),
+            Text(track.label.value, style=_STYLE[track.label]) if track.counted else Text("too few", style="dim"),
+            f"{track.fake_probability:.4f}",
+            str(track.num_frames),
+            f"{track.first_pts_seconds:.2f} s",
+            f"{track.last_pts_seconds:.2f} s",
+        )
+    return table
+
+
+def _print_model(console: Console, verdict: Verdict, training_data: str) -> None:
+    model = verdict.model
+    sha = f", checkpoint {model.checkpoint_sha256[:12]}" if model.checkpoint_sha256 else ""
+    console.print(f"model  {model.name} version {model.version}{sha}", highlight=False)
+    if training_data:
+        console.print(Text(f"       {training_data}", style="yellow"))
