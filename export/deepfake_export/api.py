@@ -1,0 +1,215 @@
+"""The library call behind `deepfake export`: checkpoint and spec in, a proved version of a served model out.
+
+PyTorch is imported inside the functions, so that this module (and the command's ``--help``) load at once and
+work, with a helpful message, where the `export` extra is not installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepfake_export import repository as repo
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.triton_config import PRODUCTION_MAX_BATCH_SIZE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deepfake_export.crops import UInt8Array
+
+MAX_BATCH_LIMIT = 1024
+TOOLS = ("deepfake-serving", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
+"""Distributions whose versions the manifest records."""
+
+REQUIRED_MODULES = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export brought.
+
+    Attributes:
+        repository: the model repository.
+        version: Triton version of the model.
+        created: False where the latest version is already the same, and nothing was written.
+        manifest: content of ``manifest.json``, with the spec, hashes, tool versions and parity figures.
+        notes: what the user should know, as sentences.
+    """
+
+    repository: Path
+    version: int
+    created: bool
+    manifest: Manifest
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model_dir(self) -> Path:
+        """``<repository>/<model>``."""
+        return self.repository / self.manifest.spec.name
+
+    @property
+    def version_dir(self) -> Path:
+        """``<repository>/<model>/<version>``."""
+        return self.model_dir / str(self.version)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "model": self.manifest.spec.name,
+            "version": self.version,
+            "created": self.created,
+            "repository": str(self.repository),
+            "version_dir": str(self.version_dir),
+            "spec": self.manifest.spec.to_dict(),
+            "files": dict(self.manifest.files),
+            "tools": dict(self.manifest.tools),
+            "parity": dict(self.manifest.parity),
+            "notes": list(self.notes),
+        }
+
+
+def load_model(checkpoint: str | Path, spec: ModelSpec) -> nn.Module:
+    """Load a checkpoint into its network; see `deepfake_export.checkpoint.load_checkpoint`.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or does not fit the spec.
+        SpecError: the architecture is unknown.
+        MissingExtraError: the `export` extra is not installed.
+    """
+    _require_modules()
+    from deepfake_export.checkpoint import load_model
+
+    return load_model(checkpoint, spec)
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    spec: ModelSpec,
+    repository: str | Path,
+    *,
+    max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE,
+    crops: str | Path | None = None,
+    force: bool = False,
+    verbose: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> ExportResult:
+    """Export a checkpoint to ONNX, prove it against PyTorch, and add it to a model repository as a new version.
+
+    Args:
+        checkpoint: file with the weights.
+        spec: contract of the model; its version is replaced by the next free one.
+        repository: Triton model repository; created where missing.
+        max_batch_size: largest batch the server will form, 1 to 1024; proved, and written to the configuration.
+        crops: directory of face crops for the proof; None generates face-like ones.
+        force: make a new version even where the latest one is the same.
+        verbose: let PyTorch's exporter print its messages.
+        on_step: called with a short sentence before each step.
+
+    Raises:
+        OptionError: an option is out of range.
+        SpecError: the architecture is unknown.
+        CheckpointError: the checkpoint cannot be read safely, or does not fit.
+        ExportError: the network cannot be exported.
+        ParityError: the ONNX file does not reproduce the checkpoint; the repository is unchanged.
+        RepositoryError: the repository cannot be written, or another export of the model runs.
+        MissingExtraError: the `export` extra is not installed.
+    """
+    if not 1 <= max_batch_size <= MAX_BATCH_LIMIT:
+        raise OptionError(f"max_batch_size is {max_batch_size}; allowed: a whole number from 1 to {MAX_BATCH_LIMIT}")
+    repository = Path(repository)
+    on_step("Loading PyTorch")
+    _require_modules()
+    from deepfake_export.checkpoint import load_checkpoint, pin_checkpoint
+    from deepfake_export.graph import ServedDetector
+    from deepfake_export.onnx_export import export_onnx
+    from deepfake_export.parity import measure_parity, onnxruntime_runner, require_parity
+
+    spec = pin_checkpoint(checkpoint, spec)
+    with repo.locked(repository, spec.name):
+        same = None if force else repo.find_identical(repository, spec)
+        if same is not None:
+            # Heals configurations that were edited, or left behind by a crash after the last rename.
+            repo.refresh_configs(repository / spec.name, same.spec, max_batch_size=max_batch_size)
+            note = "the latest version has the same checkpoint and spec, and its files are intact; --force repeats it"
+            return ExportResult(repository, same.spec.version, created=False, manifest=same, notes=(note,))
+
+        on_step(f"Loading {Path(checkpoint).name} into {spec.architecture}")
+        loaded = load_checkpoint(checkpoint, spec)
+        proof_crops, crops_source = _proof_crops(crops, spec, max_batch_size)
+        with repo.staged(repository, spec.name) as stage:
+            spec = dataclasses.replace(spec, version=stage.version)
+            detector = ServedDetector(loaded.network, spec).eval()
+            model_path = stage.version_dir / repo.MODEL_FILE
+            on_step("Exporting to ONNX")
+            export_onnx(detector, model_path, spec, verbose=verbose)
+
+            on_step(f"Comparing ONNX Runtime with PyTorch on {len(proof_crops)} crops")
+            report = measure_parity(
+                detector,
+                onnxruntime_runner(model_path),
+                proof_crops,
+                name=f"{spec.name} version {spec.version}, ONNX FP32 in ONNX Runtime on the CPU",
+                precision="fp32",
+                threshold=spec.threshold,
+                max_batch_size=max_batch_size,
+                crops_source=crops_source,
+                size_bytes=model_path.stat().st_size,
+            )
+            require_parity(report)
+
+            on_step(f"Adding version {spec.version} to {repository}")
+            figures = report.to_dict()
+            (stage.version_dir / "parity.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            (stage.version_dir / "parity.md").write_text(report.to_markdown(), encoding="utf-8")
+            manifest = Manifest.of_directory(stage.version_dir, spec, tools=_tool_versions(), parity=figures)
+            manifest.write(stage.version_dir)
+            repo.publish(repository, spec, max_batch_size=max_batch_size)
+    notes = (*_checkpoint_notes(loaded.weights_key, loaded.prefix, loaded.ignored), *report.notes)
+    return ExportResult(repository, spec.version, created=True, manifest=manifest, notes=notes)
+
+
+def _proof_crops(directory: str | Path | None, spec: ModelSpec, max_batch_size: int) -> tuple[UInt8Array, str]:
+    """Return the crops of the proof, and where they came from."""
+    from deepfake_export.crops import GENERATED_SEED, generate_crops, read_crops
+
+    # One full batch of the largest size, and some more, so that the last batch is a smaller one.
+    count = max_batch_size + 4
+    if directory is None:
+        return generate_crops(count, spec.input_size_wh), f"generated face-like images (seed {GENERATED_SEED})"
+    crops = read_crops(directory, spec.input_size_wh, limit=max(count, 256))
+    return crops, f"images of the directory {Path(directory).name!r}"
+
+
+def _checkpoint_notes(weights_key: str, prefix: str, ignored: tuple[str, ...]) -> list[str]:
+    notes = []
+    if weights_key or prefix:
+        under = f" under {weights_key!r}" if weights_key else ""
+        without = f", without the prefix {prefix!r}" if prefix else ""
+        notes.append(f"the weights were taken from the checkpoint{under}{without}")
+    if ignored:
+        notes.append(f"{len(ignored)} tensor(s) outside of the network were left out ({', '.join(ignored[:4])})")
+    return notes
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {}
+    for name in TOOLS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _require_modules() -> None:
+    for module in REQUIRED_MODULES:
+        require_extra(module, extra="export")

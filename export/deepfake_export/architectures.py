@@ -1,0 +1,125 @@
+"""Builds the empty network that a spec's `architecture` names; weights are put in by `checkpoint`.
+
+Nothing is downloaded: networks are built without pretrained weights. ``python:package.module:factory`` runs the
+named function, so a spec is as trusted as the code it names; a checkpoint alone never runs code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from deepfake_preprocess.errors import SpecError
+from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.spec import ModelSpec
+
+
+def build_network(spec: ModelSpec) -> nn.Module:
+    """Build the network of a spec with random weights and the right number of outputs.
+
+    Args:
+        spec: its `architecture` must not be ``torchscript``, whose file brings the network along.
+
+    Returns:
+        A network that takes FP32 ``[N, 3, H, W]`` and gives ``[N, spec.head.num_logits]``.
+
+    Raises:
+        SpecError: the architecture is unknown (the nearest name is suggested) or cannot be built.
+        MissingExtraError: timm or torchvision is not installed.
+    """
+    builders: dict[str, Callable[[ModelSpec], nn.Module]] = {
+        "timm": _build_timm,
+        "torchvision": _build_torchvision,
+        "python": _build_python,
+    }
+    return builders[spec.architecture_family](spec)
+
+
+def _build_timm(spec: ModelSpec) -> nn.Module:
+    timm = require_extra("timm", extra="export")
+    name = spec.architecture_name
+    # A "hf-hub:" name would be fetched from the network; `is_model` knows built-in names only.
+    if not timm.is_model(name):
+        raise _unknown_architecture(spec, timm.list_models())
+    options: dict[str, Any] = {}
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        # Transformers size their position embedding when they are built.
+        options["img_size"] = (spec.input_height_px, spec.input_width_px)
+    return _call(spec, lambda: timm.create_model(name, pretrained=False, num_classes=spec.head.num_logits, **options))
+
+
+def _build_torchvision(spec: ModelSpec) -> nn.Module:
+    models = require_extra("torchvision.models", extra="export")
+    name = spec.architecture_name
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown_architecture(spec, known)
+    builder = models.get_model_builder(name)
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # Their slow random initialisation warns, and is overwritten by the checkpoint anyway.
+        options["init_weights"] = False
+    if name.startswith("vit_"):
+        options["image_size"] = spec.input_height_px
+    return _call(spec, lambda: builder(weights=None, num_classes=spec.head.num_logits, **options))
+
+
+def _build_python(spec: ModelSpec) -> nn.Module:
+    module_name, _, factory_name = spec.architecture_name.partition(":")
+    with _importable_from(Path.cwd()):
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as exc:
+            raise SpecError(
+                f"field 'architecture' is {spec.architecture!r}, but importing {module_name!r} failed ({exc}); "
+                "install it, or run the command in the directory that holds it"
+            ) from exc
+        factory = getattr(module, factory_name, None)
+        if not callable(factory):
+            raise SpecError(
+                f"field 'architecture' is {spec.architecture!r}, but {module_name!r} has no function "
+                f"{factory_name!r}; name a function without arguments that returns the network"
+            )
+        return _call(spec, factory)
+
+
+def _call(spec: ModelSpec, build: Callable[[], object]) -> nn.Module:
+    """Run a builder; whatever it raises is about the architecture that the spec asked for."""
+    try:
+        network = build()
+    except Exception as exc:
+        raise SpecError(
+            f"field 'architecture' is {spec.architecture!r}, which cannot be built for {spec.input_width_px}x"
+            f"{spec.input_height_px} px and {spec.head.num_logits} output(s) ({type(exc).__name__}: {exc})"
+        ) from exc
+    if not isinstance(network, nn.Module):
+        raise SpecError(
+            f"field 'architecture' is {spec.architecture!r}, which returned {type(network).__name__}; "
+            "it must return a torch.nn.Module"
+        )
+    return network
+
+
+def _unknown_architecture(spec: ModelSpec, known: Sequence[str]) -> SpecError:
+    near = difflib.get_close_matches(spec.architecture_name, known, n=3, cutoff=0.5)
+    family = spec.architecture_family
+    hint = f"did you mean {' or '.join(f'{family}:{name}' for name in near)}?" if near else "see its list_models()"
+    return SpecError(f"field 'architecture' is {spec.architecture!r}, which {family} does not know; {hint}")
+
+
+@contextmanager
+def _importable_from(directory: Path) -> Iterator[None]:
+    """Let imports find modules in `directory`, as `python -m` does and an installed command does not."""
+    sys.path.insert(0, str(directory))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))

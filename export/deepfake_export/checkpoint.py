@@ -1,0 +1,340 @@
+"""Loads a training checkpoint into its network, without ever running code from the file.
+
+Pickles are read by PyTorch's weights-only loader, which builds tensors and plain data and refuses everything else.
+What does not fit is reported; nothing is skipped silently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepfake_export.architectures import build_network
+from deepfake_preprocess.errors import CheckpointError
+from deepfake_preprocess.manifest import sha256_file
+from deepfake_preprocess.spec import ModelSpec
+
+EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
+WEIGHTS_KEYS = (*EMA_KEYS, "state_dict", "model_state_dict", "model", "network", "net", "weights")
+"""Where training scripts put the weights, in the order they are tried. Averaged (EMA) weights come first, as in
+timm: where a script keeps them, they are what it validates and publishes."""
+
+WRAPPER_PREFIXES = ("module.", "model.", "ema_model.", "network.", "net.")
+"""What DataParallel, Lightning and other wrappers put before every name."""
+COMPILED_MARK = "_orig_mod."
+"""What `torch.compile` puts into names, at any depth."""
+
+HARMLESS_GLOBALS: list[Any] = [argparse.Namespace]
+"""Plain data holders that training scripts save beside the weights (timm saves its arguments so)."""
+
+SHOWN = 4
+"""How many names of each kind a message shows."""
+
+LFS_MARK = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCheckpoint:
+    """A network with its weights, and where in the file they were.
+
+    Attributes:
+        network: in eval mode, float32, on the CPU; FP32 ``[N, 3, H, W]`` -> ``[N, num_logits]``.
+        spec: the spec with `checkpoint_sha256` filled in.
+        weights_key: key path of the weights in the file, such as ``state_dict``; empty for the top level.
+        prefix: wrapper prefix that was taken off every name; mostly empty.
+        ignored: names outside of that prefix, which belong to the training script and not to the network.
+    """
+
+    network: nn.Module
+    spec: ModelSpec
+    weights_key: str = ""
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+def load_model(checkpoint: str | Path, spec: ModelSpec) -> nn.Module:
+    """Load a checkpoint into the network of its spec; see `load_checkpoint` for the details.
+
+    Returns:
+        The network in eval mode, float32, on the CPU; FP32 ``[N, 3, H, W]`` -> ``[N, num_logits]``.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or does not fit the spec.
+        SpecError: the architecture is unknown.
+    """
+    return load_checkpoint(checkpoint, spec).network
+
+
+def load_checkpoint(checkpoint: str | Path, spec: ModelSpec) -> LoadedCheckpoint:
+    """Load a checkpoint into the network of its spec.
+
+    Args:
+        checkpoint: a ``.safetensors`` file, a file of `torch.save`, or for ``torchscript`` one of `torch.jit.save`.
+        spec: contract of the model. Where it holds a `checkpoint_sha256`, the file must have that hash.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, refused as unsafe, has another hash, holds NaN or Inf, or
+            does not fit the architecture (the message lists what is missing, unexpected or of another shape).
+        SpecError: the architecture is unknown or cannot be built.
+    """
+    path = Path(checkpoint)
+    spec = pin_checkpoint(path, spec)
+    if spec.architecture_family == "torchscript":
+        loaded = LoadedCheckpoint(_load_torchscript(path), spec)
+    else:
+        network = build_network(spec)
+        loaded = _fit(path, network, spec)
+    loaded.network.float().eval()
+    _check_finite(path, loaded.network)
+    _check_outputs(path, loaded.network, spec)
+    return loaded
+
+
+def pin_checkpoint(checkpoint: str | Path, spec: ModelSpec) -> ModelSpec:
+    """Return the spec with the checkpoint's hash filled in.
+
+    Raises:
+        CheckpointError: the file cannot be a checkpoint, or the spec holds another hash.
+    """
+    path = Path(checkpoint)
+    _check_file(path)
+    sha256 = sha256_file(path)
+    if spec.checkpoint_sha256 not in (None, sha256):
+        raise CheckpointError(
+            f"{path} is not the checkpoint of this spec: its SHA-256 is {sha256}, the spec says "
+            f"{spec.checkpoint_sha256}; get the right file, or correct 'checkpoint_sha256' in the spec"
+        )
+    return dataclasses.replace(spec, checkpoint_sha256=sha256)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(LFS_MARK))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+    except OSError as exc:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read ({exc.strerror})") from exc
+    if not start:
+        raise CheckpointError(f"{path} is empty; it was probably not copied or downloaded to the end")
+    if start == LFS_MARK:
+        raise CheckpointError(f"{path} is only a Git LFS pointer; fetch the file itself with: git lfs pull")
+
+
+def _load_torchscript(path: Path) -> nn.Module:
+    try:
+        with warnings.catch_warnings():
+            # PyTorch deprecates TorchScript as a whole; people who hold such a file know what it is.
+            warnings.filterwarnings("ignore", message=r"`torch\.jit", category=FutureWarning)
+            network: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as exc:
+        raise CheckpointError(
+            f"{path} is no TorchScript file; for a plain state dict name the network in the spec, for example "
+            "'architecture: timm:efficientnet_b0'"
+        ) from exc
+    return network
+
+
+def _read(path: Path) -> Any:
+    """Return what the file holds: tensors and plain data only."""
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS_GLOBALS):
+            # Said about TorchScript archives, which are refused below with a better message.
+            warnings.filterwarnings("ignore", message=".*TorchScript archive", category=UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # The reader raises a dozen kinds for damaged files (EOFError, KeyError, struct.error, UnpicklingError, ...).
+    except Exception as exc:
+        raise CheckpointError(_why_unreadable(path, exc)) from exc
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError) as exc:
+        raise CheckpointError(f"{path} is no valid safetensors file ({exc})") from exc
+
+
+def _why_unreadable(path: Path, exc: Exception) -> str:
+    text = str(exc)
+    if "TorchScript archive" in text:
+        return f"{path} is a TorchScript file; set 'architecture: torchscript' in the spec"
+    refused = re.search(r"Unsupported (?:global|class|operand)[^\n]*?([A-Za-z_][\w.]*\.\w+)", text)
+    if refused or ("Weights only load failed" in text and "Unsupported" in text):
+        what = f"refers to {refused[1]!r}" if refused else "holds more than tensors and plain data"
+        return (
+            f"{path} is refused, because it {what} and loading it could run code from the file; save the weights "
+            "alone where the checkpoint comes from: "
+            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+        )
+    first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(exc).__name__)
+    return f"{path} is no PyTorch checkpoint, or a damaged one ({first_line[:160].rstrip('.')})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One reading of the file: these tensors, under this key, with this prefix taken off."""
+
+    weights_key: str
+    prefix: str
+    tensors: Mapping[str, Tensor]
+    ignored: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    wrong_shape: tuple[str, ...]
+
+    @property
+    def problems(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.wrong_shape)
+
+
+def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
+    """Put the weights of the first reading of the file that fits into `network`."""
+    expected = network.state_dict()
+    best: _Candidate | None = None
+    data = _read(path)
+    for key, tensors in _weight_sets(data):
+        for prefix in _prefixes(tensors):
+            candidate = _compare(key, prefix, tensors, expected)
+            if best is None or candidate.problems < best.problems:
+                best = candidate
+        if best is not None and not best.problems:
+            break
+    if best is None:
+        raise CheckpointError(f"{path} holds no weights; {_describe(data)}")
+    if best.problems:
+        raise CheckpointError(_why_unfit(path, best, spec, expected))
+    # Not strict, only because the counters of `_compare` may be missing; everything else is known to fit.
+    network.load_state_dict(dict(best.tensors), strict=False)
+    return LoadedCheckpoint(network, spec, best.weights_key, best.prefix, best.ignored)
+
+
+def _weight_sets(data: Any, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every set of named tensors in the file with its key path, likeliest first."""
+    if not isinstance(data, Mapping):
+        return
+    for inner in WEIGHTS_KEYS:
+        yield from _weight_sets(data.get(inner), f"{key}.{inner}" if key else inner)
+    tensors = {
+        str(name).replace(COMPILED_MARK, ""): value for name, value in data.items() if isinstance(value, Tensor)
+    }
+    if tensors:
+        yield key, tensors
+
+
+def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the prefixes worth a try, the empty one first; wrappers may be nested."""
+    found = [""]
+    for prefix in found:
+        found += [
+            prefix + wrapper
+            for wrapper in WRAPPER_PREFIXES
+            if any(name.startswith(prefix + wrapper) for name in tensors)
+        ]
+    return found
+
+
+def _compare(key: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> _Candidate:
+    inside = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return _Candidate(
+        weights_key=key,
+        prefix=prefix,
+        tensors=inside,
+        ignored=tuple(name for name in tensors if not name.startswith(prefix)),
+        # Batch norm's step counter is used in training only, and files from before PyTorch 0.4.1 lack it.
+        missing=tuple(name for name in expected if name not in inside and not name.endswith(".num_batches_tracked")),
+        unexpected=tuple(name for name in inside if name not in expected),
+        wrong_shape=tuple(
+            name for name, value in inside.items() if name in expected and value.shape != expected[name].shape
+        ),
+    )
+
+
+def _why_unfit(path: Path, found: _Candidate, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
+    shapes = [
+        f"{name} is {list(found.tensors[name].shape)} and should be {list(expected[name].shape)}"
+        for name in found.wrong_shape
+    ]
+    parts = [
+        f"{len(names)} {what} ({_first(names)})"
+        for what, names in (
+            ("missing", found.missing),
+            ("unexpected", found.unexpected),
+            ("of another shape", tuple(shapes)),
+        )
+        if names
+    ]
+    where = f" under {found.weights_key!r}" if found.weights_key else ""
+    return f"{path} does not fit {spec.architecture}: of its weights{where} {'; '.join(parts)}. {_hint(found, spec)}"
+
+
+def _hint(found: _Candidate, spec: ModelSpec) -> str:
+    outputs = {found.tensors[name].shape[0] for name in found.wrong_shape if found.tensors[name].ndim}
+    if found.problems == len(found.wrong_shape) <= 2 and outputs in ({1}, {2}):
+        kind = "sigmoid" if outputs == {1} else "softmax"
+        if kind != spec.head.kind:
+            return f"Its last layer has {outputs.pop()} output(s): set 'head: {{kind: {kind}}}' in the spec"
+    if found.problems == len(found.wrong_shape) <= 2:
+        return f"Its last layer has not the {spec.head.num_logits} output(s) of head {spec.head.kind!r}"
+    return "Name the architecture that this checkpoint was trained with in the spec"
+
+
+def _first(names: tuple[str, ...]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f", and {rest} more" if rest > 0 else "")
+
+
+def _describe(data: Any) -> str:
+    if not isinstance(data, Mapping):
+        return f"it holds a {type(data).__name__}, and a mapping from names to tensors is needed"
+    return f"its keys are {_first(tuple(str(key) for key in data)) or 'none'}; looked under {', '.join(WEIGHTS_KEYS)}"
+
+
+def _check_finite(path: Path, network: nn.Module) -> None:
+    broken = tuple(
+        name
+        for name, value in network.state_dict().items()
+        if value.is_floating_point() and not value.isfinite().all()
+    )
+    if broken:
+        raise CheckpointError(
+            f"{path} holds NaN or Inf in {len(broken)} tensor(s) ({_first(broken)}); the training diverged, "
+            "so take an earlier checkpoint"
+        )
+
+
+def _check_outputs(path: Path, network: nn.Module, spec: ModelSpec) -> None:
+    """Run two grey crops through the network, so that a wrong input size or head shows here and not in service."""
+    crops = torch.full((2, 3, spec.input_height_px, spec.input_width_px), 0.1)
+    try:
+        with torch.inference_mode():
+            outputs = network(crops)
+    except Exception as exc:
+        reason = str(exc).strip().splitlines()[-1] if str(exc).strip() else type(exc).__name__
+        raise CheckpointError(
+            f"{path}: the network does not run on {spec.input_width_px}x{spec.input_height_px} px crops ({reason}); "
+            "set the input size that it was trained with in the spec"
+        ) from exc
+    allowed = [(2, spec.head.num_logits)] + ([(2,)] if spec.head.num_logits == 1 else [])
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
+    if shape not in allowed:
+        got = f"a tensor of shape {list(shape)}" if shape is not None else f"a {type(outputs).__name__}"
+        raise CheckpointError(
+            f"{path}: for 2 crops the network gives {got}, but head {spec.head.kind!r} needs "
+            f"{[2, spec.head.num_logits]}; correct 'head' in the spec, or let the factory return that"
+        )

@@ -1,0 +1,102 @@
+"""Face crops for proofs: read from a directory, or generated so that every machine gets the same ones.
+
+Generated crops are smooth and structured (an oval with features on a gradient, some grain), because white noise
+drives a network far outside of what it sees in service and hides errors behind saturated logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from deepfake_preprocess.errors import OptionError
+
+UInt8Array = npt.NDArray[np.uint8]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+GENERATED_SEED = 20240607
+
+
+def generate_crops(count: int, size_wh: tuple[int, int], *, seed: int = GENERATED_SEED) -> UInt8Array:
+    """Return `count` face-like crops, the same ones for the same arguments.
+
+    Args:
+        count: number of crops, at least 1.
+        size_wh: width and height in pixels.
+        seed: where the random numbers start.
+
+    Returns:
+        uint8 ``[count, H, W, 3]``, RGB.
+    """
+    width, height = size_wh
+    random = np.random.default_rng(seed)
+    return np.stack([_one_crop(random, width, height) for _ in range(count)])
+
+
+def read_crops(directory: str | Path, size_wh: tuple[int, int], *, limit: int) -> UInt8Array:
+    """Read face crops from the images of a directory, in the order of their names.
+
+    Args:
+        directory: holds images (PNG, JPEG, BMP or WebP); sub-directories are not looked into.
+        size_wh: width and height in pixels that the images are resized to.
+        limit: at most so many are read.
+
+    Returns:
+        uint8 ``[N, H, W, 3]``, RGB, with N from 1 to `limit`.
+
+    Raises:
+        OptionError: no directory, no image in it, or an image that cannot be decoded.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise OptionError(f"{directory}: there is no such directory of crops; name one that holds face images")
+    paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[:limit]
+    if not paths:
+        raise OptionError(f"{directory} holds no images; put face crops there as {', '.join(IMAGE_SUFFIXES)}")
+    return np.stack([_read_image(path, size_wh) for path in paths])
+
+
+def batches_of(crops: UInt8Array, batch_size: int) -> Sequence[UInt8Array]:
+    """Split crops into batches of `batch_size`; the last one may be smaller."""
+    return [crops[start : start + batch_size] for start in range(0, len(crops), batch_size)]
+
+
+def _one_crop(random: np.random.Generator, width: int, height: int) -> UInt8Array:
+    # Five control points per side give the slow colour changes of a background and of light on a face.
+    background = cv2.resize(random.uniform(20, 200, (5, 5, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+    skin = cv2.resize(random.uniform(90, 230, (3, 3, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+    face = np.zeros((height, width), dtype=np.uint8)
+    middle = np.array([0.5, 0.5]) + random.uniform(-0.05, 0.05, 2)
+    _ellipse(face, middle, np.array([0.3, 0.4]) * random.uniform(0.8, 1.1), value=255)
+    dark = np.zeros((height, width), dtype=np.uint8)
+    for feature_xy, radii in (((-0.12, -0.08), (0.05, 0.03)), ((0.12, -0.08), (0.05, 0.03)), ((0, 0.2), (0.1, 0.03))):
+        _ellipse(dark, middle + np.array(feature_xy), np.array(radii) * random.uniform(0.7, 1.4), value=255)
+    soft = max(width, height) / 64
+    inside = cv2.GaussianBlur(face, (0, 0), soft)[..., None] / 255.0
+    shade = cv2.GaussianBlur(dark, (0, 0), soft)[..., None] / 255.0
+    image = background * (1 - inside) + skin * inside
+    image = image * (1 - 0.7 * shade) + random.normal(0, random.uniform(1, 6), (height, width, 3))
+    return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)
+
+
+def _ellipse(
+    mask: UInt8Array, middle_xy: npt.NDArray[np.float64], radii: npt.NDArray[np.float64], *, value: int
+) -> None:
+    scale = np.array([mask.shape[1], mask.shape[0]])
+    center, axes = np.rint(middle_xy * scale).astype(int), np.rint(radii * scale).astype(int)
+    cv2.ellipse(mask, center.tolist(), axes.tolist(), 0, 0, 360, (value,), cv2.FILLED)
+
+
+def _read_image(path: Path, size_wh: tuple[int, int]) -> UInt8Array:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise OptionError(f"{path} cannot be decoded as an image; remove it or put a valid one there")
+    if (image.shape[1], image.shape[0]) != size_wh:
+        # AREA is the filter that does not alias when shrinking, and cubic the one that stays smooth when growing.
+        shrinks = image.shape[1] > size_wh[0]
+        image = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
