@@ -108,8 +108,6 @@ def embedded_config(
     config = _base_config(spec, max_batch_size, queue_delay_us=EMBEDDED_QUEUE_DELAY_US)
     config.backend = EMBEDDED_BACKEND
     config.default_model_filename = PRODUCTION_BACKENDS["onnxruntime"]
-    group = config.instance_group.add()
-    group.kind = type(group).KIND_CPU
     set_cpu_share(config, instances=instances, threads=threads)
     return config_to_text(config)
 
@@ -163,6 +161,22 @@ def read_config(path: Path) -> Any:
         ) from exc
 
 
+def contract_config(spec: ModelSpec) -> Any:
+    """Return a ``ModelConfig`` message with only what the contract fixes: name, tensors and `deepfake.*`."""
+    config = _new_config()
+    config.name = spec.name
+    faces = config.input.add()
+    faces.name, faces.data_type = INPUT_NAME, _data_type("TYPE_UINT8")
+    faces.dims.extend([spec.input_height_px, spec.input_width_px, 3])
+    for name in (PROBABILITY_NAME, LOGIT_NAME):
+        output = config.output.add()
+        output.name, output.data_type = name, _data_type("TYPE_FP32")
+        output.dims.append(1)
+    for key, value in spec.to_parameters().items():
+        config.parameters[key].string_value = value
+    return config
+
+
 def config_parameters(config: Any) -> dict[str, str]:
     """Return the `parameters` of a ``ModelConfig`` message as plain text by key."""
     return {key: value.string_value for key, value in config.parameters.items()}
@@ -177,26 +191,19 @@ def set_cpu_share(config: Any, *, instances: int, threads: int) -> None:
     for name, value in (("instances", instances), ("threads", threads)):
         if value < 1:
             raise OptionError(f"{name} is {value}; allowed: a whole number from 1")
-    config.instance_group[0].count = instances
+    del config.instance_group[:]
+    group = config.instance_group.add()
+    group.kind, group.count = type(group).KIND_CPU, instances
     config.parameters[THREADS_PARAMETER].string_value = str(threads)
 
 
 def _base_config(spec: ModelSpec, max_batch_size: int, *, queue_delay_us: int) -> Any:
     if max_batch_size < 1:
         raise OptionError(f"max_batch_size is {max_batch_size}; allowed: a whole number from 1")
-    config = _new_config()
-    config.name = spec.name
+    config = contract_config(spec)
     config.max_batch_size = max_batch_size
     # The configuration's parameters describe one version, so exactly one is served: the newest.
     config.version_policy.latest.num_versions = 1
-
-    faces = config.input.add()
-    faces.name, faces.data_type = INPUT_NAME, _data_type("TYPE_UINT8")
-    faces.dims.extend([spec.input_height_px, spec.input_width_px, 3])
-    for name in (PROBABILITY_NAME, LOGIT_NAME):
-        output = config.output.add()
-        output.name, output.data_type = name, _data_type("TYPE_FP32")
-        output.dims.append(1)
 
     # No preferred_batch_size: with one, Triton waits for that size even where a smaller batch could run
     # already. The response cache stays off (its default): two crops of a video are never equal bytes.
@@ -208,9 +215,6 @@ def _base_config(spec: ModelSpec, max_batch_size: int, *, queue_delay_us: int) -
     policy.timeout_action = type(policy).REJECT
     # A client with a shorter deadline can say so per request; a longer one than ours is not granted.
     policy.allow_timeout_override = True
-
-    for key, value in spec.to_parameters().items():
-        config.parameters[key].string_value = value
     return config
 
 
