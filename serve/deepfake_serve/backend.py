@@ -1,0 +1,99 @@
+"""The embedded server's backend: ONNX Runtime on the CPU, inside a process that Triton starts.
+
+Triton loads this file as a "Python-based backend", so it exists once here and a model version in the
+repository holds only its data. It runs in Triton's own Python stub, not in the caller's interpreter: it may
+import numpy and ONNX Runtime and nothing of this project.
+
+All requests of a batch run as one ONNX Runtime execution; a request that cannot run gets an error of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+Array = npt.NDArray[Any]
+
+
+class TritonPythonModel:
+    """One instance of one model; Triton runs each in a process of its own."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model file that the configuration names, with the number of threads it asks for."""
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        (face_input,) = config["input"]
+        self._input_name: str = face_input["name"]
+        self._crop_shape = tuple(int(dim) for dim in face_input["dims"])
+        self._output_names = [output["name"] for output in config["output"]]
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(parameters["intra_op_thread_count"])
+        options.inter_op_num_threads = 1
+        # Waiting threads that spin take the cores from the other instances.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = Path(args["model_repository"]) / args["model_version"] / config["default_model_filename"]
+        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        # Warm up here: readiness comes after it, so no user pays for the first allocations.
+        max_batch_size = int(config["max_batch_size"])
+        self._buffer = np.zeros((max_batch_size, *self._crop_shape), dtype=np.uint8)
+        for batch_size in sorted({1, max_batch_size}):
+            self._run(self._buffer[:batch_size])
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer every request, in order."""
+        responses: list[Any] = [None] * len(requests)
+        accepted: list[tuple[int, Array]] = []
+        for index, request in enumerate(requests):
+            faces = pb_utils.get_input_tensor_by_name(request, self._input_name).as_numpy()
+            if faces.dtype == np.uint8 and faces.shape[1:] == self._crop_shape and len(faces):
+                accepted.append((index, faces))
+            else:
+                responses[index] = _refusal(
+                    f"'{self._input_name}' is {faces.dtype} {list(faces.shape)}; "
+                    f"expected uint8 {['N', *self._crop_shape]} with N of at least 1"
+                )
+        if not accepted:
+            return responses
+        try:
+            outputs = self._run(self._gather([faces for _, faces in accepted]))
+        except Exception as exc:  # whatever it is, the callers must hear of it
+            for index, _ in accepted:
+                responses[index] = _refusal(f"ONNX Runtime failed: {exc}")
+            return responses
+        start = 0
+        for index, faces in accepted:
+            rows = slice(start, start + len(faces))
+            start += len(faces)
+            responses[index] = pb_utils.InferenceResponse(
+                [
+                    pb_utils.Tensor(name, values[rows])
+                    for name, values in zip(self._output_names, outputs, strict=True)
+                ]
+            )
+        return responses
+
+    def _gather(self, parts: list[Array]) -> Array:
+        """Return all crops as one array; a single request is used where it lies, in shared memory."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = sum(len(part) for part in parts)
+        if rows > len(self._buffer):
+            return np.concatenate(parts)
+        return np.concatenate(parts, out=self._buffer[:rows])
+
+    def _run(self, faces: Array) -> list[Array]:
+        outputs: list[Array] = self._session.run(self._output_names, {self._input_name: faces})
+        return outputs
+
+
+def _refusal(message: str) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message))

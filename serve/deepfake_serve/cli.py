@@ -1,0 +1,104 @@
+"""`deepfake serve`: starts the embedded Triton in the foreground until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from deepfake_preprocess.errors import ServerStartError
+from deepfake_serve.runtime import TRITON_VERSION, cache_dir
+from deepfake_serve.server import EmbeddedTriton
+
+DEFAULT_REPOSITORY = Path("model_repository")
+
+
+def serve(
+    repository: Annotated[
+        Path, typer.Option("--repository", "-r", help="Model repository, as `deepfake export` writes it.")
+    ] = DEFAULT_REPOSITORY,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", metavar="NAME", help="Serve only this model; may be repeated. Default: all."),
+    ] = None,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.", min=0, max=65535)] = 8001,
+    http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0: a free one.", min=0, max=65535)] = 8002,
+    instances: Annotated[
+        int | None,
+        typer.Option(help="Copies of each model that run at once. Default: one per core, up to 8.", min=1),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads of each copy. Default: cores divided by instances.", min=1),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show Triton's log here instead of keeping it in a file.")
+    ] = False,
+) -> None:
+    """Serve a model repository with a real Triton on this machine's CPU, without Docker.
+
+    Checks every model against its manifest, starts Triton with dynamic batching, prints the addresses, and
+    runs until Ctrl-C. The first start fetches Triton (55 MB). Any KServe-v2 client can talk to it.
+
+    It listens on this machine only. To serve others, or on a GPU, use NVIDIA's container: docker compose up.
+
+    Examples:
+      deepfake serve
+      deepfake serve --repository /srv/models --model efficientnet_b0
+      deepfake serve --grpc-port 9001 --http-port 9000 --metrics-port 9002
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    triton = EmbeddedTriton(
+        repository,
+        models=model or (),
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        instances=instances,
+        threads=threads,
+        log_path=None if verbose else cache_dir() / "logs" / "serve.log",
+        log_to_stderr=verbose,
+    )
+    # A service manager's SIGTERM stops like Ctrl-C.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        triton.start()
+        _print_ready(console, triton)
+        code = triton.wait()
+        raise ServerStartError(_death_notice(triton, code))
+    except KeyboardInterrupt:
+        # From here on nothing may interrupt the clean-up; it is bounded in time.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        console.print("Stopping ...")
+        triton.stop()
+        console.print("Stopped.")
+    finally:
+        triton.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _print_ready(console: Console, triton: EmbeddedTriton) -> None:
+    names = ", ".join(f"{item.spec.name} (version {item.spec.version})" for item in triton.models)
+    share = triton.share
+    console.print(f"Triton {TRITON_VERSION} is ready on this machine's CPU, serving {names}.")
+    console.print(f"  gRPC     {triton.grpc_url}")
+    console.print(f"  HTTP     {triton.http_url}")
+    console.print(f"  metrics  {triton.metrics_url}")
+    console.print(f"  share    {share.instances} instances of {share.threads} threads per model")
+    if triton.log_path is not None:
+        console.print(f"  log      {triton.log_path}")
+    console.print(f"Score a video from another terminal: deepfake analyze VIDEO --server {triton.grpc_url}")
+    console.print("Stop with Ctrl-C.")
+
+
+def _death_notice(triton: EmbeddedTriton, code: int | None) -> str:
+    what = f"Triton ended by itself (exit code {code})"
+    if triton.log_path is None:
+        return f"{what}; its log above says why"
+    return f"{what}; the end of its log ({triton.log_path}):\n{triton.log_tail()}"

@@ -1,0 +1,183 @@
+"""Checks a model repository before it is served, and lays out the private view that the server reads.
+
+A version is served only when its files match its manifest and its configuration says what the manifest says.
+The repository itself is never written to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepfake_preprocess import triton_config
+from deepfake_preprocess.errors import OptionError, RepositoryError
+from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.spec import PARAMETER_PREFIX, ModelSpec
+
+MODEL_FILE = "model.onnx"
+
+MAX_INSTANCES = 8
+"""Past this, cores go into threads: each instance is a process with a copy of the model, and eight of them
+already answer eight batches at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One checked model version.
+
+    Attributes:
+        spec: its contract, from the manifest.
+        version_dir: the folder that holds its files.
+        config: the embedded configuration, as a ``ModelConfig`` message.
+    """
+
+    spec: ModelSpec
+    version_dir: Path
+    config: Any
+
+
+@dataclass(frozen=True, slots=True)
+class CpuShare:
+    """How the cores are divided: `instances` copies of each model with `threads` ONNX Runtime threads each."""
+
+    instances: int
+    threads: int
+
+    def __post_init__(self) -> None:
+        for name in ("instances", "threads"):
+            value = getattr(self, name)
+            if value < 1:
+                raise OptionError(f"{name} is {value}; allowed: a whole number from 1")
+
+
+def available_cores() -> int:
+    """Return the number of cores this process may use: its CPU set, and less where a cgroup limits its time."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # another cgroup version, or the quota is "max"
+        return cores
+
+
+def cpu_share(cores: int, *, instances: int | None = None, threads: int | None = None) -> CpuShare:
+    """Divide `cores` so that instances times threads uses them all and no more; given numbers are kept.
+
+    Raises:
+        OptionError: a given number is below 1.
+    """
+    if instances is None:
+        instances = min(max(1, cores // threads), MAX_INSTANCES) if threads else min(cores, MAX_INSTANCES)
+    if threads is None:
+        threads = max(1, cores // instances) if instances > 0 else 1
+    return CpuShare(instances, threads)
+
+
+def check_repository(repository: Path, models: Sequence[str] = ()) -> list[ServedModel]:
+    """Check what is to be served.
+
+    Args:
+        repository: folder with one folder per model.
+        models: names of the models to serve; all that have a version where empty.
+
+    Returns:
+        The newest version of each model, by name.
+
+    Raises:
+        RepositoryError: nothing to serve, a version does not match its manifest, or a configuration is
+            missing or says something else than the manifest; names the model and the file.
+    """
+    export = "put a model there with `deepfake export`"
+    if not repository.is_dir():
+        raise RepositoryError(f"{repository}: there is no such model repository; {export}, or name another one")
+    present = sorted(path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for name in models:
+        if name not in present:
+            raise RepositoryError(f"{repository} holds no model {name!r}, only: {', '.join(present) or 'nothing'}")
+    newest = {name: _newest_version(repository / name) for name in (dict.fromkeys(models) or present)}
+    # A configuration without weights is normal (the weights are not in git), but only serving it is an error.
+    without = [name for name, version_dir in newest.items() if version_dir is None]
+    if without and (models or len(without) == len(newest)):
+        raise RepositoryError(f"{repository / without[0]} holds no version, so there are no weights; {export}")
+    if not newest:
+        raise RepositoryError(f"{repository} holds no model; {export}")
+    return [_check_model(version_dir) for version_dir in newest.values() if version_dir is not None]
+
+
+def write_view(models: Sequence[ServedModel], target: Path, share: CpuShare) -> None:
+    """Lay out a repository for one server: links to the checked versions, configurations for this machine.
+
+    Args:
+        models: what `check_repository` returned.
+        target: folder to make.
+        share: instances and threads of each model.
+    """
+    for model in models:
+        directory = target / model.spec.name
+        directory.mkdir(parents=True)
+        (directory / model.version_dir.name).symlink_to(model.version_dir.resolve(), target_is_directory=True)
+        config = type(model.config)()
+        config.CopyFrom(model.config)
+        triton_config.set_cpu_share(config, instances=share.instances, threads=share.threads)
+        text = triton_config.config_to_text(config)
+        (directory / triton_config.CONFIG_NAME).write_text(text, encoding="utf-8")
+
+
+def _newest_version(model_dir: Path) -> Path | None:
+    versions = [path for path in model_dir.iterdir() if path.is_dir() and path.name.isdigit() and path.name[0] != "0"]
+    return max(versions, key=lambda path: int(path.name), default=None)
+
+
+def _check_model(version_dir: Path) -> ServedModel:
+    model_dir = version_dir.parent
+    manifest = Manifest.read(version_dir)
+    spec = manifest.spec
+    if (spec.name, str(spec.version)) != (model_dir.name, version_dir.name):
+        raise RepositoryError(
+            f"{version_dir}: the manifest is that of {spec.name!r} version {spec.version}; "
+            "a version cannot be copied or renamed, export the model again"
+        )
+    if MODEL_FILE not in manifest.files:
+        raise RepositoryError(
+            f"{version_dir} has no {MODEL_FILE}, which the embedded server runs; export the model to ONNX, or serve "
+            "it with NVIDIA's container (`docker compose up`)"
+        )
+    manifest.verify(version_dir)
+    path = model_dir / triton_config.EMBEDDED_CONFIG_NAME
+    config = triton_config.read_config(path)
+    _check_config(config, spec, path)
+    return ServedModel(spec, version_dir, config)
+
+
+def _check_config(config: Any, spec: ModelSpec, path: Path) -> None:
+    """Check that a configuration describes `spec`; batching and instances may be tuned by hand, these may not."""
+    again = "export the model again, or restore the file"
+    if config.name != spec.name or config.backend != triton_config.EMBEDDED_BACKEND:
+        raise RepositoryError(
+            f"{path} configures {config.name!r} with backend {config.backend!r}; "
+            f"expected {spec.name!r} with {triton_config.EMBEDDED_BACKEND!r}: {again}"
+        )
+    reference = triton_config.contract_config(spec)
+    stated, expected = _contract_parameters(config), _contract_parameters(reference)
+    for key in sorted({*stated, *expected}):
+        if stated.get(key) != expected.get(key):
+            raise RepositoryError(
+                f"{path}: parameter {key!r} is {stated.get(key)!r}, "
+                f"but the manifest of version {spec.version} says {expected.get(key)!r}; {again}"
+            )
+    if _tensors(config) != _tensors(reference):
+        raise RepositoryError(f"{path}: inputs or outputs are not those of the wire contract; {again}")
+    if config.max_batch_size < 1:
+        raise RepositoryError(f"{path}: max_batch_size is {config.max_batch_size}; allowed: from 1. {again}")
+
+
+def _tensors(config: Any) -> list[tuple[str, int, list[int]]]:
+    return [(item.name, item.data_type, list(item.dims)) for item in (*config.input, *config.output)]
+
+
+def _contract_parameters(config: Any) -> dict[str, str]:
+    parameters = triton_config.config_parameters(config)
+    return {key: value for key, value in parameters.items() if key.startswith(PARAMETER_PREFIX)}
