@@ -1,0 +1,82 @@
+# The commands of this project. `make run` and `make test` do their own set-up; nothing but python3, make and pip is
+# needed. A second run finds everything in place.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REPOSITORY := work/model_repository
+CHECKPOINT := work/demo/deepfake_efficientnet_b0.safetensors
+SAMPLE := work/demo/sample.mp4
+VIDEO ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run serve test test-slow lint types imports check format clean
+
+help:  ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+$(BIN)/pip:
+	@echo "==> making a virtual environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); run: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 2; }
+
+# What an extra needs is installed again only when pyproject.toml or the pins change.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "==> installing deepfake-serving[demo]: client, ONNX export (torch, several GB), embedded Triton; takes minutes"
+	@PYTHON=$(BIN)/python sh scripts/install.sh demo
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "==> installing deepfake-serving[dev]: everything, and the tools that check it (several GB); takes minutes"
+	@PYTHON=$(BIN)/python sh scripts/install.sh dev
+	@touch $@ $(VENV)/.demo
+
+setup: $(VENV)/.dev  ## Install everything for development
+
+# --- use --------------------------------------------------------------------------------------------------------------
+
+$(CHECKPOINT): $(VENV)/.demo
+	@$(BIN)/deepfake demo-checkpoint $(dir $@)
+
+$(SAMPLE): $(VENV)/.demo
+	@echo "==> making a sample clip of a real face (NASA portrait of Eileen Collins): $@"
+	@$(BIN)/python scripts/make_sample_clip.py $@
+
+run: $(VENV)/.demo $(CHECKPOINT) $(if $(VIDEO),,$(SAMPLE))  ## Verdict for VIDEO=clip.mp4 (or a sample), end to end
+	@$(BIN)/deepfake export $(CHECKPOINT) --repository $(REPOSITORY)
+	@echo "==> analyzing $(if $(VIDEO),$(VIDEO),$(SAMPLE)) on a private Triton"
+	@$(BIN)/deepfake analyze "$(if $(VIDEO),$(VIDEO),$(SAMPLE))" --embedded --repository $(REPOSITORY) || \
+	  { code=$$?; [ $$code -eq 3 ] || exit $$code; }  # 3 = inconclusive: an answer, not a failure
+
+serve: $(VENV)/.demo $(CHECKPOINT)  ## Serve the demo model on ports 8000 to 8002 until Ctrl-C
+	@$(BIN)/deepfake export $(CHECKPOINT) --repository $(REPOSITORY)
+	@$(BIN)/deepfake serve --repository $(REPOSITORY)
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+test: $(VENV)/.dev  ## Run the tests
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev  ## Run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev  ## ruff, lint and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy --strict
+	@$(BIN)/mypy
+
+imports: $(VENV)/.dev  ## import-linter: the layers of the packages
+	@$(BIN)/lint-imports
+
+check: lint types imports test  ## All that CI runs
+
+format: $(VENV)/.dev  ## Format the code
+	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format .
+
+clean:  ## Remove the environment and everything generated
+	rm -rf $(VENV) work build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

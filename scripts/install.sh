@@ -1,0 +1,20 @@
+#!/bin/sh
+# Installs this project with one optional-dependency group, and the system library that the embedded Triton's Python
+# backend loads. Usage: PYTHON=.venv/bin/python sh scripts/install.sh EXTRA
+set -eu
+extra=$1
+
+"$PYTHON" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extra]"
+
+# The Python backend's stub is linked against libpython3.x.so.1.0, which Debian ships as a package of its own.
+library=$("$PYTHON" -c 'import sys; print(f"libpython3.{sys.version_info.minor}.so.1.0")')
+if ! "$PYTHON" -c "import ctypes; ctypes.CDLL('$library')" 2>/dev/null; then
+    package=${library%.so.1.0}
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "==> installing $package (apt), which Triton's Python backend needs"
+        apt-get update -qq && apt-get install -y -qq "$package" >/dev/null ||
+            echo "warning: $package could not be installed; the embedded Triton needs $library" >&2
+    else
+        echo "warning: the embedded Triton needs $library; on Debian or Ubuntu: sudo apt-get install $package" >&2
+    fi
+fi
