@@ -30,6 +30,31 @@ class Frame(ABC):
     def to_rgb(self, size_wh: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         """Return the picture as uint8 ``[H, W, 3]`` RGB, C-contiguous, scaled to `size_wh` when given."""
 
+    def region_rgb(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
+        """Return a part of the full-resolution picture, without converting the rest where that is possible.
+
+        Args:
+            left: first column, in [0, right).
+            top: first row, in [0, bottom).
+            right: column after the last, at most `width_px`.
+            bottom: row after the last, at most `height_px`.
+
+        Returns:
+            uint8 ``[bottom - top, right - left, 3]`` RGB, C-contiguous; a slice of `to_rgb`.
+
+        Raises:
+            ValueError: the region is empty or reaches beyond the picture.
+        """
+        self._check_region(left, top, right, bottom)
+        return np.ascontiguousarray(self.to_rgb()[top:bottom, left:right])
+
+    def _check_region(self, left: int, top: int, right: int, bottom: int) -> None:
+        if not (0 <= left < right <= self.width_px and 0 <= top < bottom <= self.height_px):
+            raise ValueError(
+                f"region must be a part of {self.width_px}x{self.height_px} pixels, "
+                f"got columns {left} to {right} and rows {top} to {bottom}"
+            )
+
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(index={self.index}, pts_seconds={self.pts_seconds:.3f}, "

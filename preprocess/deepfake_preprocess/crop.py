@@ -1,0 +1,106 @@
+"""From a face in a frame to the network's input: one uint8 RGB crop, as the model's spec asks for.
+
+The cut is taken from the full-resolution frame, of which only the part that is needed is converted to RGB.
+Choices, each of which training code must share for scores to mean anything:
+
+- The cut is centred on the box, and its shorter side is the box's longer side times ``1 + 2 * margin``. For a
+  network with a square input that is a square; for another the longer side follows the input's aspect ratio, so
+  that a face is never stretched.
+- Upright cuts lie on whole pixels. What lies outside the picture is black.
+- Shrinking averages (`INTER_AREA`, no aliasing), enlarging interpolates (`INTER_LINEAR`).
+- ``align: eyes`` turns the cut about the box's centre until the eye line is level. Without landmarks, or with both
+  eyes in one place, the cut stays upright.
+"""
+
+from __future__ import annotations
+
+from math import atan2, ceil, cos, floor, sin
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_preprocess.face import Face
+from deepfake_preprocess.frame import Frame
+from deepfake_preprocess.spec import ModelSpec
+
+
+def crop_face(frame: Frame, face: Face, spec: ModelSpec) -> NDArray[np.uint8]:
+    """Cut one face out of a frame.
+
+    Args:
+        frame: the full-resolution frame.
+        face: in pixels of that frame (see `Face.scaled` after detection on a smaller picture).
+        spec: input size, margin and alignment of the model.
+
+    Returns:
+        uint8 ``[input_height_px, input_width_px, 3]`` RGB, C-contiguous.
+
+    Raises:
+        ValueError: the face's box holds values that are not finite.
+    """
+    if not np.isfinite(face.box_xyxy).all():
+        raise ValueError(f"box_xyxy must be finite, got {face.box_xyxy.tolist()}")
+    left, top, right, bottom = (float(value) for value in face.box_xyxy)
+    center = ((left + right) / 2, (top + bottom) / 2)
+    side = max(right - left, bottom - top) * (1 + 2 * spec.crop.margin)
+    target_wh = spec.input_size_wh
+    scale = side / min(target_wh)
+    # At most the size of the picture in each direction would be enough, were it not for off-centre faces; twice
+    # bounds the memory that an absurd box can ask for.
+    limit = 2 * max(frame.width_px, frame.height_px)
+    width, height = (min(limit, max(1, round(length * scale))) for length in target_wh)
+    angle = _eye_angle(face) if spec.crop.align == "eyes" else 0.0
+    if angle == 0.0:
+        cut = _upright_cut(
+            frame, floor(center[0] - width / 2 + 0.5), floor(center[1] - height / 2 + 0.5), width, height
+        )
+    else:
+        cut = _rotated_cut(frame, center, width, height, angle)
+    if (width, height) == target_wh:
+        return cut
+    shrinks = width > target_wh[0]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.ascontiguousarray(cv2.resize(cut, target_wh, interpolation=interpolation), dtype=np.uint8)
+
+
+def _eye_angle(face: Face) -> float:
+    """Return the eye line's slope in radians, clockwise as seen; 0.0 where it is unknown."""
+    if face.landmarks_xy is None or not np.isfinite(face.landmarks_xy[:2]).all():
+        return 0.0
+    dx, dy = (float(value) for value in face.landmarks_xy[1] - face.landmarks_xy[0])
+    return atan2(dy, dx) if dx or dy else 0.0
+
+
+def _upright_cut(frame: Frame, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+    x0, x1 = max(0, left), min(frame.width_px, left + width)
+    y0, y1 = max(0, top), min(frame.height_px, top + height)
+    if x0 >= x1 or y0 >= y1:
+        return np.zeros((height, width, 3), dtype=np.uint8)
+    region = frame.region_rgb(x0, y0, x1, y1)
+    if region.shape == (height, width, 3):
+        return region
+    cut = np.zeros((height, width, 3), dtype=np.uint8)
+    cut[y0 - top : y1 - top, x0 - left : x1 - left] = region
+    return cut
+
+
+def _rotated_cut(
+    frame: Frame, center: tuple[float, float], width: int, height: int, angle: float
+) -> NDArray[np.uint8]:
+    cosine, sine = cos(angle), sin(angle)
+    reach_x = (abs(cosine) * width + abs(sine) * height) / 2
+    reach_y = (abs(sine) * width + abs(cosine) * height) / 2
+    left, top = floor(center[0] - reach_x) - 1, floor(center[1] - reach_y) - 1
+    region = _upright_cut(frame, left, top, ceil(center[0] + reach_x) + 1 - left, ceil(center[1] + reach_y) + 1 - top)
+    # Maps pixel centres of the cut to those of the region; a pixel's centre lies half a pixel inside it.
+    half_w, half_h = width / 2 - 0.5, height / 2 - 0.5
+    to_region = np.array(
+        [
+            [cosine, -sine, center[0] - left - 0.5 - cosine * half_w + sine * half_h],
+            [sine, cosine, center[1] - top - 0.5 - sine * half_w - cosine * half_h],
+        ]
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cut = cv2.warpAffine(region, to_region, (width, height), flags=flags, borderMode=cv2.BORDER_CONSTANT)
+    return np.ascontiguousarray(cut, dtype=np.uint8)

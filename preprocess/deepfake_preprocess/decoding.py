@@ -1,0 +1,316 @@
+"""One pass over a video stream that decodes only what the sampled frames need.
+
+How 32 frames of a clip cost less than decoding it:
+
+- Packets are read ahead of the decoder. Their timestamps alone say which frames are wanted (`FramePicker`),
+  a few packets later and without a scan of the file.
+- A frame that is not wanted and that no other frame refers to is not decoded (FFmpeg's ``skip_frame``, set
+  per packet). The others are decoded as usual, so that the wanted ones have the very pixels of a plain decode.
+- When the next wanted frame lies behind a later keyframe, reading goes on there: by a seek where the
+  container's index names the keyframe, else by dropping the packets between.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias
+
+import av
+
+from deepfake_preprocess.planar import PlanarFrame
+from deepfake_preprocess.sampling import FramePicker, Sampling
+
+if TYPE_CHECKING:  # PyAV's packets are generic for type checkers only
+    Packet: TypeAlias = av.Packet[av.VideoStream]
+
+SKIPPING_CODECS = frozenset({"h264", "hevc"})
+"""Decoders whose per-packet ``skip_frame="NONREF"`` leaves the other frames' pixels as they are (tested)."""
+
+# Packets held back in the hope of a keyframe that makes them needless; x264 writes one every 250 frames.
+_MAX_HELD_PACKETS = 300
+_MAX_HELD_BYTES = 32 * 2**20
+# Restarting the decoder stalls its threads for a few frames' time; to jump over fewer packets does not pay.
+_MIN_JUMP_PACKETS = 8
+_MIN_SEEK_S = 1.0
+_ASSUMED_RATE = Fraction(25)
+
+
+@dataclass(slots=True)
+class DecodeStats:
+    """What decoding has done so far; grows while frames are iterated.
+
+    Attributes:
+        packets_corrupt: packets the decoder refused, and pictures it marked as damaged.
+        frames_decoded: pictures that came out of the decoder.
+        frames_sampled: frames handed out.
+        decode_s: wall-clock seconds spent reading and decoding (not converting).
+    """
+
+    packets_corrupt: int = 0
+    frames_decoded: int = 0
+    frames_sampled: int = 0
+    decode_s: float = 0.0
+
+
+class Decoding:
+    """Reads `stream` from its start and yields sampled frames."""
+
+    def __init__(
+        self,
+        container: av.container.InputContainer,
+        stream: av.VideoStream,
+        stats: DecodeStats,
+        *,
+        may_skip: bool = True,
+        may_jump: bool = True,
+    ) -> None:
+        """Prepare a pass.
+
+        Args:
+            container: where the stream is.
+            stream: the video stream to decode.
+            stats: counters to add to.
+            may_skip: leave out frames that nobody refers to.
+            may_jump: leave out packets before a keyframe. Without both, everything is decoded.
+        """
+        self._container = container
+        self._stream = stream
+        self._context = stream.codec_context
+        self._stats = stats
+        self._may_skip = (
+            may_skip and self._context.name in SKIPPING_CODECS and not _has_temporal_layers(self._context)
+        )
+        self._may_jump = may_jump
+        self._time_base = stream.time_base or Fraction(1, av.time_base)
+        self._rate = stream.average_rate or stream.guessed_rate or _ASSUMED_RATE
+        self._start = stream.start_time or 0
+        self._wanted: dict[int, int] = {}
+        self._packets: Iterator[Packet] = iter(())
+        # Decoding time minus showing time grows by this much at most; learned from what is read.
+        self._reorder_ticks = 0
+        self._discarded: list[int] | None = None
+
+    def frames(self, sampling: Sampling, duration_s: float | None) -> Iterator[PlanarFrame]:
+        """Yield the sampled frames in order of time; see `deepfake_preprocess.video.Media.frames`."""
+        frames = self._sampled(sampling, duration_s)
+        while True:
+            started = time.perf_counter()
+            frame = next(frames, None)
+            self._stats.decode_s += time.perf_counter() - started
+            if frame is None:
+                return
+            self._stats.frames_sampled += 1
+            yield frame
+
+    def _sampled(self, sampling: Sampling, duration_s: float | None) -> Iterator[PlanarFrame]:
+        self._rewind()
+        if sampling.num_frames is not None and 0 < self._stream.frames <= sampling.num_frames:
+            yield from self._every_frame()
+            return
+        duration = None if duration_s is None else round(duration_s / self._time_base)
+        if sampling.num_frames is not None and duration is None:
+            duration = self._measure()
+        picker = FramePicker(sampling.targets(start=self._start, duration=duration, time_base=self._time_base))
+        first = self._read()
+        self._rewind()
+        if first is not None and (first.pts is None or first.dts is None):
+            yield from self._by_counting(picker)
+        else:
+            yield from self._by_packet(picker)
+
+    # Reading
+
+    def _rewind(self) -> None:
+        index = self._stream.index_entries
+        # Before everything: with an edit list the first packets lie before the start of the stream.
+        self._seek(min(index[0].timestamp if len(index) else 0, self._start))
+
+    def _seek(self, timestamp: int) -> None:
+        self._container.seek(timestamp, stream=self._stream)
+        self._packets = self._container.demux(self._stream)
+
+    def _read(self) -> Packet | None:
+        """Return the next packet, or None at the end or where the file is cut."""
+        try:
+            packet = next(self._packets)
+        except (StopIteration, OSError, av.error.FFmpegError):
+            return None
+        return packet if packet.size else None
+
+    def _measure(self) -> int:
+        """Return the length in ticks by reading all packets; for files that do not tell it."""
+        last = self._start
+        while (packet := self._read()) is not None:
+            last = max(last, packet.pts or self._start)
+        self._rewind()
+        return last - self._start + round(1 / (self._rate * self._time_base))
+
+    # Decoding
+
+    def _decode(self, packet: Packet | None) -> list[av.VideoFrame]:
+        """Decode one packet, or with None take out what the decoder still holds."""
+        try:
+            pictures = self._context.decode(packet)
+        except av.error.FFmpegError:
+            self._stats.packets_corrupt += 1
+            return []
+        self._stats.frames_decoded += len(pictures)
+        # What the decoder patched up shows traces of the damage, which a detector may take for a forgery.
+        sound = [picture for picture in pictures if not picture.is_corrupt]
+        self._stats.packets_corrupt += len(pictures) - len(sound)
+        return sound
+
+    def _frame(self, picture: av.VideoFrame, index: int, pts: int) -> PlanarFrame:
+        return PlanarFrame.of(
+            picture, index=index, pts_seconds=max(0.0, float((pts - self._start) * self._time_base))
+        )
+
+    def _every_frame(self) -> Iterator[PlanarFrame]:
+        for index, (picture, pts) in enumerate(self._pictures()):
+            yield self._frame(picture, index, pts)
+
+    def _by_counting(self, picker: FramePicker) -> Iterator[PlanarFrame]:
+        """Decode everything, for streams without timestamps (raw H.264, some AVI): time is position over rate."""
+        held: tuple[av.VideoFrame, int] | None = None
+        index = -1
+        for picture, pts in self._pictures():
+            picks = picker.read(pts, pts)
+            if held is not None and held[1] in picks:
+                yield self._frame(held[0], index, held[1])
+            held, index = (picture, pts), index + 1
+        if held is not None and held[1] in picker.end():
+            yield self._frame(held[0], index, held[1])
+
+    def _pictures(self) -> Iterator[tuple[av.VideoFrame, int]]:
+        """Yield every picture with its time; those without one follow the picture before at the frame rate."""
+        step = max(1, round(1 / (self._rate * self._time_base)))
+        time_next = self._start
+        self._context.skip_frame = "DEFAULT"
+        for packet in chain(iter(self._read, None), (None,)):
+            for picture in self._decode(packet):
+                pts = time_next if picture.pts is None else picture.pts
+                time_next = pts + step
+                yield picture, pts
+
+    def _by_packet(self, picker: FramePicker) -> Iterator[PlanarFrame]:
+        """Read ahead, and decode up to each wanted frame as little as possible."""
+        held: deque[Packet] = deque()  # read, not yet decoded, in decoding order
+        held_bytes = 0
+        due: set[int] = set()  # times of wanted frames among them
+        begin: int | None = None  # time of the keyframe that reading jumped to
+        sought: int | None = None  # target that was last sought for
+        while picker.target is not None or due:
+            packet = self._read()
+            if packet is None:
+                picks = picker.end()
+            elif packet.is_discard or packet.pts is None:
+                picks = {}
+            else:
+                picks = picker.read(packet.pts, packet.dts)
+                self._reorder_ticks = max(self._reorder_ticks, packet.pts - (packet.dts or packet.pts))
+            self._wanted.update(picks)
+            due.update(picks)
+            # What is shown before the keyframe of a jump refers to frames before it, and nobody refers to that.
+            if packet is not None and (begin is None or packet.pts is None or packet.pts >= begin):
+                held.append(packet)
+                held_bytes += packet.size
+
+            too_many = len(held) > _MAX_HELD_PACKETS or held_bytes > _MAX_HELD_BYTES
+            while held and (due or too_many) and (packet is None or self._is_decided(held[0], picker)):
+                head = held.popleft()
+                held_bytes -= head.size
+                too_many = False
+                if head.pts is not None:
+                    due.discard(head.pts)
+                yield from self._emit(head)
+            if packet is None:
+                break
+            if picker.target is None or due or not self._may_jump:
+                continue
+
+            if packet.is_keyframe and packet.pts is not None and packet.pts <= picker.target:
+                if len(held) > _MIN_JUMP_PACKETS:
+                    yield from self._finish()
+                    held, held_bytes, begin = deque([packet]), packet.size, packet.pts
+            elif sought != picker.target and (ahead := self._keyframe_ahead(picker.target, packet)) is not None:
+                sought = picker.target
+                yield from self._finish()
+                held.clear()
+                held_bytes, begin = 0, None
+                if (landed := self._land(ahead, picker.target)) is not None:
+                    begin = landed.pts
+                    picker.jump(self._num_frames_before(landed))
+        yield from self._finish()
+
+    def _keyframe_ahead(self, target: int, packet: Packet) -> int | None:
+        """Return the index time of the last keyframe needed for `target`, when it lies well beyond `packet`."""
+        index = self._stream.index_entries
+        position = index.search_timestamp(target - self._reorder_ticks)
+        if position < 0 or packet.dts is None:
+            return None
+        timestamp = index[position].timestamp
+        return timestamp if (timestamp - packet.dts) * self._time_base > _MIN_SEEK_S else None
+
+    def _land(self, timestamp: int, target: int) -> Packet | None:
+        """Seek to a keyframe, or an earlier one if it is shown after `target`; its packet is the next one read."""
+        index = self._stream.index_entries
+        while True:
+            self._seek(timestamp)
+            packet = self._read()
+            if packet is None:
+                return None
+            position = index.search_timestamp(timestamp - 1)
+            if packet.pts is None or packet.pts <= target or position < 0:
+                self._packets = chain((packet,), self._packets)
+                return packet
+            timestamp = index[position].timestamp
+
+    def _num_frames_before(self, packet: Packet) -> int:
+        """Return how many frames precede a keyframe: from a complete index (MP4), else from its time."""
+        index = self._stream.index_entries
+        if packet.dts is not None and len(index) == self._stream.frames:
+            if self._discarded is None:
+                self._discarded = [position for position, entry in enumerate(index) if entry.is_discard]
+            position = index.search_timestamp(packet.dts, any_frame=True)
+            return position - bisect_left(self._discarded, position)
+        return round(((packet.pts or 0) - self._start) * self._time_base * self._rate)
+
+    def _is_decided(self, packet: Packet, picker: FramePicker) -> bool:
+        pts = packet.pts
+        return pts is None or packet.is_discard or pts in self._wanted or picker.is_settled(pts)
+
+    def _emit(self, packet: Packet | None) -> Iterator[PlanarFrame]:
+        """Decode one packet, or what the decoder holds, and yield the wanted frames that come out."""
+        needless = packet is not None and packet.pts is not None and packet.pts not in self._wanted
+        self._context.skip_frame = "NONREF" if needless and self._may_skip else "DEFAULT"
+        for picture in self._decode(packet):
+            pts = picture.pts
+            if pts is not None and (index := self._wanted.pop(pts, None)) is not None:
+                yield self._frame(picture, index, pts)
+
+    def _finish(self) -> Iterator[PlanarFrame]:
+        """Take out what the decoder holds, and make it ready to start at a keyframe."""
+        yield from self._emit(None)
+        if self._wanted:
+            # A keyframe from which decoding does not start cleanly (intra refresh): go through the rest.
+            self._may_jump = False
+        self._wanted.clear()
+        self._context.flush_buffers()
+
+
+def _has_temporal_layers(context: av.VideoCodecContext) -> bool:
+    """Return whether an HEVC stream has layers of frame rates, or does not say.
+
+    There, "referred to by no frame" means by none of the same layer only (ITU-T H.265, 7.4.2.2), so such frames
+    must be decoded. The number is in the decoder configuration record, ISO/IEC 14496-15, 8.3.3.1.
+    """
+    if context.name != "hevc":
+        return False
+    record = context.extradata or b""
+    return not (len(record) > 21 and record[0] == 1 and (record[21] >> 3 & 7) == 1)

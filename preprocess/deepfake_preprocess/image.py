@@ -1,0 +1,88 @@
+"""Still images (JPEG, PNG, WebP): recognised by their first bytes, decoded by OpenCV as one upright RGB array."""
+
+from __future__ import annotations
+
+import struct
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_preprocess.errors import MediaOpenError
+
+SNIFF_BYTES = 16
+"""Number of leading bytes that `image_codec` needs."""
+
+# JPEG markers that start a frame header (all SOF but DHT, JPG and DAC), ITU-T T.81 table B.1.
+_JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def image_codec(head: bytes) -> str | None:
+    """Return ``jpeg``, ``png`` or ``webp`` when `head` starts such an image, else None."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
+def stored_size_wh(data: bytes, codec: str) -> tuple[int, int] | None:
+    """Return (width, height) as the header says, before any pixel is decoded; None when it is damaged."""
+    try:
+        if codec == "png":
+            width, height = struct.unpack_from(">II", data, 16)
+            return width, height
+        if codec == "webp":
+            return _webp_size_wh(data)
+        position = 2
+        while True:
+            prefix, marker, length = struct.unpack_from(">BBH", data, position)
+            if prefix != 0xFF:
+                return None
+            if marker == 0xFF:  # fill byte before a marker
+                position += 1
+                continue
+            if marker in _JPEG_FRAME_MARKERS:
+                height, width = struct.unpack_from(">HH", data, position + 5)
+                return width, height
+            position += 2 + length
+    except struct.error:
+        return None
+
+
+def _webp_size_wh(data: bytes) -> tuple[int, int] | None:
+    """See the WebP container specification: one of three chunks comes first."""
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if chunk == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if chunk == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def decode_image(data: bytes, *, name: str) -> NDArray[np.uint8]:
+    """Decode an image: EXIF orientation applied, alpha dropped, grey expanded, 16 bit cut to 8.
+
+    Args:
+        data: the whole file.
+        name: what to call it in messages.
+
+    Returns:
+        uint8 ``[H, W, 3]`` RGB.
+
+    Raises:
+        MediaOpenError: it is damaged.
+    """
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as exc:
+        raise MediaOpenError(f"{name}: the image is damaged; save it again as JPEG or PNG") from exc
+    if image is None:
+        raise MediaOpenError(f"{name}: the image is damaged or cut short; save it again as JPEG or PNG")
+    return np.asarray(image, dtype=np.uint8)

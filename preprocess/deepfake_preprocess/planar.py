@@ -1,0 +1,171 @@
+"""`PlanarFrame`: a decoded video picture, kept as the decoder left it and turned to RGB when asked.
+
+Colour: matrix (BT.601, BT.709, BT.2020) and range are those the stream names. Where it names none, FFmpeg's
+rule holds (BT.601, limited range), whatever the size, because the readers that training sets are made with
+follow it. HDR transfer curves are not tone-mapped.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import av
+import cv2
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.plane import VideoPlane
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from deepfake_preprocess.frame import Frame
+
+# Planes we can cut a part out of: bytes per sample, and whether both chroma channels share a plane.
+_CUTTABLE = {
+    **dict.fromkeys(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"), (1, False)),
+    **dict.fromkeys(("yuv420p10le", "yuv422p10le", "yuv444p10le", "yuv420p12le"), (2, False)),
+    "nv12": (1, True),
+    "p010le": (2, True),
+}
+# swscale interpolates chroma over up to 4 chroma samples; what it makes up at the cut's edge is cut off.
+_CUT_PADDING_PX = 16
+# Above this share of the picture, converting everything is as cheap as cutting first.
+_CUT_MAX_SHARE = 0.5
+
+_per_thread = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How a stored picture is turned upright: transposed first, then mirrored."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @classmethod
+    def of(cls, picture: av.VideoFrame) -> Orientation:
+        """Read the display matrix of a decoded picture (quarter turns and mirroring; others are rounded)."""
+        try:
+            matrix = picture.side_data[SideDataType.DISPLAYMATRIX]
+        except KeyError:
+            return cls()
+        # ISO/IEC 14496-12 (tkhd): x' = a x + c y, y' = b x + d y, stored as a b u c d v x y w.
+        a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32, count=5).tolist()
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(False, a < 0, d < 0)
+        return cls(True, c < 0, b < 0)
+
+    def size_wh(self, width: int, height: int) -> tuple[int, int]:
+        """Return the upright size of a stored one, and the stored size of an upright one."""
+        return (height, width) if self.transpose else (width, height)
+
+    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn a stored ``[H, W, 3]`` image upright; the result is C-contiguous."""
+        if self.transpose:
+            image = np.asarray(cv2.transpose(image), dtype=np.uint8)
+        if self.flip_x or self.flip_y:
+            code = -1 if self.flip_x and self.flip_y else int(self.flip_x)
+            image = np.asarray(cv2.flip(image, code), dtype=np.uint8)
+        return np.ascontiguousarray(image)
+
+    def stored_region(
+        self, region: tuple[int, int, int, int], upright_wh: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        """Return where an upright region (left, top, right, bottom) lies in the stored picture."""
+        left, top, right, bottom = region
+        width, height = upright_wh
+        if self.flip_x:
+            left, right = width - right, width - left
+        if self.flip_y:
+            top, bottom = height - bottom, height - top
+        return (top, left, bottom, right) if self.transpose else (left, top, right, bottom)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PlanarFrame(Frame):
+    """A picture of a video as decoded (for example YUV 4:2:0); a third to a half of its size in RGB.
+
+    All methods may be called from any thread; the conversion runs without the interpreter lock.
+    """
+
+    picture: av.VideoFrame
+    orientation: Orientation
+
+    @classmethod
+    def of(cls, picture: av.VideoFrame, *, index: int, pts_seconds: float) -> PlanarFrame:
+        """Wrap a decoded picture."""
+        orientation = Orientation.of(picture)
+        width, height = orientation.size_wh(picture.width, picture.height)
+        return cls(index, pts_seconds, width, height, picture, orientation)
+
+    def to_rgb(self, size_wh: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """See `Frame.to_rgb`; conversion and scaling are one pass of swscale (bilinear, widened when shrinking)."""
+        width, height = self.orientation.size_wh(*(size_wh or (self.width_px, self.height_px)))
+        return self.orientation.apply(_convert(self.picture, width, height))
+
+    def region_rgb(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
+        """See `Frame.region_rgb`; converts little more than the region, with the pixels of `to_rgb`."""
+        self._check_region(left, top, right, bottom)
+        upright_wh = (self.width_px, self.height_px)
+        region = self.orientation.stored_region((left, top, right, bottom), upright_wh)
+        return self.orientation.apply(_convert_region(self.picture, region))
+
+
+def _scaler(use: str) -> VideoReformatter:
+    """Return this thread's scaler for one use; it keeps its tables while formats and sizes stay."""
+    scaler: VideoReformatter | None = getattr(_per_thread, use, None)
+    if scaler is None:
+        scaler = VideoReformatter()
+        setattr(_per_thread, use, scaler)
+    return scaler
+
+
+def _convert(picture: av.VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
+    """Return `picture` as ``[height, width, 3]`` RGB; a view of a buffer with padded rows."""
+    # The scaler's own threads would only compete with ours. It writes tags of the picture and puts them back,
+    # always the same ones, so that two threads may convert one picture.
+    rgb = _scaler("rgb").reformat(picture, width=width, height=height, format="rgb24", threads=1)
+    return _plane_rows(rgb.planes[0])[:height, : 3 * width].reshape(height, width, 3)
+
+
+def _convert_region(picture: av.VideoFrame, region: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    left, top, right, bottom = region
+    # The cut keeps the picture's right and bottom edges in phase: chroma samples cover 2 x 2 pixels.
+    x0, y0 = max(0, left - _CUT_PADDING_PX) & ~1, max(0, top - _CUT_PADDING_PX) & ~1
+    x1 = min(picture.width, (right + _CUT_PADDING_PX + 1) & ~1)
+    y1 = min(picture.height, (bottom + _CUT_PADDING_PX + 1) & ~1)
+    layout = _CUTTABLE.get(picture.format.name)
+    # With an odd side swscale stretches the chroma by a hair, which a cut cannot repeat.
+    if picture.width % 2 or picture.height % 2:
+        layout = None
+    if layout is None or (x1 - x0) * (y1 - y0) > _CUT_MAX_SHARE * picture.width * picture.height:
+        return _convert(picture, picture.width, picture.height)[top:bottom, left:right]
+
+    sample_bytes, shared_chroma = layout
+    if layout == (1, False):
+        cut = av.VideoFrame(x1 - x0, y1 - y0, picture.format.name)
+        cut.colorspace, cut.color_range = picture.colorspace, picture.color_range
+    else:
+        # Shrinking is only a way to a new frame with all tags of this one: PyAV has no setter for the chroma's
+        # position, which these conversions depend on. The pixels are overwritten below.
+        cut = _scaler("cut").reformat(picture, width=x1 - x0, height=y1 - y0, interpolation="POINT", threads=1)
+    shift_x = int(picture.format.chroma_width(4) == 2)
+    shift_y = int(picture.format.chroma_height(4) == 2)
+    for number, (source, target) in enumerate(zip(picture.planes, cut.planes, strict=True)):
+        dx, dy = (shift_x, shift_y) if number else (0, 0)
+        step = sample_bytes * (2 if shared_chroma and number else 1)
+        columns = slice((x0 >> dx) * step, -(-x1 >> dx) * step)
+        rows = slice(y0 >> dy, -(-y1 >> dy))
+        part = _plane_rows(source)[rows, columns]
+        _plane_rows(target)[: part.shape[0], : part.shape[1]] = part
+    rgb = _convert(cut, cut.width, cut.height)
+    return rgb[top - y0 : bottom - y0, left - x0 : right - x0]
+
+
+def _plane_rows(plane: VideoPlane) -> NDArray[np.uint8]:
+    """Return the bytes of a plane as ``[rows, line_size]``; writable where the plane is."""
+    rows = plane.buffer_size // plane.line_size
+    return np.frombuffer(memoryview(plane), dtype=np.uint8, count=rows * plane.line_size).reshape(
+        rows, plane.line_size
+    )

@@ -1,0 +1,148 @@
+"""Which frames of a video are looked at: `Sampling` asks for times, `FramePicker` turns them into frames.
+
+Knows nothing of files or decoders.
+
+A time asks for the frame that is *on screen* then: the last one whose timestamp is not after it. Nobody
+asks "the first frame at or after": with as many targets as frames it would lose the first frame and look past
+the end for the last. Where nothing is on screen yet, the first frame is taken. A frame is taken once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import count
+from math import ceil, isfinite
+
+from deepfake_preprocess.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How many frames of a video are looked at; exactly one of the two is set.
+
+    Attributes:
+        num_frames: that many frames, on screen at the midpoints of equal parts of the video; all frames when
+            there are fewer. To use `fps`, set this to None.
+        fps: that many frames per second from the start; all frames when the video has fewer.
+
+    Raises:
+        OptionError: none or both are set, or the value is not positive.
+    """
+
+    num_frames: int | None = 32
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.num_frames is None) == (self.fps is None):
+            raise OptionError(
+                f"exactly one of num_frames and fps must be set, got num_frames={self.num_frames}, fps={self.fps}; "
+                "for a rate use Sampling(num_frames=None, fps=...)"
+            )
+        if self.num_frames is not None and (isinstance(self.num_frames, bool) or self.num_frames < 1):
+            raise OptionError(f"num_frames is {self.num_frames!r}; allowed: a whole number from 1")
+        if self.fps is not None and not (isfinite(self.fps) and self.fps > 0):
+            raise OptionError(f"fps is {self.fps!r}; allowed: a number above 0")
+
+    def targets(self, *, start: int, duration: int | None, time_base: Fraction) -> Iterator[int]:
+        """Return the times asked for, rising, in ticks of `time_base`.
+
+        Args:
+            start: time of the first frame, in ticks.
+            duration: length in ticks; needed for `num_frames` only.
+            time_base: seconds per tick.
+        """
+        if self.fps is not None:
+            return _at_rate(self.fps, start, time_base)
+        if self.num_frames is None or duration is None:
+            raise ValueError("num_frames needs a duration")
+        return _midpoints(self.num_frames, start, duration)
+
+
+def _midpoints(num_frames: int, start: int, duration: int) -> Iterator[int]:
+    # Integers throughout: floats would lose ticks in a long stream with a fine time base.
+    return (start + (2 * part + 1) * duration // (2 * num_frames) for part in range(num_frames))
+
+
+def _at_rate(fps: float, start: int, time_base: Fraction) -> Iterator[int]:
+    # A rate finer than the time base asks for every tick, not for the same one again and again.
+    step = max(Fraction(1), 1 / (Fraction(fps) * time_base))
+    # Rounded up: containers round timestamps to ticks, and a frame due at 66.67 ms may be written as 67.
+    return (start + ceil(number * step) for number in count())
+
+
+class FramePicker:
+    """Decides from timestamps alone, in decoding order, which frames are wanted.
+
+    No frame to come is shown before the decoding time (dts) of the packet just read. So once that is past a
+    target, the frame on screen at the target is known, a few packets after it was read: there is no need to
+    scan the file first.
+    """
+
+    def __init__(self, targets: Iterator[int]) -> None:
+        self._targets = targets
+        self.target: int | None = next(targets, None)
+        self._on_screen: int | None = None
+        self._later: list[int] = []
+        self._last_pick: int | None = None
+        self._num_read = 0
+
+    def read(self, pts: int, dts: int | None) -> dict[int, int]:
+        """Take note of a packet, and return the frames that are now known to be wanted.
+
+        Args:
+            pts: time at which the packet's frame is shown, in ticks.
+            dts: its decoding time in ticks, or None where the container does not say.
+
+        Returns:
+            Position in presentation order, by time in ticks, of each newly wanted frame.
+        """
+        self._num_read += 1
+        if self.target is None:
+            return {}
+        if pts > self.target:
+            insort(self._later, pts)
+        elif self._on_screen is None or pts > self._on_screen:
+            self._on_screen = pts
+        return {} if dts is None else self._settle(dts)
+
+    def end(self) -> dict[int, int]:
+        """Return the frames wanted by the targets left when nothing more can be read."""
+        return self._settle(None)
+
+    def is_settled(self, pts: int) -> bool:
+        """Return whether a frame that was read, and was not returned as wanted, never will be."""
+        return self.target is None or (self._on_screen is not None and pts < self._on_screen)
+
+    def jump(self, num_before: int) -> None:
+        """Forget what was read: reading goes on at a keyframe that `num_before` frames precede."""
+        self._later.clear()
+        self._num_read = num_before
+
+    def _settle(self, horizon: int | None) -> dict[int, int]:
+        """Serve every target before `horizon`, the time before which all frames have been read."""
+        picks: dict[int, int] = {}
+        while self.target is not None:
+            pick = self._on_screen
+            if pick is None:
+                if not self._later:
+                    break
+                pick = self._later[0]
+            if horizon is not None and max(self.target, pick) >= horizon:
+                break
+            if self._last_pick is None or pick > self._last_pick:
+                picks[pick] = self._num_read - len(self._later) - (1 if self._on_screen is not None else 0)
+                self._last_pick = pick
+            self._advance(ended=horizon is None)
+        return picks
+
+    def _advance(self, *, ended: bool) -> None:
+        self.target = None if ended and not self._later else next(self._targets, None)
+        if self.target is None:
+            return
+        shown = bisect_right(self._later, self.target)
+        if shown:
+            self._on_screen = self._later[shown - 1]
+            del self._later[:shown]

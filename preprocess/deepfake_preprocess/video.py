@@ -1,0 +1,270 @@
+"""Opening a video or an image, and decoding only what the sampled frames need.
+
+`open_media` refuses what cannot be used, right away; `Media.frames` yields `Frame` objects one at a time. Never
+holds a whole video, never detects or crops.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, Self
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_preprocess.decoding import SKIPPING_CODECS, DecodeStats, Decoding
+from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
+from deepfake_preprocess.frame import ArrayFrame, Frame
+from deepfake_preprocess.image import SNIFF_BYTES, decode_image, image_codec, stored_size_wh
+from deepfake_preprocess.planar import Orientation
+from deepfake_preprocess.sampling import Sampling
+
+__all__ = ["MAX_PIXELS", "MAX_SIDE_PX", "DecodeStats", "Media", "Sampling", "open_media"]
+
+MAX_SIDE_PX = 16384
+"""Longest side that is accepted; the limit of H.264 level 6.2 and of most hardware."""
+MAX_PIXELS = 2**27
+"""Most pixels per picture that are accepted (134 million, four times 8K): 0.4 GB as RGB."""
+
+# Demuxers that read one self-contained file. Playlists (hls, concat, dash) are left out: they name other files
+# and addresses, and uploaded media must not make us read those.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,av1,obu,ivf,"
+    "m4v,mjpeg,mxf,nut,rm,wtv,dv,amr,mp3,wav,flac,aac"
+)
+# More threads hardly help one stream, and each holds a picture.
+_MAX_DECODER_THREADS = 4
+# Where the first packets hold no picture, the rest is left to `frames`.
+_PROBE_PACKETS = 64
+
+
+@dataclass(slots=True)
+class Media:
+    """An open video or image; a context manager. Made by `open_media`; one thread at a time may iterate it.
+
+    Attributes:
+        name: what it is called in messages and reports.
+        kind: ``video`` or ``image``.
+        width_px: width of the upright picture.
+        height_px: height of the upright picture.
+        duration_s: length in seconds; None for an image and where the container does not say.
+        frame_rate: frames per second on average; None for an image and where unknown.
+        codec: FFmpeg's name of the decoder, ``jpeg``, ``png`` or ``webp``.
+        stats: what decoding has done so far.
+    """
+
+    name: str
+    kind: Literal["video", "image"]
+    width_px: int
+    height_px: int
+    duration_s: float | None
+    frame_rate: float | None
+    codec: str
+    stats: DecodeStats = field(default_factory=DecodeStats)
+    _image: NDArray[np.uint8] | None = field(default=None, repr=False)
+    _container: av.container.InputContainer | None = field(default=None, repr=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the decoder and the file; frames that were handed out stay valid."""
+        self._image = None
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def frames(self, sampling: Sampling | None = None) -> Iterator[Frame]:
+        """Decode lazily and yield the sampled frames in order of time; an image yields its one frame.
+
+        Damaged packets are skipped and counted; a file that is cut short yields what decodes. `Frame.index` is
+        the frame's position in presentation order: counted, or after a seek taken from the container's
+        index (MP4, MOV), or else reckoned from time and frame rate.
+
+        Args:
+            sampling: which frames; 32 evenly spaced ones by default.
+
+        Yields:
+            Frames that may be used in any thread, also after `close`.
+
+        Raises:
+            OptionError: the media was closed.
+        """
+        if self._image is not None:
+            self.stats.frames_decoded += 1
+            self.stats.frames_sampled += 1
+            yield ArrayFrame.from_rgb(self._image)
+            return
+        if self._container is None:
+            raise OptionError(f"{self.name} was closed; open it again with open_media")
+        stream = _video_stream(self._container)
+        assert stream is not None  # open_media refuses files without one
+        yield from Decoding(self._container, stream, self.stats).frames(sampling or Sampling(), self.duration_s)
+
+
+def open_media(source: str | os.PathLike[str] | bytes | BinaryIO, *, name: str | None = None) -> Media:
+    """Open a video or an image and check that it can be used.
+
+    Args:
+        source: path, content, or a binary file that can be rewound (it is read from its start).
+        name: what to call it in messages and reports; by default the path's last part.
+
+    Returns:
+        The open media; use it as a context manager.
+
+    Raises:
+        MediaNotFoundError: there is no such file.
+        MediaOpenError: no video or image, damaged, without a picture, or too large.
+    """
+    file, name = _open_source(source, name)
+    if isinstance(file, str):
+        with _foreign_errors(name), Path(file).open("rb") as stream:
+            head = stream.read(SNIFF_BYTES)
+    else:
+        head = file.read(SNIFF_BYTES)
+        file.seek(0)
+    if not head:
+        raise MediaOpenError(f"{name} is empty; copy or download it again")
+    codec = image_codec(head)
+    if codec is None:
+        return _open_video(file, name)
+    with _foreign_errors(name):
+        return _open_image(Path(file).read_bytes() if isinstance(file, str) else file.read(), codec, name)
+
+
+def _open_source(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | None) -> tuple[str | BinaryIO, str]:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source), name or "the given data"
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        name = name or path.name or str(path)
+        if path.is_dir():
+            raise MediaOpenError(f"{source} is a folder; name a video or image file in it")
+        if not path.exists():
+            raise MediaNotFoundError(f"there is no file {str(source)!r}; check the path")
+        return str(path), name
+    name = name or Path(str(getattr(source, "name", ""))).name or "the given stream"
+    if not (hasattr(source, "read") and hasattr(source, "seek") and source.seekable()):
+        raise MediaOpenError(f"{name} cannot be rewound; save it to a file, or pass its content as bytes")
+    source.seek(0)
+    return source, name
+
+
+@contextmanager
+def _foreign_errors(name: str) -> Iterator[None]:
+    """Translate what PyAV and the operating system raise while a file is opened; the one place where it is done."""
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise MediaNotFoundError(f"there is no file {name!r}; check the path") from exc
+    except PermissionError as exc:
+        raise MediaOpenError(f"{name} may not be read; change its permissions") from exc
+    except (av.error.FFmpegError, OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc)
+        raise MediaOpenError(
+            f"{name} cannot be opened as a video or an image ({reason}): it is another kind of file, or damaged, or "
+            "was cut short; check that it plays, or convert it to MP4 with H.264"
+        ) from exc
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS:
+        raise MediaOpenError(
+            f"{name} has {width}x{height} pixels; at most {MAX_SIDE_PX} a side and {MAX_PIXELS} in all are accepted: "
+            "scale it down"
+        )
+
+
+def _open_image(data: bytes, codec: str, name: str) -> Media:
+    size_wh = stored_size_wh(data, codec)
+    if size_wh is not None:
+        _check_size(*size_wh, name)
+    image = decode_image(data, name=name)
+    height, width = image.shape[:2]
+    return Media(name, "image", width, height, None, None, codec, _image=image)
+
+
+def _open_video(file: str | BinaryIO, name: str) -> Media:
+    with _foreign_errors(name):
+        # "file:" keeps a name such as "concat:a.mp4" from being taken for a protocol.
+        container = av.open(
+            f"file:{file}" if isinstance(file, str) else file,
+            mode="r",
+            container_options={"format_whitelist": _CONTAINERS},
+            metadata_errors="replace",
+        )
+    try:
+        return _describe(container, name)
+    except BaseException:
+        container.close()
+        raise
+
+
+def _describe(container: av.container.InputContainer, name: str) -> Media:
+    stream = _video_stream(container)
+    if stream is None:
+        raise MediaOpenError(f"{name} has no video stream (sound only?); name a file with pictures")
+    context = stream.codec_context
+    if context is None:
+        raise MediaOpenError(f"{name} holds video in an unknown coding; convert it to MP4 with H.264")
+    _check_size(context.width, context.height, name)
+    # A stream may change its size later on; the decoder then refuses what is too large.
+    context.options = {"max_pixels": str(MAX_PIXELS)}
+    context.thread_type = "FRAME" if context.name in SKIPPING_CODECS else "AUTO"
+    context.thread_count = min(len(os.sched_getaffinity(0)) + 1, _MAX_DECODER_THREADS)
+    with _foreign_errors(name):
+        width, height = _probe_size(container, stream)
+    if not (width and height):
+        raise MediaOpenError(f"{name} does not say how large its pictures are; convert it to MP4 with H.264")
+    rate = stream.average_rate or stream.guessed_rate
+    frame_rate = float(rate) if rate else None
+    duration_s = _duration_s(container, stream)
+    return Media(name, "video", width, height, duration_s, frame_rate, context.name, _container=container)
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """Return FFmpeg's choice among the video streams, leaving out cover pictures of sound files."""
+    streams = [
+        stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic
+    ]
+    best = container.streams.best("video")
+    return best if best in streams else next(iter(streams), None)
+
+
+def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    if stream.duration and stream.time_base and stream.duration > 0:
+        return float(stream.duration * stream.time_base)
+    if container.duration and container.duration > 0:
+        return container.duration / av.time_base
+    return None
+
+
+def _probe_size(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, int]:
+    """Return the upright size; PyAV tells the rotation only with a decoded picture, so the first is decoded."""
+    context = stream.codec_context
+    pictures: list[av.VideoFrame] = []
+    for number, packet in enumerate(container.demux(stream)):
+        try:
+            pictures = context.decode(packet)
+            if not pictures and number == 0:
+                # Rather than feed the decoder's threads and its reordering, make it give out what it has.
+                pictures = context.decode(None)
+                context.flush_buffers()
+        except av.error.FFmpegError:
+            pass  # damaged packets are counted when the frames are asked for
+        if pictures or number >= _PROBE_PACKETS:
+            break
+    width, height = context.width, context.height
+    return Orientation.of(pictures[0]).size_wh(width, height) if pictures else (width, height)
