@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfake_export import repository as repo
+from deepfake_export.checkpoint_file import pin_checkpoint
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.manifest import Manifest
@@ -126,21 +127,21 @@ def export_checkpoint(
     if not 1 <= max_batch_size <= MAX_BATCH_LIMIT:
         raise OptionError(f"max_batch_size is {max_batch_size}; allowed: a whole number from 1 to {MAX_BATCH_LIMIT}")
     repository = Path(repository)
-    on_step("Loading PyTorch")
-    _require_modules()
-    from deepfake_export.checkpoint import load_checkpoint, pin_checkpoint
-    from deepfake_export.graph import ServedDetector
-    from deepfake_export.onnx_export import export_onnx
-    from deepfake_export.parity import measure_parity, onnxruntime_runner, require_parity
-
     spec = pin_checkpoint(checkpoint, spec)
     with repo.locked(repository, spec.name):
         same = None if force else repo.find_identical(repository, spec)
-        if same is not None:
+        if same is not None and _proved_batch_size(same) >= max_batch_size:
             # Heals configurations that were edited, or left behind by a crash after the last rename.
             repo.refresh_configs(repository / spec.name, same.spec, max_batch_size=max_batch_size)
             note = "the latest version has the same checkpoint and spec, and its files are intact; --force repeats it"
             return ExportResult(repository, same.spec.version, created=False, manifest=same, notes=(note,))
+
+        on_step("Loading PyTorch")
+        _require_modules()
+        from deepfake_export.checkpoint import load_checkpoint
+        from deepfake_export.graph import ServedDetector
+        from deepfake_export.onnx_export import export_onnx
+        from deepfake_export.parity import measure_parity, onnxruntime_runner, require_parity
 
         on_step(f"Loading {Path(checkpoint).name} into {spec.architecture}")
         loaded = load_checkpoint(checkpoint, spec)
@@ -175,6 +176,11 @@ def export_checkpoint(
             repo.publish(repository, spec, max_batch_size=max_batch_size)
     notes = (*_checkpoint_notes(loaded.weights_key, loaded.prefix, loaded.ignored), *report.notes)
     return ExportResult(repository, spec.version, created=True, manifest=manifest, notes=notes)
+
+
+def _proved_batch_size(manifest: Manifest) -> int:
+    sizes = manifest.parity.get("batch_sizes") or [0]
+    return int(max(sizes))
 
 
 def _proof_crops(directory: str | Path | None, spec: ModelSpec, max_batch_size: int) -> tuple[UInt8Array, str]:

@@ -7,7 +7,7 @@ What does not fit is reported; nothing is skipped silently.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deepfake_export.architectures import build_network
+from deepfake_export.checkpoint_file import pin_checkpoint
 from deepfake_preprocess.errors import CheckpointError
-from deepfake_preprocess.manifest import sha256_file
 from deepfake_preprocess.spec import ModelSpec
 
 EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
@@ -33,13 +34,17 @@ WRAPPER_PREFIXES = ("module.", "model.", "ema_model.", "network.", "net.")
 COMPILED_MARK = "_orig_mod."
 """What `torch.compile` puts into names, at any depth."""
 
-HARMLESS_GLOBALS: list[Any] = [argparse.Namespace]
-"""Plain data holders that training scripts save beside the weights (timm saves its arguments so)."""
+HARMLESS_GLOBALS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
+    *((np.float64(0).__reduce__()[0], f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
+]
+"""Plain data that training scripts save beside the weights: arguments (timm does) and metrics as NumPy scalars.
+PyTorch's documentation allows the same ones in its example. NumPy 2 reads the names of both its generations."""
 
 SHOWN = 4
 """How many names of each kind a message shows."""
-
-LFS_MARK = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,39 +104,6 @@ def load_checkpoint(checkpoint: str | Path, spec: ModelSpec) -> LoadedCheckpoint
     return loaded
 
 
-def pin_checkpoint(checkpoint: str | Path, spec: ModelSpec) -> ModelSpec:
-    """Return the spec with the checkpoint's hash filled in.
-
-    Raises:
-        CheckpointError: the file cannot be a checkpoint, or the spec holds another hash.
-    """
-    path = Path(checkpoint)
-    _check_file(path)
-    sha256 = sha256_file(path)
-    if spec.checkpoint_sha256 not in (None, sha256):
-        raise CheckpointError(
-            f"{path} is not the checkpoint of this spec: its SHA-256 is {sha256}, the spec says "
-            f"{spec.checkpoint_sha256}; get the right file, or correct 'checkpoint_sha256' in the spec"
-        )
-    return dataclasses.replace(spec, checkpoint_sha256=sha256)
-
-
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(len(LFS_MARK))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such checkpoint") from None
-    except OSError as exc:
-        raise CheckpointError(f"{path}: the checkpoint cannot be read ({exc.strerror})") from exc
-    if not start:
-        raise CheckpointError(f"{path} is empty; it was probably not copied or downloaded to the end")
-    if start == LFS_MARK:
-        raise CheckpointError(f"{path} is only a Git LFS pointer; fetch the file itself with: git lfs pull")
-
-
 def _load_torchscript(path: Path) -> nn.Module:
     try:
         with warnings.catch_warnings():
@@ -152,8 +124,8 @@ def _read(path: Path) -> Any:
         return _read_safetensors(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS_GLOBALS):
-            # Said about TorchScript archives, which are refused below with a better message.
-            warnings.filterwarnings("ignore", message=".*TorchScript archive", category=UserWarning)
+            # Guesses about what is wrong with the file; `_why_unreadable` says it better.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     # The reader raises a dozen kinds for damaged files (EOFError, KeyError, struct.error, UnpicklingError, ...).
     except Exception as exc:
@@ -174,16 +146,19 @@ def _why_unreadable(path: Path, exc: Exception) -> str:
     text = str(exc)
     if "TorchScript archive" in text:
         return f"{path} is a TorchScript file; set 'architecture: torchscript' in the spec"
-    refused = re.search(r"Unsupported (?:global|class|operand)[^\n]*?([A-Za-z_][\w.]*\.\w+)", text)
-    if refused or ("Weights only load failed" in text and "Unsupported" in text):
-        what = f"refers to {refused[1]!r}" if refused else "holds more than tensors and plain data"
+    refused = re.search(r"(?i:unsupported global):?\s+(?:GLOBAL\s+)?([\w.]+)", text)
+    if refused:
         return (
-            f"{path} is refused, because it {what} and loading it could run code from the file; save the weights "
-            "alone where the checkpoint comes from: "
+            f"{path} is refused, because it refers to {refused[1]!r} and loading that could run code from the file; "
+            "save the weights alone where the checkpoint comes from: "
             "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         )
+    if isinstance(exc, pickle.UnpicklingError | KeyError):
+        # What the reader says then (an opcode's number, and advice to switch its safety off) helps nobody.
+        return f"{path} is no file that torch.save wrote, or a damaged one; get it again, or save it as .safetensors"
     first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(exc).__name__)
-    return f"{path} is no PyTorch checkpoint, or a damaged one ({first_line[:160].rstrip('.')})"
+    reason = first_line.split(". ")[0].rstrip(".")
+    return f"{path} is no file that torch.save wrote, or a damaged one ({reason}); get it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,18 +255,22 @@ def _why_unfit(path: Path, found: _Candidate, spec: ModelSpec, expected: Mapping
         if names
     ]
     where = f" under {found.weights_key!r}" if found.weights_key else ""
-    return f"{path} does not fit {spec.architecture}: of its weights{where} {'; '.join(parts)}. {_hint(found, spec)}"
+    what = f"of its weights{where} {'; '.join(parts)}"
+    return f"{path} does not fit {spec.architecture}: {what}. {_hint(found, spec, expected)}"
 
 
-def _hint(found: _Candidate, spec: ModelSpec) -> str:
-    outputs = {found.tensors[name].shape[0] for name in found.wrong_shape if found.tensors[name].ndim}
-    if found.problems == len(found.wrong_shape) <= 2 and outputs in ({1}, {2}):
-        kind = "sigmoid" if outputs == {1} else "softmax"
-        if kind != spec.head.kind:
-            return f"Its last layer has {outputs.pop()} output(s): set 'head: {{kind: {kind}}}' in the spec"
-    if found.problems == len(found.wrong_shape) <= 2:
-        return f"Its last layer has not the {spec.head.num_logits} output(s) of head {spec.head.kind!r}"
-    return "Name the architecture that this checkpoint was trained with in the spec"
+def _hint(found: _Candidate, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
+    """Return what to do about a checkpoint that does not fit."""
+    pairs = [(found.tensors[name].shape, expected[name].shape) for name in found.wrong_shape]
+    only_last_layer = found.problems == len(pairs) and all(
+        given[1:] == wanted[1:] and wanted[0] == spec.head.num_logits for given, wanted in pairs
+    )
+    if not only_last_layer:
+        return "Name the architecture and the input size that this checkpoint was trained with in the spec"
+    outputs = pairs[0][0][0]
+    if outputs > 2:
+        return f"Its last layer has {outputs} outputs, and a detector has 1 or 2"
+    return f"Its last layer has {outputs} output(s): set 'head: {{kind: {'sigmoid' if outputs == 1 else 'softmax'}}}'"
 
 
 def _first(names: tuple[str, ...]) -> str:
