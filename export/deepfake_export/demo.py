@@ -30,7 +30,7 @@ DEMO_SPEC = ModelSpec(
 """Contract of the demo model."""
 
 SEED = 0
-CALIBRATION_CROPS = 16
+CALIBRATION_CROPS = 8
 
 
 def write_demo_checkpoint(directory: str | Path) -> tuple[Path, Path]:

@@ -75,7 +75,7 @@ def _export(detector: ServedDetector, example: torch.Tensor, *, verbose: bool) -
         opset_version=OPSET,
         input_names=[INPUT_NAME],
         output_names=[PROBABILITY_NAME, LOGIT_NAME],
-        # A named Dim makes the exporter fail where the network bakes a batch size in, instead of going along.
+        # Where the network forbids it, the exporter goes along with a fixed batch; `_check` refuses that.
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         external_data=False,
         verbose=verbose,

@@ -7,6 +7,7 @@ The reference is always `ServedDetector` in float32 PyTorch. An artifact is anyt
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -119,7 +120,9 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `from_dict` reads back."""
-        return {**dataclasses.asdict(self), "passed": not self.problems, "notes": self.notes}
+        data = {**dataclasses.asdict(self), "passed": not self.problems, "notes": self.notes}
+        # Through JSON, so that what is kept in memory equals what is read back (lists, not tuples).
+        return dict(json.loads(json.dumps(data)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ParityReport:

@@ -1,0 +1,289 @@
+"""Checkpoint in, served model out: with real networks, PyTorch's exporter and ONNX Runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+import typer
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from deepfake_export import export_checkpoint, load_model
+from deepfake_export.cli import demo_checkpoint, export
+from deepfake_export.crops import generate_crops
+from deepfake_export.demo import DEMO_SPEC, build_demo_network
+from deepfake_export.graph import ServedDetector
+from deepfake_export.onnx_export import MAX_IR_VERSION, OPSET
+from deepfake_export.parity import onnxruntime_runner, reference_outputs
+from deepfake_preprocess.errors import ExportError, OptionError, ParityError, RepositoryError, SpecError
+from deepfake_preprocess.manifest import Manifest, sha256_file
+from deepfake_preprocess.spec import Head, ModelSpec
+from deepfake_preprocess.triton_config import config_parameters, read_config
+
+SIZE_PX = 64
+SPEC = ModelSpec(
+    name="tiny",
+    architecture="timm:test_efficientnet",
+    input_height_px=SIZE_PX,
+    input_width_px=SIZE_PX,
+    training_data="untrained, for tests",
+)
+
+NETS = """
+import torch
+from torch import nn
+
+def small():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+    )
+
+class Mixing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 1)
+
+    def forward(self, crops):
+        means = crops.mean(dim=(2, 3))
+        return self.net(means - means.mean(dim=0))
+
+class FixedBatch(Mixing):
+    def forward(self, crops):
+        return self.net(crops.mean(dim=(2, 3)).reshape(2, 3))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_file(build_demo_network(SPEC).state_dict(), path)
+    path.with_suffix(".yaml").write_text(SPEC.to_yaml())
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    """One export, which the tests below read and do not change."""
+    return export_checkpoint(checkpoint, SPEC, tmp_path_factory.mktemp("models"), max_batch_size=8)
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    (tmp_path / "export_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "export_nets", raising=False)
+    namespace: dict = {}
+    exec(NETS, namespace)
+    return namespace
+
+
+def listing(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_version_is_complete_and_proved(exported, checkpoint):
+    assert exported.created
+    assert exported.version == 1
+    assert listing(exported.repository) == {
+        "tiny.lock",
+        "tiny/config.pbtxt",
+        "tiny/configs/embedded.pbtxt",
+        *(f"tiny/1/{name}" for name in ("model.onnx", "manifest.json", "parity.json", "parity.md")),
+    }
+    manifest = Manifest.read(exported.version_dir)
+    manifest.verify(exported.version_dir)
+    assert manifest.spec == dataclasses.replace(SPEC, checkpoint_sha256=sha256_file(checkpoint))
+    assert manifest.parity["passed"]
+    assert manifest.parity["batch_sizes"] == [1, 3, 8]
+    assert manifest.parity == json.loads((exported.version_dir / "parity.json").read_text())
+    assert manifest.tools["torch"] == torch.__version__.split("+")[0]
+    # The crops are told apart, or the figures would prove nothing.
+    low, high = manifest.parity["reference_logit_range"]
+    assert high - low > 0.5
+
+
+def test_the_file_carries_its_contract(exported):
+    model = onnx.load(exported.version_dir / "model.onnx")
+    metadata = {item.key: item.value for item in model.metadata_props}
+    assert ModelSpec.from_parameters(metadata) == exported.manifest.spec
+    for name in ("config.pbtxt", "configs/embedded.pbtxt"):
+        parameters = config_parameters(read_config(exported.model_dir / name))
+        assert ModelSpec.from_parameters(parameters) == exported.manifest.spec
+    session = onnxruntime.InferenceSession(exported.version_dir / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [(item.name, item.type, item.shape) for item in session.get_inputs()] == [
+        ("faces", "tensor(uint8)", ["batch", SIZE_PX, SIZE_PX, 3])
+    ]
+    assert [(item.name, item.type, item.shape) for item in session.get_outputs()] == [
+        ("fake_probability", "tensor(float)", ["batch", 1]),
+        ("logit", "tensor(float)", ["batch", 1]),
+    ]
+
+
+def test_the_graph_is_what_runtimes_like(exported):
+    path = exported.version_dir / "model.onnx"
+    model = onnx.load(path)
+    assert model.opset_import[0].version == OPSET
+    assert model.ir_version <= MAX_IR_VERSION
+    operators = [node.op_type for node in model.graph.node]
+    # NVIDIA's parser takes no other operator on UINT8; batch norm is folded; and nothing computes with shapes.
+    assert operators[0] == "Cast"
+    assert not {"BatchNormalization", "Shape", "Range", "Gather", "Identity"} & set(operators)
+    # Notes of the exporter would give away paths of the machine that exported.
+    assert str(Path(torch.__file__).parent).encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 11])
+def test_every_batch_size_gives_the_checkpoints_results(exported, checkpoint, batch_size):
+    crops = generate_crops(batch_size, SPEC.input_size_wh, seed=99)
+    detector = ServedDetector(load_model(checkpoint, SPEC), SPEC).eval()
+    probability, logit = onnxruntime_runner(exported.version_dir / "model.onnx")(crops)
+    expected_probability, expected_logit = reference_outputs(detector, crops)
+    np.testing.assert_allclose(probability, expected_probability, atol=1e-4)
+    np.testing.assert_allclose(logit, expected_logit, atol=1e-3)
+
+
+def test_versions_are_kept_and_identical_ones_not_repeated(nets, tmp_path):
+    torch.save(nets["small"]().state_dict(), "c.pt")
+    spec = dataclasses.replace(SPEC, architecture="python:export_nets:small", head=Head("softmax"))
+    root = tmp_path / "m"
+    first = export_checkpoint("c.pt", spec, root, max_batch_size=2)
+    again = export_checkpoint("c.pt", spec, root, max_batch_size=2)
+    assert (again.version, again.created) == (1, False)
+    assert again.manifest == first.manifest
+    assert "--force" in again.notes[0]
+    before = (root / "tiny/1/model.onnx").read_bytes()
+    forced = export_checkpoint("c.pt", spec, root, max_batch_size=2, force=True)
+    assert (forced.version, forced.created) == (2, True)
+    assert (root / "tiny/1/model.onnx").read_bytes() == before
+    assert config_parameters(read_config(root / "tiny/config.pbtxt"))["deepfake.version"] == "2"
+    # A larger batch than was proved is another request; a smaller one only changes the configuration.
+    assert export_checkpoint("c.pt", spec, root, max_batch_size=4).version == 3
+    smaller = export_checkpoint("c.pt", spec, root, max_batch_size=2)
+    assert (smaller.version, smaller.created) == (3, False)
+    assert read_config(root / "tiny/config.pbtxt").max_batch_size == 2
+
+
+@pytest.mark.parametrize(("color_order", "fake_index"), [("RGB", 0), ("BGR", 1)])
+def test_softmax_heads_and_colour_orders(nets, tmp_path, color_order, fake_index):
+    network = nets["small"]().eval()
+    torch.save({"state_dict": network.state_dict()}, "c.pt")
+    spec = dataclasses.replace(
+        SPEC, architecture="python:export_nets:small", head=Head("softmax", fake_index), color_order=color_order
+    )
+    result = export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=2)
+    assert "under 'state_dict'" in result.notes[0]
+    crops = generate_crops(3, spec.input_size_wh)
+    ordered = crops if color_order == "RGB" else crops[..., ::-1]
+    pixels = ((ordered / 255 - np.array(spec.mean)) / np.array(spec.std)).astype(np.float32)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).softmax(1)[:, fake_index]
+    probability, _ = onnxruntime_runner(result.version_dir / "model.onnx")(crops)
+    np.testing.assert_allclose(probability[:, 0], expected, atol=1e-5)
+
+
+def test_torchscript_checkpoints(nets, tmp_path):
+    network = nets["small"]().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(network, torch.zeros(2, 3, SIZE_PX, SIZE_PX)), "ts.pt")
+    spec = dataclasses.replace(SPEC, architecture="torchscript", head=Head("softmax"))
+    assert export_checkpoint("ts.pt", spec, tmp_path / "m", max_batch_size=4).manifest.parity["passed"]
+
+
+def test_a_tampered_model_fails_and_nothing_is_added(nets, tmp_path, monkeypatch):
+    """A real fault in a real file: one weight of the exported graph is changed before the proof."""
+    torch.save(nets["small"]().state_dict(), "c.pt")
+    spec = dataclasses.replace(SPEC, architecture="python:export_nets:small", head=Head("softmax"))
+
+    def tampering(path):
+        model = onnx.load(path)
+        bias = next(item for item in model.graph.initializer if item.dims == [2])
+        values = onnx.numpy_helper.to_array(bias) + np.array([0.05, 0], np.float32)
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+        onnx.save(model, path)
+        return onnxruntime_runner(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("deepfake_export.parity.onnxruntime_runner", tampering)
+        with pytest.raises(ParityError, match=r"fake_probability differs by up to 0\.01\d* \(limit 0\.0001\)"):
+            export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=2)
+    assert listing(tmp_path / "m") == {"tiny.lock"}
+    assert export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=2).version == 1
+
+
+def test_a_network_whose_rows_influence_each_other_is_refused(nets, tmp_path):
+    torch.save(nets["Mixing"]().state_dict(), "c.pt")
+    spec = dataclasses.replace(SPEC, architecture="python:export_nets:Mixing")
+    with pytest.raises(ParityError, match="one crop's probability in different batches"):
+        export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=4)
+
+
+def test_a_network_that_bakes_its_batch_size_in_is_refused(nets, tmp_path):
+    torch.save(nets["FixedBatch"]().state_dict(), "c.pt")
+    spec = dataclasses.replace(SPEC, architecture="python:export_nets:FixedBatch")
+    with pytest.raises(ExportError, match="bakes a batch size of 2 into its graph"):
+        export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=4)
+    assert listing(tmp_path / "m") == {"tiny.lock"}
+
+
+def test_options_out_of_range(checkpoint, tmp_path):
+    with pytest.raises(OptionError, match="max_batch_size is 0"):
+        export_checkpoint(checkpoint, SPEC, tmp_path, max_batch_size=0)
+    with pytest.raises(OptionError, match="no such directory of crops"):
+        export_checkpoint(checkpoint, SPEC, tmp_path, crops=tmp_path / "absent")
+
+
+def test_an_export_beside_a_running_one_is_refused(checkpoint, tmp_path):
+    def second(step: str) -> None:
+        if step.startswith("Loading PyTorch"):
+            export_checkpoint(checkpoint, SPEC, tmp_path)
+
+    with pytest.raises(RepositoryError, match="another export of 'tiny'"):
+        export_checkpoint(checkpoint, SPEC, tmp_path, on_step=second)
+
+
+def app_of(command) -> typer.Typer:
+    app = typer.Typer()
+    app.command()(command)
+    return app
+
+
+def test_the_command_finds_the_spec_and_prints_what_is_next(exported, checkpoint):
+    arguments = [str(checkpoint), "--repository", str(exported.repository), "--max-batch", "8"]
+    shown = CliRunner().invoke(app_of(export), arguments, catch_exceptions=False)
+    assert "Nothing to do for tiny version 1" in shown.stdout
+    assert f"Next: deepfake serve --repository {exported.repository}" in shown.stdout
+    printed = CliRunner().invoke(app_of(export), [*arguments, "--json"], catch_exceptions=False)
+    data = json.loads(printed.stdout)
+    assert (data["model"], data["version"], data["created"]) == ("tiny", 1, False)
+    assert data["parity"]["passed"]
+
+
+def test_the_command_says_where_it_looked_for_a_spec(tmp_path):
+    with pytest.raises(SpecError, match=r"c\.yaml: there is no such spec file.*--spec"):
+        CliRunner().invoke(app_of(export), [str(tmp_path / "c.pt")], catch_exceptions=False)
+
+
+def test_the_demo_checkpoint_is_reproducible_says_what_it_is_and_exports(tmp_path):
+    for name in ("a", "b"):
+        result = CliRunner().invoke(app_of(demo_checkpoint), [str(tmp_path / name)], catch_exceptions=False)
+        assert "untrained" in result.stdout
+    checkpoint = tmp_path / "a/deepfake_efficientnet_b0.safetensors"
+    assert sha256_file(checkpoint) == sha256_file(tmp_path / "b" / checkpoint.name)
+    spec = ModelSpec.from_yaml(checkpoint.with_suffix(".yaml"))
+    assert spec == DEMO_SPEC
+    assert "UNTRAINED" in spec.training_data
+    assert timm.is_model(spec.architecture_name)
+    result = export_checkpoint(checkpoint, spec, tmp_path / "m", max_batch_size=4)
+    low, high = result.manifest.parity["reference_logit_range"]
+    assert high - low > 0.5

@@ -1,0 +1,52 @@
+"""What is committed says what the code does: the spec's documentation and the demo model's configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import yaml
+
+from deepfake_export.checkpoint import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
+from deepfake_export.demo import DEMO_SPEC
+from deepfake_export.repository import refresh_configs
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, PRODUCTION_MAX_BATCH_SIZE
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/model-spec.md").read_text(encoding="utf-8")
+
+
+def test_the_example_is_a_spec_and_shows_every_field_a_person_sets(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    path = tmp_path / "example.yaml"
+    path.write_text(example, encoding="utf-8")
+    assert ModelSpec.from_yaml(path).head.fake_index == 0
+    set_by_the_export = {"version", "checkpoint_sha256"}
+    assert set(yaml.safe_load(example)) == {item.name for item in dataclasses.fields(ModelSpec)} - set_by_the_export
+
+
+def test_the_table_lists_every_field():
+    documented = re.findall(r"^\| `([\w.]+)` \|", PAGE, flags=re.MULTILINE)
+    flat = [
+        name
+        for key, value in DEMO_SPEC.to_dict().items()
+        for name in ([f"{key}.{sub}" for sub in value] if isinstance(value, dict) else [key])
+    ]
+    assert sorted(documented) == sorted(flat)
+
+
+def test_the_keys_and_prefixes_are_those_of_the_loader():
+    for name in (*EMA_KEYS, *WEIGHTS_KEYS, *WRAPPER_PREFIXES):
+        assert f"`{name}`" in PAGE
+
+
+def test_the_committed_configurations_are_what_an_export_writes(tmp_path):
+    """Of the demo model, with the default options; only the checkpoint's hash is not known before an export."""
+    refresh_configs(tmp_path, DEMO_SPEC, max_batch_size=PRODUCTION_MAX_BATCH_SIZE)
+    committed = ROOT / "model_repository" / DEMO_SPEC.name
+    for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
+        assert (committed / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), (
+            f"regenerate with deepfake_preprocess.triton_config.write_configs: {name}"
+        )
