@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -41,15 +42,21 @@ def serve(
 ) -> None:
     """Serve a model repository with a real Triton on this machine's CPU, without Docker.
 
-    Checks every model against its manifest, starts Triton with dynamic batching, prints the addresses, and
-    runs until Ctrl-C. The first start fetches Triton (55 MB). Any KServe-v2 client can talk to it.
+    Every model is checked against its manifest; then Triton starts with dynamic
+    batching and runs until Ctrl-C. Any KServe-v2 client can talk to it. The
+    first start fetches Triton (55 MB) into the cache, see DEEPFAKE_CACHE_DIR.
 
-    It listens on this machine only. To serve others, or on a GPU, use NVIDIA's container: docker compose up.
+    It listens on this machine only. To serve other machines, or on a GPU, use
+    NVIDIA's container: docker compose up.
 
-    Examples:
+    [bold]Examples[/]
+
       deepfake serve
-      deepfake serve --repository /srv/models --model efficientnet_b0
+      deepfake serve --repository models --model efficientnet_b0
       deepfake serve --grpc-port 9001 --http-port 9000 --metrics-port 9002
+
+    [bold]Exit codes[/]  0 stopped on request · 2 the repository or an option
+    is wrong · 4 Triton could not start, or ended by itself
     """
     console = Console(soft_wrap=True, highlight=False)
     triton = EmbeddedTriton(
@@ -60,7 +67,7 @@ def serve(
         metrics_port=metrics_port,
         instances=instances,
         threads=threads,
-        log_path=None if verbose else cache_dir() / "logs" / "serve.log",
+        log_path=None if verbose else cache_dir() / "logs" / f"serve-{grpc_port or os.getpid()}.log",
         log_to_stderr=verbose,
     )
     # A service manager's SIGTERM stops like Ctrl-C.
@@ -90,10 +97,10 @@ def _print_ready(console: Console, triton: EmbeddedTriton) -> None:
     console.print(f"  gRPC     {triton.grpc_url}")
     console.print(f"  HTTP     {triton.http_url}")
     console.print(f"  metrics  {triton.metrics_url}")
-    console.print(f"  share    {share.instances} instances of {share.threads} threads per model")
+    console.print(f"  cores    {share.instances} x {share.threads} (instances x threads, for each model)")
     if triton.log_path is not None:
         console.print(f"  log      {triton.log_path}")
-    console.print(f"Score a video from another terminal: deepfake analyze VIDEO --server {triton.grpc_url}")
+    console.print(f"Score a video from another terminal: deepfake analyze VIDEO --url {triton.grpc_url}")
     console.print("Stop with Ctrl-C.")
 
 

@@ -157,6 +157,13 @@ def library_path(runtime: TritonRuntime) -> str:
     return os.pathsep.join(parts)
 
 
+def missing_libraries(executable: Path, search_path: str) -> list[str]:
+    """Return the shared libraries of `executable` that the loader does not find, as `ldd` would."""
+    environment = {**os.environ, "LD_TRACE_LOADED_OBJECTS": "1", "LD_LIBRARY_PATH": search_path}
+    listing = subprocess.run([executable], env=environment, capture_output=True, text=True, check=False).stdout
+    return [line.split()[0] for line in listing.splitlines() if line.rstrip().endswith("=> not found")]
+
+
 def _check_stub(runtime: TritonRuntime) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if not runtime.tritonserver.is_file():
@@ -167,10 +174,7 @@ def _check_stub(runtime: TritonRuntime) -> None:
             f"Triton {TRITON_VERSION} has no Python backend for Python {version}, only for {have}; "
             "run deepfake-serving with one of these"
         )
-    # What `ldd` does: the loader lists the libraries and leaves.
-    environment = {**os.environ, "LD_TRACE_LOADED_OBJECTS": "1", "LD_LIBRARY_PATH": library_path(runtime)}
-    listing = subprocess.run([runtime.stub], env=environment, capture_output=True, text=True, check=False).stdout
-    missing = [line.split()[0] for line in listing.splitlines() if line.rstrip().endswith("=> not found")]
+    missing = missing_libraries(runtime.stub, library_path(runtime))
     if any(name.startswith("libpython") for name in missing):
         raise ServerStartError(
             f"Triton's Python backend needs libpython{version}.so.1.0, which is not on this machine; "

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -166,6 +167,11 @@ class EmbeddedTriton:
             shutil.rmtree(self._run_dir, ignore_errors=True)
             self._run_dir = None
 
+    @property
+    def pid(self) -> int | None:
+        """Process id of the supervisor, the parent of Triton's processes; None when nothing was started."""
+        return None if self._process is None else self._process.pid
+
     def poll(self) -> int | None:
         """Return None while the server runs, else the exit code of a server that ended by itself."""
         return None if self._process is None else self._process.poll()
@@ -184,7 +190,7 @@ class EmbeddedTriton:
         if self.log_path is None or not self.log_path.is_file():
             return self._last_tail
         with self.log_path.open(encoding="utf-8", errors="replace") as stream:
-            told = (line.rstrip() for line in stream if line.strip() and line[0] != "+")
+            told = (line.rstrip() for line in stream if line.strip() and line[0] not in "+|")
             return "\n".join(collections.deque(told, maxlen=lines))
 
     def _launch(self, runtime: TritonRuntime, ports: dict[str, int]) -> None:
@@ -232,8 +238,12 @@ class EmbeddedTriton:
     def _failure(self, what: str) -> str:
         if self.log_path is None:
             return f"{what}; its log above says why"
+        tail = self.log_tail()
         kept = f" ({self.log_path})" if self._wanted_log_path else ""
-        return f"{what}; the end of its log{kept}:\n{self.log_tail()}"
+        # Triton's errors begin with E and the date; the last one is the most complete.
+        errors = re.findall(r'^E\d{4} .*?\] "(.*?)(?:\\n|"$)', tail, re.MULTILINE)
+        reason = f": {errors[-1]}" if errors else ""
+        return f"{what}{reason}; the end of its log{kept}:\n{tail}"
 
 
 def _choose_ports(wanted: dict[str, int]) -> dict[str, int]:

@@ -5,6 +5,9 @@ whatever reason (SIGKILL included), it ends every process of Triton and removes 
 signal alone (`PR_SET_PDEATHSIG`) would not do: it is bound to the *thread* that started the child, and it
 cleans nothing up.
 
+Triton's log passes through it, to see when the last request was answered: what Triton does after that takes
+3 s and only frees what the end of its processes frees at once.
+
 Runs as a script with the standard library only, and never in the caller's process: it takes over signals.
 """
 
@@ -19,10 +22,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 SHARED_MEMORY = Path("/dev/shm")
+ALL_ANSWERED = b"All models are stopped, unloading models"
+"""What Triton 2.51 logs when no request is in flight any more. Where it never comes, stopping takes longer."""
+FLUSH_S = 0.2
+"""From there on, the last answers are on their way out of the server's sockets."""
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -50,18 +58,25 @@ def main(config_path: str) -> int:
         server = subprocess.Popen(
             config["command"],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0),
         )
+        assert server.stdout is not None
+        log = server.stdout.fileno()
         child = os.pidfd_open(server.pid)
-        ready = _wait([parent, wakeup, child], None)
+        ready = _pass_log_until(log, [parent, wakeup, child])
         parent_alive = parent not in ready
         if child not in ready:
-            os.read(wakeup, 1) if wakeup in ready else None
+            if wakeup in ready:
+                os.read(wakeup, 1)
             server.terminate()
             # A second signal means that the caller has lost patience.
-            _wait([wakeup, child], config["stop_timeout_s"])
+            _pass_log_until(log, [wakeup, child], timeout_s=config["stop_timeout_s"], text=ALL_ANSWERED)
+            _pass_log_until(log, [wakeup, child], timeout_s=FLUSH_S)
             return 0
+        _pass_log_until(log, [], timeout_s=0)
         code = server.wait()
         return code if code >= 0 else 128 - code
     except ProcessLookupError:
@@ -93,11 +108,40 @@ def _watch_parent(pid: int) -> int:
     return os.pidfd_open(pid)
 
 
-def _wait(descriptors: list[int], timeout_s: float | None) -> set[int]:
+def _pass_log_until(
+    log: int, descriptors: list[int], *, timeout_s: float | None = None, text: bytes | None = None
+) -> set[int]:
+    """Copy the server's log to standard output until something happens.
+
+    Args:
+        log: descriptor to read the log from.
+        descriptors: return when one of these is readable.
+        timeout_s: return after this time; what can be read at once is copied even for 0.
+        text: return when the log says this.
+
+    Returns:
+        Those of `descriptors` that are readable.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     poll = select.poll()
-    for descriptor in descriptors:
+    for descriptor in (log, *descriptors):
         poll.register(descriptor, select.POLLIN)
-    return {descriptor for descriptor, _ in poll.poll(None if timeout_s is None else timeout_s * 1_000)}
+    recent = b""
+    while True:
+        wait_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1_000
+        ready = {descriptor for descriptor, _ in poll.poll(wait_ms)}
+        if log in ready:
+            chunk = os.read(log, 65_536)
+            if not chunk:  # closed; its readiness says nothing from now on
+                poll.unregister(log)
+            # The caller's end may be closed; that must not keep the server from being ended.
+            with contextlib.suppress(OSError):
+                os.write(sys.stdout.fileno(), chunk)
+            recent = recent[-200:] + chunk
+            if text is not None and text in recent:
+                return ready - {log}
+        if ready - {log} or not ready:
+            return ready - {log}
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:
