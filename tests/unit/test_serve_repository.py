@@ -1,0 +1,236 @@
+"""What may be served is decided before any server is started."""
+
+import json
+
+import pytest
+
+from deepfake_preprocess import triton_config
+from deepfake_preprocess.errors import OptionError, RepositoryError
+from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_serve import repository
+from deepfake_serve.repository import CpuShare, check_repository, cpu_share, write_view
+
+SPEC = ModelSpec(name="detector", architecture="timm:efficientnet_b0")
+
+
+def write_model(root, spec=SPEC, file_name="model.onnx"):
+    version_dir = root / spec.name / str(spec.version)
+    version_dir.mkdir(parents=True)
+    (version_dir / file_name).write_bytes(b"weights")
+    Manifest.of_directory(version_dir, spec, tools={}, parity={}).write(version_dir)
+    triton_config.write_configs(root / spec.name, spec)
+    return version_dir
+
+
+def edit_config(root, change, name="detector"):
+    path = root / name / triton_config.EMBEDDED_CONFIG_NAME
+    config = triton_config.read_config(path)
+    change(config)
+    path.write_text(triton_config.config_to_text(config), encoding="utf-8")
+
+
+def test_a_good_repository_is_accepted(tmp_path):
+    version_dir = write_model(tmp_path)
+    (model,) = check_repository(tmp_path)
+    assert (model.spec, model.version_dir) == (SPEC, version_dir)
+    assert model.config.name == "detector"
+
+
+def test_batching_may_be_tuned_by_hand(tmp_path):
+    write_model(tmp_path)
+
+    def change(config):
+        config.max_batch_size = 4
+        config.dynamic_batching.max_queue_delay_microseconds = 7
+
+    edit_config(tmp_path, change)
+    (model,) = check_repository(tmp_path)
+    assert model.config.max_batch_size == 4
+
+
+def set_threshold(config):
+    config.parameters["deepfake.threshold"].string_value = "0.9"
+
+
+def drop_parameter(config):
+    del config.parameters["deepfake.head.kind"]
+
+
+def add_parameter(config):
+    config.parameters["deepfake.extra"].string_value = "1"
+
+
+def change_dims(config):
+    config.input[0].dims[0] = 300
+
+
+def drop_output(config):
+    del config.output[1]
+
+
+def rename(config):
+    config.name = "other"
+
+
+def other_backend(config):
+    config.backend = "python"
+
+
+def no_batching(config):
+    config.max_batch_size = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (set_threshold, r"'deepfake.threshold' is '0.9'.* says '0.5'"),
+        (drop_parameter, r"'deepfake.head.kind' is None"),
+        (add_parameter, r"'deepfake.extra' is '1'"),
+        (change_dims, "inputs or outputs"),
+        (drop_output, "inputs or outputs"),
+        (rename, "'other'"),
+        (other_backend, "'python'"),
+        (no_batching, "max_batch_size is 0"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_manifest_is_refused(tmp_path, change, named):
+    write_model(tmp_path)
+    edit_config(tmp_path, change)
+    with pytest.raises(RepositoryError, match=rf"detector/configs/embedded\.pbtxt.*{named}"):
+        check_repository(tmp_path)
+
+
+def test_a_missing_configuration_is_named(tmp_path):
+    write_model(tmp_path)
+    (tmp_path / "detector" / "configs" / "embedded.pbtxt").unlink()
+    with pytest.raises(RepositoryError, match=r"embedded\.pbtxt: there is no such configuration"):
+        check_repository(tmp_path)
+
+
+def change_file(version_dir):
+    (version_dir / "model.onnx").write_bytes(b"other")
+
+
+def remove_file(version_dir):
+    (version_dir / "model.onnx").unlink()
+
+
+def add_file(version_dir):
+    (version_dir / "extra.bin").write_bytes(b"")
+
+
+def remove_manifest(version_dir):
+    (version_dir / "manifest.json").unlink()
+
+
+def rename_version(version_dir):
+    version_dir.rename(version_dir.with_name("2"))
+
+
+def cut_manifest(version_dir):
+    path = version_dir / "manifest.json"
+    data = json.loads(path.read_text())
+    del data["spec"]
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (change_file, "model.onnx has changed"),
+        (remove_file, "model.onnx is missing"),
+        (add_file, "extra.bin is not in the manifest"),
+        (remove_manifest, "has no manifest.json"),
+        (rename_version, "version 1; a version cannot be"),
+        (cut_manifest, "manifest is damaged"),
+    ],
+)
+def test_a_version_that_is_not_its_manifests_is_refused(tmp_path, change, named):
+    change(write_model(tmp_path))
+    with pytest.raises(RepositoryError, match=rf"detector/\d.*{named}"):
+        check_repository(tmp_path)
+
+
+def test_a_version_without_onnx_says_where_it_can_be_served(tmp_path):
+    write_model(tmp_path, file_name="model.plan")
+    with pytest.raises(RepositoryError, match=r"no model\.onnx.*docker compose"):
+        check_repository(tmp_path)
+
+
+def test_the_newest_version_counts_and_other_folders_do_not(tmp_path):
+    for version in (2, 10):
+        write_model(tmp_path, ModelSpec(name="detector", architecture="torchscript", version=version))
+    for name in ("configs", "0", "007", ".hidden", "notes"):
+        (tmp_path / "detector" / name).mkdir(exist_ok=True)
+    (model,) = check_repository(tmp_path)
+    assert model.version_dir.name == "10"
+
+
+def test_configurations_without_weights_are_passed_over_unless_asked_for(tmp_path):
+    write_model(tmp_path)
+    triton_config.write_configs(tmp_path / "other", ModelSpec(name="other", architecture="torchscript"))
+    assert [model.spec.name for model in check_repository(tmp_path)] == ["detector"]
+    with pytest.raises(RepositoryError, match=r"other holds no version.*deepfake export"):
+        check_repository(tmp_path, ["other"])
+
+
+def test_a_repository_with_configurations_only_says_how_to_get_weights(tmp_path):
+    triton_config.write_configs(tmp_path / "other", ModelSpec(name="other", architecture="torchscript"))
+    with pytest.raises(RepositoryError, match=r"other holds no version.*deepfake export"):
+        check_repository(tmp_path)
+
+
+def test_chosen_models_only(tmp_path):
+    write_model(tmp_path)
+    write_model(tmp_path, ModelSpec(name="second", architecture="torchscript"))
+    assert [model.spec.name for model in check_repository(tmp_path, ["second", "second"])] == ["second"]
+    with pytest.raises(RepositoryError, match=r"no model 'third', only: detector, second"):
+        check_repository(tmp_path, ["third"])
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.touch()])
+def test_missing_empty_or_no_folder_says_what_to_do(tmp_path, make):
+    make(tmp_path / "models")
+    with pytest.raises(RepositoryError, match=r"models.*deepfake export"):
+        check_repository(tmp_path / "models")
+
+
+def test_the_view_links_the_version_and_leaves_the_repository_alone(tmp_path):
+    version_dir = write_model(tmp_path / "repository")
+    before = {path: path.read_bytes() for path in (tmp_path / "repository").rglob("*") if path.is_file()}
+    write_view(check_repository(tmp_path / "repository"), tmp_path / "view", CpuShare(3, 2))
+    config = triton_config.read_config(tmp_path / "view" / "detector" / "config.pbtxt")
+    assert config.instance_group[0].count == 3
+    assert triton_config.config_parameters(config)["intra_op_thread_count"] == "2"
+    assert (tmp_path / "view" / "detector" / "1").resolve() == version_dir
+    after = {path: path.read_bytes() for path in (tmp_path / "repository").rglob("*") if path.is_file()}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "expected"),
+    [
+        (1, {}, CpuShare(1, 1)),
+        (2, {}, CpuShare(2, 1)),
+        (16, {}, CpuShare(8, 2)),
+        (2, {"instances": 1}, CpuShare(1, 2)),
+        (8, {"threads": 4}, CpuShare(2, 4)),
+        (2, {"threads": 4}, CpuShare(1, 4)),
+        (2, {"instances": 3}, CpuShare(3, 1)),
+        (2, {"instances": 3, "threads": 5}, CpuShare(3, 5)),
+    ],
+)
+def test_instances_times_threads_is_the_number_of_cores(cores, given, expected):
+    assert cpu_share(cores, **given) == expected
+
+
+@pytest.mark.parametrize("given", [{"instances": 0}, {"threads": 0}, {"instances": -1}, {"threads": -2}])
+def test_shares_below_one_are_refused(given):
+    with pytest.raises(OptionError, match="allowed: a whole number from 1"):
+        cpu_share(4, **given)
+
+
+def test_available_cores_is_at_least_one_and_at_most_the_cpu_set(monkeypatch):
+    monkeypatch.setattr(repository.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    assert 1 <= repository.available_cores() <= 4
