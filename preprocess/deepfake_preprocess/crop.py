@@ -7,7 +7,8 @@ Choices, each of which training code must share for scores to mean anything:
   network with a square input that is a square; for another the longer side follows the input's aspect ratio, so
   that a face is never stretched.
 - Upright cuts lie on whole pixels. What lies outside the picture is black.
-- Shrinking averages (`INTER_AREA`, no aliasing), enlarging interpolates (`INTER_LINEAR`).
+- Shrinking averages (`INTER_AREA`, no aliasing), enlarging interpolates (`INTER_LINEAR`). A turned cut is averaged
+  down by the whole part of the scale and interpolated for the rest, in one step with the turn.
 - ``align: eyes`` turns the cut about the box's centre until the eye line is level. Without landmarks, or with both
   eyes in one place, the cut stays upright.
 """
@@ -51,16 +52,12 @@ def crop_face(frame: Frame, face: Face, spec: ModelSpec) -> NDArray[np.uint8]:
     limit = 2 * max(frame.width_px, frame.height_px)
     width, height = (min(limit, max(1, round(length * scale))) for length in target_wh)
     angle = _eye_angle(face) if spec.crop.align == "eyes" else 0.0
-    if angle == 0.0:
-        cut = _upright_cut(
-            frame, floor(center[0] - width / 2 + 0.5), floor(center[1] - height / 2 + 0.5), width, height
-        )
-    else:
-        cut = _rotated_cut(frame, center, width, height, angle)
+    if angle != 0.0:
+        return _turned_cut(frame, center, (width, height), target_wh, angle)
+    cut = _upright_cut(frame, floor(center[0] - width / 2 + 0.5), floor(center[1] - height / 2 + 0.5), width, height)
     if (width, height) == target_wh:
         return cut
-    shrinks = width > target_wh[0]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    interpolation = cv2.INTER_AREA if width > target_wh[0] else cv2.INTER_LINEAR
     return np.ascontiguousarray(cv2.resize(cut, target_wh, interpolation=interpolation), dtype=np.uint8)
 
 
@@ -85,22 +82,28 @@ def _upright_cut(frame: Frame, left: int, top: int, width: int, height: int) -> 
     return cut
 
 
-def _rotated_cut(
-    frame: Frame, center: tuple[float, float], width: int, height: int, angle: float
+def _turned_cut(
+    frame: Frame, center: tuple[float, float], cut_wh: tuple[int, int], target_wh: tuple[int, int], angle: float
 ) -> NDArray[np.uint8]:
+    width, height = cut_wh
     cosine, sine = cos(angle), sin(angle)
     reach_x = (abs(cosine) * width + abs(sine) * height) / 2
     reach_y = (abs(sine) * width + abs(cosine) * height) / 2
     left, top = floor(center[0] - reach_x) - 1, floor(center[1] - reach_y) - 1
-    region = _upright_cut(frame, left, top, ceil(center[0] + reach_x) + 1 - left, ceil(center[1] + reach_y) + 1 - top)
-    # Maps pixel centres of the cut to those of the region; a pixel's centre lies half a pixel inside it.
-    half_w, half_h = width / 2 - 0.5, height / 2 - 0.5
-    to_region = np.array(
-        [
-            [cosine, -sine, center[0] - left - 0.5 - cosine * half_w + sine * half_h],
-            [sine, cosine, center[1] - top - 0.5 - sine * half_w - cosine * half_h],
-        ]
-    )
+    # Averaged down by a whole factor first, so that the turn, which interpolates between four pixels, has less
+    # than two per pixel left to go.
+    scale = width / target_wh[0]
+    factor = max(1, int(scale))
+    columns = ceil((center[0] + reach_x + 1 - left) / factor)
+    rows = ceil((center[1] + reach_y + 1 - top) / factor)
+    region = _upright_cut(frame, left, top, columns * factor, rows * factor)
+    if factor > 1:
+        region = np.asarray(cv2.resize(region, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    # Maps pixel centres of the crop to those of the region; a pixel's centre lies half a pixel inside it.
+    turn = np.array([[cosine, -sine], [sine, cosine]]) * (scale / factor)
+    middle = np.array([center[0] - left, center[1] - top]) / factor - 0.5
+    shift = middle - turn @ np.array([target_wh[0] / 2 - 0.5, target_wh[1] / 2 - 0.5])
+    to_region = np.column_stack([turn, shift])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    cut = cv2.warpAffine(region, to_region, (width, height), flags=flags, borderMode=cv2.BORDER_CONSTANT)
-    return np.ascontiguousarray(cut, dtype=np.uint8)
+    crop = cv2.warpAffine(region, to_region, target_wh, flags=flags, borderMode=cv2.BORDER_CONSTANT)
+    return np.ascontiguousarray(crop, dtype=np.uint8)

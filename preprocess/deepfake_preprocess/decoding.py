@@ -89,6 +89,7 @@ class Decoding:
         self._may_jump = may_jump
         self._time_base = stream.time_base or Fraction(1, av.time_base)
         self._rate = stream.average_rate or stream.guessed_rate or _ASSUMED_RATE
+        self._step = max(1, round(1 / (self._rate * self._time_base)))
         self._start = stream.start_time or 0
         self._wanted: dict[int, int] = {}
         self._packets: Iterator[Packet] = iter(())
@@ -129,7 +130,12 @@ class Decoding:
     def _rewind(self) -> None:
         index = self._stream.index_entries
         # Before everything: with an edit list the first packets lie before the start of the stream.
-        self._seek(min(index[0].timestamp if len(index) else 0, self._start))
+        try:
+            self._seek(min(index[0].timestamp if len(index) else 0, self._start))
+        except av.error.FFmpegError:
+            # Bare streams (raw H.264) know no times, only places.
+            self._container.seek(0, stream=self._stream, unsupported_byte_offset=True)
+            self._packets = self._container.demux(self._stream)
 
     def _seek(self, timestamp: int) -> None:
         self._container.seek(timestamp, stream=self._stream)
@@ -145,11 +151,12 @@ class Decoding:
 
     def _measure(self) -> int:
         """Return the length in ticks by reading all packets; for files that do not tell it."""
-        last = self._start
+        end = self._start
         while (packet := self._read()) is not None:
-            last = max(last, packet.pts or self._start)
+            # Without times, each frame follows the one before at the frame rate.
+            end = end + self._step if packet.pts is None else max(end, packet.pts + self._step)
         self._rewind()
-        return last - self._start + round(1 / (self._rate * self._time_base))
+        return end - self._start
 
     # Decoding
 
@@ -189,13 +196,12 @@ class Decoding:
 
     def _pictures(self) -> Iterator[tuple[av.VideoFrame, int]]:
         """Yield every picture with its time; those without one follow the picture before at the frame rate."""
-        step = max(1, round(1 / (self._rate * self._time_base)))
         time_next = self._start
         self._context.skip_frame = "DEFAULT"
         for packet in chain(iter(self._read, None), (None,)):
             for picture in self._decode(packet):
                 pts = time_next if picture.pts is None else picture.pts
-                time_next = pts + step
+                time_next = pts + self._step
                 yield picture, pts
 
     def _by_packet(self, picker: FramePicker) -> Iterator[PlanarFrame]:

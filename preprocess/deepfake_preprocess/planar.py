@@ -8,11 +8,14 @@ follow it. HDR transfer curves are not tone-mapped.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import av
 import cv2
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
@@ -46,9 +49,9 @@ class Orientation:
     @classmethod
     def of(cls, picture: av.VideoFrame) -> Orientation:
         """Read the display matrix of a decoded picture (quarter turns and mirroring; others are rounded)."""
-        try:
-            matrix = picture.side_data[SideDataType.DISPLAYMATRIX]
-        except KeyError:
+        # PyAV's type information knows one kind of side data only.
+        matrix = cast("Mapping[SideDataType, SideData]", picture.side_data).get(SideDataType.DISPLAYMATRIX)
+        if matrix is None:
             return cls()
         # ISO/IEC 14496-12 (tkhd): x' = a x + c y, y' = b x + d y, stored as a b u c d v x y w.
         a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32, count=5).tolist()

@@ -13,7 +13,7 @@ from bisect import bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import count
+from itertools import count, takewhile
 from math import ceil, isfinite
 
 from deepfake_preprocess.errors import OptionError
@@ -51,11 +51,12 @@ class Sampling:
 
         Args:
             start: time of the first frame, in ticks.
-            duration: length in ticks; needed for `num_frames` only.
+            duration: length in ticks; may be None, as unknown, for `fps` only.
             time_base: seconds per tick.
         """
         if self.fps is not None:
-            return _at_rate(self.fps, start, time_base)
+            end = None if duration is None else start + duration
+            return _at_rate(self.fps, start, end, time_base)
         if self.num_frames is None or duration is None:
             raise ValueError("num_frames needs a duration")
         return _midpoints(self.num_frames, start, duration)
@@ -66,11 +67,12 @@ def _midpoints(num_frames: int, start: int, duration: int) -> Iterator[int]:
     return (start + (2 * part + 1) * duration // (2 * num_frames) for part in range(num_frames))
 
 
-def _at_rate(fps: float, start: int, time_base: Fraction) -> Iterator[int]:
+def _at_rate(fps: float, start: int, end: int | None, time_base: Fraction) -> Iterator[int]:
     # A rate finer than the time base asks for every tick, not for the same one again and again.
     step = max(Fraction(1), 1 / (Fraction(fps) * time_base))
     # Rounded up: containers round timestamps to ticks, and a frame due at 66.67 ms may be written as 67.
-    return (start + ceil(number * step) for number in count())
+    ticks = (start + ceil(number * step) for number in count())
+    return ticks if end is None else takewhile(lambda tick: tick < end, ticks)
 
 
 class FramePicker:
