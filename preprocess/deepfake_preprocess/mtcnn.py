@@ -1,0 +1,378 @@
+"""`MtcnnDetector`: MTCNN (Zhang et al., 2016) on ONNX Runtime, arranged so that little is called often.
+
+The method is that of https://arxiv.org/abs/1604.02878: a fully convolutional network (PNet) proposes windows on an
+image pyramid, a second (RNet) and a third (ONet) refine and score them, and ONet adds five landmarks. What differs
+from the usual implementations:
+
+* It works on a small picture (256 px on the shorter side), because a face of 60 px in a 1080p frame needs no more.
+* The levels of one image's pyramid are packed into one picture, so that PNet runs once per image.
+* All crops of one stage and image come out of that picture with one `cv2.remap`, each from the level where the
+  window has about the size the network wants; the crops of all images go through the network together.
+* The networks are written in the form ONNX Runtime runs fastest (`deepfake_preprocess.mtcnn_graphs`).
+
+This module reads no video and never crops for a classifier; see `deepfake_preprocess.crop`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+
+import cv2
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.face import Face
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+Image = NDArray[np.uint8]
+
+DEFAULT_MIN_FACE_FRACTION = 12 / 256
+DEFAULT_THRESHOLDS = (0.7, 0.8, 0.8)
+
+# PNet sees windows of 12x12 pixels, one every 2 pixels (table 1 and figure 2 of the paper).
+_WINDOW_PX = 12
+_STRIDE_PX = 2
+_RNET_CROP_PX = 24
+_ONET_CROP_PX = 48
+# The paper's 0.709 halves the area per level. 0.6 found as many faces in the benchmark with 28% fewer pixels:
+# RNet and ONet accept a window that is off by a quarter, and the levels pack with less waste.
+_PYRAMID_FACTOR = 0.6
+# IoU above which the weaker of two boxes is dropped: within a level, across levels, after RNet; the last figure is
+# the overlap over the smaller box, after ONet. The first and the last two are the reference implementation's.
+_NMS_LEVEL, _NMS_IMAGE, _NMS_RNET, _NMS_ONET = 0.5, 0.5, 0.7, 0.7
+# A crop comes from the smallest level that still has 1 / 1.3 of a pixel per pixel wanted: finer levels would alias,
+# because bilinear sampling looks at two pixels only, and coarser ones would blur.
+_MAX_SAMPLING_STEP = 1.3
+# Crops per network call. Speed does not depend on it; memory does (2 MB of activations per ONet crop).
+_CROPS_PER_CALL = 32
+# cv2.remap addresses rows with 16 bits; an image wider than this is shrunk like one that is too large.
+_MAX_SIDE_PX = 8192
+
+
+class MtcnnDetector:
+    """Finds faces with MTCNN; a `deepfake_preprocess.face.FaceDetector`.
+
+    One object may be used from several threads. ONNX Runtime and OpenCV release the GIL, and almost all time is
+    spent in them.
+
+    Attributes:
+        short_side_px: length of the shorter side of the picture the detector works on.
+    """
+
+    def __init__(
+        self,
+        *,
+        min_face_fraction: float = DEFAULT_MIN_FACE_FRACTION,
+        thresholds: tuple[float, float, float] = DEFAULT_THRESHOLDS,
+        num_threads: int = 1,
+    ) -> None:
+        """Load the networks.
+
+        Args:
+            min_face_fraction: size of the smallest window looked at, as a fraction of the image's shorter side, in
+                (0, 1]. The picture is scaled so that such a window has PNet's 12 pixels, so the time per image grows
+                with the inverse square. The default, 1/21, is 51 px in a 1080p frame.
+            thresholds: confidences in (0, 1) that PNet, RNet and ONet must reach.
+            num_threads: threads per call inside ONNX Runtime. One is right where frames are handled in parallel.
+
+        Raises:
+            OptionError: an argument is out of range.
+        """
+        if not 0 < min_face_fraction <= 1:
+            raise OptionError(f"min_face_fraction must be in (0, 1], got {min_face_fraction}")
+        if len(thresholds) != 3 or not all(0 < threshold < 1 for threshold in thresholds):
+            raise OptionError(f"thresholds must be three numbers between 0 and 1, got {thresholds}")
+        if num_threads < 1:
+            raise OptionError(f"num_threads must be at least 1, got {num_threads}")
+        self.short_side_px = round(_WINDOW_PX / min_face_fraction)
+        # The graphs return logits: p >= t is the same as logit(p) >= logit(t), without a sigmoid per window.
+        self._logits = [math.log(threshold / (1 - threshold)) for threshold in thresholds]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        # Idle workers would otherwise spin on the cores that decode the next frames.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        weights = files("deepfake_preprocess") / "weights"
+        self._pnet, self._rnet, self._onet = (
+            onnxruntime.InferenceSession(
+                (weights / f"{network}.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+            for network in ("pnet", "rnet", "onet")
+        )
+
+    def detection_size_wh(self, width_px: int, height_px: int) -> tuple[int, int]:
+        """Return the size at which the detector wants to see a frame: never larger than the frame.
+
+        Args:
+            width_px: width of the frame, at least 1.
+            height_px: height of the frame, at least 1.
+
+        Returns:
+            Width and height in pixels, both at least 1; for 1920x1080 and the defaults 455x256.
+
+        Raises:
+            OptionError: a side is smaller than 1.
+        """
+        if width_px < 1 or height_px < 1:
+            raise OptionError(f"a frame must be at least 1x1 pixels, got {width_px}x{height_px}")
+        short, long = sorted((width_px, height_px))
+        scale = min(1.0, self.short_side_px / short, _MAX_SIDE_PX / long)
+        return max(1, round(width_px * scale)), max(1, round(height_px * scale))
+
+    def detect(self, images_rgb: Sequence[Image]) -> list[list[Face]]:
+        """Find faces in each image.
+
+        Args:
+            images_rgb: uint8 ``[H, W, 3]`` RGB images, each of any size. One that is larger than
+                `detection_size_wh` is shrunk to it first; callers save time by handing in that size.
+
+        Returns:
+            One list of faces per image, in pixels of the image given, largest confidence first. Every face has
+            landmarks; boxes may reach beyond the image.
+
+        Raises:
+            OptionError: an image has another dtype or shape, or no pixels.
+        """
+        pyramids = [self._pyramid(image) for image in images_rgb]
+        proposals = [self._propose(pyramid) for pyramid in pyramids]
+        owners = np.repeat(np.arange(len(pyramids)), [len(boxes) for boxes in proposals])
+        boxes = np.concatenate([np.empty((0, 4), np.float32), *proposals])
+        boxes, owners = self._refine(pyramids, boxes, owners)
+        boxes, landmarks, scores, owners = self._finish(pyramids, boxes, owners)
+
+        found: list[list[Face]] = [[] for _ in pyramids]
+        confidences = 1 / (1 + np.exp(-scores.astype(np.float64)))
+        for box, points, confidence, owner in zip(
+            boxes, landmarks, confidences.tolist(), owners.tolist(), strict=True
+        ):
+            found[owner].append(Face(box, confidence, points).scaled(*pyramids[owner].image_scale_xy))
+        return found
+
+    def _pyramid(self, image: Image) -> _Pyramid:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            shown = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise OptionError(f"an image must be a uint8 array [H, W, 3] in RGB, got {shown}")
+        height, width = image.shape[:2]
+        size_wh = self.detection_size_wh(width, height)
+        if size_wh != (width, height):
+            image = np.asarray(cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        layout = _layout(*size_wh)
+        packed = np.zeros((layout.packed_height, layout.width, 3), dtype=np.uint8)
+        level = image
+        for x, y, w, h in layout.rects_xywh.tolist():
+            # Each level from the one before it: a step of 0.6 is what bilinear interpolation can do without aliasing.
+            resized = (
+                level if (w, h) == level.shape[1::-1] else cv2.resize(level, (w, h), interpolation=cv2.INTER_LINEAR)
+            )
+            level = packed[y : y + h, x : x + w]
+            level[:] = resized
+        return _Pyramid(layout, packed, (width / size_wh[0], height / size_wh[1]))
+
+    def _propose(self, pyramid: _Pyramid) -> Float:
+        """First stage: return boxes float32 ``[N, 4]`` in pixels of the shrunk image."""
+        layout = pyramid.layout
+        if not len(layout.rects_xywh):
+            return np.empty((0, 4), dtype=np.float32)
+        # cv2.split is three times as fast as a transposed copy. One image per call: PNet is as fast as in batches,
+        # and its first layer's output is already 13 MB per image.
+        planes = np.empty((1, 3, layout.packed_height, layout.width), dtype=np.uint8)
+        cv2.split(pyramid.packed, list(planes[0]))
+        output = self._pnet.run(None, {"image": planes.astype(np.float32)})[0][0]
+        rows, columns = np.nonzero((output[4] >= self._logits[0]) & (layout.level_of_cell >= 0))
+        offsets, scores = output[:4, rows, columns].T, output[4, rows, columns]
+        levels = layout.level_of_cell[rows, columns]
+        origins = np.stack([columns, rows], axis=1) * _STRIDE_PX - layout.rects_xywh[levels, :2]
+        scales = np.tile(layout.scales_xy[levels], 2)
+        boxes = np.concatenate([origins, origins + _WINDOW_PX], axis=1).astype(np.float32) / scales
+        kept = _suppress(boxes, scores, levels, _NMS_LEVEL)
+        kept = kept[_suppress(boxes[kept], scores[kept], np.zeros(len(kept), np.int64), _NMS_IMAGE)]
+        return np.asarray(boxes[kept] + offsets[kept] * (_WINDOW_PX / scales[kept]), dtype=np.float32)
+
+    def _refine(self, pyramids: list[_Pyramid], boxes: Float, owners: Int) -> tuple[Float, Int]:
+        """Second stage: return the boxes RNet accepts, moved, and the index of each one's image."""
+        squares = _squares(boxes)
+        output = _run(self._rnet, pyramids, squares, owners, _RNET_CROP_PX)
+        accepted = np.flatnonzero(output[:, 4] >= self._logits[1])
+        kept = accepted[_suppress(squares[accepted], output[accepted, 4], owners[accepted], _NMS_RNET)]
+        sides = squares[kept, 2:] - squares[kept, :2]
+        return squares[kept] + output[kept, :4] * np.tile(sides, 2), owners[kept]
+
+    def _finish(self, pyramids: list[_Pyramid], boxes: Float, owners: Int) -> tuple[Float, Float, Float, Int]:
+        """Third stage: return boxes, landmarks ``[N, 5, 2]``, logits and owners, largest logit first."""
+        squares = _squares(boxes)
+        output = _run(self._onet, pyramids, squares, owners, _ONET_CROP_PX)
+        accepted = np.flatnonzero(output[:, 4] >= self._logits[2])
+        squares, output, owners = squares[accepted], output[accepted], owners[accepted]
+        boxes = squares + output[:, :4] * np.tile(squares[:, 2:] - squares[:, :2], 2)
+        # Landmarks are relative to what the network saw, the part of the square inside the image.
+        seen = _clipped(squares, pyramids, owners)
+        points = output[:, 5:].reshape(-1, 2, 5).transpose(0, 2, 1)
+        landmarks = seen[:, None, :2] + points * (seen[:, None, 2:] - seen[:, None, :2])
+        kept = _suppress_contained(boxes, output[:, 4], owners, _NMS_ONET)
+        return boxes[kept], landmarks[kept], output[kept, 4], owners[kept]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """Where the levels of an image's pyramid lie in the packed picture.
+
+    Attributes:
+        width: width of the image and of the packed picture.
+        height: height of the image.
+        packed_height: height of the packed picture.
+        rects_xywh: int64 ``[L, 4]``: each level's place, largest first; x and y are even, so that PNet's cells
+            fall on each level as they would on the level alone.
+        scales_xy: float32 ``[L, 2]``: level pixels per image pixel.
+        level_of_cell: int64 ``[H', W']``: the level that PNet's output cell belongs to; -1 where its window
+            crosses the border of a level.
+    """
+
+    width: int
+    height: int
+    packed_height: int
+    rects_xywh: Int
+    scales_xy: Float
+    level_of_cell: Int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pyramid:
+    """One image's packed pyramid: layout, uint8 ``[H, W, 3]`` picture, and image pixels per shrunk pixel."""
+
+    layout: _Layout
+    packed: Image
+    image_scale_xy: tuple[float, float]
+
+
+@lru_cache(maxsize=64)  # a video has one size; a folder of images has some
+def _layout(width: int, height: int) -> _Layout:
+    """Pack the levels of a ``width x height`` image: level 0 on top, the others in what is free below."""
+    rects: list[tuple[int, int, int, int]] = []
+    free: list[tuple[int, int, int, int]] = []
+    bottom = 0
+    scale = 1.0
+    while min(width, height) * scale >= _WINDOW_PX:
+        w, h = round(width * scale), round(height * scale)
+        even_w, even_h = w + w % 2, h + h % 2
+        fitting = [spot for spot in free if spot[2] >= w and spot[3] >= h]
+        if not fitting:
+            fitting = [(0, bottom, width, even_h)]
+            free += fitting
+            bottom += even_h
+        spot = min(fitting, key=lambda spot: spot[2] * spot[3])
+        free.remove(spot)
+        x, y, spot_w, spot_h = spot
+        free += [(x + even_w, y, spot_w - even_w, spot_h), (x, y + even_h, w, spot_h - even_h)]
+        rects.append((x, y, w, h))
+        scale *= _PYRAMID_FACTOR
+
+    # PNet: 3x3, pool 2 (rounding up), 3x3, 3x3.
+    cells_wh = [max(0, math.ceil((side - 2) / 2) - 4) for side in (width, bottom)]
+    level_of_cell = np.full(cells_wh[::-1], -1, dtype=np.int64)
+    for level, (x, y, w, h) in enumerate(rects):
+        last_row, last_column = (y + h - _WINDOW_PX) // _STRIDE_PX, (x + w - _WINDOW_PX) // _STRIDE_PX
+        level_of_cell[y // _STRIDE_PX : last_row + 1, x // _STRIDE_PX : last_column + 1] = level
+    rects_xywh = np.array(rects, dtype=np.int64).reshape(-1, 4)
+    scales_xy = (rects_xywh[:, 2:] / np.array([width, height])).astype(np.float32)
+    return _Layout(width, height, bottom, rects_xywh, scales_xy, level_of_cell)
+
+
+def _squares(boxes: Float) -> Float:
+    """Return the squares around the boxes' centres with the boxes' longer sides, at least one pixel."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    halves = np.maximum((boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True), 1) / 2
+    return np.concatenate([centres - halves, centres + halves], axis=1)
+
+
+def _clipped(squares: Float, pyramids: list[_Pyramid], owners: Int) -> Float:
+    """Return the part of each square inside its image, at least one pixel wide and high."""
+    sizes_wh = np.array([(pyramid.layout.width, pyramid.layout.height) for pyramid in pyramids], dtype=np.float32)
+    sizes_wh = sizes_wh.reshape(-1, 2)[owners]
+    low = np.clip(squares[:, :2], 0, sizes_wh - 1)
+    return np.concatenate([low, np.clip(squares[:, 2:], low + 1, sizes_wh)], axis=1)
+
+
+def _run(
+    session: onnxruntime.InferenceSession, pyramids: list[_Pyramid], squares: Float, owners: Int, size_px: int
+) -> Float:
+    """Crop all squares and return the network's output, float32 ``[N, outputs]``."""
+    outputs = [np.empty((0, session.get_outputs()[0].shape[1]), dtype=np.float32)]
+    if len(squares):
+        crops = _crops(pyramids, squares, owners, size_px)
+        outputs += [
+            session.run(None, {"crops": crops[start : start + _CROPS_PER_CALL]})[0]
+            for start in range(0, len(crops), _CROPS_PER_CALL)
+        ]
+    return np.concatenate(outputs)
+
+
+def _crops(pyramids: list[_Pyramid], squares: Float, owners: Int, size_px: int) -> Image:
+    """Return the squares as uint8 ``[N, size_px, size_px, 3]``.
+
+    At the border of an image the part inside is stretched to the whole crop, as in the reference implementation:
+    the networks judge a face at the border by it, and padding instead lost faces in the benchmark.
+    """
+    crops = np.empty((len(squares), size_px, size_px, 3), dtype=np.uint8)
+    boxes = _clipped(squares, pyramids, owners)
+    positions = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
+    most = 2**15 // size_px - 1  # rows that one remap can address
+    for owner in np.unique(owners):
+        layout = pyramids[owner].layout
+        mine = np.flatnonzero(owners == owner)
+        sides = (squares[mine, 2:] - squares[mine, :2]).max(axis=1)
+        fine_enough = sides[:, None] * layout.scales_xy[:, 0] / size_px <= _MAX_SAMPLING_STEP
+        levels = np.where(fine_enough.any(axis=1), fine_enough.argmax(axis=1), len(layout.scales_xy) - 1)
+        rects = layout.rects_xywh[levels].astype(np.float32)
+        low, high = boxes[mine, :2], boxes[mine, 2:]
+        points = low[..., None] + (high - low)[..., None] * positions
+        points = points * layout.scales_xy[levels][..., None] - 0.5
+        # The level's neighbours in the packed picture are not the image's surroundings.
+        points = np.clip(points, 0, rects[:, 2:, None] - 1) + rects[:, :2, None]
+        for start in range(0, len(mine), most):
+            chunk = points[start : start + most]
+            shape = (len(chunk), size_px, size_px)
+            map_x, map_y = (
+                np.broadcast_to(values, shape).reshape(-1, size_px)
+                for values in (chunk[:, 0, None, :], chunk[:, 1, :, None])
+            )
+            sampled = cv2.remap(pyramids[owner].packed, map_x, map_y, cv2.INTER_LINEAR)
+            crops[mine[start : start + most]] = sampled.reshape(*shape, 3)
+    return crops
+
+
+def _suppress(boxes_xyxy: Float, scores: Float, groups: Int, threshold: float) -> Int:
+    """Non-maximum suppression by IoU within each group; return the kept indices, best score first."""
+    if not len(boxes_xyxy):
+        return np.empty(0, dtype=np.int64)
+    boxes_xywh = boxes_xyxy.astype(np.float64)
+    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+    # Groups far apart cannot overlap: one call instead of one per group. OpenCV wants positive scores.
+    boxes_xywh[:, 0] += groups * (8.0 * _MAX_SIDE_PX)
+    kept = cv2.dnn.NMSBoxes(boxes_xywh, scores - scores.min() + 1, 0.0, threshold)  # type: ignore[arg-type]
+    return np.asarray(kept, dtype=np.int64).reshape(-1)
+
+
+def _suppress_contained(boxes_xyxy: Float, scores: Float, groups: Int, threshold: float) -> Int:
+    """Like `_suppress`, with the overlap measured over the smaller box, so that a box inside another goes too."""
+    order = np.argsort(-scores, kind="stable")
+    boxes, groups = boxes_xyxy[order], groups[order]
+    low = np.maximum(boxes[:, None, :2], boxes[:, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared = np.maximum(high - low, 0).prod(axis=2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    overlaps = (shared > threshold * np.minimum(areas[:, None], areas)) & (groups[:, None] == groups)
+    better_overlaps = np.triu(overlaps, 1)
+    # Greedy suppression as a fixed point: a box stays if no better box that stays overlaps it. Each round settles
+    # at least one more box; there are few boxes and fewer rounds.
+    kept = np.ones(len(boxes), dtype=bool)
+    while True:
+        remaining = ~better_overlaps[kept].any(axis=0)
+        if np.array_equal(remaining, kept):
+            return order[kept]
+        kept = remaining
