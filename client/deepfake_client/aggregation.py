@@ -92,6 +92,16 @@ def strategy_named(name: str) -> Strategy:
         raise OptionError(f"aggregation {name!r} is unknown; choose one of {', '.join(STRATEGIES)}") from None
 
 
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a threshold that would call every face FAKE, or none.
+
+    Raises:
+        OptionError: it is given and not strictly between 0 and 1.
+    """
+    if threshold is not None and not 0.0 < threshold < 1.0:
+        raise OptionError(f"threshold must lie strictly between 0 and 1, got {threshold}")
+
+
 def score_tracks(frames: tuple[FrameResult, ...], *, strategy: Strategy, threshold: float) -> tuple[Track, ...]:
     """Score every track of `frames` that has at least one scored face, in order of id.
 

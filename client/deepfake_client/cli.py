@@ -78,12 +78,11 @@ def build_app(requested: str | None) -> typer.Typer:
     @app.callback()
     def root(
         version: Annotated[
-            bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+            bool,
+            typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
         ] = False,
     ) -> None:
-        if version:
-            print(f"deepfake-serving {metadata.version('deepfake-serving')}")
-            raise typer.Exit
+        pass
 
     for name, command in COMMANDS.items():
         if name == requested:
@@ -91,6 +90,12 @@ def build_app(requested: str | None) -> typer.Typer:
         else:
             app.command(name, help=command.summary)(lambda: None)
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"deepfake-serving {metadata.version('deepfake-serving')}")
+        raise typer.Exit
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

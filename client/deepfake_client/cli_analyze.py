@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-from deepfake_client.aggregation import DEFAULT_STRATEGY, STRATEGIES, strategy_named
+from deepfake_client.aggregation import DEFAULT_STRATEGY, STRATEGIES, check_threshold, strategy_named
 from deepfake_client.cli import print_error
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.pipeline import Progress
@@ -67,7 +67,7 @@ class Outcome:
 
 
 def analyze(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Videos, images, directories or globs.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Videos, images, directories or globs.")],
     url: Annotated[
         str, typer.Option(envvar="DEEPFAKE_URL", metavar="HOST:PORT", help="gRPC address of the server.")
     ] = DEFAULT_URL,
@@ -113,6 +113,7 @@ def analyze(
         Sampling(num_frames=None, fps=fps) if fps is not None else Sampling(num_frames=frames or DEFAULT_FRAMES)
     )
     strategy_named(aggregation)
+    check_threshold(threshold)
     sources = list(_expand(paths))
     screen = Console(stderr=True)
     outcomes: list[Outcome] = []
@@ -153,7 +154,7 @@ class _Session(AbstractContextManager["_Session"]):
             if self._repository is not None:
                 # By name: the client must work where the server's part is not installed.
                 server = require_extra("deepfake_serve.server", extra="serve")
-                models = [self._model] if self._model else None
+                models = [self._model] if self._model else []
                 with self.screen.status("starting a private Triton"):
                     url = self._stack.enter_context(server.EmbeddedTriton(self._repository, models=models)).grpc_url
             self._client = self._stack.enter_context(
@@ -167,7 +168,7 @@ def _analyze_one(
 ) -> Outcome:
     try:
         # Opened before any server is asked: a bad input is reported whether or not one is running.
-        with open_media(source) as media:
+        with open_media(source, name=source) as media:
             client = session.client()
             session.training_data = client.model().spec.training_data
             with _progress_bar(session.screen, Path(source).name) as on_progress:

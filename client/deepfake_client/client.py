@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.aggregation import DEFAULT_STRATEGY, strategy_named
+from deepfake_client.aggregation import DEFAULT_STRATEGY, check_threshold, strategy_named
 from deepfake_client.pipeline import (
     DEFAULT_MAX_REQUESTS_IN_FLIGHT,
     OnProgress,
@@ -137,10 +137,9 @@ class AsyncDeepfakeClient:
             ServerError: the server cannot be reached or does not offer a usable model.
         """
         strategy = strategy_named(aggregation)
-        if threshold is not None and not 0.0 < threshold < 1.0:
-            raise OptionError(f"threshold must lie strictly between 0 and 1, got {threshold}")
+        check_threshold(threshold)
         sampling = sampling or Sampling()
-        media = source if isinstance(source, Media) else await asyncio.to_thread(open_media, source)
+        media = source if isinstance(source, Media) else await asyncio.to_thread(_open, source)
         try:
             model = await self.model()
             stages = Stages(
@@ -190,6 +189,11 @@ class AsyncDeepfakeClient:
 
                 self._detector = MtcnnDetector()
             return self._detector
+
+
+def _open(source: str | os.PathLike[str] | bytes | BinaryIO) -> Media:
+    # A path is reported as the caller wrote it, so that results of several directories can be told apart.
+    return open_media(source, name=os.fspath(source) if isinstance(source, str | os.PathLike) else None)
 
 
 class DeepfakeClient:

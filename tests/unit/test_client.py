@@ -1,0 +1,303 @@
+"""The client without a server: what it sends, how it decides, and what it answers when something fails."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from media import write_video
+from numpy.typing import NDArray
+
+import deepfake_client
+from deepfake_client import (
+    AsyncDeepfakeClient,
+    DeepfakeClient,
+    DeepfakeError,
+    InferenceError,
+    Label,
+    MediaNotFoundError,
+    MediaOpenError,
+    ModelNotFoundError,
+    OptionError,
+    Progress,
+    Reason,
+    Sampling,
+    ServerUnavailableError,
+    Transport,
+    open_media,
+)
+from deepfake_client.testing import FakeTransport
+from deepfake_preprocess.face import Face, FaceDetector
+
+
+class FixedDetector:
+    """Finds faces at fixed places, given as shares of the frame; by frame count, so that faces can come and go."""
+
+    def __init__(self, *boxes: tuple[float, float, float, float], until: int | None = None) -> None:
+        self.threads: set[int] = set()
+        self._boxes, self._until, self._calls = boxes, until, 0
+        self._lock = threading.Lock()
+
+    def detection_size_wh(self, width_px: int, height_px: int) -> tuple[int, int]:
+        return width_px // 2, height_px // 2
+
+    def detect(self, images_rgb: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
+        self.threads.add(threading.get_ident())
+        found = []
+        for image in images_rgb:
+            with self._lock:
+                self._calls += 1
+                present = self._until is None or self._calls <= self._until
+            height, width = image.shape[:2]
+            size = np.array([width, height, width, height], dtype=np.float32)
+            found.append([Face(np.array(box, np.float32) * size, 0.9) for box in self._boxes] if present else [])
+        return found
+
+
+LEFT, RIGHT = (0.1, 0.2, 0.4, 0.8), (0.6, 0.2, 0.9, 0.8)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 frames: the left half is nearly black, the right half nearly white."""
+    image = np.full((120, 160, 3), 25, np.uint8)
+    image[:, 80:] = 230
+    path = tmp_path_factory.mktemp("media") / "halves.mp4"
+    write_video(path, [image] * 40, fps=20)
+    return path
+
+
+@pytest.fixture
+def transport() -> FakeTransport:
+    return FakeTransport()
+
+
+@pytest.fixture
+def client(transport: FakeTransport) -> Iterator[DeepfakeClient]:
+    with DeepfakeClient(transport=transport, detector=FixedDetector(LEFT, RIGHT)) as client:
+        yield client
+
+
+def test_public_names_are_these() -> None:
+    for name in deepfake_client.__all__:
+        assert hasattr(deepfake_client, name)
+    assert " ".join(sorted(deepfake_client.__all__, key=str.casefold)) == (
+        "AsyncDeepfakeClient DeepfakeClient DeepfakeError FaceScore FrameResult GrpcTransport InferenceError "
+        "InputError Label MediaNotFoundError MediaOpenError MissingExtraError ModelContractError ModelIdentity "
+        "ModelNotFoundError open_media OptionError Progress Reason Sampling ServedModel ServerBusyError ServerError "
+        "ServerStartError ServerTimeoutError ServerUnavailableError STRATEGIES Timing Track Transport Verdict"
+    )
+
+
+def test_the_fakes_follow_the_protocols() -> None:
+    assert isinstance(FakeTransport(), Transport)
+    assert isinstance(FixedDetector(), FaceDetector)
+
+
+def test_the_bright_face_decides_and_each_face_has_its_track(client: DeepfakeClient, clip: Path) -> None:
+    verdict = client.analyze(clip, sampling=Sampling(num_frames=10))
+    assert verdict.label is Label.FAKE
+    assert verdict.source == str(clip)
+    assert [track.label for track in verdict.tracks] == [Label.REAL, Label.FAKE]
+    assert verdict.fake_probability == verdict.tracks[1].fake_probability
+    # The crop's margin reaches beyond the frame, where it is black.
+    assert verdict.tracks[0].fake_probability < 0.25 < 0.5 < verdict.tracks[1].fake_probability
+    assert len(verdict.frames) == 10
+    times = [frame.pts_seconds for frame in verdict.frames]
+    assert times == sorted(times)
+    for frame in verdict.frames:
+        left, right = frame.faces
+        assert left.box_xyxy == pytest.approx((16, 24, 64, 96), abs=0.1)
+        assert (left.track, right.track) == (0, 1)
+    assert verdict.timing.total_s > 0
+
+
+def test_json_has_the_promised_fields(client: DeepfakeClient, clip: Path) -> None:
+    data = json.loads(json.dumps(client.analyze(clip).to_dict()))
+    assert {
+        "source", "label", "fake_probability", "threshold", "reason", "tracks", "frames", "model", "timing_s",
+    } <= set(data)  # fmt: skip
+    assert set(data["frames"][0]) == {"index", "pts_seconds", "faces"}
+    assert set(data["frames"][0]["faces"][0]) == {"track", "box_xyxy", "detection_confidence", "fake_probability"}
+    assert set(data["model"]) == {"name", "version", "checkpoint_sha256"}
+    assert set(data["timing_s"]) == {"decode", "detect", "infer", "total"}
+    assert data["label"] == "FAKE"
+    assert data["reason"] is None
+
+
+def test_requests_stay_within_the_servers_batch(clip: Path) -> None:
+    transport = FakeTransport(max_batch_size=1)
+    with DeepfakeClient(transport=transport, detector=FixedDetector(LEFT, RIGHT)) as client:
+        client.analyze(clip, sampling=Sampling(num_frames=5))
+    assert transport.batches == [1] * 10
+    assert transport.closed
+
+
+def test_bytes_file_objects_images_and_opened_media_are_inputs_too(client: DeepfakeClient, clip: Path) -> None:
+    expected = client.analyze(clip).fake_probability
+    assert client.analyze(clip.read_bytes()).fake_probability == expected
+    assert client.analyze(io.BytesIO(clip.read_bytes())).fake_probability == expected
+    with open_media(clip) as media:
+        assert client.analyze(media).fake_probability == expected
+        assert next(media.frames()).width_px == 160, "the client must not close what it did not open"
+    image = np.full((90, 120, 3), 200, np.uint8)
+    verdict = client.analyze(cv2.imencode(".png", image)[1].tobytes())
+    assert verdict.label is Label.FAKE
+    assert len(verdict.frames) == 1
+
+
+def test_the_callers_threshold_and_rule_are_used(client: DeepfakeClient, clip: Path) -> None:
+    assert client.analyze(clip, threshold=0.99).label is Label.REAL
+    assert client.analyze(clip, aggregation="vote").fake_probability == 1.0
+    with pytest.raises(OptionError, match="'best' is unknown"):
+        client.analyze(clip, aggregation="best")
+    with pytest.raises(OptionError, match="strictly between 0 and 1"):
+        client.analyze(clip, threshold=1.0)
+
+
+def test_progress_is_reported_for_every_frame(client: DeepfakeClient, clip: Path) -> None:
+    seen: list[Progress] = []
+    client.analyze(clip, sampling=Sampling(num_frames=8), on_progress=seen.append)
+    assert [item.frames_done for item in seen] == list(range(1, 9))
+    assert seen[-1] == Progress(frames_done=8, frames_expected=8, faces_scored=16)
+
+
+def test_no_face_is_inconclusive(clip: Path) -> None:
+    transport = FakeTransport()
+    with DeepfakeClient(transport=transport, detector=FixedDetector()) as client:
+        verdict = client.analyze(clip)
+    assert (verdict.label, verdict.reason, verdict.fake_probability) == (Label.INCONCLUSIVE, Reason.NO_FACE, None)
+    assert len(verdict.frames) == 32
+    assert transport.batches == []
+
+
+def test_a_face_on_two_of_many_frames_is_inconclusive(clip: Path) -> None:
+    with DeepfakeClient(transport=FakeTransport(), detector=FixedDetector(LEFT, until=2), detect_threads=1) as client:
+        verdict = client.analyze(clip)
+    assert (verdict.label, verdict.reason) == (Label.INCONCLUSIVE, Reason.TOO_FEW_FRAMES)
+    assert [track.counted for track in verdict.tracks] == [False]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ServerUnavailableError("gone"), Reason.SERVER_UNAVAILABLE),
+        (InferenceError("out of memory"), Reason.SERVER_ERROR),
+    ],
+)
+def test_what_was_scored_before_the_server_failed_is_kept(clip: Path, error: DeepfakeError, reason: Reason) -> None:
+    transport = FakeTransport(fail_after=4, error=error)
+    with DeepfakeClient(transport=transport, detector=FixedDetector(LEFT), detect_threads=1) as client:
+        verdict = client.analyze(clip)
+    assert (verdict.label, verdict.reason) == (Label.INCONCLUSIVE, reason)
+    assert str(error) in verdict.detail
+    scored = [face for frame in verdict.frames for face in frame.faces if face.fake_probability is not None]
+    assert len(scored) == 4
+    assert verdict.tracks[0].num_frames == 4
+
+
+def test_a_server_that_is_not_there_raises(clip: Path) -> None:
+    with DeepfakeClient("127.0.0.1:1") as client, pytest.raises(ServerUnavailableError, match="deepfake serve"):
+        client.analyze(clip)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:1", "no-such-host.invalid:8001"])
+def test_a_bad_input_is_found_before_any_server_is_asked(tmp_path: Path, url: str) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("this is no video")
+    with DeepfakeClient(url) as client:
+        with pytest.raises(MediaNotFoundError, match=r"none\.mp4"):
+            client.analyze(tmp_path / "none.mp4")
+        with pytest.raises(MediaOpenError, match=r"text\.mp4"):
+            client.analyze(text)
+
+
+def test_an_unknown_model_is_named_with_those_offered(clip: Path, transport: FakeTransport) -> None:
+    with (
+        DeepfakeClient(transport=transport, model="other") as client,
+        pytest.raises(ModelNotFoundError, match="no model 'other'; it offers fake_model"),
+    ):
+        client.analyze(clip)
+
+
+def test_crops_can_be_scored_directly(client: DeepfakeClient, transport: FakeTransport) -> None:
+    faces = np.stack([np.full((224, 224, 3), value, np.uint8) for value in range(0, 250, 12)])
+    scores = client.score(faces)
+    assert scores.shape == (21,)
+    np.testing.assert_allclose(scores, np.arange(0, 250, 12) / 255, atol=1e-6)
+    assert sorted(transport.batches) == [5, 8, 8]
+    assert client.score(faces[:0]).shape == (0,)
+    with pytest.raises(OptionError, match=r"\[N, 224, 224, 3\], got uint8 \[1, 10, 10, 3\]"):
+        client.score(np.zeros((1, 10, 10, 3), np.uint8))
+    with pytest.raises(OptionError, match="got float64"):
+        client.score(np.zeros((1, 224, 224, 3)))  # type: ignore[arg-type]
+
+
+def test_an_error_in_the_detector_reaches_the_caller(clip: Path) -> None:
+    class Broken(FixedDetector):
+        def detect(self, images_rgb: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
+            raise RuntimeError("broken detector")
+
+    with (
+        DeepfakeClient(transport=FakeTransport(), detector=Broken(LEFT)) as client,
+        pytest.raises(RuntimeError, match="broken detector"),
+    ):
+        client.analyze(clip)
+
+
+def test_many_analyses_share_one_client(client: DeepfakeClient, clip: Path) -> None:
+    verdicts = []
+
+    def work() -> None:
+        verdicts.append(client.analyze(clip, sampling=Sampling(num_frames=6)))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({verdict.fake_probability for verdict in verdicts}) == 1
+    assert len(verdicts) == 6
+
+
+def test_the_async_client_gives_the_same_verdict(client: DeepfakeClient, clip: Path) -> None:
+    async def analyze() -> float | None:
+        async with AsyncDeepfakeClient(transport=FakeTransport(), detector=FixedDetector(LEFT, RIGHT)) as other:
+            first, second = await asyncio.gather(other.analyze(clip), other.analyze(clip))
+            assert first.frames == second.frames
+            return first.fake_probability
+
+    assert asyncio.run(analyze()) == client.analyze(clip).fake_probability
+
+
+def test_a_cancelled_analysis_lets_go_of_everything(clip: Path) -> None:
+    class Slow(FakeTransport):
+        async def infer(self, model: object, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+            waiting.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    waiting = asyncio.Event()
+
+    async def scenario() -> None:
+        async with AsyncDeepfakeClient(transport=Slow(), detector=FixedDetector(LEFT)) as client:
+            task = asyncio.create_task(client.analyze(clip))
+            await waiting.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("options", [{"timeout_s": 0}, {"max_requests_in_flight": 0}])
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        DeepfakeClient(**options)  # type: ignore[arg-type]
