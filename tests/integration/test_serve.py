@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -63,12 +65,20 @@ def in_process(shared_tiny_repository):
     return run
 
 
-def counters(triton):
+def metric(triton, name):
     text = urllib.request.urlopen(triton.metrics_url).read().decode()
-    return tuple(
-        int(re.search(rf'^{name}{{model="tiny",version="1"}} (\d+)', text, re.MULTILINE).group(1))
-        for name in ("nv_inference_count", "nv_inference_exec_count")
-    )
+    return int(re.search(rf'^{name}{{model="tiny",version="1"}} (\d+)', text, re.MULTILINE).group(1))
+
+
+def counters(triton):
+    return metric(triton, "nv_inference_count"), metric(triton, "nv_inference_exec_count")
+
+
+def edit_config(repository, change):
+    path = repository / "tiny" / triton_config.EMBEDDED_CONFIG_NAME
+    config = triton_config.read_config(path)
+    change(config)
+    path.write_text(triton_config.config_to_text(config), encoding="utf-8")
 
 
 def server_processes(pid):
@@ -138,9 +148,8 @@ def test_the_spec_reads_back_from_the_server(client):
     assert ModelSpec.from_parameters(triton_config.config_parameters(config)) == TINY_SPEC
 
 
-def test_concurrent_single_crops_are_batched_and_keep_their_order(embedded_triton, client, in_process):
-    array = crops(64, seed=5)
-    before = counters(embedded_triton)
+def send_all(client, array):
+    """Send every crop as a request of its own, all at once; return the answers and errors in order."""
     answers = [None] * len(array)
     done = threading.Semaphore(0)
 
@@ -148,20 +157,66 @@ def test_concurrent_single_crops_are_batched_and_keep_their_order(embedded_trito
         answers[index] = error or result
         done.release()
 
-    for start in range(0, len(array), 32):
-        for index in range(start, start + 32):
-            client.async_infer(
-                "tiny",
-                [grpc_tensor(array[index : index + 1])],
-                callback=lambda result, error, index=index: receive(index, result, error),
-            )
-        for _ in range(32):
-            assert done.acquire(timeout=END_TIMEOUT_S)
-    scores = np.concatenate([answer.as_numpy("fake_probability") for answer in answers])
-    np.testing.assert_allclose(scores, in_process(array)[0], rtol=1e-5, atol=1e-6)
+    for index in range(len(array)):
+        client.async_infer("tiny", [grpc_tensor(array[index : index + 1])], callback=partial(receive, index))
+    return answers, done
+
+
+def wait_for(done, count):
+    for _ in range(count):
+        assert done.acquire(timeout=END_TIMEOUT_S)
+
+
+def test_concurrent_single_crops_are_batched_and_keep_their_order(embedded_triton, client, in_process):
+    before = counters(embedded_triton)
+    for seed in range(3):
+        array = crops(32, seed)
+        answers, done = send_all(client, array)
+        wait_for(done, len(array))
+        scores = np.concatenate([answer.as_numpy("fake_probability") for answer in answers])
+        np.testing.assert_allclose(scores, in_process(array)[0], rtol=1e-5, atol=1e-6)
     after = counters(embedded_triton)
-    assert after[0] - before[0] == 64
+    assert after[0] - before[0] == 96
     assert (after[0] - before[0]) / (after[1] - before[1]) >= 4
+
+
+def test_a_full_queue_refuses_at_once_and_serves_the_rest(tiny_repository):
+    def one_place(config):
+        config.dynamic_batching.default_queue_policy.max_queue_size = 1
+        config.dynamic_batching.max_queue_delay_microseconds = 200_000
+
+    edit_config(tiny_repository, one_place)
+    with (
+        EmbeddedTriton(tiny_repository, instances=1) as triton,
+        tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client,
+    ):
+        answers, done = send_all(client, crops(32))
+        wait_for(done, 32)
+    refused = [answer for answer in answers if isinstance(answer, InferenceServerException)]
+    assert 0 < len(refused) < 32
+    assert {answer.status() for answer in refused} == {"StatusCode.UNAVAILABLE"}
+
+
+def test_requests_in_flight_are_answered_before_the_server_ends(tiny_repository):
+    def long_wait(config):
+        config.dynamic_batching.max_queue_delay_microseconds = 500_000
+
+    edit_config(tiny_repository, long_wait)
+    with (
+        EmbeddedTriton(tiny_repository) as triton,
+        tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client,
+    ):
+        # Eight leave at once as a full batch; the ninth is in the queue when the server is told to stop.
+        answers, done = send_all(client, crops(9))
+        wait_for(done, 8)
+        deadline = time.monotonic() + END_TIMEOUT_S
+        while (
+            metric(triton, "nv_inference_pending_request_count") + metric(triton, "nv_inference_request_success") < 9
+        ):
+            assert time.monotonic() < deadline
+        triton.stop()
+        wait_for(done, 1)
+    assert [answer for answer in answers if isinstance(answer, InferenceServerException)] == []
 
 
 @pytest.mark.parametrize(
