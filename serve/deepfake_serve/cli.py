@@ -71,7 +71,8 @@ def serve(
         log_to_stderr=verbose,
     )
     # A service manager's SIGTERM stops like Ctrl-C.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         triton.start()
         _print_ready(console, triton)
@@ -79,15 +80,15 @@ def serve(
         raise ServerStartError(_death_notice(triton, code))
     except KeyboardInterrupt:
         # From here on nothing may interrupt the clean-up; it is bounded in time.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)
         console.print("Stopping ...")
         triton.stop()
         console.print("Stopped.")
     finally:
         triton.stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _print_ready(console: Console, triton: EmbeddedTriton) -> None:
