@@ -39,6 +39,8 @@ CACHE_DIR_VARIABLE = "DEEPFAKE_CACHE_DIR"
 INSTALL_TIMEOUT_S = 1_800
 """55 MB at 30 kB/s; a slower line is as good as none."""
 
+PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+
 Announce = Callable[[str], None]
 
 
@@ -58,16 +60,15 @@ class TritonRuntime:
         return self.root / "pytriton" / "tritonserver" / "bin" / "tritonserver"
 
     @property
-    def python_backend(self) -> Path:
-        """The Python backend's folder, without a stub."""
-        return self.root / "pytriton" / "tritonserver" / "backends" / "python"
+    def stub(self) -> Path:
+        """The Python backend's executable for the running Python version, as the wheel has it."""
+        stubs = self.root / "pytriton" / "tritonserver" / "python_backend_stubs"
+        return stubs / PYTHON_VERSION / "triton_python_backend_stub"
 
     @property
-    def stub(self) -> Path:
-        """The Python backend's executable for the running Python version."""
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        stubs = self.root / "pytriton" / "tritonserver" / "python_backend_stubs"
-        return stubs / version / "triton_python_backend_stub"
+    def python_backend(self) -> Path:
+        """A complete Python backend for the running Python version: the wheel's, with the stub in it."""
+        return self.root / f"python-backend-{PYTHON_VERSION}"
 
     @property
     def libraries(self) -> Path:
@@ -98,18 +99,22 @@ def ensure_runtime(*, announce: Announce | None = None) -> TritonRuntime:
     say = announce or _print_line
     target = cache_dir() / f"triton-{TRITON_VERSION}"
     runtime = TritonRuntime(target)
-    if not target.is_dir():
-        try:
+    try:
+        if not target.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(target.with_name(target.name + ".lock"), say):
+            with _lock(target, say):
                 if not target.is_dir():
                     _fetch(target, say)
-        except OSError as exc:
-            raise ServerStartError(
-                f"Triton cannot be put into {target.parent} ({exc.strerror or exc}); "
-                f"set {CACHE_DIR_VARIABLE} to a folder you can write, with {UNPACKED_MB} MB free"
-            ) from exc
-    _check_stub(runtime)
+        _check_stub(runtime)
+        if not runtime.python_backend.is_dir():
+            with _lock(target, say):
+                if not runtime.python_backend.is_dir():
+                    _complete_backend(runtime)
+    except OSError as exc:
+        raise ServerStartError(
+            f"Triton cannot be put into {target.parent} ({exc.strerror or exc}); "
+            f"set {CACHE_DIR_VARIABLE} to a folder you can write, with {UNPACKED_MB} MB free"
+        ) from exc
     return runtime
 
 
@@ -165,26 +170,36 @@ def missing_libraries(executable: Path, search_path: str) -> list[str]:
 
 
 def _check_stub(runtime: TritonRuntime) -> None:
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if not runtime.tritonserver.is_file():
         raise ServerStartError(f"{runtime.root} is damaged: it holds no tritonserver; delete it and start again")
     if not runtime.stub.is_file():
         have = ", ".join(sorted((path.name for path in runtime.stub.parents[1].iterdir()), key=_version_key))
         raise ServerStartError(
-            f"Triton {TRITON_VERSION} has no Python backend for Python {version}, only for {have}; "
+            f"Triton {TRITON_VERSION} has no Python backend for Python {PYTHON_VERSION}, only for {have}; "
             "run deepfake-serving with one of these"
         )
     missing = missing_libraries(runtime.stub, library_path(runtime))
     if any(name.startswith("libpython") for name in missing):
         raise ServerStartError(
-            f"Triton's Python backend needs libpython{version}.so.1.0, which is not on this machine; "
-            f"install it (Debian, Ubuntu: apt install libpython{version}; Fedora: dnf install python{version}-libs)"
+            f"Triton's Python backend needs libpython{PYTHON_VERSION}.so.1.0, which is not on this machine; "
+            f"install it (Debian, Ubuntu: apt install libpython{PYTHON_VERSION}; "
+            f"Fedora: dnf install python{PYTHON_VERSION}-libs)"
         )
     if missing:
         raise ServerStartError(
             f"Triton's Python backend needs {', '.join(missing)}, which this machine lacks; install them with "
             "the system's package manager"
         )
+
+
+def _complete_backend(runtime: TritonRuntime) -> None:
+    """Put the stub beside the backend's library, where Triton looks for it; the caller holds the lock."""
+    partial = runtime.python_backend.with_name(runtime.python_backend.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    backend = runtime.root / "pytriton" / "tritonserver" / "backends" / "python"
+    shutil.copytree(backend, partial, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(runtime.stub, partial)
+    partial.rename(runtime.python_backend)
 
 
 def _fetch(target: Path, say: Announce) -> None:
@@ -238,9 +253,9 @@ def _pip_failure(output: str) -> str:
 
 
 @contextmanager
-def _lock(path: Path, say: Announce) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the system frees it even when this process is killed."""
-    with path.open("w") as stream:
+def _lock(target: Path, say: Announce) -> Iterator[None]:
+    """Hold the exclusive lock for `target`; the system frees it even when this process is killed."""
+    with target.with_name(target.name + ".lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

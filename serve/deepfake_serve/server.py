@@ -295,13 +295,10 @@ def _check_shared_memory(instances: int) -> None:
 
 
 def _write_backends(runtime: TritonRuntime, target: Path) -> None:
-    """Lay out a backend directory: Triton's Python backend with the right stub, and ours on top of it.
-
-    Copies of 3 MB rather than links, as Triton refuses a backend library outside of its directory.
-    """
-    python = target / "python"
-    shutil.copytree(runtime.python_backend, python, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(runtime.stub, python / runtime.stub.name)
+    """Lay out a backend directory: Triton's Python backend, and ours on top of it."""
+    target.mkdir()
+    # The folder as a whole: Triton refuses a backend whose library alone is a link to elsewhere.
+    (target / "python").symlink_to(runtime.python_backend, target_is_directory=True)
     ours = target / EMBEDDED_BACKEND
     ours.mkdir()
     # The stub embeds a Python in isolated mode, which ignores PYTHONPATH; so the path travels in the file.

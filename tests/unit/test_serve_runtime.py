@@ -21,7 +21,7 @@ echo "$@" >> "$CALLS"
 [ -n "$FAIL" ] && {{ echo "$FAIL"; exit 1; }}
 while [ "$1" != "--target" ]; do shift; done
 root="$2/pytriton/tritonserver"
-mkdir -p "$root/bin" "$root/python_backend_stubs/{VERSION}" "$2/nvidia_pytriton.libs"
+mkdir -p "$root/bin" "$root/backends/python" "$root/python_backend_stubs/{VERSION}" "$2/nvidia_pytriton.libs"
 [ -n "$DIE" ] && kill -9 $PPID
 cp /bin/true "$root/bin/tritonserver"
 cp /bin/true "$root/python_backend_stubs/{VERSION}/triton_python_backend_stub"
@@ -47,6 +47,7 @@ def test_it_is_fetched_once_and_announced_with_its_size(calls, tmp_path):
     found = runtime.ensure_runtime(announce=said.append)
     assert found.root == tmp_path / "cache" / TARGET
     assert found.tritonserver.is_file()
+    assert [path.name for path in found.python_backend.iterdir()] == [found.stub.name]
     (line,) = said
     assert "55 MB" in line
     assert "144 MB" in line
