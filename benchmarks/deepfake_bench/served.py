@@ -19,9 +19,7 @@ crop is recorded beside the rates: it says what serving costs even where other p
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
-import platform
 import re
 import statistics
 import threading
@@ -29,8 +27,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,13 +39,15 @@ import onnxruntime as ort
 import psutil
 import typer
 
+from deepfake_bench.environment import environment, write_results
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.spec import INPUT_NAME, PROBABILITY_NAME
-from deepfake_serve.repository import MODEL_FILE, CpuShare, ServedModel
+from deepfake_serve.repository import MODEL_FILE, ServedModel
 from deepfake_serve.server import EmbeddedTriton
 
 Crops = npt.NDArray[np.uint8]
 
+PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio")
 VERIFIED_CROPS = 16
 PROBABILITY_TOLERANCE = 1e-4
 """Float32 on the same machine; only the batch size, and so the order of sums, differs."""
@@ -97,7 +96,6 @@ class Result:
     mean_batch: float
     largest_probability_difference: float
     rounds: list[Round]
-    machine: dict[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -176,7 +174,6 @@ def run(
         mean_batch=round(crops_run / executions, 2),
         largest_probability_difference=difference,
         rounds=measured,
-        machine=_machine(share),
     )
 
 
@@ -333,21 +330,6 @@ def _median(rounds: list[Round], of: Callable[[Round], float]) -> float:
     return round(statistics.median(of(item) for item in rounds), 3)
 
 
-def _machine(share: CpuShare) -> dict[str, str]:
-    cpu = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.partition(":")[2].strip()
-            break
-    return {
-        "cpu": cpu,
-        "cores_used": str(share.instances * share.threads),
-        "python": platform.python_version(),
-        "onnxruntime": ort.__version__,
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
 def main(
     repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = Path("model_repository"),
     model: Annotated[str | None, typer.Option(help="Model to measure; the first one by default.")] = None,
@@ -356,8 +338,9 @@ def main(
     seconds: Annotated[float, typer.Option(help="Length of one measurement.", min=0.1)] = 3.0,
     instances: Annotated[int | None, typer.Option(help="As in `deepfake serve`.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="As in `deepfake serve`.", min=1)] = None,
-    machine: Annotated[str, typer.Option(help="Name of this machine in the result's file name.")] = "local",
-    output_dir: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("benchmarks/results"),
+    output: Annotated[
+        Path | None, typer.Option(help="Results file; by default benchmarks/results/MACHINE-served.json.")
+    ] = None,
 ) -> None:
     """Measure what serving costs: the embedded Triton against the same ONNX file in-process."""
     result = run(
@@ -369,9 +352,8 @@ def main(
         instances=instances,
         threads=threads,
     )
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / f"{machine}-served.json"
-    path.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    data = {"environment": environment(PACKAGES), **asdict(result)}
+    path = write_results("served", data, path=output)
     typer.echo(f"served, {concurrency} x 1 crop         {result.served_crops_per_s:8.1f} crops/s")
     typer.echo(
         f"in-process, same sessions    {result.same_sessions_crops_per_s:8.1f} crops/s, "

@@ -236,7 +236,7 @@ def _new_config() -> Any:
 
 
 def _text_format() -> Any:
-    from google.protobuf import text_format  # type: ignore[import-untyped]
+    from google.protobuf import text_format
 
     return text_format
 

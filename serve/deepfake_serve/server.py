@@ -1,7 +1,7 @@
 """The life cycle of one embedded Triton: check, lay out, start, wait until ready, stop, leave nothing behind.
 
 The server listens on the loopback interface only: this Triton is from 2024 and lacks every security fix since.
-To serve other machines, use NVIDIA's container (docs/serving.md).
+To serve other machines, use NVIDIA's container (docker-compose.yml).
 """
 
 from __future__ import annotations
