@@ -1,0 +1,270 @@
+"""Our face detector against facenet-pytorch's MTCNN, on the same frames, one after the other.
+
+Run ``python -m deepfake_bench.detector CLIP... --peer-path DIR``. The peer is no dependency of this project (it pins
+old versions of torch and numpy); install it into a folder of its own::
+
+    pip install --no-deps --target DIR facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer
+
+Both see every frame in turn, so that other load on the machine meets both alike. The peer gets the frame at full
+resolution, as its users call it, with its default settings, ``keep_all=True`` and as many threads as
+``--peer-threads`` says; our detector gets the frame at the size it asks for. Making either picture out of the decoded
+frame is timed apart, as `convert`. Counted are
+
+* the peer's faces of at least ``--min-face-px`` in a 1080p frame (and as much smaller as the frame is) and how many
+  of them we find with an IoU of at least 0.7, and
+* boxes of each, from the same size on, that overlap none of the other's (IoU below 0.3). Some of these are faces
+  that only one found; with ``--crops DIR`` they are written as pictures, to be looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from deepfake_bench.environment import environment, write_results
+from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.frame import Frame
+from deepfake_preprocess.mtcnn import MtcnnDetector
+from deepfake_preprocess.sampling import Sampling
+from deepfake_preprocess.video import open_media
+
+MATCH_IOU = 0.7
+LONE_IOU = 0.3
+_INSTALL_PEER = (
+    "pip install --no-deps --target DIR facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer"
+    "\nthen run this again with --peer-path DIR"
+)
+
+T = TypeVar("T")
+Boxes = NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What was counted and timed on one clip; times in milliseconds per frame."""
+
+    clip: str
+    size_wh: tuple[int, int]
+    detection_size_wh: tuple[int, int]
+    frames: int = 0
+    peer_faces: int = 0
+    matched: int = 0
+    ious: list[float] = field(default_factory=list)
+    lone_ours: int = 0
+    lone_peer: int = 0
+    times_ms: dict[str, list[float]] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures for the results file."""
+        medians = {name: round(statistics.median(values), 2) for name, values in self.times_ms.items()}
+        # The median of the ratios of neighbouring runs, which saw about the same load.
+        ratio = statistics.median(
+            peer / ours for peer, ours in zip(self.times_ms["peer"], self.times_ms["ours"], strict=True)
+        )
+        return {
+            "clip": self.clip,
+            "size_wh": self.size_wh,
+            "detection_size_wh": self.detection_size_wh,
+            "frames": self.frames,
+            "peer_faces": self.peer_faces,
+            "matched": self.matched,
+            "matched_share": round(self.matched / self.peer_faces, 4) if self.peer_faces else None,
+            "mean_iou": round(statistics.mean(self.ious), 3) if self.ious else None,
+            "min_iou": round(min(self.ious), 3) if self.ious else None,
+            "boxes_only_ours": self.lone_ours,
+            "boxes_only_peer": self.lone_peer,
+            "median_ms": medians,
+            "min_ms": {name: round(min(values), 2) for name, values in self.times_ms.items()},
+            "ratio": round(ratio, 1),
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare on the clips given on the command line, print a table and write the results as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deepfake_bench.detector",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
+    parser.add_argument("--peer-path", type=Path, metavar="DIR", help="folder that facenet-pytorch is installed in")
+    parser.add_argument("--peer-threads", type=int, default=1, help="threads of the peer (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=24, help="frames per clip (default: %(default)s)")
+    parser.add_argument("--min-face-px", type=float, default=60.0, help="in a 1080p frame (default: %(default)s)")
+    parser.add_argument("--crops", type=Path, metavar="DIR", help="write the boxes that only one of both has")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/MACHINE-detector.json")
+    options = parser.parse_args(arguments)
+
+    peer = load_peer(options.peer_path, threads=options.peer_threads)
+    detector = MtcnnDetector()
+    rows = []
+    for clip in options.clips:
+        comparison = compare(
+            clip, detector, peer, frames=options.frames, min_face_px=options.min_face_px, crops=options.crops
+        )
+        rows.append(comparison.summary())
+    console = Console()
+    console.print(_table(rows), width=max(console.width, 130), crop=False, no_wrap=True)
+    results = {
+        "environment": environment(["facenet-pytorch", "torch", "onnxruntime", "opencv-python-headless", "numpy"]),
+        "settings": {
+            "min_face_px_at_1080p": options.min_face_px,
+            "match_iou": MATCH_IOU,
+            "lone_iou": LONE_IOU,
+            "threads": {"ours": 1, "peer": options.peer_threads},
+        },
+        "clips": rows,
+    }
+    print(f"written to {write_results('detector', results, path=options.output)}")
+    return 0
+
+
+def load_peer(path: Path | None, *, threads: int) -> Callable[[NDArray[np.uint8]], Boxes]:
+    """Return facenet-pytorch's MTCNN as a function from an RGB image to boxes ``[N, 4]``.
+
+    Raises:
+        SystemExit: it cannot be imported; the message says how to install it.
+    """
+    if path is not None:
+        sys.path.append(str(path))
+    try:
+        from facenet_pytorch import MTCNN
+    except ImportError as exc:
+        sys.exit(f"the peer cannot be imported ({exc}). Install it into a folder of its own:\n{_INSTALL_PEER}")
+    require_extra("torch", extra="export").set_num_threads(threads)
+    peer = MTCNN(keep_all=True)
+
+    def detect(image: NDArray[np.uint8]) -> Boxes:
+        boxes, _ = peer.detect(image)
+        return np.empty((0, 4), np.float32) if boxes is None else np.asarray(boxes, np.float32)
+
+    return detect
+
+
+def compare(
+    clip: Path,
+    detector: MtcnnDetector,
+    peer: Callable[[NDArray[np.uint8]], Boxes],
+    *,
+    frames: int,
+    min_face_px: float,
+    crops: Path | None = None,
+) -> Comparison:
+    """Run both detectors on frames spread over a clip.
+
+    Args:
+        clip: a video or an image.
+        detector: ours.
+        peer: function from a full-resolution RGB image to boxes.
+        frames: how many frames.
+        min_face_px: smaller side that a peer's box must have in a 1080p frame to be counted.
+        crops: folder for pictures of the boxes that only one of both has.
+    """
+    result: Comparison | None = None
+    for number, frame in enumerate(_frames(clip, frames)):
+        wh = (frame.width_px, frame.height_px)
+        small_wh = detector.detection_size_wh(*wh)
+        if result is None:
+            result = Comparison(clip.name, wh, small_wh)
+            # First calls allocate; they are not what a clip costs.
+            detector.detect([frame.to_rgb(small_wh)])
+            peer(frame.to_rgb())
+        clock = _Clock(result.times_ms)
+        small = clock.time("convert_ours", frame.to_rgb, small_wh)
+        faces = clock.time("ours", detector.detect, [small])[0]
+        full = clock.time("convert_peer", frame.to_rgb)
+        theirs = clock.time("peer", peer, full)
+        factor = np.tile(np.divide(wh, small_wh), 2).astype(np.float32)
+        ours = np.array([face.box_xyxy for face in faces], np.float32).reshape(-1, 4) * factor
+
+        overlaps = iou(theirs, ours)
+        our_best, peer_best = overlaps.max(axis=0, initial=0), overlaps.max(axis=1, initial=0)
+        ours_large, theirs_large = (
+            (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= min_face_px * min(wh) / 1080 for boxes in (ours, theirs)
+        )
+        best = peer_best[theirs_large]
+        result.frames += 1
+        result.peer_faces += len(best)
+        result.matched += int((best >= MATCH_IOU).sum())
+        result.ious += best[best >= MATCH_IOU].tolist()
+        lone_ours = ours[(our_best < LONE_IOU) & ours_large]
+        lone_peer = theirs[(peer_best < LONE_IOU) & theirs_large]
+        result.lone_ours += len(lone_ours)
+        result.lone_peer += len(lone_peer)
+        if crops is not None:
+            for who, boxes in (("ours", lone_ours), ("peer", lone_peer)):
+                _write_crops(crops, f"{clip.stem}-{number:03d}-{who}", full, boxes)
+    if result is None:
+        sys.exit(f"{clip.name}: no frame could be decoded")
+    return result
+
+
+def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
+    """Return intersection over union of all pairs, ``[len(a), len(b)]``."""
+    low = np.maximum(a[:, None, :2], b[:, :2])
+    high = np.minimum(a[:, None, 2:], b[:, 2:])
+    shared = np.maximum(high - low, 0).prod(axis=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (a, b)]
+    return np.asarray(shared / (areas[0][:, None] + areas[1] - shared), dtype=np.float32)
+
+
+class _Clock:
+    def __init__(self, times_ms: dict[str, list[float]]) -> None:
+        self._times_ms = times_ms
+
+    def time(self, name: str, call: Callable[..., T], *arguments: Any) -> T:
+        started = time.perf_counter()
+        result = call(*arguments)
+        self._times_ms.setdefault(name, []).append((time.perf_counter() - started) * 1e3)
+        return result
+
+
+def _frames(clip: Path, count: int) -> Iterator[Frame]:
+    with open_media(clip) as media:
+        yield from media.frames(Sampling(count))
+
+
+def _write_crops(folder: Path, name: str, image: NDArray[np.uint8], boxes: Boxes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, box in enumerate(boxes):
+        margin = float(box[2] - box[0]) / 4
+        left, top, right, bottom = np.clip(box + np.array([-1, -1, 1, 1]) * margin, 0, None).astype(int)
+        cv2.imwrite(str(folder / f"{name}-{number}.png"), image[top:bottom, left:right, ::-1])
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="Face detectors on the same frames")
+    table.add_column("clip")
+    for column in ("frames", "peer's faces", "found", "mean IoU", "only ours", "only peer", "ours", "peer", "ratio"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        share = "" if row["matched_share"] is None else f" ({row['matched_share']:.1%})"
+        table.add_row(
+            f"{row['clip']} {row['size_wh'][0]}x{row['size_wh'][1]}",
+            str(row["frames"]),
+            str(row["peer_faces"]),
+            f"{row['matched']}{share}",
+            str(row["mean_iou"] or ""),
+            str(row["boxes_only_ours"]),
+            str(row["boxes_only_peer"]),
+            f"{row['median_ms']['ours']:.1f} ms",
+            f"{row['median_ms']['peer']:.1f} ms",
+            f"{row['ratio']:.1f}x",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
