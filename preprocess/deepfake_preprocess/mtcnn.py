@@ -33,7 +33,11 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 Image = NDArray[np.uint8]
 
+# 256 px on the shorter side: 12/216 lost faces of 60 to 75 px in 1080p, 12/300 cost a third more and found no more
+# (real clips, and 80 composed 1080p frames with 527 faces that facenet-pytorch finds).
 DEFAULT_MIN_FACE_FRACTION = 12 / 256
+# Above the reference's (0.6, 0.7, 0.7): on the same frames this finds 0.8% fewer of its faces with 30% fewer windows
+# for RNet and a quarter of its false boxes.
 DEFAULT_THRESHOLDS = (0.7, 0.8, 0.8)
 
 # PNet sees windows of 12x12 pixels, one every 2 pixels (table 1 and figure 2 of the paper).
@@ -42,11 +46,11 @@ _STRIDE_PX = 2
 _RNET_CROP_PX = 24
 _ONET_CROP_PX = 48
 # The paper's 0.709 halves the area per level. 0.6 found as many faces in the benchmark with 28% fewer pixels:
-# RNet and ONet accept a window that is off by a quarter, and the levels pack with less waste.
+# RNet and ONet correct a window that is off by a quarter, and the levels pack with less waste.
 _PYRAMID_FACTOR = 0.6
 # IoU above which the weaker of two boxes is dropped: within a level, across levels, after RNet; the last figure is
-# the overlap over the smaller box, after ONet. The first and the last two are the reference implementation's.
-_NMS_LEVEL, _NMS_IMAGE, _NMS_RNET, _NMS_ONET = 0.5, 0.5, 0.7, 0.7
+# the overlap over the smaller box, after ONet. The first and the last are the reference implementation's.
+_NMS_LEVEL, _NMS_IMAGE, _NMS_RNET, _NMS_ONET = 0.5, 0.5, 0.8, 0.7
 # A crop comes from the smallest level that still has 1 / 1.3 of a pixel per pixel wanted: finer levels would alias,
 # because bilinear sampling looks at two pixels only, and coarser ones would blur.
 _MAX_SAMPLING_STEP = 1.3
@@ -199,9 +203,12 @@ class MtcnnDetector:
         squares = _squares(boxes)
         output = _run(self._rnet, pyramids, squares, owners, _RNET_CROP_PX)
         accepted = np.flatnonzero(output[:, 4] >= self._logits[1])
-        kept = accepted[_suppress(squares[accepted], output[accepted, 4], owners[accepted], _NMS_RNET)]
-        sides = squares[kept, 2:] - squares[kept, :2]
-        return squares[kept] + output[kept, :4] * np.tile(sides, 2), owners[kept]
+        squares, output, owners = squares[accepted], output[accepted], owners[accepted]
+        boxes = squares + output[:, :4] * np.tile(squares[:, 2:] - squares[:, :2], 2)
+        # Suppressed after they moved, not before as in the reference: windows on one face have converged by then,
+        # so fewer go to ONet, the most expensive network per crop.
+        kept = _suppress(boxes, output[:, 4], owners, _NMS_RNET)
+        return boxes[kept], owners[kept]
 
     def _finish(self, pyramids: list[_Pyramid], boxes: Float, owners: Int) -> tuple[Float, Float, Float, Int]:
         """Third stage: return boxes, landmarks ``[N, 5, 2]``, logits and owners, largest logit first."""

@@ -82,10 +82,11 @@ def test_finds_every_face_of_a_picture(detector, photo):
     assert [face.confidence for face in faces] == sorted((face.confidence for face in faces), reverse=True)
 
 
-@pytest.mark.parametrize(("place", "visible"), [((0, 0, 1.2), None), ((1560, 764, 1.2), None)])
-def test_finds_a_face_in_a_corner(detector, photo, place, visible):
+@pytest.mark.parametrize("place", [(0, 0, 1.2), (1600, 760, 1.2)])
+def test_finds_a_face_in_a_corner(detector, photo, place):
     picture = placed(photo, (1920, 1080), [place])
-    assert len(detector.detect([picture])[0]) == 1
+    (face,) = detector.detect([picture])[0]
+    assert iou(face.box_xyxy, face_at(*place)) > 0.6
 
 
 def test_finds_a_face_cut_by_the_border(detector, photo):
