@@ -33,19 +33,22 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 Image = NDArray[np.uint8]
 
-# 256 px on the shorter side: 12/216 lost faces of 60 to 75 px in 1080p, 12/300 cost a third more and found no more
-# (real clips, and 80 composed 1080p frames with 527 faces that facenet-pytorch finds).
+# The figures below are from 165 frames of six clips and a photo with 182 faces of at least 60 px (in 1080p) that facenet-pytorch
+# finds, 18 of them small pictures on a wall, and 80 composed 1080p frames with 527 such faces.
+#
+# 256 px on the shorter side: with 216 px, 15 more of the 182 were missed, nearly all of them such pictures; 300 px
+# took a third more time and found no more.
 DEFAULT_MIN_FACE_FRACTION = 12 / 256
-# Above the reference's (0.6, 0.7, 0.7): on the same frames this finds 0.8% fewer of its faces with 30% fewer windows
-# for RNet and a quarter of its false boxes.
-DEFAULT_THRESHOLDS = (0.7, 0.8, 0.8)
+# The reference's (0.6, 0.7, 0.7) find 176 and 513 of them with 31 boxes that the peer does not have, nearly all of
+# them no faces, and 93 windows for RNet per clip frame; these find 174 and 506 with 4 such boxes and 42 windows.
+DEFAULT_THRESHOLDS = (0.8, 0.7, 0.8)
 
 # PNet sees windows of 12x12 pixels, one every 2 pixels (table 1 and figure 2 of the paper).
 _WINDOW_PX = 12
 _STRIDE_PX = 2
 _RNET_CROP_PX = 24
 _ONET_CROP_PX = 48
-# The paper's 0.709 halves the area per level. 0.6 found as many faces in the benchmark with 28% fewer pixels:
+# The paper's 0.709 halves the area per level. 0.6 found as many faces in the same frames with 28% fewer pixels:
 # RNet and ONet correct a window that is off by a quarter, and the levels pack with less waste.
 _PYRAMID_FACTOR = 0.6
 # IoU above which the weaker of two boxes is dropped: within a level, across levels, after RNet; the last figure is
@@ -323,7 +326,7 @@ def _crops(pyramids: list[_Pyramid], squares: Float, owners: Int, size_px: int) 
     """Return the squares as uint8 ``[N, size_px, size_px, 3]``.
 
     At the border of an image the part inside is stretched to the whole crop, as in the reference implementation:
-    the networks judge a face at the border by it, and padding instead lost faces in the benchmark.
+    padding with the border's colour instead lost 12 of 527 faces, all of them cut by the border.
     """
     crops = np.empty((len(squares), size_px, size_px, 3), dtype=np.uint8)
     boxes = _clipped(squares, pyramids, owners)
