@@ -6,8 +6,8 @@ old versions of torch and numpy); install it into a folder of its own::
     pip install --no-deps --target DIR facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer
 
 Both see every frame in turn, so that other load on the machine meets both alike. The peer gets the frame at full
-resolution, as its users call it, with its default settings, ``keep_all=True`` and as many threads as
-``--peer-threads`` says; our detector gets the frame at the size it asks for. Making either picture out of the decoded
+resolution, as its users call it, with its default settings, ``keep_all=True`` and torch's threads; our detector gets
+the frame at the size it asks for and one thread. Making either picture out of the decoded
 frame is timed apart, as `convert`. Counted are
 
 * the peer's faces of at least ``--min-face-px`` in a 1080p frame (and as much smaller as the frame is) and how many
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
     parser.add_argument("--peer-path", type=Path, metavar="DIR", help="folder that facenet-pytorch is installed in")
-    parser.add_argument("--peer-threads", type=int, default=1, help="threads of the peer (default: %(default)s)")
+    parser.add_argument("--peer-threads", type=int, help="threads of the peer (default: torch's own choice)")
     parser.add_argument("--frames", type=int, default=24, help="frames per clip (default: %(default)s)")
     parser.add_argument("--min-face-px", type=float, default=60.0, help="in a 1080p frame (default: %(default)s)")
     parser.add_argument("--crops", type=Path, metavar="DIR", help="write the boxes that only one of both has")
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "min_face_px_at_1080p": options.min_face_px,
             "match_iou": MATCH_IOU,
             "lone_iou": LONE_IOU,
-            "threads": {"ours": 1, "peer": options.peer_threads},
+            "threads": {"ours": 1, "peer": require_extra("torch", extra="export").get_num_threads()},
         },
         "clips": rows,
     }
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def load_peer(path: Path | None, *, threads: int) -> Callable[[NDArray[np.uint8]], Boxes]:
+def load_peer(path: Path | None, *, threads: int | None) -> Callable[[NDArray[np.uint8]], Boxes]:
     """Return facenet-pytorch's MTCNN as a function from an RGB image to boxes ``[N, 4]``.
 
     Raises:
@@ -143,7 +143,8 @@ def load_peer(path: Path | None, *, threads: int) -> Callable[[NDArray[np.uint8]
         from facenet_pytorch import MTCNN
     except ImportError as exc:
         sys.exit(f"the peer cannot be imported ({exc}). Install it into a folder of its own:\n{_INSTALL_PEER}")
-    require_extra("torch", extra="export").set_num_threads(threads)
+    if threads is not None:
+        require_extra("torch", extra="export").set_num_threads(threads)
     peer = MTCNN(keep_all=True)
 
     def detect(image: NDArray[np.uint8]) -> Boxes:
