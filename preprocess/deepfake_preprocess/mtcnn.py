@@ -33,8 +33,8 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 Image = NDArray[np.uint8]
 
-# The figures below are from 165 frames of six clips and a photo with 182 faces of at least 60 px (in 1080p) that facenet-pytorch
-# finds, 18 of them small pictures on a wall, and 80 composed 1080p frames with 527 such faces.
+# The figures below are from 165 frames of six clips and a photo with 182 faces of at least 60 px (in 1080p) that
+# facenet-pytorch finds, 18 of them small pictures on a wall, and 80 composed 1080p frames with 527 such faces.
 #
 # 256 px on the shorter side: with 216 px, 15 more of the 182 were missed, nearly all of them such pictures; 300 px
 # took a third more time and found no more.
