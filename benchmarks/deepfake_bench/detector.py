@@ -19,6 +19,7 @@ frame is timed apart, as `convert`. Counted are
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -109,20 +110,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     peer = load_peer(options.peer_path, threads=options.peer_threads)
     detector = MtcnnDetector()
+    load_average = round(os.getloadavg()[0], 2)
     rows = []
     for clip in options.clips:
         comparison = compare(
             clip, detector, peer, frames=options.frames, min_face_px=options.min_face_px, crops=options.crops
         )
         rows.append(comparison.summary())
-    console = Console()
-    console.print(_table(rows), width=max(console.width, 130), crop=False, no_wrap=True)
+    Console(width=130).print(_table(rows))
     results = {
         "environment": environment(["facenet-pytorch", "torch", "onnxruntime", "opencv-python-headless", "numpy"]),
         "settings": {
             "min_face_px_at_1080p": options.min_face_px,
             "match_iou": MATCH_IOU,
             "lone_iou": LONE_IOU,
+            # Two threads of the peer that wait for a core of their own spin: on a busy machine its times say nothing.
+            "load_average_before": load_average,
             "threads": {"ours": 1, "peer": require_extra("torch", extra="export").get_num_threads()},
         },
         "clips": rows,
