@@ -57,6 +57,9 @@ COMMANDS = {
     "export": Command(
         "deepfake_export.cli:export", "export", "Turn a PyTorch checkpoint into a served model, with proof."
     ),
+    "build-engines": Command(
+        "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
+    ),
     "demo-checkpoint": Command(
         "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint (untrained) and its spec."
     ),

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepfake_preprocess.engine import PLAN_FILE
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import ModelSpec
@@ -153,8 +154,10 @@ def _stage_dir(repository: Path, name: str) -> Path:
 
 
 def _write_configs(model_dir: Path, spec: ModelSpec, *, max_batch_size: int) -> None:
+    has_plan = (model_dir / str(spec.version) / PLAN_FILE).is_file()
+    backend = "tensorrt" if has_plan else "onnxruntime"
     texts = {
-        CONFIG_NAME: production_config(spec, max_batch_size=max_batch_size),
+        CONFIG_NAME: production_config(spec, max_batch_size=max_batch_size, backend=backend),
         EMBEDDED_CONFIG_NAME: embedded_config(spec, max_batch_size=min(max_batch_size, EMBEDDED_MAX_BATCH_SIZE)),
     }
     for name, text in texts.items():
@@ -166,6 +169,11 @@ def _write_configs(model_dir: Path, spec: ModelSpec, *, max_batch_size: int) -> 
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def writing(where: Path) -> contextlib.AbstractContextManager[None]:
+    """Turn the system's refusals to write inside of `where` into `RepositoryError`."""
+    return _translated(where)
 
 
 @contextlib.contextmanager
