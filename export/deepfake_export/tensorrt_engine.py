@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import google.protobuf.message
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf.message import DecodeError
 
 from deepfake_export.gpu import cuda_version, find_gpu, gpu_memory
 from deepfake_export.onnx_nodes import find_node, origin_of, precision_of
@@ -102,7 +102,7 @@ def build_engine(
     model_bytes = _read(onnx_path)
     try:
         model = onnx.load_from_string(model_bytes)
-    except google.protobuf.message.DecodeError as exc:
+    except DecodeError as exc:
         raise EngineError(f"{onnx_path} is no ONNX file ({_one_line(str(exc))}); export the model again") from exc
     library.log.clear()
     trt: TensorRT = library.module

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfake_preprocess import triton_config
+from deepfake_preprocess.engine import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import PARAMETER_PREFIX, ModelSpec
@@ -139,6 +140,11 @@ def _check_model(version_dir: Path) -> ServedModel:
         raise RepositoryError(
             f"{version_dir}: the manifest is that of {spec.name!r} version {spec.version}; "
             "a version cannot be copied or renamed, export the model again"
+        )
+    if MODEL_FILE not in manifest.files and PLAN_FILE in manifest.files:
+        raise RepositoryError(
+            f"{version_dir} has no {MODEL_FILE}, only a TensorRT plan, and the embedded server has neither TensorRT "
+            "nor a GPU; serve it with NVIDIA's container (`docker compose up`)"
         )
     if MODEL_FILE not in manifest.files:
         raise RepositoryError(
