@@ -17,7 +17,7 @@ from rich.table import Table
 
 from deepfake_export.api import ExportResult, export_checkpoint
 from deepfake_export.engines import EngineOptions
-from deepfake_preprocess.errors import SpecError
+from deepfake_preprocess.errors import OptionError, SpecError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.triton_config import PRODUCTION_MAX_BATCH_SIZE
@@ -57,6 +57,8 @@ def export(
     """Export a PyTorch checkpoint to ONNX, prove it, and add it to a model repository."""
     spec_path = spec if spec is not None else default_spec_path(checkpoint)
     model_spec = ModelSpec.from_yaml(spec_path)
+    if not tensorrt and (timing_cache is not None or version_compatible):
+        raise OptionError("--timing-cache and --version-compatible are about TensorRT plans; add --tensorrt")
     engine_options = (
         EngineOptions(timing_cache=timing_cache, version_compatible=version_compatible) if tensorrt else None
     )

@@ -255,11 +255,8 @@ def build_engines(
     ]
     absent = [name for name in models if name not in present]
     if absent or not present:
-        raise RepositoryError(
-            f"{repository} holds no version of {absent[0]!r}"
-            if absent
-            else f"{repository} holds no model version; put one there with `deepfake export`"
-        )
+        what = f"no version of {absent[0]!r}" if absent else "no model version"
+        raise RepositoryError(f"{repository} holds {what}; put one there with `deepfake export`")
     maker = find_maker(check_only_allowed=False)
     results = []
     for name in dict.fromkeys(models) or present:

@@ -101,7 +101,7 @@ class GpuMemory:
         _check(self._cuda.cuCtxSynchronize(), "cuCtxSynchronize")
 
     def close(self) -> None:
-        """Free all memory."""
+        """Free all memory. The context stays: TensorRT works in it, too."""
         while self._pointers:
             self._cuda.cuMemFree_v2(ctypes.c_uint64(self._pointers.pop()))
 

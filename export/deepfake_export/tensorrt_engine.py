@@ -125,6 +125,7 @@ def build_engine(
     profile.set_shape(INPUT_NAME, (1, *crop), (typical, *crop), (max_batch_size, *crop))
     config.add_optimization_profile(profile)
     _load_timing_cache(config, timing_cache)
+    library.log.clear()  # what it said of an old timing cache is no reason for anything that follows
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(_build_message(library, onnx_path, model))
@@ -177,7 +178,7 @@ def _run_engine(engine: ICudaEngine, context: IExecutionContext, crops: UInt8Arr
     crops = np.ascontiguousarray(crops)
     outputs = {name: np.empty((len(crops), 1), np.float32) for name in (PROBABILITY_NAME, LOGIT_NAME)}
     for name in (INPUT_NAME, *outputs):
-        if math.prod(engine.get_tensor_shape(name)[1:]) < 1:
+        if math.prod(tuple(engine.get_tensor_shape(name))[1:]) < 1:
             raise EngineError(f"the plan's tensor {name!r} does not follow the wire contract; export the model again")
     with gpu_memory() as memory:
         source = memory.allocate(crops.nbytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,24 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import typer
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from safetensors.torch import save_file
 from torch import nn
+from typer.testing import CliRunner
 
-from deepfake_export import export_checkpoint
+from deepfake_export import engines, export_checkpoint
+from deepfake_export.cli import export
 from deepfake_export.crops import generate_crops
 from deepfake_export.demo import DEMO_SPEC, build_demo_network
 from deepfake_export.engines import EngineOptions, build_engines
+from deepfake_export.gpu import Gpu
 from deepfake_export.graph import ServedDetector
 from deepfake_export.onnx_export import export_onnx
 from deepfake_export.tensorrt_engine import build_engine
 from deepfake_export.tensorrt_library import load_tensorrt_rtx
-from deepfake_preprocess.errors import EngineError, OptionError
+from deepfake_preprocess.engine import check_plan, engine_of
+from deepfake_preprocess.errors import EngineError, OptionError, ParityError, RepositoryError
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.triton_config import read_config
@@ -196,6 +202,100 @@ def test_an_export_without_a_gpu_says_what_is_missing_and_what_was_checked(tiny_
     # Building plans is all that the other command is for, so there it is an error.
     with pytest.raises(EngineError, match="no TensorRT plan can be built: no NVIDIA GPU"):
         build_engines(root)
+
+
+@pytest.fixture(scope="module")
+def tiny_repository_of_export(tiny_checkpoint, tmp_path_factory) -> Path:
+    """One export, which the tests below copy."""
+    root = tmp_path_factory.mktemp("exported") / "m"
+    return export_checkpoint(tiny_checkpoint, TINY_SPEC, root, max_batch_size=4).repository
+
+
+@pytest.fixture
+def repository_with_gpu(tiny_repository_of_export, tmp_path, monkeypatch):
+    """A repository on a machine whose "GPU" is TensorRT-RTX's builder: plans are real, only running is left out.
+
+    Running and comparing is tested in tests/gpu; this is about what happens to the files.
+    """
+    maker = engines.EngineMaker(load_tensorrt_rtx(), Gpu("none", "8.9", "13.0"))
+    monkeypatch.setattr(engines, "find_maker", lambda **_: maker)
+    monkeypatch.setattr(engines, "compare_plan", lambda *_: 1e-6)
+    return Path(shutil.copytree(tiny_repository_of_export, tmp_path / "m"))
+
+
+def test_plans_are_put_beside_the_onnx_file_and_kept_while_they_fit(repository_with_gpu):
+    model_dir = repository_with_gpu / "tiny"
+    assert read_config(model_dir / "config.pbtxt").backend == "onnxruntime"
+    (first,) = build_engines(repository_with_gpu)
+    assert first.created
+    config = read_config(model_dir / "config.pbtxt")
+    assert (config.backend, config.default_model_filename, config.max_batch_size) == ("tensorrt", "model.plan", 4)
+    manifest = Manifest.read(model_dir / "1")
+    manifest.verify(model_dir / "1")
+    assert engine_of(manifest) == first.engine
+    check_plan(manifest, tensorrt_version=first.engine.tensorrt_version, compute_capability="8.9")
+    assert {path.name for path in model_dir.iterdir()} == {"1", "config.pbtxt", "configs"}
+    before = (model_dir / "1/model.plan").stat().st_mtime_ns
+    assert not build_engines(repository_with_gpu, ["tiny"])[0].created
+    assert (model_dir / "1/model.plan").stat().st_mtime_ns == before
+    assert build_engines(repository_with_gpu, force=True)[0].created
+
+
+def damage_plan(version_dir: Path) -> None:
+    (version_dir / "model.plan").write_bytes(b"half a plan")
+
+
+def remove_plan(version_dir: Path) -> None:
+    (version_dir / "model.plan").unlink()
+
+
+def of_another_gpu(version_dir: Path) -> None:
+    manifest = Manifest.read(version_dir)
+    engine = {**manifest.engine, "compute_capability": "7.5"}
+    dataclasses.replace(manifest, engine=engine).write(version_dir)
+
+
+def of_another_tensorrt(version_dir: Path) -> None:
+    manifest = Manifest.read(version_dir)
+    dataclasses.replace(manifest, engine={**manifest.engine, "tensorrt_version": "1.0.0"}).write(version_dir)
+
+
+@pytest.mark.parametrize("change", [damage_plan, remove_plan, of_another_gpu, of_another_tensorrt])
+def test_a_plan_that_does_not_fit_or_is_damaged_is_built_again(repository_with_gpu, change):
+    version_dir = repository_with_gpu / "tiny/1"
+    build_engines(repository_with_gpu)
+    change(version_dir)
+    (healed,) = build_engines(repository_with_gpu)
+    assert healed.created
+    Manifest.read(version_dir).verify(version_dir)
+
+
+def test_what_is_no_plan_is_not_healed_and_a_plan_that_differs_is_not_published(repository_with_gpu, monkeypatch):
+    version_dir = repository_with_gpu / "tiny/1"
+
+    def differs(*_):
+        raise ParityError("the TensorRT plan differs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "compare_plan", differs)
+        with pytest.raises(ParityError):
+            build_engines(repository_with_gpu)
+    Manifest.read(version_dir).verify(version_dir)
+    assert not (version_dir / "model.plan").exists()
+    assert read_config(repository_with_gpu / "tiny/config.pbtxt").backend == "onnxruntime"
+    (version_dir / "model.onnx").write_bytes(b"another file")
+    with pytest.raises(RepositoryError, match=r"model\.onnx has changed"):
+        build_engines(repository_with_gpu)
+    with pytest.raises(RepositoryError, match="no version of 'absent'; put one there"):
+        build_engines(repository_with_gpu, ["absent"])
+
+
+def test_options_of_plans_without_a_plan_are_refused(tiny_checkpoint, tmp_path):
+    tiny_checkpoint.with_suffix(".yaml").write_text(TINY_SPEC.to_yaml())
+    app = typer.Typer()
+    app.command()(export)
+    with pytest.raises(OptionError, match="add --tensorrt"):
+        CliRunner().invoke(app, [str(tiny_checkpoint), "--version-compatible"], catch_exceptions=False)
 
 
 def test_a_graph_that_tensorrt_refuses_adds_nothing(tmp_path, monkeypatch):
