@@ -228,10 +228,13 @@ def _parser_message(parser: OnnxParser, library: TensorRTLibrary, onnx_path: Pat
     reason = _one_line(error.desc())
     if len(reason.split()) < 2:  # the text of a failed assertion, which is "false" for an operator it does not have
         reason = "the parser does not have this operator"
-    return (
-        f"{what}: node {name!r} (ONNX operator {operator}){where} is refused "
-        f"({reason}); replace that operation in the network's forward(), or serve the ONNX file"
-    )
+    advice = "replace that operation in the network's forward(), or serve the ONNX file"
+    if operator in ("QuantizeLinear", "DequantizeLinear"):
+        advice = (
+            "quantize with signed symmetric activations and weights (QInt8, zero point 0) and leave biases in float, "
+            "or serve the ONNX file"
+        )
+    return f"{what}: node {name!r} (ONNX operator {operator}){where} is refused ({reason}); {advice}"
 
 
 def _build_message(library: TensorRTLibrary, onnx_path: Path, model: Any) -> str:

@@ -58,23 +58,27 @@ class Crops(CalibrationDataReader):
         return next(self._batches, None)
 
 
+def quantize(source: Path, target: Path, spec: ModelSpec, *, activations=QuantType.QInt8, biases=False) -> None:
+    quantize_static(
+        source,
+        target,
+        Crops(spec),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=activations,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": biases},
+    )
+
+
 def write_graphs(directory: Path, spec: ModelSpec, network: nn.Module, precisions=("fp32", "int8", "fp16")):
     """The three kinds of graph that an export can bring; FP16 last, because it changes the network."""
     paths = {name: directory / f"{name}.onnx" for name in precisions}
     if "fp32" in paths:
         export_onnx(ServedDetector(network, spec).eval(), paths["fp32"], spec)
     if "int8" in paths:
-        quantize_static(
-            paths["fp32"],
-            paths["int8"],
-            Crops(spec),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-        )
+        quantize(paths["fp32"], paths["int8"], spec)
     if "fp16" in paths:
         export_onnx(ServedDetector(HalfInside(network), spec).eval(), paths["fp16"], spec)
     return paths
@@ -157,6 +161,22 @@ def test_an_operator_that_tensorrt_lacks_is_told_with_its_node_and_layer(tmp_pat
     with pytest.raises(EngineError, match=rf"{where} after layer 'stem' is refused"):
         build_engine(path, tmp_path / "model.plan", max_batch_size=4, library=load_tensorrt_rtx())
     assert not (tmp_path / "model.plan").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"activations": QuantType.QUInt8}, r"'permute_QuantizeLinear' .*zero point"),
+        ({"biases": True}, r"bias_DequantizeLinear' .* from layer 'classifier' .*Int32"),
+    ],
+)
+def test_a_quantization_that_tensorrt_refuses_is_told_with_the_one_that_it_takes(tmp_path, options, refused):
+    """ONNX Runtime takes more kinds than TensorRT, and its defaults are among those that TensorRT does not."""
+    source, target = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    export_onnx(ServedDetector(build_demo_network(TINY_SPEC), TINY_SPEC).eval(), source, TINY_SPEC)
+    quantize(source, target, TINY_SPEC, **options)
+    with pytest.raises(EngineError, match=rf"{refused}.*; quantize with signed symmetric activations"):
+        build_engine(target, None, max_batch_size=4, library=load_tensorrt_rtx())
 
 
 def test_a_file_that_is_no_graph_of_ours_is_refused(tmp_path):
