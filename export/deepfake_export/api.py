@@ -131,9 +131,18 @@ def export_checkpoint(
     with repo.locked(repository, spec.name):
         same = None if force else repo.find_identical(repository, spec)
         if same is not None and _proved_batch_size(same) >= max_batch_size:
-            # Heals configurations that were edited, or left behind by a crash after the last rename.
-            repo.refresh_configs(repository / spec.name, same.spec, max_batch_size=max_batch_size)
-            note = "the latest version has the same checkpoint and spec, and its files are intact; --force repeats it"
+            # Heals configurations that were edited, or left behind by a crash after the last rename; and serves the
+            # newest version again after a rollback, for that is what an export is asked to bring about.
+            repo.refresh_configs(
+                repository / spec.name,
+                same.spec,
+                max_batch_size=max_batch_size,
+                backend=repo.production_backend(same.files),
+            )
+            note = (
+                f"version {same.spec.version} has the same checkpoint and spec, and its files are intact, so that is "
+                "the one that is served; --force makes a new one"
+            )
             return ExportResult(repository, same.spec.version, created=False, manifest=same, notes=(note,))
 
         on_step("Loading PyTorch")
