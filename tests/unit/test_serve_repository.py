@@ -184,7 +184,9 @@ def test_a_version_that_is_moved_in_but_not_named_changes_nothing(tmp_path):
 def test_a_version_that_is_named_but_gone_is_told(tmp_path):
     write_model(tmp_path)
     edit_config(tmp_path, serve_version(5))
-    with pytest.raises(RepositoryError, match=r"embedded\.pbtxt serves version 5, which is not there, only: 1; .*rollb"):
+    with pytest.raises(
+        RepositoryError, match=r"embedded\.pbtxt serves version 5, which is not there, only: 1; .*rollb"
+    ):
         check_repository(tmp_path)
 
 
