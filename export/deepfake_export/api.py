@@ -41,7 +41,7 @@ class ExportResult:
     Attributes:
         repository: the model repository.
         version: Triton version of the model.
-        created: False where the latest version is already the same, and nothing was written.
+        created: False where the served or the newest version is already the same; it is the one that is served now.
         manifest: content of ``manifest.json``, with the spec, hashes, tool versions and parity figures.
         notes: what the user should know, as sentences.
     """
@@ -133,12 +133,7 @@ def export_checkpoint(
         if same is not None and _proved_batch_size(same) >= max_batch_size:
             # Heals configurations that were edited, or left behind by a crash after the last rename; and serves the
             # newest version again after a rollback, for that is what an export is asked to bring about.
-            repo.refresh_configs(
-                repository / spec.name,
-                same.spec,
-                max_batch_size=max_batch_size,
-                backend=repo.production_backend(same.files),
-            )
+            repo.refresh_configs(repository / spec.name, same.spec, max_batch_size=max_batch_size)
             note = (
                 f"version {same.spec.version} has the same checkpoint and spec, and its files are intact, so that is "
                 "the one that is served; --force makes a new one"

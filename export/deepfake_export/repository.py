@@ -14,13 +14,14 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.model_dir import served_version, versions_of, who_locks
+from deepfake_preprocess.model_dir import served_version, who_locks
+from deepfake_preprocess.model_dir import versions_of as versions_of
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.triton_config import (
     CONFIG_NAME,
@@ -33,7 +34,6 @@ from deepfake_preprocess.triton_config import (
 )
 
 MODEL_FILE = "model.onnx"
-DEFAULT_BACKEND = "onnxruntime"
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (
@@ -69,7 +69,7 @@ def locked(repository: Path, name: str, *, create: bool = True) -> Iterator[None
         RepositoryError: another change of the model is under way, or the repository cannot be written.
     """
     path = lock_path(repository, name)
-    with translated(repository):
+    with _translated(repository):
         if create:
             repository.mkdir(parents=True, exist_ok=True)
         # The file stays: removing it would let two processes lock two files of one name.
@@ -100,7 +100,7 @@ def staged(repository: Path, name: str) -> Iterator[Stage]:
     """
     version = max(versions_of(repository / name), default=0) + 1
     stage = _stage_dir(repository, name)
-    with translated(repository):
+    with _translated(repository):
         clear_leftovers(repository, name)
         try:
             version_dir = stage / str(version)
@@ -110,14 +110,13 @@ def staged(repository: Path, name: str) -> Iterator[Stage]:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def publish(repository: Path, spec: ModelSpec, *, max_batch_size: int, backend: str = DEFAULT_BACKEND) -> Path:
+def publish(repository: Path, spec: ModelSpec, *, max_batch_size: int) -> Path:
     """Move the staged version of `spec` into its place and make it the one that is served.
 
     Args:
         repository: the model repository.
         spec: contract of the staged version.
         max_batch_size: largest batch of the production configuration.
-        backend: backend of the production configuration.
 
     Returns:
         The model's directory.
@@ -126,46 +125,47 @@ def publish(repository: Path, spec: ModelSpec, *, max_batch_size: int, backend: 
         RepositoryError: the disk is full, or the repository cannot be written.
     """
     model_dir, stage = repository / spec.name, _stage_dir(repository, spec.name)
-    with translated(repository):
+    with _translated(repository):
+        made = stage / str(spec.version)
         if not model_dir.exists():
-            with _prepared_configs(stage, spec, max_batch_size=max_batch_size, backend=backend) as switch:
+            with _prepared_configs(stage, made, spec, max_batch_size=max_batch_size) as switch:
                 switch()
             _sync_tree(stage)
             _move_in(stage, model_dir)
         else:
             version_dir = model_dir / str(spec.version)
-            with _prepared_configs(model_dir, spec, max_batch_size=max_batch_size, backend=backend) as switch:
+            with _prepared_configs(model_dir, made, spec, max_batch_size=max_batch_size) as switch:
                 _sync_tree(stage)
                 # Configurations name the version that they serve. So the version comes first, and is not loaded until
                 # it is named; only where a configuration names it already (weights that git does not keep) the other
                 # way round, so that it is never loaded with parameters of another one.
                 if _is_named(model_dir, spec.version):
                     switch()
-                    (stage / version_dir.name).rename(version_dir)
+                    made.rename(version_dir)
                 else:
-                    (stage / version_dir.name).rename(version_dir)
-                    switch()
+                    made.rename(version_dir)
+                    try:
+                        switch()
+                    except OSError:
+                        # Nothing names it yet, so it goes away with the stage.
+                        if not _is_named(model_dir, spec.version):
+                            version_dir.rename(made)
+                        raise
         _sync(model_dir)
         _sync(repository)
     return model_dir
 
 
-def refresh_configs(model_dir: Path, spec: ModelSpec, *, max_batch_size: int, backend: str = DEFAULT_BACKEND) -> None:
+def refresh_configs(model_dir: Path, spec: ModelSpec, *, max_batch_size: int) -> None:
     """Write the configurations of the version that is to be served; each file is replaced in one step.
 
     Raises:
         RepositoryError: the disk is full, or the repository cannot be written.
     """
-    with (
-        translated(model_dir),
-        _prepared_configs(model_dir, spec, max_batch_size=max_batch_size, backend=backend) as switch,
-    ):
+    version_dir = model_dir / str(spec.version)
+    prepared = _prepared_configs(model_dir, version_dir, spec, max_batch_size=max_batch_size)
+    with _translated(model_dir), prepared as switch:
         switch()
-
-
-def production_backend(files: Mapping[str, str]) -> str:
-    """Return the backend of NVIDIA's container that fits a version's files: TensorRT where there is a plan."""
-    return "tensorrt" if PRODUCTION_BACKENDS["tensorrt"] in files else DEFAULT_BACKEND
 
 
 def find_identical(repository: Path, spec: ModelSpec) -> Manifest | None:
@@ -285,9 +285,13 @@ def _is_named(model_dir: Path, version: int) -> bool:
 
 @contextlib.contextmanager
 def _prepared_configs(
-    model_dir: Path, spec: ModelSpec, *, max_batch_size: int, backend: str
+    model_dir: Path, version_dir: Path, spec: ModelSpec, *, max_batch_size: int
 ) -> Iterator[Callable[[], None]]:
-    """Write both configurations beside their places, where a full disk does no harm; the result moves them in."""
+    """Write both configurations beside their places, where a full disk does no harm; the result moves them in.
+
+    Production runs the plan where the version has one.
+    """
+    backend = "tensorrt" if (version_dir / PRODUCTION_BACKENDS["tensorrt"]).is_file() else "onnxruntime"
     texts = {
         CONFIG_NAME: production_config(spec, max_batch_size=max_batch_size, backend=backend),
         EMBEDDED_CONFIG_NAME: embedded_config(spec, max_batch_size=min(max_batch_size, EMBEDDED_MAX_BATCH_SIZE)),
@@ -333,8 +337,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def writing(where: Path) -> contextlib.AbstractContextManager[None]:
+    """Turn the system's refusals to write inside of `where` into `RepositoryError`."""
+    return _translated(where)
+
+
 @contextlib.contextmanager
-def translated(where: Path) -> Iterator[None]:
+def _translated(where: Path) -> Iterator[None]:
     """Turn the system's refusals to write into `RepositoryError`."""
     try:
         yield

@@ -254,9 +254,8 @@ def rollback(repository: str | Path, model: str, *, to: int | None = None) -> Ro
             model_dir,
             manifest.spec,
             max_batch_size=_max_batch_size(model_dir, manifest),
-            backend=repo.production_backend(manifest.files),
         )
-        users = {pid for number in versions if number != target for pid in _users(model_dir / str(number))}
+        users = {pid for number in versions if number != target for pid in lock_holders(model_dir / str(number))}
         files = tuple(f"{model}/{name}" for name in CONFIG_NAMES)
         return Rollback(model, before, target, files, still_used_by=tuple(sorted(users)))
 
@@ -291,7 +290,7 @@ def prune(
     model_dir = _existing_model(repository, model)
     if dry_run:
         return _pruning_plan(model_dir, keep)
-    with repo.locked(repository, model, create=False), repo.translated(repository):
+    with repo.locked(repository, model, create=False), repo.writing(repository):
         plan = _pruning_plan(model_dir, keep)
         paths = [model_dir / str(version) for version in plan.removed]
         with claimed_versions(paths):
@@ -380,7 +379,7 @@ def _inspect_version(repository: Path, name: str, version: int, *, served: bool)
         created=created,
         checkpoint_sha256=manifest.spec.checkpoint_sha256 if manifest else None,
         threshold=manifest.spec.threshold if manifest else None,
-        in_use_by=_users(version_dir),
+        in_use_by=lock_holders(version_dir),
         problems=tuple(_version_problems(repository, name, version, served=served)),
     )
 
@@ -487,10 +486,6 @@ def _pruning_plan(model_dir: Path, keep: int) -> Pruning:
     removed = [version for version in versions if version not in kept]
     freed_bytes = sum(_size_bytes(model_dir / str(version)) for version in removed)
     return Pruning(model_dir.name, tuple(sorted(served)), tuple(kept), tuple(removed), freed_bytes, done=False)
-
-
-def _users(version_dir: Path) -> tuple[int, ...]:
-    return lock_holders(version_dir / MANIFEST_NAME)
 
 
 def _size_bytes(directory: Path) -> int:

@@ -20,14 +20,13 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.manifest import MANIFEST_NAME
 
 PROC_LOCKS = Path("/proc/locks")
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system without locks answers."""
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)
+"""What a file system answers that has no locks on folders, as NFS."""
 
 
 def versions_of(model_dir: Path) -> list[int]:
@@ -72,36 +71,23 @@ def served_version(config: Any, versions: Sequence[int], *, where: Path) -> int:
     return versions[-1]
 
 
-def hold_version(version_dir: Path) -> BinaryIO:
-    """Mark a version as in use for as long as the returned file is open, in this or a child process.
+def hold_version(version_dir: Path) -> int:
+    """Mark a version as in use until the returned descriptor is closed, here and in child processes that inherit it.
 
-    The mark is a shared lock on the version's manifest. It needs no right to write, ends with the process however
-    that ends, and does not keep an export from adding another version.
+    The mark is a shared lock on the version's folder. It needs no right to write, ends with the process however that
+    ends, and does not keep an export from adding another version. Where the file system has no such locks, nothing
+    is marked, and serving works all the same.
 
     Raises:
-        RepositoryError: the version is being removed, or has just been.
+        RepositoryError: the version is gone, or is being removed.
     """
-    path = version_dir / MANIFEST_NAME
-    with contextlib.ExitStack() as stack:
-        try:
-            stream = stack.enter_context(path.open("rb"))
-        except OSError as exc:
-            raise RepositoryError(f"{path} cannot be read ({exc.strerror}); export the model again") from exc
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        except OSError as exc:
-            if exc.errno not in NO_LOCKS:
-                raise RepositoryError(f"{path} cannot be locked ({exc.strerror})") from exc
-            # Serving works there all the same; only pruning beside it is on the operator's own watch.
-            free = True
-        # Moved away between the opening and the lock, the file is about to vanish.
-        if not (free and path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat())):
-            raise RepositoryError(f"{version_dir} is being removed by `deepfake repository prune`; try again")
-        stack.pop_all()
-        return stream
+    descriptor = _open_folder(version_dir)
+    free = _lock(descriptor, fcntl.LOCK_SH)
+    # Moved away between the opening and the lock, the folder is about to vanish.
+    if free and version_dir.exists() and os.path.samestat(os.fstat(descriptor), version_dir.stat()):
+        return descriptor
+    os.close(descriptor)
+    raise RepositoryError(f"{version_dir} is being removed by `deepfake repository prune`; try again")
 
 
 @contextlib.contextmanager
@@ -113,28 +99,18 @@ def claimed_versions(version_dirs: Sequence[Path]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for version_dir in version_dirs:
-            path = version_dir / MANIFEST_NAME
-            if not path.is_file():
-                continue  # no manifest: nobody can be serving it
-            try:
-                # NFS grants an exclusive lock only on a file that was opened for writing.
-                stream = stack.enter_context(path.open("r+b" if os.access(path, os.W_OK) else "rb"))
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            descriptor = _open_folder(version_dir)
+            stack.callback(os.close, descriptor)
+            if not _lock(descriptor, fcntl.LOCK_EX):
                 raise RepositoryError(
-                    f"{version_dir} is in use by {who_locks(path)}, nothing was removed; stop that server, or start "
-                    "it again so that it takes the version that is served now"
-                ) from None
-            except OSError as exc:
-                raise RepositoryError(
-                    f"{path} cannot be locked ({exc.strerror}), so it is not known whether the version is in use; "
-                    "nothing was removed"
-                ) from exc
+                    f"{version_dir} is in use by {who_locks(version_dir)}, nothing was removed; stop that server, or "
+                    "start it again so that it takes the version that is served now"
+                )
         yield
 
 
 def lock_holders(path: Path) -> tuple[int, ...]:
-    """Return the process ids that hold a lock on `path`, as far as the system tells."""
+    """Return the process ids that hold a lock on a file or folder, as far as the system tells."""
     try:
         stat, lines = path.stat(), PROC_LOCKS.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -145,7 +121,39 @@ def lock_holders(path: Path) -> tuple[int, ...]:
         fields = line.split()
         if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(stat.st_ino):
             pids.add(int(fields[4]))
-    return tuple(sorted(pid for pid in pids if pid > 0))
+    # The device in that line is not always that of stat(2) (btrfs, overlayfs), and inodes repeat across devices.
+    return tuple(sorted(pid for pid in pids if pid > 0 and _may_have_open(pid, stat)))
+
+
+def _open_folder(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as exc:
+        raise RepositoryError(f"{path} cannot be read ({exc.strerror}); export the model again") from exc
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Return whether the lock was granted, or there are none to grant."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as exc:
+        if exc.errno not in NO_LOCKS:
+            raise
+    return True
+
+
+def _may_have_open(pid: int, stat: os.stat_result) -> bool:
+    """Return whether a process has a file open; True where that cannot be seen: another user's, or one that ended."""
+    try:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(descriptor.stat(), stat):
+                    return True
+    except OSError:
+        return True
+    return False
 
 
 def who_locks(path: Path) -> str:

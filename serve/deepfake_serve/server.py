@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from deepfake_preprocess.errors import OptionError, ServerStartError
 from deepfake_preprocess.model_dir import hold_version
@@ -112,7 +112,7 @@ class EmbeddedTriton:
         self._process: subprocess.Popen[bytes] | None = None
         self._run_dir: Path | None = None
         self._last_tail = ""
-        self._held: list[BinaryIO] = []
+        self._held: list[int] = []
         self.grpc_url = self.http_url = self.metrics_url = ""
         self.log_path: Path | None = None
         self.models: list[ServedModel] = []
@@ -171,7 +171,7 @@ class EmbeddedTriton:
             shutil.rmtree(self._run_dir, ignore_errors=True)
             self._run_dir = None
         while self._held:
-            self._held.pop().close()
+            os.close(self._held.pop())
 
     @property
     def pid(self) -> int | None:
@@ -229,7 +229,7 @@ class EmbeddedTriton:
                 stdout=output,
                 stderr=output,
                 # The versions stay marked as in use until the server has ended, even where this process is killed.
-                pass_fds=[stream.fileno() for stream in self._held],
+                pass_fds=self._held,
                 # Ctrl-C in a terminal goes to the whole group; the server must hear of it from us only.
                 start_new_session=True,
             )

@@ -64,14 +64,14 @@ def test_a_version_is_in_use_until_the_server_of_a_killed_process_has_ended(tiny
         f"triton = EmbeddedTriton({str(tiny_repository)!r}, instances=1); triton.start()\n"
         "print(triton.pid, flush=True); signal.pause()"
     )
-    manifest = tiny_repository / "tiny" / "1" / "manifest.json"
+    version_dir = tiny_repository / "tiny" / "1"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         supervisor = psutil.Process(int(parent.stdout.readline()))
-        assert lock_holders(manifest) == (parent.pid,)
+        assert lock_holders(version_dir) == (parent.pid,)
         rollback(tiny_repository, "tiny", to=2)
         with pytest.raises(RepositoryError, match=f"in use by process {parent.pid}"):
             prune(tiny_repository, "tiny", keep=1)
         parent.kill()
     psutil.wait_procs([supervisor], timeout=END_TIMEOUT_S)
-    assert lock_holders(manifest) == ()
+    assert lock_holders(version_dir) == ()
     assert prune(tiny_repository, "tiny", keep=1).removed == (1,)

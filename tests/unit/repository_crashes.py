@@ -26,9 +26,9 @@ WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.trunc
 TAKES_SPACE = {"os.mkdir", "open"}
 
 
-def add_version(root: Path, threshold: float) -> None:
-    with repo.locked(root, SPEC.name), repo.staged(root, SPEC.name) as stage:
-        spec = dataclasses.replace(SPEC, version=stage.version, threshold=threshold)
+def add_version(root: Path, threshold: float, name: str = SPEC.name) -> None:
+    with repo.locked(root, name), repo.staged(root, name) as stage:
+        spec = dataclasses.replace(SPEC, name=name, version=stage.version, threshold=threshold)
         (stage.version_dir / repo.MODEL_FILE).write_bytes(b"weights of %d" % stage.version)
         Manifest.of_directory(stage.version_dir, spec, tools={}, parity={}).write(stage.version_dir)
         repo.publish(root, spec, max_batch_size=4)

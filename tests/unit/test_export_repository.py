@@ -163,6 +163,33 @@ def test_a_file_in_the_repositorys_place(tmp_path):
         pytest.fail("locked a file")
 
 
+def test_a_version_that_cannot_be_put_into_service_is_taken_out_again(tmp_path, monkeypatch):
+    add_version(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    replace = Path.replace
+
+    def refuse(source: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(RepositoryError, match="no space is left"):
+        add_version(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert versions_of(tmp_path / "tiny") == [1]
+    monkeypatch.setattr(Path, "replace", replace)
+    assert add_version(tmp_path) == 2
+
+
+def test_production_runs_the_plan_where_a_version_has_one(tmp_path):
+    add_version(tmp_path)
+    with repo.locked(tmp_path, "tiny"), repo.staged(tmp_path, "tiny") as stage:
+        (stage.version_dir / "model.plan").write_bytes(b"plan")
+        repo.publish(tmp_path, dataclasses.replace(SPEC, version=stage.version), max_batch_size=4)
+    assert read_config(tmp_path / "tiny/config.pbtxt").backend == "tensorrt"
+    repo.refresh_configs(tmp_path / "tiny", dataclasses.replace(SPEC, version=1), max_batch_size=4)
+    assert read_config(tmp_path / "tiny/config.pbtxt").backend == "onnxruntime"
+
+
 def test_only_an_intact_version_of_the_same_checkpoint_and_spec_is_identical(tmp_path):
     assert repo.find_identical(tmp_path, SPEC) is None
     add_version(tmp_path)
@@ -187,8 +214,3 @@ def test_only_the_served_and_the_newest_version_count(tmp_path):
         found = repo.find_identical(tmp_path, spec)
         assert found is not None
         assert found.spec.version == version
-
-
-def test_a_version_with_a_plan_is_served_by_tensorrt():
-    assert repo.production_backend({"model.onnx": "", "model.plan": ""}) == "tensorrt"
-    assert repo.production_backend({"model.onnx": ""}) == "onnxruntime"

@@ -101,6 +101,20 @@ def test_an_unknown_model_is_told_with_those_that_are_there(capsys, root, comman
     assert f"no model {command[1]!r}, only: tiny" in err
 
 
+def test_the_commands_of_the_documentation_run(capsys, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/repository.md").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0].split() for line in page.splitlines() if line.startswith("deepfake repository ")]
+    assert {line[2] for line in lines} == {"list", "verify", "rollback", "prune"}
+    for number, line in enumerate(lines):
+        # Each on a repository of its own, so that none depends on the others.
+        folder = tmp_path / str(number)
+        for threshold in (0.5, 0.6, 0.7, 0.8):
+            add_version(folder / "model_repository", threshold, name="my_detector")
+        monkeypatch.chdir(folder)
+        ask = ["--yes"] if line[2] == "prune" else []
+        assert deepfake(capsys, *line[2:], *ask)[0] == 0
+
+
 # --- list
 
 
@@ -301,6 +315,18 @@ def test_rollback_does_not_configure_larger_batches_than_were_proved(root):
     assert triton_config.read_config(root / "tiny/config.pbtxt").max_batch_size == 2
 
 
+def test_rollback_to_a_version_with_a_plan_configures_tensorrt(root):
+    manifest = Manifest.read(root / "tiny/2")
+    (root / "tiny/2/model.plan").write_bytes(b"plan")
+    Manifest.of_directory(root / "tiny/2", manifest.spec, tools={}, parity={}).write(root / "tiny/2")
+    rollback(root, "tiny")
+    config = triton_config.read_config(root / "tiny/config.pbtxt")
+    assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
+    assert inspect_repository(root)[0].all_problems == ()
+    rollback(root, "tiny", to=3)
+    assert triton_config.read_config(root / "tiny/config.pbtxt").backend == "onnxruntime"
+
+
 # --- prune
 
 
@@ -360,7 +386,7 @@ if sys.argv[2] == "change":
     with repo.locked(root, "tiny"), repo.staged(root, "tiny"):
         print("ready", flush=True); sys.stdin.readline()
 else:
-    stream = hold_version(root / "tiny" / sys.argv[2])
+    hold_version(root / "tiny" / sys.argv[2])
     print("ready", flush=True); sys.stdin.readline()
 """
 
@@ -401,14 +427,14 @@ def test_a_version_in_use_is_not_pruned_and_everything_else_goes_on(capsys, root
 
 def test_two_servers_of_one_version_do_not_disturb_each_other(root, other_process):
     users = {other_process("2").pid, other_process("2").pid}
-    assert set(lock_holders(root / "tiny/2/manifest.json")) == users
+    assert set(lock_holders(root / "tiny/2")) == users
 
 
 def test_a_version_that_is_being_removed_is_not_served(root):
     version_dir = root / "tiny/1"
     with claimed_versions([version_dir]), pytest.raises(RepositoryError, match="being removed"):
         hold_version(version_dir)
-    hold_version(version_dir).close()
+    os.close(hold_version(version_dir))
     shutil.rmtree(version_dir)
     with pytest.raises(RepositoryError, match=r"cannot be read"):
         hold_version(version_dir)
@@ -445,7 +471,7 @@ def test_a_read_only_repository_can_be_looked_at_and_served_but_not_changed(root
             os.seteuid(65534)
         try:
             assert inspect_repository(copy)[0].all_problems == ()
-            hold_version(check_repository(copy)[0].version_dir).close()
+            os.close(hold_version(check_repository(copy)[0].version_dir))
             for change in (lambda: rollback(copy, "tiny"), lambda: prune(copy, "tiny", keep=1)):
                 with pytest.raises(RepositoryError, match=r"cannot be written \(Permission denied"):
                     change()
