@@ -216,9 +216,9 @@ def lock_path(repository: Path, name: str) -> Path:
 def leftovers(repository: Path, name: str) -> list[Path]:
     """Return what a killed export, rollback or prune of a model left behind; nothing of it is ever served."""
     model_dir = repository / name
-    configs = (model_dir / CONFIG_NAME, model_dir / EMBEDDED_CONFIG_NAME)
-    places = [*_stage_places(repository, name), removed_dir(model_dir), *map(_partial_of, configs)]
-    return [path for path in places if os.path.lexists(path)]
+    half = [*model_dir.glob(".*partial"), *(model_dir / EMBEDDED_CONFIG_NAME).parent.glob(".*partial")]
+    places = [*_stage_places(repository, name), removed_dir(model_dir), *sorted(half)]
+    return [path for path in dict.fromkeys(places) if os.path.lexists(path)]
 
 
 def clear_leftovers(repository: Path, name: str) -> None:
