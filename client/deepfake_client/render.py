@@ -23,15 +23,12 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: str = ""
     console.print(_headline(verdict))
     if verdict.detail:
         console.print(Text(verdict.detail))
-    if verdict.corrupt_packets:
-        console.print(Text(f"{verdict.corrupt_packets} damaged packets were skipped", style="yellow"))
     timing = verdict.timing
-    console.print(
-        f"time   total {timing.total_s:.2f} s   (overlapping: decode {timing.decode_s:.2f}, "
-        f"detect {timing.detect_s:.2f}, infer {timing.infer_s:.2f})",
-        highlight=False,
-    )
-    _print_model(console, verdict, training_data)
+    stages = f"decode {timing.decode_s:.2f}, detect {timing.detect_s:.2f}, infer {timing.infer_s:.2f}"
+    rows = [("time", f"total {timing.total_s:.2f} s (overlapping: {stages})")]
+    if verdict.corrupt_packets:
+        rows.append(("note", f"{verdict.corrupt_packets} damaged packets were skipped"))
+    console.print(_facts([*rows, *_model_rows(verdict, training_data)]))
 
 
 def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_data: str = "") -> None:
@@ -50,7 +47,7 @@ def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_dat
         )
     console.print(table)
     if verdicts:
-        _print_model(console, verdicts[-1], training_data)
+        console.print(_facts(_model_rows(verdicts[-1], training_data)))
 
 
 def _headline(verdict: Verdict) -> Text:
@@ -100,9 +97,15 @@ def _track_table(verdict: Verdict) -> Table:
     return table
 
 
-def _print_model(console: Console, verdict: Verdict, training_data: str) -> None:
+def _model_rows(verdict: Verdict, training_data: str) -> list[tuple[str, str]]:
     model = verdict.model
     sha = f", checkpoint {model.checkpoint_sha256[:12]}" if model.checkpoint_sha256 else ""
-    console.print(f"model  {model.name} version {model.version}{sha}", highlight=False)
-    if training_data:
-        console.print(Text(f"       {training_data}", style="yellow"))
+    rows = [("model", f"{model.name} version {model.version}{sha}")]
+    return [*rows, ("worth", training_data)] if training_data else rows
+
+
+def _facts(rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(name, Text(value, style="yellow" if name in ("worth", "note") else ""))
+    return table
