@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -34,16 +33,19 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: str = ""
 def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_data: str = "") -> None:
     """Print one line for each of several verdicts."""
     table = Table(box=None, header_style="bold")
-    for name in ("verdict", "fake probability", "faces", "frames", "time", "source"):
-        table.add_column(name, justify="right" if name in ("fake probability", "faces", "frames", "time") else "left")
+    for name in ("verdict", "probability", "faces", "frames", "time", "source"):
+        table.add_column(name, justify="left" if name in ("verdict", "source") else "right", overflow="fold")
     for verdict in verdicts:
+        label = Text(verdict.label.value, style=_STYLE[verdict.label])
+        if verdict.reason is not None:
+            label.append(f" {verdict.reason.value}", style="dim not bold")
         table.add_row(
-            Text(verdict.label.value, style=_STYLE[verdict.label]),
+            label,
             "-" if verdict.fake_probability is None else f"{verdict.fake_probability:.4f}",
             str(len(verdict.tracks)),
             str(len(verdict.frames)),
             f"{verdict.timing.total_s:.2f} s",
-            escape(verdict.source + (f"  ({verdict.reason.value})" if verdict.reason else "")),
+            Text(verdict.source),
         )
     console.print(table)
     if verdicts:
