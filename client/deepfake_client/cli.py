@@ -113,10 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DeepfakeError as exc:
         print_error(exc)
         sys.exit(exc.exit_code)
-    except BrokenPipeError:
-        # The reader of our output (`| head`) has gone: nothing is wrong. Closing quietly avoids a second error.
-        sys.stderr.close()
-        sys.exit(0)
 
 
 def print_error(error: DeepfakeError) -> None:
