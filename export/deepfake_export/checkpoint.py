@@ -372,7 +372,10 @@ def _head_layers(found: _Candidate, spec: ModelSpec) -> str:
         if match and found.tensors[name].ndim == 2:
             numbered.setdefault(match[1], {})[int(match[2])] = found.tensors[name]
     heads = [(path, layers) for path, layers in numbered.items() if len(layers) > 1]
-    if len(heads) != 1 or len(found.missing) > 2:
+    # All but the usual head's weight and bias must be there, under whatever prefix: else the body is another one.
+    starts = _prefixes_of(list(found.missing[:1]), found.tensors) or [""]
+    body_fits = any(sum(start + name not in found.tensors for name in found.missing) <= 2 for start in starts)
+    if len(heads) != 1 or not body_fits:
         return ""
     path, layers = heads[0]
     entries = [f"linear:{layers[index].shape[0]}" if index in layers else "?" for index in range(max(layers) + 1)]

@@ -17,7 +17,7 @@ from deepfake_export.checkpoint import load_checkpoint
 from deepfake_export.ensemble_spec import EnsembleSpec, Member
 from deepfake_export.graph import ServedDetector
 from deepfake_export.meta_model import LinearWeights, load_meta_model
-from deepfake_export.transforms import AreaResize, KeepsFloat32, LogSpectrum
+from deepfake_export.transforms import KeepsFloat32, LogSpectrum, Shrink
 from deepfake_preprocess.errors import CheckpointError, SpecError
 from deepfake_preprocess.spec import Head, ModelSpec
 
@@ -40,7 +40,7 @@ class Branch(nn.Module):
         super().__init__()
         spec = member.spec
         self.network = network
-        self.resize = AreaResize(from_wh, spec.input_size_wh) if from_wh != spec.input_size_wh else nn.Identity()
+        self.resize = Shrink(from_wh, spec.input_size_wh) if from_wh != spec.input_size_wh else nn.Identity()
         self.spectrum = LogSpectrum(spec.input_size_wh, member.spectrum) if member.spectrum else None
         self._reorder = spec.color_order == "BGR" and member.in_channels == 3
         channels = member.in_channels

@@ -1,8 +1,8 @@
 """Resizing and the Fourier transform as products with constant matrices.
 
 Both are linear in each direction, so a matrix on each side of the picture is exact, and leaves nothing but MatMul in
-the graph, which every runtime has. The operators made for them do not travel: ONNX's Resize with antialiasing knows
-no area averaging, which is how clients shrink crops, and its DFT is refused by NVIDIA's parser (docs/decisions.md).
+the graph, which every runtime has. The operators made for them do not travel: NVIDIA's parser refuses ONNX's DFT,
+and its Resize with antialiasing (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -36,15 +36,19 @@ class KeepsFloat32(nn.Module):
         return self
 
 
-class AreaResize(nn.Module):
-    """Shrinks pictures by area averaging, as `cv2.resize` does with `INTER_AREA` (but without rounding to bytes)."""
+class Shrink(nn.Module):
+    """Makes pictures smaller: by area averaging from a factor of two on, below that by linear interpolation.
+
+    The same as `cv2.resize` with `INTER_AREA` or `INTER_LINEAR`, without rounding to bytes. What arrives was averaged
+    by the client already, and below a factor of two a second average blurs more than interpolation aliases.
+    """
 
     rows: Tensor
     columns: Tensor
 
     def __init__(self, from_wh: tuple[int, int], to_wh: tuple[int, int]) -> None:
         super().__init__()
-        rows, columns = (area_matrix(old, new) for old, new in zip(reversed(from_wh), reversed(to_wh), strict=True))
+        rows, columns = (shrink_matrix(old, new) for old, new in zip(reversed(from_wh), reversed(to_wh), strict=True))
         self.register_buffer("rows", torch.from_numpy(rows).float(), persistent=False)
         self.register_buffer("columns", torch.from_numpy(columns.T.copy()).float(), persistent=False)
 
@@ -98,6 +102,18 @@ class LogSpectrum(KeepsFloat32):
         imaginary = torch.matmul(self.cos_rows, by_sin) + torch.matmul(self.sin_rows, by_cos)
         magnitude = torch.sqrt(real * real + imaginary * imaginary)
         return (torch.log(magnitude + self._spectrum.epsilon) * self._spectrum.gain).to(pixels.dtype)
+
+
+def shrink_matrix(old: int, new: int) -> npt.NDArray[np.float64]:
+    """Return the ``[new, old]`` matrix that makes a line of `old` pixels one of `new`; see `Shrink`."""
+    return area_matrix(old, new) if old >= 2 * new else linear_matrix(old, new)
+
+
+def linear_matrix(old: int, new: int) -> npt.NDArray[np.float64]:
+    """Return the ``[new, old]`` matrix of linear interpolation between pixel centres."""
+    centers = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+    distance = np.abs(centers[:, None] - np.arange(old)[None, :])
+    return np.asarray(np.clip(1 - distance, 0, None), dtype=np.float64)
 
 
 def area_matrix(old: int, new: int) -> npt.NDArray[np.float64]:
