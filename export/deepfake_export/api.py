@@ -99,6 +99,7 @@ def export_checkpoint(
     *,
     max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE,
     crops: str | Path | None = None,
+    trust_pickle: bool = False,
     force: bool = False,
     verbose: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
@@ -106,11 +107,12 @@ def export_checkpoint(
     """Export a checkpoint to ONNX, prove it against PyTorch, and add it to a model repository as a new version.
 
     Args:
-        checkpoint: file with the weights.
+        checkpoint: file with the weights, or the YAML file of an ensemble, which names its members'.
         spec: contract of the model; its version is replaced by the next free one.
         repository: Triton model repository; created where missing.
         max_batch_size: largest batch the server will form, 1 to 1024; proved, and written to the configuration.
         crops: directory of face crops for the proof; None generates face-like ones.
+        trust_pickle: load an ensemble's meta-model from a pickle, which may run any code.
         force: make a new version even where the latest one is the same.
         verbose: let PyTorch's exporter print its messages.
         on_step: called with a short sentence before each step.
@@ -148,7 +150,7 @@ def export_checkpoint(
         from deepfake_export.parity import measure_parity, onnxruntime_runner, require_parity
 
         on_step(f"Loading {Path(checkpoint).name} into {spec.architecture}")
-        loaded = load_checkpoint(checkpoint, spec)
+        loaded = load_checkpoint(checkpoint, spec, trust_pickle=trust_pickle)
         proof_crops, crops_source = _proof_crops(crops, spec, max_batch_size)
         with repo.staged(repository, spec.name) as stage:
             spec = dataclasses.replace(spec, version=stage.version)
@@ -170,15 +172,22 @@ def export_checkpoint(
                 size_bytes=model_path.stat().st_size,
             )
             require_parity(report)
+            figures = report.to_dict()
+            if spec.architecture_family == "ensemble":
+                from deepfake_export.ensemble_proof import prove_members
+
+                figures |= prove_members(
+                    checkpoint, loaded.network, stage.version_dir, proof_crops,
+                    max_batch_size=max_batch_size, crops_source=crops_source, verbose=verbose, on_step=on_step,
+                )  # fmt: skip
 
             on_step(f"Adding version {spec.version} to {repository}")
-            figures = report.to_dict()
             (stage.version_dir / "parity.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
             (stage.version_dir / "parity.md").write_text(report.to_markdown(), encoding="utf-8")
             manifest = Manifest.of_directory(stage.version_dir, spec, tools=_tool_versions(), parity=figures)
             manifest.write(stage.version_dir)
             repo.publish(repository, spec, max_batch_size=max_batch_size)
-    notes = (*_checkpoint_notes(loaded.weights_key, loaded.prefix, loaded.ignored), *report.notes)
+    notes = (*loaded.describe(), *report.notes)
     return ExportResult(repository, spec.version, created=True, manifest=manifest, notes=notes)
 
 
@@ -197,17 +206,6 @@ def _proof_crops(directory: str | Path | None, spec: ModelSpec, max_batch_size: 
         return generate_crops(count, spec.input_size_wh), f"generated face-like images (seed {GENERATED_SEED})"
     crops = read_crops(directory, spec.input_size_wh, limit=max(count, 256))
     return crops, f"images of the directory {Path(directory).name!r}"
-
-
-def _checkpoint_notes(weights_key: str, prefix: str, ignored: tuple[str, ...]) -> list[str]:
-    notes = []
-    if weights_key or prefix:
-        under = f" under {weights_key!r}" if weights_key else ""
-        without = f", without the prefix {prefix!r}" if prefix else ""
-        notes.append(f"the weights were taken from the checkpoint{under}{without}")
-    if ignored:
-        notes.append(f"{len(ignored)} tensor(s) outside of the network were left out ({', '.join(ignored[:4])})")
-    return notes
 
 
 def _tool_versions() -> dict[str, str]:

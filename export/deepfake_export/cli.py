@@ -16,14 +16,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepfake_export.api import ExportResult, export_checkpoint
+from deepfake_export.ensemble_spec import read_spec
 from deepfake_preprocess.errors import SpecError
 from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Weights: a .safetensors file, or one of torch.save.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Weights (.safetensors, or of torch.save), or an ensemble's .yaml.")
+    ],
     spec: Annotated[
         Path | None,
         typer.Option("--spec", help="Model spec (YAML). Default: the .yaml with the checkpoint's name beside it."),
@@ -38,13 +40,17 @@ def export(
         Path | None,
         typer.Option("--crops", help="Directory of face crops for the proof. Default: generated images."),
     ] = None,
+    trust_pickle: Annotated[
+        bool,
+        typer.Option("--trust-pickle", help="Load an ensemble's meta-model from a pickle. This can run any code."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make a new version even if nothing has changed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the messages of PyTorch's exporter.")] = False,
 ) -> None:
     """Export a PyTorch checkpoint to ONNX, prove it, and add it to a model repository."""
     spec_path = spec if spec is not None else default_spec_path(checkpoint)
-    model_spec = ModelSpec.from_yaml(spec_path)
+    model_spec = read_spec(spec_path)
     # Progress goes to stderr, so that stdout is the result alone.
     console = Console(stderr=True)
     with console.status("Starting") as status:
@@ -60,6 +66,7 @@ def export(
             repository,
             max_batch_size=max_batch,
             crops=crops,
+            trust_pickle=trust_pickle,
             force=force,
             verbose=verbose,
             on_step=show,
@@ -95,6 +102,8 @@ def default_spec_path(checkpoint: Path) -> Path:
     Raises:
         SpecError: neither exists.
     """
+    if checkpoint.suffix in (".yaml", ".yml"):  # an ensemble's file is spec and checkpoint in one
+        return checkpoint
     for suffix in (".yaml", ".yml"):
         path = checkpoint.with_suffix(suffix)
         if path.is_file():
