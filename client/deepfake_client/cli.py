@@ -25,7 +25,8 @@ class Command:
     """Where a command lives.
 
     Attributes:
-        target: ``module:function``; the function carries the options and the long help.
+        target: ``module:name`` of a function, which carries the options and the long help, or of a `typer.Typer`
+            with sub-commands.
         extra: optional-dependency group that brings it.
         summary: its line in `deepfake --help`.
     """
@@ -34,14 +35,14 @@ class Command:
     extra: str
     summary: str
 
-    def load(self) -> Callable[..., Any]:
-        """Import the function.
+    def load(self) -> Callable[..., Any] | typer.Typer:
+        """Import the function or group.
 
         Raises:
             MissingExtraError: its part of the project is not installed.
         """
-        module, _, function = self.target.partition(":")
-        loaded: Callable[..., Any] = getattr(require_extra(module, extra=self.extra), function)
+        module, _, name = self.target.partition(":")
+        loaded: Callable[..., Any] | typer.Typer = getattr(require_extra(module, extra=self.extra), name)
         return loaded
 
 
@@ -59,6 +60,9 @@ COMMANDS = {
     ),
     "build-engines": Command(
         "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
+    ),
+    "repository": Command(
+        "deepfake_export.cli_repository:app", "export", "Look after a model repository: versions, rollback, pruning."
     ),
     "demo-checkpoint": Command(
         "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint (untrained) and its spec."
@@ -88,10 +92,12 @@ def build_app(requested: str | None) -> typer.Typer:
         pass
 
     for name, command in COMMANDS.items():
-        if name == requested:
-            app.command(name)(command.load())
-        else:
+        if name != requested:
             app.command(name, help=command.summary)(lambda: None)
+        elif isinstance(loaded := command.load(), typer.Typer):
+            app.add_typer(loaded, name=name)
+        else:
+            app.command(name)(loaded)
     return app
 
 
@@ -110,10 +116,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DeepfakeError as exc:
         print_error(exc)
         sys.exit(exc.exit_code)
-    except BrokenPipeError:
-        # The reader of our output (`| head`) has gone: nothing is wrong. Closing quietly avoids a second error.
-        sys.stderr.close()
-        sys.exit(0)
 
 
 def print_error(error: DeepfakeError) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from deepfake_client.transport import DEFAULT_TIMEOUT_S, DEFAULT_URL, GrpcTransport, ServedModel
 from deepfake_preprocess.errors import ModelContractError, ServerUnavailableError
@@ -27,24 +28,28 @@ def models(url: Url = DEFAULT_URL, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json
     if as_json:
         print(json.dumps([_as_data(name, found) for name, found in entries.items()], indent=2, ensure_ascii=False))
         return
-    table = Table(box=None, header_style="bold")
-    for heading in ("model", "version", "architecture", "input", "threshold", "max batch", "trained on"):
-        table.add_column(heading)
+    console = Console(highlight=False)
+    if not entries:
+        console.print(f"the server at {url} offers no model")
     for name, found in entries.items():
-        if isinstance(found, ServedModel):
-            spec = found.spec
-            table.add_row(
-                name,
-                str(found.version),
-                spec.architecture,
-                f"{spec.input_width_px}x{spec.input_height_px}",
-                f"{spec.threshold:g}",
-                str(found.max_batch_size),
-                spec.training_data or "-",
-            )
-        else:
-            table.add_row(name, "-", f"[yellow]not usable:[/] {found}")
-    Console().print(table if entries else f"the server at {url} offers no model")
+        console.print(Text(name, style="bold"))
+        console.print(_contract_table(found) if isinstance(found, ServedModel) else Text(f"  not usable: {found}"))
+
+
+def _contract_table(model: ServedModel) -> Table:
+    spec = model.spec
+    table = Table.grid(padding=(0, 2))
+    for heading, value in (
+        ("version", str(model.version)),
+        ("architecture", spec.architecture),
+        ("input", f"{spec.input_width_px}x{spec.input_height_px} px, margin {spec.crop.margin:g}"),
+        ("threshold", f"{spec.threshold:g}"),
+        ("max batch", str(model.max_batch_size)),
+        ("checkpoint", spec.checkpoint_sha256 or "unknown"),
+        ("trained on", spec.training_data or "not stated"),
+    ):
+        table.add_row(f"  {heading}", Text(value))
+    return table
 
 
 def health(url: Url = DEFAULT_URL, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -23,34 +22,34 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: str = ""
     console.print(_headline(verdict))
     if verdict.detail:
         console.print(Text(verdict.detail))
-    if verdict.corrupt_packets:
-        console.print(Text(f"{verdict.corrupt_packets} damaged packets were skipped", style="yellow"))
     timing = verdict.timing
-    console.print(
-        f"time   total {timing.total_s:.2f} s   (overlapping: decode {timing.decode_s:.2f}, "
-        f"detect {timing.detect_s:.2f}, infer {timing.infer_s:.2f})",
-        highlight=False,
-    )
-    _print_model(console, verdict, training_data)
+    stages = f"decode {timing.decode_s:.2f}, detect {timing.detect_s:.2f}, infer {timing.infer_s:.2f}"
+    rows = [("time", f"total {timing.total_s:.2f} s (overlapping: {stages})")]
+    if verdict.corrupt_packets:
+        rows.append(("note", f"{verdict.corrupt_packets} damaged packets were skipped"))
+    console.print(_facts([*rows, *_model_rows(verdict, training_data)]))
 
 
 def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_data: str = "") -> None:
     """Print one line for each of several verdicts."""
     table = Table(box=None, header_style="bold")
-    for name in ("verdict", "fake probability", "faces", "frames", "time", "source"):
-        table.add_column(name, justify="right" if name in ("fake probability", "faces", "frames", "time") else "left")
+    for name in ("verdict", "probability", "faces", "frames", "time", "source"):
+        table.add_column(name, justify="left" if name in ("verdict", "source") else "right", overflow="fold")
     for verdict in verdicts:
+        label = Text(verdict.label.value, style=_STYLE[verdict.label])
+        if verdict.reason is not None:
+            label.append(f" {verdict.reason.value}", style="dim not bold")
         table.add_row(
-            Text(verdict.label.value, style=_STYLE[verdict.label]),
+            label,
             "-" if verdict.fake_probability is None else f"{verdict.fake_probability:.4f}",
             str(len(verdict.tracks)),
             str(len(verdict.frames)),
             f"{verdict.timing.total_s:.2f} s",
-            escape(verdict.source + (f"  ({verdict.reason.value})" if verdict.reason else "")),
+            Text(verdict.source),
         )
     console.print(table)
     if verdicts:
-        _print_model(console, verdicts[-1], training_data)
+        console.print(_facts(_model_rows(verdicts[-1], training_data)))
 
 
 def _headline(verdict: Verdict) -> Text:
@@ -100,9 +99,15 @@ def _track_table(verdict: Verdict) -> Table:
     return table
 
 
-def _print_model(console: Console, verdict: Verdict, training_data: str) -> None:
+def _model_rows(verdict: Verdict, training_data: str) -> list[tuple[str, str]]:
     model = verdict.model
     sha = f", checkpoint {model.checkpoint_sha256[:12]}" if model.checkpoint_sha256 else ""
-    console.print(f"model  {model.name} version {model.version}{sha}", highlight=False)
-    if training_data:
-        console.print(Text(f"       {training_data}", style="yellow"))
+    rows = [("model", f"{model.name} version {model.version}{sha}")]
+    return [*rows, ("worth", training_data)] if training_data else rows
+
+
+def _facts(rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(name, Text(value, style="yellow" if name in ("worth", "note") else ""))
+    return table

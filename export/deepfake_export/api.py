@@ -42,7 +42,7 @@ class ExportResult:
     Attributes:
         repository: the model repository.
         version: Triton version of the model.
-        created: False where the latest version is already the same, and nothing was written.
+        created: False where the served or the newest version is already the same; it is the one that is served now.
         manifest: content of ``manifest.json``, with the spec, hashes, tool versions and parity figures.
         notes: what the user should know, as sentences.
     """
@@ -101,6 +101,7 @@ def export_checkpoint(
     *,
     max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE,
     crops: str | Path | None = None,
+    trust_pickle: bool = False,
     force: bool = False,
     tensorrt: EngineOptions | None = None,
     verbose: bool = False,
@@ -109,11 +110,12 @@ def export_checkpoint(
     """Export a checkpoint to ONNX, prove it against PyTorch, and add it to a model repository as a new version.
 
     Args:
-        checkpoint: file with the weights.
+        checkpoint: file with the weights, or the YAML file of an ensemble, which names its members'.
         spec: contract of the model; its version is replaced by the next free one.
         repository: Triton model repository; created where missing.
         max_batch_size: largest batch the server will form, 1 to 1024; proved, and written to the configuration.
         crops: directory of face crops for the proof; None generates face-like ones.
+        trust_pickle: load an ensemble's meta-model from a pickle, which may run any code.
         force: make a new version even where the latest one is the same.
         tensorrt: also build a TensorRT plan, or check without a GPU that one can be built; see
             `deepfake_export.engines`.
@@ -140,9 +142,13 @@ def export_checkpoint(
     with repo.locked(repository, spec.name):
         same = None if force else repo.find_identical(repository, spec)
         if same is not None and _proved_batch_size(same) >= max_batch_size:
-            # Heals configurations that were edited, or left behind by a crash after the last rename.
+            # Heals configurations that were edited, or left behind by a crash after the last rename; and serves the
+            # newest version again after a rollback, for that is what an export is asked to bring about.
             repo.refresh_configs(repository / spec.name, same.spec, max_batch_size=max_batch_size)
-            note = "the latest version has the same checkpoint and spec, and its files are intact; --force repeats it"
+            note = (
+                f"version {same.spec.version} has the same checkpoint and spec, and its files are intact, so that is "
+                "the one that is served; --force makes a new one"
+            )
             if maker is not None and tensorrt is not None:
                 on_step("Building the TensorRT engine")
                 same, created, engine_note = ensure_plan(
@@ -161,7 +167,7 @@ def export_checkpoint(
         from deepfake_export.parity import measure_parity, onnxruntime_runner, require_parity
 
         on_step(f"Loading {Path(checkpoint).name} into {spec.architecture}")
-        loaded = load_checkpoint(checkpoint, spec)
+        loaded = load_checkpoint(checkpoint, spec, trust_pickle=trust_pickle)
         proof_crops, crops_source = _proof_crops(crops, spec, max_batch_size)
         with repo.staged(repository, spec.name) as stage:
             spec = dataclasses.replace(spec, version=stage.version)
@@ -183,6 +189,14 @@ def export_checkpoint(
                 size_bytes=model_path.stat().st_size,
             )
             require_parity(report)
+            figures = report.to_dict()
+            if spec.architecture_family == "ensemble":
+                from deepfake_export.ensemble_proof import prove_members
+
+                figures |= prove_members(
+                    checkpoint, loaded.network, stage.version_dir, proof_crops,
+                    max_batch_size=max_batch_size, crops_source=crops_source, verbose=verbose, on_step=on_step,
+                )  # fmt: skip
             engine = None
             if maker is not None and tensorrt is not None:
                 on_step("Building the TensorRT engine")
@@ -192,7 +206,6 @@ def export_checkpoint(
                 engine_notes.append(engine_note)
 
             on_step(f"Adding version {spec.version} to {repository}")
-            figures = report.to_dict()
             (stage.version_dir / "parity.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
             (stage.version_dir / "parity.md").write_text(report.to_markdown(), encoding="utf-8")
             manifest = Manifest.of_directory(
@@ -204,7 +217,7 @@ def export_checkpoint(
             )
             manifest.write(stage.version_dir)
             repo.publish(repository, spec, max_batch_size=max_batch_size)
-    notes = (*_checkpoint_notes(loaded.weights_key, loaded.prefix, loaded.ignored), *report.notes, *engine_notes)
+    notes = (*loaded.describe(), *report.notes, *engine_notes)
     return ExportResult(repository, spec.version, created=True, manifest=manifest, notes=notes)
 
 
@@ -223,17 +236,6 @@ def _proof_crops(directory: str | Path | None, spec: ModelSpec, max_batch_size: 
         return generate_crops(count, spec.input_size_wh), f"generated face-like images (seed {GENERATED_SEED})"
     crops = read_crops(directory, spec.input_size_wh, limit=max(count, 256))
     return crops, f"images of the directory {Path(directory).name!r}"
-
-
-def _checkpoint_notes(weights_key: str, prefix: str, ignored: tuple[str, ...]) -> list[str]:
-    notes = []
-    if weights_key or prefix:
-        under = f" under {weights_key!r}" if weights_key else ""
-        without = f", without the prefix {prefix!r}" if prefix else ""
-        notes.append(f"the weights were taken from the checkpoint{under}{without}")
-    if ignored:
-        notes.append(f"{len(ignored)} tensor(s) outside of the network were left out ({', '.join(ignored[:4])})")
-    return notes
 
 
 def _tool_versions() -> dict[str, str]:

@@ -16,39 +16,49 @@ from typing import Any
 
 from torch import nn
 
+from deepfake_export.layers import attach_head, build_layers
 from deepfake_preprocess.errors import SpecError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.spec import ModelSpec
 
 
-def build_network(spec: ModelSpec) -> nn.Module:
+def build_network(spec: ModelSpec, *, in_channels: int = 3) -> nn.Module:
     """Build the network of a spec with random weights and the right number of outputs.
 
     Args:
-        spec: its `architecture` must not be ``torchscript``, whose file brings the network along.
+        spec: its `architecture` must not be ``torchscript`` or ``ensemble``, whose files bring the network along.
+        in_channels: channels of the network's input: 3 for pixels; a spectrum may have one.
 
     Returns:
-        A network that takes FP32 ``[N, 3, H, W]`` and gives ``[N, spec.head.num_logits]``.
+        A network that takes FP32 ``[N, in_channels, H, W]`` and gives ``[N, spec.head.num_logits]``.
 
     Raises:
         SpecError: the architecture is unknown (the nearest name is suggested) or cannot be built.
         MissingExtraError: timm or torchvision is not installed.
     """
-    builders: dict[str, Callable[[ModelSpec], nn.Module]] = {
+    builders: dict[str, Callable[[ModelSpec, int], nn.Module]] = {
         "timm": _build_timm,
         "torchvision": _build_torchvision,
         "python": _build_python,
+        "layers": _build_layers,
     }
-    return builders[spec.architecture_family](spec)
+    network = builders[spec.architecture_family](spec, in_channels)
+    if spec.head.layers and spec.architecture_family != "layers":
+        attach_head(network, spec)
+    return network
 
 
-def _build_timm(spec: ModelSpec) -> nn.Module:
+def _build_layers(spec: ModelSpec, in_channels: int) -> nn.Module:
+    return build_layers(spec.head.layers, (in_channels, spec.input_height_px, spec.input_width_px))
+
+
+def _build_timm(spec: ModelSpec, in_channels: int) -> nn.Module:
     timm = require_extra("timm", extra="export")
     name = spec.architecture_name
     # A "hf-hub:" name would be fetched from the network; `is_model` knows built-in names only.
     if not timm.is_model(name):
         raise _unknown_architecture(spec, timm.list_models())
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if in_channels == 3 else {"in_chans": in_channels}
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size:
         # Transformers size their position embedding when they are built.
@@ -56,7 +66,12 @@ def _build_timm(spec: ModelSpec) -> nn.Module:
     return _call(spec, lambda: timm.create_model(name, pretrained=False, num_classes=spec.head.num_logits, **options))
 
 
-def _build_torchvision(spec: ModelSpec) -> nn.Module:
+def _build_torchvision(spec: ModelSpec, in_channels: int) -> nn.Module:
+    if in_channels != 3:
+        raise SpecError(
+            f"field 'architecture' is {spec.architecture!r}, which takes 3 channels and not {in_channels}; use a "
+            "timm or python: architecture, or 'spectrum: {channels: rgb}'"
+        )
     models = require_extra("torchvision.models", extra="export")
     name = spec.architecture_name
     known = models.list_models(module=models)
@@ -72,7 +87,7 @@ def _build_torchvision(spec: ModelSpec) -> nn.Module:
     return _call(spec, lambda: builder(weights=None, num_classes=spec.head.num_logits, **options))
 
 
-def _build_python(spec: ModelSpec) -> nn.Module:
+def _build_python(spec: ModelSpec, in_channels: int) -> nn.Module:
     module_name, _, factory_name = spec.architecture_name.partition(":")
     with _importable_from(Path.cwd()):
         try:

@@ -7,6 +7,7 @@ What does not fit is reported; nothing is skipped silently.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pickle
 import re
 import warnings
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from deepfake_export.architectures import build_network
 from deepfake_export.checkpoint_file import pin_checkpoint
+from deepfake_export.layers import head_path
 from deepfake_preprocess.errors import CheckpointError
 from deepfake_preprocess.spec import ModelSpec
 
@@ -57,6 +59,8 @@ class LoadedCheckpoint:
         weights_key: key path of the weights in the file, such as ``state_dict``; empty for the top level.
         prefix: wrapper prefix that was taken off every name; mostly empty.
         ignored: names outside of that prefix, which belong to the training script and not to the network.
+        renamed_head: where the file keeps the head, if not where the network does; with its dot, like `prefix`.
+        notes: what else the user should know, as sentences.
     """
 
     network: nn.Module
@@ -64,6 +68,23 @@ class LoadedCheckpoint:
     weights_key: str = ""
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    renamed_head: str = ""
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> list[str]:
+        """Return what was taken from the file and what was left out, as sentences."""
+        found = list(self.notes)
+        if self.weights_key or self.prefix:
+            under = f" under {self.weights_key!r}" if self.weights_key else ""
+            without = f", without the prefix {self.prefix!r}" if self.prefix else ""
+            found.append(f"the weights were taken from the checkpoint{under}{without}")
+        if self.renamed_head:
+            found.append(f"the head was taken from {self.renamed_head!r}")
+        if self.ignored:
+            found.append(
+                f"{len(self.ignored)} tensor(s) outside of the network were left out ({', '.join(self.ignored[:4])})"
+            )
+        return found
 
 
 def load_model(checkpoint: str | Path, spec: ModelSpec) -> nn.Module:
@@ -79,12 +100,17 @@ def load_model(checkpoint: str | Path, spec: ModelSpec) -> nn.Module:
     return load_checkpoint(checkpoint, spec).network
 
 
-def load_checkpoint(checkpoint: str | Path, spec: ModelSpec) -> LoadedCheckpoint:
+def load_checkpoint(
+    checkpoint: str | Path, spec: ModelSpec, *, in_channels: int = 3, trust_pickle: bool = False
+) -> LoadedCheckpoint:
     """Load a checkpoint into the network of its spec.
 
     Args:
-        checkpoint: a ``.safetensors`` file, a file of `torch.save`, or for ``torchscript`` one of `torch.jit.save`.
+        checkpoint: a ``.safetensors`` file, a file of `torch.save`, for ``torchscript`` one of `torch.jit.save`, or
+            for ``ensemble`` the YAML file that names the members.
         spec: contract of the model. Where it holds a `checkpoint_sha256`, the file must have that hash.
+        in_channels: channels of the network's input.
+        trust_pickle: load the meta-model of an ensemble from a pickle, which may run any code.
 
     Raises:
         CheckpointError: the file is missing, damaged, refused as unsafe, has another hash, holds NaN or Inf, or
@@ -93,14 +119,20 @@ def load_checkpoint(checkpoint: str | Path, spec: ModelSpec) -> LoadedCheckpoint
     """
     path = Path(checkpoint)
     spec = pin_checkpoint(path, spec)
-    if spec.architecture_family == "torchscript":
+    if spec.architecture_family == "ensemble":
+        # That module loads its members with this one.
+        from deepfake_export.ensemble import load_ensemble
+
+        ensemble, notes = load_ensemble(path, trust_pickle=trust_pickle)
+        loaded = LoadedCheckpoint(ensemble, spec, notes=notes)
+    elif spec.architecture_family == "torchscript":
         loaded = LoadedCheckpoint(_load_torchscript(path), spec)
     else:
-        network = build_network(spec)
+        network = build_network(spec, in_channels=in_channels)
         loaded = _fit(path, network, spec)
     loaded.network.float().eval()
     _check_finite(path, loaded.network)
-    _check_outputs(path, loaded.network, spec)
+    _check_outputs(path, loaded.network, spec, in_channels)
     return loaded
 
 
@@ -172,6 +204,7 @@ class _Candidate:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     wrong_shape: tuple[str, ...]
+    renamed_head: str = ""
 
     @property
     def problems(self) -> int:
@@ -188,6 +221,8 @@ def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
             candidate = _compare(key, prefix, tensors, expected)
             if best is None or candidate.problems < best.problems:
                 best = candidate
+        if best is not None and best.problems:
+            best = _elsewhere(path, key, tensors, expected, head_path(network)) or best
         if best is not None and not best.problems:
             break
     if best is None:
@@ -196,7 +231,58 @@ def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
         raise CheckpointError(_why_unfit(path, best, spec, expected))
     # Not strict, only because the counters of `_compare` may be missing; everything else is known to fit.
     network.load_state_dict(dict(best.tensors), strict=False)
-    return LoadedCheckpoint(network, spec, best.weights_key, best.prefix, best.ignored)
+    return LoadedCheckpoint(network, spec, best.weights_key, best.prefix, best.ignored, best.renamed_head)
+
+
+def _elsewhere(
+    path: Path, key: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
+) -> _Candidate | None:
+    """Return the reading with prefixes that no wrapper of `WRAPPER_PREFIXES` puts there, if one fits.
+
+    Training code often keeps body and head side by side in a module of its own (``backbone.conv_stem.weight``,
+    ``classifier.weight``), where the architecture has the head inside; or the network beside other ones.
+
+    Raises:
+        CheckpointError: several networks or heads in the file fit, and any choice would be a guess.
+    """
+    inside = f"{head}." if head else "\n"
+    head_names = [name for name in expected if name.startswith(inside)]
+    body_names = [name for name in expected if not name.startswith(inside)]
+    fitting: dict[tuple[str, str], _Candidate] = {}
+    for body_prefix in _prefixes_of(body_names[:1], tensors):
+        for head_prefix in _prefixes_of([name.removeprefix(inside) for name in head_names[:1]], tensors):
+            old_names = {name: body_prefix + name for name in body_names} | {
+                name: head_prefix + name.removeprefix(inside) for name in head_names
+            }
+            old_names = {new: old for new, old in old_names.items() if old in tensors}
+            taken = set(old_names.values())
+            # What lies under the same prefixes belongs to the same modules, and may not be left out.
+            others = [name for name in tensors if name not in taken]
+            if any(name.startswith(prefix) for name in others for prefix in (body_prefix, head_prefix)):
+                continue
+            found = _compare(key, "", {new: tensors[old] for new, old in old_names.items()}, expected)
+            if not found.problems:
+                fitting[body_prefix, head_prefix] = dataclasses.replace(
+                    found,
+                    prefix=body_prefix,
+                    ignored=tuple(others),
+                    renamed_head=head_prefix if head_prefix != body_prefix + inside else "",
+                )
+    if len(fitting) > 1:
+        found_at = ", ".join(sorted({repr(body or head) for body, head in fitting}))
+        raise CheckpointError(
+            f"{path} holds several networks or heads that fit ({found_at}), and which one is meant cannot be known; "
+            "save the weights of one"
+        )
+    return next(iter(fitting.values()), None)
+
+
+def _prefixes_of(names: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return what stands before a name in those that end with it; without a name, that nothing does."""
+    if not names:
+        return [""]
+    (part,) = names
+    return [name.removesuffix(part) for name in tensors if name == part or name.endswith(f".{part}")]
 
 
 def _weight_sets(data: Any, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -261,6 +347,9 @@ def _why_unfit(path: Path, found: _Candidate, spec: ModelSpec, expected: Mapping
 
 def _hint(found: _Candidate, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
     """Return what to do about a checkpoint that does not fit."""
+    written = _head_layers(found, spec)
+    if written:
+        return written
     pairs = [(found.tensors[name].shape, expected[name].shape) for name in found.wrong_shape]
     only_last_layer = found.problems == len(pairs) and all(
         given[1:] == wanted[1:] and wanted[0] == spec.head.num_logits for given, wanted in pairs
@@ -271,6 +360,37 @@ def _hint(found: _Candidate, spec: ModelSpec, expected: Mapping[str, Tensor]) ->
     if outputs > 2:
         return f"Its last layer has {outputs} outputs, and a detector has 1 or 2"
     return f"Its last layer has {outputs} output(s): set 'head: {{kind: {'sigmoid' if outputs == 1 else 'softmax'}}}'"
+
+
+def _head_layers(found: _Candidate, spec: ModelSpec) -> str:
+    """Return how to state a head of several layers, where that is what does not fit; empty where it is not."""
+    if spec.head.layers or spec.architecture_family not in ("timm", "torchvision"):
+        return ""
+    numbered: dict[str, dict[int, Tensor]] = {}
+    for name in (*found.unexpected, *found.wrong_shape):
+        match = re.fullmatch(r"(.*?)\.?(\d+)\.weight", name)
+        if match and found.tensors[name].ndim == 2:
+            numbered.setdefault(match[1], {})[int(match[2])] = found.tensors[name]
+    heads = [(path, layers) for path, layers in numbered.items() if len(layers) > 1]
+    # All but the usual head's weight and bias must be there, under whatever prefix: else the body is another one.
+    starts = _prefixes_of(list(found.missing[:1]), found.tensors) or [""]
+    body_fits = any(sum(start + name not in found.tensors for name in found.missing) <= 2 for start in starts)
+    if len(heads) != 1 or not body_fits:
+        return ""
+    path, layers = heads[0]
+    entries = [f"linear:{layers[index].shape[0]}" if index in layers else "?" for index in range(max(layers) + 1)]
+    # What stands between two linear layers has no weights, so the file cannot tell; this is what is usual.
+    for index, entry in enumerate(entries):
+        if entry == "?":
+            entries[index] = "relu" if index and entries[index - 1].startswith("linear") else "dropout"
+    outputs = layers[max(layers)].shape[0]
+    kind = {1: "sigmoid", 2: "softmax"}.get(int(outputs))
+    if kind is None:
+        return f"Its last layer has {outputs} outputs, and a detector has 1 or 2"
+    return (
+        f"Its head has several layers (under {path!r}): state them as in the training code, for example "
+        f"'head: {{kind: {kind}, layers: [{', '.join(entries)}]}}'"
+    )
 
 
 def _first(names: tuple[str, ...]) -> str:
@@ -297,9 +417,9 @@ def _check_finite(path: Path, network: nn.Module) -> None:
         )
 
 
-def _check_outputs(path: Path, network: nn.Module, spec: ModelSpec) -> None:
+def _check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels: int) -> None:
     """Run two grey crops through the network, so that a wrong input size or head shows here and not in service."""
-    crops = torch.full((2, 3, spec.input_height_px, spec.input_width_px), 0.1)
+    crops = torch.full((2, in_channels, spec.input_height_px, spec.input_width_px), 0.1)
     try:
         with torch.inference_mode():
             outputs = network(crops)

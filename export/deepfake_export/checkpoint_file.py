@@ -22,8 +22,13 @@ def pin_checkpoint(checkpoint: str | Path, spec: ModelSpec) -> ModelSpec:
         CheckpointError: the file cannot be a checkpoint, or the spec holds another hash.
     """
     path = Path(checkpoint)
-    _check_file(path)
-    sha256 = sha256_file(path)
+    if spec.architecture_family == "ensemble":
+        from deepfake_export.ensemble_spec import EnsembleSpec
+
+        sha256 = EnsembleSpec.from_yaml(path).identity_sha256()
+    else:
+        check_file(path)
+        sha256 = sha256_file(path)
     if spec.checkpoint_sha256 not in (None, sha256):
         raise CheckpointError(
             f"{path} is not the checkpoint of this spec: its SHA-256 is {sha256}, the spec says "
@@ -32,7 +37,12 @@ def pin_checkpoint(checkpoint: str | Path, spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(spec, checkpoint_sha256=sha256)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Do nothing where a file can be a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, empty, a directory or a Git LFS pointer, or cannot be read.
+    """
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
     try:

@@ -17,14 +17,16 @@ from rich.table import Table
 
 from deepfake_export.api import ExportResult, export_checkpoint
 from deepfake_export.engines import EngineOptions
+from deepfake_export.ensemble_spec import read_spec
 from deepfake_preprocess.errors import OptionError, SpecError
 from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Weights: a .safetensors file, or one of torch.save.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Weights (.safetensors, or of torch.save), or an ensemble's .yaml.")
+    ],
     spec: Annotated[
         Path | None,
         typer.Option("--spec", help="Model spec (YAML). Default: the .yaml with the checkpoint's name beside it."),
@@ -39,6 +41,10 @@ def export(
         Path | None,
         typer.Option("--crops", help="Directory of face crops for the proof. Default: generated images."),
     ] = None,
+    trust_pickle: Annotated[
+        bool,
+        typer.Option("--trust-pickle", help="Load an ensemble's meta-model from a pickle. This can run any code."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make a new version even if nothing has changed.")] = False,
     tensorrt: Annotated[
         bool,
@@ -56,7 +62,7 @@ def export(
 ) -> None:
     """Export a PyTorch checkpoint to ONNX, prove it, and add it to a model repository."""
     spec_path = spec if spec is not None else default_spec_path(checkpoint)
-    model_spec = ModelSpec.from_yaml(spec_path)
+    model_spec = read_spec(spec_path)
     if not tensorrt and (timing_cache is not None or version_compatible):
         raise OptionError("--timing-cache and --version-compatible are about TensorRT plans; add --tensorrt")
     engine_options = (
@@ -77,6 +83,7 @@ def export(
             repository,
             max_batch_size=max_batch,
             crops=crops,
+            trust_pickle=trust_pickle,
             force=force,
             tensorrt=engine_options,
             verbose=verbose,
@@ -113,6 +120,8 @@ def default_spec_path(checkpoint: Path) -> Path:
     Raises:
         SpecError: neither exists.
     """
+    if checkpoint.suffix in (".yaml", ".yml"):  # an ensemble's file is spec and checkpoint in one
+        return checkpoint
     for suffix in (".yaml", ".yml"):
         path = checkpoint.with_suffix(suffix)
         if path.is_file():

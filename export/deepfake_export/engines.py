@@ -230,7 +230,7 @@ def build_engines(
     force: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[EngineResult]:
-    """Give the newest version of each model a TensorRT plan that fits this machine; those that fit already are kept.
+    """Give the served version of each model a TensorRT plan that fits this machine; those that fit already are kept.
 
     Args:
         repository: model repository, as `deepfake export` writes it.
@@ -262,7 +262,8 @@ def build_engines(
     for name in dict.fromkeys(models) or present:
         with repo.locked(repository, name):
             model_dir = repository / name
-            version_dir = model_dir / str(repo.versions_of(model_dir)[-1])
+            # The one that is served; after a rollback that is not the newest.
+            version_dir = model_dir / str(repo.served_in(model_dir))
             manifest = _read_verified(version_dir)
             on_step(f"Building the TensorRT plan of {name} version {version_dir.name}")
             max_batch_size = int(read_config(model_dir / CONFIG_NAME).max_batch_size)

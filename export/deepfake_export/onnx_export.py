@@ -53,7 +53,7 @@ def export_onnx(detector: ServedDetector, path: Path, spec: ModelSpec, *, verbos
     example = torch.zeros(EXAMPLE_BATCH, spec.input_height_px, spec.input_width_px, 3, dtype=torch.uint8)
     try:
         with contextlib.nullcontext() if verbose else _quiet(), torch.no_grad():
-            scripted = spec.architecture_family == "torchscript"
+            scripted = any(isinstance(module, torch.jit.ScriptModule) for module in detector.modules())
             model = _export_scripted(detector, example) if scripted else _export(detector, example, verbose=verbose)
     # The exporter raises whatever the network's own code and its many passes raise.
     except Exception as exc:

@@ -1,8 +1,9 @@
 """Puts a model version into a Triton model repository, whole or not at all.
 
-A version is made in a hidden directory beside its place and moved in by one rename, so that a crash, a full disk
-or Ctrl-C leaves the repository as it was. One lock per model keeps two exports apart. This module knows
-nothing of networks: it moves files.
+A version is made in a hidden directory and moved in by one rename; then each configuration is replaced by one
+rename, which is what makes the version served. So a crash, a full disk or Ctrl-C leaves the repository as it was,
+or with a version that nobody serves yet. One lock per model keeps two exports apart. This module knows nothing of
+networks: it moves files.
 """
 
 from __future__ import annotations
@@ -13,23 +14,33 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepfake_preprocess.engine import PLAN_FILE
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.model_dir import served_version, who_locks
+from deepfake_preprocess.model_dir import versions_of as versions_of
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.triton_config import (
     CONFIG_NAME,
     EMBEDDED_CONFIG_NAME,
     EMBEDDED_MAX_BATCH_SIZE,
+    PRODUCTION_BACKENDS,
     embedded_config,
     production_config,
+    read_config,
 )
 
 MODEL_FILE = "model.onnx"
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EXDEV),
+)
+"""What the system answers to a write that no second try will make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,35 +56,36 @@ class Stage:
     version_dir: Path
 
 
-def versions_of(model_dir: Path) -> list[int]:
-    """Return the version numbers in a model's directory, in ascending order; those that Triton would see."""
-    if not model_dir.is_dir():
-        return []
-    return sorted(
-        int(path.name)
-        for path in model_dir.iterdir()
-        if path.is_dir() and path.name.isascii() and path.name.isdecimal() and not path.name.startswith("0")
-    )
-
-
 @contextlib.contextmanager
-def locked(repository: Path, name: str) -> Iterator[None]:
-    """Hold the lock of one model; the repository is created where missing.
+def locked(repository: Path, name: str, *, create: bool = True) -> Iterator[None]:
+    """Hold the lock of one model, which every change of it needs.
+
+    Args:
+        repository: the model repository.
+        name: the model.
+        create: make the repository where it is missing.
 
     Raises:
-        RepositoryError: another export of the model is running, or the repository cannot be written.
+        RepositoryError: another change of the model is under way, or the repository cannot be written.
     """
+    path = lock_path(repository, name)
     with _translated(repository):
-        repository.mkdir(parents=True, exist_ok=True)
+        if create:
+            repository.mkdir(parents=True, exist_ok=True)
         # The file stays: removing it would let two processes lock two files of one name.
-        stream = (repository / f"{name}.lock").open("a")
+        stream = path.open("a")
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RepositoryError(
-                f"another export of {name!r} into {repository} is running; wait for it to end and try again"
+                f"another export of {name!r}, or a rollback or prune, is running on {repository} "
+                f"({who_locks(path)}); wait for it to end and try again"
             ) from None
+        except OSError as exc:
+            raise RepositoryError(
+                f"{path} cannot be locked ({exc.strerror}); put the repository on a file system with locks"
+            ) from exc
         yield
 
 
@@ -89,8 +101,7 @@ def staged(repository: Path, name: str) -> Iterator[Stage]:
     version = max(versions_of(repository / name), default=0) + 1
     stage = _stage_dir(repository, name)
     with _translated(repository):
-        # Left behind only by a process that was killed; nobody else works here while we hold the lock.
-        shutil.rmtree(stage, ignore_errors=True)
+        clear_leftovers(repository, name)
         try:
             version_dir = stage / str(version)
             version_dir.mkdir(parents=True)
@@ -100,7 +111,12 @@ def staged(repository: Path, name: str) -> Iterator[Stage]:
 
 
 def publish(repository: Path, spec: ModelSpec, *, max_batch_size: int) -> Path:
-    """Move the staged version of `spec` into its place and write the model's configurations.
+    """Move the staged version of `spec` into its place and make it the one that is served.
+
+    Args:
+        repository: the model repository.
+        spec: contract of the staged version.
+        max_batch_size: largest batch of the production configuration.
 
     Returns:
         The model's directory.
@@ -110,27 +126,53 @@ def publish(repository: Path, spec: ModelSpec, *, max_batch_size: int) -> Path:
     """
     model_dir, stage = repository / spec.name, _stage_dir(repository, spec.name)
     with _translated(repository):
+        made = stage / str(spec.version)
         if not model_dir.exists():
-            _write_configs(stage, spec, max_batch_size=max_batch_size)
-            stage.rename(model_dir)
+            with _prepared_configs(stage, made, spec, max_batch_size=max_batch_size) as switch:
+                switch()
+            _sync_tree(stage)
+            _move_in(stage, model_dir)
         else:
-            (stage / str(spec.version)).rename(model_dir / str(spec.version))
-            refresh_configs(model_dir, spec, max_batch_size=max_batch_size)
+            version_dir = model_dir / str(spec.version)
+            with _prepared_configs(model_dir, made, spec, max_batch_size=max_batch_size) as switch:
+                _sync_tree(stage)
+                # Configurations name the version that they serve. So the version comes first, and is not loaded until
+                # it is named; only where a configuration names it already (weights that git does not keep) the other
+                # way round, so that it is never loaded with parameters of another one.
+                if _is_named(model_dir, spec.version):
+                    switch()
+                    made.rename(version_dir)
+                else:
+                    made.rename(version_dir)
+                    try:
+                        switch()
+                    except OSError:
+                        # Nothing names it yet, so it goes away with the stage.
+                        if not _is_named(model_dir, spec.version):
+                            version_dir.rename(made)
+                        raise
+        _sync(model_dir)
+        _sync(repository)
     return model_dir
 
 
 def refresh_configs(model_dir: Path, spec: ModelSpec, *, max_batch_size: int) -> None:
-    """Write the configurations of the version that is served; each file is replaced in one step.
+    """Write the configurations of the version that is to be served; each file is replaced in one step.
 
     Raises:
         RepositoryError: the disk is full, or the repository cannot be written.
     """
-    with _translated(model_dir):
-        _write_configs(model_dir, spec, max_batch_size=max_batch_size)
+    version_dir = model_dir / str(spec.version)
+    prepared = _prepared_configs(model_dir, version_dir, spec, max_batch_size=max_batch_size)
+    with _translated(model_dir), prepared as switch:
+        switch()
 
 
 def find_identical(repository: Path, spec: ModelSpec) -> Manifest | None:
-    """Return the manifest of the latest version if that was made from the same checkpoint and spec and is intact.
+    """Return the manifest of the served or newest version that was made from the same checkpoint and spec.
+
+    The two differ after a rollback. Older ones do not count: exporting an old checkpoint again makes a new version,
+    so that the newest version is always the last export. A version that is not intact does not count either.
 
     Args:
         repository: the model repository.
@@ -138,37 +180,161 @@ def find_identical(repository: Path, spec: ModelSpec) -> Manifest | None:
     """
     model_dir = repository / spec.name
     versions = versions_of(model_dir)
+    candidates = versions[-1:]
+    with contextlib.suppress(RepositoryError):
+        candidates = [served_in(model_dir), *candidates]
+    for version in dict.fromkeys(candidates):
+        version_dir = model_dir / str(version)
+        try:
+            manifest = Manifest.read(version_dir)
+            manifest.verify(version_dir)
+        except RepositoryError:
+            continue
+        if manifest.spec == dataclasses.replace(spec, version=version):
+            return manifest
+    return None
+
+
+def served_in(model_dir: Path, config_name: str = CONFIG_NAME) -> int:
+    """Return the version that a model's configuration serves.
+
+    Raises:
+        RepositoryError: there is no version, no configuration, or it does not name exactly one that is there.
+    """
+    versions = versions_of(model_dir)
     if not versions:
-        return None
-    version_dir = model_dir / str(versions[-1])
-    try:
-        manifest = Manifest.read(version_dir)
-        manifest.verify(version_dir)
-    except RepositoryError:
-        return None
-    return manifest if manifest.spec == dataclasses.replace(spec, version=versions[-1]) else None
+        raise RepositoryError(f"{model_dir} holds no version; put a model there with `deepfake export`")
+    path = model_dir / config_name
+    return served_version(read_config(path), versions, where=path)
+
+
+def lock_path(repository: Path, name: str) -> Path:
+    """Return the file that is locked while a model is changed."""
+    return repository / f"{name}.lock"
+
+
+def leftovers(repository: Path, name: str) -> list[Path]:
+    """Return what a killed export, rollback or prune of a model left behind; nothing of it is ever served."""
+    model_dir = repository / name
+    half = [*model_dir.glob(".*partial"), *(model_dir / EMBEDDED_CONFIG_NAME).parent.glob(".*partial")]
+    places = [*_stage_places(repository, name), removed_dir(model_dir), *sorted(half)]
+    return [path for path in dict.fromkeys(places) if os.path.lexists(path)]
+
+
+def clear_leftovers(repository: Path, name: str) -> None:
+    """Delete what `leftovers` finds. Call it with the lock held: nobody else works there then."""
+    for path in leftovers(repository, name):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def removed_dir(model_dir: Path) -> Path:
+    """Return where versions go on their way out; a folder that Triton passes over."""
+    return model_dir / ".removed"
+
+
+def _stage_places(repository: Path, name: str) -> tuple[Path, Path, Path]:
+    return (
+        repository / name / ".partial",
+        repository.absolute().parent / f".{repository.absolute().name}.{name}.partial",
+        repository / f".{name}.partial",
+    )
 
 
 def _stage_dir(repository: Path, name: str) -> Path:
-    return repository / f".{name}.partial"
+    """Return where the next version of a model is made.
+
+    Triton takes *every* folder of a repository for a model, hidden ones too, and does not start where one has no
+    configuration (seen with 2.51); in a model's folder it passes over names that are no numbers. So a known model
+    gets its new version in its own folder, and a new model beside the repository, where that is possible.
+    """
+    inside_model, beside, inside_repository = _stage_places(repository, name)
+    if inside_model.parent.exists():
+        return inside_model
+    same_device = repository.stat().st_dev == beside.parent.stat().st_dev
+    return beside if same_device and os.access(beside.parent, os.W_OK | os.X_OK) else inside_repository
 
 
-def _write_configs(model_dir: Path, spec: ModelSpec, *, max_batch_size: int) -> None:
-    has_plan = (model_dir / str(spec.version) / PLAN_FILE).is_file()
-    backend = "tensorrt" if has_plan else "onnxruntime"
+def _move_in(stage: Path, model_dir: Path) -> None:
+    try:
+        stage.rename(model_dir)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
+        # A mount point that shows as the same device. Copied into the repository first, for one rename all the same.
+        inside_repository = _stage_places(model_dir.parent, model_dir.name)[2]
+        try:
+            shutil.copytree(stage, inside_repository)
+            _sync_tree(inside_repository)
+            inside_repository.rename(model_dir)
+        finally:
+            shutil.rmtree(inside_repository, ignore_errors=True)
+
+
+def _is_named(model_dir: Path, version: int) -> bool:
+    """Return whether a configuration would serve `version` once it is there."""
+    for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
+        with contextlib.suppress(RepositoryError):
+            config = read_config(model_dir / name)
+            if served_version(config, [*versions_of(model_dir), version], where=model_dir / name) == version:
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def _prepared_configs(
+    model_dir: Path, version_dir: Path, spec: ModelSpec, *, max_batch_size: int
+) -> Iterator[Callable[[], None]]:
+    """Write both configurations beside their places, where a full disk does no harm; the result moves them in.
+
+    Production runs the plan where the version has one.
+    """
+    backend = "tensorrt" if (version_dir / PRODUCTION_BACKENDS["tensorrt"]).is_file() else "onnxruntime"
     texts = {
         CONFIG_NAME: production_config(spec, max_batch_size=max_batch_size, backend=backend),
         EMBEDDED_CONFIG_NAME: embedded_config(spec, max_batch_size=min(max_batch_size, EMBEDDED_MAX_BATCH_SIZE)),
     }
-    for name, text in texts.items():
-        path = model_dir / name
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(text, encoding="utf-8")
+    moves: list[tuple[Path, Path]] = []
+
+    def switch() -> None:
+        for partial, path in moves:
             partial.replace(path)
-        finally:
+            _sync(path.parent)
+
+    try:
+        for name, text in texts.items():
+            path = model_dir / name
+            path.parent.mkdir(exist_ok=True)
+            moves.append((_partial_of(path), path))
+            _partial_of(path).write_text(text, encoding="utf-8")
+            _sync(_partial_of(path))
+        yield switch
+    finally:
+        for partial, _ in moves:
             partial.unlink(missing_ok=True)
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in (*directory.rglob("*"), directory):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a directory's entries to the disk, so that a power cut cannot leave a name without content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # not every file system can do it for directories
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def writing(where: Path) -> contextlib.AbstractContextManager[None]:
@@ -182,13 +348,14 @@ def _translated(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        if exc.errno in NO_SPACE:
             raise RepositoryError(
-                f"no space is left for {where}; nothing was added. Free some, or name another --repository"
+                f"no space is left for {where} ({os.strerror(exc.errno)}); what is served is unchanged. Free some, "
+                "or name another --repository"
             ) from exc
-        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if exc.errno in NOT_WRITABLE:
             raise RepositoryError(
-                f"{where} cannot be written ({os.strerror(exc.errno)}: {exc.filename}); "
+                f"{where} cannot be written ({os.strerror(exc.errno)}: {exc.filename or where}); "
                 "change its permissions, or name another --repository"
             ) from exc
         raise

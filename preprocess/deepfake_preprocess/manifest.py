@@ -101,17 +101,22 @@ class Manifest:
         Raises:
             RepositoryError: names the first few files that are missing, changed or unexpected.
         """
-        actual = _hash_files(version_dir)
-        problems = [f"{name} is missing" for name in self.files if name not in actual]
-        problems += [
-            f"{name} has changed" for name in self.files if actual.get(name, self.files[name]) != self.files[name]
-        ]
-        problems += [f"{name} is not in the manifest" for name in actual if name not in self.files]
+        problems = [f"{name} {what}" for name, what in self.problems(version_dir)]
         if problems:
             shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
             raise RepositoryError(
                 f"{version_dir} does not match its manifest: {shown}. Export the model again, or restore the files"
             )
+
+    def problems(self, version_dir: Path) -> list[tuple[str, str]]:
+        """Return the files that are missing, changed or unexpected, each with what is wrong with it."""
+        actual = _hash_files(version_dir)
+        problems = [(name, "is missing") for name in self.files if name not in actual]
+        problems += [
+            (name, "has changed") for name in self.files if actual.get(name, self.files[name]) != self.files[name]
+        ]
+        problems += [(name, "is not in the manifest") for name in actual if name not in self.files]
+        return problems
 
 
 def _hash_files(version_dir: Path) -> dict[str, str]:

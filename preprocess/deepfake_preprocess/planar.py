@@ -103,7 +103,7 @@ class PlanarFrame(Frame):
         return cls(index, pts_seconds, width, height, picture, orientation)
 
     def to_rgb(self, size_wh: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """See `Frame.to_rgb`; conversion and scaling are one pass of swscale (bilinear, widened when shrinking)."""
+        """See `Frame.to_rgb`; conversion and scaling are one pass of swscale, which averages areas."""
         width, height = self.orientation.size_wh(*(size_wh or (self.width_px, self.height_px)))
         return self.orientation.apply(_convert(self.picture, width, height))
 
@@ -128,7 +128,12 @@ def _convert(picture: av.VideoFrame, width: int, height: int) -> NDArray[np.uint
     """Return `picture` as ``[height, width, 3]`` RGB; a view of a buffer with padded rows."""
     # The scaler's own threads would only compete with ours. It writes tags of the picture and puts them back,
     # always the same ones, so that two threads may convert one picture.
-    rgb = _scaler("rgb").reformat(picture, width=width, height=height, format="rgb24", threads=1)
+    # Each use keeps a scaler, so that taking turns does not rebuild the tables. Area averaging is cheaper than the
+    # widened bilinear filter that is swscale's default, and the face detector finds more faces after it.
+    scaled = (width, height) != (picture.width, picture.height)
+    rgb = _scaler("scaled" if scaled else "rgb").reformat(
+        picture, width=width, height=height, format="rgb24", interpolation="AREA" if scaled else None, threads=1
+    )
     return _plane_rows(rgb.planes[0])[:height, : 3 * width].reshape(height, width, 3)
 
 

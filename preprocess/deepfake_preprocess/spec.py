@@ -35,7 +35,17 @@ PARAMETER_PREFIX = "deepfake."
 HEAD_KINDS = ("sigmoid", "softmax")
 COLOR_ORDERS = ("RGB", "BGR")
 ALIGNMENTS = ("none", "eyes")
-ARCHITECTURE_FAMILIES = ("timm", "torchvision", "torchscript", "python")
+ARCHITECTURE_FAMILIES = ("timm", "torchvision", "torchscript", "python", "layers", "ensemble")
+BARE_FAMILIES = ("torchscript", "layers", "ensemble")
+"""Architectures that are a word alone, without a name after a colon."""
+
+SIZED_LAYERS = ("linear", "conv", "maxpool")
+"""Entries of `head.layers` that take a whole number: outputs, channels (3x3, padded by 1), window."""
+PLAIN_LAYERS = (
+    "relu", "leaky_relu", "elu", "gelu", "silu", "hardswish", "tanh", "dropout", "batchnorm", "layernorm", "avgpool",
+    "flatten", "identity",
+)  # fmt: skip
+"""Entries of `head.layers` that stand alone."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,14 +59,18 @@ class Head:
         kind: ``sigmoid`` for one logit, ``softmax`` for two.
         fake_index: class index that means fake. For ``sigmoid``, 1 when a positive logit means fake
             and 0 when it means real.
+        layers: a head of several layers, entry by entry as its `nn.Sequential` was written (``linear:512``,
+            ``relu``, ``dropout``, ``linear:2``), in place of the network's last layer; empty for the usual one.
     """
 
     kind: str = "sigmoid"
     fake_index: int = 1
+    layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_choice("head.kind", self.kind, HEAD_KINDS)
         _check_choice("head.fake_index", self.fake_index, (0, 1))
+        object.__setattr__(self, "layers", _check_layers(self.layers, self.num_logits))
 
     @property
     def num_logits(self) -> int:
@@ -87,7 +101,8 @@ class ModelSpec:
 
     Attributes:
         name: Triton model name; letters, digits, ``_``, ``-`` and ``.``, at most 64.
-        architecture: ``timm:NAME``, ``torchvision:NAME``, ``torchscript`` or ``python:package.module:factory``.
+        architecture: ``timm:NAME``, ``torchvision:NAME``, ``torchscript``, ``python:package.module:factory``,
+            ``layers`` (the network is `head.layers` alone) or ``ensemble`` (made of other checkpoints by the export).
         version: Triton model version, from 1; the export assigns it.
         head: meaning of the network's outputs.
         input_height_px: crop height the network takes, 16 to 1024.
@@ -119,6 +134,7 @@ class ModelSpec:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.name):
             raise _refuse("name", self.name, "1 to 64 letters, digits, '_', '-' or '.', not starting with a sign")
         _check_architecture(self.architecture)
+        _check_head_fits(self.architecture_family, self.head)
         _check_int("version", self.version, 1, 2**31 - 1)
         _check_int("input_height_px", self.input_height_px, 16, 1024)
         _check_int("input_width_px", self.input_width_px, 16, 1024)
@@ -136,12 +152,12 @@ class ModelSpec:
 
     @property
     def architecture_family(self) -> str:
-        """``timm``, ``torchvision``, ``torchscript`` or ``python``."""
+        """``timm``, ``torchvision``, ``torchscript``, ``python``, ``layers`` or ``ensemble``."""
         return self.architecture.partition(":")[0]
 
     @property
     def architecture_name(self) -> str:
-        """What follows the family, for example ``efficientnet_b0``; empty for ``torchscript``."""
+        """What follows the family, for example ``efficientnet_b0``; empty for a family that stands alone."""
         return self.architecture.partition(":")[2]
 
     @property
@@ -153,6 +169,7 @@ class ModelSpec:
         """Return plain data (nested dicts and lists) that `from_dict` reads back."""
         data = dataclasses.asdict(self)
         data["mean"], data["std"] = list(self.mean), list(self.std)
+        data["head"]["layers"] = list(self.head.layers)
         return data
 
     @classmethod
@@ -209,6 +226,8 @@ class ModelSpec:
                 continue
             parts = {f"{key}.{sub}": item for sub, item in value.items()} if isinstance(value, dict) else {key: value}
             for name, item in parts.items():
+                if item == []:  # only the few models that have such a head publish it
+                    continue
                 flat[PARAMETER_PREFIX + name] = item if isinstance(item, str) else json.dumps(item)
         return flat
 
@@ -301,11 +320,35 @@ def _triple(name: str, value: object, low: float, high: float) -> tuple[float, f
 
 
 def _check_architecture(value: object) -> None:
-    forms = "timm:NAME, torchvision:NAME, torchscript, python:package.module:factory"
+    forms = "timm:NAME, torchvision:NAME, torchscript, python:package.module:factory, layers, ensemble"
     if not isinstance(value, str):
         raise _refuse("architecture", value, forms)
     family, _, rest = value.partition(":")
-    if family not in ARCHITECTURE_FAMILIES or (family == "torchscript") == bool(rest):
+    if family not in ARCHITECTURE_FAMILIES or (family in BARE_FAMILIES) == bool(rest):
         raise _refuse("architecture", value, forms)
     if family == "python" and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", rest):
         raise _refuse("architecture", value, forms)
+
+
+def _check_layers(value: object, num_logits: int) -> tuple[str, ...]:
+    allowed = (
+        f"a list of {', '.join(f'{name}:N' for name in SIZED_LAYERS)}, {', '.join(PLAIN_LAYERS)}, "
+        f"which ends with linear:{num_logits}"
+    )
+    if not isinstance(value, list | tuple):
+        raise _refuse("head.layers", value, allowed)
+    for item in value:
+        name, colon, size = item.partition(":") if isinstance(item, str) else ("", "", "")
+        sized = name in SIZED_LAYERS and re.fullmatch(r"[1-9]\d{0,4}", size)
+        if not sized and not (name in PLAIN_LAYERS and not colon):
+            raise _refuse("head.layers", item, allowed)
+    if value and value[-1] != f"linear:{num_logits}":
+        raise _refuse("head.layers", list(value), allowed)
+    return tuple(value)
+
+
+def _check_head_fits(family: str, head: Head) -> None:
+    if family == "layers" and not head.layers:
+        raise _refuse("head.layers", [], "the layers of the network, because the architecture is 'layers'")
+    if family in ("torchscript", "python", "ensemble") and head.layers:
+        raise _refuse("head.layers", list(head.layers), f"nothing, because {family!r} brings its own head along")

@@ -202,11 +202,12 @@ def _base_config(spec: ModelSpec, max_batch_size: int, *, queue_delay_us: int) -
         raise OptionError(f"max_batch_size is {max_batch_size}; allowed: a whole number from 1")
     config = contract_config(spec)
     config.max_batch_size = max_batch_size
-    # The configuration's parameters describe one version, so exactly one is served: the newest.
-    config.version_policy.latest.num_versions = 1
+    # The parameters describe one version, so exactly that one is served. By number, not `latest`: a version that
+    # has just been moved in is not loaded with the parameters of another one, and a rollback is the same file.
+    config.version_policy.specific.versions.append(spec.version)
 
     # No preferred_batch_size: with one, Triton waits for that size even where a smaller batch could run
-    # already. The response cache stays off (its default): two crops of a video are never equal bytes.
+    # already.
     batching = config.dynamic_batching
     batching.max_queue_delay_microseconds = queue_delay_us
     policy = batching.default_queue_policy
@@ -215,6 +216,8 @@ def _base_config(spec: ModelSpec, max_batch_size: int, *, queue_delay_us: int) -
     policy.timeout_action = type(policy).REJECT
     # A client with a shorter deadline can say so per request; a longer one than ours is not granted.
     policy.allow_timeout_override = True
+    # Said, not left to a default: two crops of a video are never equal bytes, so a cache would only cost.
+    config.response_cache.enable = False
     return config
 
 

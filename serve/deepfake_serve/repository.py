@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from deepfake_preprocess import triton_config
+from deepfake_preprocess.config_check import contract_problems
 from deepfake_preprocess.engine import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import PARAMETER_PREFIX, ModelSpec
+from deepfake_preprocess.model_dir import served_version, versions_of
+from deepfake_preprocess.spec import ModelSpec
 
 MODEL_FILE = "model.onnx"
 
@@ -85,7 +87,7 @@ def check_repository(repository: Path, models: Sequence[str] = ()) -> list[Serve
         models: names of the models to serve; all that have a version where empty.
 
     Returns:
-        The newest version of each model, by name.
+        Of each model the version that its configuration serves, by name.
 
     Raises:
         RepositoryError: nothing to serve, a version does not match its manifest, or a configuration is
@@ -98,14 +100,14 @@ def check_repository(repository: Path, models: Sequence[str] = ()) -> list[Serve
     for name in models:
         if name not in present:
             raise RepositoryError(f"{repository} holds no model {name!r}, only: {', '.join(present) or 'nothing'}")
-    newest = {name: _newest_version(repository / name) for name in (dict.fromkeys(models) or present)}
+    versions = {name: versions_of(repository / name) for name in (dict.fromkeys(models) or present)}
     # A configuration without weights is normal (the weights are not in git), but only serving it is an error.
-    without = [name for name, version_dir in newest.items() if version_dir is None]
-    if without and (models or len(without) == len(newest)):
+    without = [name for name, found in versions.items() if not found]
+    if without and (models or len(without) == len(versions)):
         raise RepositoryError(f"{repository / without[0]} holds no version, so there are no weights; {export}")
-    if not newest:
+    if not versions:
         raise RepositoryError(f"{repository} holds no model; {export}")
-    return [_check_model(version_dir) for version_dir in newest.values() if version_dir is not None]
+    return [_check_model(repository / name, found) for name, found in versions.items() if found]
 
 
 def write_view(models: Sequence[ServedModel], target: Path, share: CpuShare) -> None:
@@ -127,13 +129,10 @@ def write_view(models: Sequence[ServedModel], target: Path, share: CpuShare) -> 
         (directory / triton_config.CONFIG_NAME).write_text(text, encoding="utf-8")
 
 
-def _newest_version(model_dir: Path) -> Path | None:
-    versions = [path for path in model_dir.iterdir() if path.is_dir() and path.name.isdigit() and path.name[0] != "0"]
-    return max(versions, key=lambda path: int(path.name), default=None)
-
-
-def _check_model(version_dir: Path) -> ServedModel:
-    model_dir = version_dir.parent
+def _check_model(model_dir: Path, versions: Sequence[int]) -> ServedModel:
+    path = model_dir / triton_config.EMBEDDED_CONFIG_NAME
+    config = triton_config.read_config(path)
+    version_dir = model_dir / str(served_version(config, versions, where=path))
     manifest = Manifest.read(version_dir)
     spec = manifest.spec
     if (spec.name, str(spec.version)) != (model_dir.name, version_dir.name):
@@ -152,8 +151,6 @@ def _check_model(version_dir: Path) -> ServedModel:
             "it with NVIDIA's container (`docker compose up`)"
         )
     manifest.verify(version_dir)
-    path = model_dir / triton_config.EMBEDDED_CONFIG_NAME
-    config = triton_config.read_config(path)
     _check_config(config, spec, path)
     return ServedModel(spec, version_dir, config)
 
@@ -166,24 +163,5 @@ def _check_config(config: Any, spec: ModelSpec, path: Path) -> None:
             f"{path} configures {config.name!r} with backend {config.backend!r}; "
             f"expected {spec.name!r} with {triton_config.EMBEDDED_BACKEND!r}: {again}"
         )
-    reference = triton_config.contract_config(spec)
-    stated, expected = _contract_parameters(config), _contract_parameters(reference)
-    for key in sorted({*stated, *expected}):
-        if stated.get(key) != expected.get(key):
-            raise RepositoryError(
-                f"{path}: parameter {key!r} is {stated.get(key)!r}, "
-                f"but the manifest of version {spec.version} says {expected.get(key)!r}; {again}"
-            )
-    if _tensors(config) != _tensors(reference):
-        raise RepositoryError(f"{path}: inputs or outputs are not those of the wire contract; {again}")
-    if config.max_batch_size < 1:
-        raise RepositoryError(f"{path}: max_batch_size is {config.max_batch_size}; allowed: from 1. {again}")
-
-
-def _tensors(config: Any) -> list[tuple[str, int, list[int]]]:
-    return [(item.name, item.data_type, list(item.dims)) for item in (*config.input, *config.output)]
-
-
-def _contract_parameters(config: Any) -> dict[str, str]:
-    parameters = triton_config.config_parameters(config)
-    return {key: value for key, value in parameters.items() if key.startswith(PARAMETER_PREFIX)}
+    for problem in contract_problems(config, spec):
+        raise RepositoryError(f"{path}: {problem}; {again}")

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Self
 
 from deepfake_preprocess.errors import OptionError, ServerStartError
+from deepfake_preprocess.model_dir import hold_version
 from deepfake_preprocess.triton_config import EMBEDDED_BACKEND
 from deepfake_serve import supervisor
 from deepfake_serve.repository import (
@@ -111,6 +112,7 @@ class EmbeddedTriton:
         self._process: subprocess.Popen[bytes] | None = None
         self._run_dir: Path | None = None
         self._last_tail = ""
+        self._held: list[int] = []
         self.grpc_url = self.http_url = self.metrics_url = ""
         self.log_path: Path | None = None
         self.models: list[ServedModel] = []
@@ -145,6 +147,8 @@ class EmbeddedTriton:
         self.metrics_url = f"http://{HOST}:{ports['metrics_port']}/metrics"
         self._run_dir = Path(tempfile.mkdtemp(prefix="deepfake-serve-"))
         try:
+            for model in self.models:
+                self._held.append(hold_version(model.version_dir))
             self._launch(runtime, ports)
             self._wait_until_ready(ports["http_port"])
         except BaseException:
@@ -166,6 +170,8 @@ class EmbeddedTriton:
         if self._run_dir is not None:
             shutil.rmtree(self._run_dir, ignore_errors=True)
             self._run_dir = None
+        while self._held:
+            os.close(self._held.pop())
 
     @property
     def pid(self) -> int | None:
@@ -222,6 +228,8 @@ class EmbeddedTriton:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                # The versions stay marked as in use until the server has ended, even where this process is killed.
+                pass_fds=self._held,
                 # Ctrl-C in a terminal goes to the whole group; the server must hear of it from us only.
                 start_new_session=True,
             )

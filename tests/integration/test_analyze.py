@@ -98,8 +98,8 @@ def test_the_table_names_verdict_frames_timing_and_model(embedded_triton: Embedd
     run = deepfake("analyze", clip, "--url", embedded_triton.grpc_url, "--frames", 4)
     assert run.code == 0
     assert "fake probability" in run.out
-    assert "time   total" in run.out
-    assert "model  tiny version 1" in run.out
+    assert "total " in run.out
+    assert "tiny version 1" in run.out
     assert "random numbers" in run.out, "what the scores are worth is said with them"
 
 

@@ -109,7 +109,7 @@ def test_a_version_is_complete_and_proved(exported, checkpoint):
     assert manifest.tools["torch"] == torch.__version__.split("+")[0]
     # The crops are told apart, or the figures would prove nothing.
     low, high = manifest.parity["reference_logit_range"]
-    assert high - low > 0.5
+    assert high - low > 0.1  # a hundred times what a logit may differ by
 
 
 def test_the_file_carries_its_contract(exported):
@@ -296,4 +296,4 @@ def test_the_demo_checkpoint_is_reproducible_says_what_it_is_and_exports(tmp_pat
     assert "UNTRAINED" in spec.training_data
     result = export_checkpoint(checkpoint, spec, tmp_path / "m", max_batch_size=4)
     low, high = result.manifest.parity["reference_logit_range"]
-    assert high - low > 0.5
+    assert high - low > 0.1  # a hundred times what a logit may differ by

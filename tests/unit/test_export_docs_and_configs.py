@@ -10,8 +10,10 @@ import yaml
 
 from deepfake_export.checkpoint import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
 from deepfake_export.demo import DEMO_SPEC
+from deepfake_export.ensemble_spec import EnsembleSpec, read_spec
+from deepfake_export.meta_model import load_meta_model
 from deepfake_export.repository import refresh_configs
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.spec import PLAIN_LAYERS, SIZED_LAYERS, ModelSpec
 from deepfake_preprocess.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, PRODUCTION_MAX_BATCH_SIZE
 
 ROOT = Path(__file__).parents[2]
@@ -19,12 +21,28 @@ PAGE = (ROOT / "docs/model-spec.md").read_text(encoding="utf-8")
 
 
 def test_the_example_is_a_spec_and_shows_every_field_a_person_sets(tmp_path):
-    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    example, *_ = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
     path = tmp_path / "example.yaml"
     path.write_text(example, encoding="utf-8")
     assert ModelSpec.from_yaml(path).head.fake_index == 0
     set_by_the_export = {"version", "checkpoint_sha256"}
     assert set(yaml.safe_load(example)) == {item.name for item in dataclasses.fields(ModelSpec)} - set_by_the_export
+
+
+def test_the_head_and_the_ensemble_of_the_page_can_be_read(tmp_path):
+    _, head, ensemble = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    (tmp_path / "head.yaml").write_text(head, encoding="utf-8")
+    spec = read_spec(tmp_path / "head.yaml")
+    assert (spec.head.layers, spec.head.fake_index) == (("linear:512", "relu", "dropout", "linear:2"), 0)
+    (tmp_path / "ensemble.yaml").write_text(ensemble, encoding="utf-8")
+    whole = EnsembleSpec.from_yaml(tmp_path / "ensemble.yaml")
+    assert [member.spec.name for member in whole.members] == ["b4", "convnext", "swin", "frequency"]
+    assert whole.spec.input_size_wh == (380, 380)
+    assert whole.members[3].in_channels == 1
+    assert whole.meta_model is not None
+    assert load_meta_model(whole.meta_model, 4).coef.tolist() == [1.9, 1.4, 1.2, 0.3]
+    for layer in (*SIZED_LAYERS, *PLAIN_LAYERS):
+        assert f"`{layer}`" in PAGE or f"`{layer}:N`" in PAGE
 
 
 def test_the_table_lists_every_field():

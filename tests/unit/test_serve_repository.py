@@ -124,8 +124,9 @@ def remove_manifest(version_dir):
     (version_dir / "manifest.json").unlink()
 
 
-def rename_version(version_dir):
-    version_dir.rename(version_dir.with_name("2"))
+def copy_manifest(version_dir):
+    path = version_dir / "manifest.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 7'))
 
 
 def cut_manifest(version_dir):
@@ -142,7 +143,7 @@ def cut_manifest(version_dir):
         (remove_file, "model.onnx is missing"),
         (add_file, "extra.bin is not in the manifest"),
         (remove_manifest, "has no manifest.json"),
-        (rename_version, "version 1; a version cannot be"),
+        (copy_manifest, "version 7; a version cannot be"),
         (cut_manifest, "manifest is damaged"),
     ],
 )
@@ -158,9 +159,66 @@ def test_a_version_without_onnx_says_where_it_can_be_served(tmp_path):
         check_repository(tmp_path)
 
 
-def test_the_newest_version_counts_and_other_folders_do_not(tmp_path):
+def serve_version(version):
+    def change(config):
+        config.version_policy.specific.versions[:] = [version]
+
+    return change
+
+
+def test_the_version_that_the_configuration_names_is_served(tmp_path):
+    for version in (3, 1, 2):
+        write_model(tmp_path, ModelSpec(name="detector", architecture="torchscript", version=version))
+    (model,) = check_repository(tmp_path)
+    assert (model.version_dir.name, model.spec.version) == ("2", 2)
+
+
+def test_a_version_that_is_moved_in_but_not_named_changes_nothing(tmp_path):
+    write_model(tmp_path, ModelSpec(name="detector", architecture="torchscript", version=2))
+    write_model(tmp_path)
+    (tmp_path / "detector" / "2" / "model.onnx").write_bytes(b"half")
+    (model,) = check_repository(tmp_path)
+    assert model.spec.version == 1
+
+
+def test_a_version_that_is_named_but_gone_is_told(tmp_path):
+    write_model(tmp_path)
+    edit_config(tmp_path, serve_version(5))
+    with pytest.raises(
+        RepositoryError, match=r"embedded\.pbtxt serves version 5, which is not there, only: 1; .*rollb"
+    ):
+        check_repository(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.version_policy.specific.versions.append(2),
+        lambda config: config.version_policy.all.SetInParent(),
+        lambda config: setattr(config.version_policy.latest, "num_versions", 2),
+    ],
+)
+def test_several_versions_under_one_description_are_refused(tmp_path, change):
+    for version in (1, 2):
+        write_model(tmp_path, ModelSpec(name="detector", architecture="torchscript", version=version))
+    edit_config(tmp_path, change)
+    with pytest.raises(RepositoryError, match=r"embedded\.pbtxt serves .*one; .*rollback detector --to VERSION"):
+        check_repository(tmp_path)
+
+
+def latest(config):
+    config.version_policy.latest.num_versions = 1
+
+
+def no_policy(config):
+    config.ClearField("version_policy")
+
+
+@pytest.mark.parametrize("change", [latest, no_policy])
+def test_a_policy_of_the_latest_is_read_as_triton_reads_it_and_other_folders_do_not_count(tmp_path, change):
     for version in (2, 10):
         write_model(tmp_path, ModelSpec(name="detector", architecture="torchscript", version=version))
+    edit_config(tmp_path, change)
     for name in ("configs", "0", "007", ".hidden", "notes"):
         (tmp_path / "detector" / name).mkdir(exist_ok=True)
     (model,) = check_repository(tmp_path)

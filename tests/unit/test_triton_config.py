@@ -3,6 +3,7 @@
 import pytest
 
 from deepfake_preprocess import triton_config
+from deepfake_preprocess.config_check import contract_problems, production_problems
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.spec import ModelSpec
 
@@ -56,9 +57,91 @@ def test_the_queue_is_bounded_and_refuses(config):
     assert policy.timeout_action == type(policy).REJECT
 
 
-def test_only_the_newest_version_is_served_and_nothing_is_cached(config):
-    assert config.version_policy.latest.num_versions == 1
+def test_exactly_the_described_version_is_served_and_nothing_is_cached(config):
+    assert list(config.version_policy.specific.versions) == [SPEC.version]
+    assert config.HasField("response_cache")
     assert not config.response_cache.enable
+
+
+def test_single_crops_are_batched_without_waiting_for_a_preferred_size(config):
+    assert config.dynamic_batching.max_queue_delay_microseconds > 0
+    assert not config.dynamic_batching.preferred_batch_size
+
+
+def test_every_variant_has_what_production_needs(config):
+    assert production_problems(config) == []
+    assert contract_problems(config, SPEC) == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "count"),
+    [("onnxruntime", "KIND_AUTO", 1), ("tensorrt", "KIND_GPU", triton_config.PRODUCTION_TENSORRT_INSTANCES)],
+)
+def test_production_states_where_instances_run(tmp_path, backend, kind, count):
+    (group,) = parsed(triton_config.production_config(SPEC, backend=backend), tmp_path).instance_group
+    assert (group.Kind.Name(group.kind), group.count) == (kind, count)
+
+
+def no_batching(config):
+    config.ClearField("dynamic_batching")
+
+
+def no_bound(config):
+    config.dynamic_batching.default_queue_policy.max_queue_size = 0
+
+
+def no_timeout(config):
+    config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 0
+
+
+def delay_on_timeout(config):
+    policy = config.dynamic_batching.default_queue_policy
+    policy.timeout_action = type(policy).DELAY
+
+
+def no_instances(config):
+    del config.instance_group[:]
+
+
+def cached(config):
+    config.response_cache.enable = True
+
+
+def foreign_backend(config):
+    config.backend = "openvino"
+
+
+def no_file(config):
+    config.default_model_filename = ""
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (no_batching, "dynamic_batching is off"),
+        (no_bound, "no bound"),
+        (no_timeout, "without end"),
+        (delay_on_timeout, "without end"),
+        (no_instances, "instance_group"),
+        (cached, "cache is on"),
+        (foreign_backend, "'openvino'"),
+        (no_file, "default_model_filename"),
+    ],
+)
+def test_a_configuration_that_lacks_something_is_told(config, change, named):
+    change(config)
+    (problem,) = production_problems(config)
+    assert named in problem
+
+
+def test_a_warm_up_that_does_not_fit_is_told(tmp_path):
+    config = parsed(triton_config.production_config(SPEC), tmp_path)
+    config.max_batch_size = 4
+    config.model_warmup[0].inputs["faces"].dims[0] = 7
+    assert production_problems(config) == [
+        "warm-up 'batch_1' does not send what the model takes",
+        "warm-up 'batch_32' is larger than max_batch_size 4",
+    ]
 
 
 def test_production_warms_up_the_smallest_and_the_largest_batch(tmp_path):

@@ -1,0 +1,81 @@
+"""The proof of an ensemble's members, each for itself, with the resizing and normalisation that it has in the graph.
+
+The whole may hide a wrong member: three good ones outvote it. The graphs made here are measured and thrown away.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from deepfake_export.crops import UInt8Array
+from deepfake_export.ensemble import EnsembleNetwork
+from deepfake_export.ensemble_spec import EnsembleSpec
+from deepfake_export.graph import ServedDetector
+from deepfake_export.onnx_export import export_onnx
+from deepfake_export.parity import measure_parity, onnxruntime_runner, require_parity
+
+DESCRIPTION_FILE = "ensemble.json"
+"""In a version's directory: `EnsembleSpec.identity`, whose SHA-256 is the model's `checkpoint_sha256`."""
+
+
+def prove_members(
+    path: str | Path,
+    network: nn.Module,
+    version_dir: Path,
+    crops: UInt8Array,
+    *,
+    max_batch_size: int,
+    crops_source: str,
+    verbose: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Prove every member of an ensemble, and write `DESCRIPTION_FILE`.
+
+    Args:
+        path: the YAML file of the ensemble.
+        network: what `load_ensemble` returned for it.
+        version_dir: directory of the new version.
+        crops: uint8 ``[N, H, W, 3]`` RGB at the ensemble's input size.
+        max_batch_size: the largest batch that will be served.
+        crops_source: where the crops came from, for the reports.
+        verbose: let the exporter's own messages through.
+        on_step: called with a short sentence before each step.
+
+    Returns:
+        ``members``: a parity report per member's name; ``meta_model``: its numbers, or None. Plain JSON data.
+
+    Raises:
+        ParityError: a member's graph does not reproduce its checkpoint.
+        ExportError: a member cannot be exported.
+    """
+    assert isinstance(network, EnsembleNetwork)
+    identity = EnsembleSpec.from_yaml(path).identity()
+    (version_dir / DESCRIPTION_FILE).write_text(identity, encoding="utf-8")
+    reports = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for branch, spec in zip(network.branches, network.member_specs, strict=True):
+            on_step(f"Proving the member {spec.name} for itself")
+            detector = ServedDetector(branch, spec).eval()
+            model_path = Path(scratch) / "member.onnx"
+            export_onnx(detector, model_path, spec, verbose=verbose)
+            report = measure_parity(
+                detector,
+                onnxruntime_runner(model_path),
+                crops,
+                name=f"the member {spec.name!r}, ONNX FP32 in ONNX Runtime on the CPU",
+                precision="fp32",
+                threshold=spec.threshold,
+                max_batch_size=max_batch_size,
+                crops_source=crops_source,
+                size_bytes=model_path.stat().st_size,
+            )
+            require_parity(report)
+            reports[spec.name] = report.to_dict()
+            model_path.unlink()
+    weights = network.meta_weights
+    return {"members": reports, "meta_model": weights.to_dict() if weights else None}

@@ -1,0 +1,74 @@
+"""Checks a Triton configuration: that it describes one version's spec, and that it is fit for production.
+
+Batching, instances and warm-up may be tuned by hand; what the contract fixes may not. Everything is returned as a
+list of short phrases, so that the server can refuse with the first and `deepfake repository verify` can show all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepfake_preprocess.spec import INPUT_NAME, PARAMETER_PREFIX, ModelSpec
+from deepfake_preprocess.triton_config import (
+    EMBEDDED_BACKEND,
+    PRODUCTION_BACKENDS,
+    config_parameters,
+    contract_config,
+)
+
+
+def contract_problems(config: Any, spec: ModelSpec) -> list[str]:
+    """Return where a ``ModelConfig`` message says something else than `spec`."""
+    problems = []
+    if config.name != spec.name:
+        problems.append(f"it configures {config.name!r}, expected {spec.name!r}")
+    reference = contract_config(spec)
+    stated, expected = _contract_parameters(config), _contract_parameters(reference)
+    problems += [
+        f"parameter {key!r} is {stated.get(key)!r}, "
+        f"but the manifest of version {spec.version} says {expected.get(key)!r}"
+        for key in sorted({*stated, *expected})
+        if stated.get(key) != expected.get(key)
+    ]
+    if _tensors(config) != _tensors(reference):
+        problems.append("inputs or outputs are not those of the wire contract")
+    if config.max_batch_size < 1:
+        problems.append(f"max_batch_size is {config.max_batch_size}; allowed: from 1")
+    return problems
+
+
+def production_problems(config: Any) -> list[str]:
+    """Return what a ``ModelConfig`` message lacks that every generated one has, whatever its backend."""
+    problems = []
+    known = {EMBEDDED_BACKEND: PRODUCTION_BACKENDS["onnxruntime"], **PRODUCTION_BACKENDS}
+    if config.backend and config.backend not in known:
+        problems.append(f"backend is {config.backend!r}; known: {', '.join(known)}")
+    if not config.default_model_filename and config.backend:
+        problems.append("default_model_filename is not set, so the backend guesses")
+    if not config.HasField("dynamic_batching"):
+        problems.append("dynamic_batching is off, so single crops are run one by one")
+    policy = config.dynamic_batching.default_queue_policy
+    if config.HasField("dynamic_batching"):
+        if policy.max_queue_size < 1:
+            problems.append("the queue has no bound (max_queue_size is 0), so it grows until the server is killed")
+        if policy.default_timeout_microseconds < 1 or policy.timeout_action != type(policy).REJECT:
+            problems.append("requests wait in the queue without end (no timeout with the action REJECT)")
+    if not config.instance_group:
+        problems.append("instance_group is empty, so Triton guesses where the model runs")
+    if config.response_cache.enable:
+        problems.append("the response cache is on; two crops are never equal bytes, so it only costs")
+    for warmup in config.model_warmup:
+        faces = warmup.inputs.get(INPUT_NAME)
+        if faces is None or list(faces.dims) != list(config.input[0].dims if config.input else ()):
+            problems.append(f"warm-up {warmup.name!r} does not send what the model takes")
+        if warmup.batch_size > config.max_batch_size:
+            problems.append(f"warm-up {warmup.name!r} is larger than max_batch_size {config.max_batch_size}")
+    return problems
+
+
+def _tensors(config: Any) -> list[tuple[str, int, list[int]]]:
+    return [(item.name, item.data_type, list(item.dims)) for item in (*config.input, *config.output)]
+
+
+def _contract_parameters(config: Any) -> dict[str, str]:
+    return {key: value for key, value in config_parameters(config).items() if key.startswith(PARAMETER_PREFIX)}

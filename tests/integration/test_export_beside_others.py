@@ -1,0 +1,74 @@
+"""The real `deepfake export` in processes of their own: at the same time, killed in the middle, on a full disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import save_file
+
+from deepfake_export import repository as repo
+from deepfake_export.demo import build_demo_network
+from deepfake_export.repository_admin import inspect_repository
+from deepfake_preprocess.errors import RepositoryError
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_serve.repository import check_repository
+
+SPEC = ModelSpec(
+    name="tiny", architecture="timm:test_efficientnet", input_height_px=64, input_width_px=64, training_data="none"
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "weights" / "tiny.safetensors"
+    path.parent.mkdir()
+    save_file(build_demo_network(SPEC).state_dict(), path)
+    path.with_suffix(".yaml").write_text(SPEC.to_yaml())
+    return path
+
+
+def command(checkpoint, root, *, before=""):
+    code = f"from deepfake_client.cli import main\n{before}\nmain()"
+    return [sys.executable, "-c", code, "export", str(checkpoint), "--repository", str(root), "--max-batch", "2"]
+
+
+def run(checkpoint, root, **options):
+    return subprocess.run(command(checkpoint, root, **options), capture_output=True, text=True, check=False)
+
+
+def test_a_second_export_waits_for_nobody_and_a_killed_one_leaves_nothing_half(checkpoint, tmp_path):
+    root = tmp_path / "models"
+    with subprocess.Popen(command(checkpoint, root), stderr=subprocess.PIPE, text=True) as first:
+        for line in first.stderr:
+            if line.startswith("Exporting to ONNX"):
+                break
+        assert repo.leftovers(root, "tiny")
+        second = run(checkpoint, root)
+        assert second.returncode == 2
+        assert f"another export of 'tiny', or a rollback or prune, is running on {root}" in second.stderr
+        assert f"process {first.pid}" in second.stderr
+        assert "Traceback" not in second.stderr
+        assert first.poll() is None
+        first.kill()
+    with pytest.raises(RepositoryError, match="holds no model"):
+        check_repository(root)
+    (problem,) = inspect_repository(root)[0].problems
+    assert "left behind" in problem.what
+
+    done = run(checkpoint, root)
+    assert done.returncode == 0, done.stderr
+    assert repo.leftovers(root, "tiny") == []
+    assert [model.spec.version for model in check_repository(root)] == [1]
+    assert inspect_repository(root)[0].all_problems == ()
+
+
+def test_a_disk_that_takes_no_more_is_one_sentence(checkpoint, tmp_path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
+    done = run(checkpoint, tmp_path / "models", before=limit)
+    assert done.returncode == 2
+    assert f"error: no space is left for {tmp_path / 'models'}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny.lock"]
+    assert repo.leftovers(tmp_path / "models", "tiny") == []

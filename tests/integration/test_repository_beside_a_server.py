@@ -1,0 +1,77 @@
+"""A repository is changed beside a real Triton that serves it: export, rollback and prune against the next start."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import psutil
+import pytest
+import tritonclient.grpc
+from tiny_model import TINY_SPEC, write_tiny_onnx
+
+from deepfake_export import repository as repo
+from deepfake_export.repository_admin import inspect_repository, prune, rollback
+from deepfake_preprocess.errors import RepositoryError
+from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.model_dir import lock_holders, versions_of
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.triton_config import config_parameters
+from deepfake_serve import EmbeddedTriton
+
+END_TIMEOUT_S = 30
+
+
+def add_version(root, threshold):
+    with repo.locked(root, "tiny"), repo.staged(root, "tiny") as stage:
+        spec = dataclasses.replace(TINY_SPEC, version=stage.version, threshold=threshold)
+        write_tiny_onnx(stage.version_dir / repo.MODEL_FILE, spec)
+        Manifest.of_directory(stage.version_dir, spec, tools={}, parity={}).write(stage.version_dir)
+        repo.publish(root, spec, max_batch_size=8)
+
+
+def what_triton_serves(triton):
+    with tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client:
+        (version,) = client.get_model_metadata("tiny").versions
+        spec = ModelSpec.from_parameters(config_parameters(client.get_model_config("tiny").config))
+        return int(version), spec.threshold
+
+
+def test_a_running_server_keeps_its_version_and_the_next_one_takes_the_change(tiny_repository):
+    with EmbeddedTriton(tiny_repository, instances=1) as triton:
+        add_version(tiny_repository, 0.6)
+        add_version(tiny_repository, 0.7)
+        assert what_triton_serves(triton) == (1, 0.4)
+        assert inspect_repository(tiny_repository)[0].versions[0].in_use_by
+        with pytest.raises(RepositoryError, match="tiny/1 is in use by process"):
+            prune(tiny_repository, "tiny", keep=2)
+        assert versions_of(tiny_repository / "tiny") == [1, 2, 3]
+    assert inspect_repository(tiny_repository)[0].versions[0].in_use_by == ()
+    assert rollback(tiny_repository, "tiny").served == 2
+    with EmbeddedTriton(tiny_repository, instances=1) as triton:
+        assert what_triton_serves(triton) == (2, 0.6)
+        assert prune(tiny_repository, "tiny", keep=1).removed == (1,)
+        assert what_triton_serves(triton) == (2, 0.6)
+    assert versions_of(tiny_repository / "tiny") == [2, 3]
+
+
+def test_a_version_is_in_use_until_the_server_of_a_killed_process_has_ended(tiny_repository):
+    add_version(tiny_repository, 0.6)
+    rollback(tiny_repository, "tiny")
+    code = (
+        "import signal; from deepfake_serve import EmbeddedTriton\n"
+        f"triton = EmbeddedTriton({str(tiny_repository)!r}, instances=1); triton.start()\n"
+        "print(triton.pid, flush=True); signal.pause()"
+    )
+    version_dir = tiny_repository / "tiny" / "1"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        supervisor = psutil.Process(int(parent.stdout.readline()))
+        assert lock_holders(version_dir) == (parent.pid,)
+        rollback(tiny_repository, "tiny", to=2)
+        with pytest.raises(RepositoryError, match=f"in use by process {parent.pid}"):
+            prune(tiny_repository, "tiny", keep=1)
+        parent.kill()
+    psutil.wait_procs([supervisor], timeout=END_TIMEOUT_S)
+    assert lock_holders(version_dir) == ()
+    assert prune(tiny_repository, "tiny", keep=1).removed == (1,)
