@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_export.engines import EngineOptions
+from deepfake_export.engines import EngineOptions, check_plans
 from deepfake_export.engines import build_engines as build
+from deepfake_preprocess.errors import OptionError
 
 
 def build_engines(
@@ -31,6 +32,15 @@ def build_engines(
         bool, typer.Option("--version-compatible", help="Plans that later TensorRT minor versions load, too.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build even where the plan fits this machine.")] = False,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check",
+            metavar="VERSION/CAPABILITY",
+            help="Build nothing: check the served plans for a TensorRT and a GPU, as 11.4.0/8.9; 'here' takes this "
+            "machine's.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build TensorRT plans from the ONNX files of a repository, and let Triton serve them.
@@ -42,6 +52,14 @@ def build_engines(
     [bold]Exit codes[/]  0 every model has a plan that fits · 1 no plan could be
     built · 2 the repository or an option is wrong
     """
+    if check is not None:
+        version, slash, capability = check.partition("/")
+        if check != "here" and not slash:
+            raise OptionError(f"--check is {check!r}; allowed: 'here', or a pair like 11.4.0/8.9")
+        target = None if check == "here" else (version, capability)
+        for version_dir in check_plans(repository, model or (), target=target):
+            typer.echo(f"{version_dir}: can be served")
+        return
     console = Console(stderr=True)
 
     def show(step: str) -> None:

@@ -246,20 +246,10 @@ def build_engines(
         MissingExtraError: TensorRT or `onnx` is not installed.
     """
     options = options or EngineOptions()
-    if not repository.is_dir():
-        raise RepositoryError(f"{repository}: there is no such model repository; `deepfake export` makes one")
-    present = [
-        path.name
-        for path in sorted(repository.iterdir())
-        if path.is_dir() and not path.name.startswith(".") and repo.versions_of(path)
-    ]
-    absent = [name for name in models if name not in present]
-    if absent or not present:
-        what = f"no version of {absent[0]!r}" if absent else "no model version"
-        raise RepositoryError(f"{repository} holds {what}; put one there with `deepfake export`")
+    names = _models_of(repository, models)
     maker = find_maker(check_only_allowed=False)
     results = []
-    for name in dict.fromkeys(models) or present:
+    for name in names:
         with repo.locked(repository, name):
             model_dir = repository / name
             # The one that is served; after a rollback that is not the newest.
@@ -275,6 +265,56 @@ def build_engines(
             assert engine is not None
             results.append(EngineResult(version_dir, engine, created))
     return results
+
+
+def check_plans(repository: Path, models: Sequence[str] = (), *, target: tuple[str, str] | None = None) -> list[Path]:
+    """Check that the plans of the served versions can be loaded, and build nothing.
+
+    Args:
+        repository: model repository.
+        models: names of the models; all that have a version where empty.
+        target: TensorRT version and compute capability that shall load them; None takes this machine's.
+
+    Returns:
+        The served versions; those without a plan pass.
+
+    Raises:
+        RepositoryError: a plan does not fit, or a version does not match its manifest; says what to rebuild.
+        EngineError: no `target`, and this machine has no TensorRT or no GPU.
+    """
+    names = _models_of(repository, models)
+    if target is None:
+        maker = find_maker(check_only_allowed=False)
+        assert maker.gpu is not None
+        target = maker.library.version, maker.gpu.compute_capability
+    checked = []
+    for name in names:
+        version_dir = repository / name / str(repo.served_in(repository / name))
+        manifest = Manifest.read(version_dir)
+        manifest.verify(version_dir)
+        check_plan(manifest, tensorrt_version=target[0], compute_capability=target[1])
+        checked.append(version_dir)
+    return checked
+
+
+def _models_of(repository: Path, models: Sequence[str]) -> list[str]:
+    """Return the names of the models that are meant, each once.
+
+    Raises:
+        RepositoryError: there is no such repository, or no version of one of them.
+    """
+    if not repository.is_dir():
+        raise RepositoryError(f"{repository}: there is no such model repository; `deepfake export` makes one")
+    present = [
+        path.name
+        for path in sorted(repository.iterdir())
+        if path.is_dir() and not path.name.startswith(".") and repo.versions_of(path)
+    ]
+    absent = [name for name in models if name not in present]
+    if absent or not present:
+        what = f"no version of {absent[0]!r}" if absent else "no model version"
+        raise RepositoryError(f"{repository} holds {what}; put one there with `deepfake export`")
+    return list(dict.fromkeys(models) or present)
 
 
 def _plan_fits(maker: EngineMaker, manifest: Manifest, max_batch_size: int, options: EngineOptions) -> bool:

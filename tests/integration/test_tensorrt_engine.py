@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from deepfake_export import engines, export_checkpoint
+from deepfake_export import cli_engines, engines, export_checkpoint
 from deepfake_export.cli import export
 from deepfake_export.crops import generate_crops
 from deepfake_export.demo import DEMO_SPEC, build_demo_network
@@ -259,6 +259,26 @@ def test_plans_are_put_beside_the_onnx_file_and_kept_while_they_fit(repository_w
     assert not build_engines(repository_with_gpu, ["tiny"])[0].created
     assert (model_dir / "1/model.plan").stat().st_mtime_ns == before
     assert build_engines(repository_with_gpu, force=True)[0].created
+
+
+def test_the_check_says_before_a_start_whether_plans_fit(repository_with_gpu):
+    app = typer.Typer()
+    app.command()(cli_engines.build_engines)
+
+    def check(target: str) -> str:
+        arguments = ["--repository", str(repository_with_gpu), "--check", target]
+        return CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+
+    assert "tiny/1: can be served" in check("11.4.0/9.0")  # without a plan there is nothing to refuse
+    (built,) = build_engines(repository_with_gpu)
+    assert "tiny/1: can be served" in check("here")
+    assert "tiny/1: can be served" in check(f"{built.engine.tensorrt_version}/8.9")
+    with pytest.raises(RepositoryError, match=r"but 11\.4\.0 runs here.*build it again"):
+        check("11.4.0/8.9")
+    with pytest.raises(RepositoryError, match=r"but this one has 9\.0"):
+        check(f"{built.engine.tensorrt_version}/9.0")
+    with pytest.raises(OptionError, match=r"--check is '11\.4'"):
+        check("11.4")
 
 
 def damage_plan(version_dir: Path) -> None:
