@@ -10,7 +10,7 @@ SAMPLE := work/demo/sample.mp4
 VIDEO ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow lint types imports check format clean
+.PHONY: help setup run serve test test-slow test-gpu lint types imports check format clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ test: $(VENV)/.dev  ## Run the tests
 
 test-slow: $(VENV)/.dev  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.dev  ## Run the tests that need a GPU and TensorRT; they fail without
+	@FAIL_WITHOUT_GPU=1 $(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.dev  ## ruff, lint and format
 	@$(BIN)/ruff check .

@@ -61,6 +61,9 @@ COMMANDS = {
     "repository": Command(
         "deepfake_export.cli_repository:app", "export", "Look after a model repository: versions, rollback, pruning."
     ),
+    "build-engines": Command(
+        "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
+    ),
     "demo-checkpoint": Command(
         "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint (untrained) and its spec."
     ),

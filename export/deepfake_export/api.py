@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepfake_export import repository as repo
 from deepfake_export.checkpoint_file import pin_checkpoint
+from deepfake_export.engines import EngineOptions, add_engine, ensure_plan, find_maker
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.manifest import Manifest
@@ -74,6 +75,7 @@ class ExportResult:
             "files": dict(self.manifest.files),
             "tools": dict(self.manifest.tools),
             "parity": dict(self.manifest.parity),
+            "engine": dict(self.manifest.engine),
             "notes": list(self.notes),
         }
 
@@ -101,6 +103,7 @@ def export_checkpoint(
     crops: str | Path | None = None,
     trust_pickle: bool = False,
     force: bool = False,
+    tensorrt: EngineOptions | None = None,
     verbose: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ExportResult:
@@ -114,6 +117,8 @@ def export_checkpoint(
         crops: directory of face crops for the proof; None generates face-like ones.
         trust_pickle: load an ensemble's meta-model from a pickle, which may run any code.
         force: make a new version even where the latest one is the same.
+        tensorrt: also build a TensorRT plan, or check without a GPU that one can be built; see
+            `deepfake_export.engines`.
         verbose: let PyTorch's exporter print its messages.
         on_step: called with a short sentence before each step.
 
@@ -122,6 +127,7 @@ def export_checkpoint(
         SpecError: the architecture is unknown.
         CheckpointError: the checkpoint cannot be read safely, or does not fit.
         ExportError: the network cannot be exported.
+        EngineError: TensorRT refuses the graph, or is neither there to build nor to check; nothing is added.
         ParityError: the ONNX file does not reproduce the checkpoint; the repository is unchanged.
         RepositoryError: the repository cannot be written, or another export of the model runs.
         MissingExtraError: the `export` extra is not installed.
@@ -130,6 +136,9 @@ def export_checkpoint(
         raise OptionError(f"max_batch_size is {max_batch_size}; allowed: a whole number from 1 to {MAX_BATCH_LIMIT}")
     repository = Path(repository)
     spec = pin_checkpoint(checkpoint, spec)
+    # Before minutes of work: is there anything to build or to check engines with?
+    maker = find_maker(check_only_allowed=True) if tensorrt is not None else None
+    engine_notes: list[str] = []
     with repo.locked(repository, spec.name):
         same = None if force else repo.find_identical(repository, spec)
         if same is not None and _proved_batch_size(same) >= max_batch_size:
@@ -140,6 +149,14 @@ def export_checkpoint(
                 f"version {same.spec.version} has the same checkpoint and spec, and its files are intact, so that is "
                 "the one that is served; --force makes a new one"
             )
+            if maker is not None and tensorrt is not None:
+                on_step("Building the TensorRT engine")
+                same, created, engine_note = ensure_plan(
+                    maker, repository / spec.name, same, max_batch_size=max_batch_size, options=tensorrt
+                )
+                return ExportResult(
+                    repository, same.spec.version, created=created, manifest=same, notes=(note, engine_note)
+                )
             return ExportResult(repository, same.spec.version, created=False, manifest=same, notes=(note,))
 
         on_step("Loading PyTorch")
@@ -180,14 +197,27 @@ def export_checkpoint(
                     checkpoint, loaded.network, stage.version_dir, proof_crops,
                     max_batch_size=max_batch_size, crops_source=crops_source, verbose=verbose, on_step=on_step,
                 )  # fmt: skip
+            engine = None
+            if maker is not None and tensorrt is not None:
+                on_step("Building the TensorRT engine")
+                engine, engine_note = add_engine(
+                    maker, stage.version_dir, stage.version_dir, max_batch_size=max_batch_size, options=tensorrt
+                )
+                engine_notes.append(engine_note)
 
             on_step(f"Adding version {spec.version} to {repository}")
             (stage.version_dir / "parity.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
             (stage.version_dir / "parity.md").write_text(report.to_markdown(), encoding="utf-8")
-            manifest = Manifest.of_directory(stage.version_dir, spec, tools=_tool_versions(), parity=figures)
+            manifest = Manifest.of_directory(
+                stage.version_dir,
+                spec,
+                tools=_tool_versions(),
+                parity=figures,
+                engine=engine.to_dict() if engine is not None else None,
+            )
             manifest.write(stage.version_dir)
             repo.publish(repository, spec, max_batch_size=max_batch_size)
-    notes = (*loaded.describe(), *report.notes)
+    notes = (*loaded.describe(), *report.notes, *engine_notes)
     return ExportResult(repository, spec.version, created=True, manifest=manifest, notes=notes)
 
 

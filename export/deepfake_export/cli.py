@@ -16,8 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepfake_export.api import ExportResult, export_checkpoint
+from deepfake_export.engines import EngineOptions
 from deepfake_export.ensemble_spec import read_spec
-from deepfake_preprocess.errors import SpecError
+from deepfake_preprocess.errors import OptionError, SpecError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
@@ -45,12 +46,28 @@ def export(
         typer.Option("--trust-pickle", help="Load an ensemble's meta-model from a pickle. This can run any code."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make a new version even if nothing has changed.")] = False,
+    tensorrt: Annotated[
+        bool,
+        typer.Option("--tensorrt", help="Also build a TensorRT plan; without a GPU, check that one can be built."),
+    ] = False,
+    timing_cache: Annotated[
+        Path | None, typer.Option("--timing-cache", help="With --tensorrt: file that keeps kernel timings.")
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option("--version-compatible", help="With --tensorrt: a plan that later minor versions load, too."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the messages of PyTorch's exporter.")] = False,
 ) -> None:
     """Export a PyTorch checkpoint to ONNX, prove it, and add it to a model repository."""
     spec_path = spec if spec is not None else default_spec_path(checkpoint)
     model_spec = read_spec(spec_path)
+    if not tensorrt and (timing_cache is not None or version_compatible):
+        raise OptionError("--timing-cache and --version-compatible are about TensorRT plans; add --tensorrt")
+    engine_options = (
+        EngineOptions(timing_cache=timing_cache, version_compatible=version_compatible) if tensorrt else None
+    )
     # Progress goes to stderr, so that stdout is the result alone.
     console = Console(stderr=True)
     with console.status("Starting") as status:
@@ -68,6 +85,7 @@ def export(
             crops=crops,
             trust_pickle=trust_pickle,
             force=force,
+            tensorrt=engine_options,
             verbose=verbose,
             on_step=show,
         )

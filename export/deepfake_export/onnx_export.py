@@ -14,6 +14,7 @@ import onnx
 import torch
 
 from deepfake_export.graph import ServedDetector
+from deepfake_export.onnx_nodes import keep_layer
 from deepfake_preprocess.errors import ExportError
 from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 
@@ -102,9 +103,15 @@ def _export_scripted(detector: ServedDetector, example: torch.Tensor) -> Any:
 
 
 def _clean(model: Any) -> None:
-    """Remove the exporter's notes: they hold paths of this machine and change from run to run."""
+    """Remove the exporter's notes: they hold paths of this machine and change from run to run.
+
+    Which layer a node came from is kept; TensorRT's errors are told with it.
+    """
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+    for node in graph.node:
+        keep_layer(node)
+        node.ClearField("doc_string")
+    for part in (model, graph, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
 

@@ -46,3 +46,13 @@ TOLERANCES = {
     ),
 }
 """By precision of the artifact."""
+
+PLAN_PROBABILITY_ABS = {
+    # The same FP32 arithmetic (TF32 is off) with other kernels: ten times what two CPU runtimes leave.
+    "fp32": 1e-3,
+    # Half has eleven bits, and TensorRT may keep sums in half where ONNX Runtime's CPU kernels compute in FP32.
+    "fp16": 1e-2,
+    # One step of 255 at a layer that is rounded the other way; the checkpoint's own gate is what counts.
+    "int8": 5e-2,
+}
+"""Largest allowed difference of `fake_probability` between a TensorRT plan and ONNX Runtime on the same ONNX file."""

@@ -19,7 +19,8 @@
     │   └── InferenceError              the server answered with an error of its own
     ├── ServerStartError                an embedded server could not be started       (exit code 4)
     ├── ExportError                     an export or its proof failed                 (exit code 1)
-    │   └── ParityError                 an artifact does not reproduce the checkpoint
+    │   ├── ParityError                 an artifact does not reproduce the checkpoint
+    │   └── EngineError                 TensorRT is not there, or refuses the graph
     └── MissingExtraError               also ImportError: an optional part is not installed (exit code 2)
 
 Foreign errors (gRPC, PyAV, ONNX Runtime) are translated in one place each and never reach a caller.
@@ -111,6 +112,10 @@ class ExportError(DeepfakeError):
 
 class ParityError(ExportError):
     """An exported artifact does not reproduce the checkpoint within tolerance."""
+
+
+class EngineError(ExportError):
+    """TensorRT or a GPU is missing, or TensorRT cannot parse or build the graph; names node and layer where known."""
 
 
 class MissingExtraError(DeepfakeError, ImportError):

@@ -34,19 +34,27 @@ class Manifest:
         files: SHA-256 of every file of the version directory but the manifest, by POSIX relative path.
         tools: versions of the tools that made the files, by name.
         parity: figures of the proof against the checkpoint (plain JSON data).
+        engine: what is known of the TensorRT engine (`deepfake_preprocess.engine.EngineInfo`); empty without one.
     """
 
     spec: ModelSpec
     files: Mapping[str, str]
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_directory(
-        cls, version_dir: Path, spec: ModelSpec, *, tools: Mapping[str, str], parity: Mapping[str, Any]
+        cls,
+        version_dir: Path,
+        spec: ModelSpec,
+        *,
+        tools: Mapping[str, str],
+        parity: Mapping[str, Any],
+        engine: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Hash every file of `version_dir` into a new manifest (nothing is written)."""
-        return cls(spec, _hash_files(version_dir), dict(tools), dict(parity))
+        return cls(spec, _hash_files(version_dir), dict(tools), dict(parity), dict(engine or {}))
 
     def write(self, version_dir: Path) -> Path:
         """Write ``manifest.json`` into `version_dir` and return its path."""
@@ -57,6 +65,8 @@ class Manifest:
             "tools": dict(self.tools),
             "parity": dict(self.parity),
         }
+        if self.engine:
+            data["engine"] = dict(self.engine)
         path = version_dir / MANIFEST_NAME
         path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
@@ -76,7 +86,8 @@ class Manifest:
                     f"{path}: manifest format {data['format']!r} is not {MANIFEST_FORMAT}; export the model again"
                 )
             spec = ModelSpec.from_dict(data["spec"], where=str(path))
-            return cls(spec, dict(data["files"]), dict(data["tools"]), dict(data["parity"]))
+            engine = dict(data.get("engine", {}))
+            return cls(spec, dict(data["files"]), dict(data["tools"]), dict(data["parity"]), engine)
         except FileNotFoundError:
             raise RepositoryError(
                 f"{version_dir} has no {MANIFEST_NAME}; put models there with `deepfake export`"

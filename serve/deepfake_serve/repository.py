@@ -14,6 +14,7 @@ from typing import Any
 
 from deepfake_preprocess import triton_config
 from deepfake_preprocess.config_check import contract_problems
+from deepfake_preprocess.engine import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.model_dir import served_version, versions_of
@@ -138,6 +139,11 @@ def _check_model(model_dir: Path, versions: Sequence[int]) -> ServedModel:
         raise RepositoryError(
             f"{version_dir}: the manifest is that of {spec.name!r} version {spec.version}; "
             "a version cannot be copied or renamed, export the model again"
+        )
+    if MODEL_FILE not in manifest.files and PLAN_FILE in manifest.files:
+        raise RepositoryError(
+            f"{version_dir} has no {MODEL_FILE}, only a TensorRT plan, and the embedded server has neither TensorRT "
+            "nor a GPU; serve it with NVIDIA's container (`docker compose up`)"
         )
     if MODEL_FILE not in manifest.files:
         raise RepositoryError(

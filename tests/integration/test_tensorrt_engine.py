@@ -1,0 +1,341 @@
+"""NVIDIA's real parser and builder (TensorRT-RTX, which needs no GPU) on what the export writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import typer
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from deepfake_export import engines, export_checkpoint
+from deepfake_export.cli import export
+from deepfake_export.crops import generate_crops
+from deepfake_export.demo import DEMO_SPEC, build_demo_network
+from deepfake_export.engines import EngineOptions, build_engines
+from deepfake_export.gpu import Gpu
+from deepfake_export.graph import ServedDetector
+from deepfake_export.onnx_export import export_onnx
+from deepfake_export.tensorrt_engine import build_engine
+from deepfake_export.tensorrt_library import load_tensorrt_rtx
+from deepfake_preprocess.engine import check_plan, engine_of
+from deepfake_preprocess.errors import EngineError, OptionError, ParityError, RepositoryError
+from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.triton_config import read_config
+
+TINY_SPEC = dataclasses.replace(
+    DEMO_SPEC, name="tiny", architecture="timm:test_efficientnet", input_height_px=64, input_width_px=64
+)
+
+
+class HalfInside(nn.Module):
+    """A network in FP16 that takes and gives FP32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.half()
+
+    def forward(self, crops: torch.Tensor) -> torch.Tensor:
+        return self.network(crops.half()).float()
+
+
+class Crops(CalibrationDataReader):
+    def __init__(self, spec: ModelSpec) -> None:
+        self._batches = iter([{"faces": crop[None]} for crop in generate_crops(4, spec.input_size_wh)])
+
+    def get_next(self):
+        return next(self._batches, None)
+
+
+def quantize(source: Path, target: Path, spec: ModelSpec, *, activations=QuantType.QInt8, biases=False) -> None:
+    quantize_static(
+        source,
+        target,
+        Crops(spec),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=activations,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": biases},
+    )
+
+
+def write_graphs(directory: Path, spec: ModelSpec, network: nn.Module, precisions=("fp32", "int8", "fp16")):
+    """The three kinds of graph that an export can bring; FP16 last, because it changes the network."""
+    paths = {name: directory / f"{name}.onnx" for name in precisions}
+    if "fp32" in paths:
+        export_onnx(ServedDetector(network, spec).eval(), paths["fp32"], spec)
+    if "int8" in paths:
+        quantize(paths["fp32"], paths["int8"], spec)
+    if "fp16" in paths:
+        export_onnx(ServedDetector(HalfInside(network), spec).eval(), paths["fp16"], spec)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def b0_graphs(tmp_path_factory):
+    return write_graphs(tmp_path_factory.mktemp("b0"), DEMO_SPEC, build_demo_network(DEMO_SPEC))
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_file(build_demo_network(TINY_SPEC).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_efficientnet_b0_parses_and_builds_in_every_precision(b0_graphs, tmp_path, precision):
+    plan = tmp_path / "model.plan"
+    engine = build_engine(b0_graphs[precision], plan, max_batch_size=32, library=load_tensorrt_rtx())
+    assert engine.precision == precision
+    assert (engine.min_batch_size, engine.typical_batch_size, engine.max_batch_size) == (1, 8, 32)
+    assert (engine.builder, engine.compute_capability, engine.plan) == ("tensorrt_rtx", "8.9", "model.plan")
+    assert engine.size_bytes == plan.stat().st_size
+    # EfficientNet-B0 has 81 convolutions.
+    assert engine.num_layers > 81
+    assert [path.name for path in tmp_path.iterdir()] == ["model.plan"]
+    # The graph that was built is one that runs, and not merely one that parses.
+    session = onnxruntime.InferenceSession(b0_graphs[precision], providers=["CPUExecutionProvider"])
+    probability, _ = session.run(None, {"faces": generate_crops(2, DEMO_SPEC.input_size_wh)})
+    assert np.isfinite(probability).all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("architecture", ["efficientnet_b4", "convnext_base", "swin_small_patch4_window7_224"])
+def test_the_large_architectures_build_in_every_precision(tmp_path, architecture):
+    size_px = 380 if architecture == "efficientnet_b4" else 224
+    spec = dataclasses.replace(
+        DEMO_SPEC, name="large", architecture=f"timm:{architecture}", input_height_px=size_px, input_width_px=size_px
+    )
+    network = build_demo_network(spec)
+    for precision, path in write_graphs(tmp_path, spec, network).items():
+        engine = build_engine(path, None, max_batch_size=16, library=load_tensorrt_rtx())
+        assert engine.precision == precision
+        print(f"{architecture} {precision}: {engine.size_bytes / 1e6:.0f} MB in {engine.build_seconds:.1f} s")
+
+
+class Middle(nn.Module):
+    """Something in the middle of a network that TensorRT has no operator for."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.det(pixels[:, :, :4, :4])
+
+
+class Refused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 3, padding=1)
+        self.middle = Middle()
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.head(self.middle(self.stem(pixels)))
+
+
+def test_an_operator_that_tensorrt_lacks_is_told_with_its_node_and_layer(tmp_path):
+    path = tmp_path / "refused.onnx"
+    export_onnx(ServedDetector(Refused(), TINY_SPEC).eval(), path, TINY_SPEC)
+    node = next(item.name for item in onnx.load(path).graph.node if item.op_type == "Det")
+    where = rf"refused\.onnx: node '{node}' \(ONNX operator Det\)"
+    with pytest.raises(EngineError, match=rf"{where} from layer 'middle' is refused .*forward\(\)"):
+        build_engine(path, None, max_batch_size=4, library=load_tensorrt_rtx())
+    # Where another tool has rewritten the graph, names of weights lead to the place.
+    model = onnx.load(path)
+    for item in model.graph.node:
+        del item.metadata_props[:]
+    onnx.save(model, path)
+    with pytest.raises(EngineError, match=rf"{where} after layer 'stem' is refused"):
+        build_engine(path, tmp_path / "model.plan", max_batch_size=4, library=load_tensorrt_rtx())
+    assert not (tmp_path / "model.plan").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"activations": QuantType.QUInt8}, r"'permute_QuantizeLinear' .*zero point"),
+        ({"biases": True}, r"bias_DequantizeLinear' .* from layer 'classifier' .*Int32"),
+    ],
+)
+def test_a_quantization_that_tensorrt_refuses_is_told_with_the_one_that_it_takes(tmp_path, options, refused):
+    """ONNX Runtime takes more kinds than TensorRT, and its defaults are among those that TensorRT does not."""
+    source, target = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    export_onnx(ServedDetector(build_demo_network(TINY_SPEC), TINY_SPEC).eval(), source, TINY_SPEC)
+    quantize(source, target, TINY_SPEC, **options)
+    with pytest.raises(EngineError, match=rf"{refused}.*; quantize with signed symmetric activations"):
+        build_engine(target, None, max_batch_size=4, library=load_tensorrt_rtx())
+
+
+def test_a_file_that_is_no_graph_of_ours_is_refused(tmp_path):
+    library = load_tensorrt_rtx()
+    with pytest.raises(OptionError, match="cannot be read"):
+        build_engine(tmp_path / "absent.onnx", None, max_batch_size=4, library=library)
+    (tmp_path / "no.onnx").write_bytes(b"this is no graph")
+    with pytest.raises(EngineError, match=r"no\.onnx.*no ONNX"):
+        build_engine(tmp_path / "no.onnx", None, max_batch_size=4, library=library)
+
+
+def test_batches_and_gpus_out_of_range(b0_graphs):
+    library = load_tensorrt_rtx()
+    for typical, largest in ((9, 8), (0, 8), (None, 0)):
+        with pytest.raises(OptionError, match="allowed: 1 <= typical <= largest"):
+            build_engine(b0_graphs["fp32"], None, max_batch_size=largest, typical_batch_size=typical, library=library)
+    with pytest.raises(EngineError, match=r"compute capability 3\.5; it knows SM75"):
+        build_engine(b0_graphs["fp32"], None, max_batch_size=1, library=library, compute_capability="3.5")
+
+
+def without_gpu(monkeypatch):
+    monkeypatch.setattr("deepfake_export.gpu.find_gpu", lambda: None)
+
+
+def test_an_export_without_a_gpu_says_what_is_missing_and_what_was_checked(tiny_checkpoint, tmp_path, monkeypatch):
+    without_gpu(monkeypatch)
+    root = tmp_path / "m"
+    result = export_checkpoint(tiny_checkpoint, TINY_SPEC, root, max_batch_size=4, tensorrt=EngineOptions())
+    (note,) = [item for item in result.notes if "TensorRT" in item]
+    assert "no TensorRT plan was written, because no NVIDIA GPU was found" in note
+    assert "took the FP32 graph for compute capability 8.9" in note
+    assert "build-engines" in note
+    # What is published is the ONNX model, whole, and its manifest tells of the check.
+    manifest = Manifest.read(result.version_dir)
+    manifest.verify(result.version_dir)
+    assert "model.plan" not in manifest.files
+    assert (manifest.engine["builder"], manifest.engine["plan"]) == ("tensorrt_rtx", "")
+    assert read_config(result.model_dir / "config.pbtxt").backend == "onnxruntime"
+    assert json.loads(json.dumps(result.to_dict()))["engine"]["max_batch_size"] == 4
+    again = export_checkpoint(tiny_checkpoint, TINY_SPEC, root, max_batch_size=4, tensorrt=EngineOptions())
+    assert not again.created
+    assert "no TensorRT plan was written" in again.notes[-1]
+    # Building plans is all that the other command is for, so there it is an error.
+    with pytest.raises(EngineError, match="no TensorRT plan can be built: no NVIDIA GPU"):
+        build_engines(root)
+
+
+@pytest.fixture(scope="module")
+def tiny_repository_of_export(tiny_checkpoint, tmp_path_factory) -> Path:
+    """One export, which the tests below copy."""
+    root = tmp_path_factory.mktemp("exported") / "m"
+    return export_checkpoint(tiny_checkpoint, TINY_SPEC, root, max_batch_size=4).repository
+
+
+@pytest.fixture
+def repository_with_gpu(tiny_repository_of_export, tmp_path, monkeypatch):
+    """A repository on a machine whose "GPU" is TensorRT-RTX's builder: plans are real, only running is left out.
+
+    Running and comparing is tested in tests/gpu; this is about what happens to the files.
+    """
+    maker = engines.EngineMaker(load_tensorrt_rtx(), Gpu("none", "8.9", "13.0"))
+    monkeypatch.setattr(engines, "find_maker", lambda **_: maker)
+    monkeypatch.setattr(engines, "compare_plan", lambda *_: 1e-6)
+    return Path(shutil.copytree(tiny_repository_of_export, tmp_path / "m"))
+
+
+def test_plans_are_put_beside_the_onnx_file_and_kept_while_they_fit(repository_with_gpu):
+    model_dir = repository_with_gpu / "tiny"
+    assert read_config(model_dir / "config.pbtxt").backend == "onnxruntime"
+    (first,) = build_engines(repository_with_gpu)
+    assert first.created
+    config = read_config(model_dir / "config.pbtxt")
+    assert (config.backend, config.default_model_filename, config.max_batch_size) == ("tensorrt", "model.plan", 4)
+    manifest = Manifest.read(model_dir / "1")
+    manifest.verify(model_dir / "1")
+    assert engine_of(manifest) == first.engine
+    check_plan(manifest, tensorrt_version=first.engine.tensorrt_version, compute_capability="8.9")
+    assert {path.name for path in model_dir.iterdir()} == {"1", "config.pbtxt", "configs"}
+    before = (model_dir / "1/model.plan").stat().st_mtime_ns
+    assert not build_engines(repository_with_gpu, ["tiny"])[0].created
+    assert (model_dir / "1/model.plan").stat().st_mtime_ns == before
+    assert build_engines(repository_with_gpu, force=True)[0].created
+
+
+def damage_plan(version_dir: Path) -> None:
+    (version_dir / "model.plan").write_bytes(b"half a plan")
+
+
+def remove_plan(version_dir: Path) -> None:
+    (version_dir / "model.plan").unlink()
+
+
+def of_another_gpu(version_dir: Path) -> None:
+    manifest = Manifest.read(version_dir)
+    engine = {**manifest.engine, "compute_capability": "7.5"}
+    dataclasses.replace(manifest, engine=engine).write(version_dir)
+
+
+def of_another_tensorrt(version_dir: Path) -> None:
+    manifest = Manifest.read(version_dir)
+    dataclasses.replace(manifest, engine={**manifest.engine, "tensorrt_version": "1.0.0"}).write(version_dir)
+
+
+@pytest.mark.parametrize("change", [damage_plan, remove_plan, of_another_gpu, of_another_tensorrt])
+def test_a_plan_that_does_not_fit_or_is_damaged_is_built_again(repository_with_gpu, change):
+    version_dir = repository_with_gpu / "tiny/1"
+    build_engines(repository_with_gpu)
+    change(version_dir)
+    (healed,) = build_engines(repository_with_gpu)
+    assert healed.created
+    Manifest.read(version_dir).verify(version_dir)
+
+
+def test_what_is_no_plan_is_not_healed_and_a_plan_that_differs_is_not_published(repository_with_gpu, monkeypatch):
+    version_dir = repository_with_gpu / "tiny/1"
+
+    def differs(*_):
+        raise ParityError("the TensorRT plan differs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "compare_plan", differs)
+        with pytest.raises(ParityError):
+            build_engines(repository_with_gpu)
+    Manifest.read(version_dir).verify(version_dir)
+    assert not (version_dir / "model.plan").exists()
+    assert read_config(repository_with_gpu / "tiny/config.pbtxt").backend == "onnxruntime"
+    (version_dir / "model.onnx").write_bytes(b"another file")
+    with pytest.raises(RepositoryError, match=r"model\.onnx has changed"):
+        build_engines(repository_with_gpu)
+    with pytest.raises(RepositoryError, match="no version of 'absent'; put one there"):
+        build_engines(repository_with_gpu, ["absent"])
+
+
+def test_options_of_plans_without_a_plan_are_refused(tiny_checkpoint, tmp_path):
+    tiny_checkpoint.with_suffix(".yaml").write_text(TINY_SPEC.to_yaml())
+    app = typer.Typer()
+    app.command()(export)
+    with pytest.raises(OptionError, match="add --tensorrt"):
+        CliRunner().invoke(app, [str(tiny_checkpoint), "--version-compatible"], catch_exceptions=False)
+
+
+def test_a_graph_that_tensorrt_refuses_adds_nothing(tmp_path, monkeypatch):
+    without_gpu(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    source = "import torch\nfrom torch import nn\n\n" + "\n".join(
+        [
+            "class Refused(nn.Module):",
+            "    def __init__(self):",
+            "        super().__init__()",
+            "        self.head = nn.Linear(3, 1)",
+            "    def forward(self, pixels):",
+            "        return self.head(torch.linalg.det(pixels[:, :, :4, :4]))",
+        ]
+    )
+    (tmp_path / "refused_nets.py").write_text(source)
+    namespace: dict = {}
+    exec(source, namespace)
+    torch.save(namespace["Refused"]().state_dict(), "c.pt")
+    spec = dataclasses.replace(TINY_SPEC, architecture="python:refused_nets:Refused")
+    with pytest.raises(EngineError, match=r"ONNX operator Det"):
+        export_checkpoint("c.pt", spec, "m", max_batch_size=2, tensorrt=EngineOptions())
+    assert [path.name for path in Path("m").iterdir()] == ["tiny.lock"]
