@@ -1,6 +1,6 @@
 """Writes README's table of figures from the files under ``benchmarks/results``; nobody types a figure.
 
-``python -m deepfake_bench.readme`` rewrites the part between the markers; ``--check`` only says whether it is current.
+``python -m deepfake_bench.readme`` rewrites the part between the markers; ``--check`` only says if it is current.
 """
 
 from __future__ import annotations

@@ -58,11 +58,11 @@ COMMANDS = {
     "export": Command(
         "deepfake_export.cli:export", "export", "Turn a PyTorch checkpoint into a served model, with proof."
     ),
-    "build-engines": Command(
-        "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
-    ),
     "repository": Command(
         "deepfake_export.cli_repository:app", "export", "Look after a model repository: versions, rollback, pruning."
+    ),
+    "build-engines": Command(
+        "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
     ),
     "demo-checkpoint": Command(
         "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint (untrained) and its spec."

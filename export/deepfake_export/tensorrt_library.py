@@ -91,7 +91,7 @@ def load_tensorrt() -> TensorRTLibrary:
     except (ImportError, OSError) as exc:
         raise MissingExtraError(
             "TensorRT is not installed; use NVIDIA's container (`docker compose run --rm engines`), or run: pip "
-            "install 'deepfake-serving[gpu]' --extra-index-url https://pypi.nvidia.com",
+            "install 'deepfake-serving[gpu]' with NVIDIA's package index as --extra-index-url",
             name="tensorrt",
         ) from exc
     library = _library("tensorrt", module)
