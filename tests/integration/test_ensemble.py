@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pickle
+import warnings
 from pathlib import Path
 
 import cv2
@@ -18,13 +21,14 @@ import yaml
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from deepfake_export import export_checkpoint
+from deepfake_export import export_checkpoint, load_model
 from deepfake_export.architectures import build_network
 from deepfake_export.cli import export
 from deepfake_export.crops import generate_crops
 from deepfake_export.demo import build_demo_network
 from deepfake_export.ensemble_spec import EnsembleSpec, read_spec
-from deepfake_export.parity import onnxruntime_runner
+from deepfake_export.graph import ServedDetector
+from deepfake_export.parity import onnxruntime_runner, reference_outputs
 from deepfake_preprocess.errors import CheckpointError, ParityError, SpecError
 from deepfake_preprocess.spec import Head, ModelSpec
 from deepfake_serve import EmbeddedTriton
@@ -165,7 +169,7 @@ def test_without_a_meta_model_it_is_the_weighted_mean(folder, tmp_path):
     path = folder / "mean.yaml"
     path.write_text(yaml.safe_dump(data))
     result = CliRunner().invoke(
-        (app := typer.Typer(), app.command()(export))[0],
+        app_of(export),
         [str(path), "--repository", str(tmp_path), "--max-batch", "2", "--json"],
         catch_exceptions=False,
     )
@@ -224,15 +228,44 @@ def test_what_is_wrong_with_a_member_names_it(folder, tmp_path):
         export_checkpoint(path, read_spec(path), tmp_path / "m")
 
 
-def test_a_head_of_several_layers_is_exported(tmp_path):
-    spec = ModelSpec(
-        "custom", "timm:test_efficientnet", head=Head("softmax", 0, ("linear:32", "relu", "dropout", "linear:2")),
-        input_height_px=64, input_width_px=64,
-    )  # fmt: skip
-    save_file(build_demo_network(spec).state_dict(), tmp_path / "custom.safetensors")
-    result = export_checkpoint(tmp_path / "custom.safetensors", spec, tmp_path / "m", max_batch_size=2)
-    assert result.manifest.parity["passed"]
-    assert result.manifest.spec.head.layers == spec.head.layers
+def test_every_kind_of_checkpoint_is_exported_and_served(tmp_path, monkeypatch):
+    (tmp_path / "ensemble_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    layered = Head("softmax", 0, ("linear:32", "relu", "dropout", "linear:2"))
+    namespace: dict = {}
+    exec(NETS, namespace)
+    made = namespace["small"]().eval()
+    specs = [
+        ModelSpec("custom_head", "timm:test_efficientnet", head=layered, input_height_px=64, input_width_px=64),
+        ModelSpec("torchvision", "torchvision:shufflenet_v2_x0_5", input_height_px=64, input_width_px=64),
+        ModelSpec("archive", "torchscript", head=Head("softmax"), input_height_px=64, input_width_px=64),
+        ModelSpec(
+            "factory", "python:ensemble_nets:small", head=Head("softmax"), input_height_px=64, input_width_px=64
+        ),
+    ]
+    for spec in specs[:2]:
+        torch.save(build_demo_network(spec).state_dict(), f"{spec.name}.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated as a whole
+        torch.jit.save(torch.jit.script(made), "archive.pt")
+    torch.save(made.state_dict(), "factory.pt")
+    crops = generate_crops(3, (64, 64), seed=12)
+    results = [export_checkpoint(f"{spec.name}.pt", spec, "m", max_batch_size=4) for spec in specs]
+    assert results[0].manifest.spec.head == layered
+    with (
+        EmbeddedTriton(Path("m"), instances=1, threads=1) as triton,
+        tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client,
+    ):
+        for spec, result in zip(specs, results, strict=True):
+            detector = ServedDetector(load_model(f"{spec.name}.pt", spec), spec).eval()
+            expected, _ = reference_outputs(detector, crops)
+            tensor = tritonclient.grpc.InferInput("faces", list(crops.shape), "UINT8")
+            tensor.set_data_from_numpy(crops)
+            found = client.infer(spec.name, [tensor]).as_numpy("fake_probability")
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+            config = client.get_model_config(spec.name).config
+            published = {key: item.string_value for key, item in config.parameters.items()}
+            assert ModelSpec.from_parameters(published) == result.manifest.spec
 
 
 LARGE = {
@@ -272,3 +305,59 @@ def test_the_ensemble_of_the_issue_is_exported_with_proof(tmp_path):
     result = export_checkpoint(path, read_spec(path), tmp_path / "m", max_batch_size=2)
     assert result.manifest.parity["passed"]
     assert all(figures["passed"] for figures in result.manifest.parity["members"].values())
+
+
+NETS = """
+from torch import nn
+
+def small():
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return body.append(nn.Linear(8, 2))
+"""
+
+
+def test_members_may_be_torchscript_archives_and_factories(tmp_path, monkeypatch):
+    (tmp_path / "ensemble_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    exec(NETS, namespace)
+    scripted, made = namespace["small"]().eval(), namespace["small"]().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated as a whole
+        torch.jit.save(torch.jit.script(scripted), "scripted.pt")
+    torch.save(made.state_dict(), "made.pt")
+    head = {"kind": "softmax", "fake_index": 1}
+    size = {"input_height_px": 64, "input_width_px": 64}
+    half = {"input_height_px": 32, "input_width_px": 32}
+    members = [
+        {"checkpoint": "scripted.pt", "architecture": "torchscript", "head": head, **size},
+        {"checkpoint": "made.pt", "architecture": "python:ensemble_nets:small", "head": head, **half},
+    ]
+    Path("e.yaml").write_text(yaml.safe_dump({"name": "both", "architecture": "ensemble", "members": members}))
+    result = export_checkpoint("e.yaml", read_spec("e.yaml"), tmp_path / "m", max_batch_size=3)
+    assert result.manifest.parity["passed"]
+    assert all(figures["passed"] for figures in result.manifest.parity["members"].values())
+
+
+def test_a_malicious_meta_model_is_refused_and_nothing_is_added(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (folder / "evil.joblib").write_bytes(pickle.dumps(Mkdir()))
+    (folder / "evil.yaml").write_text(yaml.safe_dump({**ENSEMBLE, "meta_model": "evil.joblib"}))
+    arguments = [str(folder / "evil.yaml"), "--repository", str(tmp_path / "m")]
+    with pytest.raises(CheckpointError, match="refused, because it is a pickle"):
+        CliRunner().invoke(app_of(export), arguments, catch_exceptions=False)
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "m" / "ensemble").exists()
+
+
+class Mkdir:
+    """Unpickling this runs a command."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def app_of(command) -> typer.Typer:
+    app = typer.Typer()
+    app.command()(command)
+    return app

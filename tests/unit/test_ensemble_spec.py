@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import joblib
@@ -240,3 +241,14 @@ def test_what_is_no_logistic_regression_is_refused(trained):
 def test_wrong_numbers_are_named(weights, message):
     with pytest.raises(SpecError, match=message):
         load_meta_model(MetaModel(weights=weights), 3)
+
+
+def test_the_pages_way_to_write_a_meta_model_without_a_pickle_works(trained):
+    pipeline, features = trained
+    page = (Path(__file__).parents[2] / "docs/model-spec.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    namespace: dict = {}
+    exec(block, namespace)
+    namespace["save_meta_model"](pipeline, "m.yaml")
+    weights = load_meta_model(MetaModel(file=Path("m.yaml")), 3)
+    np.testing.assert_allclose(probabilities(weights, features), pipeline.predict_proba(features)[:, 1], atol=1e-12)
