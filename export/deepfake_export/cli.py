@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepfake_export.api import ExportResult, export_checkpoint
+from deepfake_export.gate import BEST, parse_precisions
 from deepfake_preprocess.errors import SpecError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.spec import ModelSpec
@@ -37,6 +38,26 @@ def export(
     crops: Annotated[
         Path | None,
         typer.Option("--crops", help="Directory of face crops for the proof. Default: generated images."),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Precisions to make and measure, for example fp32,fp16,int8.")
+    ] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Directory of your clips or face images; 500 faces or more are best."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="CSV 'path,real|fake' for --calibration. Default: folders 'real' and 'fake'."),
+    ] = None,
+    promote: Annotated[
+        str, typer.Option("--promote", help="What to serve: best (the fastest that passes), fp32, fp16 or int8.")
+    ] = BEST,
+    int8_target: Annotated[
+        str, typer.Option("--int8-target", help="Form of INT8: cpu, or tensorrt to build an engine from.")
+    ] = "cpu",
+    artifacts: Annotated[
+        Path | None, typer.Option("--artifacts", help="Directory for the ONNX files of all precisions that pass.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Make a new version even if nothing has changed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -62,6 +83,13 @@ def export(
             crops=crops,
             force=force,
             verbose=verbose,
+            precisions=parse_precisions(precision),
+            calibration=calibration,
+            labels=labels,
+            promote=promote,
+            int8_target=int8_target,
+            artifacts=artifacts,
+            spec_path=spec,
             on_step=show,
         )
     if as_json:
@@ -126,6 +154,7 @@ def _summary_rows(result: ExportResult, figures: Any) -> list[tuple[str, str]]:
     return [
         ("model", str(result.version_dir)),
         ("network", f"{spec.architecture}, {spec.input_width_px}x{spec.input_height_px} px, {spec.head.kind} head"),
+        ("precision", result.manifest.precision.upper()),
         ("size", f"{figures['size_bytes'] / 1e6:.1f} MB"),
         (
             "probability",

@@ -34,19 +34,31 @@ class Manifest:
         files: SHA-256 of every file of the version directory but the manifest, by POSIX relative path.
         tools: versions of the tools that made the files, by name.
         parity: figures of the proof against the checkpoint (plain JSON data).
+        precision: of the ONNX file: ``fp32``, ``fp16`` or ``int8``.
+        promotion: why that precision is served, and what it was chosen from (plain JSON data); empty where FP32
+            was the only one.
     """
 
     spec: ModelSpec
     files: Mapping[str, str]
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "fp32"
+    promotion: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_directory(
-        cls, version_dir: Path, spec: ModelSpec, *, tools: Mapping[str, str], parity: Mapping[str, Any]
+        cls,
+        version_dir: Path,
+        spec: ModelSpec,
+        *,
+        tools: Mapping[str, str],
+        parity: Mapping[str, Any],
+        precision: str = "fp32",
+        promotion: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Hash every file of `version_dir` into a new manifest (nothing is written)."""
-        return cls(spec, _hash_files(version_dir), dict(tools), dict(parity))
+        return cls(spec, _hash_files(version_dir), dict(tools), dict(parity), precision, dict(promotion or {}))
 
     def write(self, version_dir: Path) -> Path:
         """Write ``manifest.json`` into `version_dir` and return its path."""
@@ -56,6 +68,8 @@ class Manifest:
             "files": dict(self.files),
             "tools": dict(self.tools),
             "parity": dict(self.parity),
+            "precision": self.precision,
+            "promotion": dict(self.promotion),
         }
         path = version_dir / MANIFEST_NAME
         path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -76,7 +90,15 @@ class Manifest:
                     f"{path}: manifest format {data['format']!r} is not {MANIFEST_FORMAT}; export the model again"
                 )
             spec = ModelSpec.from_dict(data["spec"], where=str(path))
-            return cls(spec, dict(data["files"]), dict(data["tools"]), dict(data["parity"]))
+            # Manifests of version 0.1 have neither of the last two, and FP32 files.
+            return cls(
+                spec,
+                dict(data["files"]),
+                dict(data["tools"]),
+                dict(data["parity"]),
+                str(data.get("precision", "fp32")),
+                dict(data.get("promotion", {})),
+            )
         except FileNotFoundError:
             raise RepositoryError(
                 f"{version_dir} has no {MANIFEST_NAME}; put models there with `deepfake export`"
