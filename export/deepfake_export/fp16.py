@@ -135,7 +135,8 @@ def half_detector(detector: ServedDetector, spec: ModelSpec, keep_fp32: Collecti
     if keep_fp32:
         for name, module in network.named_modules():
             if name in keep_fp32:
-                module.float()
+                # From the original, because what `half` has rounded stays rounded.
+                module.float().load_state_dict(detector.network.get_submodule(name).state_dict())
                 module.register_forward_pre_hook(_cast_inputs(torch.float32))
             elif not any(module.children()) and any(True for _ in module.parameters(recurse=False)):
                 # What comes out of a kept module, or of an addition with it, is FP32.

@@ -43,7 +43,9 @@ Mul, and each would otherwise cost a conversion there and back."""
 CALIBRATION_CROPS = 128
 """Ranges hardly grow beyond (a percentile not at all), and each crop costs 0.1 s on EfficientNet-B0."""
 SEARCH_CROPS = 48
-"""Crops that layers are compared on; only their order matters."""
+"""Crops that methods, and numbers of excluded layers, are compared on."""
+LAYER_CROPS = 16
+"""Crops that the layers are compared on; only their order matters, and there are many layers."""
 SAMPLES_PER_CROP = 512
 """Values of each tensor and crop that the percentile is taken from."""
 PERCENTILES = (99.99, 99.9)
@@ -182,16 +184,17 @@ def quantize_int8(
     ranges = _measure_ranges(model, calibration)
     reference = _logits(model.SerializeToString(), search)
 
-    def error_of(chosen: Sequence[Layer], method: str) -> tuple[float, Float]:
+    def error_of(chosen: Sequence[Layer], method: str, count: int = SEARCH_CROPS) -> tuple[float, Float]:
         names = {name for layer in chosen for name in layer.nodes}
-        logits = _logits(_quantize(model, ranges[method], names, form).SerializeToString(), search)
-        error = float(np.abs(logits - reference).mean())
+        given = evenly(search, count)
+        logits = _logits(_quantize(model, ranges[method], names, form).SerializeToString(), given)
+        error = float(np.abs(logits - evenly(reference, count)).mean())
         return (error if np.isfinite(error) else float("inf")), logits
 
     method_errors = {method: error_of(layers, method)[0] for method in ranges}
     method = min(method_errors, key=lambda name: method_errors[name])
     on_step(f"Measuring the error of each of {len(layers)} layers")
-    errors = {layer.name: error_of([layer], method)[0] for layer in layers}
+    errors = {layer.name: error_of([layer], method, LAYER_CROPS)[0] for layer in layers}
     worst_first = sorted(layers, key=lambda layer: -errors[layer.name])
     on_step("Choosing the layers that stay in FP32")
     count = _fewest_excluded(
@@ -212,11 +215,11 @@ def quantize_int8(
     )
 
 
-def evenly(crops: UInt8Array, count: int) -> UInt8Array:
-    """Return at most `count` crops, taken evenly."""
-    if len(crops) <= count:
-        return crops
-    return np.asarray(crops[np.linspace(0, len(crops) - 1, count).round().astype(int)])
+def evenly(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """Return at most `count` rows, taken evenly."""
+    if len(rows) <= count:
+        return rows
+    return np.asarray(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)])
 
 
 def layers_of(model: Any) -> list[Layer]:
@@ -322,6 +325,8 @@ def _quantize(
             },
         )
         quantizer.quantize_model()
+        # Q/DQ nodes come last otherwise; ONNX Runtime does not mind, but it is no valid ONNX.
+        quantizer.model.topological_sort()
     # It raises whatever its operators' code raises.
     except Exception as exc:
         raise ExportError(f"the network cannot be quantised ({type(exc).__name__}: {exc})") from exc

@@ -228,7 +228,10 @@ def test_fp16_keeps_in_fp32_what_would_overflow(tmp_path):
     assert over == ["0", "1", "2"]  # the convolution that grows, its ReLU, and the convolution that takes it
     with torch.inference_mode():
         naive, _ = half_detector(detector, SPEC, ())(torch.from_numpy(CROPS))
-    assert not naive.isfinite().all() or (naive - torch.from_numpy(reference_outputs(detector, CROPS)[0])).abs().max() > 0.1
+    assert (
+        not naive.isfinite().all()
+        or (naive - torch.from_numpy(reference_outputs(detector, CROPS)[0])).abs().max() > 0.1
+    )
 
     made = export_fp16(detector, tmp_path / "half.onnx", SPEC, CROPS)
     assert [item.module for item in made.kept_fp32] == over
