@@ -289,6 +289,8 @@ def onnxruntime_runner(path: Path, *, num_threads: int | None = None) -> Runner:
     runtime = require_extra("onnxruntime", extra="export")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
+    # As the embedded server has it: threads that spin while they wait take the cores from other programs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     try:

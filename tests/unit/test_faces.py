@@ -83,7 +83,7 @@ def test_labels_come_from_folders_or_from_a_csv(tmp_path):
     with pytest.raises(OptionError, match="entry 1 is 'real/000.png,maybe'"):
         read_faces(tmp_path, SPEC, labels=table)
     table.write_text("gone.png,real\n")
-    with pytest.raises(OptionError, match="'gone.png', which is not in"):
+    with pytest.raises(OptionError, match=r"'gone\.png', which is not in"):
         read_faces(tmp_path, SPEC, labels=table)
 
 
