@@ -137,11 +137,9 @@ def _reason(chosen: Candidate, requested: str, rejected: Mapping[str, str]) -> s
     if chosen.precision == "fp32":
         if not others:
             return "FP32 is the only precision that was asked for"
-        return (
-            f"FP32 is served, because no other precision passed ({others})"
-            if requested != "fp32"
-            else (f"FP32 was asked for ({others})")
-        )
+        if requested == "fp32":
+            return f"FP32 was asked for ({others})"
+        return f"no other precision passed ({others})"
     ratios = ", ".join(f"{ratio:.2f}x at batch {size}" for size, ratio in chosen.speed_ratio.items())
     why = f"{name} keeps the verdicts and runs at {ratios} of FP32's speed in the same run"
     if requested not in (BEST, chosen.precision):

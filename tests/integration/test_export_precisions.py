@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -36,6 +37,7 @@ SPEC = ModelSpec(
     input_width_px=SIZE_PX,
 )
 NETS = """
+import torch
 from torch import nn
 
 def net():
@@ -45,6 +47,16 @@ def net():
         nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 1),
     )
+
+class Fp32Only(nn.Module):
+    # Multiplies by a tensor made in FP32, which PyTorch refuses for another dtype.
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 1)
+
+    def forward(self, crops):
+        return self.fc(crops.mean(dim=(2, 3)) @ torch.eye(3))
 """
 CROPS = generate_crops(48, SPEC.input_size_wh, seed=5)
 
@@ -196,6 +208,19 @@ def test_int8_with_a_wrong_calibration_is_rejected_and_fp32_served(workplace):
     assert "QuantizeLinear" not in {node.op_type for node in model.graph.node}
     assert [path.name for path in (workplace / "all").iterdir()] == ["tiny.fp32.onnx"]
     assert "rejected" in (workplace / "m/tiny/1/report.md").read_text()
+
+
+def test_a_network_that_cannot_be_halved_is_served_in_fp32_with_the_reason(workplace):
+    namespace: dict = {}
+    exec(NETS, namespace)
+    torch.save(namespace["Fp32Only"]().state_dict(), "f.pt")
+    spec = dataclasses.replace(SPEC, architecture="python:precision_nets:Fp32Only")
+    result = export_checkpoint("f.pt", spec, "m", max_batch_size=2, precisions=("fp16",))
+    assert result.manifest.precision == "fp32"
+    assert "the exported graph is no valid ONNX" in result.manifest.promotion["rejected"]["fp16"]
+    report = json.loads((result.version_dir / "report.json").read_text())
+    assert [item["passed"] for item in report["artifacts"]] == [True, False]
+    assert "| FP16 | failed |" in (result.version_dir / "report.md").read_text()
 
 
 def test_options_that_do_not_fit(workplace):

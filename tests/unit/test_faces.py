@@ -80,7 +80,7 @@ def test_labels_come_from_folders_or_from_a_csv(tmp_path):
     assert labels.tolist() == [0] * 8 + [1] * 8
 
     table.write_text("real/000.png,maybe\n")
-    with pytest.raises(OptionError, match="entry 1 is 'real/000.png,maybe'"):
+    with pytest.raises(OptionError, match=r"entry 1 is 'real/000\.png,maybe'"):
         read_faces(tmp_path, SPEC, labels=table)
     table.write_text("gone.png,real\n")
     with pytest.raises(OptionError, match=r"'gone\.png', which is not in"):
