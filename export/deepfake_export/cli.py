@@ -158,9 +158,9 @@ def _summary_rows(result: ExportResult, figures: Any) -> list[tuple[str, str]]:
         ("size", f"{figures['size_bytes'] / 1e6:.1f} MB"),
         (
             "probability",
-            f"differs by at most {probability['max_abs']:.1e} from PyTorch (limit {probability['limit']:.0e})",
+            f"differs by at most {probability['max_abs']:.1e} from PyTorch (limit {probability['limit']:.2g})",
         ),
-        ("logit", f"differs by at most {logit['max_abs']:.1e} (limit {logit['limit']:.0e})"),
+        ("logit", f"differs by at most {logit['max_abs']:.1e} (limit {logit['limit']:.2g})"),
         (
             "verdicts",
             f"{figures['verdict_flips']} of {figures['num_crops']} flipped, at batch "
