@@ -10,6 +10,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -271,8 +272,21 @@ def require_parity(report: ParityReport) -> None:
 
 def reference_outputs(detector: ServedDetector, crops: UInt8Array) -> tuple[Float32Array, Float32Array]:
     """Return probability and logit of the float32 PyTorch reference, each float32 ``[N, 1]``."""
-    with torch.inference_mode():
-        outputs = [detector(torch.from_numpy(batch)) for batch in batches_of(crops, REFERENCE_BATCH)]
+
+    def run(batch: UInt8Array) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.inference_mode():
+            probability, logit = detector(torch.from_numpy(batch))
+        return probability, logit
+
+    # A batch per core instead of all cores for each: on a shared machine 7.3 against 1.4 crops/s (EfficientNet-B0),
+    # because PyTorch's threads wait for each other within every layer, and spin meanwhile.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            outputs = list(pool.map(run, batches_of(crops, REFERENCE_BATCH)))
+    finally:
+        torch.set_num_threads(threads)
     return tuple(np.concatenate([item[index].numpy() for item in outputs]) for index in (0, 1))  # type: ignore[return-value]
 
 
