@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from deepfake_export import repository as repo
 from deepfake_export.checkpoint_file import pin_checkpoint
 from deepfake_export.engines import EngineOptions, add_engine, ensure_plan, find_maker
+from deepfake_export.faces import FaceSet, hash_media, read_faces
+from deepfake_export.gate import BEST, check_precisions
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.manifest import Manifest
@@ -27,11 +32,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepfake_export.crops import UInt8Array
+    from deepfake_export.graph import ServedDetector
+    from deepfake_export.parity import ParityReport
 
 MAX_BATCH_LIMIT = 1024
 TOOLS = ("deepfake-serving", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
 """Distributions whose versions the manifest records."""
 
+INT8_TARGETS = ("cpu", "tensorrt")
 REQUIRED_MODULES = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
 
 
@@ -76,6 +84,8 @@ class ExportResult:
             "tools": dict(self.manifest.tools),
             "parity": dict(self.manifest.parity),
             "engine": dict(self.manifest.engine),
+            "precision": self.manifest.precision,
+            "promotion": dict(self.manifest.promotion),
             "notes": list(self.notes),
         }
 
@@ -105,6 +115,13 @@ def export_checkpoint(
     force: bool = False,
     tensorrt: EngineOptions | None = None,
     verbose: bool = False,
+    precisions: Collection[str] = ("fp32",),
+    calibration: str | Path | None = None,
+    labels: str | Path | None = None,
+    promote: str = BEST,
+    int8_target: str = "cpu",
+    artifacts: str | Path | None = None,
+    spec_path: str | Path | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ExportResult:
     """Export a checkpoint to ONNX, prove it against PyTorch, and add it to a model repository as a new version.
@@ -120,10 +137,20 @@ def export_checkpoint(
         tensorrt: also build a TensorRT plan, or check without a GPU that one can be built; see
             `deepfake_export.engines`.
         verbose: let PyTorch's exporter print its messages.
+        precisions: what to make and measure; FP32 always is among them.
+        calibration: directory of the user's videos and face images: ranges of INT8, and, without `crops`, the crops
+            of the proof. See `deepfake_export.faces` for what is taken from it.
+        labels: CSV of real and fake for the files of `calibration`; None takes its folders ``real`` and ``fake``.
+        promote: ``best`` serves the fastest precision that passes; a precision's name serves that one if it is
+            accurate, and falls back INT8 -> FP16 -> FP32.
+        int8_target: ``cpu`` or ``tensorrt``: the form of Q/DQ.
+        artifacts: directory that gets the ONNX files of all precisions that are accurate, for engines to be built
+            from.
+        spec_path: where the spec was read from, for the report's command lines.
         on_step: called with a short sentence before each step.
 
     Raises:
-        OptionError: an option is out of range.
+        OptionError: an option is out of range, or there are too few faces to calibrate on.
         SpecError: the architecture is unknown.
         CheckpointError: the checkpoint cannot be read safely, or does not fit.
         ExportError: the network cannot be exported.
@@ -135,13 +162,21 @@ def export_checkpoint(
     if not 1 <= max_batch_size <= MAX_BATCH_LIMIT:
         raise OptionError(f"max_batch_size is {max_batch_size}; allowed: a whole number from 1 to {MAX_BATCH_LIMIT}")
     repository = Path(repository)
+    choice = _Choice(
+        check_precisions(precisions), calibration, labels, promote, int8_target, artifacts, crops, spec_path
+    )
+    request = choice.request()
     spec = pin_checkpoint(checkpoint, spec)
     # Before minutes of work: is there anything to build or to check engines with?
     maker = find_maker(check_only_allowed=True) if tensorrt is not None else None
     engine_notes: list[str] = []
     with repo.locked(repository, spec.name):
         same = None if force else repo.find_identical(repository, spec)
-        if same is not None and _proved_batch_size(same) >= max_batch_size:
+        if (
+            same is not None
+            and _proved_batch_size(same) >= max_batch_size
+            and dict(same.promotion.get("request", {})) == request
+        ):
             # Heals configurations that were edited, or left behind by a crash after the last rename; and serves the
             # newest version again after a rollback, for that is what an export is asked to bring about.
             repo.refresh_configs(repository / spec.name, same.spec, max_batch_size=max_batch_size)
@@ -168,7 +203,17 @@ def export_checkpoint(
 
         on_step(f"Loading {Path(checkpoint).name} into {spec.architecture}")
         loaded = load_checkpoint(checkpoint, spec, trust_pickle=trust_pickle)
-        proof_crops, crops_source = _proof_crops(crops, spec, max_batch_size)
+        if request:
+            on_step("Cutting out faces")
+        faces = choice.read_faces(spec)
+        proof_crops, crops_source = (
+            _proof_crops(crops, spec, max_batch_size)
+            if faces is None or crops
+            else (
+                faces.crops,
+                faces.origin,
+            )
+        )
         with repo.staged(repository, spec.name) as stage:
             spec = dataclasses.replace(spec, version=stage.version)
             detector = ServedDetector(loaded.network, spec).eval()
@@ -176,19 +221,43 @@ def export_checkpoint(
             on_step("Exporting to ONNX")
             export_onnx(detector, model_path, spec, verbose=verbose)
 
-            on_step(f"Comparing ONNX Runtime with PyTorch on {len(proof_crops)} crops")
-            report = measure_parity(
-                detector,
-                onnxruntime_runner(model_path),
-                proof_crops,
-                name=f"{spec.name} version {spec.version}, ONNX FP32 in ONNX Runtime on the CPU",
-                precision="fp32",
-                threshold=spec.threshold,
-                max_batch_size=max_batch_size,
-                crops_source=crops_source,
-                size_bytes=model_path.stat().st_size,
-            )
-            require_parity(report)
+            promotion: dict[str, Any] = {}
+            precision = "fp32"
+            notes: tuple[str, ...] = ()
+            if request:
+                command = _command(checkpoint, repository, choice, max_batch_size)
+                proof_set = FaceSet(
+                    proof_crops, tuple(map(str, range(len(proof_crops)))), frozenset(), None, None, crops_source
+                )
+                if faces is not None and not crops:
+                    proof_set = faces
+                report, promotion, precision, notes = _prove(
+                    detector,
+                    spec,
+                    model_path,
+                    choice,
+                    command,
+                    proof_set,
+                    faces,
+                    max_batch_size=max_batch_size,
+                    verbose=verbose,
+                    on_step=on_step,
+                )
+                promotion["request"] = request
+            else:
+                on_step(f"Comparing ONNX Runtime with PyTorch on {len(proof_crops)} crops")
+                report = measure_parity(
+                    detector,
+                    onnxruntime_runner(model_path),
+                    proof_crops,
+                    name=f"{spec.name} version {spec.version}, ONNX FP32 in ONNX Runtime on the CPU",
+                    precision="fp32",
+                    threshold=spec.threshold,
+                    max_batch_size=max_batch_size,
+                    crops_source=crops_source,
+                    size_bytes=model_path.stat().st_size,
+                )
+                require_parity(report)
             figures = report.to_dict()
             if spec.architecture_family == "ensemble":
                 from deepfake_export.ensemble_proof import prove_members
@@ -213,12 +282,136 @@ def export_checkpoint(
                 spec,
                 tools=_tool_versions(),
                 parity=figures,
+                precision=precision,
+                promotion=promotion,
                 engine=engine.to_dict() if engine is not None else None,
             )
             manifest.write(stage.version_dir)
             repo.publish(repository, spec, max_batch_size=max_batch_size)
-    notes = (*loaded.describe(), *report.notes, *engine_notes)
+    notes = (*loaded.describe(), *report.notes, *notes, *engine_notes)
     return ExportResult(repository, spec.version, created=True, manifest=manifest, notes=notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The options about precisions, checked."""
+
+    precisions: tuple[str, ...]
+    calibration: str | Path | None
+    labels: str | Path | None
+    promote: str
+    int8_target: str
+    artifacts: str | Path | None
+    crops: str | Path | None
+    spec_path: str | Path | None
+
+    def __post_init__(self) -> None:
+        if self.promote not in (BEST, *self.precisions):
+            allowed = ", ".join((BEST, *self.precisions))
+            raise OptionError(f"promote is {self.promote!r}; allowed with these precisions: {allowed}")
+        if self.int8_target not in INT8_TARGETS:
+            raise OptionError(f"int8_target is {self.int8_target!r}; allowed: {', '.join(INT8_TARGETS)}")
+        if "int8" in self.precisions and self.calibration is None:
+            raise OptionError(
+                "INT8 needs faces to calibrate on; name a directory of your clips or face images with --calibration"
+            )
+        if self.labels is not None and self.calibration is None:
+            raise OptionError("labels belong to the files of a calibration set; name that with --calibration")
+
+    def request(self) -> dict[str, Any]:
+        """Return what decides about the result, for the manifest; empty for FP32 alone."""
+        if self.precisions == ("fp32",) and self.calibration is None:
+            return {}
+        return {
+            "precisions": list(self.precisions),
+            "promote": self.promote,
+            "int8_target": self.int8_target,
+            "calibration_sha256": hash_media(self.calibration) if self.calibration is not None else None,
+        }
+
+    def read_faces(self, spec: ModelSpec) -> FaceSet | None:
+        return read_faces(self.calibration, spec, labels=self.labels) if self.calibration is not None else None
+
+
+def _prove(
+    detector: ServedDetector,
+    spec: ModelSpec,
+    model_path: Path,
+    choice: _Choice,
+    command: Callable[[str], str],
+    proof_set: FaceSet,
+    calibration: FaceSet | None,
+    *,
+    max_batch_size: int,
+    verbose: bool,
+    on_step: Callable[[str], None],
+) -> tuple[ParityReport, dict[str, Any], str, tuple[str, ...]]:
+    """Make and measure all precisions; leave the promoted one at `model_path`, and the report beside it."""
+    from deepfake_export.precisions import prove_precisions
+    from deepfake_export.report import calibration_data, report_data, write_report
+
+    with tempfile.TemporaryDirectory(prefix="deepfake-export-") as work_dir:
+        proof = prove_precisions(
+            detector,
+            spec,
+            model_path,
+            Path(work_dir),
+            precisions=choice.precisions,
+            promote=choice.promote,
+            proof=proof_set,
+            calibration=calibration,
+            int8_target=choice.int8_target,
+            max_batch_size=max_batch_size,
+            verbose=verbose,
+            on_step=on_step,
+        )
+        data = report_data(spec, proof, proof_set, calibration, {name: command(name) for name in choice.precisions})
+        if choice.artifacts is not None:
+            _keep_artifacts(Path(choice.artifacts), spec, proof.paths)
+        if proof.promoted_path != model_path:
+            shutil.copyfile(proof.promoted_path, model_path)
+    write_report(model_path.parent, data)
+    promotion = {
+        **data["promotion"],
+        "calibration": calibration_data(calibration),
+        "artifacts": [
+            {key: item[key] for key in ("precision", "passed", "problems", "speed")} for item in data["artifacts"]
+        ],
+    }
+    parity = proof.promoted.parity
+    assert parity is not None  # what could not be made is never promoted
+    return parity, promotion, proof.decision.promoted, (proof.decision.reason, *data["notes"])
+
+
+def _keep_artifacts(directory: Path, spec: ModelSpec, paths: dict[str, Path]) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for precision, path in paths.items():
+            shutil.copyfile(path, directory / f"{spec.name}.{precision}.onnx")
+    except OSError as exc:
+        raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another --artifacts") from exc
+
+
+def _command(checkpoint: str | Path, repository: Path, choice: _Choice, max_batch_size: int) -> Callable[[str], str]:
+    """Return what gives, by precision, the command line that repeats its comparison."""
+
+    def command(precision: str) -> str:
+        words: list[Any] = ["deepfake", "export", checkpoint]
+        for option, value in (
+            ("--spec", choice.spec_path),
+            ("--repository", repository),
+            ("--max-batch", max_batch_size),
+            ("--precision", precision if precision == "fp32" else f"fp32,{precision}"),
+            ("--calibration", choice.calibration),
+            ("--labels", choice.labels),
+            ("--crops", choice.crops),
+            ("--promote", precision),
+            ("--int8-target", choice.int8_target if precision == "int8" else None),
+        ):
+            words += [] if value is None else [option, value]
+        return shlex.join([*map(str, words), "--force"])
+
+    return command
 
 
 def _proved_batch_size(manifest: Manifest) -> int:

@@ -18,6 +18,7 @@ from rich.table import Table
 from deepfake_export.api import ExportResult, export_checkpoint
 from deepfake_export.engines import EngineOptions
 from deepfake_export.ensemble_spec import read_spec
+from deepfake_export.gate import BEST, parse_precisions
 from deepfake_preprocess.errors import OptionError, SpecError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.triton_config import PRODUCTION_MAX_BATCH_SIZE
@@ -45,6 +46,26 @@ def export(
         bool,
         typer.Option("--trust-pickle", help="Load an ensemble's meta-model from a pickle. This can run any code."),
     ] = False,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Precisions to make and measure, for example fp32,fp16,int8.")
+    ] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Directory of your clips or face images; 500 faces or more are best."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="CSV 'path,real|fake' for --calibration. Default: folders 'real' and 'fake'."),
+    ] = None,
+    promote: Annotated[
+        str, typer.Option("--promote", help="What to serve: best (the fastest that passes), fp32, fp16 or int8.")
+    ] = BEST,
+    int8_target: Annotated[
+        str, typer.Option("--int8-target", help="Form of INT8: cpu, or tensorrt to build an engine from.")
+    ] = "cpu",
+    artifacts: Annotated[
+        Path | None, typer.Option("--artifacts", help="Directory for the ONNX files of all precisions that pass.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Make a new version even if nothing has changed.")] = False,
     tensorrt: Annotated[
         bool,
@@ -87,6 +108,13 @@ def export(
             force=force,
             tensorrt=engine_options,
             verbose=verbose,
+            precisions=parse_precisions(precision),
+            calibration=calibration,
+            labels=labels,
+            promote=promote,
+            int8_target=int8_target,
+            artifacts=artifacts,
+            spec_path=spec,
             on_step=show,
         )
     if as_json:
@@ -153,12 +181,13 @@ def _summary_rows(result: ExportResult, figures: Any) -> list[tuple[str, str]]:
     return [
         ("model", str(result.version_dir)),
         ("network", f"{spec.architecture}, {spec.input_width_px}x{spec.input_height_px} px, {spec.head.kind} head"),
+        ("precision", result.manifest.precision.upper()),
         ("size", f"{figures['size_bytes'] / 1e6:.1f} MB"),
         (
             "probability",
-            f"differs by at most {probability['max_abs']:.1e} from PyTorch (limit {probability['limit']:.0e})",
+            f"differs by at most {probability['max_abs']:.1e} from PyTorch (limit {probability['limit']:.2g})",
         ),
-        ("logit", f"differs by at most {logit['max_abs']:.1e} (limit {logit['limit']:.0e})"),
+        ("logit", f"differs by at most {logit['max_abs']:.1e} (limit {logit['limit']:.2g})"),
         (
             "verdicts",
             f"{figures['verdict_flips']} of {figures['num_crops']} flipped, at batch "

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -105,9 +106,16 @@ class ParityReport:
             # Written so that NaN, which compares as neither, is a problem.
             if not figure <= limit
         ]
-        far_flips = self.verdict_flips - self.verdict_flips_near_threshold
-        if far_flips > TOLERANCES[self.precision].verdict_flips:
-            found.append(f"{far_flips} of {self.num_crops} verdicts change")
+        tolerance = TOLERANCES[self.precision]
+        if not self.probability.mean_abs <= tolerance.probability_mean_abs:
+            found.append(
+                f"{PROBABILITY_NAME} differs by {self.probability.mean_abs:.3g} on average "
+                f"(limit {tolerance.probability_mean_abs:.3g})"
+            )
+        exempt = self.verdict_flips_near_threshold if tolerance.flip_share is None else 0
+        allowed = tolerance.allowed_flips(self.num_crops)
+        if self.verdict_flips - exempt > allowed:
+            found.append(f"{self.verdict_flips - exempt} of {self.num_crops} verdicts change (limit {allowed})")
         return found
 
     @property
@@ -141,10 +149,15 @@ class ParityReport:
     def to_markdown(self) -> str:
         """Return the report as a short Markdown page."""
         low, high = self.reference_logit_range
+        tolerance = TOLERANCES[self.precision]
         latency = ", ".join(f"{value:.1f} ms at batch {size}" for size, value in self.latency_ms.items())
         rows = [
             (f"`{PROBABILITY_NAME}`, largest difference", f"{self.probability.max_abs:.2e}", self.probability.limit),
-            (f"`{PROBABILITY_NAME}`, mean difference", f"{self.probability.mean_abs:.2e}", None),
+            (
+                f"`{PROBABILITY_NAME}`, mean difference",
+                f"{self.probability.mean_abs:.2e}",
+                tolerance.probability_mean_abs,
+            ),
             (f"`{LOGIT_NAME}`, largest difference", f"{self.logit.max_abs:.2e}", self.logit.limit),
             (f"`{LOGIT_NAME}`, mean difference", f"{self.logit.mean_abs:.2e}", None),
             ("same crop in different batches", f"{self.batch_dependence:.2e}", self.batch_dependence_limit),
@@ -159,7 +172,7 @@ class ParityReport:
             *(f"| {name} | {figure} | {'' if limit is None else f'{limit:.2e}'} |" for name, figure, limit in rows),
             f"| verdict flips at {self.threshold:g} (of these, within the limit of the threshold) "
             f"| {self.verdict_flips} ({self.verdict_flips_near_threshold}) | "
-            f"{TOLERANCES[self.precision].verdict_flips} (any) |",
+            f"{tolerance.allowed_flips(self.num_crops)}{' (any)' if tolerance.flip_share is None else ''} |",
             "",
             f"- Crops: {self.num_crops}, {self.crops}, each at batch {', '.join(map(str, self.batch_sizes))}.",
             f"- Reference logits: {low:.3f} to {high:.3f}.",
@@ -181,6 +194,7 @@ def measure_parity(
     max_batch_size: int,
     crops_source: str,
     size_bytes: int,
+    reference: tuple[Float32Array, Float32Array] | None = None,
 ) -> ParityReport:
     """Run reference and artifact on the same crops at batch 1, 3 and the largest, and compare.
 
@@ -195,12 +209,15 @@ def measure_parity(
         max_batch_size: the largest batch that will be served.
         crops_source: where the crops came from, for the report.
         size_bytes: size of the artifact, for the report.
+        reference: what `reference_outputs` gives for these crops, where the caller has it already.
 
     Returns:
         The report; whether it is within tolerance is for `require_parity`.
     """
     tolerance = TOLERANCES[precision]
-    reference_probability, reference_logit = reference_outputs(detector, crops)
+    reference_probability, reference_logit = (
+        reference if reference is not None else reference_outputs(detector, crops)
+    )
     batch_sizes = tuple(sorted({1, min(3, max_batch_size), max_batch_size}))
     probabilities, logits, latency_ms = [], [], {}
     for batch_size in batch_sizes:
@@ -255,13 +272,30 @@ def require_parity(report: ParityReport) -> None:
 
 def reference_outputs(detector: ServedDetector, crops: UInt8Array) -> tuple[Float32Array, Float32Array]:
     """Return probability and logit of the float32 PyTorch reference, each float32 ``[N, 1]``."""
-    with torch.inference_mode():
-        outputs = [detector(torch.from_numpy(batch)) for batch in batches_of(crops, REFERENCE_BATCH)]
+
+    def run(batch: UInt8Array) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.inference_mode():
+            probability, logit = detector(torch.from_numpy(batch))
+        return probability, logit
+
+    # A batch per core instead of all cores for each: on a shared machine 7.3 against 1.4 crops/s (EfficientNet-B0),
+    # because PyTorch's threads wait for each other within every layer, and spin meanwhile.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            outputs = list(pool.map(run, batches_of(crops, REFERENCE_BATCH)))
+    finally:
+        torch.set_num_threads(threads)
     return tuple(np.concatenate([item[index].numpy() for item in outputs]) for index in (0, 1))  # type: ignore[return-value]
 
 
-def onnxruntime_runner(path: Path) -> Runner:
+def onnxruntime_runner(path: Path, *, num_threads: int | None = None) -> Runner:
     """Return a runner of an ONNX file on the CPU, with the provider's default optimisations, as it is served.
+
+    Args:
+        path: the file.
+        num_threads: threads of one call; all cores where None.
 
     Raises:
         ExportError: ONNX Runtime cannot load the file.
@@ -269,6 +303,10 @@ def onnxruntime_runner(path: Path) -> Runner:
     runtime = require_extra("onnxruntime", extra="export")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
+    # As the embedded server has it: threads that spin while they wait take the cores from other programs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     # Its exceptions have no common base but Exception.

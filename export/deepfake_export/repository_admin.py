@@ -374,7 +374,7 @@ def _inspect_version(repository: Path, name: str, version: int, *, served: bool)
     return VersionInfo(
         version,
         served=served,
-        precision=str(manifest.parity.get("precision", "-")) if manifest else "-",
+        precision=manifest.precision if manifest else "-",
         size_bytes=_size_bytes(version_dir),
         created=created,
         checkpoint_sha256=manifest.spec.checkpoint_sha256 if manifest else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -17,6 +18,10 @@ class Tolerance:
         verdict_flips: crops whose verdict may change although their probability is farther from the
             threshold than `probability_abs`. (Nearer than that, either verdict is right.)
         reason: why these numbers.
+        probability_mean_abs: mean absolute difference of `fake_probability`.
+        flip_share: None for the rule of `verdict_flips`. Otherwise the share of all crops, and of all videos, whose
+            verdict may change, however near to the threshold they are.
+        auc_abs: largest absolute difference of the AUC, where labels are given.
     """
 
     probability_abs: float
@@ -25,6 +30,13 @@ class Tolerance:
     batch_abs: float
     verdict_flips: int
     reason: str
+    probability_mean_abs: float = math.inf
+    flip_share: float | None = None
+    auc_abs: float = math.inf
+
+    def allowed_flips(self, count: int) -> int:
+        """Return how many of `count` verdicts may change."""
+        return self.verdict_flips if self.flip_share is None else math.floor(self.flip_share * count)
 
     def logit_limit(self, largest_logit: float) -> float:
         """Return the allowed logit difference where the largest absolute reference logit is `largest_logit`."""
@@ -43,6 +55,39 @@ TOLERANCES = {
             "while a wrong channel order, mean or resize moves probabilities by 1e-2 and more; logits are unbounded, "
             "so theirs grows with them; batches only choose other kernels of the same arithmetic"
         ),
+        probability_mean_abs=1e-4,
+        auc_abs=1e-3,
+    ),
+    "fp16": Tolerance(
+        probability_abs=0.02,
+        logit_abs=0.08,
+        logit_rel=0.02,
+        batch_abs=5e-3,
+        verdict_flips=0,
+        reason=(
+            "11 bits of significand round by 5e-4 per operation, and some hundred operations in a row add up to "
+            "about 1% of a logit, of which the sigmoid leaves a quarter; an overflow shows as NaN or as a jump far "
+            "beyond; one verdict in 200 may change, a share that thresholds set on finite data cannot resolve"
+        ),
+        probability_mean_abs=0.005,
+        flip_share=0.005,
+        auc_abs=0.002,
+    ),
+    "int8": Tolerance(
+        probability_abs=0.15,
+        logit_abs=0.6,
+        logit_rel=0.1,
+        batch_abs=0.02,
+        verdict_flips=0,
+        reason=(
+            "8 bits leave about 1% of a range per layer; single crops near the threshold, where the sigmoid is "
+            "steepest, may move by 0.15, but the mean must not, since a video's score is a mean; one verdict in 200 "
+            "may change, a share that thresholds set on finite data cannot resolve; a rounding step that tips over "
+            "in another batch moves a score by up to 0.02"
+        ),
+        probability_mean_abs=0.02,
+        flip_share=0.005,
+        auc_abs=0.005,
     ),
 }
 """By precision of the artifact."""

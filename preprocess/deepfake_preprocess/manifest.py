@@ -34,6 +34,9 @@ class Manifest:
         files: SHA-256 of every file of the version directory but the manifest, by POSIX relative path.
         tools: versions of the tools that made the files, by name.
         parity: figures of the proof against the checkpoint (plain JSON data).
+        precision: of the ONNX file: ``fp32``, ``fp16`` or ``int8``.
+        promotion: why that precision is served, and what it was chosen from (plain JSON data); empty where FP32
+            was the only one.
         engine: what is known of the TensorRT engine (`deepfake_preprocess.engine.EngineInfo`); empty without one.
     """
 
@@ -41,6 +44,8 @@ class Manifest:
     files: Mapping[str, str]
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "fp32"
+    promotion: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -51,10 +56,20 @@ class Manifest:
         *,
         tools: Mapping[str, str],
         parity: Mapping[str, Any],
+        precision: str = "fp32",
+        promotion: Mapping[str, Any] | None = None,
         engine: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Hash every file of `version_dir` into a new manifest (nothing is written)."""
-        return cls(spec, _hash_files(version_dir), dict(tools), dict(parity), dict(engine or {}))
+        return cls(
+            spec,
+            _hash_files(version_dir),
+            tools=dict(tools),
+            parity=dict(parity),
+            precision=precision,
+            promotion=dict(promotion or {}),
+            engine=dict(engine or {}),
+        )
 
     def write(self, version_dir: Path) -> Path:
         """Write ``manifest.json`` into `version_dir` and return its path."""
@@ -64,6 +79,8 @@ class Manifest:
             "files": dict(self.files),
             "tools": dict(self.tools),
             "parity": dict(self.parity),
+            "precision": self.precision,
+            "promotion": dict(self.promotion),
         }
         if self.engine:
             data["engine"] = dict(self.engine)
@@ -86,8 +103,16 @@ class Manifest:
                     f"{path}: manifest format {data['format']!r} is not {MANIFEST_FORMAT}; export the model again"
                 )
             spec = ModelSpec.from_dict(data["spec"], where=str(path))
-            engine = dict(data.get("engine", {}))
-            return cls(spec, dict(data["files"]), dict(data["tools"]), dict(data["parity"]), engine)
+            # Manifests of version 0.1 know neither precision, promotion nor engine: FP32 files, and no plan.
+            return cls(
+                spec,
+                dict(data["files"]),
+                tools=dict(data["tools"]),
+                parity=dict(data["parity"]),
+                precision=str(data.get("precision", "fp32")),
+                promotion=dict(data.get("promotion", {})),
+                engine=dict(data.get("engine", {})),
+            )
         except FileNotFoundError:
             raise RepositoryError(
                 f"{version_dir} has no {MANIFEST_NAME}; put models there with `deepfake export`"

@@ -1,0 +1,311 @@
+"""FP16 and INT8 with real networks and ONNX Runtime: made, measured, promoted or rejected with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+import tritonclient.grpc
+import typer
+from torch import nn
+from typer.testing import CliRunner
+
+from deepfake_export import export_checkpoint
+from deepfake_export.cli import export as export_command
+from deepfake_export.crops import generate_crops
+from deepfake_export.fp16 import FLOAT16_MAX, activation_ranges, export_fp16, half_detector
+from deepfake_export.graph import ServedDetector
+from deepfake_export.int8 import TARGETS, quantize_int8
+from deepfake_export.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
+from deepfake_export.parity import onnxruntime_runner, reference_outputs
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_serve import EmbeddedTriton
+
+SIZE_PX = 32
+SPEC = ModelSpec(
+    name="tiny",
+    architecture="python:precision_nets:net",
+    input_height_px=SIZE_PX,
+    input_width_px=SIZE_PX,
+)
+NETS = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2), nn.SiLU(),
+        nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 1),
+    )
+
+class Fp32Only(nn.Module):
+    # Multiplies by a tensor made in FP32, which PyTorch refuses for another dtype.
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 1)
+
+    def forward(self, crops):
+        return self.fc(crops.mean(dim=(2, 3)) @ torch.eye(3))
+"""
+CROPS = generate_crops(48, SPEC.input_size_wh, seed=5)
+
+
+def network() -> nn.Sequential:
+    namespace: dict = {}
+    exec(NETS, namespace)
+    torch.manual_seed(3)
+    return namespace["net"]().eval()
+
+
+def detector_of(net: nn.Module) -> ServedDetector:
+    """Center and spread the logits, so that verdicts differ between crops."""
+    detector = ServedDetector(net, SPEC).eval()
+    _, logit = reference_outputs(detector, CROPS)
+    with torch.no_grad():
+        net[-1].weight.mul_(2 / float(logit.std()))
+        _, logit = reference_outputs(detector, CROPS)
+        # Between two crops, so that none lies on the threshold.
+        middle = np.sort(logit.ravel())
+        gap = int(np.diff(middle[12:36]).argmax()) + 12
+        net[-1].bias.sub_(float(middle[gap] + middle[gap + 1]) / 2)
+    return detector
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return detector_of(network())
+
+
+@pytest.fixture(scope="module")
+def fp32_path(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fp32") / "model.onnx"
+    export_onnx(detector, path, SPEC)
+    return path
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, detector):
+    """A checkpoint, its factory, and face crops, half of them called real and half fake."""
+    (tmp_path / "precision_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "precision_nets", raising=False)
+    torch.save(detector.network.state_dict(), "c.pt")
+    (tmp_path / "c.yaml").write_text(SPEC.to_yaml())
+    scores, _ = reference_outputs(detector, CROPS)
+    write_crops(tmp_path / "faces/real", CROPS[scores[:, 0] < 0.5])
+    write_crops(tmp_path / "faces/fake", CROPS[scores[:, 0] >= 0.5])
+    return tmp_path
+
+
+def write_crops(directory, crops):
+    directory.mkdir(parents=True)
+    for index, crop in enumerate(crops):
+        cv2.imwrite(str(directory / f"{index:03}.png"), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))
+
+
+def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector):
+    result = export_checkpoint(
+        "c.pt",
+        SPEC,
+        "m",
+        max_batch_size=4,
+        precisions=("int8", "fp16"),
+        calibration="faces",
+        promote="int8",
+        artifacts="all",
+    )
+    manifest = Manifest.read(result.version_dir)
+    manifest.verify(result.version_dir)
+    assert set(manifest.files) == {
+        *("model.onnx", "parity.json", "parity.md"),
+        *("report.json", "report.md", "report.html"),
+    }
+    assert manifest.precision == "int8"
+    assert manifest.promotion["promoted"] == manifest.promotion["requested"] == "int8"
+    assert "INT8 keeps the verdicts" in manifest.promotion["reason"]
+    assert manifest.promotion["calibration"]["num_crops"] == len(CROPS)
+    assert len(manifest.promotion["calibration"]["sha256"]) == 64
+    assert manifest.parity["precision"] == "int8"
+    # What is served is the INT8 file, and it carries the contract.
+    served = result.version_dir / "model.onnx"
+    assert served.read_bytes() == (workplace / "all/tiny.int8.onnx").read_bytes()
+    model = onnx.load(served)
+    assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
+    assert (model.opset_import[0].version, model.ir_version <= MAX_IR_VERSION) == (OPSET, True)
+    assert ModelSpec.from_parameters({item.key: item.value for item in model.metadata_props}) == manifest.spec
+
+    report = json.loads((result.version_dir / "report.json").read_text())
+    assert [item["precision"] for item in report["artifacts"]] == ["fp32", "fp16", "int8"]
+    for item in report["artifacts"]:
+        assert item["passed"]
+        assert list(item["speed"]["latency_ms"]) == ["1", "4"]
+        # The folders' names say exactly what the checkpoint says.
+        assert item["auc"]["checkpoint"] == 1.0
+        assert f"--promote {item['precision']}" in item["command"]
+    page = (result.version_dir / "report.html").read_text()
+    assert page.count("<svg") == 1 + 2 * 3
+    assert "INT8 is served" in page
+    assert "http" not in page
+    assert "--precision fp32,int8 --calibration faces" in (result.version_dir / "report.md").read_text()
+
+    # The same request again adds nothing; another one does.
+    again = export_checkpoint(
+        "c.pt",
+        SPEC,
+        "m",
+        max_batch_size=4,
+        precisions=("fp16", "int8"),
+        calibration="faces",
+        promote="int8",
+    )
+    assert (again.version, again.created) == (1, False)
+    plain = export_checkpoint("c.pt", SPEC, "m", max_batch_size=4)
+    assert (plain.version, plain.manifest.precision, dict(plain.manifest.promotion)) == (2, "fp32", {})
+
+
+def test_the_server_answers_with_the_promoted_files_results(workplace):
+    result = export_checkpoint(
+        "c.pt", SPEC, "m", max_batch_size=4, precisions=("int8",), calibration="faces", promote="int8"
+    )
+    assert result.manifest.precision == "int8"
+    expected, _ = onnxruntime_runner(result.version_dir / "model.onnx")(CROPS[:4])
+    with (
+        EmbeddedTriton(result.repository) as triton,
+        tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client,
+    ):
+        tensor = tritonclient.grpc.InferInput("faces", [4, SIZE_PX, SIZE_PX, 3], "UINT8")
+        tensor.set_data_from_numpy(CROPS[:4])
+        answer = client.infer("tiny", [tensor]).as_numpy("fake_probability")
+    np.testing.assert_allclose(answer, expected, atol=1e-6)
+
+
+def test_int8_with_a_wrong_calibration_is_rejected_and_fp32_served(workplace):
+    """Black pictures show none of the ranges that faces have."""
+    write_crops(workplace / "black", np.zeros((16, SIZE_PX, SIZE_PX, 3), np.uint8))
+    write_crops(workplace / "crops", CROPS)
+    arguments = ["c.pt", "--repository", "m", "--max-batch", "2", "--precision", "int8", "--calibration", "black"]
+    arguments += ["--crops", "crops", "--promote", "int8", "--artifacts", "all", "--json"]
+    app = typer.Typer()
+    app.command()(export_command)
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    data = json.loads(shown.stdout)
+    assert data["precision"] == "fp32"
+    assert "INT8" in data["promotion"]["reason"]
+    assert "verdicts change" in data["promotion"]["rejected"]["int8"]
+    model = onnx.load(workplace / "m/tiny/1/model.onnx")
+    assert "QuantizeLinear" not in {node.op_type for node in model.graph.node}
+    assert [path.name for path in (workplace / "all").iterdir()] == ["tiny.fp32.onnx"]
+    assert "rejected" in (workplace / "m/tiny/1/report.md").read_text()
+
+
+def test_a_network_that_cannot_be_halved_is_served_in_fp32_with_the_reason(workplace):
+    namespace: dict = {}
+    exec(NETS, namespace)
+    torch.save(namespace["Fp32Only"]().state_dict(), "f.pt")
+    spec = dataclasses.replace(SPEC, architecture="python:precision_nets:Fp32Only")
+    result = export_checkpoint("f.pt", spec, "m", max_batch_size=2, precisions=("fp16",))
+    assert result.manifest.precision == "fp32"
+    assert "the exported graph is no valid ONNX" in result.manifest.promotion["rejected"]["fp16"]
+    report = json.loads((result.version_dir / "report.json").read_text())
+    assert [item["passed"] for item in report["artifacts"]] == [True, False]
+    assert "| FP16 | failed |" in (result.version_dir / "report.md").read_text()
+
+
+def test_options_that_do_not_fit(workplace):
+    def export(**options):
+        export_checkpoint("c.pt", SPEC, "m", max_batch_size=2, **options)
+
+    with pytest.raises(OptionError, match="INT8 needs faces to calibrate on"):
+        export(precisions=("int8",))
+    with pytest.raises(OptionError, match="'int4' is unknown"):
+        export(precisions=("int4",))
+    with pytest.raises(OptionError, match="promote is 'int8'; allowed with these precisions: best, fp32, fp16"):
+        export(precisions=("fp16",), promote="int8")
+    with pytest.raises(OptionError, match="int8_target is 'npu'; allowed: cpu, tensorrt"):
+        export(int8_target="npu")
+    with pytest.raises(OptionError, match="labels belong to the files of a calibration set"):
+        export(labels="labels.csv")
+    write_crops(workplace / "few", CROPS[:15])
+    with pytest.raises(OptionError, match="only 15 face crops"):
+        export(precisions=("int8",), calibration="few")
+    assert not (workplace / "m/tiny").exists()
+
+
+def test_fp16_keeps_in_fp32_what_would_overflow(tmp_path):
+    net = network()
+    with torch.no_grad():
+        net[0].weight.mul_(1e5)
+        net[2].weight.mul_(1e-5)
+    detector = detector_of(net)
+    over = [item.module for item in activation_ranges(detector, CROPS) if item.overflows]
+    assert over == ["0", "1", "2"]  # the convolution that grows, its ReLU, and the convolution that takes it
+    with torch.inference_mode():
+        naive, _ = half_detector(detector, SPEC, ())(torch.from_numpy(CROPS))
+    assert (
+        not naive.isfinite().all()
+        or (naive - torch.from_numpy(reference_outputs(detector, CROPS)[0])).abs().max() > 0.1
+    )
+
+    made = export_fp16(detector, tmp_path / "half.onnx", SPEC, CROPS)
+    assert [item.module for item in made.kept_fp32] == over
+    assert made.largest is not None
+    assert made.largest.max_abs > FLOAT16_MAX
+    probability, _ = onnxruntime_runner(tmp_path / "half.onnx")(CROPS)
+    np.testing.assert_allclose(probability, reference_outputs(detector, CROPS)[0], atol=0.01)
+
+
+def test_fp16_halves_the_weights_under_the_same_contract(detector, fp32_path, tmp_path):
+    made = export_fp16(detector, tmp_path / "half.onnx", SPEC, CROPS)
+    assert made.kept_fp32 == ()
+    model = onnx.load(tmp_path / "half.onnx")
+    kinds = {item.name: item.data_type for item in model.graph.initializer if len(item.dims) == 4}
+    assert set(kinds.values()) == {onnx.TensorProto.FLOAT16}
+    fp32 = onnx.load(fp32_path)
+    assert model.graph.input == fp32.graph.input
+    assert [item.type for item in model.graph.output] == [item.type for item in fp32.graph.output]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_int8_is_explicit_per_channel_qdq_in_the_targets_form(detector, fp32_path, tmp_path, target):
+    made = quantize_int8(fp32_path, tmp_path / "int8.onnx", SPEC, CROPS, target=target)
+    model = onnx.load(tmp_path / "int8.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    values = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
+    quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    zero_points = [values[node.input[2]] for node in quantizers]
+    weights = [
+        values[node.input[0]]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in values and values[node.input[0]].ndim == 4
+    ]
+    scales = [
+        values[node.input[1]]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in values and values[node.input[0]].ndim == 4
+    ]
+    assert weights
+    assert all(item.dtype == np.int8 for item in weights)
+    assert [len(item) for item in scales] == [len(item) for item in weights]  # a scale for each output channel
+    if target == "tensorrt":
+        assert all(item.dtype == np.int8 and not item.any() for item in zero_points)
+        assert not any(item.dtype == np.int32 and item.ndim == 1 for item in values.values())
+    else:
+        assert all(item.dtype == np.uint8 for item in zero_points)
+        assert max(np.abs(item).max() for item in weights) <= 64  # 7 bits
+    # The last layer, which gives the logit, is never quantised.
+    assert made.num_layers == 3
+    assert set(made.layer_errors) == {"0", "2", "4"}
+    assert list(made.layer_errors.values()) == sorted(made.layer_errors.values(), reverse=True)
+    assert set(made.excluded) < set(made.layer_errors)

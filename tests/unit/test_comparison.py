@@ -1,0 +1,49 @@
+"""Figures that need files, labels or a second artifact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deepfake_export.comparison import auc, measure_speed, video_flips
+from deepfake_export.crops import generate_crops
+from deepfake_export.faces import FaceSet
+
+CROPS = generate_crops(4, (16, 16))
+
+
+def face_set(sources: tuple[str, ...], videos: set[str]) -> FaceSet:
+    return FaceSet(np.zeros((len(sources), 16, 16, 3), np.uint8), sources, frozenset(videos), None, None, "test")
+
+
+def test_a_video_flips_by_its_mean_not_by_a_frame():
+    faces = face_set(("a.mp4", "a.mp4", "b.mp4", "b.mp4", "c.png"), {"a.mp4", "b.mp4"})
+    reference = np.array([0.9, 0.6, 0.6, 0.5, 0.9], np.float32)
+    artifact = np.array([0.9, 0.4, 0.5, 0.4, 0.1], np.float32)
+    assert video_flips(reference, artifact, faces, 0.5) == 1
+
+
+def test_auc_is_the_share_of_pairs_in_order():
+    labels = np.array([0, 0, 1, 1])
+    assert auc(np.array([0.1, 0.2, 0.3, 0.4], np.float32), labels) == 1.0
+    assert auc(np.array([0.1, 0.3, 0.2, 0.4], np.float32), labels) == 0.75
+    assert auc(np.array([0.5, 0.5, 0.5, 0.5], np.float32), labels) == 0.5
+
+
+def test_speed_runs_every_artifact_at_every_batch_in_turn():
+    calls: list[tuple[str, int]] = []
+
+    def runner(name):
+        def run(faces):
+            calls.append((name, len(faces)))
+            values = np.full((len(faces), 1), 0.5, np.float32)
+            sum(range(20_000))
+            return values, values
+
+        return run
+
+    speeds = measure_speed({"fp32": runner("fp32"), "int8": runner("int8")}, CROPS, (1, 6))
+    assert {size for _, size in calls} == {1, 6}
+    assert list(speeds["int8"].latency_ms) == ["1", "6"]
+    assert speeds["fp32"].ratio == {"1": 1.0, "6": 1.0}
+    assert speeds["int8"].crops_per_s["6"] == pytest.approx(6000 / speeds["int8"].latency_ms["6"], rel=1e-2)
