@@ -49,6 +49,8 @@ Crops = npt.NDArray[np.uint8]
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio")
 VERIFIED_CROPS = 16
+RAMP_S = 0.5
+"""Time before each measurement of the server, in which its queue fills; some batches long."""
 PROBABILITY_TOLERANCE = 1e-4
 """Float32 on the same machine; only the batch size, and so the order of sums, differs."""
 
@@ -224,19 +226,20 @@ def _load_main(pipe: Connection, url: str, request: bytes, concurrency: int) -> 
 
 
 async def _measure(infer: Any, request: bytes, concurrency: int, seconds: float) -> float:
+    start_at = time.perf_counter() + RAMP_S
+    stop_at = start_at + seconds
     answered = 0
-    stop_at = time.perf_counter() + seconds
 
     async def keep_one_in_flight() -> None:
         nonlocal answered
         while time.perf_counter() < stop_at:
             await infer(request)
-            answered += 1
+            answered += start_at <= time.perf_counter() < stop_at
 
-    start = time.perf_counter()
-    # Every request that was sent is waited for and counted, so fill and drain are inside the measurement.
+    # Only what is answered in the window counts: while the first batches form and the last requests run out, the
+    # server is not under the load that is being measured.
     await asyncio.gather(*(keep_one_in_flight() for _ in range(concurrency)))
-    return answered / (time.perf_counter() - start)
+    return answered / seconds
 
 
 def _request(model: str, crops: Crops) -> bytes:
