@@ -23,8 +23,8 @@ import numpy.typing as npt
 from deepfake_export.crops import IMAGE_SUFFIXES, UInt8Array
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.errors import MediaOpenError, OptionError
+from deepfake_preprocess.face import FaceDetector
 from deepfake_preprocess.manifest import sha256_file
-from deepfake_preprocess.mtcnn import MtcnnDetector
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.video import Media, Sampling, open_media
 
@@ -117,6 +117,9 @@ def read_faces(
     step = max(1.0, sum(per_file) / limit)
     chosen = [paths[int(position * step)] for position in range(int(len(paths) / step))]
 
+    # Loaded on use: it brings ONNX Runtime, and `--help` and the repository's commands come through this module too.
+    from deepfake_preprocess.mtcnn import MtcnnDetector
+
     detector = MtcnnDetector()
     crops: list[UInt8Array] = []
     sources: list[str] = []
@@ -166,7 +169,7 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def _crops_of(media: Media, detector: MtcnnDetector, spec: ModelSpec) -> Iterator[UInt8Array]:
+def _crops_of(media: Media, detector: FaceDetector, spec: ModelSpec) -> Iterator[UInt8Array]:
     for frame in media.frames(Sampling(num_frames=FRAMES_PER_VIDEO)):
         if media.kind == "image" and (frame.width_px, frame.height_px) == spec.input_size_wh:
             yield frame.to_rgb()
