@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from deepfake_export import repository as repo
 from deepfake_export.checkpoint_file import pin_checkpoint
 from deepfake_export.engines import EngineOptions, add_engine, ensure_plan, find_maker
-from deepfake_export.faces import FaceSet, hash_media, read_faces
 from deepfake_export.gate import BEST, check_precisions
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.extras import require_extra
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepfake_export.crops import UInt8Array
+    from deepfake_export.faces import FaceSet
     from deepfake_export.graph import ServedDetector
     from deepfake_export.parity import ParityReport
 
@@ -197,6 +197,7 @@ def export_checkpoint(
         on_step("Loading PyTorch")
         _require_modules()
         from deepfake_export.checkpoint import load_checkpoint
+        from deepfake_export.faces import FaceSet
         from deepfake_export.graph import ServedDetector
         from deepfake_export.onnx_export import export_onnx
         from deepfake_export.parity import measure_parity, onnxruntime_runner, require_parity
@@ -322,6 +323,8 @@ class _Choice:
         """Return what decides about the result, for the manifest; empty for FP32 alone."""
         if self.precisions == ("fp32",) and self.calibration is None:
             return {}
+        from deepfake_export.faces import hash_media
+
         return {
             "precisions": list(self.precisions),
             "promote": self.promote,
@@ -330,6 +333,8 @@ class _Choice:
         }
 
     def read_faces(self, spec: ModelSpec) -> FaceSet | None:
+        from deepfake_export.faces import read_faces
+
         return read_faces(self.calibration, spec, labels=self.labels) if self.calibration is not None else None
 
 
