@@ -58,7 +58,7 @@ def decode_rows(data: Results) -> list[Row]:
     """Rows of a ``*-decode.json`` file."""
     return [
         (
-            f"sampling {clip['sampled']['frames']} frames of {clip['clip']}",
+            f"sampling {clip['frames_verified']} frames of {clip['clip']}",
             "PyAV decoding the clip",
             f"{clip['cpu_ratio']:.2f} x the CPU time",
         )
