@@ -42,6 +42,8 @@ from deepfake_preprocess.sampling import Sampling
 from deepfake_preprocess.video import open_media
 
 MATCH_IOU = 0.7
+SURE = 0.95
+"""The peer's confidence from which its boxes were faces when they were looked at; below, most were not."""
 LONE_IOU = 0.3
 _INSTALL_PEER = (
     "pip install --no-deps --target DIR facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer"
@@ -50,6 +52,7 @@ _INSTALL_PEER = (
 
 T = TypeVar("T")
 Boxes = NDArray[np.float32]
+Peer = Callable[[NDArray[np.uint8]], tuple[Boxes, NDArray[np.float32]]]
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class Comparison:
     frames: int = 0
     peer_faces: int = 0
     matched: int = 0
+    peer_sure: int = 0
+    matched_sure: int = 0
     ious: list[float] = field(default_factory=list)
     lone_ours: int = 0
     lone_peer: int = 0
@@ -82,6 +87,8 @@ class Comparison:
             "peer_faces": self.peer_faces,
             "matched": self.matched,
             "matched_share": round(self.matched / self.peer_faces, 4) if self.peer_faces else None,
+            "peer_sure": self.peer_sure,
+            "matched_sure": self.matched_sure,
             "mean_iou": round(statistics.mean(self.ious), 3) if self.ious else None,
             "min_iou": round(min(self.ious), 3) if self.ious else None,
             "boxes_only_ours": self.lone_ours,
@@ -134,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def load_peer(path: Path | None, *, threads: int | None) -> Callable[[NDArray[np.uint8]], Boxes]:
-    """Return facenet-pytorch's MTCNN as a function from an RGB image to boxes ``[N, 4]``.
+def load_peer(path: Path | None, *, threads: int | None) -> Peer:
+    """Return facenet-pytorch's MTCNN as a function from an RGB image to boxes ``[N, 4]`` and confidences.
 
     Raises:
         SystemExit: it cannot be imported; the message says how to install it.
@@ -150,9 +157,11 @@ def load_peer(path: Path | None, *, threads: int | None) -> Callable[[NDArray[np
         require_extra("torch", extra="export").set_num_threads(threads)
     peer = MTCNN(keep_all=True)
 
-    def detect(image: NDArray[np.uint8]) -> Boxes:
-        boxes, _ = peer.detect(image)
-        return np.empty((0, 4), np.float32) if boxes is None else np.asarray(boxes, np.float32)
+    def detect(image: NDArray[np.uint8]) -> tuple[Boxes, NDArray[np.float32]]:
+        boxes, confidences = peer.detect(image)
+        if boxes is None:
+            return np.empty((0, 4), np.float32), np.empty(0, np.float32)
+        return np.asarray(boxes, np.float32), np.asarray(confidences, np.float32)
 
     return detect
 
@@ -160,7 +169,7 @@ def load_peer(path: Path | None, *, threads: int | None) -> Callable[[NDArray[np
 def compare(
     clip: Path,
     detector: MtcnnDetector,
-    peer: Callable[[NDArray[np.uint8]], Boxes],
+    peer: Peer,
     *,
     frames: int,
     min_face_px: float,
@@ -171,7 +180,7 @@ def compare(
     Args:
         clip: a video or an image.
         detector: ours.
-        peer: function from a full-resolution RGB image to boxes.
+        peer: function from a full-resolution RGB image to boxes and confidences.
         frames: how many frames.
         min_face_px: smaller side that a peer's box must have in a 1080p frame to be counted.
         crops: folder for pictures of the boxes that only one of both has.
@@ -189,7 +198,7 @@ def compare(
         small = clock.time("convert_ours", frame.to_rgb, small_wh)
         faces = clock.time("ours", detector.detect, [small])[0]
         full = clock.time("convert_peer", frame.to_rgb)
-        theirs = clock.time("peer", peer, full)
+        theirs, confidences = clock.time("peer", peer, full)
         factor = np.tile(np.divide(wh, small_wh), 2).astype(np.float32)
         ours = np.array([face.box_xyxy for face in faces], np.float32).reshape(-1, 4) * factor
 
@@ -198,10 +207,12 @@ def compare(
         ours_large, theirs_large = (
             (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= min_face_px * min(wh) / 1080 for boxes in (ours, theirs)
         )
-        best = peer_best[theirs_large]
+        best, sure = peer_best[theirs_large], confidences[theirs_large] >= SURE
         result.frames += 1
         result.peer_faces += len(best)
         result.matched += int((best >= MATCH_IOU).sum())
+        result.peer_sure += int(sure.sum())
+        result.matched_sure += int((best[sure] >= MATCH_IOU).sum())
         result.ious += best[best >= MATCH_IOU].tolist()
         lone_ours = ours[(our_best < LONE_IOU) & ours_large]
         lone_peer = theirs[(peer_best < LONE_IOU) & theirs_large]

@@ -50,8 +50,23 @@ def detector_rows(data: Results) -> list[Row]:
         for clip in data["clips"]
         if min(clip["size_wh"]) >= 1080
     ]
-    faces, matched = (sum(clip[key] for clip in data["clips"]) for key in ("peer_faces", "matched"))
-    return [*rows, ("faces found, IoU >= 0.7", "facenet-pytorch MTCNN", f"{matched} of its {faces}")]
+    sums = {
+        key: sum(clip[key] for clip in data["clips"])
+        for key in ("peer_faces", "matched", "peer_sure", "matched_sure")
+    }
+    return [
+        *rows,
+        (
+            "faces found, IoU >= 0.7",
+            "boxes of facenet-pytorch with confidence 0.95 or more",
+            f"{sums['matched_sure']} of {sums['peer_sure']}",
+        ),
+        (
+            "faces found, IoU >= 0.7",
+            "all its boxes (most others are hands, shadows and clothes)",
+            f"{sums['matched']} of {sums['peer_faces']}",
+        ),
+    ]
 
 
 def decode_rows(data: Results) -> list[Row]:
