@@ -200,7 +200,7 @@ def export_checkpoint(
         from deepfake_export.faces import FaceSet
         from deepfake_export.graph import ServedDetector
         from deepfake_export.onnx_export import export_onnx
-        from deepfake_export.parity import measure_parity, onnxruntime_runner, require_parity
+        from deepfake_export.parity import prove_onnx
 
         on_step(f"Loading {Path(checkpoint).name} into {spec.architecture}")
         loaded = load_checkpoint(checkpoint, spec, trust_pickle=trust_pickle)
@@ -208,12 +208,7 @@ def export_checkpoint(
             on_step("Cutting out faces")
         faces = choice.read_faces(spec)
         proof_crops, crops_source = (
-            _proof_crops(crops, spec, max_batch_size)
-            if faces is None or crops
-            else (
-                faces.crops,
-                faces.origin,
-            )
+            _proof_crops(crops, spec, max_batch_size) if faces is None or crops else (faces.crops, faces.origin)
         )
         with repo.staged(repository, spec.name) as stage:
             spec = dataclasses.replace(spec, version=stage.version)
@@ -247,18 +242,15 @@ def export_checkpoint(
                 promotion["request"] = request
             else:
                 on_step(f"Comparing ONNX Runtime with PyTorch on {len(proof_crops)} crops")
-                report = measure_parity(
+                report = prove_onnx(
                     detector,
-                    onnxruntime_runner(model_path),
+                    model_path,
                     proof_crops,
-                    name=f"{spec.name} version {spec.version}, ONNX FP32 in ONNX Runtime on the CPU",
-                    precision="fp32",
+                    name=f"{spec.name} version {spec.version}",
                     threshold=spec.threshold,
                     max_batch_size=max_batch_size,
                     crops_source=crops_source,
-                    size_bytes=model_path.stat().st_size,
                 )
-                require_parity(report)
             figures = report.to_dict()
             if spec.architecture_family == "ensemble":
                 from deepfake_export.ensemble_proof import prove_members

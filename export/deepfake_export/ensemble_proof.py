@@ -17,7 +17,7 @@ from deepfake_export.ensemble import EnsembleNetwork
 from deepfake_export.ensemble_spec import EnsembleSpec
 from deepfake_export.graph import ServedDetector
 from deepfake_export.onnx_export import export_onnx
-from deepfake_export.parity import measure_parity, onnxruntime_runner, require_parity
+from deepfake_export.parity import prove_onnx
 
 DESCRIPTION_FILE = "ensemble.json"
 """In a version's directory: `EnsembleSpec.identity`, whose SHA-256 is the model's `checkpoint_sha256`."""
@@ -63,18 +63,15 @@ def prove_members(
             detector = ServedDetector(branch, spec).eval()
             model_path = Path(scratch) / "member.onnx"
             export_onnx(detector, model_path, spec, verbose=verbose)
-            report = measure_parity(
+            report = prove_onnx(
                 detector,
-                onnxruntime_runner(model_path),
+                model_path,
                 crops,
-                name=f"the member {spec.name!r}, ONNX FP32 in ONNX Runtime on the CPU",
-                precision="fp32",
+                name=f"the member {spec.name!r}",
                 threshold=spec.threshold,
                 max_batch_size=max_batch_size,
                 crops_source=crops_source,
-                size_bytes=model_path.stat().st_size,
             )
-            require_parity(report)
             reports[spec.name] = report.to_dict()
             model_path.unlink()
     weights = network.meta_weights

@@ -257,6 +257,45 @@ def measure_parity(
     )
 
 
+def prove_onnx(
+    detector: ServedDetector,
+    model_path: Path,
+    crops: UInt8Array,
+    *,
+    name: str,
+    threshold: float,
+    max_batch_size: int,
+    crops_source: str,
+) -> ParityReport:
+    """Compare an FP32 ONNX file in ONNX Runtime with its network, and accept nothing less than parity.
+
+    Args:
+        detector: the network under the wire contract, in eval mode.
+        model_path: what `export_onnx` wrote from it.
+        crops: uint8 ``[N, H, W, 3]`` RGB.
+        name: what the report calls the model.
+        threshold: at or above it a crop is fake.
+        max_batch_size: largest batch to compare at.
+        crops_source: where the crops came from, for the report.
+
+    Raises:
+        ParityError: the file does not reproduce the network.
+    """
+    report = measure_parity(
+        detector,
+        onnxruntime_runner(model_path),
+        crops,
+        name=f"{name}, ONNX FP32 in ONNX Runtime on the CPU",
+        precision="fp32",
+        threshold=threshold,
+        max_batch_size=max_batch_size,
+        crops_source=crops_source,
+        size_bytes=model_path.stat().st_size,
+    )
+    require_parity(report)
+    return report
+
+
 def require_parity(report: ParityReport) -> None:
     """Do nothing where a report is within tolerance.
 
