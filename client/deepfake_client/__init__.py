@@ -13,11 +13,15 @@ Works without torch. Errors are in `deepfake_preprocess.errors` and can be impor
 
 from deepfake_client.aggregation import STRATEGIES
 from deepfake_client.client import AsyncDeepfakeClient, DeepfakeClient
+from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.transport import GrpcTransport, ServedModel, Transport
 from deepfake_client.verdict import (
+    Concern,
+    Consistency,
     FaceScore,
     FrameResult,
+    Interval,
     Label,
     ModelIdentity,
     Reason,
@@ -46,6 +50,8 @@ from deepfake_preprocess.video import Sampling, open_media
 __all__ = [
     "STRATEGIES",
     "AsyncDeepfakeClient",
+    "Concern",
+    "Consistency",
     "DeepfakeClient",
     "DeepfakeError",
     "FaceScore",
@@ -53,6 +59,7 @@ __all__ = [
     "GrpcTransport",
     "InferenceError",
     "InputError",
+    "Interval",
     "Label",
     "MediaNotFoundError",
     "MediaOpenError",
@@ -61,6 +68,7 @@ __all__ = [
     "ModelIdentity",
     "ModelNotFoundError",
     "OptionError",
+    "Outcome",
     "Progress",
     "Reason",
     "Sampling",

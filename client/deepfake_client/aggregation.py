@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.verdict import FrameResult, Label, Track
+from deepfake_client.verdict import Consistency, FrameResult, Interval, Label, Track
 from deepfake_preprocess.errors import OptionError
 
 Strategy = Callable[[NDArray[np.float64]], float]
@@ -117,7 +117,8 @@ def score_tracks(frames: tuple[FrameResult, ...], *, strategy: Strategy, thresho
     needed = max(min(MIN_TRACK_FRAMES, len(frames)), MIN_TRACK_SHARE * longest)
     tracks = []
     for track, points in sorted(seen.items()):
-        probability = strategy(np.array([score for _, score in points], dtype=np.float64))
+        scores = np.array([score for _, score in points], dtype=np.float64)
+        probability = strategy(scores)
         tracks.append(
             Track(
                 track=track,
@@ -127,9 +128,26 @@ def score_tracks(frames: tuple[FrameResult, ...], *, strategy: Strategy, thresho
                 first_pts_seconds=points[0][0],
                 last_pts_seconds=points[-1][0],
                 counted=len(points) >= needed,
+                interval=_interval(scores, probability),
+                consistency=_consistency(scores, probability, threshold),
             )
         )
     return tuple(tracks)
+
+
+def _interval(scores: NDArray[np.float64], probability: float) -> Interval:
+    # Normal approximation of the mean's standard error.
+    half = 1.96 * float(scores.std(ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else 1.0
+    return Interval(max(0.0, probability - half), min(1.0, probability + half))
+
+
+def _consistency(scores: NDArray[np.float64], probability: float, threshold: float) -> Consistency:
+    fake = scores >= threshold
+    longest = run = 0
+    for flag in fake:
+        run = run + 1 if flag else 0
+        longest = max(longest, run)
+    return Consistency(float((fake == (probability >= threshold)).mean()), float(scores.var()), longest)
 
 
 def most_suspicious(tracks: tuple[Track, ...]) -> Track | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,51 +17,22 @@ from rich.progress import Progress as ProgressBar
 from deepfake_client.aggregation import DEFAULT_STRATEGY, STRATEGIES, check_threshold, strategy_named
 from deepfake_client.cli import print_error
 from deepfake_client.client import DeepfakeClient
+from deepfake_client.inputs import expand
+from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.render import print_summary, print_verdict
 from deepfake_client.transport import DEFAULT_TIMEOUT_S, DEFAULT_URL
-from deepfake_client.verdict import Label, Reason, Verdict
-from deepfake_preprocess.errors import DeepfakeError, InputError, MediaNotFoundError, OptionError
+from deepfake_client.verdict import Label
+from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.video import Sampling, open_media
 
 DEFAULT_FRAMES = 32
 DEFAULT_REPOSITORY = Path("model_repository")
-VIDEO_SUFFIXES = (
-    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
-)  # fmt: skip
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-MEDIA_SUFFIXES = frozenset(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
-"""What is taken from a directory; files that are named one by one are tried whatever they are called."""
-
 EXIT_INCONCLUSIVE = 3
 EXIT_SERVER = 4
 EXIT_SOME_INPUTS_FAILED = 5
 EXIT_INTERRUPTED = 130
-
-_SERVER_REASONS = (Reason.SERVER_UNAVAILABLE, Reason.SERVER_ERROR)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one input: a verdict or an error."""
-
-    source: str
-    verdict: Verdict | None = None
-    error: DeepfakeError | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the verdict's JSON data, or source and error."""
-        if self.verdict is not None:
-            return self.verdict.to_dict()
-        return {"source": self.source, "error": {"type": type(self.error).__name__, "message": str(self.error)}}
-
-    @property
-    def server_failed(self) -> bool:
-        """Whether the server kept this input from its verdict."""
-        if self.verdict is not None:
-            return self.verdict.reason in _SERVER_REASONS
-        return not isinstance(self.error, InputError)
 
 
 def analyze(
@@ -114,7 +83,7 @@ def analyze(
     )
     strategy_named(aggregation)
     check_threshold(threshold)
-    sources = list(_expand(paths))
+    sources = list(expand(paths))
     screen = Console(stderr=True)
     outcomes: list[Outcome] = []
     interrupted = False
@@ -213,26 +182,6 @@ class _progress_bar(AbstractContextManager[Any]):  # noqa: N801 - used like a fu
             total=progress.frames_expected,
             faces=progress.faces_scored,
         )
-
-
-def _expand(paths: Sequence[str]) -> Iterator[str]:
-    """Yield the inputs that the arguments stand for: files as named, media files of directories, matches of globs."""
-    for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            found = sorted(
-                str(item) for item in path.rglob("*") if item.suffix.lower() in MEDIA_SUFFIXES and item.is_file()
-            )
-            if not found:
-                raise MediaNotFoundError(f"{text}: the directory holds no video or image; name the files one by one")
-            yield from found
-        elif not path.exists() and glob.has_magic(text):
-            matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - the pattern may be absolute
-            if not matches:
-                raise MediaNotFoundError(f"{text}: nothing matches; check the pattern")
-            yield from matches
-        else:
-            yield text
 
 
 def _report(outcomes: Sequence[Outcome], *, as_json: bool, several: bool, training_data: str) -> None:

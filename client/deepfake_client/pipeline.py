@@ -13,29 +13,21 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.aggregation import Strategy, most_suspicious, score_tracks
-from deepfake_client.tracking import Tracker
+from deepfake_client.aggregation import Strategy
+from deepfake_client.scoring import ScoredFrame, judge
 from deepfake_client.transport import ServedModel, Transport
-from deepfake_client.verdict import (
-    FaceScore,
-    FrameResult,
-    Label,
-    ModelIdentity,
-    Reason,
-    Timing,
-    Verdict,
-)
+from deepfake_client.verdict import ModelIdentity, Timing, Verdict
 from deepfake_preprocess.crop import crop_face
-from deepfake_preprocess.errors import InferenceError, ModelContractError, ServerError
+from deepfake_preprocess.errors import ModelContractError, ServerError
 from deepfake_preprocess.face import Face, FaceDetector
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.video import Media, Sampling
@@ -114,14 +106,6 @@ class BusyClock:
         return self._total
 
 
-@dataclass(slots=True)
-class _ScoredFrame:
-    index: int
-    pts_seconds: float
-    faces: list[Face] = field(default_factory=list)
-    probabilities: NDArray[np.float32] | None = None
-
-
 async def analyze_media(
     media: Media,
     stages: Stages,
@@ -150,31 +134,29 @@ async def analyze_media(
     started = time.perf_counter()
     run = _Run(media, stages, sampling, on_progress)
     await run.drive()
-    frames = _track(run.frames)
     threshold = stages.model.spec.threshold if threshold is None else threshold
-    tracks = score_tracks(frames, strategy=strategy, threshold=threshold)
-    suspect = most_suspicious(tracks)
-    reason, detail = _reason(run, found_faces=any(frame.faces for frame in frames), conclusive=suspect is not None)
-    if reason is not None or suspect is None:
-        label, probability = Label.INCONCLUSIVE, None
-    else:
-        label, probability = suspect.label, suspect.fake_probability
-    spec = stages.model.spec
+    aggregate_started = time.perf_counter()
+    judgement = judge(run.frames, strategy=strategy, threshold=threshold, failure=run.failure)
+    ended = time.perf_counter()
     return Verdict(
         source=media.name,
-        label=label,
-        fake_probability=probability,
+        label=judgement.label,
+        fake_probability=judgement.fake_probability,
+        interval=judgement.interval,
+        deciding_track=judgement.deciding_track,
         threshold=threshold,
-        reason=reason,
-        detail=detail,
-        tracks=tracks,
-        frames=frames,
-        model=ModelIdentity(stages.model.name, stages.model.version, spec.checkpoint_sha256),
+        reason=judgement.reason,
+        detail=judgement.detail,
+        tracks=judgement.tracks,
+        frames=judgement.frames,
+        model=ModelIdentity(stages.model.name, stages.model.version, stages.model.spec.checkpoint_sha256),
         timing=Timing(
             decode_s=media.stats.decode_s,
             detect_s=run.detect_clock.seconds,
+            crop_s=run.crop_clock.seconds,
             infer_s=run.infer_clock.seconds,
-            total_s=time.perf_counter() - started,
+            aggregate_s=ended - aggregate_started,
+            total_s=ended - started,
         ),
         corrupt_packets=media.stats.packets_corrupt,
     )
@@ -195,9 +177,10 @@ class _Run:
     def __init__(self, media: Media, stages: Stages, sampling: Sampling, on_progress: OnProgress | None) -> None:
         frame_bytes = max(1, media.width_px * media.height_px * 3)
         frames_in_flight = min(max(FRAME_BYTES_IN_FLIGHT // frame_bytes, MIN_FRAMES_IN_FLIGHT), MAX_FRAMES_IN_FLIGHT)
-        self.frames: list[_ScoredFrame] = []
+        self.frames: list[ScoredFrame] = []
         self.failure: ServerError | None = None
         self.detect_clock = BusyClock()
+        self.crop_clock = BusyClock()
         self.infer_clock = BusyClock()
         self._media = media
         self._stages = stages
@@ -221,7 +204,7 @@ class _Run:
                     if frame is None:
                         break
                     await self._frame_slots.acquire()
-                    scored = _ScoredFrame(frame.index, frame.pts_seconds)
+                    scored = ScoredFrame(frame.index, frame.pts_seconds)
                     self.frames.append(scored)
                     group.create_task(self._process(frame, scored))
                     del frame
@@ -234,7 +217,7 @@ class _Run:
                 await asyncio.to_thread(wait, [decoding])
         self.frames.sort(key=lambda item: item.pts_seconds)
 
-    async def _process(self, frame: Frame, scored: _ScoredFrame) -> None:
+    async def _process(self, frame: Frame, scored: ScoredFrame) -> None:
         loop = asyncio.get_running_loop()
         try:
             scored.faces, crops = await loop.run_in_executor(self._stages.detect_pool, self._detect, frame)
@@ -266,8 +249,9 @@ class _Run:
             found = self._stages.detector.detect([frame.to_rgb(size_wh)])[0]
             factor_x, factor_y = frame.width_px / size_wh[0], frame.height_px / size_wh[1]
             faces = [face.scaled(factor_x, factor_y) for face in found]
-            if not faces:
-                return [], None
+        if not faces:
+            return [], None
+        with self.crop_clock:
             return faces, np.stack([crop_face(frame, face, self._stages.model.spec) for face in faces])
 
 
@@ -279,38 +263,3 @@ def _frames_expected(media: Media, sampling: Sampling) -> int | None:
     if sampling.fps is not None and media.duration_s is not None:
         return max(1, round(media.duration_s * sampling.fps))
     return None
-
-
-def _track(scored: list[_ScoredFrame]) -> tuple[FrameResult, ...]:
-    tracker = Tracker()
-
-    def results() -> Iterator[FrameResult]:
-        for frame in scored:
-            ids = tracker.update([face.box_xyxy for face in frame.faces])
-            scores = [None] * len(ids) if frame.probabilities is None else [float(p) for p in frame.probabilities]
-            faces = tuple(
-                FaceScore(track, _as_tuple(face.box_xyxy), face.confidence, score)
-                for track, face, score in zip(ids, frame.faces, scores, strict=True)
-            )
-            yield FrameResult(frame.index, frame.pts_seconds, faces)
-
-    return tuple(results())
-
-
-def _as_tuple(box_xyxy: NDArray[np.float32]) -> tuple[float, float, float, float]:
-    left, top, right, bottom = (float(value) for value in box_xyxy)
-    return left, top, right, bottom
-
-
-def _reason(run: _Run, *, found_faces: bool, conclusive: bool) -> tuple[Reason | None, str]:
-    if run.failure is not None:
-        reason = Reason.SERVER_ERROR if isinstance(run.failure, InferenceError) else Reason.SERVER_UNAVAILABLE
-        scored = sum(frame.probabilities is not None for frame in run.frames)
-        return reason, f"after {scored} scored frames: {run.failure}"
-    if not run.frames:
-        return Reason.UNDECODABLE, "the file opens, but no frame of it could be decoded; it may be damaged"
-    if not found_faces:
-        return Reason.NO_FACE, f"no face was found in {len(run.frames)} frames; is a face visible and large enough?"
-    if not conclusive:
-        return Reason.TOO_FEW_FRAMES, "no face was seen on enough frames; sample more with --frames or --fps"
-    return None, ""

@@ -30,6 +30,19 @@ class Reason(StrEnum):
     """The server answered a request with an error of its own."""
 
 
+class Concern(StrEnum):
+    """Why a face counts less than others in its track's score, or not at all."""
+
+    TINY = "tiny"
+    """The face has fewer pixels than a score can be trusted on."""
+    BLURRED = "blurred"
+    """The face is out of focus or smeared by motion."""
+    EXTREME_POSE = "extreme_pose"
+    """The face is seen from the side, from far above or below, or upside down."""
+    CUT_OFF = "cut_off"
+    """Much of the face lies outside the picture."""
+
+
 @dataclass(frozen=True, slots=True)
 class FaceScore:
     """One face in one frame.
@@ -39,12 +52,16 @@ class FaceScore:
         box_xyxy: left, top, right, bottom in pixels of the upright frame.
         detection_confidence: of the face detector, in [0, 1].
         fake_probability: in [0, 1]; None when the server did not answer for it.
+        weight: how much the face counts in its track's score, in [0, 1]; 0 leaves it out.
+        concerns: why `weight` is below 1; empty when it is 1.
     """
 
     track: int
     box_xyxy: tuple[float, float, float, float]
     detection_confidence: float
     fake_probability: float | None
+    weight: float = 1.0
+    concerns: tuple[Concern, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -53,6 +70,8 @@ class FaceScore:
             "box_xyxy": [round(value, 2) for value in self.box_xyxy],
             "detection_confidence": round(self.detection_confidence, 6),
             "fake_probability": self.fake_probability,
+            "weight": round(self.weight, 4),
+            "concerns": [concern.value for concern in self.concerns],
         }
 
 
@@ -80,6 +99,41 @@ class FrameResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Interval:
+    """A 95% confidence interval of a fake probability, both ends in [0, 1]."""
+
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return plain JSON data."""
+        return {"low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """How steady a track's scores are over time; frames that are left out do not take part.
+
+    Attributes:
+        agreeing_share: share of frames on the same side of the threshold as the track's score, in [0, 1].
+        score_variance: variance of the frames' fake probabilities, in [0, 0.25].
+        longest_run: most frames in a row on the FAKE side of the threshold.
+    """
+
+    agreeing_share: float
+    score_variance: float
+    longest_run: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "agreeing_share": self.agreeing_share,
+            "score_variance": self.score_variance,
+            "longest_run": self.longest_run,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Track:
     """One face followed through the sampled frames.
 
@@ -91,6 +145,8 @@ class Track:
         first_pts_seconds: time of the first of them.
         last_pts_seconds: time of the last of them.
         counted: whether the track was seen often enough to take part in the verdict.
+        interval: how far `fake_probability` could lie elsewhere, given the spread of the frames.
+        consistency: how steady the scores are over time.
     """
 
     track: int
@@ -100,6 +156,8 @@ class Track:
     first_pts_seconds: float
     last_pts_seconds: float
     counted: bool
+    interval: Interval
+    consistency: Consistency
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -111,6 +169,8 @@ class Track:
             "first_pts_seconds": round(self.first_pts_seconds, 6),
             "last_pts_seconds": round(self.last_pts_seconds, 6),
             "counted": self.counted,
+            "interval": self.interval.to_dict(),
+            "consistency": self.consistency.to_dict(),
         }
 
 
@@ -143,7 +203,9 @@ class Timing:
 
     decode_s: float
     detect_s: float
+    crop_s: float
     infer_s: float
+    aggregate_s: float
     total_s: float
 
     def to_dict(self) -> dict[str, float]:
@@ -151,7 +213,9 @@ class Timing:
         return {
             "decode": round(self.decode_s, 4),
             "detect": round(self.detect_s, 4),
+            "crop": round(self.crop_s, 4),
             "infer": round(self.infer_s, 4),
+            "aggregate": round(self.aggregate_s, 4),
             "total": round(self.total_s, 4),
         }
 
@@ -164,6 +228,8 @@ class Verdict:
         source: what was analyzed (path or name).
         label: REAL, FAKE or INCONCLUSIVE.
         fake_probability: score of the most suspicious counted track, in [0, 1]; None when inconclusive.
+        interval: that track's interval; None when inconclusive.
+        deciding_track: id of that track; None when inconclusive.
         threshold: FAKE means `fake_probability` at or above it.
         reason: why the verdict is inconclusive, else None.
         detail: one sentence about `reason`, or about something worth knowing; may be empty.
@@ -172,11 +238,15 @@ class Verdict:
         model: which model gave the scores.
         timing: where the time went.
         corrupt_packets: number of damaged packets that were skipped while decoding.
+        frames_saved: sampled frames that were not looked at, because those before them sufficed.
+        frames_dropped: frames of a live source that were left out, because the server was slower than the source.
     """
 
     source: str
     label: Label
     fake_probability: float | None
+    interval: Interval | None
+    deciding_track: int | None
     threshold: float
     reason: Reason | None
     detail: str
@@ -185,6 +255,8 @@ class Verdict:
     model: ModelIdentity
     timing: Timing
     corrupt_packets: int = 0
+    frames_saved: int = 0
+    frames_dropped: int = 0
 
     def __post_init__(self) -> None:
         inconclusive = self.label is Label.INCONCLUSIVE
@@ -202,6 +274,8 @@ class Verdict:
             "source": self.source,
             "label": self.label.value,
             "fake_probability": self.fake_probability,
+            "interval": None if self.interval is None else self.interval.to_dict(),
+            "deciding_track": self.deciding_track,
             "threshold": self.threshold,
             "reason": None if self.reason is None else self.reason.value,
             "detail": self.detail,
@@ -210,4 +284,6 @@ class Verdict:
             "model": self.model.to_dict(),
             "timing_s": self.timing.to_dict(),
             "corrupt_packets": self.corrupt_packets,
+            "frames_saved": self.frames_saved,
+            "frames_dropped": self.frames_dropped,
         }

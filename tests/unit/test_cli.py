@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from deepfake_client import cli, cli_analyze
-from deepfake_client.verdict import Label, ModelIdentity, Timing, Verdict
+from deepfake_client.verdict import Interval, Label, ModelIdentity, Timing, Verdict
 from deepfake_preprocess.errors import MissingExtraError
 
 
 def verdict_of(source: str) -> Verdict:
     identity = ModelIdentity("m", 1, None)
-    return Verdict(source, Label.REAL, 0.1, 0.5, None, "", (), (), identity, Timing(0, 0, 0, 0))
+    return Verdict(
+        source, Label.REAL, 0.1, Interval(0.0, 0.2), 0, 0.5, None, "", (), (), identity, Timing(0, 0, 0, 0, 0, 0)
+    )
 
 
 def test_ctrl_c_keeps_what_is_done(

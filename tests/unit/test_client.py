@@ -89,9 +89,10 @@ def test_public_names_are_these() -> None:
     for name in deepfake_client.__all__:
         assert hasattr(deepfake_client, name)
     assert " ".join(sorted(deepfake_client.__all__, key=str.casefold)) == (
-        "AsyncDeepfakeClient DeepfakeClient DeepfakeError FaceScore FrameResult GrpcTransport InferenceError "
-        "InputError Label MediaNotFoundError MediaOpenError MissingExtraError ModelContractError ModelIdentity "
-        "ModelNotFoundError open_media OptionError Progress Reason Sampling ServedModel ServerBusyError ServerError "
+        "AsyncDeepfakeClient Concern Consistency DeepfakeClient DeepfakeError FaceScore FrameResult GrpcTransport "
+        "InferenceError InputError Interval Label MediaNotFoundError MediaOpenError MissingExtraError "
+        "ModelContractError ModelIdentity ModelNotFoundError open_media OptionError Outcome Progress Reason "
+        "Sampling ServedModel ServerBusyError ServerError "
         "ServerStartError ServerTimeoutError ServerUnavailableError STRATEGIES Timing Track Transport Verdict"
     )
 
@@ -125,9 +126,11 @@ def test_json_has_the_promised_fields(client: DeepfakeClient, clip: Path) -> Non
         "source", "label", "fake_probability", "threshold", "reason", "tracks", "frames", "model", "timing_s",
     } <= set(data)  # fmt: skip
     assert set(data["frames"][0]) == {"index", "pts_seconds", "faces"}
-    assert set(data["frames"][0]["faces"][0]) == {"track", "box_xyxy", "detection_confidence", "fake_probability"}
+    assert set(data["frames"][0]["faces"][0]) == {
+        "track", "box_xyxy", "detection_confidence", "fake_probability", "weight", "concerns",
+    }  # fmt: skip
     assert set(data["model"]) == {"name", "version", "checkpoint_sha256"}
-    assert set(data["timing_s"]) == {"decode", "detect", "infer", "total"}
+    assert set(data["timing_s"]) == {"decode", "detect", "crop", "infer", "aggregate", "total"}
     assert data["label"] == "FAKE"
     assert data["reason"] is None
 

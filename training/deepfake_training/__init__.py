@@ -1,0 +1,1 @@
+"""Training and evaluation of face deepfake classifiers, on the crops that serving will see."""
