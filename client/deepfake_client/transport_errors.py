@@ -27,7 +27,9 @@ def server_error(status: str, message: str, *, url: str, timeout_s: float) -> Se
         url: the server's address.
         timeout_s: deadline of the request, in seconds.
     """
-    message = " ".join((message or "no message").split()).removeprefix("[request id: <id_unknown>] ").rstrip(".")
+    # Triton explains shapes at length after its sentence.
+    message = " ".join((message or "no message").split()).partition(" NOTE: ")[0]
+    message = message.removeprefix("[request id: <id_unknown>] ").rstrip(".")
     text = message.lower()
     if "restricted" in text or status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return ServerAccessError(

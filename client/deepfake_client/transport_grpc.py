@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Mapping
 from typing import Any, Final
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import service_pb2 as kserve
 
 from deepfake_client.transport import (
     DEFAULT_TIMEOUT_S,
@@ -30,6 +29,11 @@ from deepfake_client.transport_errors import server_error
 from deepfake_client.transport_tls import Tls, diagnose
 from deepfake_preprocess.errors import InferenceError, ModelNotFoundError, ServerError, ServerTlsError
 from deepfake_preprocess.spec import INPUT_NAME, PROBABILITY_NAME
+
+# gRPC writes failed handshakes to standard error; ours are exceptions. It reads this once, when it is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+import grpc
+from tritonclient.grpc import service_pb2 as kserve
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
 _RAW_INPUT_TAG: Final = b"\x3a"

@@ -16,6 +16,11 @@ ALERT_TIMEOUT_S = 0.5
 
 _EXPIRED, _NOT_YET_VALID = 10, 9  # X509_V_ERR_* of OpenSSL's <openssl/x509_vfy.h>
 _WRONG_NAME = (62, 64)
+_NO_TLS_REASONS = (
+    "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG",
+    "UNEXPECTED_EOF_WHILE_READING",
+)  # fmt: skip
+"""What OpenSSL makes of answers in plain text, and of a server that hangs up on a greeting it does not understand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,6 @@ def _handshake_sentence(exc: ssl.SSLError, tls: Tls | None) -> str | None:
         return "asks for a client certificate; give one with --tls-cert FILE and --tls-key FILE"
     if alert:
         return f"refused the client certificate ({reason.lower().replace('_', ' ')}); give one that it trusts"
-    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"):
+    if reason in _NO_TLS_REASONS:
         return "does not speak TLS on this port; connect without --tls, or to the port that does"
     return f"ended the TLS handshake ({reason.lower().replace('_', ' ') or exc}); look at its log"
