@@ -13,8 +13,10 @@ from deepfake_preprocess.errors import (
     SharedMemoryError,
 )
 
-_QUEUE_TEXTS = ("maximum queue size", "request timeout expired")
-"""Both come with the status of a server that is not there: a full queue, and a wait in it that was too long."""
+_QUEUE_FULL_TEXT = "maximum queue size"
+_QUEUE_TIMEOUT_TEXT = "request timeout expired"
+"""Both come with the status of a server that is not there. The second is our deadline or the queue's own, whichever
+is shorter."""
 _RESTARTING_TEXTS = ("stopping", "not at ready state", "not ready", "exiting", "no available versions")
 
 
@@ -37,7 +39,12 @@ def server_error(status: str, message: str, *, url: str, timeout_s: float) -> Se
         )
     if "shared memory" in text:
         return SharedMemoryError(f"the server at {url} cannot use the client's shared memory: {message}")
-    if status == "RESOURCE_EXHAUSTED" or (status == "UNAVAILABLE" and any(item in text for item in _QUEUE_TEXTS)):
+    if _QUEUE_TIMEOUT_TEXT in text:
+        return ServerTimeoutError(
+            f"the server at {url} dropped a request that waited too long in its queue (deadline {timeout_s:g} s); "
+            "raise --timeout or look at its load"
+        )
+    if status == "RESOURCE_EXHAUSTED" or (status == "UNAVAILABLE" and _QUEUE_FULL_TEXT in text):
         return ServerBusyError(
             f"the server at {url} refused a request ({message}); send less or raise its queue size"
         )

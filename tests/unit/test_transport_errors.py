@@ -31,7 +31,7 @@ from deepfake_preprocess.errors import (
     [
         # As Triton 2.51 says them.
         ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", ServerBusyError),
-        ("UNAVAILABLE", "Request timeout expired", ServerBusyError),
+        ("UNAVAILABLE", "Request timeout expired", ServerTimeoutError),
         ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", ServerUnavailableError),
         ("UNAVAILABLE", "Request for unknown model: 'm' version 1 is not at ready state", ServerUnavailableError),
         ("UNAVAILABLE", "This protocol is restricted, expecting header 'token'", ServerAccessError),
