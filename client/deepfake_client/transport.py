@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from deepfake_preprocess.errors import ModelContractError, ModelNotFoundError, ServerAccessError, SpecError
 from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 
-DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 30.0
 
 

@@ -185,8 +185,7 @@ class GrpcTransport:
 
     def _as_server_error(self, code: grpc.StatusCode, details: str, timeout_s: float) -> ServerError:
         """Translate a failed call; may block while it finds out what is wrong with TLS."""
-        refused = "Connection refused" in details or "resolving" in details
-        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details and not refused:
+        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details:
             address = self._address
             reason = diagnose(address.host, address.port, address.tls, alpn="h2")
             if reason is not None:

@@ -237,11 +237,9 @@ class HttpTransport:
         if isinstance(exc, TimeoutError):
             return server_error("DEADLINE_EXCEEDED", "", url=self.url, timeout_s=timeout_s)
         address = self._address
-        refused = isinstance(exc, aiohttp.ClientConnectorError) and isinstance(exc.os_error, ConnectionRefusedError)
-        if not refused:
-            reason = diagnose(address.host, address.port, address.tls, alpn="http/1.1")
-            if reason is not None:
-                return ServerTlsError(f"the server at {self.url} {reason}")
+        reason = diagnose(address.host, address.port, address.tls, alpn="http/1.1")
+        if reason is not None:
+            return ServerTlsError(f"the server at {self.url} {reason}")
         if isinstance(exc, aiohttp.ClientConnectorDNSError):
             return server_error("UNAVAILABLE", "name resolution failed", url=self.url, timeout_s=timeout_s)
         if isinstance(exc, aiohttp.ClientResponseError):

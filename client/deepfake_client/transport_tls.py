@@ -98,6 +98,7 @@ def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str) -> str | None:
     else:
         context = tls.context()
     context.set_alpn_protocols([alpn])
+    encrypted = False
     try:
         with (
             socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as plain,
@@ -105,16 +106,26 @@ def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str) -> str | None:
         ):
             if tls is None:
                 return "speaks TLS; connect with --tls, or with --tls-ca FILE for a certificate of your own"
+            encrypted = True
             secured.settimeout(ALERT_TIMEOUT_S)
-            secured.recv(1)
+            hung_up = not secured.recv(1)
     except ssl.SSLCertVerificationError as exc:
         return _certificate_sentence(exc, host)
     except ssl.SSLError as exc:
         return _handshake_sentence(exc, tls)
-    except OSError:
-        # Nothing listens there (any more), or it has nothing to object.
+    except TimeoutError:
         return None
-    return None
+    except OSError:
+        # Before the handshake: nothing listens there (any more).
+        hung_up = encrypted
+    if not hung_up:
+        return None
+    if tls is None or tls.certificate is None:
+        return (
+            "hung up after the TLS handshake; if it asks for a client certificate, give one with --tls-cert FILE and "
+            "--tls-key FILE"
+        )
+    return "hung up after the TLS handshake; give a client certificate that it trusts"
 
 
 def _certificate_sentence(exc: ssl.SSLCertVerificationError, host: str) -> str:
