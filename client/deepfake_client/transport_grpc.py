@@ -185,7 +185,8 @@ class GrpcTransport:
 
     def _as_server_error(self, code: grpc.StatusCode, details: str, timeout_s: float) -> ServerError:
         """Translate a failed call; may block while it finds out what is wrong with TLS."""
-        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details:
+        # Where nobody answers at all, a probe would only wait once more.
+        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details and "timed out" not in details:
             address = self._address
             reason = diagnose(address.host, address.port, address.tls, alpn="h2")
             if reason is not None:

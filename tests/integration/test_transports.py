@@ -36,6 +36,7 @@ from deepfake_client import (
     ServerUnavailableError,
     SharedMemoryError,
     Transport,
+    cli,
     connect,
     transport_shm,
 )
@@ -158,16 +159,16 @@ def test_many_requests_leave_no_objects_behind(embedded_triton, protocol):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_models_and_health_work_with_every_protocol(embedded_triton, protocol):
-    def deepfake(command: str, *more: str) -> subprocess.CompletedProcess[str]:
-        arguments = [command, "--url", address(embedded_triton, protocol), "--protocol", protocol, *more]
-        return subprocess.run(
-            [sys.executable, "-m", "deepfake_client.cli", *arguments], capture_output=True, text=True, check=False
-        )
+def test_models_and_health_work_with_every_protocol(embedded_triton, capsys, protocol):
+    def deepfake(command: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([command, "--url", address(embedded_triton, protocol), "--protocol", protocol, "--json"])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
 
-    (model,) = json.loads(deepfake("models", "--json").stdout)
+    (model,) = json.loads(deepfake("models"))
     assert (model["name"], model["spec"]["threshold"]) == ("tiny", 0.4)
-    health = json.loads(deepfake("health", "--json").stdout)
+    health = json.loads(deepfake("health"))
     assert health == {"url": address(embedded_triton, protocol), "alive": True, "ready": True}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +153,12 @@ def test_the_client_takes_the_options_of_the_connection():
         assert client._client._transport.url == "https://127.0.0.1:1"
     with pytest.raises(OptionError, match="--protocol http"):
         DeepfakeClient("http://127.0.0.1:1", protocol="grpc")
+
+
+def test_the_example_for_tests_of_ones_own_works_as_printed():
+    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "FakeTransport" in block)
+    exec(example, {})
 
 
 def test_the_fake_can_be_slow_and_unknown_models_fail_at_once():
