@@ -28,7 +28,7 @@ from deepfake_client.transport import ServedModel, Transport
 from deepfake_client.verdict import ModelIdentity, Timing, Verdict
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.errors import ModelContractError, ServerError
-from deepfake_preprocess.face import Face, FaceDetector
+from deepfake_preprocess.face import FaceDetector
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.video import Media, Sampling
 
@@ -220,7 +220,7 @@ class _Run:
     async def _process(self, frame: Frame, scored: ScoredFrame) -> None:
         loop = asyncio.get_running_loop()
         try:
-            scored.faces, crops = await loop.run_in_executor(self._stages.detect_pool, self._detect, frame)
+            crops = await loop.run_in_executor(self._stages.detect_pool, self._detect, frame, scored)
             # The frame's memory is free from here on; only the small crops wait for the server.
             del frame
             await self._request_slots.acquire()
@@ -242,17 +242,19 @@ class _Run:
         if self._on_progress is not None:
             self._on_progress(Progress(self._frames_done, self._frames_expected, self._faces_scored))
 
-    def _detect(self, frame: Frame) -> tuple[list[Face], NDArray[np.uint8] | None]:
-        """Find and crop the faces of one frame; runs on a worker thread."""
+    def _detect(self, frame: Frame, scored: ScoredFrame) -> NDArray[np.uint8] | None:
+        """Find, crop and look at the faces of one frame; runs on a worker thread."""
+        spec = self._stages.model.spec
         with self.detect_clock:
             size_wh = self._stages.detector.detection_size_wh(frame.width_px, frame.height_px)
-            found = self._stages.detector.detect([frame.to_rgb(size_wh)])[0]
+            small = frame.to_rgb(size_wh)
+            found = self._stages.detector.detect([small])[0]
             factor_x, factor_y = frame.width_px / size_wh[0], frame.height_px / size_wh[1]
-            faces = [face.scaled(factor_x, factor_y) for face in found]
-        if not faces:
-            return [], None
+            scored.faces = [face.scaled(factor_x, factor_y) for face in found]
         with self.crop_clock:
-            return faces, np.stack([crop_face(frame, face, self._stages.model.spec) for face in faces])
+            crops = np.stack([crop_face(frame, face, spec) for face in scored.faces]) if found else None
+            scored.look_at(small, crops, frame_wh=(frame.width_px, frame.height_px), spec=spec)
+        return crops
 
 
 def _frames_expected(media: Media, sampling: Sampling) -> int | None:
