@@ -21,6 +21,7 @@ from deepfake_client.pipeline import (
     analyze_media,
     infer_in_chunks,
 )
+from deepfake_client.stopping import confidence_of
 from deepfake_client.transport import DEFAULT_TIMEOUT_S, DEFAULT_URL, GrpcTransport, ServedModel, Transport
 from deepfake_client.verdict import Verdict
 from deepfake_preprocess.errors import ModelNotFoundError, OptionError
@@ -118,6 +119,7 @@ class AsyncDeepfakeClient:
         sampling: Sampling | None = None,
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
+        until_sure: bool | float = False,
         on_progress: OnProgress | None = None,
     ) -> Verdict:
         """Analyze one video or image.
@@ -127,6 +129,8 @@ class AsyncDeepfakeClient:
             sampling: which frames to take; 32 evenly spaced ones when None.
             aggregation: name of a strategy in `deepfake_client.aggregation.STRATEGIES`.
             threshold: FAKE at or above it, in (0, 1); the model's own when None.
+            until_sure: stop when the frames looked at suffice, at this confidence or at 0.99 when True; see
+                `deepfake_client.stopping`. `Verdict.frames_saved` says how many frames that saved.
             on_progress: called after each frame, in the client's event loop.
 
         Returns:
@@ -138,6 +142,7 @@ class AsyncDeepfakeClient:
         """
         strategy = strategy_named(aggregation)
         check_threshold(threshold)
+        sure_at = confidence_of(until_sure)
         sampling = sampling or Sampling()
         media = source if isinstance(source, Media) else await asyncio.to_thread(_open, source)
         try:
@@ -151,7 +156,13 @@ class AsyncDeepfakeClient:
                 max_requests_in_flight=self._max_requests_in_flight,
             )
             return await analyze_media(
-                media, stages, sampling=sampling, strategy=strategy, threshold=threshold, on_progress=on_progress
+                media,
+                stages,
+                sampling=sampling,
+                strategy=strategy,
+                threshold=threshold,
+                sure_at=sure_at,
+                on_progress=on_progress,
             )
         finally:
             if media is not source:
@@ -257,12 +268,18 @@ class DeepfakeClient:
         sampling: Sampling | None = None,
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
+        until_sure: bool | float = False,
         on_progress: OnProgress | None = None,
     ) -> Verdict:
         """See `AsyncDeepfakeClient.analyze`; `on_progress` is called on the client's thread."""
         return self._run(
             self._client.analyze(
-                source, sampling=sampling, aggregation=aggregation, threshold=threshold, on_progress=on_progress
+                source,
+                sampling=sampling,
+                aggregation=aggregation,
+                threshold=threshold,
+                until_sure=until_sure,
+                on_progress=on_progress,
             )
         )
 

@@ -89,8 +89,8 @@ def blur(face_rgb: NDArray[np.uint8]) -> float:
     """
     size_wh = (_BLUR_SIDE_PX, _BLUR_SIDE_PX)
     grey = cv2.cvtColor(face_rgb, cv2.COLOR_RGB2GRAY)
-    grey = np.asarray(cv2.resize(grey, size_wh, interpolation=cv2.INTER_AREA), dtype=np.float32)
-    return max(_blur_along(grey, axis=0), _blur_along(grey, axis=1))
+    small = np.asarray(cv2.resize(grey, size_wh, interpolation=cv2.INTER_AREA), dtype=np.float32)
+    return max(_blur_along(small, axis=0), _blur_along(small, axis=1))
 
 
 def inner_face(crop: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
