@@ -154,7 +154,7 @@ async def analyze_media(
     frames_saved = 0
     if sure and stop_rule is not None:
         frames_saved = max(0, stop_rule.num_frames - len(run.frames))
-        details.append(f"{len(run.frames)} of {stop_rule.num_frames} frames sufficed at {sure_at:.4g} confidence")
+        details.append(f"{len(run.frames)} of {stop_rule.num_frames} frames sufficed, at confidence {sure_at:.4g}")
     return Verdict(
         source=media.name,
         label=judgement.label,
