@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.aggregation import DEFAULT_STRATEGY, check_threshold, strategy_named
-from deepfake_client.inputs import Source, each_source, open_source
+from deepfake_client.inputs import Source, each_source, name_of, open_source
+from deepfake_client.live import (
+    DEFAULT_FPS,
+    DEFAULT_MAX_LATENCY_S,
+    DEFAULT_MIN_CHANGE,
+    DEFAULT_STEP_S,
+    DEFAULT_WINDOW_S,
+    OnSlow,
+    Watching,
+    watch_frames,
+)
 from deepfake_client.many import each_finished
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import (
@@ -29,7 +40,9 @@ from deepfake_client.transport import DEFAULT_TIMEOUT_S, DEFAULT_URL, GrpcTransp
 from deepfake_client.verdict import Verdict
 from deepfake_preprocess.errors import DeepfakeError, MediaNotFoundError, ModelNotFoundError, OptionError
 from deepfake_preprocess.face import FaceDetector
-from deepfake_preprocess.video import Sampling
+from deepfake_preprocess.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS, live_media, open_live
+from deepfake_preprocess.remote import TIMEOUT_S
+from deepfake_preprocess.video import Media, Sampling
 
 DEFAULT_CONCURRENCY = 2
 """Inputs that `analyze_many` works on at once."""
@@ -160,15 +173,7 @@ class AsyncDeepfakeClient:
         sampling = sampling or Sampling()
         media = await asyncio.to_thread(open_source, source, name=name)
         try:
-            model = await self.model()
-            stages = Stages(
-                transport=self._transport,
-                model=model,
-                detector=await asyncio.to_thread(self._the_detector),
-                decode_pool=self._decode_pool,
-                detect_pool=self._detect_pool,
-                max_requests_in_flight=self._max_requests_in_flight,
-            )
+            stages = await self._stages()
             return await analyze_media(
                 media, stages, sampling=sampling, strategy=strategy, threshold=threshold, on_progress=on_progress
             )
@@ -231,6 +236,86 @@ class AsyncDeepfakeClient:
             return Outcome(name, verdict=verdict)
 
         return each_finished(outcome, named, concurrency=concurrency or DEFAULT_CONCURRENCY, ordered=ordered)
+
+    def watch(
+        self,
+        source: Source,
+        *,
+        window_s: float = DEFAULT_WINDOW_S,
+        step_s: float = DEFAULT_STEP_S,
+        fps: float = DEFAULT_FPS,
+        min_change: float = DEFAULT_MIN_CHANGE,
+        on_slow: OnSlow | None = None,
+        max_latency_s: float = DEFAULT_MAX_LATENCY_S,
+        idle_s: float = DEFAULT_IDLE_S,
+        reconnects: int = DEFAULT_RECONNECTS,
+        source_timeout_s: float = TIMEOUT_S,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+    ) -> AsyncGenerator[Verdict, None]:
+        """Watch a source that is still going on, and yield the verdict on its last seconds whenever it changes.
+
+        Each verdict is on one window: its frames and tracks are those of the last `window_s`, its track ids last from
+        window to window, and `frames_dropped` counts from the start. One is made every `step_s` of the source's time,
+        and yielded when the label, the reason or the deciding face is another than in the one yielded before, or the
+        score has moved by `min_change`; and once more at the end. While the server fails, verdicts of a source that
+        cannot wait are INCONCLUSIVE with the reason, and go on when it is back; one that can wait ends.
+
+        Args:
+            source: a file, which is read on as it grows (MPEG-TS, Matroska, fragmented MP4); an address (``http``,
+                ``https``, ``rtsp``; HLS as well); a camera (``/dev/video0``); or whatever else `analyze` takes.
+            window_s: length of the window, in seconds of the source's time.
+            step_s: time from one verdict to the next.
+            fps: frames looked at per second.
+            min_change: how far the score must move; with 0 every verdict is yielded.
+            on_slow: when the server is slower than the source: ``wait`` keeps the source waiting, ``drop`` leaves out
+                the oldest frames. Cameras and live addresses drop by default, all that loses nothing waits.
+            max_latency_s: with ``drop``, about how old a frame may be when it is scored.
+            idle_s: a file ends when it has not grown for so long.
+            reconnects: how often in a row an address that broke off or stalled is opened again.
+            source_timeout_s: how long opening an address, and each read from it, may take.
+            aggregation: see `analyze`.
+            threshold: see `analyze`.
+
+        Yields:
+            Verdicts on the last window, whenever they are asked for and there is news.
+
+        Raises:
+            OptionError: an option is wrong; raised by this call.
+            MediaNotFoundError: there is no such file or camera; raised by this call.
+            InputError: the source cannot be opened, or broke off for good; after the last verdict.
+            ServerError: the server cannot be reached at the start.
+        """
+        how = Watching(
+            window_s, step_s, fps, min_change, on_slow, max_latency_s, strategy_named(aggregation), threshold
+        )
+        check_threshold(threshold)
+        stop = threading.Event()
+        if isinstance(source, str | os.PathLike):
+            live = open_live(
+                source, fps=fps, stop=stop, idle_s=idle_s, reconnects=reconnects, timeout_s=source_timeout_s
+            )
+        else:
+            given = source
+            name = name_of(given) or "the given frames"
+            live = live_media(
+                lambda: nullcontext(given) if isinstance(given, Media) else open_source(given, name=name),
+                name=name,
+                fps=fps,
+                stop=stop,
+            )
+        return watch_frames(live, stop, self._stages, how)
+
+    async def _stages(self) -> Stages:
+        model = await self.model()
+        return Stages(
+            transport=self._transport,
+            model=model,
+            detector=await asyncio.to_thread(self._the_detector),
+            decode_pool=self._decode_pool,
+            detect_pool=self._detect_pool,
+            max_requests_in_flight=self._max_requests_in_flight,
+        )
 
     async def score(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Score face crops that the caller cut out.
@@ -360,6 +445,40 @@ class DeepfakeClient:
                 aggregation=aggregation,
                 threshold=threshold,
                 on_progress=on_progress,
+            )
+        )
+
+    def watch(
+        self,
+        source: Source,
+        *,
+        window_s: float = DEFAULT_WINDOW_S,
+        step_s: float = DEFAULT_STEP_S,
+        fps: float = DEFAULT_FPS,
+        min_change: float = DEFAULT_MIN_CHANGE,
+        on_slow: OnSlow | None = None,
+        max_latency_s: float = DEFAULT_MAX_LATENCY_S,
+        idle_s: float = DEFAULT_IDLE_S,
+        reconnects: int = DEFAULT_RECONNECTS,
+        source_timeout_s: float = TIMEOUT_S,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+    ) -> Generator[Verdict, None, None]:
+        """See `AsyncDeepfakeClient.watch`; leaving the loop over it ends the watch."""
+        return self._each(
+            self._client.watch(
+                source,
+                window_s=window_s,
+                step_s=step_s,
+                fps=fps,
+                min_change=min_change,
+                on_slow=on_slow,
+                max_latency_s=max_latency_s,
+                idle_s=idle_s,
+                reconnects=reconnects,
+                source_timeout_s=source_timeout_s,
+                aggregation=aggregation,
+                threshold=threshold,
             )
         )
 

@@ -85,14 +85,14 @@ def _named(sources: Iterable[Source]) -> Iterator[tuple[str, Source | MediaNotFo
         try:
             found = expand([os.fspath(source)]) if isinstance(source, str | os.PathLike) else iter([source])
             for item in found:
-                yield _name(item) or f"source {position}", item
+                yield name_of(item) or f"source {position}", item
                 position += 1
         except MediaNotFoundError as exc:
-            yield _name(source) or f"source {position}", exc
+            yield name_of(source) or f"source {position}", exc
             position += 1
 
 
-def _name(source: Source) -> str | None:
+def name_of(source: Source) -> str | None:
     """Return what an input is called; None when it has no name of its own."""
     if isinstance(source, Media):
         return source.name
@@ -114,7 +114,7 @@ def open_source(source: Source, *, name: str | None = None) -> Media:
         MediaNotFoundError: there is no such file.
         MediaOpenError: it cannot be used; the message says why.
     """
-    name = name or _name(source)
+    name = name or name_of(source)
     if isinstance(source, Media):
         return source
     if isinstance(source, str | os.PathLike):
