@@ -44,7 +44,7 @@ def without_password(text: str) -> str:
 def open_url(url: str, *, timeout_s: float = TIMEOUT_S) -> Media:
     """Open a video of finite length, or an image, at an http or https address.
 
-    Only what sampled frames need is fetched where the server knows range requests and the container has an index.
+    Reading goes back and forth by range requests where the server knows them.
 
     Args:
         url: the address; ``user:password@`` before the host is sent to the server and shown nowhere.
