@@ -18,8 +18,8 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: str = ""
     """Print one verdict in full: headline, tracks, score of every frame, timing, and what the scores are worth."""
     if any(frame.faces for frame in verdict.frames):
         console.print(_frame_table(verdict))
-        console.print(_track_table(verdict))
-    console.print(_headline(verdict))
+        console.print(track_table(verdict))
+    console.print(headline(verdict))
     if verdict.detail:
         console.print(Text(verdict.detail))
     timing = verdict.timing
@@ -52,7 +52,8 @@ def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_dat
         console.print(_facts(_model_rows(verdicts[-1], training_data)))
 
 
-def _headline(verdict: Verdict) -> Text:
+def headline(verdict: Verdict) -> Text:
+    """Return label, score or reason, and source in one line."""
     line = Text()
     line.append(f" {verdict.label.value} ", style=f"{_STYLE[verdict.label]} reverse")
     if verdict.fake_probability is not None:
@@ -83,7 +84,8 @@ def _bar(score: float, threshold: float) -> Text:
     return Text("█" * filled + "░" * (_BAR_CELLS - filled), style="red" if score >= threshold else "green")
 
 
-def _track_table(verdict: Verdict) -> Table:
+def track_table(verdict: Verdict) -> Table:
+    """Return a table with one row for each face that was followed."""
     table = Table(box=None, header_style="bold")
     for name in ("face", "verdict", "fake", "frames", "from", "to"):
         table.add_column(name, justify="left" if name == "verdict" else "right")
