@@ -119,20 +119,20 @@ class Journal:
                 line = json.loads(raw)
                 lines[outcome_from_dict(line).source] = line
             except (ValueError, AttributeError) as exc:
-                # A line that a crash has torn can be the last one only.
-                if number < len(raw_lines) or number == 1:
+                # A crash can tear the last line only, and never writes another beginning.
+                if raw.endswith(b"\n") or not (number > 1 or raw.startswith(b'{"source"')):
                     raise OptionError(
                         f"line {number} of {self.path} is no result of `deepfake analyze`; name another file"
                     ) from exc
                 break
             length += len(raw)
         self._file.truncate(length)
-        if raw_lines and not self._ends_with_newline(length):
+        if length and not self._ends_with_newline(length):
             self._file.write(b"\n")
         return lines, len(lines) < len(raw_lines)
 
     def _ends_with_newline(self, length: int) -> bool:
-        self._file.seek(max(0, length - 1))
+        self._file.seek(length - 1)
         return self._file.read(1) == b"\n"
 
     def _rewrite(self) -> None:
