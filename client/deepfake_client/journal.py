@@ -145,7 +145,7 @@ class Journal:
 
     def _input_of(self, source: str) -> dict[str, Any] | None:
         try:
-            state = os.stat(source)
+            state = Path(source).stat()
         except (OSError, ValueError):
             return None
         return {"size_bytes": state.st_size, "modified_ns": state.st_mtime_ns, "settings": self._settings}

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from deepfake_client.verdict import Label, Verdict
 
-_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
+LABEL_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
 _BAR_CELLS = 20
 
 
@@ -36,7 +36,7 @@ def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_dat
     for name in ("verdict", "probability", "faces", "frames", "time", "source"):
         table.add_column(name, justify="left" if name in ("verdict", "source") else "right", overflow="fold")
     for verdict in verdicts:
-        label = Text(verdict.label.value, style=_STYLE[verdict.label])
+        label = Text(verdict.label.value, style=LABEL_STYLE[verdict.label])
         if verdict.reason is not None:
             label.append(f" {verdict.reason.value}", style="dim not bold")
         table.add_row(
@@ -54,7 +54,7 @@ def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_dat
 
 def _headline(verdict: Verdict) -> Text:
     line = Text()
-    line.append(f" {verdict.label.value} ", style=f"{_STYLE[verdict.label]} reverse")
+    line.append(f" {verdict.label.value} ", style=f"{LABEL_STYLE[verdict.label]} reverse")
     if verdict.fake_probability is not None:
         line.append(f"  fake probability {verdict.fake_probability:.4f}  (threshold {verdict.threshold:g})")
     elif verdict.reason is not None:
@@ -90,7 +90,9 @@ def _track_table(verdict: Verdict) -> Table:
     for track in verdict.tracks:
         table.add_row(
             str(track.track),
-            Text(track.label.value, style=_STYLE[track.label]) if track.counted else Text("too few", style="dim"),
+            Text(track.label.value, style=LABEL_STYLE[track.label])
+            if track.counted
+            else Text("too few", style="dim"),
             f"{track.fake_probability:.4f}",
             str(track.num_frames),
             f"{track.first_pts_seconds:.2f} s",

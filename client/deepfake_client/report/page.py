@@ -87,7 +87,7 @@ def write_page(verdict: Verdict, directory: Path, context: ReportContext) -> Pat
         verdict=verdict,
         name=Path(verdict.source).name or verdict.source,
         headline=_headline(verdict),
-        timeline=Markup(timeline_svg(verdict)),  # noqa: S704 - made here, holds nothing of the input
+        timeline=Markup(timeline_svg(verdict)),
         timeline_text=_timeline_text(verdict),
         faces=_face_cards(pictures),
         pictures=pictures,
@@ -174,7 +174,9 @@ def _track_rows(verdict: Verdict) -> list[dict[str, Any]]:
     rows = []
     for track in sorted(verdict.tracks, key=lambda track: (not track.counted, -track.fake_probability)):
         faces = [face for frame in verdict.frames for face in frame.faces if face.track == track.track]
-        rows.append({"track": track, "color": looks[track.track][0], "concerns": _concerns(faces)} | _used(track, faces))
+        rows.append(
+            {"track": track, "color": looks[track.track][0], "concerns": _concerns(faces)} | _used(track, faces)
+        )
     return rows
 
 

@@ -19,15 +19,15 @@ from matplotlib.patches import Rectangle
 from deepfake_client.report.pictures import Shot
 from deepfake_client.verdict import FaceScore, Verdict
 
-COLORS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee")
-"""Of the tracks, most suspicious first; told apart by colour-blind people too (Paul Tol's bright scheme)."""
+COLORS = ("#0077bb", "#ee7733", "#009988", "#aa3377", "#33bbee", "#887700")
+"""Of the tracks, most suspicious first; told apart by colour-blind people too (after Paul Tol's vibrant scheme)."""
 OTHER_COLOR = "#999999"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 """Of the tracks: colour is never the only difference."""
 _INK = "#1f2328"
 _FAKE_COLOR, _REAL_COLOR = "#c62f3c", "#2f7d4f"
 _DPI = 150
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",
@@ -94,17 +94,10 @@ def _timeline(verdict: Verdict) -> Figure:
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.axhspan(verdict.threshold, 1.04, color=_FAKE_COLOR, alpha=0.06, linewidth=0)
-    axes.axhline(verdict.threshold, color=_FAKE_COLOR, linestyle="--", linewidth=1.2)
-    axes.annotate(
-        f"threshold {verdict.threshold:g}: FAKE at or above",
-        (1, verdict.threshold),
-        xycoords=("axes fraction", "data"),
-        xytext=(-2, 3),
-        textcoords="offset points",
-        ha="right",
-        color=_FAKE_COLOR,
-        fontsize=9,
-    )
+    axes.axhline(
+        verdict.threshold, color=_FAKE_COLOR, linestyle="--", linewidth=1.2,
+        label=f"threshold {verdict.threshold:g}: FAKE at or above",
+    )  # fmt: skip
     looks = track_looks(verdict)
     _draw_interval(axes, verdict, looks)
     _draw_tracks(axes, verdict, looks)
@@ -113,8 +106,7 @@ def _timeline(verdict: Verdict) -> Figure:
     axes.set_ylabel("fake probability")
     axes.grid(axis="y", color=OTHER_COLOR, alpha=0.25, linewidth=0.6)
     _widen_single_moment(axes, verdict)
-    if len(axes.get_legend_handles_labels()[1]) > 0:
-        figure.legend(loc="outside lower left", ncols=5, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower left", ncols=5, frameon=False, fontsize=9)
     return figure
 
 
@@ -174,16 +166,14 @@ def _takes_part(face: FaceScore) -> bool:
 
 def _draw_shot(axes: Axes, shot: Shot, threshold: float) -> None:
     axes.imshow(shot.image_rgb)
-    axes.set_title(f"{shot.result.pts_seconds:.2f} s", fontsize=9, loc="left")
+    axes.set_title(f"{shot.result.pts_seconds:.2f} s (face: score)", fontsize=9, loc="left")
     for face in shot.result.faces:
         color = _color_of(face, threshold)
         left, top, right, bottom = (value * shot.scale for value in face.box_xyxy)
-        axes.add_patch(
-            Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=1.8)
-        )
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=1.8))
         score = "not scored" if face.fake_probability is None else f"{face.fake_probability:.2f}"
         axes.text(
-            left, top - 3, f"face {face.track}: {score}", color="white", fontsize=7.5, va="bottom", clip_on=True,
+            left, top - 3, f"{face.track}: {score}", color="white", fontsize=7.5, va="bottom", clip_on=True,
             bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
 
