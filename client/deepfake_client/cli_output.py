@@ -142,8 +142,11 @@ class Report:
     """
 
     def __init__(self, directory: Path, journal: Journal, sampling: Sampling, aggregation: str) -> None:
-        # By name: the client must work where the plotting library is not installed.
-        self._report = require_extra("deepfake_client.report", extra="report")
+        # Here and not above: the client must work where the plotting library is not installed.
+        require_extra("deepfake_client.report", extra="report")
+        from deepfake_client import report
+
+        self._report = report
         self._directory = directory
         self._journal = journal
         self._sampling, self._aggregation = sampling, aggregation
@@ -153,8 +156,7 @@ class Report:
         verdict = result.outcome.verdict
         if verdict is None or spec is None:
             return
-        page = self._directory / self._report.folder_name(verdict.source) / self._report.PAGE_NAME
-        if result.reused and page.exists():
+        if result.reused and self._report.page_path(verdict.source, self._directory).exists():
             return
         try:
             self._report.write_page(

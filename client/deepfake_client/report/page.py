@@ -66,6 +66,11 @@ def folder_name(source: str) -> str:
     return f"{stem}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:8]}"
 
 
+def page_path(source: str, directory: Path) -> Path:
+    """Return where the page of `source` is, or will be."""
+    return directory / folder_name(source) / PAGE_NAME
+
+
 def write_page(verdict: Verdict, directory: Path, context: ReportContext) -> Path:
     """Write page, plots and JSON of one verdict into a folder of its own in `directory`.
 
@@ -77,7 +82,8 @@ def write_page(verdict: Verdict, directory: Path, context: ReportContext) -> Pat
     Returns:
         Path of the page, which is written last: where it is, the rest is complete.
     """
-    folder = directory / folder_name(verdict.source)
+    path = page_path(verdict.source, directory)
+    folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
     pictures = take_pictures(verdict, verdict.source, context.spec)
     write_timeline(verdict, folder / "confidence_timeline.png")
@@ -99,7 +105,7 @@ def write_page(verdict: Verdict, directory: Path, context: ReportContext) -> Pat
         stages=_stages(verdict),
         version=metadata.version("deepfake-serving"),
     )
-    return _write(folder / PAGE_NAME, page)
+    return _write(path, page)
 
 
 def write_index(outcomes: Sequence[Outcome], directory: Path) -> Path:
@@ -124,8 +130,8 @@ def write_index(outcomes: Sequence[Outcome], directory: Path) -> Path:
 
 
 def _link(directory: Path, source: str) -> str | None:
-    name = folder_name(source)
-    return f"{name}/{PAGE_NAME}" if (directory / name / PAGE_NAME).exists() else None
+    path = page_path(source, directory)
+    return path.relative_to(directory).as_posix() if path.exists() else None
 
 
 def _suspicion(verdict: Verdict) -> tuple[bool, float]:
