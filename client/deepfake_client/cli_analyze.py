@@ -48,7 +48,8 @@ def analyze(
         int | None,
         typer.Option(
             min=1,
-            help="Frames to take, evenly spaced in time.", show_default=str(DEFAULT_FRAMES),
+            help="Frames to take, evenly spaced in time.",
+            show_default=str(DEFAULT_FRAMES),
             rich_help_panel=_ANALYSIS,
         ),
     ] = None,
@@ -63,7 +64,9 @@ def analyze(
     ] = DEFAULT_STRATEGY,
     threshold: Annotated[
         float | None,
-        typer.Option(help="FAKE at or above this probability.", show_default="the model's own", rich_help_panel=_ANALYSIS),
+        typer.Option(
+            help="FAKE at or above this probability.", show_default="the model's own", rich_help_panel=_ANALYSIS
+        ),
     ] = None,
     as_json: Annotated[
         bool,
@@ -110,7 +113,10 @@ def analyze(
         ),
     ] = False,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Inputs to work on at once.", show_default=str(DEFAULT_CONCURRENCY), rich_help_panel=_MANY)
+        int | None,
+        typer.Option(
+            min=1, help="Inputs to work on at once.", show_default=str(DEFAULT_CONCURRENCY), rich_help_panel=_MANY
+        ),
     ] = None,
     url: Annotated[
         str,

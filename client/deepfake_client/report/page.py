@@ -20,6 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from deepfake_client.outcome import Outcome
+from deepfake_client.render import notes
 from deepfake_client.report.pictures import Pictures, data_uri, take_pictures
 from deepfake_client.report.plots import timeline_svg, track_looks, write_frame_analysis, write_timeline
 from deepfake_client.verdict import FaceScore, Label, Track, Verdict
@@ -210,16 +211,8 @@ def _sampling_text(sampling: Sampling) -> str:
 
 
 def _warnings(verdict: Verdict) -> list[str]:
-    notes = []
-    if verdict.corrupt_packets:
-        notes.append(f"{verdict.corrupt_packets} damaged packets were skipped while decoding.")
-    if verdict.frames_dropped:
-        notes.append(f"{verdict.frames_dropped} frames were left out, because the server was slower than the source.")
-    if verdict.frames_saved:
-        notes.append(f"{verdict.frames_saved} frames were not looked at, because those before them sufficed.")
-    if verdict.detail and verdict.reason is None:
-        notes.append(verdict.detail)
-    return notes
+    detail = [verdict.detail] if verdict.detail and verdict.reason is None else []
+    return [*(f"{note}." for note in notes(verdict)), *detail]
 
 
 def _stages(verdict: Verdict) -> list[tuple[str, float, float]]:

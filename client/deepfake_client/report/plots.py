@@ -26,7 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 """Of the tracks: colour is never the only difference."""
 _INK = "#1f2328"
 _FAKE_COLOR, _REAL_COLOR = "#c62f3c", "#2f7d4f"
-_DPI = 150
+_DPI = 120
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
