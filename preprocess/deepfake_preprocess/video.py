@@ -35,7 +35,7 @@ MAX_PIXELS = 2**27
 
 # Demuxers that read one self-contained file. Playlists (hls, concat, dash) are left out: they name other files
 # and addresses, and uploaded media must not make us read those.
-_CONTAINERS = (
+CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,av1,obu,ivf,"
     "m4v,mjpeg,mxf,nut,rm,wtv,dv,amr,mp3,wav,flac,aac"
 )
@@ -202,17 +202,22 @@ def _open_video(file: str | BinaryIO, name: str) -> Media:
         container = av.open(
             f"file:{file}" if isinstance(file, str) else file,
             mode="r",
-            container_options={"format_whitelist": _CONTAINERS},
+            container_options={"format_whitelist": CONTAINERS},
             metadata_errors="replace",
         )
     try:
-        return _describe(container, name)
+        return describe(container, name)
     except BaseException:
         container.close()
         raise
 
 
-def _describe(container: av.container.InputContainer, name: str) -> Media:
+def describe(container: av.container.InputContainer, name: str) -> Media:
+    """Make the `Media` of an open container.
+
+    Raises:
+        MediaOpenError: no picture, an unknown coding, or too large.
+    """
     stream = _video_stream(container)
     if stream is None:
         raise MediaOpenError(f"{name} has no video stream (sound only?); name a file with pictures")
