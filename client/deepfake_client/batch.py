@@ -5,7 +5,7 @@ Knows nothing of options, screens or formats; the command line is built on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.verdict import ModelIdentity
 from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerUnavailableError
+from deepfake_preprocess.remote import is_url, without_password
 from deepfake_preprocess.video import open_media
 
 MAX_SERVER_FAILURES = 3
@@ -64,8 +65,10 @@ class Batch:
         self._journal = journal
         self._resume = resume
 
-    def results(self) -> Iterator[Result]:
+    def results(self) -> Generator[Result]:
         """Yield one result for each source, as it is finished; those of an earlier run first.
+
+        Closing the generator cancels what is under way.
 
         Raises:
             OptionError: an option is wrong; whatever else goes wrong is a result.
@@ -98,19 +101,22 @@ class Batch:
             yield Result(outcome)
 
     def _analyze(self, client: DeepfakeClient, todo: Sequence[str]) -> Iterator[Outcome]:
-        left = dict.fromkeys(todo)
+        # Results know an address without its password.
+        left = {without_password(source): source for source in todo}
+        failed: list[str] = []
         failures = 0
         for outcome in self._pass(client, todo):
-            left.pop(outcome.source, None)
+            source = left.pop(outcome.source)
             if outcome.server_failed:
                 self.unsettled.append(outcome)
+                failed.append(source)
                 failures += 1
             else:
                 failures = 0
                 yield outcome
         if failures == 0:
             # The server was away and has come back: what it failed meanwhile gets a second chance.
-            for outcome in self._pass(client, [outcome.source for outcome in self.unsettled]):
+            for outcome in self._pass(client, failed):
                 self.unsettled = [item for item in self.unsettled if item.source != outcome.source]
                 yield outcome
         while self.unsettled:
@@ -135,6 +141,8 @@ class Batch:
 
 
 def _opening_error(source: str) -> InputError | None:
+    if is_url(source):
+        return None  # not fetched twice
     try:
         open_media(source, name=source).close()
     except InputError as exc:

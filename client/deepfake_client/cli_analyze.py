@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,24 +174,22 @@ def analyze(
     options = {"sampling": sampling, "aggregation": aggregation, "threshold": threshold}
     screen = Console(stderr=True, soft_wrap=True, highlight=False)
     run = _Run(sources, screen)
-    with ExitStack() as stack:
-        journal = _journal(output, report, options, resume=resume)
-        # Closed in reverse order: the report's index is made of the journal, which is closed last.
-        if journal is not None:
-            run.outputs.append(Kept(journal))
-            stack.callback(journal.close)
-        for item in _printed(sources, as_json=as_json, as_jsonl=as_jsonl, csv=csv, quiet=quiet):
-            run.outputs.append(item)
-            stack.callback(item.close)
-        if report is not None and journal is not None:
-            run.outputs.append(pages := Report(report, journal, sampling, aggregation))
-            stack.callback(pages.close)
-        streams = as_jsonl or csv == "-"
-        visible = screen.is_terminal and not quiet and not (streams and sys.stdout.isatty())
-        with (
-            RunProgress(screen, len(sources), visible=visible) as progress,
-            _Session(url, model, timeout, repository if embedded else None, progress) as session,
-        ):
+    try:
+        with ExitStack() as stack:
+            # Closed in reverse order: the report's index is made of the journal, which is closed last.
+            journal = _journal(output, report, options, resume=resume)
+            if journal is not None:
+                run.outputs.append(stack.enter_context(closing(Kept(journal))))
+            for item in _printed(sources, as_json=as_json, as_jsonl=as_jsonl, csv=csv, quiet=quiet):
+                run.outputs.append(stack.enter_context(closing(item)))
+            pages = None
+            if report is not None and journal is not None:
+                pages = stack.enter_context(closing(Report(report, journal, sampling, aggregation)))
+                run.outputs.append(pages)
+            streams = as_jsonl or csv == "-"
+            visible = screen.is_terminal and not quiet and not (streams and sys.stdout.isatty())
+            progress = stack.enter_context(RunProgress(screen, len(sources), visible=visible))
+            session = stack.enter_context(_Session(url, model, timeout, repository if embedded else None, progress))
             batch = Batch(
                 sources,
                 session.client,
@@ -201,6 +199,11 @@ def analyze(
                 on_progress=progress.frame_done,
             )
             run.drive(batch, session, progress)
+            if pages is not None:
+                with progress.waiting_for("writing the report"):
+                    pages.wait()
+    except KeyboardInterrupt:
+        run.interrupted = True
     run.print_failures()
     raise typer.Exit(run.exit_code())
 
@@ -264,7 +267,7 @@ class _Session(AbstractContextManager["_Session"]):
             # By name: the client must work where the server's part is not installed.
             server = require_extra("deepfake_serve.server", extra="serve")
             models = [self._model] if self._model else []
-            with self._progress.waiting_for("a private Triton"):
+            with self._progress.waiting_for("starting a private Triton"):
                 url = self._stack.enter_context(server.EmbeddedTriton(self._repository, models=models)).grpc_url
         client = self._stack.enter_context(DeepfakeClient(url, model=self._model, timeout_s=self._timeout_s))
         self.spec = client.model().spec
@@ -272,23 +275,29 @@ class _Session(AbstractContextManager["_Session"]):
 
 
 class _Run:
-    """Hands results on to the outputs, and says at the end what went wrong."""
+    """Hands results on to the outputs, and says at the end what went wrong.
+
+    Attributes:
+        outputs: where results go, in this order.
+        interrupted: whether Ctrl-C ended the run.
+    """
 
     def __init__(self, sources: Sequence[str], screen: Console) -> None:
         self.outputs: list[Output] = []
         self._sources = sources
         self._screen = screen
         self._outcomes: list[Outcome] = []
-        self._interrupted = False
+        self.interrupted = False
 
     def drive(self, batch: Batch, session: _Session, progress: RunProgress) -> None:
         """Take everything that a batch yields; Ctrl-C ends it, and keeps what is done."""
         try:
-            for result in batch.results():
-                self._take(result, session.spec)
-                progress.input_done(result.outcome)
+            with closing(batch.results()) as results:
+                for result in results:
+                    self._take(result, session.spec)
+                    progress.input_done(result.outcome)
         except KeyboardInterrupt:
-            self._interrupted = True
+            self.interrupted = True
             for outcome in batch.unsettled:
                 self._take(Result(outcome), session.spec)
 
@@ -312,9 +321,9 @@ class _Run:
         cut_short = [outcome.source for outcome in self._outcomes if outcome.verdict and outcome.server_failed]
         if cut_short and len(self._sources) > 1:
             self._note(f"the server failed during {len(cut_short)} inputs: {_listed(cut_short)}")
-        if self._interrupted:
+        if self.interrupted:
             self._note(f"interrupted: {len(self._outcomes)} of {len(self._sources)} inputs were analyzed")
-        if len(self._sources) > 1 and (self._interrupted or any(item.server_failed for item in self._outcomes)):
+        if len(self._sources) > 1 and (self.interrupted or any(item.server_failed for item in self._outcomes)):
             kept = any(isinstance(output, Kept) for output in self.outputs)
             self._note(
                 "to go on where this run stopped, run the same command with --resume"
@@ -327,7 +336,7 @@ class _Run:
 
     def exit_code(self) -> int:
         """Return the exit code of the process."""
-        if self._interrupted:
+        if self.interrupted:
             return EXIT_INTERRUPTED
         if any(outcome.server_failed for outcome in self._outcomes):
             return EXIT_SERVER

@@ -10,6 +10,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -21,6 +22,7 @@ from deepfake_client.outcome import Outcome
 from deepfake_client.render import print_summary, print_verdict
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.remote import without_password
 from deepfake_preprocess.sampling import Sampling
 from deepfake_preprocess.spec import ModelSpec
 
@@ -107,7 +109,7 @@ class Screen:
     """Prints results at the end and in the order of the inputs: as JSON, or as tables for people."""
 
     def __init__(self, sources: Sequence[str], *, as_json: bool) -> None:
-        self._order = {source: position for position, source in enumerate(sources)}
+        self._order = {without_password(source): position for position, source in enumerate(sources)}
         self._as_json = as_json
         self._outcomes: list[Outcome] = []
         self._training_data = ""
@@ -137,6 +139,8 @@ class Screen:
 class Report:
     """Writes a page for each verdict, and an index of all results that the directory holds.
 
+    Pages are written in a thread: they must not keep finished results from being taken and put on disk.
+
     Raises:
         MissingExtraError: the extra `report` is not installed.
     """
@@ -150,6 +154,8 @@ class Report:
         self._directory = directory
         self._journal = journal
         self._sampling, self._aggregation = sampling, aggregation
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="deepfake-report")
+        self._pages: list[Future[Path]] = []
 
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""
@@ -158,15 +164,26 @@ class Report:
             return
         if result.reused and self._report.page_path(verdict.source, self._directory).exists():
             return
-        try:
-            self._report.write_page(
-                verdict, self._directory, self._report.ReportContext(spec, self._sampling, self._aggregation)
-            )
-        except OSError as exc:
-            raise OptionError(f"--report {self._directory}: {exc.strerror}") from exc
+        context = self._report.ReportContext(spec, self._sampling, self._aggregation)
+        self._pages.append(self._writer.submit(self._report.write_page, verdict, self._directory, context))
+
+    def wait(self) -> None:
+        """Wait for the pages of all results so far."""
+        wait(self._pages)
 
     def close(self) -> None:
-        """See `Output.close`."""
+        """See `Output.close`; pages that are not written yet are left out."""
+        try:
+            for page in self._pages:
+                if page.done():
+                    page.result()
+        except OSError as exc:
+            raise OptionError(f"--report {self._directory}: {exc.strerror}") from exc
+        finally:
+            self._writer.shutdown(cancel_futures=True)
+            self._write_index()
+
+    def _write_index(self) -> None:
         try:
             self._report.write_index(self._journal.outcomes, self._directory)
         except OSError as exc:

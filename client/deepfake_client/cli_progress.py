@@ -63,7 +63,7 @@ class RunProgress:
     @contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
         """Show that the run waits for something that has no measure."""
-        task = self._bar.add_task(f"starting {what}", total=None, facts="")
+        task = self._bar.add_task(what, total=None, facts="")
         try:
             yield
         finally:

@@ -36,7 +36,7 @@ class Journal:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        self._settings = dict(settings)
+        self._settings = json.loads(json.dumps(settings))
         self._inputs: dict[str, dict[str, Any] | None] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

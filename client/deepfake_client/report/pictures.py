@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.evidence import Pick, cut_out, suspicious_faces
+from deepfake_client.inputs import open_source
 from deepfake_client.verdict import FaceScore, FrameResult, Verdict
 from deepfake_preprocess.errors import InputError
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.video import Sampling, open_media
+from deepfake_preprocess.video import Sampling
 
 MAX_CROPS = 12
 """Faces on a page; what a person looks through."""
@@ -94,7 +95,7 @@ def _of_picks(verdict: Verdict, picks: list[Pick], source: str, spec: ModelSpec)
     faces: list[FacePicture] = []
     shots: dict[int, Shot] = {}
     wanted = list(dict.fromkeys(pick.frame.index for pick in picks))[:MAX_FRAMES]
-    with open_media(source) as media:
+    with open_source(source) as media:
         for evidence in cut_out(media, picks, spec):
             result = evidence.pick.frame
             faces.append(FacePicture(result.pts_seconds, evidence.pick.face, evidence.crop))
@@ -109,7 +110,7 @@ def _of_frames(verdict: Verdict, source: str) -> Pictures:
     if not results:
         return Pictures(problem="No frame of the input could be decoded, so there is nothing to show.")
     times = tuple(result.pts_seconds for result in results)
-    with open_media(source) as media:
+    with open_source(source) as media:
         frames = media.frames(Sampling(num_frames=None, at_seconds=times))
         shots = tuple(_shot(_nearest(results, frame), frame) for frame in frames)
     return Pictures(shots=shots)
