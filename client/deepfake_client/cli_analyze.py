@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -302,9 +304,11 @@ class _Run:
                 self._take(Result(outcome), session.spec)
 
     def _take(self, result: Result, spec: ModelSpec | None) -> None:
-        self._outcomes.append(result.outcome)
-        for output in self.outputs:
-            output.add(result, spec)
+        # One result is in all outputs or in none of them.
+        with _ctrl_c_deferred():
+            self._outcomes.append(result.outcome)
+            for output in self.outputs:
+                output.add(result, spec)
 
     def print_failures(self) -> None:
         """Name the inputs without a verdict on standard error, each reason once."""
@@ -345,6 +349,22 @@ class _Run:
             return errors[0].exit_code if len(errors) == len(self._outcomes) else EXIT_SOME_INPUTS_FAILED
         verdicts = [outcome.verdict for outcome in self._outcomes if outcome.verdict is not None]
         return EXIT_INCONCLUSIVE if any(verdict.label is Label.INCONCLUSIVE for verdict in verdicts) else 0
+
+
+@contextmanager
+def _ctrl_c_deferred() -> Iterator[None]:
+    """Let what is inside finish before Ctrl-C is raised; only the main thread can be interrupted at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _listed(sources: Sequence[str]) -> str:

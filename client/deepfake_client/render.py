@@ -34,7 +34,6 @@ def notes(verdict: Verdict) -> list[str]:
     counts = (
         (verdict.corrupt_packets, "damaged packets were skipped"),
         (verdict.frames_dropped, "frames were left out, because the server was slower than the source"),
-        (verdict.frames_saved, "frames were not looked at, because those before them sufficed"),
     )
     return [f"{count} {what}" for count, what in counts if count]
 

@@ -104,7 +104,7 @@ def test_a_page_holds_the_verdict_and_everything_behind_it(shown: Verdict, tmp_p
     page = read(path)
     for fact in (
         "FAKE", "0.900", "0.800 to 1.000", "threshold of 0.5", "two faces.mp4", "tiny version 1", "0" * 64,
-        "<b>random</b>", "2 damaged packets", "3 frames were not looked at", "1 frames were left out",
+        "<b>random</b>", "2 damaged packets", "3 not needed any more", "1 frames were left out",
         "blurred (1), tiny (1)", "1 left out", "1 not scored", "detect faces", "4 frames, evenly spaced",
     ):  # fmt: skip
         assert fact in page.text, fact
