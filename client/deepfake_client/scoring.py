@@ -77,7 +77,9 @@ def _followed(scored: Sequence[ScoredFrame]) -> Iterator[FrameResult]:
         ids = tracker.update([face.box_xyxy for face in frame.faces])
         scores = [None] * len(ids) if frame.probabilities is None else [float(p) for p in frame.probabilities]
         faces = tuple(
-            FaceScore(track, _as_tuple(face.box_xyxy), face.confidence, score)
+            FaceScore(
+                track, _as_tuple(face.box_xyxy), face.confidence, score, landmarks_xy=_as_points(face.landmarks_xy)
+            )
             for track, face, score in zip(ids, frame.faces, scores, strict=True)
         )
         yield FrameResult(frame.index, frame.pts_seconds, faces)
@@ -86,6 +88,10 @@ def _followed(scored: Sequence[ScoredFrame]) -> Iterator[FrameResult]:
 def _as_tuple(box_xyxy: NDArray[np.float32]) -> tuple[float, float, float, float]:
     left, top, right, bottom = (float(value) for value in box_xyxy)
     return left, top, right, bottom
+
+
+def _as_points(landmarks_xy: NDArray[np.float32] | None) -> tuple[tuple[float, float], ...] | None:
+    return None if landmarks_xy is None else tuple((float(x), float(y)) for x, y in landmarks_xy)
 
 
 def _reason(

@@ -102,6 +102,7 @@ def test_json_has_the_promised_fields(client: DeepfakeClient, clip: Path) -> Non
     assert set(data["frames"][0]) == {"index", "pts_seconds", "faces"}
     assert set(data["frames"][0]["faces"][0]) == {
         "track", "box_xyxy", "detection_confidence", "fake_probability", "weight", "concerns",
+        "landmarks_xy",
     }  # fmt: skip
     assert set(data["model"]) == {"name", "version", "checkpoint_sha256"}
     assert set(data["timing_s"]) == {"decode", "detect", "crop", "infer", "aggregate", "total"}
