@@ -192,7 +192,7 @@ class _Decoder:
                             yield frame
             except MediaOpenError as exc:
                 if self._index < 0 or failures >= reconnects or self._stop.is_set():
-                    after = f"; {failures} attempts to reconnect failed" if failures else ""
+                    after = f" (attempts to reconnect: {failures})" if failures else ""
                     raise MediaOpenError(f"{exc}{after}") from exc
             else:
                 # A camera never ends by itself.

@@ -15,9 +15,11 @@ from fixed_detector import LEFT, FixedDetector
 from http_files import Site, free_port, serving
 from media import write_video
 from numpy.typing import NDArray
+from rtsp_camera import filming
 
 from deepfake_client import DeepfakeClient, Label, MediaNotFoundError, MediaOpenError, Verdict
 from deepfake_client.testing import FakeTransport
+from deepfake_preprocess.remote import url_errors
 
 
 def image(brightness: int) -> NDArray[np.uint8]:
@@ -220,6 +222,37 @@ def test_pictures_of_a_network_camera(client: DeepfakeClient, site: Site) -> Non
     with pytest.raises(MediaOpenError, match=r"/mjpeg cannot be read"):
         verdicts.extend(watching)
     assert (verdicts[0].label, verdicts[-1].label) == (Label.REAL, Label.FAKE), "what came before it broke off counts"
+
+
+def test_a_camera_over_rtsp_is_opened_again_when_it_breaks_off(client: DeepfakeClient, stream: bytes) -> None:
+    verdicts: list[Verdict] = []
+    with filming([stream, stream]) as camera:
+        url = camera.url.replace("rtsp://", "rtsp://me:secret@")
+        watching = client.watch(
+            url, fps=10, window_s=1.0, step_s=0.5, reconnects=1, on_slow="wait", source_timeout_s=5
+        )
+        with pytest.raises(MediaOpenError, match=r"rtsp://127.* attempts to reconnect: 1"):
+            verdicts.extend(watching)
+    assert camera.methods.count("PLAY") == 2
+    assert {verdict.source for verdict in verdicts} == {camera.url}
+    changes = [verdict.label for verdict in verdicts]
+    assert [label for label, before in zip(changes, [None, *changes], strict=False) if label != before] == [
+        Label.REAL, Label.FAKE, Label.REAL, Label.FAKE,
+    ]  # fmt: skip
+    assert verdicts[-1].frames[-1].pts_seconds > 15, "the time goes on"
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [kind for kind in vars(av.error).values() if isinstance(kind, type) and issubclass(kind, av.error.FFmpegError)],
+    ids=lambda kind: kind.__name__,
+)
+def test_no_foreign_error_gets_out(foreign: type[av.error.FFmpegError]) -> None:
+    with (
+        pytest.raises((MediaOpenError, MediaNotFoundError), match="http://host/clip"),
+        url_errors("http://host/clip", 1),
+    ):
+        raise foreign(1, "something")
 
 
 def test_ffmpeg_has_what_cameras_need() -> None:
