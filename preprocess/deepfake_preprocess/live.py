@@ -192,8 +192,11 @@ class _Decoder:
                             yield frame
             except MediaOpenError as exc:
                 if self._index < 0 or failures >= reconnects or self._stop.is_set():
-                    after = f" (attempts to reconnect: {failures})" if failures else ""
-                    raise MediaOpenError(f"{exc}{after}") from exc
+                    if not failures:
+                        raise
+                    raise MediaOpenError(
+                        f"{self._live.name} broke off and could not be opened again (attempts: {failures}): {exc}"
+                    ) from exc
             else:
                 # A camera never ends by itself.
                 if not url.lower().startswith("rtsp") or failures >= reconnects or self._stop.is_set():
