@@ -13,6 +13,7 @@ Works without torch. Errors are in `deepfake_preprocess.errors` and can be impor
 
 from deepfake_client.aggregation import STRATEGIES
 from deepfake_client.client import AsyncDeepfakeClient, DeepfakeClient
+from deepfake_client.inputs import Source
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.transport import GrpcTransport, ServedModel, Transport
@@ -45,6 +46,7 @@ from deepfake_preprocess.errors import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
+from deepfake_preprocess.stream import open_frames
 from deepfake_preprocess.video import Sampling, open_media
 
 __all__ = [
@@ -78,9 +80,11 @@ __all__ = [
     "ServerStartError",
     "ServerTimeoutError",
     "ServerUnavailableError",
+    "Source",
     "Timing",
     "Track",
     "Transport",
     "Verdict",
+    "open_frames",
     "open_media",
 ]

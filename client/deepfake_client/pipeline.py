@@ -137,7 +137,7 @@ async def analyze_media(
     """
     started = time.perf_counter()
     threshold = stages.model.spec.threshold if threshold is None else threshold
-    run = _Run(media, stages, sampling, on_progress)
+    run = Run(media, stages, sampling, on_progress)
     stop_rule = _stop_rule(media, sampling, strategy, threshold, sure_at)
     aggregate_clock = BusyClock()
     parts = [sampling] if stop_rule is None else stop_rule.parts(sampling)
@@ -189,12 +189,16 @@ async def infer_in_chunks(transport: Transport, model: ServedModel, faces: NDArr
     return np.concatenate(await asyncio.gather(*chunks))
 
 
-class _Run:
+def frames_in_flight(width_px: int, height_px: int) -> int:
+    """Return how many decoded frames of a size may wait for detection."""
+    frame_bytes = max(1, width_px * height_px * 3)
+    return min(max(FRAME_BYTES_IN_FLIGHT // frame_bytes, MIN_FRAMES_IN_FLIGHT), MAX_FRAMES_IN_FLIGHT)
+
+
+class Run:
     """One analysis under way."""
 
     def __init__(self, media: Media, stages: Stages, sampling: Sampling, on_progress: OnProgress | None) -> None:
-        frame_bytes = max(1, media.width_px * media.height_px * 3)
-        frames_in_flight = min(max(FRAME_BYTES_IN_FLIGHT // frame_bytes, MIN_FRAMES_IN_FLIGHT), MAX_FRAMES_IN_FLIGHT)
         self.frames: list[ScoredFrame] = []
         self.failure: ServerError | None = None
         self.detect_clock = BusyClock()
@@ -206,7 +210,7 @@ class _Run:
         self._frames_expected = _frames_expected(media, sampling)
         self._frames_done = 0
         self._faces_scored = 0
-        self._frame_slots = asyncio.Semaphore(frames_in_flight)
+        self._frame_slots = asyncio.Semaphore(frames_in_flight(media.width_px, media.height_px))
         self._request_slots = asyncio.Semaphore(stages.max_requests_in_flight)
 
     async def drive(self, sampling: Sampling) -> None:
@@ -239,6 +243,13 @@ class _Run:
                 # The decoder must have let go of the container before the caller closes it.
                 await asyncio.to_thread(wait, [decoding])
         self.frames.sort(key=lambda item: item.pts_seconds)
+
+    async def score(self, frame: Frame) -> ScoredFrame:
+        """Take one frame through detection and inference, for a caller that brings the frames itself."""
+        await self._frame_slots.acquire()
+        scored = ScoredFrame(frame.index, frame.pts_seconds)
+        await self._process(frame, scored)
+        return scored
 
     async def _process(self, frame: Frame, scored: ScoredFrame) -> None:
         loop = asyncio.get_running_loop()

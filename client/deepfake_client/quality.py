@@ -33,7 +33,7 @@ from deepfake_preprocess.spec import ModelSpec
 SIZE_RAMP = (0.25, 0.125)
 """Box side in pixels of the frame, as a share of the network's input side: 56 and 28 px for 224."""
 BLUR_RAMP = (0.65, 0.78)
-"""Crete's measure at 64 px; a Gaussian of 1/64 of the face side gives about 0.5 to 0.6, 1/32 0.65 to 0.75, 1/16 0.8."""
+"""Crete's measure at 64 px; a Gaussian of 1/64 of the face side gives about 0.55, 1/32 0.7, 1/16 0.8."""
 POSE_RAMP_DEG = (45.0, 65.0)
 """Largest of yaw, pitch and roll."""
 INSIDE_RAMP = (0.8, 0.5)

@@ -140,6 +140,7 @@ def _followed(scored: Sequence[ScoredFrame]) -> Iterator[FrameResult]:
                 score,
                 1.0 if look is None else look.quality.weight,
                 () if look is None else look.quality.concerns,
+                landmarks_xy=_as_points(face.landmarks_xy),
             )
             for track, face, look, score in zip(ids, frame.faces, looks, scores, strict=True)
         )
@@ -149,6 +150,10 @@ def _followed(scored: Sequence[ScoredFrame]) -> Iterator[FrameResult]:
 def _as_tuple(box_xyxy: NDArray[np.float32]) -> tuple[float, float, float, float]:
     left, top, right, bottom = (float(value) for value in box_xyxy)
     return left, top, right, bottom
+
+
+def _as_points(landmarks_xy: NDArray[np.float32] | None) -> tuple[tuple[float, float], ...] | None:
+    return None if landmarks_xy is None else tuple((float(x), float(y)) for x, y in landmarks_xy)
 
 
 def _reason(

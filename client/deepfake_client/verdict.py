@@ -56,6 +56,8 @@ class FaceScore:
         fake_probability: in [0, 1]; None when the server did not answer for it.
         weight: how much the face counts in its track's score, in [0, 1]; 0 leaves it out.
         concerns: why `weight` is below 1; empty when it is 1.
+        landmarks_xy: the five landmarks in the order of `deepfake_preprocess.face.LANDMARK_NAMES`, in pixels of the
+            upright frame; None when the detector gave none.
     """
 
     track: int
@@ -64,6 +66,7 @@ class FaceScore:
     fake_probability: float | None
     weight: float = 1.0
     concerns: tuple[Concern, ...] = ()
+    landmarks_xy: tuple[tuple[float, float], ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -74,6 +77,9 @@ class FaceScore:
             "fake_probability": self.fake_probability,
             "weight": round(self.weight, 4),
             "concerns": [concern.value for concern in self.concerns],
+            "landmarks_xy": None
+            if self.landmarks_xy is None
+            else [[round(x, 2), round(y, 2)] for x, y in self.landmarks_xy],
         }
 
 

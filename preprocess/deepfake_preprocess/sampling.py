@@ -13,47 +13,60 @@ from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from itertools import count, takewhile
-from math import ceil, isfinite
+from itertools import count, pairwise, takewhile
+from math import ceil, floor, isfinite
 
 from deepfake_preprocess.errors import OptionError
+
+_MICROSECOND = Fraction(1, 1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How many frames of a video are looked at; exactly one of the two is set.
+    """Which frames of a video are looked at; exactly one of the three is set.
 
     Attributes:
         num_frames: that many frames, on screen at the midpoints of equal parts of the video; all frames when
-            there are fewer. To use `fps`, set this to None.
+            there are fewer. To use another one, set this to None.
         fps: that many frames per second from the start; all frames when the video has fewer.
+        at_seconds: the frames on screen at these times from the start, rising; `Frame.pts_seconds` of an earlier
+            pass finds the same frames again.
 
     Raises:
-        OptionError: none or both are set, or the value is not positive.
+        OptionError: none or several are set, or the value is out of range.
     """
 
     num_frames: int | None = 32
     fps: float | None = None
+    at_seconds: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if (self.num_frames is None) == (self.fps is None):
+        if sum(choice is not None for choice in (self.num_frames, self.fps, self.at_seconds)) != 1:
             raise OptionError(
-                f"exactly one of num_frames and fps must be set, got num_frames={self.num_frames}, fps={self.fps}; "
-                "for a rate use Sampling(num_frames=None, fps=...)"
+                f"exactly one of num_frames, fps and at_seconds must be set, got num_frames={self.num_frames}, "
+                f"fps={self.fps}, at_seconds={self.at_seconds}; for a rate use Sampling(num_frames=None, fps=...)"
             )
         if self.num_frames is not None and (isinstance(self.num_frames, bool) or self.num_frames < 1):
             raise OptionError(f"num_frames is {self.num_frames!r}; allowed: a whole number from 1")
         if self.fps is not None and not (isfinite(self.fps) and self.fps > 0):
             raise OptionError(f"fps is {self.fps!r}; allowed: a number above 0")
+        if self.at_seconds is not None and (
+            not all(isfinite(time) and time >= 0 for time in self.at_seconds)
+            or any(later <= time for time, later in pairwise(self.at_seconds))
+        ):
+            raise OptionError(f"at_seconds is {self.at_seconds!r}; allowed: rising times from 0")
 
     def targets(self, *, start: int, duration: int | None, time_base: Fraction) -> Iterator[int]:
         """Return the times asked for, rising, in ticks of `time_base`.
 
         Args:
             start: time of the first frame, in ticks.
-            duration: length in ticks; may be None, as unknown, for `fps` only.
+            duration: length in ticks; may be None, as unknown, but for `num_frames`.
             time_base: seconds per tick.
         """
+        if self.at_seconds is not None:
+            # The microsecond reaches no further frame, and finds one whose time was printed with six digits.
+            return (start + floor((Fraction(time) + _MICROSECOND) / time_base) for time in self.at_seconds)
         if self.fps is not None:
             end = None if duration is None else start + duration
             return _at_rate(self.fps, start, end, time_base)

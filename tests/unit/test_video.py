@@ -90,6 +90,17 @@ def test_samples_are_frames_of_a_plain_decode(coded_clip, sampling, monkeypatch)
     assert stats.decode_s > 0
 
 
+def test_the_times_of_frames_find_them_again(coded_clip):
+    path, whole = coded_clip
+    frames, _ = sample(path, Sampling(9))
+    picked = [frames[1], frames[4], frames[8]]
+    again, stats = sample(path, Sampling(None, at_seconds=tuple(frame.pts_seconds for frame in picked)))
+    assert [frame.index for frame in again] == [frame.index for frame in picked]
+    for frame in again:
+        np.testing.assert_array_equal(frame.to_rgb(), whole[frame.index][1])
+    assert stats.frames_decoded <= len(whole)
+
+
 def test_frames_nobody_needs_are_not_decoded(tmp_path):
     path = media.make_clip(
         tmp_path / "a.mp4", duration_s=8.0, gop=400, options={"x264-params": "b-adapt=0:b-pyramid=none"}
@@ -370,7 +381,7 @@ def test_unusable_files_are_refused_at_once_with_one_sentence(tmp_path, kind, ca
 def test_no_foreign_error_gets_out(foreign):
     if not issubclass(foreign, av.error.FFmpegError):
         pytest.skip("no FFmpeg error")
-    with pytest.raises((MediaOpenError, MediaNotFoundError)), video._foreign_errors("clip.mp4"):
+    with pytest.raises((MediaOpenError, MediaNotFoundError)), video.foreign_errors("clip.mp4"):
         raise foreign(1, "something")
 
 

@@ -19,10 +19,15 @@ from deepfake_preprocess.sampling import FramePicker, Sampling
         {"num_frames": None, "fps": 0.0},
         {"num_frames": None, "fps": float("nan")},
         {"num_frames": None, "fps": float("inf")},
+        {"at_seconds": (1.0,)},
+        {"num_frames": None, "at_seconds": (1.0, 1.0)},
+        {"num_frames": None, "at_seconds": (2.0, 1.0)},
+        {"num_frames": None, "at_seconds": (-1.0,)},
+        {"num_frames": None, "at_seconds": (float("nan"),)},
     ],
 )
 def test_sampling_refuses_what_makes_no_sense(options):
-    with pytest.raises(OptionError, match=r"num_frames|fps"):
+    with pytest.raises(OptionError, match=r"num_frames|fps|at_seconds"):
         Sampling(**options)
 
 
