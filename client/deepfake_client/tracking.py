@@ -128,25 +128,24 @@ class Tracker:
 def _affinity(a: Candidate, b: Candidate, *, passed_s: float, same_shot: bool) -> float:
     """Return how likely two faces are of one person, in (0, 3]; 0 where they must not be joined."""
     iou = _iou(a.box_xyxy, b.box_xyxy)
-    same_colours = _alike(a.colours, b.colours, SAME_FACE, unknown=False)
+    # Places come first: colours cost more, and most pairs of a crowd lie far apart.
     if not same_shot:
-        return 1.0 + iou if same_colours and iou >= MIN_IOU_ACROSS_CUT else 0.0
-    if not _alike(a.colours, b.colours, OTHER_FACE, unknown=True):
-        return 0.0
+        near = iou >= MIN_IOU_ACROSS_CUT
+        return 1.0 + iou if near and _alike(a.colours, b.colours, SAME_FACE, unknown=False) else 0.0
     side_a, side_b = _side(a.box_xyxy), _side(b.box_xyxy)
     shift = _shift(a, b) / max(side_a, side_b)
-    allowed = MAX_SHIFT + MAX_SPEED_PER_S * passed_s
-    closeness = max(0.0, 1.0 - shift / allowed)
+    closeness = max(0.0, 1.0 - shift / (MAX_SHIFT + MAX_SPEED_PER_S * passed_s))
     if iou >= MIN_IOU:
-        return 1.0 + iou + closeness
+        return 1.0 + iou + closeness if _alike(a.colours, b.colours, OTHER_FACE, unknown=True) else 0.0
     if max(side_a, side_b) > MAX_SIZE_RATIO * min(side_a, side_b):
         return 0.0
-    if same_colours and passed_s >= LONG_GAP_S:
+    if passed_s >= LONG_GAP_S and _alike(a.colours, b.colours, SAME_FACE, unknown=False):
         return 0.1 + closeness
-    # With little known of where it went, a face that lost its place must at least not look different.
-    if shift > MAX_SHIFT and not _alike(a.colours, b.colours, SAME_FACE, unknown=True):
+    if closeness == 0.0:
         return 0.0
-    return closeness
+    # With little known of where it went, a face that lost its place must not look different either.
+    least = OTHER_FACE if shift <= MAX_SHIFT else SAME_FACE
+    return closeness if _alike(a.colours, b.colours, least, unknown=True) else 0.0
 
 
 def _alike(a: Colours | None, b: Colours | None, least: float, *, unknown: bool) -> bool:
