@@ -5,33 +5,51 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.aggregation import DEFAULT_STRATEGY, check_threshold, strategy_named
+from deepfake_client.inputs import Source, each_source, name_of, open_source
+from deepfake_client.live import (
+    DEFAULT_FPS,
+    DEFAULT_MAX_LATENCY_S,
+    DEFAULT_MIN_CHANGE,
+    DEFAULT_STEP_S,
+    DEFAULT_WINDOW_S,
+    OnSlow,
+    Watching,
+    watch_frames,
+)
+from deepfake_client.many import each_finished
+from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import (
     DEFAULT_MAX_REQUESTS_IN_FLIGHT,
     OnProgress,
+    Progress,
     Stages,
     analyze_media,
     infer_in_chunks,
 )
+from deepfake_client.stopping import confidence_of
 from deepfake_client.transport import DEFAULT_TIMEOUT_S, ServedModel, Transport
 from deepfake_client.transport_connect import connect
 from deepfake_client.transport_retry import Retry
 from deepfake_client.transport_tls import Tls
 from deepfake_client.verdict import Verdict
-from deepfake_preprocess.errors import ModelNotFoundError, OptionError
+from deepfake_preprocess.errors import DeepfakeError, MediaNotFoundError, ModelNotFoundError, OptionError
 from deepfake_preprocess.face import FaceDetector
-from deepfake_preprocess.video import Media, Sampling, open_media
+from deepfake_preprocess.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS, live_media, open_live
+from deepfake_preprocess.remote import TIMEOUT_S
+from deepfake_preprocess.video import Media, Sampling
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Media
-"""A path, an encoded file in memory, a seekable binary file object, or what `open_media` returned."""
+DEFAULT_CONCURRENCY = 2
+"""Inputs that `analyze_many` works on at once."""
 
 T = TypeVar("T")
 
@@ -133,15 +151,19 @@ class AsyncDeepfakeClient:
         sampling: Sampling | None = None,
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
+        until_sure: bool | float = False,
         on_progress: OnProgress | None = None,
     ) -> Verdict:
         """Analyze one video or image.
 
         Args:
-            source: path, bytes, binary file object or opened `Media` (which stays open).
+            source: path, address, bytes, binary file object, opened `Media` (which stays open), RGB array, or an
+                iterable of RGB frames; see `deepfake_client.inputs.Source`.
             sampling: which frames to take; 32 evenly spaced ones when None.
             aggregation: name of a strategy in `deepfake_client.aggregation.STRATEGIES`.
             threshold: FAKE at or above it, in (0, 1); the model's own when None.
+            until_sure: stop when the frames looked at suffice, at this confidence or at 0.99 when True; see
+                `deepfake_client.stopping`. `Verdict.frames_saved` says how many frames that saved.
             on_progress: called after each frame, in the client's event loop.
 
         Returns:
@@ -151,26 +173,191 @@ class AsyncDeepfakeClient:
             InputError: the input cannot be opened, or an option is wrong; found out before any server is asked.
             ServerError: the server cannot be reached or does not offer a usable model.
         """
+        return await self._analyze(
+            source,
+            None,
+            sampling=sampling,
+            aggregation=aggregation,
+            threshold=threshold,
+            until_sure=until_sure,
+            on_progress=on_progress,
+        )
+
+    async def _analyze(
+        self,
+        source: Source,
+        name: str | None,
+        *,
+        sampling: Sampling | None,
+        aggregation: str,
+        threshold: float | None,
+        until_sure: bool | float,
+        on_progress: OnProgress | None,
+    ) -> Verdict:
         strategy = strategy_named(aggregation)
         check_threshold(threshold)
+        sure_at = confidence_of(until_sure)
         sampling = sampling or Sampling()
-        media = source if isinstance(source, Media) else await asyncio.to_thread(_open, source)
+        media = await asyncio.to_thread(open_source, source, name=name)
         try:
-            model = await self.model()
-            stages = Stages(
-                transport=self._transport,
-                model=model,
-                detector=await asyncio.to_thread(self._the_detector),
-                decode_pool=self._decode_pool,
-                detect_pool=self._detect_pool,
-                max_requests_in_flight=self._max_requests_in_flight,
-            )
+            stages = await self._stages()
             return await analyze_media(
-                media, stages, sampling=sampling, strategy=strategy, threshold=threshold, on_progress=on_progress
+                media,
+                stages,
+                sampling=sampling,
+                strategy=strategy,
+                threshold=threshold,
+                sure_at=sure_at,
+                on_progress=on_progress,
             )
         finally:
             if media is not source:
                 await asyncio.to_thread(media.close)
+
+    def analyze_many(
+        self,
+        sources: str | os.PathLike[str] | Iterable[Source],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        sampling: Sampling | None = None,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+        until_sure: bool | float = False,
+        on_progress: Callable[[str, Progress], None] | None = None,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Analyze many inputs, some at once, and yield what became of each as it is finished.
+
+        An input that cannot be opened, or that the server fails, is yielded as its error, and the others go on.
+        `sources` is read in a thread and only as far as inputs are started. Closing the generator
+        (`contextlib.aclosing`) or cancelling cancels what is under way.
+
+        Args:
+            sources: a directory, a glob pattern, or an iterable of inputs: whatever `analyze` takes, directories and
+                patterns.
+            concurrency: inputs under way at once; 2 when None.
+            ordered: yield in the order of `sources`; up to 8 times `concurrency` verdicts wait for their turn.
+            sampling: see `analyze`.
+            aggregation: see `analyze`.
+            threshold: see `analyze`.
+            until_sure: see `analyze`.
+            on_progress: called with the input's name and its progress after each frame, in the event loop.
+
+        Yields:
+            One `Outcome` for each input. Inputs without a name of their own are called ``source`` and their position.
+
+        Raises:
+            OptionError: an option is wrong; raised by this call, before anything is opened.
+        """
+        strategy_named(aggregation)
+        check_threshold(threshold)
+        confidence_of(until_sure)
+        if concurrency is not None and concurrency < 1:
+            raise OptionError(f"concurrency must be at least 1, got {concurrency}")
+        named = each_source(sources)
+
+        async def outcome(item: tuple[str, Source | MediaNotFoundError]) -> Outcome:
+            name, source = item
+            if isinstance(source, MediaNotFoundError):
+                return Outcome(name, error=source)
+            report = None if on_progress is None else (lambda progress: on_progress(name, progress))
+            try:
+                verdict = await self._analyze(
+                    source,
+                    name,
+                    sampling=sampling,
+                    aggregation=aggregation,
+                    threshold=threshold,
+                    until_sure=until_sure,
+                    on_progress=report,
+                )
+            except OptionError:
+                raise
+            except DeepfakeError as exc:
+                return Outcome(name, error=exc)
+            return Outcome(name, verdict=verdict)
+
+        return each_finished(outcome, named, concurrency=concurrency or DEFAULT_CONCURRENCY, ordered=ordered)
+
+    def watch(
+        self,
+        source: Source,
+        *,
+        window_s: float = DEFAULT_WINDOW_S,
+        step_s: float = DEFAULT_STEP_S,
+        fps: float = DEFAULT_FPS,
+        min_change: float = DEFAULT_MIN_CHANGE,
+        on_slow: OnSlow | None = None,
+        max_latency_s: float = DEFAULT_MAX_LATENCY_S,
+        idle_s: float = DEFAULT_IDLE_S,
+        reconnects: int = DEFAULT_RECONNECTS,
+        source_timeout_s: float = TIMEOUT_S,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+    ) -> AsyncGenerator[Verdict, None]:
+        """Watch a source that is still going on, and yield the verdict on its last seconds whenever it changes.
+
+        Each verdict is on one window: its frames and tracks are those of the last `window_s`, its track ids last from
+        window to window, and `frames_dropped` counts from the start. One is made every `step_s` of the source's time,
+        and yielded when the label, the reason or the deciding face is another than in the one yielded before, or the
+        score has moved by `min_change`; and once more at the end. While the server fails, verdicts of a source that
+        cannot wait are INCONCLUSIVE with the reason, and go on when it is back; one that can wait ends.
+
+        Args:
+            source: a file, which is read on as it grows (MPEG-TS, Matroska, fragmented MP4); an address (``http``,
+                ``https``, ``rtsp``; HLS as well); a camera (``/dev/video0``); or whatever else `analyze` takes.
+            window_s: length of the window, in seconds of the source's time.
+            step_s: time from one verdict to the next.
+            fps: frames looked at per second.
+            min_change: how far the score must move; with 0 every verdict is yielded.
+            on_slow: when the server is slower than the source: ``wait`` keeps the source waiting, ``drop`` leaves out
+                the oldest frames. Cameras and live addresses drop by default, all that loses nothing waits.
+            max_latency_s: with ``drop``, about how old a frame may be when it is scored.
+            idle_s: a file ends when it has not grown for so long.
+            reconnects: how often in a row an address that broke off or stalled is opened again.
+            source_timeout_s: how long opening an address, and each read from it, may take.
+            aggregation: see `analyze`.
+            threshold: see `analyze`.
+
+        Yields:
+            Verdicts on the last window, whenever they are asked for and there is news.
+
+        Raises:
+            OptionError: an option is wrong; raised by this call.
+            MediaNotFoundError: there is no such file or camera; raised by this call.
+            InputError: the source cannot be opened, or broke off for good; after the last verdict.
+            ServerError: the server cannot be reached at the start.
+        """
+        how = Watching(
+            window_s, step_s, fps, min_change, on_slow, max_latency_s, strategy_named(aggregation), threshold
+        )
+        check_threshold(threshold)
+        stop = threading.Event()
+        if isinstance(source, str | os.PathLike):
+            live = open_live(
+                source, fps=fps, stop=stop, idle_s=idle_s, reconnects=reconnects, timeout_s=source_timeout_s
+            )
+        else:
+            given = source
+            name = name_of(given) or "the given frames"
+            live = live_media(
+                lambda: nullcontext(given) if isinstance(given, Media) else open_source(given, name=name),
+                name=name,
+                fps=fps,
+                stop=stop,
+            )
+        return watch_frames(live, stop, self._stages, how)
+
+    async def _stages(self) -> Stages:
+        model = await self.model()
+        return Stages(
+            transport=self._transport,
+            model=model,
+            detector=await asyncio.to_thread(self._the_detector),
+            decode_pool=self._decode_pool,
+            detect_pool=self._detect_pool,
+            max_requests_in_flight=self._max_requests_in_flight,
+        )
 
     async def score(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Score face crops that the caller cut out.
@@ -204,11 +391,6 @@ class AsyncDeepfakeClient:
 
                 self._detector = MtcnnDetector()
             return self._detector
-
-
-def _open(source: str | os.PathLike[str] | bytes | BinaryIO) -> Media:
-    # A path is reported as the caller wrote it, so that results of several directories can be told apart.
-    return open_media(source, name=os.fspath(source) if isinstance(source, str | os.PathLike) else None)
 
 
 class DeepfakeClient:
@@ -264,7 +446,7 @@ class DeepfakeClient:
         """See `AsyncDeepfakeClient.close`. Closing twice is harmless."""
         if self._loop.is_closed():
             return
-        self._run(self._client.close())
+        self._run(self._shut_down())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -280,12 +462,81 @@ class DeepfakeClient:
         sampling: Sampling | None = None,
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
+        until_sure: bool | float = False,
         on_progress: OnProgress | None = None,
     ) -> Verdict:
         """See `AsyncDeepfakeClient.analyze`; `on_progress` is called on the client's thread."""
         return self._run(
             self._client.analyze(
-                source, sampling=sampling, aggregation=aggregation, threshold=threshold, on_progress=on_progress
+                source,
+                sampling=sampling,
+                aggregation=aggregation,
+                threshold=threshold,
+                until_sure=until_sure,
+                on_progress=on_progress,
+            )
+        )
+
+    def analyze_many(
+        self,
+        sources: str | os.PathLike[str] | Iterable[Source],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        sampling: Sampling | None = None,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+        until_sure: bool | float = False,
+        on_progress: Callable[[str, Progress], None] | None = None,
+    ) -> Generator[Outcome, None, None]:
+        """See `AsyncDeepfakeClient.analyze_many`; leaving the loop over it cancels what is under way.
+
+        `on_progress` is called on the client's thread.
+        """
+        return self._each(
+            self._client.analyze_many(
+                sources,
+                concurrency=concurrency,
+                ordered=ordered,
+                sampling=sampling,
+                aggregation=aggregation,
+                threshold=threshold,
+                until_sure=until_sure,
+                on_progress=on_progress,
+            )
+        )
+
+    def watch(
+        self,
+        source: Source,
+        *,
+        window_s: float = DEFAULT_WINDOW_S,
+        step_s: float = DEFAULT_STEP_S,
+        fps: float = DEFAULT_FPS,
+        min_change: float = DEFAULT_MIN_CHANGE,
+        on_slow: OnSlow | None = None,
+        max_latency_s: float = DEFAULT_MAX_LATENCY_S,
+        idle_s: float = DEFAULT_IDLE_S,
+        reconnects: int = DEFAULT_RECONNECTS,
+        source_timeout_s: float = TIMEOUT_S,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+    ) -> Generator[Verdict, None, None]:
+        """See `AsyncDeepfakeClient.watch`; leaving the loop over it ends the watch."""
+        return self._each(
+            self._client.watch(
+                source,
+                window_s=window_s,
+                step_s=step_s,
+                fps=fps,
+                min_change=min_change,
+                on_slow=on_slow,
+                max_latency_s=max_latency_s,
+                idle_s=idle_s,
+                reconnects=reconnects,
+                source_timeout_s=source_timeout_s,
+                aggregation=aggregation,
+                threshold=threshold,
             )
         )
 
@@ -293,11 +544,58 @@ class DeepfakeClient:
         """See `AsyncDeepfakeClient.score`."""
         return self._run(self._client.score(faces))
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _each(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        """Run an asynchronous generator on the client's loop."""
+
+        # Inside coroutines, so that the loop sees the generator's first step and `close` can end it.
+        async def step() -> T:
+            return await anext(items)
+
+        async def end() -> None:
+            await items.aclose()
+
         try:
-            return future.result()
+            while True:
+                try:
+                    item = self._run(step())
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            if not self._loop.is_closed():
+                self._run(end())
+
+    async def _shut_down(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+        await self._client.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        result: Future[T] = Future()
+        task: asyncio.Task[T] | None = None
+
+        def start() -> None:
+            nonlocal task
+            task = self._loop.create_task(work)
+            task.add_done_callback(pass_on)
+
+        def pass_on(done: asyncio.Task[T]) -> None:
+            if done.cancelled():
+                result.set_exception(CancelledError())
+            elif (error := done.exception()) is not None:
+                result.set_exception(error)
+            else:
+                result.set_result(done.result())
+
+        self._loop.call_soon_threadsafe(start)
+        try:
+            return result.result()
         except BaseException:
-            # Ctrl-C arrives in the caller's thread: stop the work before the error goes on.
-            future.cancel()
+            # Ctrl-C arrives in the caller's thread: the work must have let go of everything before the error goes on.
+            if not result.done():
+                self._loop.call_soon_threadsafe(lambda: task is not None and task.cancel())
+                wait([result])
             raise
