@@ -24,7 +24,6 @@ from deepfake_client.client import DeepfakeClient
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.testing import FakeTransport
-from deepfake_client.transport import DEFAULT_URL
 from deepfake_preprocess.errors import MediaOpenError, MissingExtraError
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +34,8 @@ class InterruptingClient(DeepfakeClient):
 
     interrupt_after = 10**9
 
-    def __init__(self, url: str = DEFAULT_URL, **options: Any) -> None:
-        super().__init__(url, **options, transport=FakeTransport())
+    def __init__(self, *address: Any, **options: Any) -> None:
+        super().__init__(*address, **options, transport=FakeTransport())
 
     def analyze_many(self, sources: Any, **options: Any) -> Iterator[Outcome]:  # type: ignore[override]
         for number, outcome in enumerate(super().analyze_many(sources, **options | {"ordered": True})):
