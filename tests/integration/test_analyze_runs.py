@@ -68,7 +68,7 @@ def test_killing_and_restarting_the_server_loses_no_result(
     tiny_repository: Path, clips: Path, tmp_path: Path
 ) -> None:
     journal = tmp_path / "run.jsonl"
-    options = ("--output", journal, "--frames", 12, "--csv", tmp_path / "run.csv", "--json")
+    options = ("--output", journal, "--frames", 12, "--csv", tmp_path / "run.csv", "--json", "--retry", 1)
     with EmbeddedTriton(tiny_repository) as triton:
         process = start(clips, *options, "--url", triton.grpc_url, cwd=tmp_path)
         when_done(process, journal, 2, lambda: os.kill(triton.pid or 0, signal.SIGKILL))
