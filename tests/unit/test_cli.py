@@ -210,3 +210,27 @@ def test_a_missing_part_is_reported_with_its_pip_command(
         cli.main(["export", "x.pt"])
     assert stopped.value.code == MissingExtraError.exit_code == 2
     assert "pip install 'deepfake-serving[export]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_ctrl_c_while_work_is_handed_over_to_the_loop_is_clean(
+    images: Path, monkeypatch: pytest.MonkeyPatch, handed_over: bool
+) -> None:
+    client = DeepfakeClient(transport=FakeTransport())
+    hand_over, calls = client._loop.call_soon_threadsafe, []
+
+    def interrupted_once(callback: Any, *arguments: Any) -> None:
+        calls.append(callback)
+        if len(calls) == 2:
+            if handed_over:
+                hand_over(callback, *arguments)
+            raise KeyboardInterrupt
+        hand_over(callback, *arguments)
+
+    with client:
+        outcomes = client.analyze_many(["images"])
+        assert next(outcomes).verdict is not None
+        monkeypatch.setattr(client._loop, "call_soon_threadsafe", interrupted_once)
+        calls.append(None)
+        with pytest.raises(KeyboardInterrupt):
+            next(outcomes)
