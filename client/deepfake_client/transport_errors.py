@@ -33,7 +33,7 @@ def server_error(status: str, message: str, *, url: str, timeout_s: float) -> Se
     message = " ".join((message or "no message").split()).partition(" NOTE: ")[0]
     message = message.removeprefix("[request id: <id_unknown>] ").rstrip(".")
     text = message.lower()
-    if "restricted" in text or status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+    if "is restricted, expecting" in text or status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return ServerAccessError(
             f"the server at {url} refused access ({message}); give the header it wants with --header 'name: value'"
         )
@@ -63,6 +63,8 @@ def _absence(message: str, url: str) -> str:
     text = message.lower()
     if any(item in text for item in _RESTARTING_TEXTS):
         return f"the server at {url} is starting or stopping ({message}); try again in a moment"
+    if "closed channel" in text or "channel closed" in text or "connection is closed" in text:
+        return f"the connection to {url} was closed by this client; make a new one"
     if "resolving" in text or "name resolution" in text or "domain name" in text:
         return f"the host name in {url} cannot be resolved; correct --url"
     if "socket closed" in text and "failed to connect" in text:

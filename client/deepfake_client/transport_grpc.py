@@ -90,6 +90,7 @@ class GrpcTransport:
         self._headers = check_headers(headers)
         self._channel = _channel(self._address.target, self._address.tls)
         self._methods: dict[str, Any] = {}
+        self._has_answered = False
 
     async def health(self) -> Health:
         """See `Transport.health`."""
@@ -169,6 +170,7 @@ class GrpcTransport:
             call.cancel()
             raise
         if call.code() is grpc.StatusCode.OK:
+            self._has_answered = True
             return answer_type.FromString(call.result())
         raise await asyncio.to_thread(self._as_server_error, call.code(), call.details() or "", timeout_s)
 
@@ -188,7 +190,7 @@ class GrpcTransport:
         # Where nobody answers at all, a probe would only wait once more.
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details and "timed out" not in details:
             address = self._address
-            reason = diagnose(address.host, address.port, address.tls, alpn="h2")
+            reason = diagnose(address.host, address.port, address.tls, alpn="h2", worked_before=self._has_answered)
             if reason is not None:
                 return ServerTlsError(f"the server at {self.url} {reason}")
         return server_error(code.name, details, url=self.url, timeout_s=timeout_s)

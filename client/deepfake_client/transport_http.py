@@ -94,6 +94,7 @@ class HttpTransport:
         self._session: aiohttp.ClientSession | None = None
         self._loop = _LoopThread()
         self._closed = False
+        self._has_answered = False
 
     async def health(self) -> Health:
         """See `Transport.health`."""
@@ -228,16 +229,18 @@ class HttpTransport:
         if self._closed:
             raise server_error("CANCELLED", "the connection is closed", url=self.url, timeout_s=timeout_s)
         try:
-            return await self._loop.run(exchange())
+            answer = await self._loop.run(exchange())
         except (aiohttp.ClientError, OSError) as exc:
             raise await asyncio.to_thread(self._as_server_error, exc, timeout_s) from exc
+        self._has_answered = True
+        return answer
 
     def _as_server_error(self, exc: Exception, timeout_s: float) -> ServerError:
         """Translate what aiohttp raises; may block while it finds out what is wrong with TLS."""
         if isinstance(exc, TimeoutError):
             return server_error("DEADLINE_EXCEEDED", "", url=self.url, timeout_s=timeout_s)
         address = self._address
-        reason = diagnose(address.host, address.port, address.tls, alpn="http/1.1")
+        reason = diagnose(address.host, address.port, address.tls, alpn="http/1.1", worked_before=self._has_answered)
         if reason is not None:
             return ServerTlsError(f"the server at {self.url} {reason}")
         if isinstance(exc, aiohttp.ClientConnectorDNSError):

@@ -87,7 +87,7 @@ class SharedMemoryTransport(GrpcTransport):
 
     async def close(self) -> None:
         """See `Transport.close`."""
-        for region in self._regions.values():
+        for region in list(self._regions.values()):
             # Where the server is gone, so is its part of the region.
             with contextlib.suppress(ServerError):
                 request = kserve.SystemSharedMemoryUnregisterRequest(name=region.name)

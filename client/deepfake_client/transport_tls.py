@@ -78,7 +78,7 @@ def _read(path: str | os.PathLike[str] | None) -> bytes | None:
         raise OptionError(f"{os.fspath(path or '')}: cannot be read ({exc.strerror})") from exc
 
 
-def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str) -> str | None:
+def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str, worked_before: bool) -> str | None:
     """Say why a connection could not be secured, by trying; blocks for a few seconds at most.
 
     gRPC reports most of these cases as "Socket closed", and each protocol in words of its own.
@@ -88,6 +88,8 @@ def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str) -> str | None:
         port: its port.
         tls: how the connection should have been secured; None for plain text.
         alpn: protocol to ask for, ``h2`` or ``http/1.1``.
+        worked_before: a server answered over such a connection. One that hangs up is then taken for absent, as behind
+            a TLS proxy, and not for one that dislikes our certificate.
 
     Returns:
         What is wrong and what to do, to follow "the server at ..."; None when TLS is not the reason.
@@ -111,6 +113,8 @@ def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str) -> str | None:
             hung_up = not secured.recv(1)
     except ssl.SSLCertVerificationError as exc:
         return _certificate_sentence(exc, host)
+    except ssl.SSLEOFError as exc:
+        return None if worked_before else _handshake_sentence(exc, tls)
     except ssl.SSLError as exc:
         return _handshake_sentence(exc, tls)
     except TimeoutError:
@@ -118,7 +122,7 @@ def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str) -> str | None:
     except OSError:
         # Before the handshake: nothing listens there (any more).
         hung_up = encrypted
-    if not hung_up:
+    if worked_before or not hung_up:
         return None
     if tls is None or tls.certificate is None:
         return (

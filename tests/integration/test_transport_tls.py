@@ -18,6 +18,7 @@ from tiny_model import TINY_SPEC
 
 import deepfake_serve.server as server
 from deepfake_client import NO_RETRY, DeepfakeClient, Health, OptionError, ServerTlsError, Tls, connect
+from deepfake_client.transport_tls import diagnose
 from deepfake_serve import EmbeddedTriton
 
 FACES = np.zeros((2, TINY_SPEC.input_height_px, TINY_SPEC.input_width_px, 3), np.uint8)
@@ -127,7 +128,11 @@ def relay(target: str, certificate: trustme.LeafCert, *, client_authority: trust
         writer.close()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream = await asyncio.open_connection(host, int(port))
+        try:
+            upstream = await asyncio.open_connection(host, int(port))
+        except OSError:
+            writer.close()
+            return
         await asyncio.gather(copy(reader, upstream[1]), copy(upstream[0], writer))
 
     async def serve() -> None:
@@ -174,6 +179,15 @@ def test_https_with_and_without_a_client_certificate(embedded_triton, authority,
         assert health(f"https://localhost:{port}", tls=mutual).ready
         with pytest.raises(ServerTlsError, match=r"client certificate.* give one with --tls-cert"):
             health(f"https://localhost:{port}", tls=trusted)
+
+
+def test_a_proxy_that_hangs_up_is_taken_for_an_absent_server_once_it_has_worked(authority, files):
+    """A server behind a TLS proxy is restarted: that is waited for, and not taken for trouble with certificates."""
+    trusted = Tls(files / "ours-ca.pem")
+    with relay("127.0.0.1:1", authority.issue_cert("localhost")) as port:
+        first = diagnose("localhost", port, trusted, alpn="h2", worked_before=False)
+        assert "hung up after the TLS handshake; if it asks for a client certificate" in str(first)
+        assert diagnose("localhost", port, trusted, alpn="h2", worked_before=True) is None
 
 
 def test_an_expired_certificate_is_called_that_with_every_protocol(embedded_triton, authority, files):

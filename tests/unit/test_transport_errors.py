@@ -127,7 +127,7 @@ def test_a_closed_transport_says_so(make):
         transport = make("127.0.0.1:1")
         await transport.close()
         await transport.close()
-        with pytest.raises(ServerUnavailableError):
+        with pytest.raises(ServerUnavailableError, match="closed by this client"):
             await transport.health()
 
     asyncio.run(scenario())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +148,21 @@ def test_connect_wraps_retries_around_every_protocol_and_only_if_wanted():
             transport = connect(protocol=protocol, retry=retry)
             assert isinstance(transport, RetryingTransport) is kind
             asyncio.run(transport.close())
+
+
+def test_http_without_its_extra_names_the_pip_command_and_nothing_else_needs_it():
+    script = """
+import sys
+sys.modules["aiohttp"] = None
+from deepfake_client import MissingExtraError, connect
+connect(protocol="grpc-shm")
+try:
+    connect(protocol="http")
+except MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "'aiohttp' is not installed; run: pip install 'deepfake-serving[http]'\n"
 
 
 def test_the_client_takes_the_options_of_the_connection():
