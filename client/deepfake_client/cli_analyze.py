@@ -18,13 +18,14 @@ from rich.markup import escape
 from deepfake_client.aggregation import DEFAULT_STRATEGY, STRATEGIES, check_threshold, strategy_named
 from deepfake_client.batch import Batch, Result
 from deepfake_client.cli import print_error
-from deepfake_client.cli_connection import Connection, with_connection
+from deepfake_client.cli_connection import SERVER_PANEL, Connection, with_connection
 from deepfake_client.cli_output import Csv, JsonLines, Kept, Output, Report, Screen
 from deepfake_client.cli_progress import RunProgress
 from deepfake_client.client import DEFAULT_CONCURRENCY, DeepfakeClient
 from deepfake_client.inputs import expand
 from deepfake_client.journal import Journal
 from deepfake_client.outcome import Outcome
+from deepfake_client.transport_retry import Retry
 from deepfake_client.verdict import Label
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.extras import require_extra
@@ -32,6 +33,7 @@ from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.video import Sampling
 
 DEFAULT_FRAMES = 32
+DEFAULT_RETRY_S = Retry().total_s
 DEFAULT_REPOSITORY = Path("model_repository")
 REPORT_JOURNAL = "results.jsonl"
 """File in the directory of a report that keeps its results."""
@@ -40,14 +42,13 @@ EXIT_SERVER = 4
 EXIT_SOME_INPUTS_FAILED = 5
 EXIT_INTERRUPTED = 130
 
-_SERVER, _ANALYSIS, _OUTPUT, _MANY = "Server", "Analysis", "Output", "Many inputs"
+_ANALYSIS, _OUTPUT, _MANY = "Analysis", "Output", "Many inputs"
 _SHOWN_SOURCES = 10
 
 
 @with_connection
 def analyze(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Videos, images, directories or globs.")],
-    connection: Connection,
     frames: Annotated[
         int | None,
         typer.Option(
@@ -122,18 +123,30 @@ def analyze(
             min=1, help="Inputs to work on at once.", show_default=str(DEFAULT_CONCURRENCY), rich_help_panel=_MANY
         ),
     ] = None,
+    *,
+    connection: Connection,
     model: Annotated[
         str | None,
-        typer.Option(help="Model to use; needed only when the server offers several.", rich_help_panel=_SERVER),
+        typer.Option(help="Model to use; needed only when the server offers several.", rich_help_panel=SERVER_PANEL),
     ] = None,
+    retry: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="While the server is away or busy, try requests again for so long, in seconds; 0 for never.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = DEFAULT_RETRY_S,
     embedded: Annotated[
         bool,
         typer.Option(
-            "--embedded", help="Start a private Triton for this run and stop it at the end.", rich_help_panel=_SERVER
+            "--embedded",
+            help="Start a private Triton for this run and stop it at the end.",
+            rich_help_panel=SERVER_PANEL,
         ),
     ] = False,
     repository: Annotated[
-        Path, typer.Option(help="Model repository that --embedded serves.", rich_help_panel=_SERVER)
+        Path, typer.Option(help="Model repository that --embedded serves.", rich_help_panel=SERVER_PANEL)
     ] = DEFAULT_REPOSITORY,
 ) -> None:
     """Say whether videos or images show a manipulated face.
@@ -186,7 +199,9 @@ def analyze(
             streams = as_jsonl or csv == "-"
             visible = screen.is_terminal and not quiet and not (streams and sys.stdout.isatty())
             progress = stack.enter_context(RunProgress(screen, len(sources), visible=visible))
-            session = stack.enter_context(_Session(connection, model, repository if embedded else None, progress))
+            session = stack.enter_context(
+                _Session(connection, model, Retry(total_s=retry), repository if embedded else None, progress)
+            )
             batch = Batch(
                 sources,
                 session.client,
@@ -248,10 +263,15 @@ class _Session(AbstractContextManager["_Session"]):
     """
 
     def __init__(
-        self, connection: Connection, model: str | None, repository: Path | None, progress: RunProgress
+        self,
+        connection: Connection,
+        model: str | None,
+        retry: Retry,
+        repository: Path | None,
+        progress: RunProgress,
     ) -> None:
         self.spec: ModelSpec | None = None
-        self._connection, self._model, self._repository = connection, model, repository
+        self._connection, self._model, self._retry, self._repository = connection, model, retry, repository
         self._progress = progress
         self._stack = ExitStack()
 
@@ -267,7 +287,9 @@ class _Session(AbstractContextManager["_Session"]):
             with self._progress.waiting_for("starting a private Triton"):
                 triton = self._stack.enter_context(server.EmbeddedTriton(self._repository, models=models))
             url = triton.http_url if self._connection.is_http else triton.grpc_url
-        client = self._stack.enter_context(DeepfakeClient(url, model=self._model, **self._connection.options()))
+        client = self._stack.enter_context(
+            DeepfakeClient(url, model=self._model, retry=self._retry, **self._connection.options())
+        )
         self.spec = client.model().spec
         return client
 

@@ -590,12 +590,19 @@ class DeepfakeClient:
             else:
                 result.set_result(done.result())
 
-        self._loop.call_soon_threadsafe(start)
+        def cancel() -> None:
+            if task is not None:
+                task.cancel()
+            else:  # interrupted before it was handed over
+                work.close()
+                result.set_exception(CancelledError())
+
         try:
+            self._loop.call_soon_threadsafe(start)
             return result.result()
         except BaseException:
             # Ctrl-C arrives in the caller's thread: the work must have let go of everything before the error goes on.
             if not result.done():
-                self._loop.call_soon_threadsafe(lambda: task is not None and task.cancel())
+                self._loop.call_soon_threadsafe(cancel)
                 wait([result])
             raise

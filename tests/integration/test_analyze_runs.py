@@ -22,7 +22,7 @@ from media import make_clip, write_video
 
 from deepfake_serve import EmbeddedTriton
 
-NUM_CLIPS = 8
+NUM_CLIPS = 6
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "verdict.schema.json").read_text(encoding="utf-8"))
 
 
@@ -68,7 +68,7 @@ def test_killing_and_restarting_the_server_loses_no_result(
     tiny_repository: Path, clips: Path, tmp_path: Path
 ) -> None:
     journal = tmp_path / "run.jsonl"
-    options = ("--output", journal, "--frames", 12, "--csv", tmp_path / "run.csv", "--json")
+    options = ("--output", journal, "--frames", 12, "--csv", tmp_path / "run.csv", "--json", "--retry", 1)
     with EmbeddedTriton(tiny_repository) as triton:
         process = start(clips, *options, "--url", triton.grpc_url, cwd=tmp_path)
         when_done(process, journal, 2, lambda: os.kill(triton.pid or 0, signal.SIGKILL))
@@ -101,8 +101,8 @@ def test_killing_and_restarting_the_server_loses_no_result(
 
 
 def test_ctrl_c_and_resume(embedded_triton: EmbeddedTriton, clips: Path, tmp_path: Path) -> None:
-    options = ("--report", "report", "--frames", 12, "--jsonl", "--url", embedded_triton.grpc_url)
-    journal = tmp_path / "report" / "results.jsonl"
+    journal = tmp_path / "run.jsonl"
+    options = ("--output", journal, "--frames", 12, "--jsonl", "--url", embedded_triton.grpc_url)
     process = start(clips, *options, cwd=tmp_path)
     when_done(process, journal, 1, lambda: process.send_signal(signal.SIGINT))
     code, out, err = finish(process)
@@ -110,13 +110,10 @@ def test_ctrl_c_and_resume(embedded_triton: EmbeddedTriton, clips: Path, tmp_pat
     printed = [json.loads(line)["source"] for line in out.splitlines()]
     assert 1 <= len(printed) < NUM_CLIPS
     assert [item["source"] for item in results(journal)] == printed
-    index = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    assert all(source in index for source in printed)
 
     code, out, err = finish(start(clips, *options, "--resume", cwd=tmp_path))
     assert code == 0, err
     assert len({json.loads(line)["source"] for line in out.splitlines()}) == len(out.splitlines()) == NUM_CLIPS
-    assert len(list((tmp_path / "report").glob("*/report.html"))) == NUM_CLIPS
 
 
 def test_good_and_bad_inputs_in_one_directory(embedded_triton: EmbeddedTriton, clips: Path, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from deepfake_client.client import DeepfakeClient
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.testing import FakeTransport
-from deepfake_client.transport import DEFAULT_URL
 from deepfake_preprocess.errors import MediaOpenError, MissingExtraError
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +34,8 @@ class InterruptingClient(DeepfakeClient):
 
     interrupt_after = 10**9
 
-    def __init__(self, url: str = DEFAULT_URL, **options: Any) -> None:
-        super().__init__(url, **options, transport=FakeTransport())
+    def __init__(self, *address: Any, **options: Any) -> None:
+        super().__init__(*address, **options, transport=FakeTransport())
 
     def analyze_many(self, sources: Any, **options: Any) -> Iterator[Outcome]:  # type: ignore[override]
         for number, outcome in enumerate(super().analyze_many(sources, **options | {"ordered": True})):
@@ -211,3 +210,27 @@ def test_a_missing_part_is_reported_with_its_pip_command(
         cli.main(["export", "x.pt"])
     assert stopped.value.code == MissingExtraError.exit_code == 2
     assert "pip install 'deepfake-serving[export]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_ctrl_c_while_work_is_handed_over_to_the_loop_is_clean(
+    images: Path, monkeypatch: pytest.MonkeyPatch, handed_over: bool
+) -> None:
+    client = DeepfakeClient(transport=FakeTransport())
+    hand_over, calls = client._loop.call_soon_threadsafe, []
+
+    def interrupted_once(callback: Any, *arguments: Any) -> None:
+        calls.append(callback)
+        if len(calls) == 2:
+            if handed_over:
+                hand_over(callback, *arguments)
+            raise KeyboardInterrupt
+        hand_over(callback, *arguments)
+
+    with client:
+        outcomes = client.analyze_many(["images"])
+        assert next(outcomes).verdict is not None
+        monkeypatch.setattr(client._loop, "call_soon_threadsafe", interrupted_once)
+        calls.append(None)
+        with pytest.raises(KeyboardInterrupt):
+            next(outcomes)
