@@ -59,7 +59,8 @@ def open_frames(frames: Iterable[GivenFrame], *, fps: float = DEFAULT_FPS, name:
         "video",
         first.width_px,
         first.height_px,
-        duration_s=length / fps if length > 0 else None,
+        # Without a length nobody tries to go through them a second time.
+        duration_s=None,
         frame_rate=fps,
         codec="rgb24",
         _given=chain([first], checked),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -273,3 +275,15 @@ def test_the_async_client_has_it_too(folder: Path) -> None:
             return [Path(outcome.source).name async for outcome in outcomes]
 
     assert sorted(asyncio.run(names())) == ["a.png", "b.mp4", "c.jpg", "d.png", "text.mp4"]
+
+
+def test_the_client_needs_no_torch() -> None:
+    code = (
+        "import sys, numpy as np\n"
+        "from deepfake_client import DeepfakeClient\n"
+        "from deepfake_client.testing import FakeTransport\n"
+        "with DeepfakeClient(transport=FakeTransport()) as client:\n"
+        "    client.analyze(np.zeros((64, 64, 3), np.uint8))\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
