@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepfake_export import repository as repo
 from deepfake_preprocess.engine import PLAN_FILE, EngineInfo, check_plan, engine_of
-from deepfake_preprocess.errors import EngineError, MissingExtraError, ParityError, RepositoryError
+from deepfake_preprocess.errors import EngineError, MissingExtraError, OptionError, ParityError, RepositoryError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.manifest import Manifest, sha256_file
 from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
@@ -101,6 +101,32 @@ def find_maker(*, check_only_allowed: bool) -> EngineMaker:
         return EngineMaker(load_tensorrt_rtx(), None, missing)
     except MissingExtraError as exc:
         raise EngineError(f"no TensorRT plan can be built ({missing}), and none can be checked: {exc}") from exc
+
+
+def plan_target() -> tuple[str, str] | None:
+    """Return the TensorRT version and the compute capability of this machine; None where it lacks either."""
+    from deepfake_export.gpu import find_gpu
+    from deepfake_export.tensorrt_library import load_tensorrt
+
+    gpu = find_gpu()
+    if gpu is None:
+        return None
+    try:
+        return load_tensorrt().version, gpu.compute_capability
+    except (MissingExtraError, EngineError):
+        return None
+
+
+def parse_target(text: str, option: str) -> tuple[str, str] | None:
+    """Return TensorRT version and compute capability of a text like ``11.4.0/8.9``; None for ``here``.
+
+    Raises:
+        OptionError: it is neither; the message names `option`.
+    """
+    version, slash, capability = text.partition("/")
+    if text != "here" and not slash:
+        raise OptionError(f"{option} is {text!r}; allowed: 'here', or a pair like 11.4.0/8.9")
+    return None if text == "here" else (version, capability)
 
 
 def add_engine(
