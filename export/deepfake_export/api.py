@@ -249,13 +249,15 @@ def export_checkpoint(
                     crops_source=crops_source,
                 )
             figures = report.to_dict() | {REQUEST_KEY: identity}
+            page = report.to_markdown()
             if spec.architecture_family == "ensemble":
-                from deepfake_export.ensemble_proof import prove_members
+                from deepfake_export.ensemble_proof import members_markdown, prove_members
 
                 figures |= prove_members(
                     checkpoint, loaded.network, stage.version_dir, proof_crops,
                     max_batch_size=max_batch_size, crops_source=crops_source, verbose=verbose, on_step=on_step,
                 )  # fmt: skip
+                page += members_markdown(figures["members"])
             engine = None
             if maker is not None and tensorrt is not None:
                 on_step("Building the TensorRT engine")
@@ -266,7 +268,7 @@ def export_checkpoint(
 
             on_step(f"Adding version {spec.version} to {repository}")
             (stage.version_dir / "parity.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-            (stage.version_dir / "parity.md").write_text(report.to_markdown(), encoding="utf-8")
+            (stage.version_dir / "parity.md").write_text(page, encoding="utf-8")
             manifest = Manifest.of_directory(
                 stage.version_dir,
                 spec,
@@ -322,6 +324,9 @@ def _prove(
         data = report_data(spec, proof, proof_set, calibration, {name: command(name) for name in request.precisions})
         if request.artifacts is not None:
             _keep_artifacts(Path(request.artifacts), spec, proof.paths)
+        if proof.decision.promoted == "int8" and request.int8_target == "cpu":
+            other = proof.paths.get("fp16", model_path)
+            shutil.copyfile(other, model_path.with_name(repo.ENGINE_SOURCE))
         if proof.promoted_path != model_path:
             shutil.copyfile(proof.promoted_path, model_path)
     write_report(model_path.parent, data)

@@ -143,7 +143,7 @@ def add_engine(
     """
     from deepfake_export.tensorrt_engine import build_engine
 
-    model_path, plan_path = version_dir / repo.MODEL_FILE, target_dir / PLAN_FILE
+    model_path, plan_path = source_of(version_dir), target_dir / PLAN_FILE
     engine = build_engine(
         model_path,
         plan_path if maker.gpu is not None else None,
@@ -168,6 +168,12 @@ def add_engine(
         f"the {engine.precision.upper()} plan for {maker.gpu.name} (compute capability {engine.compute_capability}, "
         f"TensorRT {engine.tensorrt_version}) differs from ONNX Runtime by at most {difference:.2g}"
     )
+
+
+def source_of(version_dir: Path) -> Path:
+    """Return the ONNX file that a version's plan is built from."""
+    source = version_dir / repo.ENGINE_SOURCE
+    return source if source.is_file() else version_dir / repo.MODEL_FILE
 
 
 def compare_plan(model_path: Path, plan_path: Path, engine: EngineInfo) -> float:

@@ -16,19 +16,23 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
-from deepfake_export import export_checkpoint
+from deepfake_export import engines, export_checkpoint
 from deepfake_export.cli import export as export_command
 from deepfake_export.crops import generate_crops
 from deepfake_export.export_request import ExportRequest, what_changed
 from deepfake_export.fp16 import FLOAT16_MAX, activation_ranges, export_fp16, half_detector
+from deepfake_export.gpu import Gpu
 from deepfake_export.graph import ServedDetector
 from deepfake_export.int8 import TARGETS, quantize_int8
 from deepfake_export.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
 from deepfake_export.parity import onnxruntime_runner, reference_outputs
+from deepfake_export.tensorrt_engine import build_engine
+from deepfake_export.tensorrt_library import load_tensorrt_rtx
 from deepfake_export.tolerances import TOLERANCES
-from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.errors import EngineError, OptionError
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.triton_config import read_config
 from deepfake_serve import EmbeddedTriton
 
 SIZE_PX = 32
@@ -130,7 +134,7 @@ def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector)
     manifest = Manifest.read(result.version_dir)
     manifest.verify(result.version_dir)
     assert set(manifest.files) == {
-        *("model.onnx", "parity.json", "parity.md"),
+        *("model.onnx", "engine.onnx", "parity.json", "parity.md"),
         *("report.json", "report.md", "report.html"),
     }
     assert manifest.precision == "int8"
@@ -239,6 +243,25 @@ def test_the_server_answers_with_the_promoted_files_results(workplace):
         tensor.set_data_from_numpy(CROPS[:4])
         answer = client.infer("tiny", [tensor]).as_numpy("fake_probability")
     np.testing.assert_allclose(answer, expected, atol=1e-6)
+
+
+def test_a_plan_of_int8_for_the_cpu_is_built_from_the_next_best_precision(workplace, monkeypatch):
+    """NVIDIA's parser refuses the CPU's form, so the version brings what a plan is built from."""
+    result = export_checkpoint(
+        "c.pt", SPEC, "m", max_batch_size=4, precisions=("fp16", "int8"), calibration="faces", promote="int8"
+    )
+    library = load_tensorrt_rtx()
+    with pytest.raises(EngineError, match="quantize with signed symmetric activations"):
+        build_engine(result.version_dir / "model.onnx", None, max_batch_size=4, library=library)
+    maker = engines.EngineMaker(library, Gpu("none", "8.9", "13.0"))
+    monkeypatch.setattr(engines, "find_maker", lambda **_: maker)
+    monkeypatch.setattr(engines, "compare_plan", lambda *_: 1e-6)  # runs on a GPU only
+    (built,) = engines.build_engines(result.repository)
+    assert (built.created, built.engine.precision, built.engine.plan) == (True, "fp16", "model.plan")
+    assert read_config(result.model_dir / "config.pbtxt").backend == "tensorrt"
+    manifest = Manifest.read(result.version_dir)
+    manifest.verify(result.version_dir)
+    assert manifest.precision == "int8"  # what the CPU serves
 
 
 def test_int8_with_a_wrong_calibration_is_rejected_and_fp32_served(workplace):
