@@ -81,9 +81,6 @@ class ExportRequest:
         Raises:
             OptionError: a directory or file is missing, or holds nothing.
         """
-        from deepfake_export.crops import hash_files, images_of
-        from deepfake_export.faces import hash_media
-
         labels = Path(self.labels) if self.labels is not None else None
         if labels is not None and not labels.is_file():
             raise OptionError(f"{labels}: there is no such file of labels")
@@ -91,9 +88,9 @@ class ExportRequest:
             "precisions": list(self.precisions),
             "promote": self.promote if self.compares else None,
             "int8_target": self.int8_target if "int8" in self.precisions else None,
-            "calibration_sha256": hash_media(self.calibration) if self.calibration is not None else None,
+            "calibration_sha256": _hash_of_media(self.calibration) if self.calibration is not None else None,
             "labels_sha256": sha256_file(labels) if labels is not None else None,
-            "crops_sha256": hash_files(images_of(self.crops), Path(self.crops)) if self.crops is not None else None,
+            "crops_sha256": _hash_of_crops(Path(self.crops)) if self.crops is not None else None,
             "tolerances_sha256": _hash_of_tolerances(),
         }
 
@@ -140,6 +137,19 @@ def what_changed(parity: Mapping[str, Any], identity: Mapping[str, Any], max_bat
     if max(parity.get("batch_sizes") or [0]) < max_batch_size:
         changed.append("a larger --max-batch")
     return tuple(changed)
+
+
+def _hash_of_media(directory: str | Path) -> str:
+    # Loaded on use, like the one below: they bring OpenCV and PyAV, which an export without files does not need yet.
+    from deepfake_export.faces import hash_media
+
+    return hash_media(directory)
+
+
+def _hash_of_crops(directory: Path) -> str:
+    from deepfake_export.crops import hash_files, images_of
+
+    return hash_files(images_of(directory), directory)
 
 
 def _hash_of_tolerances() -> str:
