@@ -67,9 +67,9 @@ def _why_unreadable(path: Path, exc: Exception) -> str:
     if refused:
         return (
             f"{path} is refused, because it refers to {refused[1]!r} and loading that could run code from the file; "
-            "save the weights alone where it comes from, beside the training code: torch.save(torch.load("
-            f"{path.name!r}, weights_only=False)['state_dict'], 'weights.pt'), or "
-            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+            "have the weights alone saved where it comes from, with safetensors.torch.save_file(model.state_dict(), "
+            "'weights.safetensors'). Only if you trust the file as you trust a program: "
+            f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt') runs that code"
         )
     if isinstance(exc, pickle.UnpicklingError | KeyError):
         # What the reader says then (an opcode's number, and advice to switch its safety off) helps nobody.
