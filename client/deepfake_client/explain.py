@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deepfake_client.evidence import Evidence, Pick, cut_out, suspicious_faces
 from deepfake_client.explain_draw import SheetRow, draw_contact_sheet, encode_png, overlay_heatmap
 from deepfake_client.explain_service import DEFAULT_SERVICE_URL, ServiceExplainer
-from deepfake_client.explain_types import Explainer, Explanation, ExplainOptions, ServedScores
+from deepfake_client.explain_types import Explainer, ExplainOptions, Explanation, ServedScores
 from deepfake_client.transport import ServedModel
 from deepfake_client.verdict import Label, Verdict
 from deepfake_preprocess.crop_geometry import CropGeometry, crop_geometry

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.explain_draw import encode_png
-from deepfake_client.explain_types import Explanation, ExplainOptions, ServedScores
+from deepfake_client.explain_types import ExplainOptions, Explanation, ServedScores
 from deepfake_client.explain_wire import NPZ_TYPE, explanation_from_npz
 from deepfake_preprocess.errors import (
     DeepfakeError,

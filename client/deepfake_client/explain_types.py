@@ -157,7 +157,7 @@ class ExplainOptions:
 
 
 class Explainer(Protocol):
-    """Explains crops: `deepfake_explain.CheckpointExplainer` here, or `explain_service.ServiceExplainer` elsewhere."""
+    """Explains crops: `deepfake_explain.CheckpointExplainer`, or `explain_service.ServiceExplainer` from afar."""
 
     def explain(
         self,

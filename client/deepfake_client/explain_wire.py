@@ -18,17 +18,16 @@ PROBLEM_TYPE = "application/problem+json"
 
 
 def explanation_to_npz(explanation: Explanation, **extra: Any) -> bytes:
-    """Return heatmap, overlay, the members' heatmaps, further arrays and the JSON data as the bytes of an NPZ file."""
-    members = {f"member_{index}": member.heatmap for index, member in enumerate(explanation.members)}
-    stream = io.BytesIO()
-    np.savez_compressed(
-        stream,
-        heatmap=explanation.heatmap,
-        overlay=explanation.overlay,
-        json=np.array(json.dumps(explanation.to_dict())),
-        **members,
+    """Return the explanation's pictures and JSON data, and further arrays, as the bytes of an NPZ file."""
+    arrays: dict[str, Any] = {
+        "heatmap": explanation.heatmap,
+        "overlay": explanation.overlay,
+        "json": np.array(json.dumps(explanation.to_dict())),
+        **{f"member_{index}": member.heatmap for index, member in enumerate(explanation.members)},
         **extra,
-    )
+    }
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
     return stream.getvalue()
 
 

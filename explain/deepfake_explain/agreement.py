@@ -36,8 +36,8 @@ def check_checkpoint(checkpoint_sha256: str, served: ServedScores) -> None:
         )
     if served.checkpoint_sha256 != checkpoint_sha256:
         raise ExplainDisagreementError(
-            f"the served model was made from checkpoint {served.checkpoint_sha256}, but {checkpoint_sha256} is loaded "
-            "here, whose heatmaps would explain another detector; load the served one"
+            f"the served model was made from checkpoint {served.checkpoint_sha256}, but {checkpoint_sha256} is "
+            "loaded here, whose heatmaps would explain another detector; load the served one"
         )
 
 

@@ -7,6 +7,7 @@ output ever gets a gradient, and no hook outlives its call.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepfake_client.explain_draw import overlay_heatmap
-from deepfake_client.explain_types import Explanation, ExplainOptions, MemberHeatmap, ServedScores
+from deepfake_client.explain_types import ExplainOptions, Explanation, MemberHeatmap, ServedScores
 from deepfake_explain.agreement import check_checkpoint, check_scores
 from deepfake_explain.cam import check_method, heatmaps_of
 from deepfake_explain.faithfulness import RANDOMISED, compare_maps, measure_faithfulness, randomised
@@ -49,12 +50,9 @@ class _Subject:
     layers: tuple[TargetLayer, ...]
 
     def twin(self, network: nn.Module) -> _Subject:
-        """Return the same subject with a copy of its network; only the target layers' modules are looked up anew."""
-        layers = tuple(
-            TargetLayer(layer.name, network.get_submodule(layer.name), layer.grid_hw, layer.reshape)
-            for layer in self.layers
-        )
-        return _Subject(self.name, network, self.head, self.domain, layers)
+        """Return the same subject with a copy of its network, whose layers have the same names."""
+        layers = tuple(dataclasses.replace(layer, module=network.get_submodule(layer.name)) for layer in self.layers)
+        return dataclasses.replace(self, network=network, layers=layers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -308,8 +306,8 @@ class CheckpointExplainer:
         known = [subject.name for subject in subjects]
         if member not in known or not layer:
             raise OptionError(
-                f"layer is {name!r}; allowed for an ensemble: MEMBER:LAYER, where MEMBER is {' or '.join(known)}, and "
-                f"LAYER for {known[0]} one of {list_names(subjects[0].layers)}"
+                f"layer is {name!r}; allowed for an ensemble: MEMBER:LAYER, where MEMBER is {' or '.join(known)}, "
+                f"and LAYER for {known[0]} one of {list_names(subjects[0].layers)}"
             )
         return [find_target_layer(subject.layers, layer if subject.name == member else None) for subject in subjects]
 

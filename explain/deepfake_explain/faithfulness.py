@@ -180,13 +180,16 @@ def _rank_correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> f
     return float(spearmanr(one.ravel(), other.ravel()).statistic)
 
 
+def _blurred(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    return np.asarray(cv2.GaussianBlur(values.astype(np.float64), (11, 11), 1.5), dtype=np.float64)
+
+
 def _ssim(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """Return the mean SSIM of two maps in [0, 1], with the paper's Gaussian of 1.5 px and constants."""
     c1, c2 = 0.01**2, 0.03**2
-    blur = lambda values: cv2.GaussianBlur(values.astype(np.float64), (11, 11), 1.5)  # noqa: E731
-    mean_one, mean_other = blur(one), blur(other)
-    var_one, var_other = blur(one * one) - mean_one**2, blur(other * other) - mean_other**2
-    covariance = blur(one * other) - mean_one * mean_other
+    mean_one, mean_other = _blurred(one), _blurred(other)
+    var_one, var_other = _blurred(one * one) - mean_one**2, _blurred(other * other) - mean_other**2
+    covariance = _blurred(one * other) - mean_one * mean_other
     luminance = (2 * mean_one * mean_other + c1) / (mean_one**2 + mean_other**2 + c1)
     structure = (2 * covariance + c2) / (var_one + var_other + c2)
     return float(np.mean(luminance * structure))

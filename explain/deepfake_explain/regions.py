@@ -35,8 +35,8 @@ def part_map(landmarks_xy: NDArray[np.float32], crop_wh: tuple[int, int]) -> NDA
     left_eye, right_eye, nose, mouth_left, mouth_right = landmarks_xy.astype(np.float64)
     eyes, mouth = (left_eye + right_eye) / 2, (mouth_left + mouth_right) / 2
     # The longer of the two measures: a turned head shortens the one across, a raised one the one along.
-    drop = np.linalg.norm(mouth - eyes)
-    width = max(np.linalg.norm(right_eye - left_eye), 0.85 * drop, 1.0)
+    drop = float(np.linalg.norm(mouth - eyes))
+    width = max(float(np.linalg.norm(right_eye - left_eye)), 0.85 * drop, 1.0)
     down = (mouth - eyes) / drop if drop > 0 else np.array([0.0, 1.0])
     drop = max(drop, 0.85 * width)
     across = np.array([down[1], -down[0]])
@@ -45,7 +45,7 @@ def part_map(landmarks_xy: NDArray[np.float32], crop_wh: tuple[int, int]) -> NDA
     # From the eye line: x in eye distances to the right, y in eye-to-mouth distances down.
     x, y = points @ across / width, points @ down / drop
     nose_x = (nose - eyes) @ across / width
-    mouth_half = max(np.linalg.norm(mouth_right - mouth_left) / width, 0.6) * 0.65
+    mouth_half = max(float(np.linalg.norm(mouth_right - mouth_left)) / width, 0.6) * 0.65
     parts = np.zeros((crop_wh[1], crop_wh[0]), dtype=np.uint8)
     inside = ((x - nose_x / 2) / 1.15) ** 2 + ((y - 0.35) / 1.4) ** 2 <= 1
 

@@ -35,12 +35,14 @@ class TargetLayer:
         module: the layer.
         grid_hw: rows and columns of the map.
         reshape: from the layer's output to ``[N, C, h, w]``; None where it is that already.
+        tokens: whether the output is ``[N, tokens, C]``.
     """
 
     name: str
     module: nn.Module
     grid_hw: tuple[int, int]
     reshape: Reshape | None
+    tokens: bool
 
 
 def spatial_layers(network: nn.Module, sample: Tensor) -> tuple[TargetLayer, ...]:
@@ -79,7 +81,7 @@ def spatial_layers(network: nn.Module, sample: Tensor) -> tuple[TargetLayer, ...
         if calls[name] == 1 and isinstance(output, Tensor):
             layout = _layout(output, size_hw)
             if layout is not None:
-                found.append(TargetLayer(name, module, *layout))
+                found.append(TargetLayer(name, module, *layout, tokens=output.ndim == 3))
     return tuple(found)
 
 
@@ -104,7 +106,7 @@ def find_target_layer(layers: tuple[TargetLayer, ...], name: str | None) -> Targ
             if layer.name == name:
                 return layer
         raise OptionError(f"layer is {name!r}; allowed: {list_names(layers, near=name)}")
-    maps = [layer for layer in layers if not _is_tokens(layer) and not _passes_on(layer.module)]
+    maps = [layer for layer in layers if not layer.tokens and not _passes_on(layer.module)]
     if maps:
         return maps[-1]
     norms = [layer for layer in layers if re.search(r"(^|\.)(norm1|ln_1)$", layer.name)] or list(layers)
@@ -157,15 +159,7 @@ def _token_layout(tokens: int, size_hw: tuple[int, int]) -> tuple[tuple[int, int
 
 
 def _tokens_to_map(prefix: int, rows: int, columns: int) -> Reshape:
-    def reshape(tokens: Tensor) -> Tensor:
-        return tokens[:, prefix:].reshape(len(tokens), rows, columns, -1).permute(0, 3, 1, 2)
-
-    reshape.__name__ = "tokens_to_map"
-    return reshape
-
-
-def _is_tokens(layer: TargetLayer) -> bool:
-    return getattr(layer.reshape, "__name__", "") == "tokens_to_map"
+    return lambda tokens: tokens[:, prefix:].reshape(len(tokens), rows, columns, -1).permute(0, 3, 1, 2)
 
 
 def _passes_on(module: nn.Module) -> bool:
