@@ -1,4 +1,4 @@
-"""Small networks for the tests of explanations, made in milliseconds; import as ``explain_nets`` (see conftest.py)."""
+"""Small networks for the tests of explanations; import as ``explain_nets`` (see conftest.py)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tiny_network(outputs: int = 1, *, seed: int = 0) -> nn.Module:
             nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(inplace=True),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, outputs),
         )  # fmt: skip
-    nn.init.uniform_(network[7].weight, -2, 2)
+        nn.init.uniform_(network[7].weight, -2, 2)
     return network.eval()
 
 

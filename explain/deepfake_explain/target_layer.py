@@ -106,16 +106,16 @@ def find_target_layer(layers: tuple[TargetLayer, ...], name: str | None) -> Targ
             if layer.name == name:
                 return layer
         raise OptionError(f"layer is {name!r}; allowed: {list_names(layers, near=name)}")
-    maps = [layer for layer in layers if not layer.tokens and not _passes_on(layer.module)]
-    if maps:
-        return maps[-1]
-    norms = [layer for layer in layers if re.search(r"(^|\.)(norm1|ln_1)$", layer.name)] or list(layers)
-    if not norms:
+    if not layers:
         raise ExplainError(
             "the network has no layer with a map of the picture, so that a heatmap cannot be made; that is so for "
             "networks that flatten the picture at once"
         )
-    return norms[-1]
+    maps = [layer for layer in layers if not layer.tokens and not _passes_on(layer.module)]
+    # What comes after the last map: nothing in a network of convolutions, all blocks of a ViT.
+    after = layers[layers.index(maps[-1]) + 1 :] if maps else layers
+    norms = [layer for layer in after if layer.tokens and re.search(r"(^|\.)(norm1|ln_1)$", layer.name)]
+    return (norms or maps or layers)[-1]
 
 
 def list_names(layers: tuple[TargetLayer, ...], *, near: str = "") -> str:

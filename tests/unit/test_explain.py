@@ -176,7 +176,7 @@ def test_a_thousand_calls_leave_nothing_behind():
 
     def tensors() -> int:
         gc.collect()
-        return sum(isinstance(item, torch.Tensor) for item in gc.get_objects())
+        return sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
 
     explainer.explain(crops)
     before = tensors()
@@ -317,7 +317,8 @@ def test_a_members_map_is_that_of_the_member_alone(ensemble):
     branch = ensemble._ensemble.branches[0]
     layer = branch.network.bn2
     with CAMS["layer-cam"](branch, [layer]) as cam:
-        expected = cam(torch.from_numpy(crops).permute(0, 3, 1, 2) / 255, [ClassifierOutputTarget(0)] * 2)
+        pixels = (torch.from_numpy(crops).permute(0, 3, 1, 2) / 255).requires_grad_()
+        expected = cam(pixels, [ClassifierOutputTarget(0)] * 2)
     for found, heatmap in zip(ensemble.explain(crops, ExplainOptions("layer-cam")), expected, strict=True):
         np.testing.assert_allclose(found.members[0].heatmap, heatmap, atol=1e-5)
 
@@ -370,7 +371,7 @@ def test_a_crop_lies_in_the_frame_where_the_geometry_says(align, box):
     """Each pixel of the frame holds its own place, so each pixel of the crop says where it comes from."""
     columns, rows = np.meshgrid(np.arange(220), np.arange(200))
     frame = ArrayFrame.from_rgb(np.stack([columns, rows, np.full_like(rows, 255)], axis=-1).astype(np.uint8))
-    left, top, right, bottom = box
+    left, top, right, _ = box
     eyes = [[left + 12, top + 30], [right - 12, top + 24]]
     face = Face(np.array(box, np.float32), 1.0, np.array([*eyes, *eyes[:1] * 3], np.float32))
     spec = spec_of(crop=Crop(0.2, align), input_height_px=40, input_width_px=48)
@@ -381,10 +382,10 @@ def test_a_crop_lies_in_the_frame_where_the_geometry_says(align, box):
     # Blue marks what lies inside the frame; at its edge, black is averaged in.
     inside = crop.reshape(-1, 3)[:, 2] == 255
     assert inside.sum() > 200
-    # Values are whole, and those near the frame's edge are interpolated there.
-    error = np.abs(crop.reshape(-1, 3)[inside, :2] - places[inside])
-    assert np.quantile(error, 0.98) <= 0.8
-    assert error.mean() < 0.35
+    error = crop.reshape(-1, 3)[inside, :2] - places[inside]
+    # Values are whole, after one or two roundings, and do not lean to any side.
+    assert np.abs(error).max() < 1.3
+    assert np.abs(error.mean(axis=0)).max() < 0.06
     np.testing.assert_allclose(geometry.points_to_crop(places), pixels_xy, atol=1e-9)
 
 
@@ -411,14 +412,14 @@ def test_deletion_and_insertion_tell_a_true_map_from_a_false_one():
     def bright_patch(crops):
         return (crops[:, 8:16, 8:16].mean(axis=(1, 2, 3)) / 255).astype(np.float32)
 
-    true, false = np.zeros((2, SIDE_PX, SIDE_PX), np.float32)
+    true = np.zeros((SIDE_PX, SIDE_PX), np.float32)
     true[6:18, 6:18] = 1.0
-    false[30:, 30:] = 1.0
+    false = 1 - true
     black = (0, 0, 0)
     good = measure_faithfulness(crop, true, bright_patch, mean_rgb=black)
     bad = measure_faithfulness(crop, false, bright_patch, mean_rgb=black)
     assert good.deletion_auc < good.random_deletion_auc < bad.deletion_auc
-    assert good.insertion_auc > good.random_insertion_auc > bad.insertion_auc - 0.1
+    assert good.insertion_auc > good.random_insertion_auc > bad.insertion_auc
     assert good.deletion[0] == pytest.approx(float(bright_patch(crop[None])[0]))
     assert good.deletion[-1] == 0
     assert good.insertion[-1] == pytest.approx(good.deletion[0])
@@ -431,7 +432,7 @@ def test_randomised_weights_are_others_and_the_map_is_compared_with_theirs():
     other = randomised(network, seed=1)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
     assert not torch.equal(other[0].weight, network[0].weight)
-    assert float(other[0].weight.std()) == pytest.approx(float(network[0].weight.std()), rel=0.3)
+    assert other[0].weight.detach().std().item() == pytest.approx(network[0].weight.detach().std().item(), rel=0.3)
     heatmap = np.random.default_rng(0).random((SIDE_PX, SIDE_PX), np.float32)
     same = compare_maps(heatmap, heatmap[None])
     assert same.rank_correlation == pytest.approx(1)

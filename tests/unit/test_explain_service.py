@@ -158,7 +158,7 @@ REFUSED = {
     "landmarks": ({"landmarks": "1,2"}, {"crop": CROP}, 422, "landmarks is '1,2'; allowed: .* ten numbers"),
     "flag": ({"sanity": "maybe"}, {"crop": CROP}, 422, "sanity is 'maybe'; allowed: true, false"),
     "unknown field": ({"colour": "red"}, {"crop": CROP}, 422, "a field 'colour'; allowed: the pictures crop, frame"),
-    "many pixels": ({}, {"crop": encode_png(np.zeros((1025, 1024, 3), np.uint8))}, 413, "has 1024x1025 pixels; at mo"),
+    "many pixels": ({}, {"crop": encode_png(np.zeros((1025, 1024, 3), np.uint8))}, 413, "has 1024x1025 pixels"),
     "served nonsense": ({"served_probability": "x"}, {"crop": CROP}, 422, "served_probability is 'x'"),
     "served elsewhere": (
         {"served_probability": "0.5", "served_checkpoint_sha256": OTHER_SHA}, {"crop": CROP}, 409, "is loaded here",
