@@ -106,6 +106,7 @@ def _listening(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()
     except OSError as exc:
         raise OptionError(
             f"{host}:{port} cannot be listened on ({exc.strerror}); name another with --host and --port"

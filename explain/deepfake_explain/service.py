@@ -315,16 +315,18 @@ async def _read_form(request: Request, limit: int) -> tuple[dict[str, str], dict
         raise RefusedError(HTTPStatus.BAD_REQUEST, f"the form is damaged ({exc.message.rstrip('.')})") from exc
     fields: dict[str, str] = {}
     files: dict[str, bytes] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, str) and name in FIELDS:
-            fields[name] = value
-        elif not isinstance(value, str) and name in FILES:
-            files[name] = await value.read()
-        else:
-            raise OptionError(
-                f"the form has a field {name!r}; allowed: the pictures {', '.join(FILES)}, and {', '.join(FIELDS)}"
-            )
-    await form.close()
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, str) and name in FIELDS:
+                fields[name] = value
+            elif not isinstance(value, str) and name in FILES:
+                files[name] = await value.read()
+            else:
+                raise OptionError(
+                    f"the form has a field {name!r}; allowed: the pictures {', '.join(FILES)}, and {', '.join(FIELDS)}"
+                )
+    finally:
+        await form.close()
     return fields, files
 
 

@@ -222,7 +222,8 @@ def test_batches_and_threads_do_not_change_the_maps():
 def test_the_score_is_that_of_the_served_graph_and_the_overlay_shows_the_heat():
     explainer = tiny_explainer()
     crops = crops_of()
-    found = explainer.explain(crops)
+    # Layer-CAM has heat for every network; Grad-CAM may find nothing that speaks for fake.
+    found = explainer.explain(crops, ExplainOptions("layer-cam"))
     detector = ServedDetector(tiny_network(), spec_of()).eval()
     with torch.inference_mode():
         expected = detector(torch.from_numpy(crops))[0][:, 0].numpy()
@@ -366,26 +367,27 @@ def test_regions_are_the_hot_areas_named_and_with_their_share():
 
 
 @pytest.mark.parametrize("align", ["none", "eyes"])
-@pytest.mark.parametrize("box", [(60.3, 50.2, 118.9, 130.7), (20, 30, 40, 52), (-20, 100, 70, 210)])
+@pytest.mark.parametrize("box", [(30.3, 20.2, 70.9, 75.7), (20, 30, 32, 44), (-20, 60, 40, 130)])
 def test_a_crop_lies_in_the_frame_where_the_geometry_says(align, box):
     """Each pixel of the frame holds its own place, so each pixel of the crop says where it comes from."""
-    columns, rows = np.meshgrid(np.arange(220), np.arange(200))
+    # Doubled, because the mean of two neighbours would always be rounded to the same side.
+    columns, rows = np.meshgrid(2 * np.arange(125), 2 * np.arange(120))
     frame = ArrayFrame.from_rgb(np.stack([columns, rows, np.full_like(rows, 255)], axis=-1).astype(np.uint8))
     left, top, right, _ = box
-    eyes = [[left + 12, top + 30], [right - 12, top + 24]]
+    eyes = [[left + 4, top + 9], [right - 4, top + 6]]
     face = Face(np.array(box, np.float32), 1.0, np.array([*eyes, *eyes[:1] * 3], np.float32))
-    spec = spec_of(crop=Crop(0.2, align), input_height_px=40, input_width_px=48)
+    spec = spec_of(crop=Crop(0.2, align), input_height_px=20, input_width_px=24)
     crop = crop_face(frame, face, spec)
-    geometry = crop_geometry(face, (220, 200), spec)
-    pixels_xy = np.stack(np.meshgrid(np.arange(48), np.arange(40)), axis=-1).reshape(-1, 2)
+    geometry = crop_geometry(face, (125, 120), spec)
+    pixels_xy = np.stack(np.meshgrid(np.arange(24), np.arange(20)), axis=-1).reshape(-1, 2)
     places = geometry.points_to_frame(pixels_xy)
     # Blue marks what lies inside the frame; at its edge, black is averaged in.
     inside = crop.reshape(-1, 3)[:, 2] == 255
-    assert inside.sum() > 200
-    error = crop.reshape(-1, 3)[inside, :2] - places[inside]
+    assert inside.sum() > 100
+    error = crop.reshape(-1, 3)[inside, :2] / 2 - places[inside]
     # Values are whole, after one or two roundings, and do not lean to any side.
-    assert np.abs(error).max() < 1.3
-    assert np.abs(error.mean(axis=0)).max() < 0.06
+    assert np.abs(error).max() < 0.7
+    assert np.abs(error.mean(axis=0)).max() < 0.1
     np.testing.assert_allclose(geometry.points_to_crop(places), pixels_xy, atol=1e-9)
 
 

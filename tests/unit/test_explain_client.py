@@ -18,6 +18,7 @@ from deepfake_client.evidence import suspicious_faces
 from deepfake_client.explain import ExplainedFace, contact_sheet, open_explainer, overlays_png
 from deepfake_client.explain_draw import draw_contact_sheet, overlay_heatmap
 from deepfake_client.explain_service import ServiceExplainer
+from deepfake_client.explain_types import ExplainOptions
 from deepfake_client.testing import FakeTransport
 from deepfake_client.verdict import Label, Reason
 from deepfake_explain import CheckpointExplainer
@@ -55,7 +56,8 @@ def verdict(clip, explainer):
 @pytest.fixture(scope="module")
 def faces(clip, explainer, verdict) -> tuple[ExplainedFace, ...]:
     with client_of(explainer) as client:
-        return client.explain(verdict, clip, top=2, explainer=explainer)
+        # Layer-CAM has heat for every network; Grad-CAM may find nothing that speaks for fake.
+        return client.explain(verdict, clip, top=2, explainer=explainer, options=ExplainOptions("layer-cam"))
 
 
 def test_the_most_suspicious_faces_are_explained_with_the_crops_that_were_scored(verdict, faces, explainer):
@@ -63,7 +65,7 @@ def test_the_most_suspicious_faces_are_explained_with_the_crops_that_were_scored
     assert len(faces) == 2 * len(verdict.tracks) == 4
     for face in faces:
         assert face.explanation.served_probability == pytest.approx(face.pick.face.fake_probability, abs=1e-6)
-        (alone,) = explainer.explain(face.crop[None])
+        (alone,) = explainer.explain(face.crop[None], ExplainOptions("layer-cam"))
         np.testing.assert_allclose(face.explanation.heatmap, alone.heatmap, atol=1e-4)
         # Landmarks come along from the verdict, so the parts of the face have names.
         assert sum(face.explanation.part_shares.values()) == pytest.approx(1)
@@ -85,7 +87,7 @@ def test_heatmaps_go_back_to_where_the_face_is(faces):
 def test_the_source_is_that_of_the_verdict_where_none_is_given(clip, verdict, explainer):
     with client_of(explainer) as client:
         found = client.explain(verdict, top=1, explainer=explainer)
-        assert [face.pick.face.track for face in found] == [0, 1] or len(found) == 2
+        assert {face.pick.face.track for face in found} == {0, 1}
         gone = dataclasses.replace(verdict, source="gone.mp4")
         with pytest.raises(MediaNotFoundError, match=r"gone\.mp4"):
             client.explain(gone, explainer=explainer)

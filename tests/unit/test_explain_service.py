@@ -51,6 +51,7 @@ def running(explainer=None, **options):
     app = build_app(explainer or tiny_explainer(), MtcnnDetector(), **{"limits": LIMITS, **options})
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
