@@ -69,6 +69,12 @@ COMMANDS = {
     "build-engines": Command(
         "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
     ),
+    "explain": Command(
+        "deepfake_client.cli_explain:explain", "explain", "Show where the model saw the fake: heatmaps of a verdict."
+    ),
+    "explain-serve": Command(
+        "deepfake_explain.cli:explain_serve", "explain", "Serve heatmaps of one checkpoint over HTTP, beside Triton."
+    ),
     "demo-checkpoint": Command(
         "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint (untrained) and its spec."
     ),

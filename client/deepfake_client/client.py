@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.aggregation import DEFAULT_STRATEGY, check_threshold, strategy_named
+from deepfake_client.explain import ExplainedFace, explain_verdict
+from deepfake_client.explain_service import ServiceExplainer
+from deepfake_client.explain_types import Explainer, ExplainOptions
 from deepfake_client.inputs import Source, each_source, name_of, open_source
 from deepfake_client.live import (
     DEFAULT_FPS,
@@ -383,6 +386,44 @@ class AsyncDeepfakeClient:
             return np.empty(0, np.float32)
         return await infer_in_chunks(self._transport, model, faces)
 
+    async def explain(
+        self,
+        verdict: Verdict,
+        source: Source | None = None,
+        *,
+        top: int = 3,
+        explainer: Explainer | None = None,
+        options: ExplainOptions | None = None,
+        precision: str = "fp32",
+        tensorrt: bool = False,
+    ) -> tuple[ExplainedFace, ...]:
+        """Show where the model saw the fake in the most suspicious faces of a verdict.
+
+        Args:
+            verdict: what `analyze` returned.
+            source: the input again; the path that the verdict names when None.
+            top: at most that many faces of each track.
+            explainer: see `deepfake_client.explain.open_explainer`; the service at its default address when None.
+            options: method, layer and extra checks.
+            precision: of the served model; decides how far its score may be from PyTorch's.
+            tensorrt: whether a TensorRT plan is served.
+
+        Raises:
+            InputError: the input cannot be opened, an option is wrong, or no face was scored.
+            ExplainDisagreementError: the heatmap would not explain the served score.
+            ServerError: server or service cannot be reached or failed.
+        """
+        source = verdict.source if source is None else source
+        media = await asyncio.to_thread(open_source, source)
+        try:
+            return await explain_verdict(
+                self, verdict, media, explainer=explainer or ServiceExplainer(), top=top, options=options,
+                precision=precision, tensorrt=tensorrt,
+            )  # fmt: skip
+        finally:
+            if media is not source:
+                await asyncio.to_thread(media.close)
+
     def _the_detector(self) -> FaceDetector:
         with self._detector_lock:
             if self._detector is None:
@@ -543,6 +584,24 @@ class DeepfakeClient:
     def score(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `AsyncDeepfakeClient.score`."""
         return self._run(self._client.score(faces))
+
+    def explain(
+        self,
+        verdict: Verdict,
+        source: Source | None = None,
+        *,
+        top: int = 3,
+        explainer: Explainer | None = None,
+        options: ExplainOptions | None = None,
+        precision: str = "fp32",
+        tensorrt: bool = False,
+    ) -> tuple[ExplainedFace, ...]:
+        """See `AsyncDeepfakeClient.explain`."""
+        return self._run(
+            self._client.explain(
+                verdict, source, top=top, explainer=explainer, options=options, precision=precision, tensorrt=tensorrt
+            )
+        )
 
     def _each(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """Run an asynchronous generator on the client's loop."""
