@@ -446,6 +446,8 @@ def _inspect_config(
         return None, [Problem(name, where, "is missing", fix)]
     try:
         config = read_config(path)
+        # Looked for after the configuration was read: an export moves its version in first, and names it then.
+        versions = versions_of(repository / name)
         if not versions:
             again = "export the model again"
             return None, [Problem(name, where, what, again) for what in production_problems(config)]
