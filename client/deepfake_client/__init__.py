@@ -12,7 +12,8 @@ Works without torch. Errors are in `deepfake_preprocess.errors` and can be impor
 """
 
 from deepfake_client.aggregation import STRATEGIES
-from deepfake_client.client import AsyncDeepfakeClient, DeepfakeClient
+from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.client import DeepfakeClient
 from deepfake_client.inputs import Source
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress

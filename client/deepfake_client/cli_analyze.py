@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_client.aggregation import DEFAULT_STRATEGY, STRATEGIES, check_threshold, strategy_named
+from deepfake_client.async_client import DEFAULT_CONCURRENCY
 from deepfake_client.batch import Batch, Result
 from deepfake_client.cli import print_error
 from deepfake_client.cli_connection import SERVER_PANEL, Connection, with_connection
 from deepfake_client.cli_output import Csv, JsonLines, Kept, Output, Report, Screen
 from deepfake_client.cli_progress import RunProgress
-from deepfake_client.client import DEFAULT_CONCURRENCY, DeepfakeClient
+from deepfake_client.client import DeepfakeClient
 from deepfake_client.inputs import expand
 from deepfake_client.journal import Journal
 from deepfake_client.outcome import Outcome

@@ -19,7 +19,7 @@ import uvicorn
 from explain_nets import OTHER_SHA, SHA, SIDE_PX, tiny_explainer
 from media import astronaut
 
-from deepfake_client.client import AsyncDeepfakeClient
+from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.explain_draw import encode_png
 from deepfake_client.explain_service import ServiceExplainer
 from deepfake_client.explain_types import ExplainOptions, ServedScores
