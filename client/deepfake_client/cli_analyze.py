@@ -68,6 +68,10 @@ def analyze(
             help=f"How a face's frames become its score: {', '.join(STRATEGIES)}.", rich_help_panel=_ANALYSIS
         ),
     ] = DEFAULT_STRATEGY,
+    until_sure: Annotated[
+        bool,
+        typer.Option("--until-sure", help="Stop as soon as the frames looked at suffice.", rich_help_panel=_ANALYSIS),
+    ] = False,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -182,7 +186,9 @@ def analyze(
     # A file name that is not UTF-8 is printed with escapes, which JSON reads back as the same name.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = {"sampling": sampling, "aggregation": aggregation, "threshold": threshold}
+    options = {
+        "sampling": sampling, "aggregation": aggregation, "threshold": threshold, "until_sure": until_sure
+    }  # fmt: skip
     screen = Console(stderr=True, soft_wrap=True, highlight=False)
     run = _Run(sources, screen)
     try:

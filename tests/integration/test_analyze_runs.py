@@ -134,3 +134,14 @@ def test_good_and_bad_inputs_in_one_directory(embedded_triton: EmbeddedTriton, c
     assert "broken.mp4" in err
     assert len(list((tmp_path / "report").glob("*/confidence_timeline.png"))) == 2
     assert "broken.mp4" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_until_sure_looks_at_fewer_frames(embedded_triton: EmbeddedTriton, clips: Path, tmp_path: Path) -> None:
+    code, out, err = finish(
+        start(clips / "clip0.mp4", "--json", "--until-sure", "--url", embedded_triton.grpc_url, cwd=tmp_path)
+    )
+    assert code == 0, err
+    data = json.loads(out)
+    jsonschema.validate(data, SCHEMA)
+    assert data["frames_saved"] > 0
+    assert len(data["frames"]) + data["frames_saved"] == 32
