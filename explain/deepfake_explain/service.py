@@ -322,9 +322,8 @@ async def _read_form(request: Request, limit: int) -> tuple[dict[str, str], dict
             elif not isinstance(value, str) and name in FILES:
                 files[name] = await value.read()
             else:
-                raise OptionError(
-                    f"the form has a field {name!r}; allowed: the pictures {', '.join(FILES)}, and {', '.join(FIELDS)}"
-                )
+                allowed = f"the pictures {', '.join(FILES)}, and {', '.join(FIELDS)}"
+                raise OptionError(f"the form has a field {name!r}; allowed: {allowed}")
     finally:
         await form.close()
     return fields, files

@@ -1,4 +1,4 @@
-"""Checkpoint, export, a real Triton, a clip: what is explained is what is served, in this process and by the service."""
+"""Checkpoint, export, a real Triton, a clip: what is explained is what is served, here and by the service."""
 
 from __future__ import annotations
 
