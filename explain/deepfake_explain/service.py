@@ -24,7 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.client import AsyncDeepfakeClient
 from deepfake_client.explain_draw import encode_png
 from deepfake_client.explain_types import DEFAULT_METHOD, METHODS, ExplainOptions, Explanation, ServedScores
 from deepfake_client.explain_wire import NPZ_TYPE, explanation_to_npz
@@ -322,9 +322,8 @@ async def _read_form(request: Request, limit: int) -> tuple[dict[str, str], dict
             elif not isinstance(value, str) and name in FILES:
                 files[name] = await value.read()
             else:
-                raise OptionError(
-                    f"the form has a field {name!r}; allowed: the pictures {', '.join(FILES)} and {', '.join(FIELDS)}"
-                )
+                allowed = f"the pictures {', '.join(FILES)}, and {', '.join(FIELDS)}"
+                raise OptionError(f"the form has a field {name!r}; allowed: {allowed}")
     finally:
         await form.close()
     return fields, files
