@@ -50,6 +50,11 @@ COMMANDS = {
     "analyze": Command(
         "deepfake_client.cli_analyze:analyze", "serve", "Say whether videos or images show a manipulated face."
     ),
+    "watch": Command(
+        "deepfake_client.cli_watch:watch",
+        "serve",
+        "Follow a camera, a stream or a growing file with a rolling verdict.",
+    ),
     "models": Command("deepfake_client.cli_server:models", "serve", "Show the detectors that a server offers."),
     "health": Command("deepfake_client.cli_server:health", "serve", "Ask a server whether it is alive and ready."),
     "serve": Command(

@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from deepfake_client.cli_connection import Connection, with_connection
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.explain import ExplainedFace, contact_sheet, open_explainer
 from deepfake_client.explain_draw import encode_png
 from deepfake_client.explain_types import DEFAULT_METHOD, METHODS, ExplainOptions
-from deepfake_client.transport import DEFAULT_TIMEOUT_S, DEFAULT_URL
 from deepfake_client.verdict import Verdict
 from deepfake_client.verdict_json import outcome_from_dict
 from deepfake_preprocess.errors import OptionError
@@ -26,9 +26,11 @@ SHEET_NAME = "contact_sheet.png"
 DATA_NAME = "explanation.json"
 
 
+@with_connection
 def explain(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A video or an image.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the pictures and the JSON.")],
+    connection: Connection,
     top: Annotated[int, typer.Option(min=1, help="At most that many frames of each face.")] = 3,
     verdict: Annotated[
         Path | None, typer.Option(help="What `deepfake analyze --json` said, instead of analyzing again.")
@@ -53,9 +55,6 @@ def explain(
         bool, typer.Option("--faithfulness", help="Measure deletion and insertion curves (slow).")
     ] = False,
     sanity: Annotated[bool, typer.Option("--sanity", help="Compare with randomised weights.")] = False,
-    url: Annotated[
-        str, typer.Option(envvar="DEEPFAKE_URL", metavar="HOST:PORT", help="gRPC address of the server.")
-    ] = DEFAULT_URL,
     model: Annotated[
         str | None, typer.Option(help="Model to use; needed only when the server offers several.")
     ] = None,
@@ -68,7 +67,6 @@ def explain(
     precision: Annotated[str, typer.Option(help="Precision that the server serves: fp32, fp16 or int8.")] = "fp32",
     tensorrt: Annotated[bool, typer.Option("--tensorrt", help="The server serves a TensorRT plan.")] = False,
     frames: Annotated[int, typer.Option(min=1, help="Frames to analyze, evenly spaced in time.")] = 32,
-    timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = DEFAULT_TIMEOUT_S,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON as well.")] = False,
 ) -> None:
     """Show where the model saw the fake, in the most suspicious frames of each face.
@@ -93,11 +91,13 @@ def explain(
         with screen.status("loading the checkpoint" if checkpoint else "starting"):
             explainer = open_explainer(service=service, checkpoint=checkpoint, spec=spec, device=device)
         stack.callback(explainer.close)
+        url = connection.url
         if embedded:
             server = require_extra("deepfake_serve.server", extra="serve")
             with screen.status("starting a private Triton"):
-                url = stack.enter_context(server.EmbeddedTriton(repository, models=[model] if model else [])).grpc_url
-        client = stack.enter_context(DeepfakeClient(url, model=model, timeout_s=timeout))
+                triton = stack.enter_context(server.EmbeddedTriton(repository, models=[model] if model else []))
+            url = triton.http_url if connection.is_http else triton.grpc_url
+        client = stack.enter_context(DeepfakeClient(url, model=model, **connection.options()))
         if known is None:
             with screen.status(f"analyzing {escape(path)}"):
                 known = client.analyze(media, sampling=Sampling(num_frames=frames))

@@ -36,7 +36,7 @@ class Journal:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        self._settings = dict(settings)
+        self._settings = json.loads(json.dumps(settings))
         self._inputs: dict[str, dict[str, Any] | None] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,20 +119,20 @@ class Journal:
                 line = json.loads(raw)
                 lines[outcome_from_dict(line).source] = line
             except (ValueError, AttributeError) as exc:
-                # A line that a crash has torn can be the last one only.
-                if number < len(raw_lines) or number == 1:
+                # A crash can tear the last line only, and never writes another beginning.
+                if raw.endswith(b"\n") or not (number > 1 or raw.startswith(b'{"source"')):
                     raise OptionError(
                         f"line {number} of {self.path} is no result of `deepfake analyze`; name another file"
                     ) from exc
                 break
             length += len(raw)
         self._file.truncate(length)
-        if raw_lines and not self._ends_with_newline(length):
+        if length and not self._ends_with_newline(length):
             self._file.write(b"\n")
         return lines, len(lines) < len(raw_lines)
 
     def _ends_with_newline(self, length: int) -> bool:
-        self._file.seek(max(0, length - 1))
+        self._file.seek(length - 1)
         return self._file.read(1) == b"\n"
 
     def _rewrite(self) -> None:
@@ -145,7 +145,7 @@ class Journal:
 
     def _input_of(self, source: str) -> dict[str, Any] | None:
         try:
-            state = os.stat(source)
+            state = Path(source).stat()
         except (OSError, ValueError):
             return None
         return {"size_bytes": state.st_size, "modified_ns": state.st_mtime_ns, "settings": self._settings}

@@ -62,8 +62,8 @@ def result_schema() -> dict[str, Any]:
     return {
         "$schema": DRAFT,
         "title": "Result of deepfake analyze",
-        "description": "What `deepfake analyze --json` prints: one result for one input, an array for several. A line "
-        "of `--jsonl` is one result. `Verdict.to_dict` and `Outcome.to_dict` return one, too.",
+        "description": "What `deepfake analyze --json` prints: one result for one input, an array for several. A "
+        "line of `--jsonl` is one result. `Verdict.to_dict` and `Outcome.to_dict` return one, too.",
         "anyOf": [{"$ref": "#/$defs/Result"}, {"type": "array", "items": {"$ref": "#/$defs/Result"}}],
         "$defs": {"Result": {"oneOf": [{"$ref": "#/$defs/Verdict"}, {"$ref": "#/$defs/Failure"}]}, **definitions},
     }

@@ -10,8 +10,8 @@ the end for the last. Where nothing is on screen yet, the first frame is taken. 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import count, pairwise, takewhile
 from math import ceil, floor, isfinite
@@ -73,6 +73,28 @@ class Sampling:
         if self.num_frames is None or duration is None:
             raise ValueError("num_frames needs a duration")
         return _midpoints(self.num_frames, start, duration)
+
+
+@dataclass(frozen=True, slots=True)
+class PartOf(Sampling):
+    """Some of the frames of another sampling: what one pass of several takes.
+
+    Attributes:
+        positions: which of its times, counted from 0.
+    """
+
+    positions: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, sampling: Sampling, positions: Iterable[int]) -> PartOf:
+        """Return the part of `sampling` at `positions`."""
+        options = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        return cls(**options, positions=frozenset(positions))
+
+    def targets(self, *, start: int, duration: int | None, time_base: Fraction) -> Iterator[int]:
+        """See `Sampling.targets`."""
+        every = Sampling.targets(self, start=start, duration=duration, time_base=time_base)
+        return (target for position, target in enumerate(every) if position in self.positions)
 
 
 def _midpoints(num_frames: int, start: int, duration: int) -> Iterator[int]:

@@ -381,7 +381,7 @@ def test_unusable_files_are_refused_at_once_with_one_sentence(tmp_path, kind, ca
 def test_no_foreign_error_gets_out(foreign):
     if not issubclass(foreign, av.error.FFmpegError):
         pytest.skip("no FFmpeg error")
-    with pytest.raises((MediaOpenError, MediaNotFoundError)), video._foreign_errors("clip.mp4"):
+    with pytest.raises((MediaOpenError, MediaNotFoundError)), video.foreign_errors("clip.mp4"):
         raise foreign(1, "something")
 
 
