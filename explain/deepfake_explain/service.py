@@ -28,6 +28,7 @@ from deepfake_client.client import AsyncDeepfakeClient
 from deepfake_client.explain_draw import encode_png
 from deepfake_client.explain_types import DEFAULT_METHOD, METHODS, ExplainOptions, Explanation, ServedScores
 from deepfake_client.explain_wire import NPZ_TYPE, explanation_to_npz
+from deepfake_client.transport_retry import NO_RETRY
 from deepfake_explain.agreement import check_checkpoint, check_scores
 from deepfake_explain.batcher import Batcher
 from deepfake_explain.explainer import CheckpointExplainer
@@ -271,7 +272,10 @@ class _Service:
     async def _served(self, intake: Intake, agreement: Agreement) -> ServedScores:
         """Ask the server for its score of the crop."""
         if self._client is None:
-            self._client = AsyncDeepfakeClient(agreement.url, model=agreement.model, detector=self._detector)
+            # Not tried again: who waits has a deadline, and holds one of the few places.
+            self._client = AsyncDeepfakeClient(
+                agreement.url, model=agreement.model, detector=self._detector, retry=NO_RETRY
+            )
         try:
             model = await self._client.model()
             probabilities = await self._client.score(intake.crop[None])

@@ -25,6 +25,7 @@ from deepfake_client.explain_service import ServiceExplainer
 from deepfake_client.explain_types import ExplainOptions, ServedScores
 from deepfake_client.explain_wire import NPZ_TYPE, explanation_from_npz, explanation_to_npz
 from deepfake_client.testing import FakeTransport
+from deepfake_client.transport_retry import NO_RETRY
 from deepfake_explain import service as service_module
 from deepfake_explain.service import Agreement, Limits, build_app
 from deepfake_export.crops import generate_crops
@@ -311,8 +312,8 @@ def test_every_score_is_compared_with_that_of_the_server(monkeypatch):
     explainer = tiny_explainer()
     answers = {"scorer": explainer.score, "error": None}
 
-    def client(url, *, model, detector):
-        assert (url, model) == ("triton:8001", "tiny")
+    def client(url, *, model, detector, retry):
+        assert (url, model, retry) == ("triton:8001", "tiny", NO_RETRY)
         transport = FakeTransport(
             lambda faces: answers["scorer"](faces), spec=explainer.spec, error=answers["error"], fail_after=0
         )
