@@ -29,6 +29,7 @@ from deepfake_client.verdict import ModelIdentity, Timing, Verdict
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.errors import ModelContractError, ServerError
 from deepfake_preprocess.face import Face, FaceDetector
+from deepfake_preprocess.following import DETECT_EVERY, Sighting, find_faces
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.video import Media, Sampling
 
@@ -189,6 +190,8 @@ class _Run:
         self._frames_expected = _frames_expected(media, sampling)
         self._frames_done = 0
         self._faces_scored = 0
+        self._frames_seen = 0
+        self._latest: asyncio.Future[Sighting] | None = None
         self._frame_slots = asyncio.Semaphore(frames_in_flight)
         self._request_slots = asyncio.Semaphore(stages.max_requests_in_flight)
 
@@ -219,8 +222,17 @@ class _Run:
 
     async def _process(self, frame: Frame, scored: ScoredFrame) -> None:
         loop = asyncio.get_running_loop()
+        # Tasks start in the order of their frames. Which frames start anew is fixed, so that results do not depend on
+        # the threads' speed; those between form a chain, and chains run side by side.
+        previous, self._latest = self._latest, loop.create_future()
+        latest, starts_anew = self._latest, self._frames_seen % DETECT_EVERY == 0
+        self._frames_seen += 1
         try:
-            scored.faces, crops = await loop.run_in_executor(self._stages.detect_pool, self._detect, frame)
+            before = None if previous is None or starts_anew else await previous
+            scored.faces, crops, sighting = await loop.run_in_executor(
+                self._stages.detect_pool, self._detect, frame, before
+            )
+            latest.set_result(sighting)
             # The frame's memory is free from here on; only the small crops wait for the server.
             del frame
             await self._request_slots.acquire()
@@ -242,17 +254,18 @@ class _Run:
         if self._on_progress is not None:
             self._on_progress(Progress(self._frames_done, self._frames_expected, self._faces_scored))
 
-    def _detect(self, frame: Frame) -> tuple[list[Face], NDArray[np.uint8] | None]:
+    def _detect(self, frame: Frame, before: Sighting | None) -> tuple[list[Face], NDArray[np.uint8] | None, Sighting]:
         """Find and crop the faces of one frame; runs on a worker thread."""
         with self.detect_clock:
             size_wh = self._stages.detector.detection_size_wh(frame.width_px, frame.height_px)
-            found = self._stages.detector.detect([frame.to_rgb(size_wh)])[0]
+            sighting = find_faces(self._stages.detector, frame.to_rgb(size_wh), frame.pts_seconds, before)
             factor_x, factor_y = frame.width_px / size_wh[0], frame.height_px / size_wh[1]
-            faces = [face.scaled(factor_x, factor_y) for face in found]
+            faces = [face.scaled(factor_x, factor_y) for face in sighting.faces]
         if not faces:
-            return [], None
+            return [], None, sighting
         with self.crop_clock:
-            return faces, np.stack([crop_face(frame, face, self._stages.model.spec) for face in faces])
+            crops = np.stack([crop_face(frame, face, self._stages.model.spec) for face in faces])
+        return faces, crops, sighting
 
 
 def _frames_expected(media: Media, sampling: Sampling) -> int | None:
