@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import io
 import math
@@ -88,6 +89,23 @@ def test_samples_are_frames_of_a_plain_decode(coded_clip, sampling, monkeypatch)
         np.testing.assert_array_equal(frame.to_rgb(), pixels)
     assert stats.packets_corrupt == 0
     assert stats.decode_s > 0
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(3, mode="fast"), Sampling(16, mode="fast"), Sampling(None, 4.0, "fast")], ids=str
+)
+def test_fast_samples_are_as_many_frames_of_a_plain_decode(coded_clip, sampling):
+    path, whole = coded_clip
+    frames, stats = sample(path, sampling)
+    usual, usual_stats = sample(path, dataclasses.replace(sampling, mode="uniform"))
+    assert len(frames) == len(usual)
+    for frame in frames:
+        pts_seconds, pixels = whole[frame.index]
+        assert frame.pts_seconds == pytest.approx(pts_seconds, abs=1e-9)
+        np.testing.assert_array_equal(frame.to_rgb(), pixels)
+    assert [frame.index for frame in frames] == sorted({frame.index for frame in frames})
+    assert stats.packets_corrupt == 0
+    assert stats.frames_decoded <= usual_stats.frames_decoded
 
 
 def test_frames_nobody_needs_are_not_decoded(tmp_path):
