@@ -65,6 +65,11 @@ def scene(*places: tuple[int, int, float], grey: int = 128) -> np.ndarray:
     return picture
 
 
+def faint(picture: np.ndarray) -> np.ndarray:
+    """A third of the contrast, so that what moves, comes or goes changes the picture little."""
+    return (picture // 3 + 85).astype(np.uint8)
+
+
 def look(detector: FaceDetector, pictures: list[np.ndarray], step_s: float = 0.2) -> list[Sighting]:
     """Detect in the first picture and follow from each to the next."""
     sightings: list[Sighting] = []
@@ -87,7 +92,7 @@ def test_mtcnn_can_follow():
 
 def test_moving_faces_are_followed_without_detection(detector):
     paths = [[(40 + 5 * step, 40, 0.4), (250, 40 + 4 * step, 0.3 + 0.01 * step)] for step in range(6)]
-    sightings = look(detector, [scene(*places) for places in paths])
+    sightings = look(detector, [faint(scene(*places)) for places in paths])
     for sighting, places in zip(sightings, paths, strict=True):
         assert_at(sighting, *places)
         confidences = [face.confidence for face in sighting.faces]
@@ -105,7 +110,7 @@ def test_followed_faces_are_where_detection_finds_them(detector):
 
 def test_a_lost_face_makes_all_be_detected(detector):
     both, one = [(40, 40, 0.6), (250, 40, 0.3)], [(40, 40, 0.6)]
-    sightings = look(detector, [scene(*both), scene(*one), scene(*one)])
+    sightings = look(detector, [faint(scene(*both)), faint(scene(*one)), faint(scene(*one))])
     assert_at(sightings[1], *one)
     assert_at(sightings[2], *one)
     assert (detector.detected, detector.followed) == (2, 2)
@@ -147,12 +152,18 @@ def test_detects_where_following_is_not_safe(detector, before, after, step_s):
 
 def test_a_new_face_is_found_with_the_next_detection(detector):
     """Through the client: it comes with frame 2, and frame `DETECT_EVERY` detects."""
-    old, new = (40, 40, 0.6), (300, 150, 0.3)
-    pictures = [scene(old) if number < 2 else scene(old, new) for number in range(2 * DETECT_EVERY)]
+    old, new = (faint(scene((40, 40, 0.6), *more)) for more in ([], [(300, 150, 0.3)]))
+    pictures = [old if number < 2 else new for number in range(2 * DETECT_EVERY)]
     counts = faces_per_frame(detector, pictures)
     assert counts[:2] == [1, 1]
     assert set(counts[DETECT_EVERY:]) == {2}
     assert detector.detected == 2
+
+
+def test_a_new_face_that_stands_out_is_found_at_once(detector):
+    old, new = (40, 40, 0.6), (300, 150, 0.3)
+    assert_at(look(detector, [scene(old), scene(old, new)])[1], old, new)
+    assert (detector.detected, detector.followed) == (2, 0)
 
 
 def test_a_detector_that_cannot_follow_detects_every_frame(detector):
