@@ -2,8 +2,8 @@
 
 Ours runs with uniform and with fast sampling. The usual pipeline is what the field's projects do with a clip: OpenCV
 seeks to each frame, facenet-pytorch's MTCNN finds the faces, eager PyTorch scores the crops. All run in turn in every
-round, so that a noisy machine disturbs them alike; the ratios are medians over rounds. All but the fast one look at the
-same frames.
+round, so that a noisy machine disturbs them alike; the ratios are medians over rounds. All but the fast one look at
+the same frames.
 
 ::
 
