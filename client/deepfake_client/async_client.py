@@ -166,7 +166,8 @@ class AsyncDeepfakeClient:
             aggregation: name of a strategy in `deepfake_client.aggregation.STRATEGIES`.
             threshold: FAKE at or above it, in (0, 1); the model's own when None.
             until_sure: stop when the frames looked at suffice, at this confidence or at 0.99 when True; see
-                `deepfake_client.stopping`. `Verdict.frames_saved` says how many frames that saved.
+                `deepfake_client.stopping`. `Verdict.frames_saved` says how many frames that saved. With fast sampling
+                all frames are looked at.
             on_progress: called after each frame, in the client's event loop.
 
         Returns:

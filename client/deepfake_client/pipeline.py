@@ -30,6 +30,7 @@ from deepfake_client.verdict import ModelIdentity, Timing, Verdict
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.errors import ModelContractError, ServerError
 from deepfake_preprocess.face import FaceDetector
+from deepfake_preprocess.following import DETECT_EVERY, Sighting, find_faces
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.video import Media, Sampling
 
@@ -210,6 +211,8 @@ class Run:
         self._frames_expected = _frames_expected(media, sampling)
         self._frames_done = 0
         self._faces_scored = 0
+        self._frames_seen = 0
+        self._latest: asyncio.Future[Sighting | None] | None = None
         self._frame_slots = asyncio.Semaphore(frames_in_flight(media.width_px, media.height_px))
         self._request_slots = asyncio.Semaphore(stages.max_requests_in_flight)
 
@@ -253,13 +256,25 @@ class Run:
 
     async def _process(self, frame: Frame, scored: ScoredFrame) -> None:
         loop = asyncio.get_running_loop()
+        # Tasks start in the order of their frames. Which frames start anew is fixed, so that results do not depend on
+        # the threads' speed; those between form a chain, and chains run side by side.
+        previous, self._latest = self._latest, loop.create_future()
+        latest, starts_anew = self._latest, self._frames_seen % DETECT_EVERY == 0
+        self._frames_seen += 1
         try:
-            crops = await loop.run_in_executor(self._stages.detect_pool, self._detect, frame, scored)
+            before = None if previous is None or starts_anew else await previous
+            crops, sighting = await loop.run_in_executor(
+                self._stages.detect_pool, self._detect, frame, scored, before
+            )
+            latest.set_result(sighting)
             # The frame's memory is free from here on; only the small crops wait for the server.
             del frame
             await self._request_slots.acquire()
         finally:
             self._frame_slots.release()
+            if not latest.done():
+                # This frame failed or was given up; the next one must not wait for it.
+                latest.set_result(None)
         try:
             if crops is not None and self.failure is None:
                 with self.infer_clock:
@@ -276,19 +291,21 @@ class Run:
         if self._on_progress is not None:
             self._on_progress(Progress(self._frames_done, self._frames_expected, self._faces_scored))
 
-    def _detect(self, frame: Frame, scored: ScoredFrame) -> NDArray[np.uint8] | None:
+    def _detect(
+        self, frame: Frame, scored: ScoredFrame, before: Sighting | None
+    ) -> tuple[NDArray[np.uint8] | None, Sighting]:
         """Find, crop and look at the faces of one frame; runs on a worker thread."""
         spec = self._stages.model.spec
         with self.detect_clock:
             size_wh = self._stages.detector.detection_size_wh(frame.width_px, frame.height_px)
             small = frame.to_rgb(size_wh)
-            found = self._stages.detector.detect([small])[0]
+            sighting = find_faces(self._stages.detector, small, frame.pts_seconds, before)
             factor_x, factor_y = frame.width_px / size_wh[0], frame.height_px / size_wh[1]
-            scored.faces = [face.scaled(factor_x, factor_y) for face in found]
+            scored.faces = [face.scaled(factor_x, factor_y) for face in sighting.faces]
         with self.crop_clock:
-            crops = np.stack([crop_face(frame, face, spec) for face in scored.faces]) if found else None
+            crops = np.stack([crop_face(frame, face, spec) for face in scored.faces]) if scored.faces else None
             scored.look_at(small, crops, frame_wh=(frame.width_px, frame.height_px), spec=spec)
-        return crops
+        return crops, sighting
 
 
 def _stop_rule(
@@ -298,6 +315,8 @@ def _stop_rule(
     num_frames = _frames_expected(media, sampling)
     if sure_at is None or media.kind != "video" or num_frames is None or media.duration_s is None:
         return None
+    if sampling.mode == "fast":
+        return None  # several passes would decode the same few stretches again
     if media.frame_rate is not None and num_frames >= media.duration_s * media.frame_rate:
         return None  # every frame is sampled, in the order of decoding
     return StopRule(num_frames, strategy, threshold, sure_at)

@@ -24,7 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from deepfake_client.client import AsyncDeepfakeClient
+from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.explain_draw import encode_png
 from deepfake_client.explain_types import DEFAULT_METHOD, METHODS, ExplainOptions, Explanation, ServedScores
 from deepfake_client.explain_wire import NPZ_TYPE, explanation_to_npz

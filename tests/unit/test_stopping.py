@@ -173,7 +173,15 @@ def test_a_rate_is_sampled_to_its_end(clip: Path) -> None:
 def test_a_clip_of_which_every_frame_is_sampled_is_read_once(clip: Path) -> None:
     verdict, numbers = analyze(clip, lambda number: [0.95], Sampling(num_frames=200), until_sure=True)
     assert verdict.frames_saved == 0
-    assert numbers == list(range(NUM_PICTURES))
+    assert sorted(numbers) == list(range(NUM_PICTURES))
+
+
+def test_fast_sampling_takes_its_frames_in_one_pass(clip: Path) -> None:
+    sampling = Sampling(16, mode="fast")
+    whole, _ = analyze(clip, lambda number: [0.95], sampling)
+    early, _ = analyze(clip, lambda number: [0.95], sampling, until_sure=True)
+    assert early.frames_saved == 0
+    assert [frame.index for frame in early.frames] == [frame.index for frame in whole.frames]
 
 
 def test_a_server_that_fails_ends_the_passes(clip: Path) -> None:
