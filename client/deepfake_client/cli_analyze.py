@@ -30,6 +30,7 @@ from deepfake_client.transport_retry import Retry
 from deepfake_client.verdict import Label
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.sampling import SAMPLING_MODES
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.video import Sampling
 
@@ -62,6 +63,15 @@ def analyze(
     fps: Annotated[
         float | None, typer.Option(help="Take this many frames per second instead.", rich_help_panel=_ANALYSIS)
     ] = None,
+    sampling_mode: Annotated[
+        str,
+        typer.Option(
+            "--sampling",
+            metavar="|".join(SAMPLING_MODES),
+            help="uniform: at even times. fast: as many, where decoding is cheap (near keyframes).",
+            rich_help_panel=_ANALYSIS,
+        ),
+    ] = "uniform",
     aggregation: Annotated[
         str,
         typer.Option(
@@ -178,7 +188,7 @@ def analyze(
     """
     if embedded and connection.tls:
         raise OptionError("--embedded starts a server of its own, without TLS; leave out the options of TLS")
-    sampling = _sampling(frames, fps)
+    sampling = _sampling(frames, fps, sampling_mode)
     strategy_named(aggregation)
     check_threshold(threshold)
     _check_printed(as_json=as_json, as_jsonl=as_jsonl, csv=csv)
@@ -227,10 +237,14 @@ def analyze(
     raise typer.Exit(run.exit_code())
 
 
-def _sampling(frames: int | None, fps: float | None) -> Sampling:
+def _sampling(frames: int | None, fps: float | None, mode: str) -> Sampling:
     if frames is not None and fps is not None:
         raise OptionError("--frames and --fps exclude each other; give one of them")
-    return Sampling(num_frames=None, fps=fps) if fps is not None else Sampling(num_frames=frames or DEFAULT_FRAMES)
+    # What is not allowed is refused by `Sampling`, in the words of its field.
+    chosen: Any = mode
+    if fps is not None:
+        return Sampling(num_frames=None, fps=fps, mode=chosen)
+    return Sampling(num_frames=frames or DEFAULT_FRAMES, mode=chosen)
 
 
 def _journal(output: Path | None, report: Path | None, options: dict[str, Any], *, resume: bool) -> Journal | None:

@@ -205,9 +205,10 @@ def _concerns(faces: Sequence[FaceScore]) -> str:
 
 
 def _sampling_text(sampling: Sampling) -> str:
+    where = "evenly spaced in time" if sampling.mode == "uniform" else "near keyframes (fast sampling)"
     if sampling.fps is not None:
-        return f"{sampling.fps:g} frames per second"
-    return f"{sampling.num_frames} frames, evenly spaced in time"
+        return f"{sampling.fps:g} frames per second, {where}"
+    return f"{sampling.num_frames} frames, {where}"
 
 
 def _warnings(verdict: Verdict) -> list[str]:
