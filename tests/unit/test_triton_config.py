@@ -5,6 +5,7 @@ import pytest
 from deepfake_preprocess import triton_config
 from deepfake_preprocess.config_check import contract_problems, production_problems
 from deepfake_preprocess.errors import OptionError, RepositoryError
+from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import ModelSpec
 
 SPEC = ModelSpec(
@@ -70,7 +71,7 @@ def test_single_crops_are_batched_without_waiting_for_a_preferred_size(config):
 
 def test_every_variant_has_what_production_needs(config):
     assert production_problems(config) == []
-    assert contract_problems(config, SPEC) == []
+    assert contract_problems(config, Manifest(SPEC, {})) == []
 
 
 @pytest.mark.parametrize(
