@@ -25,7 +25,8 @@ from deepfake_client.cli_output import Csv, JsonLines, Kept, Output, Report, Scr
 from deepfake_client.cli_progress import RunProgress
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.evidence import MAX_SHOWN, SHOWN_PER_TRACK
-from deepfake_client.explain import ExplainedFace, Explainer, open_explainer
+from deepfake_client.explain import ExplainedFace, open_explainer
+from deepfake_client.explain_types import Explainer
 from deepfake_client.inputs import expand
 from deepfake_client.journal import Journal
 from deepfake_client.outcome import Outcome
