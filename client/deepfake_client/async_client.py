@@ -393,10 +393,9 @@ class AsyncDeepfakeClient:
         source: Source | None = None,
         *,
         top: int = 3,
+        at_most: int | None = None,
         explainer: Explainer | None = None,
         options: ExplainOptions | None = None,
-        precision: str = "fp32",
-        tensorrt: bool = False,
     ) -> tuple[ExplainedFace, ...]:
         """Show where the model saw the fake in the most suspicious faces of a verdict.
 
@@ -404,10 +403,9 @@ class AsyncDeepfakeClient:
             verdict: what `analyze` returned.
             source: the input again; the path that the verdict names when None.
             top: at most that many faces of each track.
+            at_most: at most that many faces in all, for which the tracks take turns; None for no such bound.
             explainer: see `deepfake_client.explain.open_explainer`; the service at its default address when None.
             options: method, layer and extra checks.
-            precision: of the served model; decides how far its score may be from PyTorch's.
-            tensorrt: whether a TensorRT plan is served.
 
         Raises:
             InputError: the input cannot be opened, an option is wrong, or no face was scored.
@@ -418,8 +416,8 @@ class AsyncDeepfakeClient:
         media = await asyncio.to_thread(open_source, source)
         try:
             return await explain_verdict(
-                self, verdict, media, explainer=explainer or ServiceExplainer(), top=top, options=options,
-                precision=precision, tensorrt=tensorrt,
+                self, verdict, media, explainer=explainer or ServiceExplainer(), top=top, at_most=at_most,
+                options=options,
             )  # fmt: skip
         finally:
             if media is not source:

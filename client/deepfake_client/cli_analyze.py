@@ -20,14 +20,18 @@ from deepfake_client.async_client import DEFAULT_CONCURRENCY
 from deepfake_client.batch import Batch, Result
 from deepfake_client.cli import print_error
 from deepfake_client.cli_connection import SERVER_PANEL, Connection, with_connection
+from deepfake_client.cli_explain import CheckpointOption, ServiceOption
 from deepfake_client.cli_output import Csv, JsonLines, Kept, Output, Report, Screen
 from deepfake_client.cli_progress import RunProgress
 from deepfake_client.client import DeepfakeClient
+from deepfake_client.evidence import MAX_SHOWN, SHOWN_PER_TRACK
+from deepfake_client.explain import ExplainedFace, open_explainer
+from deepfake_client.explain_types import Explainer
 from deepfake_client.inputs import expand
 from deepfake_client.journal import Journal
 from deepfake_client.outcome import Outcome
 from deepfake_client.transport_retry import Retry
-from deepfake_client.verdict import Label
+from deepfake_client.verdict import Label, Verdict
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.sampling import SAMPLING_MODES
@@ -111,6 +115,16 @@ def analyze(
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Heatmaps in the report: where the model saw the fake.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    service: ServiceOption = None,
+    checkpoint: CheckpointOption = None,
     quiet: Annotated[
         bool,
         typer.Option("--quiet", "-q", help="No progress and no tables; errors only.", rich_help_panel=_OUTPUT),
@@ -175,6 +189,7 @@ def analyze(
       deepfake analyze clip.mp4 --embedded --json
       deepfake analyze videos/ --report report --csv results.csv
       deepfake analyze videos/ --report report --resume
+      deepfake analyze clip.mp4 --report report --explain --checkpoint detector.safetensors
       deepfake analyze 'videos/*.mp4' --fps 2 --url gpu-host:8001 --jsonl
 
     [bold]Exit codes[/]
@@ -192,6 +207,10 @@ def analyze(
     strategy_named(aggregation)
     check_threshold(threshold)
     _check_printed(as_json=as_json, as_jsonl=as_jsonl, csv=csv)
+    if report is None and explain:
+        raise OptionError("--explain puts heatmaps into a report; name its directory with --report DIR")
+    if checkpoint is not None and not explain:
+        raise OptionError("--checkpoint is for the heatmaps of a report; add --explain")
     sources = list(dict.fromkeys(expand(paths)))
     # A file name that is not UTF-8 is printed with escapes, which JSON reads back as the same name.
     if hasattr(sys.stdout, "reconfigure"):
@@ -209,16 +228,22 @@ def analyze(
                 run.outputs.append(stack.enter_context(closing(Kept(journal))))
             for item in _printed(sources, as_json=as_json, as_jsonl=as_jsonl, csv=csv, quiet=quiet):
                 run.outputs.append(stack.enter_context(closing(item)))
-            pages = None
-            if report is not None and journal is not None:
-                pages = stack.enter_context(closing(Report(report, journal, sampling, aggregation)))
-                run.outputs.append(pages)
+            explainer = None
+            if explain:
+                explainer = stack.enter_context(closing(open_explainer(service=service, checkpoint=checkpoint)))
             streams = as_jsonl or csv == "-"
             visible = screen.is_terminal and not quiet and not (streams and sys.stdout.isatty())
-            progress = stack.enter_context(RunProgress(screen, len(sources), visible=visible))
-            session = stack.enter_context(
-                _Session(connection, model, Retry(total_s=retry), repository if embedded else None, progress)
+            progress = RunProgress(screen, len(sources), visible=visible)
+            session = _Session(
+                connection, model, Retry(total_s=retry), repository if embedded else None, progress, explainer
             )
+            pages = None
+            if report is not None and journal is not None:
+                heatmaps = session.explain if explain else None
+                pages = stack.enter_context(closing(Report(report, journal, sampling, aggregation, heatmaps)))
+                run.outputs.append(pages)
+            stack.enter_context(progress)
+            stack.enter_context(session)
             batch = Batch(
                 sources,
                 session.client,
@@ -290,8 +315,11 @@ class _Session(AbstractContextManager["_Session"]):
         retry: Retry,
         repository: Path | None,
         progress: RunProgress,
+        explainer: Explainer | None,
     ) -> None:
         self.spec: ModelSpec | None = None
+        self._client: DeepfakeClient | None = None
+        self._explainer = explainer
         self._connection, self._model, self._retry, self._repository = connection, model, retry, repository
         self._progress = progress
         self._stack = ExitStack()
@@ -312,7 +340,13 @@ class _Session(AbstractContextManager["_Session"]):
             DeepfakeClient(url, model=self._model, retry=self._retry, **self._connection.options())
         )
         self.spec = client.model().spec
+        self._client = client
         return client
+
+    def explain(self, verdict: Verdict) -> tuple[ExplainedFace, ...]:
+        """Explain the faces that a page shows, by the explainer of this run; on the thread that writes pages."""
+        assert self._client is not None, "there are verdicts only when a server was asked"
+        return self._client.explain(verdict, top=SHOWN_PER_TRACK, at_most=MAX_SHOWN, explainer=self._explainer)
 
 
 class _Run:

@@ -15,6 +15,7 @@ from deepfake_client.cli_connection import Connection, with_connection
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.explain import ExplainedFace, contact_sheet, open_explainer
 from deepfake_client.explain_draw import encode_png
+from deepfake_client.explain_service import DEFAULT_SERVICE_URL
 from deepfake_client.explain_types import DEFAULT_METHOD, METHODS, ExplainOptions
 from deepfake_client.verdict import Verdict
 from deepfake_client.verdict_json import outcome_from_dict
@@ -24,6 +25,27 @@ from deepfake_preprocess.video import Sampling, open_media
 
 SHEET_NAME = "contact_sheet.png"
 DATA_NAME = "explanation.json"
+
+EXPLAIN_PANEL = "Heatmaps"
+ServiceOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="DEEPFAKE_EXPLAIN_URL",
+        metavar="URL",
+        help="Explain service.",
+        show_default=DEFAULT_SERVICE_URL,
+        rich_help_panel=EXPLAIN_PANEL,
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Explain in this process, with the served checkpoint (extra 'explain').",
+        rich_help_panel=EXPLAIN_PANEL,
+    ),
+]
+"""Who explains: the same two options wherever a command can."""
 
 
 @with_connection
@@ -35,16 +57,8 @@ def explain(
     verdict: Annotated[
         Path | None, typer.Option(help="What `deepfake analyze --json` said, instead of analyzing again.")
     ] = None,
-    service: Annotated[
-        str | None,
-        typer.Option(
-            envvar="DEEPFAKE_EXPLAIN_URL", help="URL of the explain service. [default: http://127.0.0.1:8005]"
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="Explain in this process, with the served checkpoint (extra 'explain')."),
-    ] = None,
+    service: ServiceOption = None,
+    checkpoint: CheckpointOption = None,
     spec: Annotated[Path | None, typer.Option(help="Its spec. Default: the .yaml beside the checkpoint.")] = None,
     device: Annotated[str, typer.Option(help="With --checkpoint: PyTorch's name of the device.")] = "cpu",
     method: Annotated[str, typer.Option(help=f"How: {', '.join(METHODS)}.")] = DEFAULT_METHOD,
@@ -64,8 +78,6 @@ def explain(
     repository: Annotated[Path, typer.Option(help="Model repository that --embedded serves.")] = Path(
         "model_repository"
     ),
-    precision: Annotated[str, typer.Option(help="Precision that the server serves: fp32, fp16 or int8.")] = "fp32",
-    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="The server serves a TensorRT plan.")] = False,
     frames: Annotated[int, typer.Option(min=1, help="Frames to analyze, evenly spaced in time.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON as well.")] = False,
 ) -> None:
@@ -102,9 +114,7 @@ def explain(
             with screen.status(f"analyzing {escape(path)}"):
                 known = client.analyze(media, sampling=Sampling(num_frames=frames))
         with screen.status("explaining"), open_media(path, name=path) as again:
-            faces = client.explain(
-                known, again, top=top, explainer=explainer, options=options, precision=precision, tensorrt=tensorrt
-            )
+            faces = client.explain(known, again, top=top, explainer=explainer, options=options)
     data = _write(output, known, faces)
     if as_json:
         print(json.dumps(data, indent=2, ensure_ascii=False))

@@ -9,22 +9,27 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rich.console import Console
 
 from deepfake_client.batch import Result
+from deepfake_client.explain import ExplainedFace, overlays_png
 from deepfake_client.journal import Journal
 from deepfake_client.outcome import Outcome
 from deepfake_client.render import print_summary, print_verdict
-from deepfake_preprocess.errors import OptionError
+from deepfake_client.verdict import Verdict
+from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.remote import without_password
 from deepfake_preprocess.sampling import Sampling
 from deepfake_preprocess.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from deepfake_client.report import Heatmaps, ReportContext
 
 CSV_COLUMNS = (
     "source", "label", "fake_probability", "interval_low", "interval_high", "threshold", "reason", "detail",
@@ -141,11 +146,26 @@ class Report:
 
     Pages are written in a thread: they must not keep finished results from being taken and put on disk.
 
+    Args:
+        directory: where the pages go.
+        journal: holds the results for the index.
+        sampling: which frames were taken.
+        aggregation: how a face's frames became its score.
+        explain: makes the heatmaps of a verdict's page, called in that thread; None where none are wanted. A page
+            without them says why.
+
     Raises:
         MissingExtraError: the extra `report` is not installed.
     """
 
-    def __init__(self, directory: Path, journal: Journal, sampling: Sampling, aggregation: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        journal: Journal,
+        sampling: Sampling,
+        aggregation: str,
+        explain: Callable[[Verdict], tuple[ExplainedFace, ...]] | None = None,
+    ) -> None:
         # Here and not above: the client must work where the plotting library is not installed.
         require_extra("deepfake_client.report", extra="report")
         from deepfake_client import report
@@ -154,6 +174,7 @@ class Report:
         self._directory = directory
         self._journal = journal
         self._sampling, self._aggregation = sampling, aggregation
+        self._explain = explain
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="deepfake-report")
         self._pages: list[Future[Path]] = []
 
@@ -165,7 +186,7 @@ class Report:
         if result.reused and self._report.page_path(verdict.source, self._directory).exists():
             return
         context = self._report.ReportContext(spec, self._sampling, self._aggregation)
-        self._pages.append(self._writer.submit(self._report.write_page, verdict, self._directory, context))
+        self._pages.append(self._writer.submit(self._write_page, verdict, context))
 
     def wait(self) -> None:
         """Wait for the pages of all results so far."""
@@ -182,6 +203,19 @@ class Report:
         finally:
             self._writer.shutdown(cancel_futures=True)
             self._write_index()
+
+    def _write_page(self, verdict: Verdict, context: ReportContext) -> Path:
+        return self._report.write_page(verdict, self._directory, context, self._heatmaps(verdict))
+
+    def _heatmaps(self, verdict: Verdict) -> Heatmaps | None:
+        if self._explain is None:
+            return None
+        try:
+            faces = self._explain(verdict)
+        except DeepfakeError as exc:
+            return self._report.Heatmaps(problem=str(exc))
+        method = f"{faces[0].explanation.method} on {faces[0].explanation.layer}"
+        return self._report.Heatmaps(overlays_png(faces), method)
 
     def _write_index(self) -> None:
         try:

@@ -201,16 +201,13 @@ class DeepfakeClient:
         source: Source | None = None,
         *,
         top: int = 3,
+        at_most: int | None = None,
         explainer: Explainer | None = None,
         options: ExplainOptions | None = None,
-        precision: str = "fp32",
-        tensorrt: bool = False,
     ) -> tuple[ExplainedFace, ...]:
         """See `AsyncDeepfakeClient.explain`."""
         return self._run(
-            self._client.explain(
-                verdict, source, top=top, explainer=explainer, options=options, precision=precision, tensorrt=tensorrt
-            )
+            self._client.explain(verdict, source, top=top, at_most=at_most, explainer=explainer, options=options)
         )
 
     def _each(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:

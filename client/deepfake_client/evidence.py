@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ from deepfake_preprocess.face import Face
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.video import Media, Sampling
+
+SHOWN_PER_TRACK = 4
+MAX_SHOWN = 12
+"""Faces on a report's page: what a person looks through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Evidence:
     crop: NDArray[np.uint8]
 
 
-def suspicious_faces(verdict: Verdict, *, per_track: int) -> tuple[Pick, ...]:
+def suspicious_faces(verdict: Verdict, *, per_track: int, at_most: int | None = None) -> tuple[Pick, ...]:
     """Pick the scored faces of each counted track with the highest fake probability.
 
     Faces that were left out (weight 0) are not picked; where no track counts, all tracks are looked at.
@@ -52,9 +57,11 @@ def suspicious_faces(verdict: Verdict, *, per_track: int) -> tuple[Pick, ...]:
     Args:
         verdict: any verdict, also an inconclusive one.
         per_track: at most that many faces of each track, from 1.
+        at_most: at most that many faces in all, for which the tracks take turns; None for no such bound.
 
     Returns:
-        Picks, the most suspicious track first, and in it the most suspicious face first.
+        Picks, the most suspicious track first, and in it the most suspicious face first. With `at_most` the most
+        suspicious face of each track first, then the second of each.
     """
     counted = {track.track for track in verdict.tracks if track.counted} or {track.track for track in verdict.tracks}
     picks: dict[int, list[Pick]] = {track: [] for track in counted}
@@ -65,11 +72,14 @@ def suspicious_faces(verdict: Verdict, *, per_track: int) -> tuple[Pick, ...]:
     order = sorted(
         (track for track in verdict.tracks if track.track in picks), key=lambda track: -track.fake_probability
     )
-    return tuple(
-        pick
+    ranked = [
+        sorted(picks[track.track], key=lambda pick: -(pick.face.fake_probability or 0.0))[:per_track]
         for track in order
-        for pick in sorted(picks[track.track], key=lambda pick: -(pick.face.fake_probability or 0.0))[:per_track]
-    )
+    ]
+    if at_most is None:
+        return tuple(chain.from_iterable(ranked))
+    turns = chain.from_iterable(zip_longest(*ranked))
+    return tuple(pick for pick in turns if pick is not None)[:at_most]
 
 
 def cut_out(media: Media, picks: Iterable[Pick], spec: ModelSpec) -> Iterator[Evidence]:

@@ -123,9 +123,8 @@ async def explain_verdict(
     *,
     explainer: Explainer,
     top: int = 3,
+    at_most: int | None = None,
     options: ExplainOptions | None = None,
-    precision: str = "fp32",
-    tensorrt: bool = False,
 ) -> tuple[ExplainedFace, ...]:
     """Explain the most suspicious faces of each track of a verdict.
 
@@ -137,12 +136,11 @@ async def explain_verdict(
         media: its source, opened again; stays open.
         explainer: who makes the heatmaps.
         top: at most that many faces of each track.
+        at_most: at most that many faces in all, for which the tracks take turns; None for no such bound.
         options: method, layer and extra checks.
-        precision: of the served model; decides how far its score may be from PyTorch's.
-        tensorrt: whether a TensorRT plan is served.
 
     Returns:
-        The most suspicious track first, and in it the most suspicious face.
+        As `suspicious_faces` orders them.
 
     Raises:
         OptionError: `top` is below 1, or the explainer refuses an option.
@@ -152,7 +150,7 @@ async def explain_verdict(
     """
     if top < 1:
         raise OptionError(f"top is {top}; allowed: a whole number from 1")
-    picks = suspicious_faces(verdict, per_track=top)
+    picks = suspicious_faces(verdict, per_track=top, at_most=at_most)
     if not picks:
         raise NoFaceError(
             f"{verdict.source}: the verdict holds no scored face, so there is nothing to explain"
@@ -171,7 +169,7 @@ async def explain_verdict(
     order = {id(pick): number for number, pick in enumerate(picks)}
     found.sort(key=lambda item: order[id(item.pick)])
     crops = np.stack([item.crop for item in found])
-    served = ServedScores(await client.score(crops), model.spec.checkpoint_sha256, precision, tensorrt)
+    served = ServedScores(await client.score(crops), model.spec.checkpoint_sha256, model.precision, model.tensorrt)
     explanations = await asyncio.to_thread(
         explainer.explain,
         crops,

@@ -41,6 +41,7 @@ class FakeTransport:
         fail_after: number of requests that succeed before `error` is raised, or None for never.
         error: what is raised then.
         num_failures: number of requests that fail before the server answers again; None for all.
+        precision: what the "model" says it computes in.
 
     Attributes:
         batches: number of crops of each request that was answered, in order.
@@ -58,6 +59,7 @@ class FakeTransport:
         fail_after: int | None = None,
         error: DeepfakeError | None = None,
         num_failures: int | None = None,
+        precision: str = "fp32",
     ) -> None:
         self.url = "fake"
         self.batches: list[int] = []
@@ -70,6 +72,7 @@ class FakeTransport:
         self._fail_after = fail_after
         self._error = error
         self._num_failures = num_failures
+        self._precision = precision
 
     async def health(self) -> Health:
         """See `Transport.health`."""
@@ -83,7 +86,7 @@ class FakeTransport:
         """See `Transport.describe`."""
         if model != self._spec.name:
             raise ModelNotFoundError(f"the server at {self.url} has no model {model!r}; it offers {self._spec.name}")
-        return ServedModel(self._spec.name, self._spec.version, self._spec, self._max_batch_size)
+        return ServedModel(self._spec.name, self._spec.version, self._spec, self._max_batch_size, self._precision)
 
     async def infer(
         self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None

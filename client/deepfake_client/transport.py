@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import ModelContractError, ModelNotFoundError, ServerAccessError, SpecError
 from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+from deepfake_preprocess.triton_config import PRECISION_PARAMETER, config_parameters
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -27,12 +28,16 @@ class ServedModel:
         version: Triton model version that answers.
         spec: the contract, read from the server's model configuration.
         max_batch_size: largest number of crops in one request.
+        precision: what the server computes in: ``fp32``, ``fp16`` or ``int8``.
+        tensorrt: whether it runs a TensorRT plan.
     """
 
     name: str
     version: int
     spec: ModelSpec
     max_batch_size: int
+    precision: str = "fp32"
+    tensorrt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +124,9 @@ def served_model(config: Any, *, version: int) -> ServedModel:
         ModelContractError: says what differs.
     """
     where = f"model {config.name!r}"
+    parameters = config_parameters(config)
     try:
-        spec = ModelSpec.from_parameters(
-            {key: value.string_value for key, value in config.parameters.items()}, where=where
-        )
+        spec = ModelSpec.from_parameters(parameters, where=where)
     except SpecError as exc:
         raise ModelContractError(f"{exc}; serve a model that `deepfake export` wrote") from exc
     expected = [spec.input_height_px, spec.input_width_px, 3]
@@ -133,7 +137,11 @@ def served_model(config: Any, *, version: int) -> ServedModel:
         raise ModelContractError(f"{where} takes {found}, expected {{'{INPUT_NAME}': {expected}}}; export it again")
     if missing := {PROBABILITY_NAME, LOGIT_NAME} - outputs:
         raise ModelContractError(f"{where} has no output {', '.join(sorted(missing))}; export it again")
-    return ServedModel(config.name, version, spec, max(1, config.max_batch_size))
+    # A configuration of version 0.1 does not state the precision. FP32 has the smallest tolerance.
+    precision = parameters.get(PRECISION_PARAMETER, "fp32")
+    return ServedModel(
+        config.name, version, spec, max(1, config.max_batch_size), precision, config.backend == "tensorrt"
+    )
 
 
 def probabilities(

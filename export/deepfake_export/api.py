@@ -175,7 +175,7 @@ def export_checkpoint(
         if same is not None and not changed:
             # Heals configurations that were edited, or left behind by a crash after the last rename; and serves the
             # newest version again after a rollback, for that is what an export is asked to bring about.
-            repo.refresh_configs(repository / spec.name, same.spec, max_batch_size=max_batch_size)
+            repo.refresh_configs(repository / spec.name, same, max_batch_size=max_batch_size)
             note = (
                 f"version {same.spec.version} was made of the same checkpoint and spec by the same request, and its "
                 "files are intact, so that is the one that is served; --force makes a new one"
@@ -279,7 +279,7 @@ def export_checkpoint(
                 engine=engine.to_dict() if engine is not None else None,
             )
             manifest.write(stage.version_dir)
-            repo.publish(repository, spec, max_batch_size=max_batch_size)
+            repo.publish(repository, manifest, max_batch_size=max_batch_size)
     if same is not None and changed:
         engine_notes.append(
             f"version {same.spec.version} has the same checkpoint and spec, but this export differs in "

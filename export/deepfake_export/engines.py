@@ -233,7 +233,7 @@ def ensure_plan(
     """
     version_dir = model_dir / str(manifest.spec.version)
     if not force and _plan_fits(maker, manifest, max_batch_size, options):
-        repo.refresh_configs(model_dir, manifest.spec, max_batch_size=max_batch_size)
+        repo.refresh_configs(model_dir, manifest, max_batch_size=max_batch_size)
         return manifest, False, "the plan fits this machine's TensorRT and GPU"
     with repo.writing(model_dir):
         stage = model_dir / ".engine.partial"
@@ -250,7 +250,7 @@ def ensure_plan(
                 path.replace(version_dir / path.name)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
-        repo.refresh_configs(model_dir, manifest.spec, max_batch_size=max_batch_size)
+        repo.refresh_configs(model_dir, manifest, max_batch_size=max_batch_size)
     return manifest, True, note
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepfake_preprocess.engine import served_precision
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.model_dir import served_version, who_locks
@@ -113,12 +114,12 @@ def staged(repository: Path, name: str) -> Iterator[Stage]:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def publish(repository: Path, spec: ModelSpec, *, max_batch_size: int) -> Path:
-    """Move the staged version of `spec` into its place and make it the one that is served.
+def publish(repository: Path, manifest: Manifest, *, max_batch_size: int) -> Path:
+    """Move the staged version of a manifest into its place and make it the one that is served.
 
     Args:
         repository: the model repository.
-        spec: contract of the staged version.
+        manifest: of the staged version.
         max_batch_size: largest batch of the production configuration.
 
     Returns:
@@ -127,17 +128,18 @@ def publish(repository: Path, spec: ModelSpec, *, max_batch_size: int) -> Path:
     Raises:
         RepositoryError: the disk is full, or the repository cannot be written.
     """
+    spec = manifest.spec
     model_dir, stage = repository / spec.name, _stage_dir(repository, spec.name)
     with _translated(repository):
         made = stage / str(spec.version)
         if not model_dir.exists():
-            with _prepared_configs(stage, made, spec, max_batch_size=max_batch_size) as switch:
+            with _prepared_configs(stage, made, manifest, max_batch_size=max_batch_size) as switch:
                 switch()
             _sync_tree(stage)
             _move_in(stage, model_dir)
         else:
             version_dir = model_dir / str(spec.version)
-            with _prepared_configs(model_dir, made, spec, max_batch_size=max_batch_size) as switch:
+            with _prepared_configs(model_dir, made, manifest, max_batch_size=max_batch_size) as switch:
                 _sync_tree(stage)
                 # Configurations name the version that they serve. So the version comes first, and is not loaded until
                 # it is named; only where a configuration names it already (weights that git does not keep) the other
@@ -159,14 +161,14 @@ def publish(repository: Path, spec: ModelSpec, *, max_batch_size: int) -> Path:
     return model_dir
 
 
-def refresh_configs(model_dir: Path, spec: ModelSpec, *, max_batch_size: int) -> None:
+def refresh_configs(model_dir: Path, manifest: Manifest, *, max_batch_size: int) -> None:
     """Write the configurations of the version that is to be served; each file is replaced in one step.
 
     Raises:
         RepositoryError: the disk is full, or the repository cannot be written.
     """
-    version_dir = model_dir / str(spec.version)
-    prepared = _prepared_configs(model_dir, version_dir, spec, max_batch_size=max_batch_size)
+    version_dir = model_dir / str(manifest.spec.version)
+    prepared = _prepared_configs(model_dir, version_dir, manifest, max_batch_size=max_batch_size)
     with _translated(model_dir), prepared as switch:
         switch()
 
@@ -288,7 +290,7 @@ def _is_named(model_dir: Path, version: int) -> bool:
 
 @contextlib.contextmanager
 def _prepared_configs(
-    model_dir: Path, version_dir: Path, spec: ModelSpec, *, max_batch_size: int
+    model_dir: Path, version_dir: Path, manifest: Manifest, *, max_batch_size: int
 ) -> Iterator[Callable[[], None]]:
     """Write both configurations beside their places, where a full disk does no harm; the result moves them in.
 
@@ -296,8 +298,17 @@ def _prepared_configs(
     """
     backend = "tensorrt" if (version_dir / PRODUCTION_BACKENDS["tensorrt"]).is_file() else "onnxruntime"
     texts = {
-        CONFIG_NAME: production_config(spec, max_batch_size=max_batch_size, backend=backend),
-        EMBEDDED_CONFIG_NAME: embedded_config(spec, max_batch_size=min(max_batch_size, EMBEDDED_MAX_BATCH_SIZE)),
+        CONFIG_NAME: production_config(
+            manifest.spec,
+            max_batch_size=max_batch_size,
+            backend=backend,
+            precision=served_precision(manifest, backend),
+        ),
+        EMBEDDED_CONFIG_NAME: embedded_config(
+            manifest.spec,
+            max_batch_size=min(max_batch_size, EMBEDDED_MAX_BATCH_SIZE),
+            precision=manifest.precision,
+        ),
     }
     moves: list[tuple[Path, Path]] = []
 

@@ -257,7 +257,7 @@ def rollback(repository: str | Path, model: str, *, to: int | None = None) -> Ro
         manifest = Manifest.read(version_dir)
         repo.refresh_configs(
             model_dir,
-            manifest.spec,
+            manifest,
             max_batch_size=_max_batch_size(model_dir, manifest),
         )
         users = {pid for number in versions if number != target for pid in lock_holders(model_dir / str(number))}
@@ -460,7 +460,7 @@ def _inspect_config(
         found.append(f"has the backend {config.backend!r}, which belongs into the other configuration")
     with contextlib.suppress(RepositoryError):  # a damaged manifest is named where the version is looked at
         manifest = Manifest.read(repository / name / str(served))
-        found += contract_problems(config, manifest.spec)
+        found += contract_problems(config, manifest)
         if config.default_model_filename and config.default_model_filename not in manifest.files:
             found.append(f"loads {config.default_model_filename}, which version {served} does not hold")
         engine = engine_of(manifest)

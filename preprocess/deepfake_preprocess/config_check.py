@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepfake_preprocess.spec import INPUT_NAME, PARAMETER_PREFIX, ModelSpec
+from deepfake_preprocess.engine import served_precision
+from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.spec import INPUT_NAME, PARAMETER_PREFIX
 from deepfake_preprocess.triton_config import (
     EMBEDDED_BACKEND,
+    PRECISION_PARAMETER,
     PRODUCTION_BACKENDS,
     config_parameters,
     contract_config,
 )
 
 
-def contract_problems(config: Any, spec: ModelSpec) -> list[str]:
-    """Return where a ``ModelConfig`` message says something else than `spec`."""
+def contract_problems(config: Any, manifest: Manifest) -> list[str]:
+    """Return where a ``ModelConfig`` message says something else than the manifest of its version."""
+    spec = manifest.spec
     problems = []
     if config.name != spec.name:
         problems.append(f"it configures {config.name!r}, expected {spec.name!r}")
@@ -32,6 +36,10 @@ def contract_problems(config: Any, spec: ModelSpec) -> list[str]:
     ]
     if _tensors(config) != _tensors(reference):
         problems.append("inputs or outputs are not those of the wire contract")
+    # Configurations of version 0.1 do not state the precision.
+    precision = served_precision(manifest, config.backend)
+    if (named := config_parameters(config).get(PRECISION_PARAMETER, precision)) != precision:
+        problems.append(f"parameter {PRECISION_PARAMETER!r} is {named!r}, but {precision!r} is served")
     if config.max_batch_size < 1:
         problems.append(f"max_batch_size is {config.max_batch_size}; allowed: from 1")
     return problems

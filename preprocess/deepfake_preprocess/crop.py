@@ -15,12 +15,13 @@ Choices, each of which training code must share for scores to mean anything:
 
 from __future__ import annotations
 
-from math import atan2, ceil, cos, floor, sin
+from math import ceil, cos, floor, sin
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from deepfake_preprocess.crop_geometry import place_cut
 from deepfake_preprocess.face import Face
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.spec import ModelSpec
@@ -40,33 +41,15 @@ def crop_face(frame: Frame, face: Face, spec: ModelSpec) -> NDArray[np.uint8]:
     Raises:
         ValueError: the face's box holds values that are not finite.
     """
-    if not np.isfinite(face.box_xyxy).all():
-        raise ValueError(f"box_xyxy must be finite, got {face.box_xyxy.tolist()}")
-    left, top, right, bottom = (float(value) for value in face.box_xyxy)
-    center = ((left + right) / 2, (top + bottom) / 2)
-    side = max(right - left, bottom - top) * (1 + 2 * spec.crop.margin)
+    place = place_cut(face, (frame.width_px, frame.height_px), spec)
     target_wh = spec.input_size_wh
-    scale = side / min(target_wh)
-    # At most the size of the picture in each direction would be enough, were it not for off-centre faces; twice
-    # bounds the memory that an absurd box can ask for.
-    limit = 2 * max(frame.width_px, frame.height_px)
-    width, height = (min(limit, max(1, round(length * scale))) for length in target_wh)
-    angle = _eye_angle(face) if spec.crop.align == "eyes" else 0.0
-    if angle != 0.0:
-        return _turned_cut(frame, center, (width, height), target_wh, angle)
-    cut = _upright_cut(frame, floor(center[0] - width / 2 + 0.5), floor(center[1] - height / 2 + 0.5), width, height)
-    if (width, height) == target_wh:
+    if place.angle != 0.0:
+        return _turned_cut(frame, place.center, place.size_wh, target_wh, place.angle)
+    cut = _upright_cut(frame, *place.corner, *place.size_wh)
+    if place.size_wh == target_wh:
         return cut
-    interpolation = cv2.INTER_AREA if width > target_wh[0] else cv2.INTER_LINEAR
+    interpolation = cv2.INTER_AREA if place.size_wh[0] > target_wh[0] else cv2.INTER_LINEAR
     return np.ascontiguousarray(cv2.resize(cut, target_wh, interpolation=interpolation), dtype=np.uint8)
-
-
-def _eye_angle(face: Face) -> float:
-    """Return the eye line's slope in radians, clockwise as seen; 0.0 where it is unknown."""
-    if face.landmarks_xy is None or not np.isfinite(face.landmarks_xy[:2]).all():
-        return 0.0
-    dx, dy = (float(value) for value in face.landmarks_xy[1] - face.landmarks_xy[0])
-    return atan2(dy, dx) if dx or dy else 0.0
 
 
 def _upright_cut(frame: Frame, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:

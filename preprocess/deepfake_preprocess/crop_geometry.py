@@ -1,4 +1,4 @@
-"""Where in the frame a crop comes from: the exact inverse of `crop.crop_face`, for pictures that go back.
+"""Where in the frame a crop comes from, for `crop.crop_face`, and for pictures that go back.
 
 Pixels are named by their centres: (0, 0) is the middle of the first pixel, of crop and frame alike. Never touches
 the frame's pixels.
@@ -15,6 +15,27 @@ from numpy.typing import NDArray
 
 from deepfake_preprocess.face import Face
 from deepfake_preprocess.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which part of a frame is cut out.
+
+    Attributes:
+        center: its middle (x, y), in pixels from the frame's corner.
+        size_wh: its size in pixels of the frame.
+        angle: by which it is turned, in radians, clockwise as seen.
+    """
+
+    center: tuple[float, float]
+    size_wh: tuple[int, int]
+    angle: float
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Left and top pixel, where the cut is not turned."""
+        x, y = (floor(middle - length / 2 + 0.5) for middle, length in zip(self.center, self.size_wh, strict=True))
+        return x, y
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,18 +90,12 @@ def crop_geometry(face: Face, frame_wh: tuple[int, int], spec: ModelSpec) -> Cro
     Raises:
         ValueError: the face's box holds values that are not finite.
     """
-    if not np.isfinite(face.box_xyxy).all():
-        raise ValueError(f"box_xyxy must be finite, got {face.box_xyxy.tolist()}")
-    left, top, right, bottom = (float(value) for value in face.box_xyxy)
-    center = np.array([(left + right) / 2, (top + bottom) / 2])
-    side = max(right - left, bottom - top) * (1 + 2 * spec.crop.margin)
+    cut = place_cut(face, frame_wh, spec)
+    (width, height), angle = cut.size_wh, cut.angle
     target = np.array(spec.input_size_wh)
-    limit = 2 * max(frame_wh)
-    width, height = (min(limit, max(1, round(length * side / min(target)))) for length in spec.input_size_wh)
-    angle = eye_angle(face) if spec.crop.align == "eyes" else 0.0
     middle = (target - 1) / 2
     if angle == 0.0:
-        corner = np.array([floor(center[0] - width / 2 + 0.5), floor(center[1] - height / 2 + 0.5)])
+        corner = np.array(cut.corner)
         scale = np.diag([width / target[0], height / target[1]])
         # The cut's middle lies between pixels or on one; both sizes have theirs at (size - 1) / 2.
         return CropGeometry(
@@ -88,10 +103,28 @@ def crop_geometry(face: Face, frame_wh: tuple[int, int], spec: ModelSpec) -> Cro
             spec.input_size_wh,
         )
     turn = np.array([[cos(angle), -sin(angle)], [sin(angle), cos(angle)]]) * (width / target[0])
-    return CropGeometry(np.column_stack([turn, center - 0.5 - turn @ middle]), spec.input_size_wh)
+    return CropGeometry(np.column_stack([turn, np.array(cut.center) - 0.5 - turn @ middle]), spec.input_size_wh)
 
 
-def eye_angle(face: Face) -> float:
+def place_cut(face: Face, frame_wh: tuple[int, int], spec: ModelSpec) -> Cut:
+    """Return the part of the frame that becomes the crop of a face.
+
+    Raises:
+        ValueError: the face's box holds values that are not finite.
+    """
+    if not np.isfinite(face.box_xyxy).all():
+        raise ValueError(f"box_xyxy must be finite, got {face.box_xyxy.tolist()}")
+    left, top, right, bottom = (float(value) for value in face.box_xyxy)
+    scale = max(right - left, bottom - top) * (1 + 2 * spec.crop.margin) / min(spec.input_size_wh)
+    # At most the size of the picture in each direction would be enough, were it not for off-centre faces; twice
+    # bounds the memory that an absurd box can ask for.
+    limit = 2 * max(frame_wh)
+    width, height = (min(limit, max(1, round(length * scale))) for length in spec.input_size_wh)
+    angle = _eye_angle(face) if spec.crop.align == "eyes" else 0.0
+    return Cut(((left + right) / 2, (top + bottom) / 2), (width, height), angle)
+
+
+def _eye_angle(face: Face) -> float:
     """Return the eye line's slope in radians, clockwise as seen; 0.0 where it is unknown."""
     if face.landmarks_xy is None or not np.isfinite(face.landmarks_xy[:2]).all():
         return 0.0

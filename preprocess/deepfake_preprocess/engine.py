@@ -81,6 +81,12 @@ def engine_of(manifest: Manifest) -> EngineInfo | None:
     return EngineInfo.from_dict(manifest.engine) if manifest.engine else None
 
 
+def served_precision(manifest: Manifest, backend: str) -> str:
+    """Return the precision of the file that a Triton backend serves of a version."""
+    engine = engine_of(manifest)
+    return engine.precision if backend == "tensorrt" and engine is not None else manifest.precision
+
+
 def check_plan(manifest: Manifest, *, tensorrt_version: str, compute_capability: str) -> None:
     """Check that this TensorRT can load a version's plan on this GPU; a version without a plan passes.
 

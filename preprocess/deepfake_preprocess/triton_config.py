@@ -53,11 +53,19 @@ EfficientNet-B0). `deepfake serve` replaces both numbers by what fits the machin
 THREADS_PARAMETER = "intra_op_thread_count"
 """Threads of one ONNX Runtime session; the same key as in Triton's own onnxruntime backend."""
 
+PRECISION_PARAMETER = "served_precision"
+"""What the backend computes in: ``fp32``, ``fp16`` or ``int8``. Whoever compares scores has to know how far they may
+differ. Not in the contract and its prefix: two backends may serve one version in two precisions."""
+
 _HEADER = "# Written by deepfake_preprocess.triton_config from the model's spec; change that, not this file.\n"
 
 
 def production_config(
-    spec: ModelSpec, *, max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE, backend: str = "onnxruntime"
+    spec: ModelSpec,
+    *,
+    max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE,
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
 ) -> str:
     """Return the text of ``config.pbtxt`` for NVIDIA's Triton container.
 
@@ -65,13 +73,14 @@ def production_config(
         spec: contract of the model.
         max_batch_size: largest batch the server forms and accepts; at least 1.
         backend: ``onnxruntime`` (loads ``model.onnx``) or ``tensorrt`` (loads ``model.plan``).
+        precision: of that file.
 
     Raises:
         OptionError: an unknown backend or a batch size below 1.
     """
     if backend not in PRODUCTION_BACKENDS:
         raise OptionError(f"backend is {backend!r}; allowed: {', '.join(PRODUCTION_BACKENDS)}")
-    config = _base_config(spec, max_batch_size, queue_delay_us=PRODUCTION_QUEUE_DELAY_US)
+    config = _base_config(spec, max_batch_size, precision, queue_delay_us=PRODUCTION_QUEUE_DELAY_US)
     config.backend = backend
     config.default_model_filename = PRODUCTION_BACKENDS[backend]
     group = config.instance_group.add()
@@ -93,6 +102,7 @@ def embedded_config(
     max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE,
     instances: int = EMBEDDED_INSTANCES,
     threads: int = EMBEDDED_THREADS,
+    precision: str = "fp32",
 ) -> str:
     """Return the text of ``configs/embedded.pbtxt`` for the Triton that `deepfake serve` starts.
 
@@ -101,11 +111,12 @@ def embedded_config(
         max_batch_size: largest batch the server forms and accepts; at least 1.
         instances: copies of the model that run at the same time; at least 1.
         threads: ONNX Runtime threads of each instance; at least 1.
+        precision: of the ONNX file.
 
     Raises:
         OptionError: a number is below 1.
     """
-    config = _base_config(spec, max_batch_size, queue_delay_us=EMBEDDED_QUEUE_DELAY_US)
+    config = _base_config(spec, max_batch_size, precision, queue_delay_us=EMBEDDED_QUEUE_DELAY_US)
     config.backend = EMBEDDED_BACKEND
     config.default_model_filename = PRODUCTION_BACKENDS["onnxruntime"]
     set_cpu_share(config, instances=instances, threads=threads)
@@ -197,10 +208,11 @@ def set_cpu_share(config: Any, *, instances: int, threads: int) -> None:
     config.parameters[THREADS_PARAMETER].string_value = str(threads)
 
 
-def _base_config(spec: ModelSpec, max_batch_size: int, *, queue_delay_us: int) -> Any:
+def _base_config(spec: ModelSpec, max_batch_size: int, precision: str, *, queue_delay_us: int) -> Any:
     if max_batch_size < 1:
         raise OptionError(f"max_batch_size is {max_batch_size}; allowed: a whole number from 1")
     config = contract_config(spec)
+    config.parameters[PRECISION_PARAMETER].string_value = precision
     config.max_batch_size = max_batch_size
     # The parameters describe one version, so exactly that one is served. By number, not `latest`: a version that
     # has just been moved in is not loaded with the parameters of another one, and a rollback is the same file.

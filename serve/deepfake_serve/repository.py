@@ -151,17 +151,18 @@ def _check_model(model_dir: Path, versions: Sequence[int]) -> ServedModel:
             "it with NVIDIA's container (`docker compose up`)"
         )
     manifest.verify(version_dir)
-    _check_config(config, spec, path)
+    _check_config(config, manifest, path)
     return ServedModel(spec, version_dir, config)
 
 
-def _check_config(config: Any, spec: ModelSpec, path: Path) -> None:
-    """Check that a configuration describes `spec`; batching and instances may be tuned by hand, these may not."""
+def _check_config(config: Any, manifest: Manifest, path: Path) -> None:
+    """Check what a configuration says of its version; batching and instances may be tuned by hand."""
+    spec = manifest.spec
     again = "export the model again, or restore the file"
     if config.name != spec.name or config.backend != triton_config.EMBEDDED_BACKEND:
         raise RepositoryError(
             f"{path} configures {config.name!r} with backend {config.backend!r}; "
             f"expected {spec.name!r} with {triton_config.EMBEDDED_BACKEND!r}: {again}"
         )
-    for problem in contract_problems(config, spec):
+    for problem in contract_problems(config, manifest):
         raise RepositoryError(f"{path}: {problem}; {again}")

@@ -68,6 +68,22 @@ def test_a_clip_is_explained_with_the_served_checkpoint_and_with_no_other(folder
     assert "load the served one" in error
 
 
+def test_a_report_holds_heatmaps_or_says_why_not(folder, triton, tmp_path):
+    texts = {}
+    for name, who in (("small", "--checkpoint"), ("other", "--checkpoint"), ("down", "--service")):
+        given = "http://127.0.0.1:9" if name == "down" else folder / f"{name}.safetensors"
+        command = ["analyze", folder / "clip.mp4", "--url", triton.grpc_url, "--frames", "4", "-q"]
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(item) for item in [*command, "--report", tmp_path / name, "--explain", who, given]])
+        assert not stopped.value.code, "the verdict is there whatever becomes of the heatmaps"
+        (page,) = (tmp_path / name).glob("*/report.html")
+        texts[name] = page.read_text(encoding="utf-8")
+    assert texts["small"].count("data:image/png;base64,") == 4
+    assert "grad-cam on bn2" in texts["small"]
+    assert "There are no heatmaps: the served model was made from checkpoint" in texts["other"]
+    assert "There are no heatmaps: no explain service answers at http://127.0.0.1:9" in texts["down"]
+
+
 def test_the_service_explains_what_triton_serves(folder, triton, tmp_path, capsys):
     command = [sys.executable, "-m", "deepfake_client.cli", "explain-serve", folder / "small.safetensors"]
     options = ["--url", triton.grpc_url, "--port", "0"]

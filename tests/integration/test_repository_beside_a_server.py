@@ -27,8 +27,9 @@ def add_version(root, threshold):
     with repo.locked(root, "tiny"), repo.staged(root, "tiny") as stage:
         spec = dataclasses.replace(TINY_SPEC, version=stage.version, threshold=threshold)
         write_tiny_onnx(stage.version_dir / repo.MODEL_FILE, spec)
-        Manifest.of_directory(stage.version_dir, spec, tools={}, parity={}).write(stage.version_dir)
-        repo.publish(root, spec, max_batch_size=8)
+        manifest = Manifest.of_directory(stage.version_dir, spec, tools={}, parity={})
+        manifest.write(stage.version_dir)
+        repo.publish(root, manifest, max_batch_size=8)
 
 
 def what_triton_serves(triton):

@@ -30,8 +30,9 @@ def add_version(root: Path, threshold: float, name: str = SPEC.name) -> None:
     with repo.locked(root, name), repo.staged(root, name) as stage:
         spec = dataclasses.replace(SPEC, name=name, version=stage.version, threshold=threshold)
         (stage.version_dir / repo.MODEL_FILE).write_bytes(b"weights of %d" % stage.version)
-        Manifest.of_directory(stage.version_dir, spec, tools={}, parity={}).write(stage.version_dir)
-        repo.publish(root, spec, max_batch_size=4)
+        manifest = Manifest.of_directory(stage.version_dir, spec, tools={}, parity={})
+        manifest.write(stage.version_dir)
+        repo.publish(root, manifest, max_batch_size=4)
 
 
 CHANGES = {

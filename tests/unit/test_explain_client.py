@@ -94,12 +94,16 @@ def test_the_source_is_that_of_the_verdict_where_none_is_given(clip, verdict, ex
 
 
 def test_nothing_is_explained_that_is_not_served(clip, verdict, explainer):
-    with DeepfakeClient(
-        transport=FakeTransport(lambda faces: explainer.score(faces) + 0.01, spec=explainer.spec)
-    ) as it:
-        with pytest.raises(ExplainDisagreementError, match="but the server gave"):
-            it.explain(verdict, clip, explainer=explainer)
-        assert it.explain(verdict, clip, explainer=explainer, precision="fp16")
+    with (
+        DeepfakeClient(
+            transport=FakeTransport(lambda faces: explainer.score(faces) + 0.01, spec=explainer.spec)
+        ) as it,
+        pytest.raises(ExplainDisagreementError, match="but the server gave"),
+    ):
+        it.explain(verdict, clip, explainer=explainer)
+    fp16 = FakeTransport(lambda faces: explainer.score(faces) + 0.01, spec=explainer.spec, precision="fp16")
+    with DeepfakeClient(transport=fp16) as it:
+        assert it.explain(verdict, clip, explainer=explainer)
     other = dataclasses.replace(explainer.spec, checkpoint_sha256=OTHER_SHA)
     with DeepfakeClient(transport=FakeTransport(explainer.score, spec=other)) as client:
         with pytest.raises(ExplainDisagreementError, match="analyze the file again"):

@@ -13,6 +13,7 @@ from deepfake_export.demo import DEMO_SPEC
 from deepfake_export.ensemble_spec import EnsembleSpec, read_spec
 from deepfake_export.meta_model import load_meta_model
 from deepfake_export.repository import refresh_configs
+from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import PLAIN_LAYERS, SIZED_LAYERS, ModelSpec
 from deepfake_preprocess.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, PRODUCTION_MAX_BATCH_SIZE
 
@@ -62,7 +63,7 @@ def test_the_keys_and_prefixes_are_those_of_the_loader():
 
 def test_the_committed_configurations_are_what_an_export_writes(tmp_path):
     """Of the demo model, with the default options; only the checkpoint's hash is not known before an export."""
-    refresh_configs(tmp_path, DEMO_SPEC, max_batch_size=PRODUCTION_MAX_BATCH_SIZE)
+    refresh_configs(tmp_path, Manifest(DEMO_SPEC, {}), max_batch_size=PRODUCTION_MAX_BATCH_SIZE)
     committed = ROOT / "model_repository" / DEMO_SPEC.name
     for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
         assert (committed / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), (

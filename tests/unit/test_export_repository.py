@@ -22,8 +22,9 @@ def add_version(root: Path, spec: ModelSpec = SPEC, *, content: bytes = b"onnx",
     with repo.locked(root, spec.name), repo.staged(root, spec.name) as stage:
         spec = dataclasses.replace(spec, version=stage.version)
         (stage.version_dir / repo.MODEL_FILE).write_bytes(content)
-        Manifest.of_directory(stage.version_dir, spec, tools={}, parity={}).write(stage.version_dir)
-        repo.publish(root, spec, max_batch_size=max_batch_size)
+        manifest = Manifest.of_directory(stage.version_dir, spec, tools={}, parity={})
+        manifest.write(stage.version_dir)
+        repo.publish(root, manifest, max_batch_size=max_batch_size)
     return stage.version
 
 
@@ -184,9 +185,9 @@ def test_production_runs_the_plan_where_a_version_has_one(tmp_path):
     add_version(tmp_path)
     with repo.locked(tmp_path, "tiny"), repo.staged(tmp_path, "tiny") as stage:
         (stage.version_dir / "model.plan").write_bytes(b"plan")
-        repo.publish(tmp_path, dataclasses.replace(SPEC, version=stage.version), max_batch_size=4)
+        repo.publish(tmp_path, Manifest(dataclasses.replace(SPEC, version=stage.version), {}), max_batch_size=4)
     assert read_config(tmp_path / "tiny/config.pbtxt").backend == "tensorrt"
-    repo.refresh_configs(tmp_path / "tiny", dataclasses.replace(SPEC, version=1), max_batch_size=4)
+    repo.refresh_configs(tmp_path / "tiny", Manifest.read(tmp_path / "tiny/1"), max_batch_size=4)
     assert read_config(tmp_path / "tiny/config.pbtxt").backend == "onnxruntime"
 
 
@@ -208,7 +209,7 @@ def test_only_the_served_and_the_newest_version_count(tmp_path):
     add_version(tmp_path, newest)
     # Version 1 has this spec, but it is not the one that is served.
     assert repo.find_identical(tmp_path, SPEC) is None
-    repo.refresh_configs(tmp_path / "tiny", dataclasses.replace(SPEC, version=1), max_batch_size=4)
+    repo.refresh_configs(tmp_path / "tiny", Manifest.read(tmp_path / "tiny/1"), max_batch_size=4)
     assert repo.served_in(tmp_path / "tiny") == 1
     for spec, version in ((SPEC, 1), (newest, 2)):
         found = repo.find_identical(tmp_path, spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import re
 import shutil
@@ -15,6 +16,7 @@ from media import astronaut, make_clip
 from verdicts import inconclusive, verdict
 
 from deepfake_client import report
+from deepfake_client.evidence import MAX_SHOWN, SHOWN_PER_TRACK, suspicious_faces
 from deepfake_client.outcome import Outcome
 from deepfake_client.report.page import folder_name
 from deepfake_client.verdict import Concern, Reason, Verdict
@@ -117,6 +119,26 @@ def test_a_page_holds_the_verdict_and_everything_behind_it(shown: Verdict, tmp_p
         image = cv2.imread(str(path.parent / name))
         assert image is not None
         assert min(image.shape[:2]) > 300
+
+
+def test_a_page_shows_the_heatmaps_it_is_given(shown: Verdict, tmp_path: Path) -> None:
+    picks = suspicious_faces(shown, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN)
+    png = b"\x89PNG of a heatmap"
+    overlays = {(pick.frame.index, pick.face.track): png for pick in picks[1:]}
+    path = report.write_page(shown, tmp_path, CONTEXT, report.Heatmaps(overlays, "grad-cam on bn2"))
+    assert_self_contained(path)
+    page = read(path)
+    assert page.alts.count("Heatmap of the same face") == len(picks) - 1 == 3
+    assert page.urls.count("data:image/png;base64," + base64.b64encode(png).decode()) == 3
+    assert "grad-cam on bn2" in page.text
+    assert "There are no heatmaps" not in page.text
+
+
+def test_a_page_says_why_it_has_no_heatmaps(shown: Verdict, tmp_path: Path) -> None:
+    path = report.write_page(shown, tmp_path, CONTEXT, report.Heatmaps(problem="no <service> answers"))
+    assert "There are no heatmaps: no <service> answers" in read(path).text
+    path = report.write_page(shown, tmp_path, CONTEXT)
+    assert "heatmap" not in path.read_text(encoding="utf-8").lower()
 
 
 def test_an_untrained_model_is_warned_of(shown: Verdict, tmp_path: Path) -> None:

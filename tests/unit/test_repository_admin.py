@@ -280,7 +280,7 @@ def add_plan(root, version, **changes):
     files = {**manifest.files, PLAN_FILE: sha256_file(version_dir / PLAN_FILE)}
     engine = ENGINE | changes
     dataclasses.replace(manifest, files=files, engine=engine if changes.get("plan") != "" else {}).write(version_dir)
-    repo.refresh_configs(root / "tiny", Manifest.read(root / "tiny/3").spec, max_batch_size=4)
+    repo.refresh_configs(root / "tiny", Manifest.read(root / "tiny/3"), max_batch_size=4)
 
 
 @pytest.mark.parametrize(

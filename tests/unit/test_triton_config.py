@@ -4,7 +4,9 @@ import pytest
 
 from deepfake_preprocess import triton_config
 from deepfake_preprocess.config_check import contract_problems, production_problems
+from deepfake_preprocess.engine import EngineInfo
 from deepfake_preprocess.errors import OptionError, RepositoryError
+from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import ModelSpec
 
 SPEC = ModelSpec(
@@ -68,9 +70,27 @@ def test_single_crops_are_batched_without_waiting_for_a_preferred_size(config):
     assert not config.dynamic_batching.preferred_batch_size
 
 
+def test_the_precision_is_that_of_the_file_that_a_backend_serves(tmp_path):
+    engine = EngineInfo("tensorrt", "11.4.0", "8.9", "13.0", "fp16", 1, 8, 8, 1, 1, 1.0, plan="model.plan")
+    manifest = Manifest(SPEC, {}, precision="int8", engine=engine.to_dict())
+    texts = {
+        ("int8", True): triton_config.production_config(SPEC, precision="int8"),
+        ("fp16", True): triton_config.production_config(SPEC, backend="tensorrt", precision="fp16"),
+        ("fp16", False): triton_config.embedded_config(SPEC, precision="fp16"),
+    }
+    for (precision, right), text in texts.items():
+        config = parsed(text, tmp_path)
+        assert triton_config.config_parameters(config)[triton_config.PRECISION_PARAMETER] == precision
+        problems = [] if right else ["parameter 'served_precision' is 'fp16', but 'int8' is served"]
+        assert contract_problems(config, manifest) == problems
+    # Configurations of version 0.1 do not state it, and are served all the same.
+    del config.parameters[triton_config.PRECISION_PARAMETER]
+    assert contract_problems(config, manifest) == []
+
+
 def test_every_variant_has_what_production_needs(config):
     assert production_problems(config) == []
-    assert contract_problems(config, SPEC) == []
+    assert contract_problems(config, Manifest(SPEC, {})) == []
 
 
 @pytest.mark.parametrize(

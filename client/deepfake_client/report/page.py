@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from deepfake_client.outcome import Outcome
 from deepfake_client.render import notes
-from deepfake_client.report.pictures import Pictures, data_uri, take_pictures
+from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, take_pictures
 from deepfake_client.report.plots import timeline_svg, track_looks, write_frame_analysis, write_timeline
 from deepfake_client.verdict import FaceScore, Label, Track, Verdict
 from deepfake_preprocess.sampling import Sampling
@@ -61,6 +61,21 @@ class ReportContext:
     aggregation: str
 
 
+@dataclass(frozen=True, slots=True)
+class Heatmaps:
+    """Heatmaps for the faces on a page, or why there are none.
+
+    Attributes:
+        overlays: bytes of PNG files, crops with their heatmap, by (frame index, track).
+        method: how they were made, and on which layer.
+        problem: one sentence; empty where there are heatmaps.
+    """
+
+    overlays: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
+    method: str = ""
+    problem: str = ""
+
+
 def folder_name(source: str) -> str:
     """Return the name of the folder for `source`: readable, safe on any file system, another one for any source."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).name)[:_MAX_STEM].strip("._-") or "input"
@@ -72,13 +87,14 @@ def page_path(source: str, directory: Path) -> Path:
     return directory / folder_name(source) / PAGE_NAME
 
 
-def write_page(verdict: Verdict, directory: Path, context: ReportContext) -> Path:
+def write_page(verdict: Verdict, directory: Path, context: ReportContext, heatmaps: Heatmaps | None = None) -> Path:
     """Write page, plots and JSON of one verdict into a folder of its own in `directory`.
 
     Args:
         verdict: what to report; its `source` is opened once more for the pictures, where it is a file.
         directory: where the reports lie; made when it is not there.
         context: what else is said.
+        heatmaps: for `suspicious_faces` of the verdict; None where nobody asked for them.
 
     Returns:
         Path of the page, which is written last: where it is, the rest is complete.
@@ -96,7 +112,8 @@ def write_page(verdict: Verdict, directory: Path, context: ReportContext) -> Pat
         headline=_headline(verdict),
         timeline=Markup(timeline_svg(verdict)),
         timeline_text=_timeline_text(verdict),
-        faces=_face_cards(pictures),
+        faces=_face_cards(pictures, heatmaps),
+        heatmaps=heatmaps,
         pictures=pictures,
         tracks=_track_rows(verdict),
         context=context,
@@ -169,11 +186,21 @@ def _timeline_text(verdict: Verdict) -> str:
     )
 
 
-def _face_cards(pictures: Pictures) -> list[dict[str, Any]]:
-    return [
-        {"uri": data_uri(item.image_rgb), "face": item.face, "pts_seconds": item.pts_seconds}
-        for item in pictures.faces
-    ]
+def _face_cards(pictures: Pictures, heatmaps: Heatmaps | None) -> list[dict[str, Any]]:
+    overlays = {} if heatmaps is None else heatmaps.overlays
+    cards = []
+    for item in pictures.faces:
+        png = overlays.get((item.frame_index, item.face.track))
+        overlay = None if png is None else data_uri("image/png", png)
+        cards.append(
+            {
+                "uri": jpeg_uri(item.image_rgb),
+                "overlay": overlay,
+                "face": item.face,
+                "pts_seconds": item.pts_seconds,
+            }
+        )
+    return cards
 
 
 def _track_rows(verdict: Verdict) -> list[dict[str, Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.evidence import Pick, cut_out, suspicious_faces
+from deepfake_client.evidence import MAX_SHOWN, SHOWN_PER_TRACK, Pick, cut_out, suspicious_faces
 from deepfake_client.inputs import open_source
 from deepfake_client.verdict import FaceScore, FrameResult, Verdict
 from deepfake_preprocess.errors import InputError
@@ -17,9 +18,6 @@ from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.video import Sampling
 
-MAX_CROPS = 12
-"""Faces on a page; what a person looks through."""
-CROPS_PER_TRACK = 4
 MAX_FRAMES = 8
 """Whole frames in `frame_analysis.png`."""
 FRAME_WIDTH_PX = 480
@@ -46,11 +44,13 @@ class FacePicture:
     """A face as the model saw it.
 
     Attributes:
+        frame_index: number of its frame.
         pts_seconds: time of its frame.
         face: its scores.
         image_rgb: uint8 ``[H, W, 3]`` RGB crop.
     """
 
+    frame_index: int
     pts_seconds: float
     face: FaceScore
     image_rgb: NDArray[np.uint8]
@@ -68,37 +68,32 @@ class Pictures:
 def take_pictures(verdict: Verdict, source: str, spec: ModelSpec) -> Pictures:
     """Decode the most suspicious moments of `source` again; some frames without a face where no face was scored."""
     try:
-        picks = _spread(suspicious_faces(verdict, per_track=CROPS_PER_TRACK))
+        picks = suspicious_faces(verdict, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN)
         return _of_picks(verdict, picks, source, spec) if picks else _of_frames(verdict, source)
     except InputError as exc:
         return Pictures(problem=f"The input could not be opened again for this report: {exc}")
 
 
-def data_uri(image_rgb: NDArray[np.uint8]) -> str:
+def jpeg_uri(image_rgb: NDArray[np.uint8]) -> str:
     """Return a uint8 ``[H, W, 3]`` RGB picture as a JPEG in a ``data:`` address."""
     bgr = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+    return data_uri("image/jpeg", encoded.tobytes())
 
 
-def _spread(picks: tuple[Pick, ...]) -> list[Pick]:
-    """Return at most `MAX_CROPS` picks in which every track has its turn, those of a track in their order."""
-    rank: dict[int, int] = {}
-    turns = []
-    for position, pick in enumerate(picks):
-        turn = rank[pick.face.track] = rank.get(pick.face.track, -1) + 1
-        turns.append((turn, position))
-    return [picks[position] for _, position in sorted(turns)[:MAX_CROPS]]
+def data_uri(media_type: str, data: bytes) -> str:
+    """Return the bytes of a file as a ``data:`` address."""
+    return f"data:{media_type};base64," + base64.b64encode(data).decode("ascii")
 
 
-def _of_picks(verdict: Verdict, picks: list[Pick], source: str, spec: ModelSpec) -> Pictures:
+def _of_picks(verdict: Verdict, picks: Sequence[Pick], source: str, spec: ModelSpec) -> Pictures:
     faces: list[FacePicture] = []
     shots: dict[int, Shot] = {}
     wanted = list(dict.fromkeys(pick.frame.index for pick in picks))[:MAX_FRAMES]
     with open_source(source) as media:
         for evidence in cut_out(media, picks, spec):
             result = evidence.pick.frame
-            faces.append(FacePicture(result.pts_seconds, evidence.pick.face, evidence.crop))
+            faces.append(FacePicture(result.index, result.pts_seconds, evidence.pick.face, evidence.crop))
             if result.index in wanted and result.index not in shots:
                 shots[result.index] = _shot(result, evidence.frame)
     faces.sort(key=lambda picture: -(picture.face.fake_probability or 0.0))
