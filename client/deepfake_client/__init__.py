@@ -15,7 +15,11 @@ from deepfake_client.aggregation import STRATEGIES
 from deepfake_client.client import AsyncDeepfakeClient, DeepfakeClient
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
-from deepfake_client.transport import GrpcTransport, ServedModel, Transport
+from deepfake_client.transport import Health, ServedModel, Transport
+from deepfake_client.transport_connect import connect
+from deepfake_client.transport_grpc import GrpcTransport
+from deepfake_client.transport_retry import NO_RETRY, Retry, RetryingTransport
+from deepfake_client.transport_tls import Tls
 from deepfake_client.verdict import (
     Concern,
     Consistency,
@@ -39,15 +43,19 @@ from deepfake_preprocess.errors import (
     ModelContractError,
     ModelNotFoundError,
     OptionError,
+    ServerAccessError,
     ServerBusyError,
     ServerError,
     ServerStartError,
     ServerTimeoutError,
+    ServerTlsError,
     ServerUnavailableError,
+    SharedMemoryError,
 )
 from deepfake_preprocess.video import Sampling, open_media
 
 __all__ = [
+    "NO_RETRY",
     "STRATEGIES",
     "AsyncDeepfakeClient",
     "Concern",
@@ -57,6 +65,7 @@ __all__ = [
     "FaceScore",
     "FrameResult",
     "GrpcTransport",
+    "Health",
     "InferenceError",
     "InputError",
     "Interval",
@@ -71,16 +80,23 @@ __all__ = [
     "Outcome",
     "Progress",
     "Reason",
+    "Retry",
+    "RetryingTransport",
     "Sampling",
     "ServedModel",
+    "ServerAccessError",
     "ServerBusyError",
     "ServerError",
     "ServerStartError",
     "ServerTimeoutError",
+    "ServerTlsError",
     "ServerUnavailableError",
+    "SharedMemoryError",
     "Timing",
+    "Tls",
     "Track",
     "Transport",
     "Verdict",
+    "connect",
     "open_media",
 ]

@@ -16,12 +16,12 @@ from rich.progress import Progress as ProgressBar
 
 from deepfake_client.aggregation import DEFAULT_STRATEGY, STRATEGIES, check_threshold, strategy_named
 from deepfake_client.cli import print_error
+from deepfake_client.cli_connection import Connection, with_connection
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.inputs import expand
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.render import print_summary, print_verdict
-from deepfake_client.transport import DEFAULT_TIMEOUT_S, DEFAULT_URL
 from deepfake_client.verdict import Label
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.extras import require_extra
@@ -35,11 +35,10 @@ EXIT_SOME_INPUTS_FAILED = 5
 EXIT_INTERRUPTED = 130
 
 
+@with_connection
 def analyze(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Videos, images, directories or globs.")],
-    url: Annotated[
-        str, typer.Option(envvar="DEEPFAKE_URL", metavar="HOST:PORT", help="gRPC address of the server.")
-    ] = DEFAULT_URL,
+    connection: Connection,
     model: Annotated[
         str | None, typer.Option(help="Model to use; needed only when the server offers several.")
     ] = None,
@@ -57,7 +56,6 @@ def analyze(
     threshold: Annotated[
         float | None, typer.Option(help="FAKE at or above this probability. [default: the model's own]")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = DEFAULT_TIMEOUT_S,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: one object for one input, an array for several.")
     ] = False,
@@ -76,6 +74,8 @@ def analyze(
     [bold]Exit codes[/]  0 verdict reached · 3 inconclusive · 2 input or usage error · 4 server unreachable or
     failed · 5 some of several inputs could not be opened
     """
+    if embedded and connection.tls:
+        raise OptionError("--embedded starts a server of its own, without TLS; leave out the options of TLS")
     if frames is not None and fps is not None:
         raise OptionError("--frames and --fps exclude each other; give one of them")
     sampling = (
@@ -87,7 +87,7 @@ def analyze(
     screen = Console(stderr=True)
     outcomes: list[Outcome] = []
     interrupted = False
-    with _Session(url, model, timeout, repository if embedded else None, screen) as session:
+    with _Session(connection, model, repository if embedded else None, screen) as session:
         try:
             for source in sources:
                 # One by one, so that Ctrl-C keeps what is done.
@@ -105,12 +105,10 @@ def analyze(
 class _Session(AbstractContextManager["_Session"]):
     """The client of one run, and with --embedded its server, both made when the first input has been opened."""
 
-    def __init__(
-        self, url: str, model: str | None, timeout_s: float, repository: Path | None, screen: Console
-    ) -> None:
+    def __init__(self, connection: Connection, model: str | None, repository: Path | None, screen: Console) -> None:
         self.screen = screen
         self.training_data = ""
-        self._url, self._model, self._timeout_s, self._repository = url, model, timeout_s, repository
+        self._connection, self._model, self._repository = connection, model, repository
         self._stack = ExitStack()
         self._client: DeepfakeClient | None = None
 
@@ -119,15 +117,16 @@ class _Session(AbstractContextManager["_Session"]):
 
     def client(self) -> DeepfakeClient:
         if self._client is None:
-            url = self._url
+            url = self._connection.url
             if self._repository is not None:
                 # By name: the client must work where the server's part is not installed.
                 server = require_extra("deepfake_serve.server", extra="serve")
                 models = [self._model] if self._model else []
                 with self.screen.status("starting a private Triton"):
-                    url = self._stack.enter_context(server.EmbeddedTriton(self._repository, models=models)).grpc_url
+                    triton = self._stack.enter_context(server.EmbeddedTriton(self._repository, models=models))
+                url = triton.http_url if self._connection.is_http else triton.grpc_url
             self._client = self._stack.enter_context(
-                DeepfakeClient(url, model=self._model, timeout_s=self._timeout_s)
+                DeepfakeClient(url, model=self._model, **self._connection.options())
             )
         return self._client
 

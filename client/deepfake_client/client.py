@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
@@ -21,7 +21,10 @@ from deepfake_client.pipeline import (
     analyze_media,
     infer_in_chunks,
 )
-from deepfake_client.transport import DEFAULT_TIMEOUT_S, DEFAULT_URL, GrpcTransport, ServedModel, Transport
+from deepfake_client.transport import DEFAULT_TIMEOUT_S, ServedModel, Transport
+from deepfake_client.transport_connect import connect
+from deepfake_client.transport_retry import Retry
+from deepfake_client.transport_tls import Tls
 from deepfake_client.verdict import Verdict
 from deepfake_preprocess.errors import ModelNotFoundError, OptionError
 from deepfake_preprocess.face import FaceDetector
@@ -44,31 +47,43 @@ class AsyncDeepfakeClient:
     Nothing is contacted before the first call.
 
     Args:
-        url: ``host:port`` of the server's gRPC endpoint.
+        url: ``host:port`` of the server, or a URL that begins with grpc, grpcs, http or https; Triton's standard port
+            on this host when None.
         model: name of the model; may be left out when the server offers exactly one detector.
+        protocol: ``grpc``, ``http`` or ``grpc-shm`` (crops in shared memory, same host only); by the URL when None,
+            which is gRPC unless it says HTTP.
+        tls: secures the connection, also with a client certificate.
+        headers: sent with every request, for example ``{"authorization": "Bearer ..."}``.
         timeout_s: deadline of every request, in seconds.
+        retry: how long requests are tried again while the server is away or busy; for 30 s when None.
         max_requests_in_flight: bound on concurrent requests.
         detect_threads: threads for face detection; the number of usable cores when None.
         detector: finds faces; `deepfake_preprocess.mtcnn.MtcnnDetector` when None.
-        transport: how the server is reached; gRPC to `url` when None.
+        transport: reaches the server instead; the options of the connection are not looked at then.
     """
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | None = None,
         *,
         model: str | None = None,
+        protocol: str | None = None,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry | None = None,
         max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT,
         detect_threads: int | None = None,
         detector: FaceDetector | None = None,
         transport: Transport | None = None,
     ) -> None:
-        if timeout_s <= 0:
-            raise OptionError(f"timeout_s must be positive, got {timeout_s}")
         if max_requests_in_flight < 1:
             raise OptionError(f"max_requests_in_flight must be at least 1, got {max_requests_in_flight}")
-        self._transport = GrpcTransport(url, timeout_s=timeout_s) if transport is None else transport
+        self._transport = (
+            connect(url, protocol=protocol, tls=tls, headers=headers, timeout_s=timeout_s, retry=retry)
+            if transport is None
+            else transport
+        )
         self._wanted_model = model
         self._served: ServedModel | None = None
         self._detector = detector
@@ -209,10 +224,14 @@ class DeepfakeClient:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | None = None,
         *,
         model: str | None = None,
+        protocol: str | None = None,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry | None = None,
         max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT,
         detect_threads: int | None = None,
         detector: FaceDetector | None = None,
@@ -221,7 +240,11 @@ class DeepfakeClient:
         self._client = AsyncDeepfakeClient(
             url,
             model=model,
+            protocol=protocol,
+            tls=tls,
+            headers=headers,
             timeout_s=timeout_s,
+            retry=retry,
             max_requests_in_flight=max_requests_in_flight,
             detect_threads=detect_threads,
             detector=detector,

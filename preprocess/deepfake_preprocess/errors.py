@@ -12,6 +12,9 @@
     │   └── OptionError                 also ValueError: an option or argument is out of range
     ├── ServerError                     the inference server is the cause             (exit code 4)
     │   ├── ServerUnavailableError      also ConnectionError: nothing answers, or it went away
+    │   ├── ServerTlsError              also ConnectionError: certificates or TLS itself do not fit
+    │   ├── ServerAccessError           also PermissionError: a token or header is missing or wrong
+    │   ├── SharedMemoryError           client and server share no memory
     │   ├── ServerTimeoutError          also TimeoutError: no answer within the deadline
     │   ├── ServerBusyError             the server's queue is full; trying later may help
     │   ├── ModelNotFoundError          the server runs but does not offer that model
@@ -78,6 +81,18 @@ class ServerError(DeepfakeError):
 
 class ServerUnavailableError(ServerError, ConnectionError):
     """Nothing answers at the server's address, or it went away."""
+
+
+class ServerTlsError(ServerError, ConnectionError):
+    """The connection cannot be secured: a certificate is not accepted, or only one side speaks TLS."""
+
+
+class ServerAccessError(ServerError, PermissionError):
+    """The server answers, but asks for a token or header that was not given."""
+
+
+class SharedMemoryError(ServerError):
+    """Crops cannot be handed to the server in shared memory."""
 
 
 class ServerTimeoutError(ServerError, TimeoutError):

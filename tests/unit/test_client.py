@@ -89,11 +89,12 @@ def test_public_names_are_these() -> None:
     for name in deepfake_client.__all__:
         assert hasattr(deepfake_client, name)
     assert " ".join(sorted(deepfake_client.__all__, key=str.casefold)) == (
-        "AsyncDeepfakeClient Concern Consistency DeepfakeClient DeepfakeError FaceScore FrameResult GrpcTransport "
-        "InferenceError InputError Interval Label MediaNotFoundError MediaOpenError MissingExtraError "
-        "ModelContractError ModelIdentity ModelNotFoundError open_media OptionError Outcome Progress Reason "
-        "Sampling ServedModel ServerBusyError ServerError "
-        "ServerStartError ServerTimeoutError ServerUnavailableError STRATEGIES Timing Track Transport Verdict"
+        "AsyncDeepfakeClient Concern connect Consistency DeepfakeClient DeepfakeError FaceScore FrameResult "
+        "GrpcTransport Health InferenceError InputError Interval Label MediaNotFoundError MediaOpenError "
+        "MissingExtraError ModelContractError ModelIdentity ModelNotFoundError NO_RETRY open_media "
+        "OptionError Outcome Progress Reason Retry RetryingTransport Sampling ServedModel ServerAccessError "
+        "ServerBusyError ServerError ServerStartError ServerTimeoutError ServerTlsError "
+        "ServerUnavailableError SharedMemoryError STRATEGIES Timing Tls Track Transport Verdict"
     )
 
 
