@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import multiprocessing
 import time
 from contextlib import ExitStack
@@ -11,9 +10,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
-from deepfake_bench.load import Crops, Load, Target, Trace, make_sender, run_load
+from deepfake_bench.load import Load, Trace, run_load
+from deepfake_bench.senders import Crops, Target, make_sender
 from deepfake_preprocess.errors import DeepfakeError
 
 START_SLACK_S = 0.2
@@ -34,8 +32,12 @@ class LoadProcesses:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        for worker in self._workers:
-            self._stack.enter_context(worker)
+        with ExitStack() as stack:
+            for worker in self._workers:
+                stack.enter_context(worker)
+            for worker in self._workers:
+                worker.wait_until_ready()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -61,26 +63,18 @@ class LoadProcesses:
         Raises:
             DeepfakeError: a process failed.
         """
-        shares = _shares(concurrency, len(self._workers))
-        order = Load(
-            concurrency,
-            None if requests_per_s is None else requests_per_s / len(self._workers),
-            time.perf_counter() + START_SLACK_S,
-            ramp_s,
-            measure_s,
-            seed,
-            timeout_s,
-        )
+        start_at, workers = time.perf_counter() + START_SLACK_S, len(self._workers)
+        shares = [None] * workers if concurrency is None else share_out(concurrency, workers)
+        rate = None if requests_per_s is None else requests_per_s / workers
         busy = [(worker, share) for worker, share in zip(self._workers, shares, strict=True) if share != 0]
         for number, (worker, share) in enumerate(busy):
-            worker.start(dataclasses.replace(order, concurrency=share, seed=seed + number))
+            worker.start(Load(share, rate, start_at, ramp_s, measure_s, seed + number, timeout_s))
         return [worker.result() for worker, _ in busy]
 
 
-def _shares(concurrency: int | None, processes: int) -> list[int | None]:
-    if concurrency is None:
-        return [None] * processes
-    return [len(part) for part in np.array_split(np.arange(concurrency), processes)]
+def share_out(concurrency: int, processes: int) -> list[int]:
+    """Return how many requests each process keeps in flight, as evenly as possible."""
+    return [concurrency // processes + (number < concurrency % processes) for number in range(processes)]
 
 
 class _Worker:
@@ -105,23 +99,30 @@ class _Worker:
         assert self._process.pid is not None
         return self._process.pid
 
+    def wait_until_ready(self) -> None:
+        self._receive()
+
     def start(self, load: Load) -> None:
         self._pipe.send(load)
 
     def result(self) -> Trace:
-        try:
-            answer = self._pipe.recv()
-        except EOFError:
-            raise DeepfakeError("a load process died; look at the memory of this machine") from None
+        answer = self._receive()
         if isinstance(answer, str):
             raise DeepfakeError(f"a load process failed: {answer}")
         assert isinstance(answer, Trace)
         return answer
 
+    def _receive(self) -> object:
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise DeepfakeError("a load process died; look at the memory of this machine") from None
+
 
 def _main(pipe: Connection, target: Target, crops: Crops) -> None:
     async def serve() -> None:
         async with make_sender(target, crops) as sender:
+            pipe.send(None)  # imports and connections took their time; what is timed begins after them
             while (load := await asyncio.to_thread(pipe.recv)) is not None:
                 try:
                     answer: Trace | str = await run_load(sender, load)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from deepfake_bench.load import Crops, Target
+from deepfake_bench.senders import Crops, Target
 from deepfake_client import connect
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.spec import INPUT_NAME, PROBABILITY_NAME

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m deepfake_bench.served --repository model_repository
+    deepfake bench served --repository model_repository
 
 One run alternates between three arrangements on the same cores, and every ratio is taken within a round, so
 that a machine that is busy elsewhere slows both sides alike:
@@ -32,16 +32,13 @@ import psutil
 import typer
 
 from deepfake_bench.environment import environment, write_results
-from deepfake_bench.load import Crops, Target
 from deepfake_bench.load_process import LoadProcesses
-from deepfake_bench.reference import OnnxReference, random_crops, verify_served
-from deepfake_bench.server_counters import read_counters
+from deepfake_bench.reference import OnnxReference, verify_served
+from deepfake_bench.senders import Crops
+from deepfake_bench.serving import embedded_server
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_serve.repository import MODEL_FILE
-from deepfake_serve.server import EmbeddedTriton
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio")
-VERIFIED_CROPS = 16
 RAMP_S = 0.5
 """Time before each measurement of the server, in which its queue fills; some batches long."""
 
@@ -72,7 +69,8 @@ class Result:
     """
 
     model: str
-    input_size_wh: tuple[int, int]
+    precision: str
+    input_size_wh: list[int]
     concurrency: int
     max_batch_size: int
     instances: int
@@ -115,15 +113,12 @@ def run(
     Raises:
         DeepfakeError: the server does not start, or its scores are not those of the file.
     """
-    with EmbeddedTriton(repository, models=[model] if model else (), instances=instances, threads=threads) as triton:
-        served = triton.models[0]
-        share = triton.share
-        max_batch = int(served.config.max_batch_size)
-        crops = random_crops(VERIFIED_CROPS, served.spec.input_size_wh)
-        onnx_path = served.version_dir / MODEL_FILE
-        sessions = [OnnxReference(onnx_path, threads=share.threads) for _ in range(share.instances)]
-        whole = [OnnxReference(onnx_path, threads=share.instances * share.threads)]
-        target = Target("grpc", triton.grpc_url, served.spec.name)
+    with embedded_server(repository, model=model, instances=instances, threads=threads) as server:
+        share, max_batch = server.arrangement, server.max_batch_size
+        assert server.reference is not None
+        sessions = [OnnxReference(server.reference, threads=share["threads"]) for _ in range(share["instances"])]
+        whole = [OnnxReference(server.reference, threads=share["instances"] * share["threads"])]
+        target, crops = server.target("grpc"), server.crops
         difference = verify_served(target, crops, sessions[0])
         batch = np.resize(crops, (max_batch, *crops.shape[1:]))
         with LoadProcesses(target, crops) as load:
@@ -132,12 +127,12 @@ def run(
             (load_pid,) = load.pids
             crops_run = executions = 0
             for _ in range(rounds):
-                before, cpu_before = read_counters(triton.grpc_url, served.spec.name), _cpu_seconds(load_pid)
+                before, cpu_before = server.counters(), _cpu_seconds(load_pid)
                 (trace,) = load.run(concurrency=concurrency, ramp_s=RAMP_S, measure_s=seconds)
-                after, cpu_after = read_counters(triton.grpc_url, served.spec.name), _cpu_seconds(load_pid)
+                after, cpu_after = server.counters(), _cpu_seconds(load_pid)
                 if trace.errors:
                     raise DeepfakeError(f"the server failed requests: {trace.errors}; nothing was written")
-                served_rate = len(trace.answered_s) / seconds
+                served_rate = trace.answered / seconds
                 crops_here = after.crops - before.crops
                 crops_run += crops_here
                 executions += after.executions - before.executions
@@ -153,12 +148,13 @@ def run(
                     )
                 )
     return Result(
-        model=served.spec.name,
-        input_size_wh=served.spec.input_size_wh,
+        model=server.model,
+        precision=server.identity["precision"],
+        input_size_wh=server.identity["input_size_wh"],
         concurrency=concurrency,
         max_batch_size=max_batch,
-        instances=share.instances,
-        threads_per_instance=share.threads,
+        instances=share["instances"],
+        threads_per_instance=share["threads"],
         seconds_per_measurement=seconds,
         served_crops_per_s=_median(measured, lambda item: item.served),
         same_sessions_crops_per_s=_median(measured, lambda item: item.same_sessions),
@@ -215,7 +211,7 @@ def _median(rounds: list[Round], of: Callable[[Round], float]) -> float:
     return round(statistics.median(of(item) for item in rounds), 3)
 
 
-def main(
+def served(
     repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = Path("model_repository"),
     model: Annotated[str | None, typer.Option(help="Model to measure; the first one by default.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests of one crop in flight.", min=1)] = 32,
@@ -254,7 +250,3 @@ def main(
     )
     typer.echo(f"mean batch, by the server    {result.mean_batch:8.2f}")
     typer.echo(f"written to {path}")
-
-
-if __name__ == "__main__":
-    typer.run(main)

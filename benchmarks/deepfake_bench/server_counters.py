@@ -46,10 +46,10 @@ class ServerShare:
     executions_by_batch: Mapping[int, int]
 
 
-def read_counters(grpc_url: str, model: str) -> Counters:
-    """Ask the server for its totals."""
+def read_counters(grpc_url: str, model: str, version: int) -> Counters:
+    """Ask the server for the totals of one model version."""
     with tritonclient.grpc.InferenceServerClient(grpc_url) as client:
-        (stats,) = client.get_inference_statistics(model).model_stats
+        (stats,) = client.get_inference_statistics(model, str(version)).model_stats
     return _counters(stats)
 
 
@@ -82,8 +82,8 @@ def share_between(before: Counters, after: Counters) -> ServerShare:
         if count > before.executions_by_batch.get(size, 0)
     }
     return ServerShare(
-        queue_ms=(after.queue_ns - before.queue_ns) / requests / 1e6,
-        compute_ms=compute_ns / requests / 1e6,
+        queue_ms=round((after.queue_ns - before.queue_ns) / requests / 1e6, 3),
+        compute_ms=round(compute_ns / requests / 1e6, 3),
         mean_batch=(after.crops - before.crops) / executions if executions else None,
         failed=after.failed - before.failed,
         executions_by_batch=by_batch,

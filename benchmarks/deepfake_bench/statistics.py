@@ -39,7 +39,9 @@ def half_width(samples: Sequence[float], *, confidence: float = 0.95) -> float:
     if freedom < 1:
         return math.inf
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    t = z + (z**3 + z) / (4 * freedom)
+    t += (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
     return t * stdev(samples) / math.sqrt(len(samples))
 
 
