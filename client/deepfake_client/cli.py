@@ -64,6 +64,7 @@ COMMANDS = {
     "build-engines": Command(
         "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
     ),
+    "bench": Command("deepfake_bench.cli:app", "bench", "Measure speed: server, comparisons, plots."),
     "demo-checkpoint": Command(
         "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint (untrained) and its spec."
     ),
