@@ -12,7 +12,9 @@ Works without torch. Errors are in `deepfake_preprocess.errors` and can be impor
 """
 
 from deepfake_client.aggregation import STRATEGIES
-from deepfake_client.client import AsyncDeepfakeClient, DeepfakeClient
+from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.client import DeepfakeClient
+from deepfake_client.inputs import Source
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.transport import Health, ServedModel, Transport
@@ -52,6 +54,7 @@ from deepfake_preprocess.errors import (
     ServerUnavailableError,
     SharedMemoryError,
 )
+from deepfake_preprocess.stream import open_frames
 from deepfake_preprocess.video import Sampling, open_media
 
 __all__ = [
@@ -92,11 +95,13 @@ __all__ = [
     "ServerTlsError",
     "ServerUnavailableError",
     "SharedMemoryError",
+    "Source",
     "Timing",
     "Tls",
     "Track",
     "Transport",
     "Verdict",
     "connect",
+    "open_frames",
     "open_media",
 ]

@@ -60,11 +60,15 @@ class Connection:
         return connect(self.url, retry=retry, **self.options())
 
 
+SERVER_PANEL: Final = "Server"
+"""Heading of these options in a command's help."""
+
 _SHARED_OPTIONS: Final[Mapping[str, tuple[Any, Any]]] = {
     "url": (
         Annotated[
             str | None,
             typer.Option(
+                rich_help_panel=SERVER_PANEL,
                 envvar="DEEPFAKE_URL",
                 metavar="ADDRESS",
                 help="Server: HOST:PORT or URL (grpc, grpcs, http, https).",
@@ -77,6 +81,7 @@ _SHARED_OPTIONS: Final[Mapping[str, tuple[Any, Any]]] = {
         Annotated[
             str | None,
             typer.Option(
+                rich_help_panel=SERVER_PANEL,
                 metavar="NAME",
                 help=f"How to talk to it: {', '.join(PROTOCOLS)} (crops in shared memory, same host).",
                 show_default="by the URL, else grpc",
@@ -85,29 +90,53 @@ _SHARED_OPTIONS: Final[Mapping[str, tuple[Any, Any]]] = {
         None,
     ),
     "tls": (
-        Annotated[bool, typer.Option("--tls", help="Encrypt; trust certificates of public authorities.")],
+        Annotated[
+            bool,
+            typer.Option(
+                "--tls", rich_help_panel=SERVER_PANEL, help="Encrypt; trust certificates of public authorities."
+            ),
+        ],
         False,
     ),
     "tls_ca": (
-        Annotated[Path | None, typer.Option(metavar="FILE", help="Encrypt; trust these certificates (PEM).")],
+        Annotated[
+            Path | None,
+            typer.Option(
+                rich_help_panel=SERVER_PANEL, metavar="FILE", help="Encrypt; trust these certificates (PEM)."
+            ),
+        ],
         None,
     ),
     "tls_cert": (
-        Annotated[Path | None, typer.Option(metavar="FILE", help="Encrypt; show this client certificate (PEM).")],
+        Annotated[
+            Path | None,
+            typer.Option(
+                rich_help_panel=SERVER_PANEL, metavar="FILE", help="Encrypt; show this client certificate (PEM)."
+            ),
+        ],
         None,
     ),
-    "tls_key": (Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")], None),
+    "tls_key": (
+        Annotated[
+            Path | None, typer.Option(rich_help_panel=SERVER_PANEL, metavar="FILE", help="Its private key (PEM).")
+        ],
+        None,
+    ),
     "header": (
         Annotated[
             list[str] | None,
             typer.Option(
+                rich_help_panel=SERVER_PANEL,
                 metavar="'NAME: VALUE'",
                 help=f"Send this header; may be repeated. {TOKEN_VARIABLE} (environment) is sent as bearer token.",
             ),
         ],
         None,
     ),
-    "timeout": (Annotated[float, typer.Option(help="Deadline of each request, in seconds.")], DEFAULT_TIMEOUT_S),
+    "timeout": (
+        Annotated[float, typer.Option(rich_help_panel=SERVER_PANEL, help="Deadline of each request, in seconds.")],
+        DEFAULT_TIMEOUT_S,
+    ),
 }
 
 

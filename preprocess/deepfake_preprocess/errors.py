@@ -9,6 +9,7 @@
     │   ├── SpecError                   also ValueError: a ModelSpec field is wrong
     │   ├── CheckpointError             a checkpoint cannot be read or does not fit
     │   ├── RepositoryError             a model repository is missing, incomplete or altered
+    │   ├── NoFaceError                 no face where one is to be explained
     │   └── OptionError                 also ValueError: an option or argument is out of range
     ├── ServerError                     the inference server is the cause             (exit code 4)
     │   ├── ServerUnavailableError      also ConnectionError: nothing answers, or it went away
@@ -24,6 +25,8 @@
     ├── ExportError                     an export or its proof failed                 (exit code 1)
     │   ├── ParityError                 an artifact does not reproduce the checkpoint
     │   └── EngineError                 TensorRT is not there, or refuses the graph
+    ├── ExplainError                    a heatmap cannot be given                     (exit code 1)
+    │   └── ExplainDisagreementError    the checkpoint does not give the score that is served
     └── MissingExtraError               also ImportError: an optional part is not installed (exit code 2)
 
 Foreign errors (gRPC, PyAV, ONNX Runtime) are translated in one place each and never reach a caller.
@@ -67,6 +70,10 @@ class CheckpointError(InputError):
 
 class RepositoryError(InputError):
     """A model repository is missing, incomplete, or does not match its manifest."""
+
+
+class NoFaceError(InputError):
+    """No face was found in a picture whose face is to be explained."""
 
 
 class OptionError(InputError, ValueError):
@@ -131,6 +138,14 @@ class ParityError(ExportError):
 
 class EngineError(ExportError):
     """TensorRT or a GPU is missing, or TensorRT cannot parse or build the graph; names node and layer where known."""
+
+
+class ExplainError(DeepfakeError):
+    """A heatmap cannot be given."""
+
+
+class ExplainDisagreementError(ExplainError):
+    """The checkpoint does not give the served score, or is another one than is served; holds both sides."""
 
 
 class MissingExtraError(DeepfakeError, ImportError):

@@ -10,20 +10,28 @@ the end for the last. Where nothing is on screen yet, the first frame is taken. 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import count, pairwise, takewhile
 from math import ceil, floor, isfinite
+from typing import Final, Literal, TypeAlias, get_args
 
 from deepfake_preprocess.errors import OptionError
 
+SamplingMode: TypeAlias = Literal["uniform", "fast"]
+SAMPLING_MODES: Final[tuple[SamplingMode, ...]] = get_args(SamplingMode)
+MAX_STRETCH_S: Final = 15.0
+"""Longest stretch between keyframes, in seconds, of which the fast mode leaves out a part."""
+# The fast mode looks at this part of a stretch, one in so many. With a half, analyzing a 10 s clip of 1080p with two
+# keyframes took 1.02 times the CPU time of decoding it, with a third 0.89.
+_EARLY_PART = 4
 _MICROSECOND = Fraction(1, 1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Which frames of a video are looked at; exactly one of the three is set.
+    """Which frames of a video are looked at; exactly one of the first three is set.
 
     Attributes:
         num_frames: that many frames, on screen at the midpoints of equal parts of the video; all frames when
@@ -31,14 +39,21 @@ class Sampling:
         fps: that many frames per second from the start; all frames when the video has fewer.
         at_seconds: the frames on screen at these times from the start, rising; `Frame.pts_seconds` of an earlier
             pass finds the same frames again.
+        mode: ``uniform`` takes the frames at these times. ``fast`` takes as many, moved to where decoding is cheap:
+            of each stretch between two keyframes, the keyframe and frames spread over the first quarter of the
+            stretch. So a sample stays in its stretch and moves by less than `MAX_STRETCH_S`, and what happens only
+            later in a stretch is not seen. Where the container does not name the keyframes, where they
+            are farther apart than `MAX_STRETCH_S`, and where nothing would be gained, it is ``uniform``.
 
     Raises:
-        OptionError: none or several are set, or the value is out of range.
+        OptionError: none or several are set, the value is out of range, there is no such mode, or `at_seconds` is to
+            be moved.
     """
 
     num_frames: int | None = 32
     fps: float | None = None
     at_seconds: tuple[float, ...] | None = None
+    mode: SamplingMode = "uniform"
 
     def __post_init__(self) -> None:
         if sum(choice is not None for choice in (self.num_frames, self.fps, self.at_seconds)) != 1:
@@ -55,6 +70,10 @@ class Sampling:
             or any(later <= time for time, later in pairwise(self.at_seconds))
         ):
             raise OptionError(f"at_seconds is {self.at_seconds!r}; allowed: rising times from 0")
+        if self.mode not in SAMPLING_MODES:
+            raise OptionError(f"the sampling mode is {self.mode!r}; allowed: {', '.join(SAMPLING_MODES)}")
+        if self.mode == "fast" and self.at_seconds is not None:
+            raise OptionError("at_seconds names the frames, so that the sampling mode cannot be 'fast'; leave it out")
 
     def targets(self, *, start: int, duration: int | None, time_base: Fraction) -> Iterator[int]:
         """Return the times asked for, rising, in ticks of `time_base`.
@@ -73,6 +92,45 @@ class Sampling:
         if self.num_frames is None or duration is None:
             raise ValueError("num_frames needs a duration")
         return _midpoints(self.num_frames, start, duration)
+
+
+@dataclass(frozen=True, slots=True)
+class PartOf(Sampling):
+    """Some of the frames of another sampling: what one pass of several takes.
+
+    Attributes:
+        positions: which of its times, counted from 0.
+    """
+
+    positions: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, sampling: Sampling, positions: Iterable[int]) -> PartOf:
+        """Return the part of `sampling` at `positions`."""
+        options = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        return cls(**options, positions=frozenset(positions))
+
+    def targets(self, *, start: int, duration: int | None, time_base: Fraction) -> Iterator[int]:
+        """See `Sampling.targets`."""
+        every = Sampling.targets(self, start=start, duration=duration, time_base=time_base)
+        return (target for position, target in enumerate(every) if position in self.positions)
+
+
+def early_offsets(count: int, stretch: int, frame: int) -> list[int]:
+    """Return where the fast mode samples a stretch between two keyframes.
+
+    Args:
+        count: how many samples; at least 1.
+        stretch: length of the stretch in ticks.
+        frame: time from frame to frame in ticks.
+
+    Returns:
+        `count` times in ticks from the stretch's start, the keyframe's time first. They spread over a quarter of the
+        stretch, or over as much as it takes to meet `count` different frames.
+    """
+    # Rounded timestamps may lie a tick farther apart than the frames.
+    step = max(stretch // (_EARLY_PART * count), min(frame + 1, stretch // count))
+    return [number * step for number in range(count)]
 
 
 def _midpoints(num_frames: int, start: int, duration: int) -> Iterator[int]:
