@@ -31,7 +31,9 @@ import typer
 import yaml
 
 from deepfake_bench.environment import environment, write_results
-from deepfake_bench.served import Crops, LoadProcess
+from deepfake_bench.load_process import LoadProcesses
+from deepfake_bench.measure import RAMP_S
+from deepfake_bench.senders import Crops, Target
 from deepfake_preprocess import triton_config
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.manifest import Manifest
@@ -224,12 +226,17 @@ def _largest_difference(url: str, crops: Crops) -> float:
 
 
 def _measure(url: str, crops: Crops, requests: int, *, rounds: int, seconds: float) -> Load:
-    with LoadProcess(url, FUSED, crops, requests) as fused, LoadProcess(url, TRITON, crops, requests) as triton:
+    def rate(load: LoadProcesses) -> float:
+        (trace,) = load.run(concurrency=requests, ramp_s=RAMP_S, measure_s=seconds)
+        if trace.errors:
+            raise DeepfakeError(f"the server failed requests: {trace.errors}; nothing was written")
+        return len(crops) * trace.answered / seconds
+
+    fused_target, triton_target = (Target("grpc", url, name, len(crops)) for name in (FUSED, TRITON))
+    with LoadProcesses(fused_target, crops) as fused, LoadProcesses(triton_target, crops) as triton:
         for load in (fused, triton):
-            load.measure(seconds)  # connections, allocations and caches of the server
-        measured = [
-            (len(crops) * fused.measure(seconds), len(crops) * triton.measure(seconds)) for _ in range(rounds)
-        ]
+            rate(load)  # connections, allocations and caches of the server
+        measured = [(rate(fused), rate(triton)) for _ in range(rounds)]
     return Load(
         requests,
         len(crops),

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from deepfake_export.gpu import find_gpu
+
 DEFAULT_RESULTS_DIR = Path("benchmarks/results")
 
 
@@ -26,6 +28,12 @@ def cpu_name() -> str:
     return found.group(1).strip() if found else platform.machine()
 
 
+def gpu_name() -> str:
+    """Return the first NVIDIA GPU's name; ``none`` without one."""
+    found = find_gpu()
+    return "none" if found is None else found.name
+
+
 def usable_cores() -> int:
     """Return the number of cores this process may run on."""
     return len(os.sched_getaffinity(0))
@@ -36,7 +44,7 @@ def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": usable_cores(),
-        "gpu": "not measured",
+        "gpu": gpu_name(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},

@@ -1,16 +1,16 @@
-"""Writes README's table of figures from the files under ``benchmarks/results``; nobody types a figure.
+"""`deepfake bench readme`: README's table of figures from the files under ``benchmarks/results``.
 
-``python -m deepfake_bench.readme`` rewrites the part between the markers; ``--check`` only says if it is current.
+Nobody types a figure: the part between the markers is rewritten; ``--check`` only says if it is current.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from deepfake_bench.environment import DEFAULT_RESULTS_DIR
 
@@ -81,9 +81,66 @@ def decode_rows(data: Results) -> list[Row]:
     ]
 
 
+def server_rows(data: Results) -> list[Row]:
+    """Rows of a ``*-server.json`` file: one for each load."""
+    rows = []
+    for protocol, items in data["protocols"].items():
+        for item in items:
+            load = (
+                f"{item['concurrency']} in flight"
+                if item["concurrency"]
+                else f"{item['requests_per_s']:g} requests/s at random times"
+            )
+            waits = item["latency"]
+            figure = f"{item['crops_per_s']:.0f} crops/s"
+            if waits["p50_ms"] is not None and not item["falls_behind"]:
+                figure += f"; p50 {waits['p50_ms']:.0f} ms, p99 {waits['p99_ms']:.0f} ms"
+            if item["falls_behind"]:
+                figure += "; falls behind"
+            crops = data["crops_per_request"]
+            rows.append((f"{_model(data)}, {protocol}, requests of {crops} crop{'s' * (crops > 1)}", load, figure))
+    return rows
+
+
+def compare_rows(data: Results) -> list[Row]:
+    """Rows of a ``*-compare.json`` file: ours against each other contender, and what was not measured."""
+    rows = []
+    what = f"{_model(data)}, {data['ours']}, 32 in flight"
+    for item in data["contenders"]:
+        if item["name"] == data["ours"]:
+            continue
+        ratio = data["ours_over"][item["name"]]
+        parts = [f"{ratio['throughput']:.2f} x the throughput"]
+        if ratio["p99"] is not None:
+            parts.append(f"{ratio['p99']:.2f} x the p99")
+        parts.append(f"alone {ratio['p50_alone']:.2f} x the latency")
+        rows.append((what, f"{item['name']} ({item['setting']})", ", ".join(parts)))
+    measured = {item["name"] for item in data["contenders"]}
+    reasons = {item["name"]: item["reason"] for item in data["not_measured"] if item["name"] not in measured}
+    return rows + [(what, name, f"not measured: {reason}") for name, reason in reasons.items()]
+
+
+def perf_analyzer_rows(data: Results) -> list[Row]:
+    """Rows of a ``*-perf-analyzer.json`` file."""
+    what = "throughput by NVIDIA's perf_analyzer"
+    if isinstance(data["levels"], str):
+        return [(what, "by our load generator", f"not measured: {data['reason']}")]
+    return [
+        (what, f"by our load generator, {item['concurrency']} in flight", f"{item['throughput_difference']:+.1%}")
+        for item in data["levels"]
+    ]
+
+
+def _model(data: Results) -> str:
+    return f"{data['model']['name']} {data['model']['precision']}"
+
+
 KINDS: Mapping[str, Callable[[Results], list[Row]]] = {
     "pipeline": pipeline_rows,
     "served": served_rows,
+    "server": server_rows,
+    "compare": compare_rows,
+    "perf-analyzer": perf_analyzer_rows,
     "detector": detector_rows,
     "decode": decode_rows,
 }
@@ -104,22 +161,16 @@ def results_table(folder: Path) -> str:
     return "\n".join(parts)
 
 
-def main() -> int:
-    """Rewrite README's table, or with ``--check`` compare it; returns the process's exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when README is not current")
-    options = parser.parse_args()
-    readme = Path("README.md")
-    text = readme.read_text(encoding="utf-8")
+def readme(
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail when README is not current.")] = False,
+) -> None:
+    """Write README's table of figures from the results files."""
+    path = Path("README.md")
+    text = path.read_text(encoding="utf-8")
     before, rest = text.split(START, 1)
     current = before + START + "\n" + results_table(DEFAULT_RESULTS_DIR) + "\n" + END + rest.split(END, 1)[1]
-    if options.check:
-        if current != text:
-            print("README's figures are not those of benchmarks/results; run: python -m deepfake_bench.readme")
-        return int(current != text)
-    readme.write_text(current, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if not check:
+        path.write_text(current, encoding="utf-8")
+    elif current != text:
+        typer.echo("README's figures are not those of benchmarks/results; run: deepfake bench readme")
+        raise typer.Exit(1)

@@ -1,0 +1,77 @@
+"""Processes on this machine: what they use, and pausing and ending whole trees of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import psutil
+
+STOP_TIMEOUT_S = 10.0
+
+
+def tree(root: psutil.Process) -> list[psutil.Process]:
+    """Return a process and its descendants; empty when it has ended."""
+    try:
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def cpu_seconds(root: psutil.Process | None) -> float | None:
+    """Return the CPU seconds a tree of processes has used so far; None for None."""
+    if root is None:
+        return None
+    total = 0.0
+    for process in tree(root):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def rss_mb(root: psutil.Process | None) -> float | None:
+    """Return the resident memory of a tree of processes in MiB, shared pages counted in each; None for None."""
+    if root is None:
+        return None
+    total = 0
+    for process in tree(root):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return round(total / 2**20, 1)
+
+
+def end(root: psutil.Process) -> None:
+    """End a process and all its descendants, politely first; returns when none is left."""
+    processes = tree(root)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def running(root: psutil.Process) -> Iterator[None]:
+    """Let a paused tree of processes run for as long as the context lasts."""
+    resume(root)
+    try:
+        yield
+    finally:
+        pause(root)
+
+
+def pause(root: psutil.Process) -> None:
+    """Stop a tree of processes until `resume`."""
+    for process in tree(root):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+
+
+def resume(root: psutil.Process) -> None:
+    """Let a tree of processes go on."""
+    for process in tree(root):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()

@@ -1,0 +1,136 @@
+"""The comparison with peers: only equal answers are timed, failures are reported, and nothing is left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import psutil
+import pytest
+from tiny_model import write_tiny_onnx
+
+from deepfake_bench import peer_env
+from deepfake_bench.compare import OURS
+from deepfake_bench.contenders import start_peer
+from deepfake_bench.peer_env import PeerUnavailableError, peer_python
+from deepfake_bench.peer_list import Peer, peers
+from deepfake_bench.reference import OnnxReference
+from deepfake_bench.senders import plain_http
+from deepfake_client import cli
+
+CROPS = np.random.default_rng(5).integers(0, 256, (3, 24, 32, 3), dtype=np.uint8)
+SERVER = """
+import http.server, json, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer = json.dumps([{answer}]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+    def log_message(self, *args):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def peer(code: str) -> Peer:
+    return Peer("stand-in", "as it is", (), ("-c", code, "{port}"), http=plain_http)
+
+
+def start(code: str, tmp_path):
+    expected = np.full(len(CROPS), 0.25, np.float32)
+    return start_peer(peer(code), crops=CROPS, expected=expected, scratch=tmp_path, announce=lambda _: None)
+
+
+@pytest.fixture
+def children():
+    """Return what a test started and left running, but for the helper that Python keeps for shared memory."""
+    before = set(psutil.Process().children(recursive=True))
+
+    def started():
+        found = set(psutil.Process().children(recursive=True)) - before
+        return {process for process in found if "resource_tracker" not in " ".join(process.cmdline())}
+
+    return started
+
+
+def test_a_server_with_equal_answers_is_measured_paused_and_ended(tmp_path, children) -> None:
+    code = SERVER.replace("{answer}", "0.25")
+    contender = start(code, tmp_path)
+    try:
+        assert contender.difference == 0.0
+        sample = contender.measure(2, 0.3)
+        assert sample.crops_per_s == pytest.approx(len(sample.latencies_s) / 0.3)
+        assert not sample.errors
+        (process,) = [item for item in children() if code in item.cmdline()]
+        # Returns when the server is stopped, or never, and then the test's time runs out.
+        assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT).si_status == signal.SIGSTOP
+    finally:
+        contender.close()
+    assert not children()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (SERVER.replace("{answer}", "0.75"), "other probabilities, by up to 0.5"),
+        (SERVER.replace("{answer}", "float('nan')"), "other probabilities"),
+        ("raise SystemExit('no such model')", "ended as it started: no such model"),
+    ],
+)
+def test_a_peer_that_fails_is_ended_with_its_reason(code, message, tmp_path, children) -> None:
+    with pytest.raises(PeerUnavailableError, match=message):
+        start(code, tmp_path)
+    assert not children()
+
+
+def test_an_engine_in_process_gives_the_reference_answers(tmp_path, children) -> None:
+    model = tmp_path / "tiny.onnx"
+    write_tiny_onnx(model)
+    engine = next(item for item in peers(model, cores=2, max_batch=4, checkpoint=None) if not item.requirements)
+    contender = start_peer(
+        engine, crops=CROPS, expected=OnnxReference(model)(CROPS), scratch=tmp_path, announce=lambda _: None
+    )
+    try:
+        alone, many = contender.measure(1, 0.1), contender.measure(32, 0.1)
+        assert alone.latencies_s is not None
+        assert many.latencies_s is None
+        assert many.crops_per_s > 0
+    finally:
+        contender.close()
+    assert not children()
+
+
+@pytest.mark.slow
+def test_packages_that_cannot_be_installed_are_a_reason_and_leave_no_environment(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DEEPFAKE_CACHE_DIR", str(tmp_path))
+    wanted = [f"{tmp_path}/no-such-package.whl"]
+    with pytest.raises(PeerUnavailableError, match="cannot be installed"):
+        peer_python("absent", wanted, announce=lambda _: None)
+    assert not list(tmp_path.glob(f"*/*/{peer_env.MADE}"))
+
+
+def test_the_command_reports_ratios_and_what_it_could_not_measure(
+    shared_tiny_repository, tmp_path, monkeypatch, capsys
+) -> None:
+    output = tmp_path / "here-compare.json"
+
+    def refuse(name, requirements, *, announce):
+        raise PeerUnavailableError(f"{name} cannot be installed: no network")
+
+    monkeypatch.setattr("deepfake_bench.contenders.peer_python", refuse)
+    arguments = ["--peer", "onnx,litserve", "--rounds", "1", "--seconds", "0.2", "--output", str(output)]
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bench", "compare", "--repository", str(shared_tiny_repository), *arguments])
+    assert left.value.code == 0
+    data = json.loads(output.read_text(encoding="utf-8"))
+    assert [item["name"] for item in data["contenders"]] == [OURS, "Triton, HTTP", "ONNX Runtime in-process"]
+    assert data["ours_over"]["ONNX Runtime in-process"]["throughput"] > 0
+    assert data["ours_over_best_engine"]["throughput"] == data["ours_over"]["ONNX Runtime in-process"]["throughput"]
+    assert {item["reason"] for item in data["not_measured"]} == {"litserve cannot be installed: no network"}
+    assert "not measured: LitServe" in capsys.readouterr().err
