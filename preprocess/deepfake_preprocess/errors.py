@@ -21,6 +21,7 @@
     ├── ExportError                     an export or its proof failed                 (exit code 1)
     │   ├── ParityError                 an artifact does not reproduce the checkpoint
     │   └── EngineError                 TensorRT is not there, or refuses the graph
+    ├── TrainingError                   a training run cannot go on; what it saved is good  (exit code 1)
     └── MissingExtraError               also ImportError: an optional part is not installed (exit code 2)
 
 Foreign errors (gRPC, PyAV, ONNX Runtime) are translated in one place each and never reach a caller.
@@ -116,6 +117,10 @@ class ParityError(ExportError):
 
 class EngineError(ExportError):
     """TensorRT or a GPU is missing, or TensorRT cannot parse or build the graph; names node and layer where known."""
+
+
+class TrainingError(DeepfakeError):
+    """A training run cannot go on (no finite loss, no memory, no space); what it saved before is good."""
 
 
 class MissingExtraError(DeepfakeError, ImportError):
