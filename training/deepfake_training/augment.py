@@ -6,7 +6,6 @@ that none of it tells the two apart. The single degradations are also what `robu
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -49,7 +48,7 @@ class Augmentation:
                 raise ValueError(f"{name} must be a probability from 0 to 1, got {getattr(self, name)}")
 
     def apply(self, picture: Picture, rng: np.random.Generator) -> Picture:
-        """Return the picture, uint8 ``[H, W, 3]`` RGB, changed; mirroring is left to the caller, who knows the face."""
+        """Return the picture, uint8 ``[H, W, 3]`` RGB, changed. Mirroring is left to the caller."""
         if rng.random() < self.color:
             picture = _recolor(picture, rng)
         if rng.random() < self.resize:
@@ -59,9 +58,9 @@ class Augmentation:
         if rng.random() < self.noise:
             picture = add_noise(picture, rng.uniform(1, 8), rng)
         if rng.random() < self.h264:
-            picture = compress_h264(picture, int(rng.integers(18, 40)))
+            picture = compress_h264(picture, int(rng.integers(18, 36)))
         if rng.random() < self.jpeg:
-            picture = compress_jpeg(picture, int(rng.integers(35, 96)))
+            picture = compress_jpeg(picture, int(rng.integers(45, 96)))
         return picture
 
 
@@ -83,7 +82,12 @@ def compress_h264(picture: Picture, crf: int) -> Picture:
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt = even.shape[1], even.shape[0], "yuv420p"
     encoder.time_base = _TIME_BASE
-    encoder.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency", "x264-params": "threads=1:log-level=none"}
+    encoder.options = {
+        "crf": str(crf),
+        "preset": "veryfast",
+        "tune": "zerolatency",
+        "x264-params": "threads=1:log-level=none",
+    }
     decoder = av.CodecContext.create("h264", "r")
     assert isinstance(decoder, av.VideoCodecContext)
     decoder.thread_count = 1

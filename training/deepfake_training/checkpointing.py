@@ -94,5 +94,3 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise TrainingError(
             f"{path} cannot be written ({exc}); {good}; free space, then go on with --resume {path.parent}"
         ) from exc
-
-

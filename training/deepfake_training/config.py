@@ -1,4 +1,4 @@
-"""`TrainConfig`: everything that decides what a run computes. Written beside its result; a resumed run must equal it."""
+"""`TrainConfig`: everything that decides what a run computes. A resumed run must have the same."""
 
 from __future__ import annotations
 
@@ -9,10 +9,35 @@ from typing import Any, Literal
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_training.augment import Augmentation
-from deepfake_training.data import Mixture
 
 Schedule = Literal["cosine", "plateau", "step"]
 SCHEDULES: tuple[Schedule, ...] = ("cosine", "plateau", "step")
+Balance = Literal["sampler", "loss", "none"]
+BALANCES: tuple[Balance, ...] = ("sampler", "loss", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What the fakes of an epoch are.
+
+    Attributes:
+        self_blend: share of the fakes that is blended from real faces, in [0, 1]; the others are drawn from the fakes
+            of the set. 1 where the set has none.
+        swap: share of the blended ones for which another real face is blended in, in [0, 1].
+        balance: ``sampler`` draws a fake for each real face; ``loss`` and ``none`` take each face of the set once,
+            and one blended fake for each real face when `self_blend` is over 0; see `FaceDataset.positive_weight`.
+    """
+
+    self_blend: float = 0.9
+    swap: float = 0.25
+    balance: Balance = "sampler"
+
+    def __post_init__(self) -> None:
+        for name in ("self_blend", "swap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"the share of {name} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.balance not in BALANCES:
+            raise OptionError(f"balance must be one of {', '.join(BALANCES)}, got {self.balance!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +56,12 @@ class TrainConfig:
         warmup_epochs: epochs over which the rate rises linearly; with ``cosine`` and ``step``.
         ema_decay: of the averaged weights, which are validated and published, in [0, 1); 0 averages nothing.
         label_smoothing: labels become this and 1 minus this, in [0, 0.5).
+        pair_weight: weight of a second loss, which asks of each blended fake a larger logit than of the very picture
+            it was made from; 0 leaves it out. What the two share cancels, and the seam is what remains.
         drop_path: share of residual branches left out, in [0, 1); for networks of timm.
         freeze: names of modules that are not trained (``blocks.0``), batch statistics included.
         freeze_statistics: keep the mean and variance of every batch norm as they were loaded. Small batches then do
-            no harm, and on a CPU batches of 8 are several times as fast per crop as batches of 32 (they fit the cache).
+            no harm, and on a CPU batches of 8 are several times as fast per crop as batches of 32.
         validation_share: share of the faces that is held out, in (0, 1).
         validation_crops: at most so many crops are validated.
         patience: epochs without a better validation AUC after which training ends; 0 never ends early.
@@ -53,6 +80,7 @@ class TrainConfig:
     warmup_epochs: int = 1
     ema_decay: float = 0.995
     label_smoothing: float = 0.02
+    pair_weight: float = 1.0
     drop_path: float = 0.1
     freeze: tuple[str, ...] = ()
     freeze_statistics: bool = False
@@ -68,7 +96,7 @@ class TrainConfig:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         self._check("crops_per_epoch", self.crops_per_epoch is None or self.crops_per_epoch >= 2, "at least 2")
         self._check("learning_rate", self.learning_rate > 0, "over 0")
-        for name in ("weight_decay", "warmup_epochs", "patience", "seed"):
+        for name in ("weight_decay", "pair_weight", "warmup_epochs", "patience", "seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("ema_decay", "drop_path"):
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
@@ -84,3 +112,17 @@ class TrainConfig:
         """Return plain data: what JSON reads back is equal to it."""
         data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainConfig:
+        """Read back what `to_dict` returned; other keys are ignored.
+
+        Raises:
+            KeyError: a value is missing.
+            OptionError: a value is out of range.
+        """
+        values = {item.name: data[item.name] for item in dataclasses.fields(cls)}
+        values["freeze"] = tuple(values["freeze"])
+        values["mixture"] = Mixture(**values["mixture"])
+        values["augmentation"] = Augmentation(**values["augmentation"])
+        return cls(**values)

@@ -1,13 +1,13 @@
 """`FaceDataset`: the crops of one epoch, each made from its own random numbers.
 
-Every draw has a seed of its own, which follows from the run's seed, the epoch and the draw's place. So the pictures do
-not depend on the number of loading processes, and a run that is resumed sees what the first one would have seen.
+Every draw has a seed of its own, which follows from the run's seed, the epoch and the draw's place. So the pictures
+do not depend on the number of loading processes, and a run that is resumed sees what the first one would have seen.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -22,11 +22,10 @@ from deepfake_preprocess.face import Face
 from deepfake_preprocess.frame import ArrayFrame
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_training.augment import Augmentation
+from deepfake_training.config import Mixture, TrainConfig
 from deepfake_training.faces import FAKE, REAL, FaceSet
 from deepfake_training.selfblend import misfit, self_blend, swap_source
-
-Balance = Literal["sampler", "loss", "none"]
-BALANCES: tuple[Balance, ...] = ("sampler", "loss", "none")
+from deepfake_training.splits import split_by_group
 
 DONORS = 12
 """Other faces that are looked at for one that fits, where another person's face is blended in."""
@@ -36,30 +35,6 @@ JITTER = 0.05
 EDGE = 0.25
 """What is added by reflection around each picture, as a share of its longer side, so that crops have no black rim:
 stills are often crops already, while in service a face has its surroundings."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """What the fakes of an epoch are.
-
-    Attributes:
-        self_blend: share of the fakes that is blended from real faces, in [0, 1]; the others are drawn from the fakes
-            of the set. 1 where the set has none.
-        swap: share of the blended ones for which another real face is blended in, in [0, 1].
-        balance: ``sampler`` draws a fake for each real face; ``loss`` and ``none`` take each face of the set once (and
-            one blended fake for each real face when `self_blend` is over 0); see `FaceDataset.positive_weight`.
-    """
-
-    self_blend: float = 0.9
-    swap: float = 0.25
-    balance: Balance = "sampler"
-
-    def __post_init__(self) -> None:
-        for name in ("self_blend", "swap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"the share of {name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.balance not in BALANCES:
-            raise OptionError(f"balance must be one of {', '.join(BALANCES)}, got {self.balance!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +78,13 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         jitter: bool,
         seed: int,
     ) -> None:
-        self._faces, self._spec, self._augmentation, self._jitter, self._seed = faces, spec, augmentation, jitter, seed
+        self._faces, self._spec, self._augmentation, self._jitter, self._seed = (
+            faces,
+            spec,
+            augmentation,
+            jitter,
+            seed,
+        )
         self._real = members[faces.labels[members] == REAL]
         self._fake = members[faces.labels[members] == FAKE]
         self._mixture = mixture
@@ -166,9 +147,9 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         label = torch.tensor([float(self._label(draw))])
         return torch.from_numpy(crop), label
 
-    def group(self, place: int) -> str:
-        """Return the group (video, person or shot) that the crop at `place` comes from."""
-        return self._faces.groups[self.draws[place].face]
+    def source(self, place: int) -> str:
+        """Return the file that the crop at `place` comes from."""
+        return self._faces.sources[self.draws[place].face]
 
     def _label(self, draw: Draw) -> int:
         return FAKE if draw.blended else int(self._faces.labels[draw.face])
@@ -203,3 +184,25 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         if rng.random() < self._augmentation.flip:
             crop = np.ascontiguousarray(crop[:, ::-1])
         return crop
+
+
+def split_datasets(faces: FaceSet, spec: ModelSpec, config: TrainConfig) -> tuple[FaceDataset, FaceDataset]:
+    """Return what a run trains on and what it holds out, by group; the same for the same arguments.
+
+    Raises:
+        OptionError: the faces cannot be split, or a part has no real face.
+    """
+    held_out = split_by_group(faces.groups, config.validation_share, seed=config.seed)
+    train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    train_set = FaceDataset(
+        faces, train, spec, mixture=config.mixture, augmentation=config.augmentation, jitter=True, seed=config.seed
+    )
+    # A fixed choice of crops, degraded like those in training: their AUC is what early stopping looks at.
+    random = np.random.default_rng(config.seed)
+    reals = random.permutation(validation)
+    mixture = dataclasses.replace(config.mixture, balance="sampler")
+    validation_set = FaceDataset(
+        faces, reals, spec, mixture=mixture, augmentation=config.augmentation, jitter=False, seed=config.seed + 1
+    )
+    validation_set.draws = validation_set.draws[: config.validation_crops]
+    return train_set, validation_set

@@ -102,7 +102,9 @@ class FaceSet:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             save_file(arrays, path, metadata=metadata)
         except (OSError, SafetensorError) as exc:
-            raise OptionError(f"{path}: the packed faces cannot be written ({exc}); free space, or name another file") from exc
+            raise OptionError(
+                f"{path}: the packed faces cannot be written ({exc}); free space, or name another file"
+            ) from exc
 
     @classmethod
     def load(cls, path: str | Path) -> FaceSet:
@@ -118,7 +120,9 @@ class FaceSet:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT_VERSION:
                     raise OptionError(f"{path} holds no faces packed by 'deepfake pack-faces'; make the file anew")
-                groups, sources, notes = (tuple(json.loads(metadata[name])) for name in ("groups", "sources", "notes"))
+                groups, sources, notes = (
+                    tuple(json.loads(metadata[name])) for name in ("groups", "sources", "notes")
+                )
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
                 return cls(**arrays, groups=groups, sources=sources, notes=notes)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as exc:

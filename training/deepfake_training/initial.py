@@ -40,7 +40,10 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
     wanted = network.state_dict()
     head = _head_of(network)
     without_gates = [name for name in wanted if _GATE not in name]
-    for names, how in ((list(wanted), "by order"), (without_gates, "by order, with open squeeze-and-excitation gates")):
+    for names, how in (
+        (list(wanted), "by order"),
+        (without_gates, "by order, with open squeeze-and-excitation gates"),
+    ):
         by_name = {name: given[name] for name in names if name in given}
         if len(by_name) == len(names):
             matched, how = by_name, how.replace("by order", "by name")
@@ -78,7 +81,9 @@ def _head_of(network: nn.Module) -> str:
     """Return the name of the last linear layer, with its dot."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise CheckpointError(f"{type(network).__name__} has no linear layer to train anew; leave initial weights out")
+        raise CheckpointError(
+            f"{type(network).__name__} has no linear layer to train anew; leave initial weights out"
+        )
     return f"{linear[-1]}."
 
 

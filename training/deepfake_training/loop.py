@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAUROC
 
@@ -32,11 +34,10 @@ from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_training.checkpointing import load_state, save_best, save_last, write_whole
 from deepfake_training.config import TrainConfig
-from deepfake_training.data import FaceDataset
+from deepfake_training.data import FaceDataset, split_datasets
 from deepfake_training.faces import FaceSet
 from deepfake_training.initial import load_initial
 from deepfake_training.memory import fitting_batch_size, is_out_of_memory
-from deepfake_training.splits import split_by_group
 
 LOG = "log.jsonl"
 CONFIG = "config.json"
@@ -109,28 +110,36 @@ class Run:
         self._optimizer = create_optimizer_v2(
             self.detector, opt="adamw", lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.train_set, self.validation_set = _split(faces, spec, config)
+        self.train_set, self.validation_set = split_datasets(faces, spec, config)
         crops = min(config.crops_per_epoch or len(self.train_set), len(self.train_set))
         self._batches = -(-crops // config.batch_size)
         self._updates = -(-self._batches // config.accumulate)
-        self._scheduler, _ = create_scheduler_v2(
-            self._optimizer,
-            sched=config.schedule,
-            num_epochs=config.epochs,
-            decay_epochs=max(1, config.epochs // 3),
-            decay_rate=0.5 if config.schedule == "plateau" else 0.1,
-            patience_epochs=2,
-            plateau_mode="max",
-            min_lr=config.learning_rate / 100,
-            warmup_epochs=0 if config.schedule == "plateau" else min(config.warmup_epochs, config.epochs - 1),
-            warmup_lr=config.learning_rate / 20,
-            step_on_epochs=config.schedule == "plateau",
-            updates_per_epoch=self._updates,
-        )
+        self._scheduler = self._make_scheduler()
         weight = torch.tensor([self.train_set.positive_weight], device=self._device)
         self._loss = nn.BCEWithLogitsLoss(pos_weight=weight)
         self.epoch = 0
         self.history: list[EpochResult] = []
+
+    def _make_scheduler(self) -> Scheduler | ReduceLROnPlateau:
+        config = self.config
+        lowest = config.learning_rate / 100
+        if config.schedule == "plateau":
+            # PyTorch's own: timm's does not keep its counters in a checkpoint.
+            return ReduceLROnPlateau(self._optimizer, mode="max", factor=0.5, patience=2, min_lr=lowest)
+        scheduler: Scheduler
+        scheduler, _ = create_scheduler_v2(
+            self._optimizer,
+            sched=config.schedule,
+            num_epochs=config.epochs,
+            decay_epochs=max(1, config.epochs // 3),
+            decay_rate=0.1,
+            min_lr=lowest,
+            warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+            warmup_lr=config.learning_rate / 20,
+            step_on_epochs=False,
+            updates_per_epoch=self._updates,
+        )
+        return scheduler
 
     @property
     def best(self) -> EpochResult | None:
@@ -233,15 +242,15 @@ class Run:
                 self._optimizer.zero_grad()
                 update += 1
                 self.ema.update(self.detector, step=update)
-                if self.config.schedule != "plateau":
+                if isinstance(self._scheduler, Scheduler):
                     self._scheduler.step_update(update)
             total += loss * len(labels)
             seen += len(labels)
             if on_batch is not None:
                 on_batch(epoch + 1, batch, self._batches, loss)
         validation_loss, auc = self.validate(self.ema.module)
-        if self.config.schedule == "plateau":
-            self._scheduler.step(epoch + 1, auc)
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(auc)
         best = self.best
         return EpochResult(
             epoch=epoch + 1,
@@ -262,12 +271,14 @@ class Run:
             smooth = self.config.label_smoothing
             target = labels.to(self._device, non_blocking=True) * (1 - 2 * smooth) + smooth
             loss: Tensor = self._loss(logit.float(), target)
+            if self.config.pair_weight:
+                loss = loss + self.config.pair_weight * _pair_loss(logit.float(), labels.to(self._device))
             value = float(loss.detach())
             if not np.isfinite(value):
                 raise TrainingError(
-                    f"the loss became {value} in epoch {epoch + 1} at batch {batch} of {self._batches}; the last good "
-                    f"state is in {self.directory} (epoch {self.epoch}); start anew with a smaller learning rate "
-                    f"(it is {self.config.learning_rate:g})"
+                    f"the loss became {value} in epoch {epoch + 1} at batch {batch} of {self._batches}; the last "
+                    f"good state is in {self.directory} (epoch {self.epoch}); start anew with a learning rate below "
+                    f"{self.config.learning_rate:g}"
                 )
             (loss / passes).backward()
         except (RuntimeError, MemoryError) as exc:
@@ -320,28 +331,21 @@ class Run:
         }
 
 
-def _split(faces: FaceSet, spec: ModelSpec, config: TrainConfig) -> tuple[FaceDataset, FaceDataset]:
-    held_out = split_by_group(faces.groups, config.validation_share, seed=config.seed)
-    train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    train_set = FaceDataset(
-        faces, train, spec, mixture=config.mixture, augmentation=config.augmentation, jitter=True, seed=config.seed
-    )
-    # A fixed choice of crops, degraded like those in training: their AUC is what early stopping looks at.
-    random = np.random.default_rng(config.seed)
-    reals = random.permutation(validation)
-    mixture = dataclasses.replace(config.mixture, balance="sampler")
-    validation_set = FaceDataset(
-        faces, reals, spec, mixture=mixture, augmentation=config.augmentation, jitter=False, seed=config.seed + 1
-    )
-    validation_set.draws = validation_set.draws[: config.validation_crops]
-    return train_set, validation_set
+def _pair_loss(logit: Tensor, labels: Tensor) -> Tensor:
+    """Return the logistic loss of the logits' difference between neighbours, real and fake; 0 without any."""
+    even = len(logit) // 2 * 2
+    difference = logit[1:even:2] - logit[0:even:2]
+    is_pair = (labels[1:even:2] == 1) & (labels[0:even:2] == 0)
+    return (nn.functional.softplus(-difference) * is_pair).sum() / is_pair.sum().clamp(min=1)
 
 
 def _set_drop_path(network: nn.Module, share: float) -> None:
-    """Set the share of residual branches that are left out, rising with depth as timm does when it builds a network."""
+    """Set the share of residual branches that are left out, rising with depth, as timm does."""
     from timm.layers import DropPath
 
-    branches = [module for module in network.modules() if hasattr(module, "drop_path") and hasattr(module, "has_skip")]
+    branches = [
+        module for module in network.modules() if hasattr(module, "drop_path") and hasattr(module, "has_skip")
+    ]
     for index, module in enumerate(branches):
         rate = share * index / max(1, len(branches) - 1)
         if module.has_skip and rate:

@@ -22,7 +22,7 @@ from deepfake_training.faces import FAKE, REAL, FaceSet
 from deepfake_training.splits import find_groups
 
 SURROUNDINGS = 0.5
-"""What is kept around a face on each side, as a share of its box's longer side; enough for every crop margin in use."""
+"""What is kept around a face on each side, as a share of its box's longer side; enough for crop margins in use."""
 MAX_PICTURE_PX = 384
 """Longest side of a kept picture: a larger face is shrunk. Networks take 128 to 380 px."""
 JPEG_QUALITY = 95
@@ -52,6 +52,8 @@ def pack_faces(
     *,
     frames_per_video: int = 16,
     identity_pattern: str | None = None,
+    max_side: int = MAX_PICTURE_PX,
+    quality: int = JPEG_QUALITY,
     detector: FaceDetector | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> FaceSet:
@@ -62,6 +64,8 @@ def pack_faces(
         fake: folders whose faces are fake; may be none.
         frames_per_video: frames taken from each video, evenly spaced; at least 1.
         identity_pattern: see `find_groups`.
+        max_side: longest side of a kept picture in pixels, at least 64.
+        quality: of JPEG, 1 to 100.
         detector: finds the faces; the project's own by default.
         progress: called with the file's name, its number and the number of files, before each file.
 
@@ -70,6 +74,10 @@ def pack_faces(
     """
     if frames_per_video < 1:
         raise OptionError(f"frames per video must be at least 1, got {frames_per_video}")
+    if max_side < 64 or not 1 <= quality <= 100:
+        raise OptionError(
+            f"pictures need a side of 64 px or more and a quality from 1 to 100, got {max_side}, {quality}"
+        )
     files = [
         (Path(folder), path, label)
         for folders, label in ((real, REAL), (fake, FAKE))
@@ -93,7 +101,7 @@ def pack_faces(
         try:
             with open_media(path) as media:
                 for picture, face in _faces_of(media, detector, frames_per_video):
-                    _keep(kept, picture, face, label, name)
+                    _keep(kept, *_shrunk(picture, face, max_side), label, name, quality)
         except MediaOpenError:
             damaged.append(name)
         else:
@@ -121,7 +129,9 @@ def pack_faces(
     )
 
 
-def _faces_of(media: Media, detector: FaceDetector, frames_per_video: int) -> Iterator[tuple[NDArray[np.uint8], Face]]:
+def _faces_of(
+    media: Media, detector: FaceDetector, frames_per_video: int
+) -> Iterator[tuple[NDArray[np.uint8], Face]]:
     """Yield each face with the part of the frame around it; of a still picture the surest face only."""
     for frame in media.frames(Sampling(num_frames=frames_per_video)):
         if media.kind == "image":
@@ -152,17 +162,20 @@ def _moved(face: Face, x: float, y: float) -> Face:
 
 
 def _surroundings(frame: Frame, face: Face) -> tuple[NDArray[np.uint8], Face]:
-    """Return the part of the frame around a face, at most `MAX_PICTURE_PX`, and the face in it."""
+    """Return the part of the frame around a face, and the face in it."""
     reach = SURROUNDINGS * max(face.width_px, face.height_px)
     x0, y0 = (max(0, int(value - reach)) for value in face.box_xyxy[:2])
     x1, y1 = (
         min(size, int(value + reach) + 1)
         for value, size in zip(face.box_xyxy[2:], (frame.width_px, frame.height_px), strict=True)
     )
-    picture = frame.region_rgb(min(x0, x1 - 1), min(y0, y1 - 1), x1, y1)
-    face = _moved(face, -min(x0, x1 - 1), -min(y0, y1 - 1))
+    x0, y0 = min(x0, x1 - 1), min(y0, y1 - 1)
+    return frame.region_rgb(x0, y0, x1, y1), _moved(face, -x0, -y0)
+
+
+def _shrunk(picture: NDArray[np.uint8], face: Face, max_side: int) -> tuple[NDArray[np.uint8], Face]:
     height, width = picture.shape[:2]
-    factor = MAX_PICTURE_PX / max(width, height)
+    factor = max_side / max(width, height)
     if factor < 1:
         size_wh = (max(1, round(width * factor)), max(1, round(height * factor)))
         picture = np.asarray(cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA), dtype=np.uint8)
@@ -170,9 +183,9 @@ def _surroundings(frame: Frame, face: Face) -> tuple[NDArray[np.uint8], Face]:
     return picture, face
 
 
-def _keep(kept: _Kept, picture: NDArray[np.uint8], face: Face, label: int, name: str) -> None:
+def _keep(kept: _Kept, picture: NDArray[np.uint8], face: Face, label: int, name: str, quality: int) -> None:
     assert face.landmarks_xy is not None
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
     kept.pictures.append(np.asarray(encoded, dtype=np.uint8).ravel())
     kept.boxes.append(face.box_xyxy)

@@ -49,9 +49,7 @@ BLEND_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 """How much of the source is blended in, drawn evenly from these; as in the paper."""
 
 
-def self_blend(
-    picture: Picture, face: Face, rng: np.random.Generator, *, source: Picture | None = None
-) -> Picture:
+def self_blend(picture: Picture, face: Face, rng: np.random.Generator, *, source: Picture | None = None) -> Picture:
     """Return a fake made of one real face.
 
     Args:
@@ -124,7 +122,7 @@ def hull_mask(size_hw: tuple[int, int], face: Face, rng: np.random.Generator) ->
     mask = _draw(_OUTLINES[str(name)], size_hw, face, 2.5, rng)
     rounded = cv2.GaussianBlur(mask, (0, 0), max(1.0, 0.03 * face.width_px))
     mask = (np.asarray(rounded) > 0.5).astype(np.float32)
-    grow = int(round(rng.uniform(-0.06, 0.06) * face.width_px))
+    grow = round(rng.uniform(-0.06, 0.06) * face.width_px)
     if grow:
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(grow) + 1,) * 2)
         mask = np.asarray((cv2.dilate if grow > 0 else cv2.erode)(mask, kernel), dtype=np.float32)
@@ -156,7 +154,7 @@ def _landmarks(face: Face) -> Points:
 
 
 def _fit_affine(points: Points, onto: Points) -> NDArray[np.float32]:
-    """Return the ``[2, 3]`` affine map that takes `points` nearest to `onto`: it narrows for a face seen from the side."""
+    """Return the ``[2, 3]`` affine map that takes `points` nearest to `onto`; narrow for a face in profile."""
     system = np.column_stack([points, np.ones(len(points), dtype=np.float32)])
     solution, *_ = np.linalg.lstsq(system.astype(np.float64), onto.astype(np.float64), rcond=None)
     return solution.T.astype(np.float32)
@@ -165,7 +163,7 @@ def _fit_affine(points: Points, onto: Points) -> NDArray[np.float32]:
 def _change_look(picture: Picture, rng: np.random.Generator) -> Picture:
     """Change colour, then sharpness: the paper's source-target transforms."""
     changed = picture.astype(np.float32)
-    strength = rng.uniform(0.2, 1)  # most swaps match colours well, so small changes must occur often
+    strength = rng.uniform(0.3, 1)  # most swaps match colours well, so small changes must occur often
     contrast = 1 + strength * rng.uniform(-0.1, 0.1)
     brightness = strength * 255 * rng.uniform(-0.1, 0.1)
     shift = strength * rng.uniform(-20, 20, 3)
@@ -180,7 +178,9 @@ def _change_look(picture: Picture, rng: np.random.Generator) -> Picture:
     kind = rng.random()
     if kind < 0.6:
         scale = rng.uniform(0.35, 0.95)
-        small = cv2.resize(changed, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(
+            changed, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
+        )
         changed = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     else:
         soft = cv2.GaussianBlur(changed, (0, 0), rng.uniform(0.8, 1.6))
@@ -189,9 +189,7 @@ def _change_look(picture: Picture, rng: np.random.Generator) -> Picture:
     return np.asarray(changed, dtype=np.uint8)
 
 
-def _move(
-    inner: Picture, mask: Mask, face: Face, size_px: float, rng: np.random.Generator
-) -> tuple[Picture, Mask]:
+def _move(inner: Picture, mask: Mask, face: Face, size_px: float, rng: np.random.Generator) -> tuple[Picture, Mask]:
     """Shift, scale and bend the source together with its mask, and bend the mask once more on its own."""
     height, width = mask.shape
     center = ((face.box_xyxy[:2] + face.box_xyxy[2:]) / 2).astype(float)
@@ -218,7 +216,7 @@ def _smooth_field(size_hw: tuple[int, int], amplitude_px: float, rng: np.random.
 
 
 def _soften(mask: Mask, size_px: float, rng: np.random.Generator) -> Mask:
-    """Blur the mask's edge by a random width, inwards for half of the masks, so that the hull's rim is left untouched."""
+    """Blur the mask's edge by a random width; for half of the masks inwards, so that the hull's rim is untouched."""
     sigma = size_px * float(np.exp(rng.uniform(np.log(0.008), np.log(0.07))))
     soft = np.asarray(cv2.GaussianBlur(mask, (0, 0), sigma), dtype=np.float32)
     if rng.random() < 0.5:

@@ -1,11 +1,11 @@
-"""Which faces must stay together, and splits in training and validation that keep them together.
+r"""Which faces must stay together, and splits in training and validation that keep them together.
 
 Faces of one video, of one person, or of one shot must not lie on both sides: a network that knows the person or the
 background by heart would be praised for it. Groups are joined from everything that is known:
 
 - All faces of one video.
 - All faces whose file names hold the same identity, where a pattern says how to read it. ``004_982.mp4`` of
-  FaceForensics++ holds two, so the pattern ``(\\d{3})(?:_(\\d{3}))?`` joins it with ``004.mp4`` and with ``982.mp4``.
+  FaceForensics++ holds two, so the pattern ``(\d{3})(?:_(\d{3}))?`` joins it with ``004.mp4`` and with ``982.mp4``.
 - Stills that look alike: neighbours in the order of names, and near duplicates anywhere in one folder.
 """
 
@@ -114,8 +114,8 @@ def split_by_group(groups: Sequence[str], validation_share: float, *, seed: int)
     names, counts = np.unique(np.array(groups), return_counts=True)
     if len(names) < 2:
         raise OptionError(
-            f"all {len(groups)} faces belong to one video, person or shot ({names[0]!r}), so that no part of them can "
-            "be held out; add others, or name a validation set of its own"
+            f"all {len(groups)} faces belong to one video, person or shot ({names[0]!r}), so that no part of them "
+            "can be held out; add others, or name a validation set of its own"
         )
     order = sorted(range(len(names)), key=lambda item: hashlib.sha256(f"{seed}/{names[item]}".encode()).digest())
     wanted = validation_share * len(groups)
