@@ -1,4 +1,4 @@
-"""What the tests of training and evaluation share: drawn faces with known places, and a network that trains in seconds."""
+"""What the tests of training and evaluation share: drawn faces, and a network that trains in seconds."""
 
 from __future__ import annotations
 

@@ -66,7 +66,9 @@ COMMANDS = {
         "deepfake_training.cli:pack_faces_command", "train", "Find the faces of folders once, for `train --pack`."
     ),
     "evaluate": Command(
-        "deepfake_training.cli_evaluate:evaluate_command", "train", "Measure a detector on labelled videos and images."
+        "deepfake_training.cli_evaluate:evaluate_command",
+        "train",
+        "Measure a detector on labelled videos and images.",
     ),
     "build-engines": Command(
         "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."

@@ -127,7 +127,7 @@ def test_frozen_parts_and_statistics_stay_as_they_were(tmp_path: Path) -> None:
     changed = {name for name, value in run.detector.state_dict().items() if not torch.equal(value, before[name])}
     assert "network.classifier.weight" in changed
     assert not [name for name in changed if "running_" in name or "conv_stem" in name or "blocks.0." in name]
-    with pytest.raises(OptionError, match="'blocks.77' cannot be frozen"):
+    with pytest.raises(OptionError, match=r"'blocks\.77' cannot be frozen"):
         Run(make_faces(), TINY, dataclasses.replace(QUICK, freeze=("blocks.77",)), tmp_path)
 
 

@@ -77,7 +77,8 @@ def compress_h264(picture: Picture, crf: int) -> Picture:
     """Compress as one key frame of H.264 with constant rate factor `crf` (0 to 51), and decode again."""
     height, width = picture.shape[:2]
     # 4:2:0 has one colour sample per two pixels; the last row or column is doubled where a side is odd.
-    even = np.ascontiguousarray(cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE))
+    doubled = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    even = np.ascontiguousarray(doubled, dtype=np.uint8)
     encoder = av.CodecContext.create("libx264", "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt = even.shape[1], even.shape[0], "yuv420p"

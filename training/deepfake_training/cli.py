@@ -15,8 +15,7 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.spec import Crop, ModelSpec
 from deepfake_training.augment import Augmentation
 from deepfake_training.checkpointing import BEST, BEST_SPEC
-from deepfake_training.config import TrainConfig
-from deepfake_training.data import Mixture
+from deepfake_training.config import Mixture, TrainConfig
 from deepfake_training.faces import FaceSet
 from deepfake_training.loop import EpochResult, Run
 from deepfake_training.packing import JPEG_QUALITY, MAX_PICTURE_PX, pack_faces

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -91,7 +92,7 @@ class FaceSet:
         """
         texts = {"groups": self.groups, "sources": self.sources, "notes": self.notes}
         metadata = {"format": FORMAT_VERSION, **{name: json.dumps(values) for name, values in texts.items()}}
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "encoded": self.encoded,
             "offsets": self.offsets,
             "boxes_xyxy": self.boxes_xyxy,

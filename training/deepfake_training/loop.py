@@ -19,10 +19,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.scheduler.scheduler_factory import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
@@ -105,7 +105,7 @@ class Run:
         self.initial_note = "random weights" if initial is None else load_initial(network, initial)
         _set_drop_path(network, config.drop_path)
         self._in_eval_mode = _freeze(network, config)
-        self.detector = ServedDetector(network, spec).to(self._device, memory_format=torch.channels_last)
+        self.detector = ServedDetector(network, spec).to(self._device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.detector, decay=config.ema_decay, use_warmup=True)
         self._optimizer = create_optimizer_v2(
             self.detector, opt="adamw", lr=config.learning_rate, weight_decay=config.weight_decay
@@ -280,7 +280,7 @@ class Run:
                     f"good state is in {self.directory} (epoch {self.epoch}); start anew with a learning rate below "
                     f"{self.config.learning_rate:g}"
                 )
-            (loss / passes).backward()
+            torch.autograd.backward(loss / passes)
         except (RuntimeError, MemoryError) as exc:
             if not is_out_of_memory(exc):
                 raise
@@ -341,7 +341,7 @@ def _pair_loss(logit: Tensor, labels: Tensor) -> Tensor:
 
 def _set_drop_path(network: nn.Module, share: float) -> None:
     """Set the share of residual branches that are left out, rising with depth, as timm does."""
-    from timm.layers import DropPath
+    from timm.layers.drop import DropPath
 
     branches = [
         module for module in network.modules() if hasattr(module, "drop_path") and hasattr(module, "has_skip")

@@ -192,7 +192,8 @@ def _keep(kept: _Kept, picture: NDArray[np.uint8], face: Face, label: int, name:
     kept.landmarks.append(face.landmarks_xy)
     kept.labels.append(label)
     kept.sources.append(name)
-    kept.thumbnails.append(cv2.resize(picture, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32) / 255)
+    small = cv2.resize(picture, (16, 16), interpolation=cv2.INTER_AREA)
+    kept.thumbnails.append(np.asarray(small / np.float32(255), dtype=np.float32))
 
 
 def _listed(names: Sequence[str]) -> str:

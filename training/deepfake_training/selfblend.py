@@ -162,21 +162,18 @@ def _fit_affine(points: Points, onto: Points) -> NDArray[np.float32]:
 
 def _change_look(picture: Picture, rng: np.random.Generator) -> Picture:
     """Change colour, then sharpness: the paper's source-target transforms."""
-    changed = picture.astype(np.float32)
     strength = rng.uniform(0.3, 1)  # most swaps match colours well, so small changes must occur often
     contrast = 1 + strength * rng.uniform(-0.1, 0.1)
     brightness = strength * 255 * rng.uniform(-0.1, 0.1)
     shift = strength * rng.uniform(-20, 20, 3)
-    changed = (changed - 127) * contrast + (127 + brightness + shift)
-    changed = np.clip(changed, 0, 255).astype(np.uint8)
-    hsv = cv2.cvtColor(changed, cv2.COLOR_RGB2HSV).astype(np.int16)
+    shifted = (picture.astype(np.float32) - 127) * contrast + (127 + brightness + shift)
+    hsv = cv2.cvtColor(np.clip(shifted, 0, 255).astype(np.uint8), cv2.COLOR_RGB2HSV).astype(np.int16)
     hue, saturation, value = (round(strength * rng.uniform(-limit, limit)) for limit in (5, 25, 15))
     hsv[..., 0] = (hsv[..., 0] + hue) % 180
     hsv[..., 1:] = np.clip(hsv[..., 1:] + np.array([saturation, value], dtype=np.int16), 0, 255)
     changed = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
     height, width = changed.shape[:2]
-    kind = rng.random()
-    if kind < 0.6:
+    if rng.random() < 0.6:
         scale = rng.uniform(0.35, 0.95)
         small = cv2.resize(
             changed, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
@@ -194,7 +191,8 @@ def _move(inner: Picture, mask: Mask, face: Face, size_px: float, rng: np.random
     height, width = mask.shape
     center = ((face.box_xyxy[:2] + face.box_xyxy[2:]) / 2).astype(float)
     matrix = cv2.getRotationMatrix2D(tuple(center.tolist()), rng.uniform(-2, 2), rng.uniform(0.95, 1 / 0.95))
-    matrix[:, 2] += rng.uniform(-1, 1, 2) * (0.03 * face.width_px, 0.015 * face.height_px)
+    shift = rng.uniform(-1, 1, 2) * (0.03 * face.width_px, 0.015 * face.height_px)
+    matrix = np.column_stack([matrix[:, :2], matrix[:, 2] + shift])
     inverse = cv2.invertAffineTransform(matrix).astype(np.float32)
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     bend = _smooth_field((height, width), 0.012 * size_px, rng)

@@ -70,10 +70,10 @@ def find_groups(
             union.join(index, index - 1)
     for folder in np.unique(folders):
         members = np.flatnonzero(folders == folder)
-        for position, index in enumerate(members):
+        for position, member in enumerate(members.tolist()):
             rest = members[position + 1 :]
-            for other in rest[np.abs(flat[rest] - flat[index]).mean(axis=1) < ALIKE_ANYWHERE]:
-                union.join(int(index), int(other))
+            for other in rest[np.abs(flat[rest] - flat[member]).mean(axis=1) < ALIKE_ANYWHERE].tolist():
+                union.join(member, other)
     return tuple(sources[union.find(index)] for index in range(len(sources)))
 
 
