@@ -68,7 +68,10 @@ COMMANDS = {
     "evaluate": Command(
         "deepfake_training.cli_evaluate:evaluate_command",
         "train",
-        "Measure a detector on labelled videos and images.",
+        "Measure a detector on labelled files.",
+    ),
+    "publish-checkpoint": Command(
+        "deepfake_training.cli:publish_checkpoint", "train", "Write a run's best weights in half precision."
     ),
     "build-engines": Command(
         "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."

@@ -22,7 +22,7 @@ from deepfake_export.checkpoint import load_checkpoint
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_training import loop
-from deepfake_training.checkpointing import BEST, BEST_SPEC, LAST, save_last
+from deepfake_training.checkpointing import BEST, BEST_SPEC, LAST, publish, save_last
 from deepfake_training.initial import load_initial
 from deepfake_training.loop import LOG, Run
 from deepfake_training.memory import fitting_batch_size
@@ -102,6 +102,21 @@ def test_the_best_weights_are_a_checkpoint_that_the_export_loads(tmp_path: Path)
     loaded = load_checkpoint(tmp_path / BEST, spec)
     assert not loaded.ignored
     assert best.validation_auc == max(result.validation_auc for result in run.history)
+
+
+def test_published_weights_are_half_as_large_and_answer_alike(tmp_path: Path) -> None:
+    Run(make_faces(), TINY, dataclasses.replace(QUICK, epochs=1), tmp_path).train()
+    spec_path, spec = publish(tmp_path, tmp_path / "out" / "tiny.safetensors", training_data="drawn faces")
+    assert ModelSpec.from_yaml(spec_path) == spec
+    assert spec.training_data == "drawn faces"
+    published = tmp_path / "out" / "tiny.safetensors"
+    assert published.stat().st_size < 0.6 * (tmp_path / BEST).stat().st_size
+    faces = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        halved, whole = (load_checkpoint(path, TINY).network(faces) for path in (published, tmp_path / BEST))
+    assert torch.allclose(halved, whole, atol=2e-2)
+    with pytest.raises(OptionError, match=r"holds no best\.safetensors"):
+        publish(tmp_path / "nothing", published)
 
 
 def test_training_learns(tmp_path: Path) -> None:

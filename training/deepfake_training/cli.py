@@ -1,4 +1,4 @@
-"""`deepfake train` and `deepfake pack-faces`: thin shells around `packing` and `loop`."""
+"""`deepfake train`, `pack-faces` and `publish-checkpoint`: thin shells around the modules that do the work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.spec import Crop, ModelSpec
 from deepfake_training.augment import Augmentation
-from deepfake_training.checkpointing import BEST, BEST_SPEC
+from deepfake_training.checkpointing import BEST, BEST_SPEC, publish
 from deepfake_training.config import Mixture, TrainConfig
 from deepfake_training.faces import FaceSet
 from deepfake_training.loop import EpochResult, Run
@@ -191,6 +191,18 @@ def train(
         "what 'deepfake evaluate' and 'deepfake export' take",
         highlight=False,
     )
+
+
+def publish_checkpoint(
+    run: Annotated[Path, typer.Argument(help="Directory of a training run.")],
+    out: Annotated[Path, typer.Argument(help="File to write (.safetensors); its spec goes beside it as .yaml.")],
+    training_data: Annotated[
+        str, typer.Option("--training-data", help="For the spec: what it was trained on, what its scores are worth.")
+    ] = "",
+) -> None:
+    """Write the best weights of a run in half precision, with their spec, for others to use."""
+    spec_path, _ = publish(run, out, training_data=training_data)
+    Console(stderr=True).print(f"{out} ({out.stat().st_size / 1e6:.1f} MB) and {spec_path}", highlight=False)
 
 
 def _with_progress(run: Run, console: Console, keep_all: bool) -> EpochResult:

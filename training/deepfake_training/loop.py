@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 import torch
 from timm.optim._optim_factory import create_optimizer_v2
-from timm.scheduler.scheduler_factory import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.scheduler_factory import create_scheduler_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
