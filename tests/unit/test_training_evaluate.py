@@ -137,6 +137,15 @@ def test_files_without_a_verdict_are_reported_and_left_out() -> None:
     assert "1 files (1 fake) got no verdict" in " ".join(evaluation.notes)  # type: ignore[attr-defined]
 
 
+def test_each_kind_of_fake_is_measured_against_all_reals() -> None:
+    kinds = [dataclasses.replace(item, kind="swap" if item.source == "f2" else "mask") for item in SCORED[:4]]
+    evaluation = evaluation_of(kinds)
+    by_kind = evaluation.by_kind  # type: ignore[attr-defined]
+    assert (by_kind["swap"]["roc_auc"].value, by_kind["mask"]["roc_auc"].value) == (1.0, 0.5)
+    assert by_kind["mask"]["recall"].value == 0.0
+    assert not evaluation_of().by_kind  # type: ignore[attr-defined]
+
+
 def test_one_class_only_is_measured_as_far_as_it_goes() -> None:
     evaluation = evaluation_of(SCORED[:2])
     assert "there is no fake file" in " ".join(evaluation.notes)  # type: ignore[attr-defined]

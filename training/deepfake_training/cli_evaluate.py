@@ -43,6 +43,9 @@ def evaluate_command(
     pack: Annotated[
         Path | None, typer.Option("--pack", help="With --run: the packed faces it was trained on.")
     ] = None,
+    crops: Annotated[
+        int | None, typer.Option("--crops", help="With --run: how many crops; as many as the run used by default.")
+    ] = None,
     url: Annotated[str, typer.Option("--url", help="gRPC address of the server.")] = DEFAULT_URL,
     model: Annotated[str | None, typer.Option("--model", help="Name of the served model.")] = None,
     embedded: Annotated[
@@ -93,7 +96,7 @@ def evaluate_command(
                 "--run goes with --pack, the faces the run was trained on, and without --real and --fake"
             )
         with console.status("scoring the faces that were held out"):
-            model_spec, scored = score_held_out(run, pack)
+            model_spec, scored = score_held_out(run, pack, crops=crops)
         evaluation = evaluate(scored, model_spec, through="checkpoint", settings=settings, **options)
     else:
         files = labelled_files(real or (), fake or ())
@@ -178,6 +181,8 @@ def _print(evaluation: Evaluation) -> None:
     for name, title in TITLES.items():
         table.add_row(title, *(str(metrics.figures.get(name, empty)) for metrics in pair))
     console.print(table)
+    for kind, row in evaluation.by_kind.items():
+        console.print(f"{kind}: ROC-AUC {row['roc_auc']}, recall {row['recall']}", highlight=False, markup=False)
     for name, value in evaluation.found.items():
         console.print(f"{name}: {'-' if value is None else f'{value:.4f}'}", highlight=False)
     for item in evaluation.inconclusive:

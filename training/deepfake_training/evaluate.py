@@ -14,7 +14,7 @@ from deepfake_preprocess.spec import ModelSpec
 from deepfake_training.calibration import apply_temperature, find_temperature, find_threshold
 from deepfake_training.checkpointing import write_whole
 from deepfake_training.faces import FAKE
-from deepfake_training.metrics import measure
+from deepfake_training.metrics import Estimate, measure
 from deepfake_training.report import Evaluation, Scores
 from deepfake_training.scoring import ScoredFile
 
@@ -81,6 +81,7 @@ def evaluate(
         per_frame=measure(frame_labels, frames, threshold, units=units, resamples=resamples, seed=seed),
         temperature=temperature if calibrate else 1.0,
         found=found,
+        by_kind=_by_kind(usable, threshold, resamples, seed),
         inconclusive=tuple(
             {"source": item.source, "label": LABELS[item.label], "reason": item.reason}
             for item in scored
@@ -151,6 +152,26 @@ def _frames(usable: Sequence[ScoredFile]) -> tuple[np.ndarray[Any, Any], np.ndar
         labels += [item.label] * len(found)
         units += [item.source] * len(found)
     return np.array(values, dtype=np.float64), np.array(labels, dtype=np.int64), units
+
+
+def _by_kind(
+    usable: Sequence[ScoredFile], threshold: float, resamples: int, seed: int
+) -> dict[str, dict[str, int | Estimate]]:
+    """Measure each kind of fake against all reals; empty where there is only one kind."""
+    reals = [item for item in usable if item.label != FAKE]
+    kinds = sorted({item.kind for item in usable if item.label == FAKE})
+    found: dict[str, dict[str, int | Estimate]] = {}
+    for kind in kinds if len(kinds) > 1 else []:
+        items = [*reals, *(item for item in usable if item.label == FAKE and item.kind == kind)]
+        metrics = measure(
+            [item.label for item in items],
+            [item.probability for item in items if item.probability is not None],
+            threshold,
+            resamples=resamples,
+            seed=seed,
+        )
+        found[kind] = {"files": metrics.num_fake, **{name: metrics.figures[name] for name in ("roc_auc", "recall")}}
+    return found
 
 
 def _limits(scored: Sequence[ScoredFile]) -> list[str]:

@@ -49,6 +49,7 @@ class Evaluation:
         inconclusive: files without a verdict, with label and reason.
         files: every file with label, score and number of scored frames.
         robustness: by kind of degradation, level, ROC-AUC per file, accuracy and files without a verdict.
+        by_kind: for each kind of fake, where there are several: number of files, ROC-AUC against all reals, recall.
         notes: what limits these figures, as sentences.
         file_scores: for the plots.
         frame_scores: for the plots.
@@ -64,6 +65,7 @@ class Evaluation:
     inconclusive: tuple[dict[str, str], ...]
     files: tuple[dict[str, Any], ...]
     robustness: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    by_kind: dict[str, dict[str, int | Estimate]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     file_scores: Scores | None = None
     frame_scores: Scores | None = None
@@ -81,6 +83,10 @@ class Evaluation:
             "inconclusive": list(self.inconclusive),
             "files": list(self.files),
             "robustness": self.robustness,
+            "by_kind": {
+                kind: {name: item.to_dict() if isinstance(item, Estimate) else item for name, item in row.items()}
+                for kind, row in self.by_kind.items()
+            },
             "notes": list(self.notes),
         }
 
@@ -124,6 +130,13 @@ def _markdown(evaluation: Evaluation, plots: list[Path]) -> str:
     true_negative, false_positive, false_negative, true_positive = per_file.confusion
     lines += [f"| real | {true_negative} | {false_positive} |", f"| fake | {false_negative} | {true_positive} |", ""]
     lines += [f"- {name}: {'-' if value is None else f'{value:.4f}'}" for name, value in evaluation.found.items()]
+    if evaluation.by_kind:
+        lines += ["", "## Kinds of fakes, each against all reals", "", "| kind | files | ROC-AUC | recall |"]
+        lines.append("|---|---|---|---|")
+        lines += [
+            f"| {kind} | {row['files']} | {row['roc_auc']} | {row['recall']} |"
+            for kind, row in evaluation.by_kind.items()
+        ]
     if evaluation.inconclusive:
         lines += ["", f"## Without a verdict ({len(evaluation.inconclusive)})", ""]
         lines += [f"- {item['source']} ({item['label']}): {item['reason']}" for item in evaluation.inconclusive]

@@ -43,6 +43,7 @@ class ScoredFile:
         probability: score of the file, in [0, 1]; None without a verdict.
         reason: why there is no verdict; empty where there is one.
         frames: every sampled frame with its faces.
+        kind: what sort of real or fake it is: the folder it was found in.
     """
 
     source: str
@@ -50,6 +51,7 @@ class ScoredFile:
     probability: float | None
     reason: str
     frames: tuple[FrameResult, ...] = ()
+    kind: str = ""
 
     def frame_probabilities(self) -> list[float]:
         """Return the score of the most suspicious face of each frame that has a scored one."""
@@ -180,10 +182,12 @@ def score_files(
         except OptionError:
             raise
         except InputError as exc:
-            result = ScoredFile(str(path), label, None, str(exc))
+            result = ScoredFile(str(path), label, None, str(exc), kind=path.parent.name)
         else:
             reason = "" if verdict.reason is None else f"{verdict.reason.value}: {verdict.detail}"
-            result = ScoredFile(str(path), label, verdict.fake_probability, reason, verdict.frames)
+            result = ScoredFile(
+                str(path), label, verdict.fake_probability, reason, verdict.frames, kind=path.parent.name
+            )
         scored.append(result)
         if on_file is not None:
             on_file(number, result)
