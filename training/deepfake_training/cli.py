@@ -129,6 +129,9 @@ def train(
     frames_per_video: FramesPerVideo = 16,
     identity_pattern: IdentityPattern = None,
     seed: Annotated[int, typer.Option("--seed")] = DEFAULTS.seed,
+    split_seed: Annotated[
+        int, typer.Option("--split-seed", help="What is held out; keep it when starting from another run's weights.")
+    ] = DEFAULTS.split_seed,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda. Default: cuda where there is one.")] = "",
     workers: Annotated[int, typer.Option("--workers", help="Processes that prepare crops.")] = 1,
     threads: Annotated[int, typer.Option("--threads", help="PyTorch's threads on the CPU; 0 keeps its choice.")] = 0,
@@ -161,6 +164,7 @@ def train(
         validation_crops=validation_crops,
         patience=patience,
         seed=seed,
+        split_seed=split_seed,
         mixture=Mixture(self_blend, swap, balance),  # type: ignore[arg-type]
         augmentation=_augmentation(augment or []),
     )

@@ -65,7 +65,9 @@ class TrainConfig:
         validation_share: share of the faces that is held out, in (0, 1).
         validation_crops: at most so many crops are validated.
         patience: epochs without a better validation AUC after which training ends; 0 never ends early.
-        seed: of everything random.
+        seed: of everything random but the split.
+        split_seed: of the split and of the crops that are validated. A run that starts from the weights of another must
+            have the same one, or it trains on faces that the other held out.
         mixture: what the fakes are.
         augmentation: what happens to all crops.
     """
@@ -88,6 +90,7 @@ class TrainConfig:
     validation_crops: int = 1000
     patience: int = 0
     seed: int = 0
+    split_seed: int = 0
     mixture: Mixture = field(default_factory=Mixture)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -96,7 +99,7 @@ class TrainConfig:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         self._check("crops_per_epoch", self.crops_per_epoch is None or self.crops_per_epoch >= 2, "at least 2")
         self._check("learning_rate", self.learning_rate > 0, "over 0")
-        for name in ("weight_decay", "pair_weight", "warmup_epochs", "patience", "seed"):
+        for name in ("weight_decay", "pair_weight", "warmup_epochs", "patience", "seed", "split_seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("ema_decay", "drop_path"):
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")

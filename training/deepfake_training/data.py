@@ -192,17 +192,23 @@ def split_datasets(faces: FaceSet, spec: ModelSpec, config: TrainConfig) -> tupl
     Raises:
         OptionError: the faces cannot be split, or a part has no real face.
     """
-    held_out = split_by_group(faces.groups, config.validation_share, seed=config.seed)
+    held_out = split_by_group(faces.groups, config.validation_share, seed=config.split_seed)
     train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     train_set = FaceDataset(
         faces, train, spec, mixture=config.mixture, augmentation=config.augmentation, jitter=True, seed=config.seed
     )
     # A fixed choice of crops, degraded like those in training: their AUC is what early stopping looks at.
-    random = np.random.default_rng(config.seed)
+    random = np.random.default_rng(config.split_seed)
     reals = random.permutation(validation)
     mixture = dataclasses.replace(config.mixture, balance="sampler")
     validation_set = FaceDataset(
-        faces, reals, spec, mixture=mixture, augmentation=config.augmentation, jitter=False, seed=config.seed + 1
+        faces,
+        reals,
+        spec,
+        mixture=mixture,
+        augmentation=config.augmentation,
+        jitter=False,
+        seed=config.split_seed + 1,
     )
     validation_set.draws = validation_set.draws[: config.validation_crops]
     return train_set, validation_set
