@@ -66,8 +66,8 @@ class TrainConfig:
         validation_crops: at most so many crops are validated.
         patience: epochs without a better validation AUC after which training ends; 0 never ends early.
         seed: of everything random but the split.
-        split_seed: of the split and of the crops that are validated. A run that starts from the weights of another must
-            have the same one, or it trains on faces that the other held out.
+        split_seed: of the split and of the crops that are validated. A run that starts from the weights of another
+            must have the same one, or it trains on faces that the other held out.
         mixture: what the fakes are.
         augmentation: what happens to all crops.
     """
