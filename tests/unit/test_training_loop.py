@@ -225,7 +225,8 @@ def test_initial_weights_are_taken_by_name_by_order_and_into_gates(tmp_path: Pat
         head = network.classifier.weight.clone()
         assert name in load_initial(network, tmp_path / name)
         assert torch.equal(network.conv_stem.weight, donor["conv_stem.weight"])
-        assert torch.equal(network.classifier.weight, head)
+        # The head goes along only where the names say that it is the very same network.
+        assert torch.equal(network.classifier.weight, donor["classifier.weight"] if "named" in name else head)
     b0 = build_network(dataclasses.replace(TINY, architecture="timm:efficientnet_b0"))
     lite = build_network(dataclasses.replace(TINY, architecture="timm:efficientnet_lite0"))
     save_file(lite.state_dict(), tmp_path / "lite.safetensors")

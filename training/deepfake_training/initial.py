@@ -1,4 +1,4 @@
-"""Puts published weights into a fresh network: those of the backbone, never those of the head.
+"""Puts published weights into a fresh network: those of the backbone, and the head only of the very same network.
 
 Layers are matched by name, and where the names differ by order, since two libraries that implement one architecture
 list its layers in the same order. EfficientNet-Lite weights fit EfficientNet, too: Lite is the same network without
@@ -23,7 +23,9 @@ _GATE = ".se."
 
 
 def load_initial(network: nn.Module, path: str | Path) -> str:
-    """Put the weights of a file into the network, except those of its last layer.
+    """Put the weights of a file into the network.
+
+    The last layer is left out, unless every name and every shape agrees, as with the result of an earlier run.
 
     Args:
         network: freshly built, with the number of outputs that is trained.
@@ -38,7 +40,8 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
     path = Path(path)
     given = _read(path)
     wanted = network.state_dict()
-    head = _head_of(network)
+    same = given.keys() == wanted.keys() and all(given[name].shape == wanted[name].shape for name in wanted)
+    head = "nothing" if same else _head_of(network)
     without_gates = [name for name in wanted if _GATE not in name]
     for names, how in (
         (list(wanted), "by order"),
