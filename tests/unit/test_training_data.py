@@ -117,6 +117,13 @@ def test_what_cannot_be_learnt_from_is_refused() -> None:
         TrainConfig(schedule="line")  # type: ignore[arg-type]
 
 
+def test_a_split_that_leaves_no_real_face_is_refused() -> None:
+    faces = make_faces(4, 40, group_size=4)  # all reals are one group
+    config = dataclasses.replace(QUICK, validation_share=0.05)
+    with pytest.raises(OptionError, match="no real face is left to"):
+        split_datasets(faces, TINY, config)
+
+
 def test_training_and_validation_share_no_group() -> None:
     train, validation = split_datasets(make_faces(40), TINY, dataclasses.replace(QUICK, validation_crops=1000))
     sides = [{make_faces(40).groups[draw.face] for draw in part.draws} for part in (train, validation)]

@@ -110,6 +110,7 @@ def test_published_weights_are_half_as_large_and_answer_alike(tmp_path: Path) ->
     assert ModelSpec.from_yaml(spec_path) == spec
     assert spec.training_data == "drawn faces"
     published = tmp_path / "out" / "tiny.safetensors"
+    assert published.stat().st_mode == spec_path.stat().st_mode
     assert published.stat().st_size < 0.6 * (tmp_path / BEST).stat().st_size
     faces = torch.randn(4, 3, 32, 32)
     with torch.inference_mode():

@@ -85,7 +85,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
+        partial.touch()
+        usual = partial.stat().st_mode
         write(partial)
+        # Some writers make files that nobody else may read.
+        partial.chmod(usual)
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.replace(path)

@@ -194,6 +194,12 @@ def split_datasets(faces: FaceSet, spec: ModelSpec, config: TrainConfig) -> tupl
     """
     held_out = split_by_group(faces.groups, config.validation_share, seed=config.split_seed)
     train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    for part, members in (("train on", train), ("validate with", validation)):
+        if (faces.labels == REAL).any() and not (faces.labels[members] == REAL).any():
+            raise OptionError(
+                f"{faces!r}: no real face is left to {part}, because whole groups are held out; add real faces of "
+                "other videos or people, or change --validation-share"
+            )
     train_set = FaceDataset(
         faces, train, spec, mixture=config.mixture, augmentation=config.augmentation, jitter=True, seed=config.seed
     )
