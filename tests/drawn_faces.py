@@ -47,12 +47,15 @@ def draw_face(rng: np.random.Generator) -> np.ndarray:
     return np.clip(picture + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
 
 
-def make_faces(real: int = 24, fake: int = 0, *, group_size: int = 2, seed: int = 0) -> FaceSet:
-    """Make a set of drawn faces; `group_size` consecutive ones are of one group."""
+def make_faces(
+    real: int = 24, fake: int = 0, *, group_size: int = 2, seed: int = 0, dark_fakes: bool = False
+) -> FaceSet:
+    """Make a set of drawn faces; `group_size` consecutive ones are of one group. Dark fakes are obvious."""
     rng = np.random.default_rng(seed)
     count = real + fake
-    encoded = [np.asarray(cv2.imencode(".png", draw_face(rng)[..., ::-1])[1], np.uint8).ravel() for _ in range(count)]
     labels = [REAL] * real + [FAKE] * fake
+    pictures = [draw_face(rng) // (5 if dark_fakes and label == FAKE else 1) for label in labels]
+    encoded = [np.asarray(cv2.imencode(".png", picture[..., ::-1])[1], np.uint8).ravel() for picture in pictures]
     return FaceSet(
         np.concatenate(encoded),
         np.cumsum([0, *map(len, encoded)], dtype=np.int64),

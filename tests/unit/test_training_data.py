@@ -95,7 +95,8 @@ def test_the_sampler_balances_classes_whatever_the_set_holds() -> None:
     data = dataset(make_faces(real=20, fake=4), Mixture(self_blend=0.5))
     labels = [float(data[place][1]) for place in range(len(data))]
     assert sum(labels) == len(labels) / 2
-    kinds = {(draw.blended, int(make_faces(20, 4).labels[draw.face])) for draw in data.draws}
+    labels_of = [0] * 20 + [FAKE] * 4
+    kinds = {(draw.blended, labels_of[draw.face]) for draw in data.draws}
     assert kinds == {(False, 0), (True, 0), (False, FAKE)}
 
 
@@ -125,8 +126,9 @@ def test_a_split_that_leaves_no_real_face_is_refused() -> None:
 
 
 def test_training_and_validation_share_no_group() -> None:
-    train, validation = split_datasets(make_faces(40), TINY, dataclasses.replace(QUICK, validation_crops=1000))
-    sides = [{make_faces(40).groups[draw.face] for draw in part.draws} for part in (train, validation)]
+    faces = make_faces(40)
+    train, validation = split_datasets(faces, TINY, dataclasses.replace(QUICK, validation_crops=1000))
+    sides = [{faces.groups[draw.face] for draw in part.draws} for part in (train, validation)]
     assert sides[0]
     assert sides[1]
     assert not sides[0] & sides[1]
