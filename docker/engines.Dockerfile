@@ -10,6 +10,8 @@ COPY preprocess /src/preprocess
 COPY client /src/client
 COPY serve /src/serve
 COPY export /src/export
+COPY explain /src/explain
+COPY training /src/training
 COPY benchmarks /src/benchmarks
 RUN python3 -m venv --system-site-packages /opt/deepfake \
     && /opt/deepfake/bin/pip install --no-cache-dir -c /src/constraints.txt /src onnx \

@@ -11,7 +11,9 @@ the frame at the size it asks for and one thread. Making either picture out of t
 frame is timed apart, as `convert`. Counted are
 
 * the peer's faces of at least ``--min-face-px`` in a 1080p frame (and as much smaller as the frame is) and how many
-  of them we find with an IoU of at least 0.7, and
+  of them we find with an IoU of at least 0.7,
+* how many are found when our detector follows faces from frame to frame as an analysis does, and with how many
+  detections, and
 * boxes of each, from the same size on, that overlap none of the other's (IoU below 0.3). Some of these are faces
   that only one found; with ``--crops DIR`` they are written as pictures, to be looked at.
 """
@@ -36,6 +38,8 @@ from rich.table import Table
 
 from deepfake_bench.environment import environment, write_results
 from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.face import Face
+from deepfake_preprocess.following import DETECT_EVERY, Sighting, find_faces
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.mtcnn import MtcnnDetector
 from deepfake_preprocess.sampling import Sampling
@@ -65,8 +69,11 @@ class Comparison:
     frames: int = 0
     peer_faces: int = 0
     matched: int = 0
+    matched_following: int = 0
+    detections_following: int = 0
     peer_sure: int = 0
     matched_sure: int = 0
+    matched_sure_following: int = 0
     ious: list[float] = field(default_factory=list)
     lone_ours: int = 0
     lone_peer: int = 0
@@ -86,9 +93,12 @@ class Comparison:
             "frames": self.frames,
             "peer_faces": self.peer_faces,
             "matched": self.matched,
+            "matched_following": self.matched_following,
+            "detections_following": self.detections_following,
             "matched_share": round(self.matched / self.peer_faces, 4) if self.peer_faces else None,
             "peer_sure": self.peer_sure,
             "matched_sure": self.matched_sure,
+            "matched_sure_following": self.matched_sure_following,
             "mean_iou": round(statistics.mean(self.ious), 3) if self.ious else None,
             "min_iou": round(min(self.ious), 3) if self.ious else None,
             "boxes_only_ours": self.lone_ours,
@@ -186,6 +196,8 @@ def compare(
         crops: folder for pictures of the boxes that only one of both has.
     """
     result: Comparison | None = None
+    counting = _Counting(detector)
+    before: Sighting | None = None
     for number, frame in enumerate(_frames(clip, frames)):
         wh = (frame.width_px, frame.height_px)
         small_wh = detector.detection_size_wh(*wh)
@@ -201,6 +213,8 @@ def compare(
         theirs, confidences = clock.time("peer", peer, full)
         factor = np.tile(np.divide(wh, small_wh), 2).astype(np.float32)
         ours = np.array([face.box_xyxy for face in faces], np.float32).reshape(-1, 4) * factor
+        before = find_faces(counting, small, frame.pts_seconds, before if number % DETECT_EVERY else None)
+        followed = np.array([face.box_xyxy for face in before.faces], np.float32).reshape(-1, 4) * factor
 
         overlaps = iou(theirs, ours)
         our_best, peer_best = overlaps.max(axis=0, initial=0), overlaps.max(axis=1, initial=0)
@@ -213,6 +227,10 @@ def compare(
         result.matched += int((best >= MATCH_IOU).sum())
         result.peer_sure += int(sure.sum())
         result.matched_sure += int((best[sure] >= MATCH_IOU).sum())
+        best_followed = iou(theirs, followed).max(axis=1, initial=0)[theirs_large]
+        result.matched_following += int((best_followed >= MATCH_IOU).sum())
+        result.matched_sure_following += int((best_followed[sure] >= MATCH_IOU).sum())
+        result.detections_following = counting.detections
         result.ious += best[best >= MATCH_IOU].tolist()
         lone_ours = ours[(our_best < LONE_IOU) & ours_large]
         lone_peer = theirs[(peer_best < LONE_IOU) & theirs_large]
@@ -233,6 +251,19 @@ def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
     shared = np.maximum(high - low, 0).prod(axis=2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (a, b)]
     return np.asarray(shared / (areas[0][:, None] + areas[1] - shared), dtype=np.float32)
+
+
+class _Counting:
+    """Our detector, with a count of its detections; what it follows is not counted."""
+
+    def __init__(self, detector: MtcnnDetector) -> None:
+        self.detections = 0
+        self._detector = detector
+        self.follow, self.detection_size_wh = detector.follow, detector.detection_size_wh
+
+    def detect(self, images_rgb: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
+        self.detections += len(images_rgb)
+        return self._detector.detect(images_rgb)
 
 
 class _Clock:
@@ -262,7 +293,18 @@ def _write_crops(folder: Path, name: str, image: NDArray[np.uint8], boxes: Boxes
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="Face detectors on the same frames")
     table.add_column("clip")
-    for column in ("frames", "peer's faces", "found", "mean IoU", "only ours", "only peer", "ours", "peer", "ratio"):
+    for column in (
+        "frames",
+        "peer's faces",
+        "found",
+        "following",
+        "mean IoU",
+        "only ours",
+        "only peer",
+        "ours",
+        "peer",
+        "ratio",
+    ):
         table.add_column(column, justify="right")
     for row in rows:
         share = "" if row["matched_share"] is None else f" ({row['matched_share']:.1%})"
@@ -271,6 +313,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             str(row["frames"]),
             str(row["peer_faces"]),
             f"{row['matched']}{share}",
+            f"{row['matched_following']} ({row['detections_following']} detections)",
             str(row["mean_iou"] or ""),
             str(row["boxes_only_ours"]),
             str(row["boxes_only_peer"]),

@@ -135,7 +135,7 @@ def run(
         whole = [_session(onnx_path, share.instances * share.threads)]
         difference = _largest_difference(triton.grpc_url, served, crops, sessions[0])
         batch = np.resize(crops, (max_batch, height, width, 3))
-        with _LoadProcess(triton.grpc_url, served.spec.name, crops[:1], concurrency) as load:
+        with LoadProcess(triton.grpc_url, served.spec.name, crops[:1], concurrency) as load:
             load.measure(1.0)  # connections, allocations and caches of the server
             measured: list[Round] = []
             crops_run = executions = 0
@@ -179,7 +179,7 @@ def run(
     )
 
 
-class _LoadProcess:
+class LoadProcess:
     """A process that keeps a number of single-crop requests in flight while it is told to."""
 
     def __init__(self, url: str, model: str, crop: Crops, concurrency: int) -> None:
@@ -188,7 +188,7 @@ class _LoadProcess:
         arguments = (far_end, url, _request(model, crop), concurrency)
         self._process = context.Process(target=_load_main, args=arguments, daemon=True)
 
-    def __enter__(self) -> _LoadProcess:
+    def __enter__(self) -> LoadProcess:
         self._process.start()
         return self
 

@@ -12,10 +12,16 @@ Works without torch. Errors are in `deepfake_preprocess.errors` and can be impor
 """
 
 from deepfake_client.aggregation import STRATEGIES
-from deepfake_client.client import AsyncDeepfakeClient, DeepfakeClient
+from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.client import DeepfakeClient
+from deepfake_client.inputs import Source
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
-from deepfake_client.transport import GrpcTransport, ServedModel, Transport
+from deepfake_client.transport import Health, ServedModel, Transport
+from deepfake_client.transport_connect import connect
+from deepfake_client.transport_grpc import GrpcTransport
+from deepfake_client.transport_retry import NO_RETRY, Retry, RetryingTransport
+from deepfake_client.transport_tls import Tls
 from deepfake_client.verdict import (
     Concern,
     Consistency,
@@ -39,15 +45,20 @@ from deepfake_preprocess.errors import (
     ModelContractError,
     ModelNotFoundError,
     OptionError,
+    ServerAccessError,
     ServerBusyError,
     ServerError,
     ServerStartError,
     ServerTimeoutError,
+    ServerTlsError,
     ServerUnavailableError,
+    SharedMemoryError,
 )
+from deepfake_preprocess.stream import open_frames
 from deepfake_preprocess.video import Sampling, open_media
 
 __all__ = [
+    "NO_RETRY",
     "STRATEGIES",
     "AsyncDeepfakeClient",
     "Concern",
@@ -57,6 +68,7 @@ __all__ = [
     "FaceScore",
     "FrameResult",
     "GrpcTransport",
+    "Health",
     "InferenceError",
     "InputError",
     "Interval",
@@ -71,16 +83,25 @@ __all__ = [
     "Outcome",
     "Progress",
     "Reason",
+    "Retry",
+    "RetryingTransport",
     "Sampling",
     "ServedModel",
+    "ServerAccessError",
     "ServerBusyError",
     "ServerError",
     "ServerStartError",
     "ServerTimeoutError",
+    "ServerTlsError",
     "ServerUnavailableError",
+    "SharedMemoryError",
+    "Source",
     "Timing",
+    "Tls",
     "Track",
     "Transport",
     "Verdict",
+    "connect",
+    "open_frames",
     "open_media",
 ]

@@ -50,6 +50,11 @@ COMMANDS = {
     "analyze": Command(
         "deepfake_client.cli_analyze:analyze", "serve", "Say whether videos or images show a manipulated face."
     ),
+    "watch": Command(
+        "deepfake_client.cli_watch:watch",
+        "serve",
+        "Follow a camera, a stream or a growing file with a rolling verdict.",
+    ),
     "models": Command("deepfake_client.cli_server:models", "serve", "Show the detectors that a server offers."),
     "health": Command("deepfake_client.cli_server:health", "serve", "Ask a server whether it is alive and ready."),
     "serve": Command(
@@ -75,6 +80,12 @@ COMMANDS = {
     ),
     "build-engines": Command(
         "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
+    ),
+    "explain": Command(
+        "deepfake_client.cli_explain:explain", "explain", "Show where the model saw the fake: heatmaps of a verdict."
+    ),
+    "explain-serve": Command(
+        "deepfake_explain.cli:explain_serve", "explain", "Serve heatmaps of one checkpoint over HTTP, beside Triton."
     ),
     "demo-checkpoint": Command(
         "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint (untrained) and its spec."

@@ -1,66 +1,168 @@
-"""`deepfake analyze`: from paths on the command line to verdicts on the screen or as JSON."""
+"""`deepfake analyze`: from paths on the command line to verdicts on the screen, in files and in reports."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as ProgressBar
+from rich.markup import escape
 
 from deepfake_client.aggregation import DEFAULT_STRATEGY, STRATEGIES, check_threshold, strategy_named
+from deepfake_client.async_client import DEFAULT_CONCURRENCY
+from deepfake_client.batch import Batch, Result
 from deepfake_client.cli import print_error
+from deepfake_client.cli_connection import SERVER_PANEL, Connection, with_connection
+from deepfake_client.cli_output import Csv, JsonLines, Kept, Output, Report, Screen
+from deepfake_client.cli_progress import RunProgress
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.inputs import expand
+from deepfake_client.journal import Journal
 from deepfake_client.outcome import Outcome
-from deepfake_client.pipeline import Progress
-from deepfake_client.render import print_summary, print_verdict
-from deepfake_client.transport import DEFAULT_TIMEOUT_S, DEFAULT_URL
+from deepfake_client.transport_retry import Retry
 from deepfake_client.verdict import Label
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.video import Sampling, open_media
+from deepfake_preprocess.sampling import SAMPLING_MODES
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.video import Sampling
 
 DEFAULT_FRAMES = 32
+DEFAULT_RETRY_S = Retry().total_s
 DEFAULT_REPOSITORY = Path("model_repository")
+REPORT_JOURNAL = "results.jsonl"
+"""File in the directory of a report that keeps its results."""
 EXIT_INCONCLUSIVE = 3
 EXIT_SERVER = 4
 EXIT_SOME_INPUTS_FAILED = 5
 EXIT_INTERRUPTED = 130
 
+_ANALYSIS, _OUTPUT, _MANY = "Analysis", "Output", "Many inputs"
+_SHOWN_SOURCES = 10
 
+
+@with_connection
 def analyze(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Videos, images, directories or globs.")],
-    url: Annotated[
-        str, typer.Option(envvar="DEEPFAKE_URL", metavar="HOST:PORT", help="gRPC address of the server.")
-    ] = DEFAULT_URL,
-    model: Annotated[
-        str | None, typer.Option(help="Model to use; needed only when the server offers several.")
-    ] = None,
-    embedded: Annotated[
-        bool, typer.Option("--embedded", help="Start a private Triton for this run and stop it at the end.")
-    ] = False,
-    repository: Annotated[Path, typer.Option(help="Model repository that --embedded serves.")] = DEFAULT_REPOSITORY,
     frames: Annotated[
-        int | None, typer.Option(min=1, help=f"Frames to take, evenly spaced in time. [default: {DEFAULT_FRAMES}]")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Frames to take, evenly spaced in time.",
+            show_default=str(DEFAULT_FRAMES),
+            rich_help_panel=_ANALYSIS,
+        ),
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Take this many frames per second instead.")] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Take this many frames per second instead.", rich_help_panel=_ANALYSIS)
+    ] = None,
+    sampling_mode: Annotated[
+        str,
+        typer.Option(
+            "--sampling",
+            metavar="|".join(SAMPLING_MODES),
+            help="uniform: at even times. fast: as many, where decoding is cheap (near keyframes).",
+            rich_help_panel=_ANALYSIS,
+        ),
+    ] = "uniform",
     aggregation: Annotated[
-        str, typer.Option(help=f"How a face's frames become its score: {', '.join(STRATEGIES)}.")
+        str,
+        typer.Option(
+            help=f"How a face's frames become its score: {', '.join(STRATEGIES)}.", rich_help_panel=_ANALYSIS
+        ),
     ] = DEFAULT_STRATEGY,
-    threshold: Annotated[
-        float | None, typer.Option(help="FAKE at or above this probability. [default: the model's own]")
-    ] = None,
-    timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = DEFAULT_TIMEOUT_S,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: one object for one input, an array for several.")
+    until_sure: Annotated[
+        bool,
+        typer.Option("--until-sure", help="Stop as soon as the frames looked at suffice.", rich_help_panel=_ANALYSIS),
     ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="FAKE at or above this probability.", show_default="the model's own", rich_help_panel=_ANALYSIS
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print JSON: one object for one input, an array for several.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    as_jsonl: Annotated[
+        bool,
+        typer.Option("--jsonl", help="Print one line of JSON per input, as it finishes.", rich_help_panel=_OUTPUT),
+    ] = False,
+    csv: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|-", help="Write one row of CSV per input; - prints it.", rich_help_panel=_OUTPUT),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write an HTML page, plots and JSON per input, and an index. Needs the extra 'report'.",
+            file_okay=False,
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="No progress and no tables; errors only.", rich_help_panel=_OUTPUT),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep every result in FILE as well (JSON lines), as it finishes.",
+            dir_okay=False,
+            rich_help_panel=_MANY,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Do not analyze again what --output FILE or --report DIR of an interrupted run holds already.",
+            rich_help_panel=_MANY,
+        ),
+    ] = False,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Inputs to work on at once.", show_default=str(DEFAULT_CONCURRENCY), rich_help_panel=_MANY
+        ),
+    ] = None,
+    *,
+    connection: Connection,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model to use; needed only when the server offers several.", rich_help_panel=SERVER_PANEL),
+    ] = None,
+    retry: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="While the server is away or busy, try requests again for so long, in seconds; 0 for never.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = DEFAULT_RETRY_S,
+    embedded: Annotated[
+        bool,
+        typer.Option(
+            "--embedded",
+            help="Start a private Triton for this run and stop it at the end.",
+            rich_help_panel=SERVER_PANEL,
+        ),
+    ] = False,
+    repository: Annotated[
+        Path, typer.Option(help="Model repository that --embedded serves.", rich_help_panel=SERVER_PANEL)
+    ] = DEFAULT_REPOSITORY,
 ) -> None:
     """Say whether videos or images show a manipulated face.
 
@@ -71,145 +173,240 @@ def analyze(
 
       deepfake analyze clip.mp4
       deepfake analyze clip.mp4 --embedded --json
-      deepfake analyze videos/ --fps 2 --url gpu-host:8001
+      deepfake analyze videos/ --report report --csv results.csv
+      deepfake analyze videos/ --report report --resume
+      deepfake analyze 'videos/*.mp4' --fps 2 --url gpu-host:8001 --jsonl
 
-    [bold]Exit codes[/]  0 verdict reached · 3 inconclusive · 2 input or usage error · 4 server unreachable or
-    failed · 5 some of several inputs could not be opened
+    [bold]Exit codes[/]
+
+      0    every input has a verdict
+      2    wrong option, or an input that cannot be opened
+      3    an input is inconclusive
+      4    server unreachable or failed
+      5    some of several inputs cannot be opened; the others have verdicts
+      130  interrupted; what was done is printed and written
     """
-    if frames is not None and fps is not None:
-        raise OptionError("--frames and --fps exclude each other; give one of them")
-    sampling = (
-        Sampling(num_frames=None, fps=fps) if fps is not None else Sampling(num_frames=frames or DEFAULT_FRAMES)
-    )
+    if embedded and connection.tls:
+        raise OptionError("--embedded starts a server of its own, without TLS; leave out the options of TLS")
+    sampling = _sampling(frames, fps, sampling_mode)
     strategy_named(aggregation)
     check_threshold(threshold)
-    sources = list(expand(paths))
-    screen = Console(stderr=True)
-    outcomes: list[Outcome] = []
-    interrupted = False
-    with _Session(url, model, timeout, repository if embedded else None, screen) as session:
-        try:
-            for source in sources:
-                # One by one, so that Ctrl-C keeps what is done.
-                outcomes.append(_analyze_one(source, session, sampling, aggregation, threshold))  # noqa: PERF401
-        except KeyboardInterrupt:
-            interrupted = True
-        training_data = session.training_data
-    _report(outcomes, as_json=as_json, several=len(sources) > 1, training_data=training_data)
-    if interrupted:
-        screen.print(f"interrupted: {len(outcomes)} of {len(sources)} inputs were analyzed", style="yellow")
-        raise typer.Exit(EXIT_INTERRUPTED)
-    raise typer.Exit(_exit_code(outcomes))
+    _check_printed(as_json=as_json, as_jsonl=as_jsonl, csv=csv)
+    sources = list(dict.fromkeys(expand(paths)))
+    # A file name that is not UTF-8 is printed with escapes, which JSON reads back as the same name.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    options = {
+        "sampling": sampling, "aggregation": aggregation, "threshold": threshold, "until_sure": until_sure
+    }  # fmt: skip
+    screen = Console(stderr=True, soft_wrap=True, highlight=False)
+    run = _Run(sources, screen)
+    try:
+        with ExitStack() as stack:
+            # Closed in reverse order: the report's index is made of the journal, which is closed last.
+            journal = _journal(output, report, options, resume=resume)
+            if journal is not None:
+                run.outputs.append(stack.enter_context(closing(Kept(journal))))
+            for item in _printed(sources, as_json=as_json, as_jsonl=as_jsonl, csv=csv, quiet=quiet):
+                run.outputs.append(stack.enter_context(closing(item)))
+            pages = None
+            if report is not None and journal is not None:
+                pages = stack.enter_context(closing(Report(report, journal, sampling, aggregation)))
+                run.outputs.append(pages)
+            streams = as_jsonl or csv == "-"
+            visible = screen.is_terminal and not quiet and not (streams and sys.stdout.isatty())
+            progress = stack.enter_context(RunProgress(screen, len(sources), visible=visible))
+            session = stack.enter_context(
+                _Session(connection, model, Retry(total_s=retry), repository if embedded else None, progress)
+            )
+            batch = Batch(
+                sources,
+                session.client,
+                options | {"concurrency": concurrency},
+                journal=journal,
+                resume=resume,
+                on_progress=progress.frame_done,
+            )
+            run.drive(batch, session, progress)
+            if pages is not None:
+                with progress.waiting_for("writing the report"):
+                    pages.wait()
+    except KeyboardInterrupt:
+        run.interrupted = True
+    run.print_failures()
+    raise typer.Exit(run.exit_code())
+
+
+def _sampling(frames: int | None, fps: float | None, mode: str) -> Sampling:
+    if frames is not None and fps is not None:
+        raise OptionError("--frames and --fps exclude each other; give one of them")
+    # What is not allowed is refused by `Sampling`, in the words of its field.
+    chosen: Any = mode
+    if fps is not None:
+        return Sampling(num_frames=None, fps=fps, mode=chosen)
+    return Sampling(num_frames=frames or DEFAULT_FRAMES, mode=chosen)
+
+
+def _journal(output: Path | None, report: Path | None, options: dict[str, Any], *, resume: bool) -> Journal | None:
+    path = output or (None if report is None else report / REPORT_JOURNAL)
+    if path is None:
+        if resume:
+            raise OptionError(
+                "--resume needs the results of the earlier run: name them with --output FILE or --report DIR, and "
+                "give the same option to the first run"
+            )
+        return None
+    return Journal(path, options | {"sampling": dataclasses.asdict(options["sampling"])})
+
+
+def _check_printed(*, as_json: bool, as_jsonl: bool, csv: str | None) -> None:
+    names = [name for name, given in (("--json", as_json), ("--jsonl", as_jsonl), ("--csv -", csv == "-")) if given]
+    if len(names) > 1:
+        raise OptionError(f"{' and '.join(names)} would be mixed on standard output; give one of them")
+
+
+def _printed(sources: Sequence[str], *, as_json: bool, as_jsonl: bool, csv: str | None, quiet: bool) -> list[Output]:
+    outputs: list[Output] = []
+    if as_jsonl:
+        outputs.append(JsonLines())
+    if as_json or not (as_jsonl or csv == "-" or quiet):
+        outputs.append(Screen(sources, as_json=as_json))
+    if csv is not None:
+        outputs.append(Csv(csv))
+    return outputs
 
 
 class _Session(AbstractContextManager["_Session"]):
-    """The client of one run, and with --embedded its server, both made when the first input has been opened."""
+    """The client of one run, and with --embedded its server, both made when the first input has been opened.
+
+    Attributes:
+        spec: contract of the model in use; None while no server was asked.
+    """
 
     def __init__(
-        self, url: str, model: str | None, timeout_s: float, repository: Path | None, screen: Console
+        self,
+        connection: Connection,
+        model: str | None,
+        retry: Retry,
+        repository: Path | None,
+        progress: RunProgress,
     ) -> None:
-        self.screen = screen
-        self.training_data = ""
-        self._url, self._model, self._timeout_s, self._repository = url, model, timeout_s, repository
+        self.spec: ModelSpec | None = None
+        self._connection, self._model, self._retry, self._repository = connection, model, retry, repository
+        self._progress = progress
         self._stack = ExitStack()
-        self._client: DeepfakeClient | None = None
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
     def client(self) -> DeepfakeClient:
-        if self._client is None:
-            url = self._url
-            if self._repository is not None:
-                # By name: the client must work where the server's part is not installed.
-                server = require_extra("deepfake_serve.server", extra="serve")
-                models = [self._model] if self._model else []
-                with self.screen.status("starting a private Triton"):
-                    url = self._stack.enter_context(server.EmbeddedTriton(self._repository, models=models)).grpc_url
-            self._client = self._stack.enter_context(
-                DeepfakeClient(url, model=self._model, timeout_s=self._timeout_s)
+        url = self._connection.url
+        if self._repository is not None:
+            # By name: the client must work where the server's part is not installed.
+            server = require_extra("deepfake_serve.server", extra="serve")
+            models = [self._model] if self._model else []
+            with self._progress.waiting_for("starting a private Triton"):
+                triton = self._stack.enter_context(server.EmbeddedTriton(self._repository, models=models))
+            url = triton.http_url if self._connection.is_http else triton.grpc_url
+        client = self._stack.enter_context(
+            DeepfakeClient(url, model=self._model, retry=self._retry, **self._connection.options())
+        )
+        self.spec = client.model().spec
+        return client
+
+
+class _Run:
+    """Hands results on to the outputs, and says at the end what went wrong.
+
+    Attributes:
+        outputs: where results go, in this order.
+        interrupted: whether Ctrl-C ended the run.
+    """
+
+    def __init__(self, sources: Sequence[str], screen: Console) -> None:
+        self.outputs: list[Output] = []
+        self._sources = sources
+        self._screen = screen
+        self._outcomes: list[Outcome] = []
+        self.interrupted = False
+
+    def drive(self, batch: Batch, session: _Session, progress: RunProgress) -> None:
+        """Take everything that a batch yields; Ctrl-C ends it, and keeps what is done."""
+        try:
+            with closing(batch.results()) as results:
+                for result in results:
+                    self._take(result, session.spec)
+                    progress.input_done(result.outcome)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            for outcome in batch.unsettled:
+                self._take(Result(outcome), session.spec)
+
+    def _take(self, result: Result, spec: ModelSpec | None) -> None:
+        # One result is in all outputs or in none of them.
+        with _ctrl_c_deferred():
+            self._outcomes.append(result.outcome)
+            for output in self.outputs:
+                output.add(result, spec)
+
+    def print_failures(self) -> None:
+        """Name the inputs without a verdict on standard error, each reason once."""
+        sources_by_message: dict[str, list[str]] = {}
+        errors: dict[str, DeepfakeError] = {}
+        for outcome in self._outcomes:
+            if outcome.error is not None:
+                sources_by_message.setdefault(str(outcome.error), []).append(outcome.source)
+                errors[str(outcome.error)] = outcome.error
+        for message, sources in sources_by_message.items():
+            print_error(errors[message])
+            if len(sources) > 1:
+                self._note(f"  so it was with {len(sources)} inputs: {_listed(sources)}")
+        cut_short = [outcome.source for outcome in self._outcomes if outcome.verdict and outcome.server_failed]
+        if cut_short and len(self._sources) > 1:
+            self._note(f"the server failed during {len(cut_short)} inputs: {_listed(cut_short)}")
+        if self.interrupted:
+            self._note(f"interrupted: {len(self._outcomes)} of {len(self._sources)} inputs were analyzed")
+        if len(self._sources) > 1 and (self.interrupted or any(item.server_failed for item in self._outcomes)):
+            kept = any(isinstance(output, Kept) for output in self.outputs)
+            self._note(
+                "to go on where this run stopped, run the same command with --resume"
+                if kept
+                else "with --output FILE or --report DIR, a run can go on where it stopped (--resume)"
             )
-        return self._client
+
+    def _note(self, text: str) -> None:
+        self._screen.print(f"[yellow]{escape(text)}[/]")
+
+    def exit_code(self) -> int:
+        """Return the exit code of the process."""
+        if self.interrupted:
+            return EXIT_INTERRUPTED
+        if any(outcome.server_failed for outcome in self._outcomes):
+            return EXIT_SERVER
+        errors = [outcome.error for outcome in self._outcomes if outcome.error is not None]
+        if errors:
+            return errors[0].exit_code if len(errors) == len(self._outcomes) else EXIT_SOME_INPUTS_FAILED
+        verdicts = [outcome.verdict for outcome in self._outcomes if outcome.verdict is not None]
+        return EXIT_INCONCLUSIVE if any(verdict.label is Label.INCONCLUSIVE for verdict in verdicts) else 0
 
 
-def _analyze_one(
-    source: str, session: _Session, sampling: Sampling, aggregation: str, threshold: float | None
-) -> Outcome:
+@contextmanager
+def _ctrl_c_deferred() -> Iterator[None]:
+    """Let what is inside finish before Ctrl-C is raised; only the main thread can be interrupted at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     try:
-        # Opened before any server is asked: a bad input is reported whether or not one is running.
-        with open_media(source, name=source) as media:
-            client = session.client()
-            session.training_data = client.model().spec.training_data
-            with _progress_bar(session.screen, Path(source).name) as on_progress:
-                verdict = client.analyze(
-                    media, sampling=sampling, aggregation=aggregation, threshold=threshold, on_progress=on_progress
-                )
-        return Outcome(source, verdict=verdict)
-    except OptionError:
-        raise
-    except DeepfakeError as exc:
-        return Outcome(source, error=exc)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
-class _progress_bar(AbstractContextManager[Any]):  # noqa: N801 - used like a function
-    """A bar on the terminal that shows one analysis; nothing where standard error is no terminal."""
-
-    def __init__(self, screen: Console, name: str) -> None:
-        self._bar = ProgressBar(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("frames · {task.fields[faces]} faces"),
-            TimeElapsedColumn(),
-            console=screen,
-            transient=True,
-            disable=not screen.is_terminal,
-        )
-        self._task = self._bar.add_task(name, total=None, faces=0)
-
-    def __enter__(self) -> Any:
-        self._bar.start()
-        return self._show
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
-
-    def _show(self, progress: Progress) -> None:
-        self._bar.update(
-            self._task,
-            completed=progress.frames_done,
-            total=progress.frames_expected,
-            faces=progress.faces_scored,
-        )
-
-
-def _report(outcomes: Sequence[Outcome], *, as_json: bool, several: bool, training_data: str) -> None:
-    if as_json:
-        data = [outcome.to_dict() for outcome in outcomes]
-        if several:
-            print(json.dumps(data, indent=2, ensure_ascii=False))
-        elif data and outcomes[0].verdict is not None:
-            print(json.dumps(data[0], indent=2, ensure_ascii=False))
-    else:
-        console = Console()
-        verdicts = [outcome.verdict for outcome in outcomes if outcome.verdict is not None]
-        if several and verdicts:
-            print_summary(console, verdicts, training_data=training_data)
-        elif verdicts:
-            print_verdict(console, verdicts[0], training_data=training_data)
-    sys.stdout.flush()
-    for outcome in outcomes:
-        if outcome.error is not None:
-            print_error(outcome.error)
-
-
-def _exit_code(outcomes: Sequence[Outcome]) -> int:
-    if any(outcome.server_failed for outcome in outcomes):
-        return EXIT_SERVER
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if errors:
-        return errors[0].exit_code if len(errors) == len(outcomes) else EXIT_SOME_INPUTS_FAILED
-    if any(outcome.verdict is not None and outcome.verdict.label is Label.INCONCLUSIVE for outcome in outcomes):
-        return EXIT_INCONCLUSIVE
-    return 0
+def _listed(sources: Sequence[str]) -> str:
+    shown = ", ".join(sources[:_SHOWN_SOURCES])
+    rest = len(sources) - _SHOWN_SOURCES
+    return f"{shown} and {rest} more" if rest > 0 else shown

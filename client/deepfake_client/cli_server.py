@@ -11,20 +11,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepfake_client.transport import DEFAULT_TIMEOUT_S, DEFAULT_URL, GrpcTransport, ServedModel
+from deepfake_client.cli_connection import Connection, with_connection
+from deepfake_client.transport import Health, ServedModel
+from deepfake_client.transport_retry import NO_RETRY
 from deepfake_preprocess.errors import ModelContractError, ServerUnavailableError
 
-Url = Annotated[str, typer.Option(envvar="DEEPFAKE_URL", metavar="HOST:PORT", help="gRPC address of the server.")]
-Timeout = Annotated[float, typer.Option(help="Deadline of each request, in seconds.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def models(url: Url = DEFAULT_URL, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False) -> None:
+@with_connection
+def models(connection: Connection, as_json: AsJson = False) -> None:
     """Show the detectors that a server offers, with the contract each one publishes.
 
     Models that do not follow this project's contract are listed with the reason.
     """
-    entries = asyncio.run(_describe_all(url, timeout))
+    url, entries = asyncio.run(_describe_all(connection))
     if as_json:
         print(json.dumps([_as_data(name, found) for name, found in entries.items()], indent=2, ensure_ascii=False))
         return
@@ -52,21 +53,22 @@ def _contract_table(model: ServedModel) -> Table:
     return table
 
 
-def health(url: Url = DEFAULT_URL, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False) -> None:
+@with_connection
+def health(connection: Connection, as_json: AsJson = False) -> None:
     """Ask a server whether it is alive and ready; exit code 0 when it is, 4 when not."""
-    alive, ready = asyncio.run(_health(url, timeout))
+    url, found = asyncio.run(_health(connection))
     if as_json:
-        print(json.dumps({"url": url, "alive": alive, "ready": ready}))
+        print(json.dumps({"url": url, "alive": found.alive, "ready": found.ready}))
     else:
         Console(highlight=False).print(
-            f"{url}: {'alive' if alive else 'not alive'}, {'ready' if ready else 'not ready'}"
+            f"{url}: {'alive' if found.alive else 'not alive'}, {'ready' if found.ready else 'not ready'}"
         )
-    if not (alive and ready):
+    if not (found.alive and found.ready):
         raise typer.Exit(ServerUnavailableError.exit_code)
 
 
-async def _describe_all(url: str, timeout_s: float) -> dict[str, ServedModel | ModelContractError]:
-    transport = GrpcTransport(url, timeout_s=timeout_s)
+async def _describe_all(connection: Connection) -> tuple[str, dict[str, ServedModel | ModelContractError]]:
+    transport = connection.open(retry=NO_RETRY)
     found: dict[str, ServedModel | ModelContractError] = {}
     try:
         for name in await transport.list_models():
@@ -76,13 +78,13 @@ async def _describe_all(url: str, timeout_s: float) -> dict[str, ServedModel | M
                 found[name] = exc
     finally:
         await transport.close()
-    return found
+    return transport.url, found
 
 
-async def _health(url: str, timeout_s: float) -> tuple[bool, bool]:
-    transport = GrpcTransport(url, timeout_s=timeout_s)
+async def _health(connection: Connection) -> tuple[str, Health]:
+    transport = connection.open(retry=NO_RETRY)
     try:
-        return await transport.health()
+        return transport.url, await transport.health()
     finally:
         await transport.close()
 

@@ -1,199 +1,47 @@
-"""`AsyncDeepfakeClient`, and `DeepfakeClient`, the same for code that is not asynchronous."""
+"""`DeepfakeClient`, `AsyncDeepfakeClient` for code that is not asynchronous. Adds nothing of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
+from concurrent.futures import CancelledError, Future, wait
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.aggregation import DEFAULT_STRATEGY, check_threshold, strategy_named
+from deepfake_client.aggregation import DEFAULT_STRATEGY
+from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.explain import ExplainedFace
+from deepfake_client.explain_types import Explainer, ExplainOptions
+from deepfake_client.inputs import Source
+from deepfake_client.live import (
+    DEFAULT_FPS,
+    DEFAULT_MAX_LATENCY_S,
+    DEFAULT_MIN_CHANGE,
+    DEFAULT_STEP_S,
+    DEFAULT_WINDOW_S,
+    OnSlow,
+)
+from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import (
     DEFAULT_MAX_REQUESTS_IN_FLIGHT,
     OnProgress,
-    Stages,
-    analyze_media,
-    infer_in_chunks,
+    Progress,
 )
-from deepfake_client.transport import DEFAULT_TIMEOUT_S, DEFAULT_URL, GrpcTransport, ServedModel, Transport
+from deepfake_client.transport import DEFAULT_TIMEOUT_S, ServedModel, Transport
+from deepfake_client.transport_retry import Retry
+from deepfake_client.transport_tls import Tls
 from deepfake_client.verdict import Verdict
-from deepfake_preprocess.errors import ModelNotFoundError, OptionError
 from deepfake_preprocess.face import FaceDetector
-from deepfake_preprocess.video import Media, Sampling, open_media
-
-Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Media
-"""A path, an encoded file in memory, a seekable binary file object, or what `open_media` returned."""
+from deepfake_preprocess.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
+from deepfake_preprocess.remote import TIMEOUT_S
+from deepfake_preprocess.video import Sampling
 
 T = TypeVar("T")
-
-
-class AsyncDeepfakeClient:
-    """Turns videos and images into verdicts with the help of an inference server.
-
-    ::
-
-        async with AsyncDeepfakeClient("localhost:8001") as client:
-            verdict = await client.analyze("clip.mp4")
-
-    Nothing is contacted before the first call.
-
-    Args:
-        url: ``host:port`` of the server's gRPC endpoint.
-        model: name of the model; may be left out when the server offers exactly one detector.
-        timeout_s: deadline of every request, in seconds.
-        max_requests_in_flight: bound on concurrent requests.
-        detect_threads: threads for face detection; the number of usable cores when None.
-        detector: finds faces; `deepfake_preprocess.mtcnn.MtcnnDetector` when None.
-        transport: how the server is reached; gRPC to `url` when None.
-    """
-
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        model: str | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT,
-        detect_threads: int | None = None,
-        detector: FaceDetector | None = None,
-        transport: Transport | None = None,
-    ) -> None:
-        if timeout_s <= 0:
-            raise OptionError(f"timeout_s must be positive, got {timeout_s}")
-        if max_requests_in_flight < 1:
-            raise OptionError(f"max_requests_in_flight must be at least 1, got {max_requests_in_flight}")
-        self._transport = GrpcTransport(url, timeout_s=timeout_s) if transport is None else transport
-        self._wanted_model = model
-        self._served: ServedModel | None = None
-        self._detector = detector
-        self._detector_lock = threading.Lock()
-        self._max_requests_in_flight = max_requests_in_flight
-        threads = detect_threads or len(os.sched_getaffinity(0))
-        self._detect_pool = ThreadPoolExecutor(threads, thread_name_prefix="deepfake-detect")
-        self._decode_pool = ThreadPoolExecutor(thread_name_prefix="deepfake-decode")
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Release connection and threads. The client cannot be used afterwards."""
-        await self._transport.close()
-        self._detect_pool.shutdown(cancel_futures=True)
-        self._decode_pool.shutdown(cancel_futures=True)
-
-    async def model(self) -> ServedModel:
-        """Return the contract of the model in use, asking the server once.
-
-        Raises:
-            ModelNotFoundError: no such model, or several to choose from and none named.
-            ModelContractError: the model was not exported for this contract.
-            ServerError: the server cannot be reached or failed.
-        """
-        if self._served is None:
-            name = self._wanted_model
-            if name is None:
-                names = await self._transport.list_models()
-                if len(names) != 1:
-                    offered = f"offers {', '.join(names)}; name one with --model" if names else "offers no model"
-                    raise ModelNotFoundError(f"the server at {self._transport.url} {offered}")
-                name = names[0]
-            self._served = await self._transport.describe(name)
-        return self._served
-
-    async def analyze(
-        self,
-        source: Source,
-        *,
-        sampling: Sampling | None = None,
-        aggregation: str = DEFAULT_STRATEGY,
-        threshold: float | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Verdict:
-        """Analyze one video or image.
-
-        Args:
-            source: path, bytes, binary file object or opened `Media` (which stays open).
-            sampling: which frames to take; 32 evenly spaced ones when None.
-            aggregation: name of a strategy in `deepfake_client.aggregation.STRATEGIES`.
-            threshold: FAKE at or above it, in (0, 1); the model's own when None.
-            on_progress: called after each frame, in the client's event loop.
-
-        Returns:
-            The verdict; INCONCLUSIVE with a typed reason rather than a guess, also when the server fails midway.
-
-        Raises:
-            InputError: the input cannot be opened, or an option is wrong; found out before any server is asked.
-            ServerError: the server cannot be reached or does not offer a usable model.
-        """
-        strategy = strategy_named(aggregation)
-        check_threshold(threshold)
-        sampling = sampling or Sampling()
-        media = source if isinstance(source, Media) else await asyncio.to_thread(_open, source)
-        try:
-            model = await self.model()
-            stages = Stages(
-                transport=self._transport,
-                model=model,
-                detector=await asyncio.to_thread(self._the_detector),
-                decode_pool=self._decode_pool,
-                detect_pool=self._detect_pool,
-                max_requests_in_flight=self._max_requests_in_flight,
-            )
-            return await analyze_media(
-                media, stages, sampling=sampling, strategy=strategy, threshold=threshold, on_progress=on_progress
-            )
-        finally:
-            if media is not source:
-                await asyncio.to_thread(media.close)
-
-    async def score(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Score face crops that the caller cut out.
-
-        Args:
-            faces: uint8 ``[N, H, W, 3]`` RGB of the model's input size; any N.
-
-        Returns:
-            float32 ``[N]`` fake probabilities in [0, 1].
-
-        Raises:
-            OptionError: another shape or dtype than the model takes.
-            ServerError: the server failed.
-        """
-        model = await self.model()
-        expected = (model.spec.input_height_px, model.spec.input_width_px, 3)
-        if faces.ndim != 4 or faces.shape[1:] != expected or faces.dtype != np.uint8:
-            height, width, channels = expected
-            raise OptionError(
-                f"faces must be uint8 [N, {height}, {width}, {channels}], got {faces.dtype} {list(faces.shape)}"
-            )
-        if len(faces) == 0:
-            return np.empty(0, np.float32)
-        return await infer_in_chunks(self._transport, model, faces)
-
-    def _the_detector(self) -> FaceDetector:
-        with self._detector_lock:
-            if self._detector is None:
-                # Loaded here and not with this module: it brings ONNX Runtime, which scoring alone never needs.
-                from deepfake_preprocess.mtcnn import MtcnnDetector
-
-                self._detector = MtcnnDetector()
-            return self._detector
-
-
-def _open(source: str | os.PathLike[str] | bytes | BinaryIO) -> Media:
-    # A path is reported as the caller wrote it, so that results of several directories can be told apart.
-    return open_media(source, name=os.fspath(source) if isinstance(source, str | os.PathLike) else None)
 
 
 class DeepfakeClient:
@@ -209,10 +57,14 @@ class DeepfakeClient:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str | None = None,
         *,
         model: str | None = None,
+        protocol: str | None = None,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry | None = None,
         max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT,
         detect_threads: int | None = None,
         detector: FaceDetector | None = None,
@@ -221,7 +73,11 @@ class DeepfakeClient:
         self._client = AsyncDeepfakeClient(
             url,
             model=model,
+            protocol=protocol,
+            tls=tls,
+            headers=headers,
             timeout_s=timeout_s,
+            retry=retry,
             max_requests_in_flight=max_requests_in_flight,
             detect_threads=detect_threads,
             detector=detector,
@@ -241,7 +97,7 @@ class DeepfakeClient:
         """See `AsyncDeepfakeClient.close`. Closing twice is harmless."""
         if self._loop.is_closed():
             return
-        self._run(self._client.close())
+        self._run(self._shut_down())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -257,12 +113,81 @@ class DeepfakeClient:
         sampling: Sampling | None = None,
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
+        until_sure: bool | float = False,
         on_progress: OnProgress | None = None,
     ) -> Verdict:
         """See `AsyncDeepfakeClient.analyze`; `on_progress` is called on the client's thread."""
         return self._run(
             self._client.analyze(
-                source, sampling=sampling, aggregation=aggregation, threshold=threshold, on_progress=on_progress
+                source,
+                sampling=sampling,
+                aggregation=aggregation,
+                threshold=threshold,
+                until_sure=until_sure,
+                on_progress=on_progress,
+            )
+        )
+
+    def analyze_many(
+        self,
+        sources: str | os.PathLike[str] | Iterable[Source],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        sampling: Sampling | None = None,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+        until_sure: bool | float = False,
+        on_progress: Callable[[str, Progress], None] | None = None,
+    ) -> Generator[Outcome, None, None]:
+        """See `AsyncDeepfakeClient.analyze_many`; leaving the loop over it cancels what is under way.
+
+        `on_progress` is called on the client's thread.
+        """
+        return self._each(
+            self._client.analyze_many(
+                sources,
+                concurrency=concurrency,
+                ordered=ordered,
+                sampling=sampling,
+                aggregation=aggregation,
+                threshold=threshold,
+                until_sure=until_sure,
+                on_progress=on_progress,
+            )
+        )
+
+    def watch(
+        self,
+        source: Source,
+        *,
+        window_s: float = DEFAULT_WINDOW_S,
+        step_s: float = DEFAULT_STEP_S,
+        fps: float = DEFAULT_FPS,
+        min_change: float = DEFAULT_MIN_CHANGE,
+        on_slow: OnSlow | None = None,
+        max_latency_s: float = DEFAULT_MAX_LATENCY_S,
+        idle_s: float = DEFAULT_IDLE_S,
+        reconnects: int = DEFAULT_RECONNECTS,
+        source_timeout_s: float = TIMEOUT_S,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+    ) -> Generator[Verdict, None, None]:
+        """See `AsyncDeepfakeClient.watch`; leaving the loop over it ends the watch."""
+        return self._each(
+            self._client.watch(
+                source,
+                window_s=window_s,
+                step_s=step_s,
+                fps=fps,
+                min_change=min_change,
+                on_slow=on_slow,
+                max_latency_s=max_latency_s,
+                idle_s=idle_s,
+                reconnects=reconnects,
+                source_timeout_s=source_timeout_s,
+                aggregation=aggregation,
+                threshold=threshold,
             )
         )
 
@@ -270,11 +195,83 @@ class DeepfakeClient:
         """See `AsyncDeepfakeClient.score`."""
         return self._run(self._client.score(faces))
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    def explain(
+        self,
+        verdict: Verdict,
+        source: Source | None = None,
+        *,
+        top: int = 3,
+        explainer: Explainer | None = None,
+        options: ExplainOptions | None = None,
+        precision: str = "fp32",
+        tensorrt: bool = False,
+    ) -> tuple[ExplainedFace, ...]:
+        """See `AsyncDeepfakeClient.explain`."""
+        return self._run(
+            self._client.explain(
+                verdict, source, top=top, explainer=explainer, options=options, precision=precision, tensorrt=tensorrt
+            )
+        )
+
+    def _each(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        """Run an asynchronous generator on the client's loop."""
+
+        # Inside coroutines, so that the loop sees the generator's first step and `close` can end it.
+        async def step() -> T:
+            return await anext(items)
+
+        async def end() -> None:
+            await items.aclose()
+
         try:
-            return future.result()
+            while True:
+                try:
+                    item = self._run(step())
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            if not self._loop.is_closed():
+                self._run(end())
+
+    async def _shut_down(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+        await self._client.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        result: Future[T] = Future()
+        task: asyncio.Task[T] | None = None
+
+        def start() -> None:
+            nonlocal task
+            task = self._loop.create_task(work)
+            task.add_done_callback(pass_on)
+
+        def pass_on(done: asyncio.Task[T]) -> None:
+            if done.cancelled():
+                result.set_exception(CancelledError())
+            elif (error := done.exception()) is not None:
+                result.set_exception(error)
+            else:
+                result.set_result(done.result())
+
+        def cancel() -> None:
+            if task is not None:
+                task.cancel()
+            else:  # interrupted before it was handed over
+                work.close()
+                result.set_exception(CancelledError())
+
+        try:
+            self._loop.call_soon_threadsafe(start)
+            return result.result()
         except BaseException:
-            # Ctrl-C arrives in the caller's thread: stop the work before the error goes on.
-            future.cancel()
+            # Ctrl-C arrives in the caller's thread: the work must have let go of everything before the error goes on.
+            if not result.done():
+                self._loop.call_soon_threadsafe(cancel)
+                wait([result])
             raise

@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 
 from deepfake_client.aggregation import Strategy
 from deepfake_client.scoring import ScoredFrame, judge
+from deepfake_client.stopping import StopRule
 from deepfake_client.transport import ServedModel, Transport
 from deepfake_client.verdict import ModelIdentity, Timing, Verdict
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.errors import ModelContractError, ServerError
-from deepfake_preprocess.face import Face, FaceDetector
+from deepfake_preprocess.face import FaceDetector
+from deepfake_preprocess.following import DETECT_EVERY, Sighting, find_faces
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.video import Media, Sampling
 
@@ -113,6 +115,7 @@ async def analyze_media(
     sampling: Sampling,
     strategy: Strategy,
     threshold: float | None = None,
+    sure_at: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Verdict:
     """Run one opened input through all stages.
@@ -126,18 +129,33 @@ async def analyze_media(
         sampling: which frames to take.
         strategy: how a track's frames become its score.
         threshold: FAKE at or above it; the model's own when None.
+        sure_at: confidence at which frames are saved when those looked at suffice (`deepfake_client.stopping`); all
+            are looked at when None, and where looking at the video several times would not pay.
         on_progress: called in the event loop after each frame.
 
     Raises:
         ModelContractError: the server answers with tensors of another shape.
     """
     started = time.perf_counter()
-    run = _Run(media, stages, sampling, on_progress)
-    await run.drive()
     threshold = stages.model.spec.threshold if threshold is None else threshold
-    aggregate_started = time.perf_counter()
-    judgement = judge(run.frames, strategy=strategy, threshold=threshold, failure=run.failure)
-    ended = time.perf_counter()
+    run = Run(media, stages, sampling, on_progress)
+    stop_rule = _stop_rule(media, sampling, strategy, threshold, sure_at)
+    aggregate_clock = BusyClock()
+    parts = [sampling] if stop_rule is None else stop_rule.parts(sampling)
+    for num_passes, part in enumerate(parts, start=1):
+        await run.drive(part)
+        with aggregate_clock:
+            judgement = judge(run.frames, strategy=strategy, threshold=threshold, failure=run.failure)
+            sure = stop_rule is not None and stop_rule.suffices(
+                judgement.frames, judgement.tracks, num_passes=num_passes
+            )
+        if sure or run.failure is not None:
+            break
+    details = [judgement.detail] if judgement.detail else []
+    frames_saved = 0
+    if sure and stop_rule is not None:
+        frames_saved = max(0, stop_rule.num_frames - len(run.frames))
+        details.append(f"{len(run.frames)} of {stop_rule.num_frames} frames sufficed, at confidence {sure_at:.4g}")
     return Verdict(
         source=media.name,
         label=judgement.label,
@@ -146,7 +164,7 @@ async def analyze_media(
         deciding_track=judgement.deciding_track,
         threshold=threshold,
         reason=judgement.reason,
-        detail=judgement.detail,
+        detail="; ".join(details),
         tracks=judgement.tracks,
         frames=judgement.frames,
         model=ModelIdentity(stages.model.name, stages.model.version, stages.model.spec.checkpoint_sha256),
@@ -155,10 +173,11 @@ async def analyze_media(
             detect_s=run.detect_clock.seconds,
             crop_s=run.crop_clock.seconds,
             infer_s=run.infer_clock.seconds,
-            aggregate_s=ended - aggregate_started,
-            total_s=ended - started,
+            aggregate_s=aggregate_clock.seconds,
+            total_s=time.perf_counter() - started,
         ),
         corrupt_packets=media.stats.packets_corrupt,
+        frames_saved=frames_saved,
     )
 
 
@@ -171,12 +190,16 @@ async def infer_in_chunks(transport: Transport, model: ServedModel, faces: NDArr
     return np.concatenate(await asyncio.gather(*chunks))
 
 
-class _Run:
+def frames_in_flight(width_px: int, height_px: int) -> int:
+    """Return how many decoded frames of a size may wait for detection."""
+    frame_bytes = max(1, width_px * height_px * 3)
+    return min(max(FRAME_BYTES_IN_FLIGHT // frame_bytes, MIN_FRAMES_IN_FLIGHT), MAX_FRAMES_IN_FLIGHT)
+
+
+class Run:
     """One analysis under way."""
 
     def __init__(self, media: Media, stages: Stages, sampling: Sampling, on_progress: OnProgress | None) -> None:
-        frame_bytes = max(1, media.width_px * media.height_px * 3)
-        frames_in_flight = min(max(FRAME_BYTES_IN_FLIGHT // frame_bytes, MIN_FRAMES_IN_FLIGHT), MAX_FRAMES_IN_FLIGHT)
         self.frames: list[ScoredFrame] = []
         self.failure: ServerError | None = None
         self.detect_clock = BusyClock()
@@ -184,17 +207,22 @@ class _Run:
         self.infer_clock = BusyClock()
         self._media = media
         self._stages = stages
-        self._sampling = sampling
         self._on_progress = on_progress
         self._frames_expected = _frames_expected(media, sampling)
         self._frames_done = 0
         self._faces_scored = 0
-        self._frame_slots = asyncio.Semaphore(frames_in_flight)
+        self._frames_seen = 0
+        self._latest: asyncio.Future[Sighting | None] | None = None
+        self._frame_slots = asyncio.Semaphore(frames_in_flight(media.width_px, media.height_px))
         self._request_slots = asyncio.Semaphore(stages.max_requests_in_flight)
 
-    async def drive(self) -> None:
-        """Take every sampled frame through detection and inference; returns when all of them are through."""
-        frames = self._media.frames(self._sampling)
+    async def drive(self, sampling: Sampling) -> None:
+        """Take every sampled frame through detection and inference; returns when all of them are through.
+
+        Frames that an earlier call took are not taken again.
+        """
+        frames = self._media.frames(sampling)
+        taken = {frame.pts_seconds for frame in self.frames}
         decoding: Future[Frame | None] | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -203,6 +231,8 @@ class _Run:
                     frame = await asyncio.wrap_future(decoding)
                     if frame is None:
                         break
+                    if frame.pts_seconds in taken:
+                        continue
                     await self._frame_slots.acquire()
                     scored = ScoredFrame(frame.index, frame.pts_seconds)
                     self.frames.append(scored)
@@ -217,15 +247,34 @@ class _Run:
                 await asyncio.to_thread(wait, [decoding])
         self.frames.sort(key=lambda item: item.pts_seconds)
 
+    async def score(self, frame: Frame) -> ScoredFrame:
+        """Take one frame through detection and inference, for a caller that brings the frames itself."""
+        await self._frame_slots.acquire()
+        scored = ScoredFrame(frame.index, frame.pts_seconds)
+        await self._process(frame, scored)
+        return scored
+
     async def _process(self, frame: Frame, scored: ScoredFrame) -> None:
         loop = asyncio.get_running_loop()
+        # Tasks start in the order of their frames. Which frames start anew is fixed, so that results do not depend on
+        # the threads' speed; those between form a chain, and chains run side by side.
+        previous, self._latest = self._latest, loop.create_future()
+        latest, starts_anew = self._latest, self._frames_seen % DETECT_EVERY == 0
+        self._frames_seen += 1
         try:
-            scored.faces, crops = await loop.run_in_executor(self._stages.detect_pool, self._detect, frame)
+            before = None if previous is None or starts_anew else await previous
+            crops, sighting = await loop.run_in_executor(
+                self._stages.detect_pool, self._detect, frame, scored, before
+            )
+            latest.set_result(sighting)
             # The frame's memory is free from here on; only the small crops wait for the server.
             del frame
             await self._request_slots.acquire()
         finally:
             self._frame_slots.release()
+            if not latest.done():
+                # This frame failed or was given up; the next one must not wait for it.
+                latest.set_result(None)
         try:
             if crops is not None and self.failure is None:
                 with self.infer_clock:
@@ -242,17 +291,35 @@ class _Run:
         if self._on_progress is not None:
             self._on_progress(Progress(self._frames_done, self._frames_expected, self._faces_scored))
 
-    def _detect(self, frame: Frame) -> tuple[list[Face], NDArray[np.uint8] | None]:
-        """Find and crop the faces of one frame; runs on a worker thread."""
+    def _detect(
+        self, frame: Frame, scored: ScoredFrame, before: Sighting | None
+    ) -> tuple[NDArray[np.uint8] | None, Sighting]:
+        """Find, crop and look at the faces of one frame; runs on a worker thread."""
+        spec = self._stages.model.spec
         with self.detect_clock:
             size_wh = self._stages.detector.detection_size_wh(frame.width_px, frame.height_px)
-            found = self._stages.detector.detect([frame.to_rgb(size_wh)])[0]
+            small = frame.to_rgb(size_wh)
+            sighting = find_faces(self._stages.detector, small, frame.pts_seconds, before)
             factor_x, factor_y = frame.width_px / size_wh[0], frame.height_px / size_wh[1]
-            faces = [face.scaled(factor_x, factor_y) for face in found]
-        if not faces:
-            return [], None
+            scored.faces = [face.scaled(factor_x, factor_y) for face in sighting.faces]
         with self.crop_clock:
-            return faces, np.stack([crop_face(frame, face, self._stages.model.spec) for face in faces])
+            crops = np.stack([crop_face(frame, face, spec) for face in scored.faces]) if scored.faces else None
+            scored.look_at(small, crops, frame_wh=(frame.width_px, frame.height_px), spec=spec)
+        return crops, sighting
+
+
+def _stop_rule(
+    media: Media, sampling: Sampling, strategy: Strategy, threshold: float, sure_at: float | None
+) -> StopRule | None:
+    """Return the rule for an early stop where one is wanted and several passes over the input make sense."""
+    num_frames = _frames_expected(media, sampling)
+    if sure_at is None or media.kind != "video" or num_frames is None or media.duration_s is None:
+        return None
+    if sampling.mode == "fast":
+        return None  # several passes would decode the same few stretches again
+    if media.frame_rate is not None and num_frames >= media.duration_s * media.frame_rate:
+        return None  # every frame is sampled, in the order of decoding
+    return StopRule(num_frames, strategy, threshold, sure_at)
 
 
 def _frames_expected(media: Media, sampling: Sampling) -> int | None:

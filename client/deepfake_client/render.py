@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepfake_client.verdict import Label, Verdict
+from deepfake_client.verdict import Interval, Label, Verdict
 
-_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
+LABEL_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
 _BAR_CELLS = 20
 
 
@@ -18,16 +18,24 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: str = ""
     """Print one verdict in full: headline, tracks, score of every frame, timing, and what the scores are worth."""
     if any(frame.faces for frame in verdict.frames):
         console.print(_frame_table(verdict))
-        console.print(_track_table(verdict))
-    console.print(_headline(verdict))
+        console.print(track_table(verdict))
+    console.print(headline(verdict))
     if verdict.detail:
         console.print(Text(verdict.detail))
     timing = verdict.timing
     stages = f"decode {timing.decode_s:.2f}, detect {timing.detect_s:.2f}, infer {timing.infer_s:.2f}"
     rows = [("time", f"total {timing.total_s:.2f} s (overlapping: {stages})")]
-    if verdict.corrupt_packets:
-        rows.append(("note", f"{verdict.corrupt_packets} damaged packets were skipped"))
+    rows += [("note", note) for note in notes(verdict)]
     console.print(_facts([*rows, *_model_rows(verdict, training_data)]))
+
+
+def notes(verdict: Verdict) -> list[str]:
+    """Return what is worth knowing about how a verdict came about, as sentences without a full stop."""
+    counts = (
+        (verdict.corrupt_packets, "damaged packets were skipped"),
+        (verdict.frames_dropped, "frames were left out, because the server was slower than the source"),
+    )
+    return [f"{count} {what}" for count, what in counts if count]
 
 
 def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_data: str = "") -> None:
@@ -36,7 +44,7 @@ def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_dat
     for name in ("verdict", "probability", "faces", "frames", "time", "source"):
         table.add_column(name, justify="left" if name in ("verdict", "source") else "right", overflow="fold")
     for verdict in verdicts:
-        label = Text(verdict.label.value, style=_STYLE[verdict.label])
+        label = Text(verdict.label.value, style=LABEL_STYLE[verdict.label])
         if verdict.reason is not None:
             label.append(f" {verdict.reason.value}", style="dim not bold")
         table.add_row(
@@ -52,11 +60,13 @@ def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_dat
         console.print(_facts(_model_rows(verdicts[-1], training_data)))
 
 
-def _headline(verdict: Verdict) -> Text:
+def headline(verdict: Verdict) -> Text:
+    """Return label, score or reason, and source in one line."""
     line = Text()
-    line.append(f" {verdict.label.value} ", style=f"{_STYLE[verdict.label]} reverse")
+    line.append(f" {verdict.label.value} ", style=f"{LABEL_STYLE[verdict.label]} reverse")
     if verdict.fake_probability is not None:
-        line.append(f"  fake probability {verdict.fake_probability:.4f}  (threshold {verdict.threshold:g})")
+        interval = "" if verdict.interval is None else f"95%: {_range(verdict.interval)}, "
+        line.append(f"  fake probability {verdict.fake_probability:.4f}  ({interval}threshold {verdict.threshold:g})")
     elif verdict.reason is not None:
         line.append(f"  {verdict.reason.value}")
     line.append(f"   {verdict.source}", style="dim")
@@ -74,6 +84,9 @@ def _frame_table(verdict: Verdict) -> Table:
         for face in sorted(frame.faces, key=lambda item: item.track):
             score = face.fake_probability
             bar = Text("not scored", style="dim") if score is None else _bar(score, verdict.threshold)
+            if face.weight < 1:
+                reasons = ", ".join(concern.value.replace("_", " ") for concern in face.concerns)
+                bar.append(f"  weight {face.weight:.2f}: {reasons}", style="dim")
             table.add_row(str(frame.index), time, str(face.track), "" if score is None else f"{score:.4f}", bar)
     return table
 
@@ -83,20 +96,29 @@ def _bar(score: float, threshold: float) -> Text:
     return Text("█" * filled + "░" * (_BAR_CELLS - filled), style="red" if score >= threshold else "green")
 
 
-def _track_table(verdict: Verdict) -> Table:
+def track_table(verdict: Verdict) -> Table:
+    """Return a table with one row for each face that was followed."""
     table = Table(box=None, header_style="bold")
-    for name in ("face", "verdict", "fake", "frames", "from", "to"):
+    for name in ("face", "verdict", "fake", "95%", "agreeing", "frames", "from", "to"):
         table.add_column(name, justify="left" if name == "verdict" else "right")
     for track in verdict.tracks:
         table.add_row(
             str(track.track),
-            Text(track.label.value, style=_STYLE[track.label]) if track.counted else Text("too few", style="dim"),
+            Text(track.label.value, style=LABEL_STYLE[track.label])
+            if track.counted
+            else Text("too few", style="dim"),
             f"{track.fake_probability:.4f}",
+            _range(track.interval),
+            f"{track.consistency.agreeing_share:.0%}",
             str(track.num_frames),
             f"{track.first_pts_seconds:.2f} s",
             f"{track.last_pts_seconds:.2f} s",
         )
     return table
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.2f} to {interval.high:.2f}"
 
 
 def _model_rows(verdict: Verdict, training_data: str) -> list[tuple[str, str]]:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.transport import ServedModel
-from deepfake_preprocess.errors import DeepfakeError, ModelNotFoundError
+from deepfake_client.transport import Health, ServedModel
+from deepfake_preprocess.errors import DeepfakeError, ModelNotFoundError, ServerTimeoutError
 from deepfake_preprocess.spec import ModelSpec
 
 Scorer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -28,15 +28,24 @@ class FakeTransport:
 
         client = DeepfakeClient(transport=FakeTransport(lambda faces: np.full(len(faces), 0.9, np.float32)))
 
+    A server that goes away after two requests and is back after three more, as the client sees it with retries::
+
+        away = FakeTransport(fail_after=2, error=ServerUnavailableError("restarting"), num_failures=3)
+        client = DeepfakeClient(transport=RetryingTransport(away))
+
     Args:
         scorer: what the "model" answers.
         spec: contract of the "model".
         max_batch_size: largest request; a larger one raises ValueError.
+        latency_s: how long each request takes, in seconds. A call with a shorter deadline raises ServerTimeoutError.
         fail_after: number of requests that succeed before `error` is raised, or None for never.
         error: what is raised then.
+        num_failures: number of requests that fail before the server answers again; None for all.
 
     Attributes:
-        batches: number of crops of each request received, in order.
+        batches: number of crops of each request that was answered, in order.
+        failures: number of requests that failed with `error`.
+        closed: `close` was called.
     """
 
     def __init__(
@@ -45,17 +54,26 @@ class FakeTransport:
         *,
         spec: ModelSpec | None = None,
         max_batch_size: int = 8,
+        latency_s: float = 0.0,
         fail_after: int | None = None,
         error: DeepfakeError | None = None,
+        num_failures: int | None = None,
     ) -> None:
         self.url = "fake"
         self.batches: list[int] = []
+        self.failures = 0
         self.closed = False
         self._scorer = scorer
         self._spec = spec or ModelSpec(name="fake_model", architecture="timm:efficientnet_b0")
         self._max_batch_size = max_batch_size
+        self._latency_s = latency_s
         self._fail_after = fail_after
         self._error = error
+        self._num_failures = num_failures
+
+    async def health(self) -> Health:
+        """See `Transport.health`."""
+        return Health(alive=True, ready=not self.closed)
 
     async def list_models(self) -> list[str]:
         """See `Transport.list_models`."""
@@ -67,12 +85,18 @@ class FakeTransport:
             raise ModelNotFoundError(f"the server at {self.url} has no model {model!r}; it offers {self._spec.name}")
         return ServedModel(self._spec.name, self._spec.version, self._spec, self._max_batch_size)
 
-    async def infer(self, model: ServedModel, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+    async def infer(
+        self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
         """See `Transport.infer`."""
         if len(faces) > model.max_batch_size:
             raise ValueError(f"a request holds at most {model.max_batch_size} crops, got {len(faces)}")
-        await asyncio.sleep(0)
-        if self._error is not None and self._fail_after is not None and len(self.batches) >= self._fail_after:
+        late = timeout_s is not None and timeout_s < self._latency_s
+        await asyncio.sleep(timeout_s if late and timeout_s is not None else self._latency_s)
+        if late:
+            raise ServerTimeoutError(f"the server at {self.url} gave no answer within {timeout_s:g} s")
+        if self._error is not None and self._is_failing():
+            self.failures += 1
             raise self._error
         self.batches.append(len(faces))
         return self._scorer(faces)
@@ -80,3 +104,8 @@ class FakeTransport:
     async def close(self) -> None:
         """See `Transport.close`."""
         self.closed = True
+
+    def _is_failing(self) -> bool:
+        if self._fail_after is None or len(self.batches) < self._fail_after:
+            return False
+        return self._num_failures is None or self.failures < self._num_failures

@@ -22,6 +22,8 @@ class Reason(StrEnum):
     """Frames were decoded, but no face was found in any of them."""
     TOO_FEW_FRAMES = "too_few_frames"
     """No face was scored on enough frames to say anything."""
+    POOR_FACES = "poor_faces"
+    """Faces were found on enough frames, but too small, blurred, turned away or cut off to say anything."""
     UNDECODABLE = "undecodable"
     """The input opens, but not one frame could be decoded."""
     SERVER_UNAVAILABLE = "server_unavailable"
@@ -54,6 +56,8 @@ class FaceScore:
         fake_probability: in [0, 1]; None when the server did not answer for it.
         weight: how much the face counts in its track's score, in [0, 1]; 0 leaves it out.
         concerns: why `weight` is below 1; empty when it is 1.
+        landmarks_xy: the five landmarks in the order of `deepfake_preprocess.face.LANDMARK_NAMES`, in pixels of the
+            upright frame; None when the detector gave none.
     """
 
     track: int
@@ -62,6 +66,7 @@ class FaceScore:
     fake_probability: float | None
     weight: float = 1.0
     concerns: tuple[Concern, ...] = ()
+    landmarks_xy: tuple[tuple[float, float], ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -72,6 +77,9 @@ class FaceScore:
             "fake_probability": self.fake_probability,
             "weight": round(self.weight, 4),
             "concerns": [concern.value for concern in self.concerns],
+            "landmarks_xy": None
+            if self.landmarks_xy is None
+            else [[round(x, 2), round(y, 2)] for x, y in self.landmarks_xy],
         }
 
 
@@ -139,12 +147,12 @@ class Track:
 
     Attributes:
         track: id, from 0 in order of first appearance.
-        fake_probability: score of the track, in [0, 1].
+        fake_probability: score of the track, in [0, 1]; faces of weight 0 take no part, unless there are no others.
         label: REAL or FAKE by the verdict's threshold.
-        num_frames: number of frames on which the face was scored.
+        num_frames: number of frames on which the face was scored, also those of weight 0.
         first_pts_seconds: time of the first of them.
         last_pts_seconds: time of the last of them.
-        counted: whether the track was seen often enough to take part in the verdict.
+        counted: whether the track takes part in the verdict: it was seen with a weight above 0 often enough.
         interval: how far `fake_probability` could lie elsewhere, given the spread of the frames.
         consistency: how steady the scores are over time.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Collection
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from deepfake_export import repository as repo
 from deepfake_export.checkpoint_file import pin_checkpoint
 from deepfake_export.engines import EngineOptions, add_engine, ensure_plan, find_maker
+from deepfake_export.export_request import REQUEST_KEY, ExportRequest, what_changed
 from deepfake_export.gate import BEST, check_precisions
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.extras import require_extra
@@ -39,7 +39,6 @@ MAX_BATCH_LIMIT = 1024
 TOOLS = ("deepfake-serving", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
 """Distributions whose versions the manifest records."""
 
-INT8_TARGETS = ("cpu", "tensorrt")
 REQUIRED_MODULES = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
 
 
@@ -162,28 +161,27 @@ def export_checkpoint(
     if not 1 <= max_batch_size <= MAX_BATCH_LIMIT:
         raise OptionError(f"max_batch_size is {max_batch_size}; allowed: a whole number from 1 to {MAX_BATCH_LIMIT}")
     repository = Path(repository)
-    choice = _Choice(
+    request = ExportRequest(
         check_precisions(precisions), calibration, labels, promote, int8_target, artifacts, crops, spec_path
     )
-    request = choice.request()
+    identity = request.identity()
     spec = pin_checkpoint(checkpoint, spec)
     # Before minutes of work: is there anything to build or to check engines with?
     maker = find_maker(check_only_allowed=True) if tensorrt is not None else None
     engine_notes: list[str] = []
     with repo.locked(repository, spec.name):
         same = None if force else repo.find_identical(repository, spec)
-        if (
-            same is not None
-            and _proved_batch_size(same) >= max_batch_size
-            and dict(same.promotion.get("request", {})) == request
-        ):
+        changed = what_changed(same.parity, identity, max_batch_size) if same is not None else ()
+        if same is not None and not changed:
             # Heals configurations that were edited, or left behind by a crash after the last rename; and serves the
             # newest version again after a rollback, for that is what an export is asked to bring about.
             repo.refresh_configs(repository / spec.name, same.spec, max_batch_size=max_batch_size)
             note = (
-                f"version {same.spec.version} has the same checkpoint and spec, and its files are intact, so that is "
-                "the one that is served; --force makes a new one"
+                f"version {same.spec.version} was made of the same checkpoint and spec by the same request, and its "
+                "files are intact, so that is the one that is served; --force makes a new one"
             )
+            if artifacts is not None:
+                note += f", and fills {artifacts}"
             if maker is not None and tensorrt is not None:
                 on_step("Building the TensorRT engine")
                 same, created, engine_note = ensure_plan(
@@ -204,9 +202,9 @@ def export_checkpoint(
 
         on_step(f"Loading {Path(checkpoint).name} into {spec.architecture}")
         loaded = load_checkpoint(checkpoint, spec, trust_pickle=trust_pickle)
-        if request:
+        if request.calibration is not None:
             on_step("Cutting out faces")
-        faces = choice.read_faces(spec)
+        faces = request.read_faces(spec)
         proof_crops, crops_source = (
             _proof_crops(crops, spec, max_batch_size) if faces is None or crops else (faces.crops, faces.origin)
         )
@@ -220,8 +218,8 @@ def export_checkpoint(
             promotion: dict[str, Any] = {}
             precision = "fp32"
             notes: tuple[str, ...] = ()
-            if request:
-                command = _command(checkpoint, repository, choice, max_batch_size)
+            if request.compares:
+                command = request.command(checkpoint, repository, max_batch_size)
                 proof_set = FaceSet(
                     proof_crops, tuple(map(str, range(len(proof_crops)))), frozenset(), None, None, crops_source
                 )
@@ -231,7 +229,7 @@ def export_checkpoint(
                     detector,
                     spec,
                     model_path,
-                    choice,
+                    request,
                     command,
                     proof_set,
                     faces,
@@ -239,7 +237,6 @@ def export_checkpoint(
                     verbose=verbose,
                     on_step=on_step,
                 )
-                promotion["request"] = request
             else:
                 on_step(f"Comparing ONNX Runtime with PyTorch on {len(proof_crops)} crops")
                 report = prove_onnx(
@@ -251,14 +248,16 @@ def export_checkpoint(
                     max_batch_size=max_batch_size,
                     crops_source=crops_source,
                 )
-            figures = report.to_dict()
+            figures = report.to_dict() | {REQUEST_KEY: identity}
+            page = report.to_markdown()
             if spec.architecture_family == "ensemble":
-                from deepfake_export.ensemble_proof import prove_members
+                from deepfake_export.ensemble_proof import members_markdown, prove_members
 
                 figures |= prove_members(
                     checkpoint, loaded.network, stage.version_dir, proof_crops,
                     max_batch_size=max_batch_size, crops_source=crops_source, verbose=verbose, on_step=on_step,
                 )  # fmt: skip
+                page += members_markdown(figures["members"])
             engine = None
             if maker is not None and tensorrt is not None:
                 on_step("Building the TensorRT engine")
@@ -269,7 +268,7 @@ def export_checkpoint(
 
             on_step(f"Adding version {spec.version} to {repository}")
             (stage.version_dir / "parity.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-            (stage.version_dir / "parity.md").write_text(report.to_markdown(), encoding="utf-8")
+            (stage.version_dir / "parity.md").write_text(page, encoding="utf-8")
             manifest = Manifest.of_directory(
                 stage.version_dir,
                 spec,
@@ -281,60 +280,20 @@ def export_checkpoint(
             )
             manifest.write(stage.version_dir)
             repo.publish(repository, spec, max_batch_size=max_batch_size)
+    if same is not None and changed:
+        engine_notes.append(
+            f"version {same.spec.version} has the same checkpoint and spec, but this export differs in "
+            f"{', '.join(changed)}, so this is a new version"
+        )
     notes = (*loaded.describe(), *report.notes, *notes, *engine_notes)
     return ExportResult(repository, spec.version, created=True, manifest=manifest, notes=notes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """The options about precisions, checked."""
-
-    precisions: tuple[str, ...]
-    calibration: str | Path | None
-    labels: str | Path | None
-    promote: str
-    int8_target: str
-    artifacts: str | Path | None
-    crops: str | Path | None
-    spec_path: str | Path | None
-
-    def __post_init__(self) -> None:
-        if self.promote not in (BEST, *self.precisions):
-            allowed = ", ".join((BEST, *self.precisions))
-            raise OptionError(f"promote is {self.promote!r}; allowed with these precisions: {allowed}")
-        if self.int8_target not in INT8_TARGETS:
-            raise OptionError(f"int8_target is {self.int8_target!r}; allowed: {', '.join(INT8_TARGETS)}")
-        if "int8" in self.precisions and self.calibration is None:
-            raise OptionError(
-                "INT8 needs faces to calibrate on; name a directory of your clips or face images with --calibration"
-            )
-        if self.labels is not None and self.calibration is None:
-            raise OptionError("labels belong to the files of a calibration set; name that with --calibration")
-
-    def request(self) -> dict[str, Any]:
-        """Return what decides about the result, for the manifest; empty for FP32 alone."""
-        if self.precisions == ("fp32",) and self.calibration is None:
-            return {}
-        from deepfake_export.faces import hash_media
-
-        return {
-            "precisions": list(self.precisions),
-            "promote": self.promote,
-            "int8_target": self.int8_target,
-            "calibration_sha256": hash_media(self.calibration) if self.calibration is not None else None,
-        }
-
-    def read_faces(self, spec: ModelSpec) -> FaceSet | None:
-        from deepfake_export.faces import read_faces
-
-        return read_faces(self.calibration, spec, labels=self.labels) if self.calibration is not None else None
 
 
 def _prove(
     detector: ServedDetector,
     spec: ModelSpec,
     model_path: Path,
-    choice: _Choice,
+    request: ExportRequest,
     command: Callable[[str], str],
     proof_set: FaceSet,
     calibration: FaceSet | None,
@@ -353,18 +312,21 @@ def _prove(
             spec,
             model_path,
             Path(work_dir),
-            precisions=choice.precisions,
-            promote=choice.promote,
+            precisions=request.precisions,
+            promote=request.promote,
             proof=proof_set,
             calibration=calibration,
-            int8_target=choice.int8_target,
+            int8_target=request.int8_target,
             max_batch_size=max_batch_size,
             verbose=verbose,
             on_step=on_step,
         )
-        data = report_data(spec, proof, proof_set, calibration, {name: command(name) for name in choice.precisions})
-        if choice.artifacts is not None:
-            _keep_artifacts(Path(choice.artifacts), spec, proof.paths)
+        data = report_data(spec, proof, proof_set, calibration, {name: command(name) for name in request.precisions})
+        if request.artifacts is not None:
+            _keep_artifacts(Path(request.artifacts), spec, proof.paths)
+        if proof.decision.promoted == "int8" and request.int8_target == "cpu":
+            other = proof.paths.get("fp16", model_path)
+            shutil.copyfile(other, model_path.with_name(repo.ENGINE_SOURCE))
         if proof.promoted_path != model_path:
             shutil.copyfile(proof.promoted_path, model_path)
     write_report(model_path.parent, data)
@@ -387,33 +349,6 @@ def _keep_artifacts(directory: Path, spec: ModelSpec, paths: dict[str, Path]) ->
             shutil.copyfile(path, directory / f"{spec.name}.{precision}.onnx")
     except OSError as exc:
         raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another --artifacts") from exc
-
-
-def _command(checkpoint: str | Path, repository: Path, choice: _Choice, max_batch_size: int) -> Callable[[str], str]:
-    """Return what gives, by precision, the command line that repeats its comparison."""
-
-    def command(precision: str) -> str:
-        words: list[Any] = ["deepfake", "export", checkpoint]
-        for option, value in (
-            ("--spec", choice.spec_path),
-            ("--repository", repository),
-            ("--max-batch", max_batch_size),
-            ("--precision", precision if precision == "fp32" else f"fp32,{precision}"),
-            ("--calibration", choice.calibration),
-            ("--labels", choice.labels),
-            ("--crops", choice.crops),
-            ("--promote", precision),
-            ("--int8-target", choice.int8_target if precision == "int8" else None),
-        ):
-            words += [] if value is None else [option, value]
-        return shlex.join([*map(str, words), "--force"])
-
-    return command
-
-
-def _proved_batch_size(manifest: Manifest) -> int:
-    sizes = manifest.parity.get("batch_sizes") or [0]
-    return int(max(sizes))
 
 
 def _proof_crops(directory: str | Path | None, spec: ModelSpec, max_batch_size: int) -> tuple[UInt8Array, str]:

@@ -22,12 +22,13 @@ from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.spec import ModelSpec
 
 
-def build_network(spec: ModelSpec, *, in_channels: int = 3) -> nn.Module:
+def build_network(spec: ModelSpec, *, in_channels: int = 3, code_dir: Path | None = None) -> nn.Module:
     """Build the network of a spec with random weights and the right number of outputs.
 
     Args:
         spec: its `architecture` must not be ``torchscript`` or ``ensemble``, whose files bring the network along.
         in_channels: channels of the network's input: 3 for pixels; a spectrum may have one.
+        code_dir: where the module of a ``python:`` architecture is looked for, too, after the current directory.
 
     Returns:
         A network that takes FP32 ``[N, in_channels, H, W]`` and gives ``[N, spec.head.num_logits]``.
@@ -39,7 +40,7 @@ def build_network(spec: ModelSpec, *, in_channels: int = 3) -> nn.Module:
     builders: dict[str, Callable[[ModelSpec, int], nn.Module]] = {
         "timm": _build_timm,
         "torchvision": _build_torchvision,
-        "python": _build_python,
+        "python": lambda spec, _: _build_python(spec, code_dir),
         "layers": _build_layers,
     }
     network = builders[spec.architecture_family](spec, in_channels)
@@ -87,15 +88,18 @@ def _build_torchvision(spec: ModelSpec, in_channels: int) -> nn.Module:
     return _call(spec, lambda: builder(weights=None, num_classes=spec.head.num_logits, **options))
 
 
-def _build_python(spec: ModelSpec, in_channels: int) -> nn.Module:
+def _build_python(spec: ModelSpec, code_dir: Path | None) -> nn.Module:
     module_name, _, factory_name = spec.architecture_name.partition(":")
-    with _importable_from(Path.cwd()):
+    places = list(dict.fromkeys([Path.cwd(), *([code_dir] if code_dir else [])]))
+    with _importable_from(places):
         try:
             module = importlib.import_module(module_name)
-        except ImportError as exc:
+        # Whatever the module's own code raises when it is run.
+        except Exception as exc:
+            where = " or ".join(map(str, places))
             raise SpecError(
-                f"field 'architecture' is {spec.architecture!r}, but importing {module_name!r} failed ({exc}); "
-                "install it, or run the command in the directory that holds it"
+                f"field 'architecture' is {spec.architecture!r}, but importing {module_name!r} failed "
+                f"({type(exc).__name__}: {exc}); install what is missing, or put the module into {where}"
             ) from exc
         factory = getattr(module, factory_name, None)
         if not callable(factory):
@@ -131,10 +135,12 @@ def _unknown_architecture(spec: ModelSpec, known: Sequence[str]) -> SpecError:
 
 
 @contextmanager
-def _importable_from(directory: Path) -> Iterator[None]:
-    """Let imports find modules in `directory`, as `python -m` does and an installed command does not."""
-    sys.path.insert(0, str(directory))
+def _importable_from(directories: Sequence[Path]) -> Iterator[None]:
+    """Let imports find modules in directories, as `python -m` does and an installed command does not."""
+    names = [str(directory) for directory in directories]
+    sys.path[:0] = names
     try:
         yield
     finally:
-        sys.path.remove(str(directory))
+        for name in names:
+            sys.path.remove(name)

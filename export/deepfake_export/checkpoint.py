@@ -1,14 +1,12 @@
 """Loads a training checkpoint into its network, without ever running code from the file.
 
-Pickles are read by PyTorch's weights-only loader, which builds tensors and plain data and refuses everything else.
 What does not fit is reported; nothing is skipped silently.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import pickle
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deepfake_export.architectures import build_network
 from deepfake_export.checkpoint_file import pin_checkpoint
+from deepfake_export.checkpoint_read import read_checkpoint
 from deepfake_export.layers import head_path
 from deepfake_preprocess.errors import CheckpointError
 from deepfake_preprocess.spec import ModelSpec
@@ -35,15 +33,6 @@ WRAPPER_PREFIXES = ("module.", "model.", "ema_model.", "network.", "net.")
 """What DataParallel, Lightning and other wrappers put before every name."""
 COMPILED_MARK = "_orig_mod."
 """What `torch.compile` puts into names, at any depth."""
-
-HARMLESS_GLOBALS: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
-    *((np.float64(0).__reduce__()[0], f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
-]
-"""Plain data that training scripts save beside the weights: arguments (timm does) and metrics as NumPy scalars.
-PyTorch's documentation allows the same ones in its example. NumPy 2 reads the names of both its generations."""
 
 SHOWN = 4
 """How many names of each kind a message shows."""
@@ -60,6 +49,7 @@ class LoadedCheckpoint:
         prefix: wrapper prefix that was taken off every name; mostly empty.
         ignored: names outside of that prefix, which belong to the training script and not to the network.
         renamed_head: where the file keeps the head, if not where the network does; with its dot, like `prefix`.
+        wrapper: where the network keeps what the file holds, if it is a module around that; with its dot.
         notes: what else the user should know, as sentences.
     """
 
@@ -69,6 +59,7 @@ class LoadedCheckpoint:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     renamed_head: str = ""
+    wrapper: str = ""
     notes: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
@@ -78,6 +69,8 @@ class LoadedCheckpoint:
             under = f" under {self.weights_key!r}" if self.weights_key else ""
             without = f", without the prefix {self.prefix!r}" if self.prefix else ""
             found.append(f"the weights were taken from the checkpoint{under}{without}")
+        if self.wrapper:
+            found.append(f"the weights were put under {self.wrapper!r} of the network")
         if self.renamed_head:
             found.append(f"the head was taken from {self.renamed_head!r}")
         if self.ignored:
@@ -128,7 +121,7 @@ def load_checkpoint(
     elif spec.architecture_family == "torchscript":
         loaded = LoadedCheckpoint(_load_torchscript(path), spec)
     else:
-        network = build_network(spec, in_channels=in_channels)
+        network = build_network(spec, in_channels=in_channels, code_dir=path.absolute().parent)
         loaded = _fit(path, network, spec)
     loaded.network.float().eval()
     _check_finite(path, loaded.network)
@@ -150,49 +143,6 @@ def _load_torchscript(path: Path) -> nn.Module:
     return network
 
 
-def _read(path: Path) -> Any:
-    """Return what the file holds: tensors and plain data only."""
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS_GLOBALS):
-            # Guesses about what is wrong with the file; `_why_unreadable` says it better.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
-    # The reader raises a dozen kinds for damaged files (EOFError, KeyError, struct.error, UnpicklingError, ...).
-    except Exception as exc:
-        raise CheckpointError(_why_unreadable(path, exc)) from exc
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} is no valid safetensors file ({exc})") from exc
-
-
-def _why_unreadable(path: Path, exc: Exception) -> str:
-    text = str(exc)
-    if "TorchScript archive" in text:
-        return f"{path} is a TorchScript file; set 'architecture: torchscript' in the spec"
-    refused = re.search(r"(?i:unsupported global):?\s+(?:GLOBAL\s+)?([\w.]+)", text)
-    if refused:
-        return (
-            f"{path} is refused, because it refers to {refused[1]!r} and loading that could run code from the file; "
-            "save the weights alone where the checkpoint comes from: "
-            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
-        )
-    if isinstance(exc, pickle.UnpicklingError | KeyError):
-        # What the reader says then (an opcode's number, and advice to switch its safety off) helps nobody.
-        return f"{path} is no file that torch.save wrote, or a damaged one; get it again, or save it as .safetensors"
-    first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(exc).__name__)
-    reason = first_line.split(". ")[0].rstrip(".")
-    return f"{path} is no file that torch.save wrote, or a damaged one ({reason}); get it again"
-
-
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     """One reading of the file: these tensors, under this key, with this prefix taken off."""
@@ -205,6 +155,7 @@ class _Candidate:
     unexpected: tuple[str, ...]
     wrong_shape: tuple[str, ...]
     renamed_head: str = ""
+    wrapper: str = ""
 
     @property
     def problems(self) -> int:
@@ -215,10 +166,10 @@ def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
     """Put the weights of the first reading of the file that fits into `network`."""
     expected = network.state_dict()
     best: _Candidate | None = None
-    data = _read(path)
+    data = read_checkpoint(path)
     for key, tensors in _weight_sets(data):
-        for prefix in _prefixes(tensors):
-            candidate = _compare(key, prefix, tensors, expected)
+        for wrapper, prefix in itertools.product(_wrappers(expected), _prefixes(tensors)):
+            candidate = _compare(key, prefix, tensors, expected, wrapper)
             if best is None or candidate.problems < best.problems:
                 best = candidate
         if best is not None and best.problems:
@@ -231,7 +182,9 @@ def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
         raise CheckpointError(_why_unfit(path, best, spec, expected))
     # Not strict, only because the counters of `_compare` may be missing; everything else is known to fit.
     network.load_state_dict(dict(best.tensors), strict=False)
-    return LoadedCheckpoint(network, spec, best.weights_key, best.prefix, best.ignored, best.renamed_head)
+    return LoadedCheckpoint(
+        network, spec, best.weights_key, best.prefix, best.ignored, best.renamed_head, best.wrapper
+    )
 
 
 def _elsewhere(
@@ -310,8 +263,27 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
     return found
 
 
-def _compare(key: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> _Candidate:
-    inside = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _wrappers(expected: Mapping[str, Tensor]) -> list[str]:
+    """Return the prefixes that all names of the network share, the empty one first.
+
+    A factory may put a module around the published network, to pick its logits out of what that returns.
+    """
+    found = [""]
+    parts = next(iter(expected), "").split(".")[:-1]
+    for part in parts:
+        longer = f"{found[-1]}{part}."
+        if not all(name.startswith(longer) for name in expected):
+            break
+        found.append(longer)
+    return found
+
+
+def _compare(
+    key: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], wrapper: str = ""
+) -> _Candidate:
+    inside = {
+        wrapper + name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+    }
     return _Candidate(
         weights_key=key,
         prefix=prefix,
@@ -323,6 +295,7 @@ def _compare(key: str, prefix: str, tensors: Mapping[str, Tensor], expected: Map
         wrong_shape=tuple(
             name for name, value in inside.items() if name in expected and value.shape != expected[name].shape
         ),
+        wrapper=wrapper,
     )
 
 
@@ -427,13 +400,29 @@ def _check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels:
         reason = str(exc).strip().splitlines()[-1] if str(exc).strip() else type(exc).__name__
         raise CheckpointError(
             f"{path}: the network does not run on {spec.input_width_px}x{spec.input_height_px} px crops ({reason}); "
-            "set the input size that it was trained with in the spec"
+            "set the input size that it was trained with in the spec, or put a module around it that takes such "
+            "crops (docs/export.md shows one)"
         ) from exc
     allowed = [(2, spec.head.num_logits)] + ([(2,)] if spec.head.num_logits == 1 else [])
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
     if shape not in allowed:
-        got = f"a tensor of shape {list(shape)}" if shape is not None else f"a {type(outputs).__name__}"
         raise CheckpointError(
-            f"{path}: for 2 crops the network gives {got}, but head {spec.head.kind!r} needs "
-            f"{[2, spec.head.num_logits]}; correct 'head' in the spec, or let the factory return that"
+            f"{path}: for 2 crops the network gives {_shown_output(outputs)}, but head {spec.head.kind!r} needs "
+            f"{[2, spec.head.num_logits]}; correct 'head' in the spec, or return that from a module "
+            "around the network (docs/export.md shows one)"
         )
+
+
+def _shown_output(outputs: object) -> str:
+    if isinstance(outputs, Tensor):
+        return f"a tensor of shape {list(outputs.shape)}"
+    entries: list[tuple[str, object]] = []
+    if isinstance(outputs, Mapping):
+        entries = [(f"{key!r}: ", value) for key, value in outputs.items()]
+    elif isinstance(outputs, tuple | list):
+        entries = [("", value) for value in outputs]
+    held = ", ".join(
+        name + (str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__)
+        for name, value in entries
+    )
+    return f"a {type(outputs).__name__}" + (f" with {held}" if held else "")

@@ -10,9 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_export.engines import EngineOptions, check_plans
+from deepfake_export.engines import EngineOptions, check_plans, parse_target
 from deepfake_export.engines import build_engines as build
-from deepfake_preprocess.errors import OptionError
 
 
 def build_engines(
@@ -53,11 +52,7 @@ def build_engines(
     built · 2 the repository or an option is wrong
     """
     if check is not None:
-        version, slash, capability = check.partition("/")
-        if check != "here" and not slash:
-            raise OptionError(f"--check is {check!r}; allowed: 'here', or a pair like 11.4.0/8.9")
-        target = None if check == "here" else (version, capability)
-        for version_dir in check_plans(repository, model or (), target=target):
+        for version_dir in check_plans(repository, model or (), target=parse_target(check, "--check")):
             typer.echo(f"{version_dir}: can be served")
         return
     console = Console(stderr=True)

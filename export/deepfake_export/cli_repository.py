@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deepfake_export.engines import parse_target, plan_target
 from deepfake_export.repository_admin import ModelInfo, Problem, Pruning, inspect_repository
 from deepfake_export.repository_admin import prune as prune_model
 from deepfake_export.repository_admin import rollback as rollback_model
+from deepfake_preprocess.engine import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 
 DEFAULT_REPOSITORY = Path("model_repository")
@@ -81,15 +83,25 @@ def verify(
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to check. Default: all.")
     ] = None,
     repository: Repository = DEFAULT_REPOSITORY,
+    tensorrt: Annotated[
+        str,
+        typer.Option(
+            metavar="VERSION/CAPABILITY",
+            help="TensorRT and GPU that load the plans, as 11.4.0/8.9. Default: this machine's, where it has both.",
+        ),
+    ] = "here",
     as_json: AsJson = False,
 ) -> None:
     """Check every version against its manifest, and every configuration against its version.
 
-    Says per file what is wrong and what to do. Exit code 0 when nothing is wrong,
-    2 otherwise; what a killed export left behind is named, and counts only where
-    it keeps Triton from starting.
+    Says per file what is wrong and what to do. TensorRT plans must be for the
+    TensorRT and the GPU that will load them. Exit code 0 when nothing is wrong, 2
+    otherwise; what is not served, as a plan of an older version or what a killed
+    export left behind, is named, and counts only where it keeps Triton from
+    starting.
     """
-    found = inspect_repository(repository, models or ())
+    target = parse_target(tensorrt, "--tensorrt") or plan_target()
+    found = inspect_repository(repository, models or (), plan_target=target)
     problems = [problem for model in found for problem in model.all_problems]
     wrong = [problem for problem in problems if not problem.harmless]
     if as_json:
@@ -97,6 +109,7 @@ def verify(
             {
                 "repository": str(repository),
                 "ok": not wrong,
+                "plans_checked_for": None if target is None else "/".join(target),
                 "models": [model.to_dict() for model in found],
                 "problems": [problem.to_dict() for problem in problems],
             }
@@ -105,6 +118,9 @@ def verify(
         console = _console()
         versions = sum(len(model.versions) for model in found)
         _print_problems(console, problems)
+        if target is None and any(list((repository / model.name).glob(f"*/{PLAN_FILE}")) for model in found):
+            what = "plans were not compared with a TensorRT and a GPU, because this machine lacks them"
+            console.print(f"[dim]note[/]  {what}; name those that shall load them, as --tensorrt 11.4.0/8.9")
         summary = f"{len(found)} model(s), {versions} version(s) checked: "
         console.print(summary + (f"[bold red]{len(wrong)} problem(s)[/]" if wrong else "[green]all is whole[/]"))
     if wrong:
@@ -195,7 +211,7 @@ def _table(models: Sequence[ModelInfo]) -> Table:
                 version.created[:16].replace("T", " "),
                 (version.checkpoint_sha256 or "-")[:8],
                 "-" if version.threshold is None else f"{version.threshold:g}",
-                "[red]damaged[/]" if version.problems or (version.served and broken) else "[green]ok[/]",
+                "[red]damaged[/]" if version.status == "damaged" or (version.served and broken) else "[green]ok[/]",
             )
         if not model.versions:
             table.add_row(escape(model.name), "-", "", "-", "-", "", "-", "-", "[red]no version[/]")

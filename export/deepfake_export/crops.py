@@ -6,6 +6,7 @@ drives a network far outside of what it sees in service and hides errors behind 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.manifest import sha256_file
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -51,13 +53,30 @@ def read_crops(directory: str | Path, size_wh: tuple[int, int], *, limit: int) -
     Raises:
         OptionError: no directory, no image in it, or an image that cannot be decoded.
     """
+    return np.stack([_read_image(path, size_wh) for path in images_of(directory)[:limit]])
+
+
+def images_of(directory: str | Path) -> list[Path]:
+    """Return the images in a directory, in the order of their names.
+
+    Raises:
+        OptionError: no directory, or no image in it.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise OptionError(f"{directory}: there is no such directory of crops; name one that holds face images")
-    paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[:limit]
+    paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise OptionError(f"{directory} holds no images; put face crops there as {', '.join(IMAGE_SUFFIXES)}")
-    return np.stack([_read_image(path, size_wh) for path in paths])
+    return paths
+
+
+def hash_files(paths: Sequence[Path], directory: Path) -> str:
+    """Return the SHA-256 over contents, and names relative to `directory`, of files, as `sha256sum` lists them."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{sha256_file(path)}  {path.relative_to(directory).as_posix()}\n".encode())
+    return digest.hexdigest()
 
 
 def batches_of(crops: UInt8Array, batch_size: int) -> Sequence[UInt8Array]:

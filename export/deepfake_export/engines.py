@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepfake_export import repository as repo
 from deepfake_preprocess.engine import PLAN_FILE, EngineInfo, check_plan, engine_of
-from deepfake_preprocess.errors import EngineError, MissingExtraError, ParityError, RepositoryError
+from deepfake_preprocess.errors import EngineError, MissingExtraError, OptionError, ParityError, RepositoryError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.manifest import Manifest, sha256_file
 from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
@@ -103,6 +103,32 @@ def find_maker(*, check_only_allowed: bool) -> EngineMaker:
         raise EngineError(f"no TensorRT plan can be built ({missing}), and none can be checked: {exc}") from exc
 
 
+def plan_target() -> tuple[str, str] | None:
+    """Return the TensorRT version and the compute capability of this machine; None where it lacks either."""
+    from deepfake_export.gpu import find_gpu
+    from deepfake_export.tensorrt_library import load_tensorrt
+
+    gpu = find_gpu()
+    if gpu is None:
+        return None
+    try:
+        return load_tensorrt().version, gpu.compute_capability
+    except (MissingExtraError, EngineError):
+        return None
+
+
+def parse_target(text: str, option: str) -> tuple[str, str] | None:
+    """Return TensorRT version and compute capability of a text like ``11.4.0/8.9``; None for ``here``.
+
+    Raises:
+        OptionError: it is neither; the message names `option`.
+    """
+    version, slash, capability = text.partition("/")
+    if text != "here" and not slash:
+        raise OptionError(f"{option} is {text!r}; allowed: 'here', or a pair like 11.4.0/8.9")
+    return None if text == "here" else (version, capability)
+
+
 def add_engine(
     maker: EngineMaker, version_dir: Path, target_dir: Path, *, max_batch_size: int, options: EngineOptions
 ) -> tuple[EngineInfo, str]:
@@ -117,7 +143,7 @@ def add_engine(
     """
     from deepfake_export.tensorrt_engine import build_engine
 
-    model_path, plan_path = version_dir / repo.MODEL_FILE, target_dir / PLAN_FILE
+    model_path, plan_path = source_of(version_dir), target_dir / PLAN_FILE
     engine = build_engine(
         model_path,
         plan_path if maker.gpu is not None else None,
@@ -142,6 +168,12 @@ def add_engine(
         f"the {engine.precision.upper()} plan for {maker.gpu.name} (compute capability {engine.compute_capability}, "
         f"TensorRT {engine.tensorrt_version}) differs from ONNX Runtime by at most {difference:.2g}"
     )
+
+
+def source_of(version_dir: Path) -> Path:
+    """Return the ONNX file that a version's plan is built from."""
+    source = version_dir / repo.ENGINE_SOURCE
+    return source if source.is_file() else version_dir / repo.MODEL_FILE
 
 
 def compare_plan(model_path: Path, plan_path: Path, engine: EngineInfo) -> float:

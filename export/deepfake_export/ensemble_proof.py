@@ -6,7 +6,7 @@ The whole may hide a wrong member: three good ones outvote it. The graphs made h
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +76,25 @@ def prove_members(
             model_path.unlink()
     weights = network.meta_weights
     return {"members": reports, "meta_model": weights.to_dict() if weights else None}
+
+
+def members_markdown(members: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a Markdown section with the figures of `prove_members`, a line for each member."""
+    lines = [
+        "",
+        "## Members",
+        "",
+        "Each for itself against its checkpoint in float32 PyTorch, with its own resizing and normalisation, on the "
+        "same crops.",
+        "",
+        "| Member | Largest difference | Mean difference | Verdicts flipped | Logits of the reference |",
+        "|---|---|---|---|---|",
+    ]
+    for name, figures in members.items():
+        probability, (low, high) = figures["probability"], figures["reference_logit_range"]
+        lines.append(
+            f"| {name} | {probability['max_abs']:.2e} (limit {probability['limit']:.2g}) | "
+            f"{probability['mean_abs']:.2e} | {figures['verdict_flips']} of {figures['num_crops']} | "
+            f"{low:.3g} to {high:.3g} |"
+        )
+    return "\n".join([*lines, ""])

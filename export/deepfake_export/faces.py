@@ -12,7 +12,6 @@ So calibration sees what the server will see: our own detector, and the spec's m
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deepfake_export.crops import IMAGE_SUFFIXES, UInt8Array
+from deepfake_export.crops import IMAGE_SUFFIXES, UInt8Array, hash_files
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.face import FaceDetector
-from deepfake_preprocess.manifest import sha256_file
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.video import Media, Sampling, open_media
 
@@ -89,10 +87,7 @@ def hash_media(directory: str | Path) -> str:
     Raises:
         OptionError: see `media_of`.
     """
-    digest = hashlib.sha256()
-    for path in media_of(directory):
-        digest.update(f"{sha256_file(path)}  {path.relative_to(directory).as_posix()}\n".encode())
-    return digest.hexdigest()
+    return hash_files(media_of(directory), Path(directory))
 
 
 def read_faces(

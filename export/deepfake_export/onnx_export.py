@@ -14,7 +14,7 @@ import onnx
 import torch
 
 from deepfake_export.graph import ServedDetector
-from deepfake_export.onnx_nodes import keep_layer
+from deepfake_export.onnx_nodes import keep_layer, last_operator
 from deepfake_preprocess.errors import ExportError
 from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 
@@ -27,6 +27,9 @@ MAX_IR_VERSION = 10
 
 EXAMPLE_BATCH = 2
 """At least 2: the exporter takes a 1 for a constant and bakes it in."""
+
+UNDO = {"Softmax": "torch.log(p)", "Sigmoid": "torch.logit(p)"}
+"""What a network may end in by mistake, and how logits are had of its probabilities."""
 
 MAX_WEIGHT_BYTES = 2 * 10**9
 """A protobuf, and so a single ONNX file, ends at 2 GiB; the graph itself wants a little of it."""
@@ -132,6 +135,13 @@ def _check(model: Any, spec: ModelSpec) -> None:
         raise ExportError(
             f"{spec.architecture} bakes a batch size of {batch.dim_value} into its graph; take fixed sizes out of "
             "its forward()"
+        )
+    last = last_operator(model, LOGIT_NAME)
+    if last is not None and last.op_type in UNDO:
+        raise ExportError(
+            f"{spec.architecture} ends in {last.op_type}, so it gives probabilities p, and the served graph would "
+            f"apply {last.op_type.lower()} once more; let it return what comes before, or {UNDO[last.op_type]}, "
+            "which has the same effect"
         )
 
 

@@ -7,6 +7,11 @@ from typing import Any
 LAYER_KEY = "deepfake.layer"
 """Metadata of a node: the layer (PyTorch module) that it was exported from, for example ``blocks.1.0.conv_pw``."""
 
+PASSES_ON = frozenset(
+    {"Cast", "Gather", "Identity", "Neg", "Reshape", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
+)
+"""What makes one logit of a network's outputs."""
+
 NETWORK_PREFIX = "network."
 """`ServedDetector` holds the network under this name; people know its layers without it."""
 
@@ -68,6 +73,20 @@ def origin_of(model: Any, node: Any) -> str:
                 seen.add(name)
                 queue.append(producers[name])
     return ""
+
+
+def last_operator(model: Any, output: str) -> Any | None:
+    """Return the node that computed the values of an output, past those that only pick, negate or subtract them.
+
+    Args:
+        model: the graph.
+        output: name of the output.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    node = producers.get(output)
+    while node is not None and node.op_type in PASSES_ON:
+        node = producers.get(node.input[0])
+    return node
 
 
 def find_node(model: Any, *, index: int, name: str, operator: str) -> Any | None:

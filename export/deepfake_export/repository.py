@@ -34,6 +34,9 @@ from deepfake_preprocess.triton_config import (
 )
 
 MODEL_FILE = "model.onnx"
+ENGINE_SOURCE = "engine.onnx"
+"""What TensorRT plans are built from, where a version has it; they are built from `MODEL_FILE` otherwise. INT8 in the
+form for CPUs is nothing for TensorRT, so such a version holds the next best precision, too."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (

@@ -15,6 +15,7 @@ from typing import Any
 
 from deepfake_export import repository as repo
 from deepfake_preprocess.config_check import contract_problems, production_problems
+from deepfake_preprocess.engine import PLAN_FILE, REBUILD, check_plan, engine_of
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.manifest import MANIFEST_NAME, Manifest
 from deepfake_preprocess.model_dir import claimed_versions, lock_holders, served_version, versions_of
@@ -87,7 +88,7 @@ class VersionInfo:
     @property
     def status(self) -> str:
         """``ok`` or ``damaged``."""
-        return "damaged" if self.problems else "ok"
+        return "ok" if all(problem.harmless for problem in self.problems) else "damaged"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -197,12 +198,16 @@ class Pruning:
         }
 
 
-def inspect_repository(repository: str | Path, models: Sequence[str] = ()) -> tuple[ModelInfo, ...]:
+def inspect_repository(
+    repository: str | Path, models: Sequence[str] = (), *, plan_target: tuple[str, str] | None = None
+) -> tuple[ModelInfo, ...]:
     """Look at every model of a repository, or at some, and check each file against its manifest.
 
     Args:
         repository: the model repository; only read.
         models: names of the models; all of them where empty.
+        plan_target: TensorRT version and compute capability that shall load the plans; None checks only that the
+            manifests say what plans were built for.
 
     Returns:
         The models by name. Damaged and half ones are among them, and say what is wrong.
@@ -215,7 +220,7 @@ def inspect_repository(repository: str | Path, models: Sequence[str] = ()) -> tu
     for name in models:
         if name not in present:
             raise _no_such_model(repository, name, present)
-    return tuple(_inspect_model(repository, name) for name in (dict.fromkeys(models) or present))
+    return tuple(_inspect_model(repository, name, plan_target) for name in (dict.fromkeys(models) or present))
 
 
 def rollback(repository: str | Path, model: str, *, to: int | None = None) -> Rollback:
@@ -335,7 +340,7 @@ def _existing_model(repository: Path, name: str) -> Path:
     return repository / name
 
 
-def _inspect_model(repository: Path, name: str) -> ModelInfo:
+def _inspect_model(repository: Path, name: str, plan_target: tuple[str, str] | None) -> ModelInfo:
     model_dir = repository / name
     versions = versions_of(model_dir)
     problems = list(_leftover_problems(repository, name))
@@ -357,12 +362,17 @@ def _inspect_model(repository: Path, name: str) -> ModelInfo:
     return ModelInfo(
         name,
         now,
-        tuple(_inspect_version(repository, name, version, served=version == now) for version in versions),
+        tuple(
+            _inspect_version(repository, name, version, served=version == now, plan_target=plan_target)
+            for version in versions
+        ),
         tuple(problems),
     )
 
 
-def _inspect_version(repository: Path, name: str, version: int, *, served: bool) -> VersionInfo:
+def _inspect_version(
+    repository: Path, name: str, version: int, *, served: bool, plan_target: tuple[str, str] | None
+) -> VersionInfo:
     version_dir = repository / name / str(version)
     manifest: Manifest | None = None
     created = ""
@@ -380,7 +390,10 @@ def _inspect_version(repository: Path, name: str, version: int, *, served: bool)
         checkpoint_sha256=manifest.spec.checkpoint_sha256 if manifest else None,
         threshold=manifest.spec.threshold if manifest else None,
         in_use_by=lock_holders(version_dir),
-        problems=tuple(_version_problems(repository, name, version, served=served)),
+        problems=(
+            *_version_problems(repository, name, version, served=served),
+            *(_plan_problems(name, manifest, plan_target, served=served) if manifest else ()),
+        ),
     )
 
 
@@ -407,6 +420,21 @@ def _version_problems(repository: Path, name: str, version: int, *, served: bool
     return found
 
 
+def _plan_problems(
+    name: str, manifest: Manifest, target: tuple[str, str] | None, *, served: bool
+) -> Iterator[Problem]:
+    """Yield why the version's TensorRT plan cannot be loaded; only what is served is loaded at all."""
+    try:
+        engine = engine_of(manifest)
+        version, capability = target or (
+            (engine.tensorrt_version, engine.compute_capability) if engine else ("0", "")
+        )
+        check_plan(manifest, tensorrt_version=version, compute_capability=capability)
+    except RepositoryError as exc:
+        what, _, _ = str(exc).partition(f"; {REBUILD}")
+        yield Problem(name, f"{name}/{manifest.spec.version}/{PLAN_FILE}", what, REBUILD, harmless=not served)
+
+
 def _inspect_config(
     repository: Path, name: str, config_name: str, versions: Sequence[int]
 ) -> tuple[int | None, list[Problem]]:
@@ -418,6 +446,8 @@ def _inspect_config(
         return None, [Problem(name, where, "is missing", fix)]
     try:
         config = read_config(path)
+        # Looked for after the configuration was read: an export moves its version in first, and names it then.
+        versions = versions_of(repository / name)
         if not versions:
             again = "export the model again"
             return None, [Problem(name, where, what, again) for what in production_problems(config)]
@@ -433,6 +463,9 @@ def _inspect_config(
         found += contract_problems(config, manifest.spec)
         if config.default_model_filename and config.default_model_filename not in manifest.files:
             found.append(f"loads {config.default_model_filename}, which version {served} does not hold")
+        engine = engine_of(manifest)
+        if config.default_model_filename == PLAN_FILE and engine and config.max_batch_size > engine.max_batch_size:
+            found.append(f"forms batches of {config.max_batch_size}, but the plan takes {engine.max_batch_size}")
     return served, [Problem(name, where, what, fix) for what in found]
 
 

@@ -232,7 +232,7 @@ def _parser_message(parser: OnnxParser, library: TensorRTLibrary, onnx_path: Pat
     if operator in ("QuantizeLinear", "DequantizeLinear"):
         advice = (
             "quantize with signed symmetric activations and weights (QInt8, zero point 0) and leave biases in float, "
-            "or serve the ONNX file"
+            "as `deepfake export --int8-target tensorrt` does, or serve the ONNX file"
         )
     return f"{what}: node {name!r} (ONNX operator {operator}){where} is refused ({reason}); {advice}"
 

@@ -8,6 +8,8 @@ How 32 frames of a clip cost less than decoding it:
   per packet). The others are decoded as usual, so that the wanted ones have the very pixels of a plain decode.
 - When the next wanted frame lies behind a later keyframe, reading goes on there: by a seek where the
   container's index names the keyframe, else by dropping the packets between.
+- The fast mode moves the samples to the keyframes before them (`Sampling.mode`), and reads each stretch from its
+  keyframe as above. Leaving out B-frames besides was tried: later frames refer to some of them, and came out damaged.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, TypeAlias
 
 import av
 
 from deepfake_preprocess.planar import PlanarFrame
-from deepfake_preprocess.sampling import FramePicker, Sampling
+from deepfake_preprocess.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
 
 if TYPE_CHECKING:  # PyAV's packets are generic for type checkers only
     Packet: TypeAlias = av.Packet[av.VideoStream]
@@ -39,6 +41,25 @@ _MAX_HELD_BYTES = 32 * 2**20
 _MIN_JUMP_PACKETS = 8
 _MIN_SEEK_S = 1.0
 _ASSUMED_RATE = Fraction(25)
+# Containers whose index names every keyframe. MPEG-TS has none, and FLV's gave times that were off.
+_INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+# The fast mode is left alone unless it passes over this share of the time that uniform sampling decodes, or less.
+_FAST_MAX_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """What lies between two keyframes, by the index, and the samples in it; all in ticks.
+
+    Attributes:
+        start: time of the first keyframe; it may be shown later, after pictures that belong to the stretch before.
+        stop: time of the next one, or the end.
+        offsets: times of the samples after the first keyframe.
+    """
+
+    start: int
+    stop: int
+    offsets: list[int]
 
 
 @dataclass(slots=True)
@@ -117,13 +138,19 @@ class Decoding:
         duration = None if duration_s is None else round(duration_s / self._time_base)
         if sampling.num_frames is not None and duration is None:
             duration = self._measure()
-        picker = FramePicker(sampling.targets(start=self._start, duration=duration, time_base=self._time_base))
+        targets = sampling.targets(start=self._start, duration=duration, time_base=self._time_base)
         first = self._read()
         self._rewind()
         if first is not None and (first.pts is None or first.dts is None):
-            yield from self._by_counting(picker)
-        else:
-            yield from self._by_packet(picker)
+            yield from self._by_counting(FramePicker(targets))
+            return
+        if sampling.mode == "fast" and first is not None and duration is not None:
+            times = list(targets)
+            if (stretches := self._stretches(times, self._start + duration, first)) is not None:
+                yield from self._by_stretch(stretches)
+                return
+            targets = iter(times)
+        yield from self._by_packet(FramePicker(targets))
 
     # Reading
 
@@ -204,12 +231,54 @@ class Decoding:
                 time_next = pts + self._step
                 yield picture, pts
 
-    def _by_packet(self, picker: FramePicker) -> Iterator[PlanarFrame]:
-        """Read ahead, and decode up to each wanted frame as little as possible."""
+    def _stretches(self, targets: list[int], end: int, first: Packet) -> list[_Stretch] | None:
+        """Return where the fast mode looks instead of at `targets`; None where that would gain nothing."""
+        index = self._stream.index_entries
+        if self._container.format.name not in _INDEXED or not len(index) or first.pts is None:
+            return None
+        # An index knows decoding times (MP4) or showing times (Matroska).
+        delay = first.pts - index[0].timestamp
+        longest = MAX_STRETCH_S / self._time_base
+        stretches = []
+        ticks_uniform = ticks_fast = 0
+        for position, group in groupby(targets, lambda target: max(0, index.search_timestamp(target - delay))):
+            timestamp = index[position].timestamp
+            start = max(timestamp + delay, self._start)
+            following = index.search_timestamp(timestamp + 1, backward=False)
+            stop = index[following].timestamp + delay if following >= 0 else end
+            offsets = uniform = [max(0, target - start) for target in group]
+            if stop - start <= longest:
+                offsets = early_offsets(len(uniform), max(0, stop - start), self._step)
+            stretches.append(_Stretch(start, stop, offsets))
+            ticks_uniform, ticks_fast = ticks_uniform + uniform[-1], ticks_fast + offsets[-1]
+        return stretches if ticks_fast < _FAST_MAX_SHARE * ticks_uniform else None
+
+    def _by_stretch(self, stretches: list[_Stretch]) -> Iterator[PlanarFrame]:
+        """Decode the samples of each stretch, starting at its keyframe."""
+        latest = -1.0
+        for stretch in stretches:
+            # Well inside the stretch, so that it does not matter which of a keyframe's times a container looks at.
+            keyframe = self._land((stretch.start + stretch.stop) // 2)
+            if keyframe is None or keyframe.pts is None:
+                return  # the file is cut short
+            start = max(stretch.start, keyframe.pts)
+            picker = FramePicker(iter([start + offset for offset in stretch.offsets]))
+            picker.jump(self._num_frames_before(keyframe))
+            for frame in self._by_packet(picker, begin=keyframe.pts):
+                if frame.pts_seconds > latest:
+                    latest = frame.pts_seconds
+                    yield frame
+
+    def _by_packet(self, picker: FramePicker, begin: int | None = None) -> Iterator[PlanarFrame]:
+        """Read ahead, and decode up to each wanted frame as little as possible.
+
+        Args:
+            picker: says which frames are wanted.
+            begin: time of the keyframe that reading begins with, where that is not the stream's first.
+        """
         held: deque[Packet] = deque()  # read, not yet decoded, in decoding order
         held_bytes = 0
         due: set[int] = set()  # times of wanted frames among them
-        begin: int | None = None  # time of the keyframe that reading jumped to
         sought: int | None = None  # target that was last sought for
         while picker.target is not None or due:
             packet = self._read()
@@ -244,28 +313,28 @@ class Decoding:
                 if len(held) > _MIN_JUMP_PACKETS:
                     yield from self._finish()
                     held, held_bytes, begin = deque([packet]), packet.size, packet.pts
-            elif sought != picker.target and (ahead := self._keyframe_ahead(picker.target, packet)) is not None:
+            elif sought != picker.target and self._is_keyframe_ahead(picker.target, packet):
                 sought = picker.target
                 yield from self._finish()
                 held.clear()
                 held_bytes, begin = 0, None
-                if (landed := self._land(ahead, picker.target)) is not None:
+                if (landed := self._land(picker.target)) is not None:
                     begin = landed.pts
                     picker.jump(self._num_frames_before(landed))
         yield from self._finish()
 
-    def _keyframe_ahead(self, target: int, packet: Packet) -> int | None:
-        """Return the index time of the last keyframe needed for `target`, when it lies well beyond `packet`."""
+    def _is_keyframe_ahead(self, target: int, packet: Packet) -> bool:
+        """Return whether the index names a keyframe well beyond `packet` from which `target` can be decoded."""
         index = self._stream.index_entries
         position = index.search_timestamp(target - self._reorder_ticks)
         if position < 0 or packet.dts is None:
-            return None
-        timestamp = index[position].timestamp
-        return timestamp if (timestamp - packet.dts) * self._time_base > _MIN_SEEK_S else None
+            return False
+        return bool((index[position].timestamp - packet.dts) * self._time_base > _MIN_SEEK_S)
 
-    def _land(self, timestamp: int, target: int) -> Packet | None:
-        """Seek to a keyframe, or an earlier one if it is shown after `target`; its packet is the next one read."""
+    def _land(self, target: int) -> Packet | None:
+        """Seek to the last keyframe that is shown at `target` or before; its packet is the next one read."""
         index = self._stream.index_entries
+        timestamp = target
         while True:
             self._seek(timestamp)
             packet = self._read()

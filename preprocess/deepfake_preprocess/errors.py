@@ -9,9 +9,13 @@
     │   ├── SpecError                   also ValueError: a ModelSpec field is wrong
     │   ├── CheckpointError             a checkpoint cannot be read or does not fit
     │   ├── RepositoryError             a model repository is missing, incomplete or altered
+    │   ├── NoFaceError                 no face where one is to be explained
     │   └── OptionError                 also ValueError: an option or argument is out of range
     ├── ServerError                     the inference server is the cause             (exit code 4)
     │   ├── ServerUnavailableError      also ConnectionError: nothing answers, or it went away
+    │   ├── ServerTlsError              also ConnectionError: certificates or TLS itself do not fit
+    │   ├── ServerAccessError           also PermissionError: a token or header is missing or wrong
+    │   ├── SharedMemoryError           client and server share no memory
     │   ├── ServerTimeoutError          also TimeoutError: no answer within the deadline
     │   ├── ServerBusyError             the server's queue is full; trying later may help
     │   ├── ModelNotFoundError          the server runs but does not offer that model
@@ -22,6 +26,8 @@
     │   ├── ParityError                 an artifact does not reproduce the checkpoint
     │   └── EngineError                 TensorRT is not there, or refuses the graph
     ├── TrainingError                   a training run cannot go on; what it saved is good  (exit code 1)
+    ├── ExplainError                    a heatmap cannot be given                     (exit code 1)
+    │   └── ExplainDisagreementError    the checkpoint does not give the score that is served
     └── MissingExtraError               also ImportError: an optional part is not installed (exit code 2)
 
 Foreign errors (gRPC, PyAV, ONNX Runtime) are translated in one place each and never reach a caller.
@@ -67,6 +73,10 @@ class RepositoryError(InputError):
     """A model repository is missing, incomplete, or does not match its manifest."""
 
 
+class NoFaceError(InputError):
+    """No face was found in a picture whose face is to be explained."""
+
+
 class OptionError(InputError, ValueError):
     """An option or an argument is out of its allowed range."""
 
@@ -79,6 +89,18 @@ class ServerError(DeepfakeError):
 
 class ServerUnavailableError(ServerError, ConnectionError):
     """Nothing answers at the server's address, or it went away."""
+
+
+class ServerTlsError(ServerError, ConnectionError):
+    """The connection cannot be secured: a certificate is not accepted, or only one side speaks TLS."""
+
+
+class ServerAccessError(ServerError, PermissionError):
+    """The server answers, but asks for a token or header that was not given."""
+
+
+class SharedMemoryError(ServerError):
+    """Crops cannot be handed to the server in shared memory."""
 
 
 class ServerTimeoutError(ServerError, TimeoutError):
@@ -121,6 +143,14 @@ class EngineError(ExportError):
 
 class TrainingError(DeepfakeError):
     """A training run cannot go on (no finite loss, no memory, no space); what it saved before is good."""
+
+
+class ExplainError(DeepfakeError):
+    """A heatmap cannot be given."""
+
+
+class ExplainDisagreementError(ExplainError):
+    """The checkpoint does not give the served score, or is another one than is served; holds both sides."""
 
 
 class MissingExtraError(DeepfakeError, ImportError):

@@ -1,4 +1,7 @@
-"""`Face`, what a detector finds, and the `FaceDetector` protocol that lets another detector be put in."""
+"""`Face`, what a detector finds, and the protocols that let another detector be put in.
+
+`FaceDetector` is all that is needed. A detector that is also a `FaceFollower` saves time on neighbouring frames.
+"""
 
 from __future__ import annotations
 
@@ -74,5 +77,22 @@ class FaceDetector(Protocol):
 
         Returns:
             One list of faces per image, in pixels of the image given, largest confidence first.
+        """
+        ...
+
+
+@runtime_checkable
+class FaceFollower(FaceDetector, Protocol):
+    """A detector that finds known faces again for less than detection costs; see `deepfake_preprocess.following`."""
+
+    def follow(self, image_rgb: NDArray[np.uint8], faces: Sequence[Face]) -> list[Face | None]:
+        """Find faces again in a picture that was taken shortly after.
+
+        Args:
+            image_rgb: uint8 ``[H, W, 3]`` RGB image, already scaled to `detection_size_wh`.
+            faces: what was found in a picture of the same size, in pixels of it.
+
+        Returns:
+            For each of `faces` the same face in `image_rgb`, or None where it is lost or not certain.
         """
         ...

@@ -15,7 +15,7 @@ class Frame(ABC):
     """One upright picture (rotation metadata applied).
 
     Attributes:
-        index: position in the sampled sequence for iterators, in the decoded stream for files; from 0.
+        index: position in the decoded stream, or among the frames that an application handed over; from 0.
         pts_seconds: presentation time from the start of the stream, in seconds; 0.0 for an image.
         width_px: width after rotation.
         height_px: height after rotation.

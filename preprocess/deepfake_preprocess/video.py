@@ -35,7 +35,7 @@ MAX_PIXELS = 2**27
 
 # Demuxers that read one self-contained file. Playlists (hls, concat, dash) are left out: they name other files
 # and addresses, and uploaded media must not make us read those.
-_CONTAINERS = (
+CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,av1,obu,ivf,"
     "m4v,mjpeg,mxf,nut,rm,wtv,dv,amr,mp3,wav,flac,aac"
 )
@@ -109,7 +109,7 @@ class Media:
             return
         if self._container is None:
             raise OptionError(f"{self.name} was closed; open it again with open_media")
-        stream = _video_stream(self._container)
+        stream = video_stream(self._container)
         assert stream is not None  # open_media refuses files without one
         yield from Decoding(self._container, stream, self.stats).frames(sampling or Sampling(), self.duration_s)
 
@@ -130,7 +130,7 @@ def open_media(source: str | os.PathLike[str] | bytes | BinaryIO, *, name: str |
     """
     file, name = _open_source(source, name)
     if isinstance(file, str):
-        with _foreign_errors(name), Path(file).open("rb") as stream:
+        with foreign_errors(name), Path(file).open("rb") as stream:
             head = stream.read(SNIFF_BYTES)
     else:
         head = file.read(SNIFF_BYTES)
@@ -140,7 +140,7 @@ def open_media(source: str | os.PathLike[str] | bytes | BinaryIO, *, name: str |
     codec = image_codec(head)
     if codec is None:
         return _open_video(file, name)
-    with _foreign_errors(name):
+    with foreign_errors(name):
         return _open_image(Path(file).read_bytes() if isinstance(file, str) else file.read(), codec, name)
 
 
@@ -163,7 +163,7 @@ def _open_source(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | 
 
 
 @contextmanager
-def _foreign_errors(name: str) -> Iterator[None]:
+def foreign_errors(name: str) -> Iterator[None]:
     """Translate what PyAV and the operating system raise while a file is opened; the one place where it is done."""
     try:
         yield
@@ -179,7 +179,8 @@ def _foreign_errors(name: str) -> Iterator[None]:
         ) from exc
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def check_size(width: int, height: int, name: str) -> None:
+    """Refuse pictures that are too large with `MediaOpenError`."""
     if max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS:
         raise MediaOpenError(
             f"{name} has {width}x{height} pixels; at most {MAX_SIDE_PX} a side and {MAX_PIXELS} in all are accepted: "
@@ -190,41 +191,46 @@ def _check_size(width: int, height: int, name: str) -> None:
 def _open_image(data: bytes, codec: str, name: str) -> Media:
     size_wh = stored_size_wh(data, codec)
     if size_wh is not None:
-        _check_size(*size_wh, name)
+        check_size(*size_wh, name)
     image = decode_image(data, name=name)
     height, width = image.shape[:2]
     return Media(name, "image", width, height, None, None, codec, _image=image)
 
 
 def _open_video(file: str | BinaryIO, name: str) -> Media:
-    with _foreign_errors(name):
+    with foreign_errors(name):
         # "file:" keeps a name such as "concat:a.mp4" from being taken for a protocol.
         container = av.open(
             f"file:{file}" if isinstance(file, str) else file,
             mode="r",
-            container_options={"format_whitelist": _CONTAINERS},
+            container_options={"format_whitelist": CONTAINERS},
             metadata_errors="replace",
         )
     try:
-        return _describe(container, name)
+        return describe(container, name)
     except BaseException:
         container.close()
         raise
 
 
-def _describe(container: av.container.InputContainer, name: str) -> Media:
-    stream = _video_stream(container)
+def describe(container: av.container.InputContainer, name: str) -> Media:
+    """Make the `Media` of an open container.
+
+    Raises:
+        MediaOpenError: no picture, an unknown coding, or too large.
+    """
+    stream = video_stream(container)
     if stream is None:
         raise MediaOpenError(f"{name} has no video stream (sound only?); name a file with pictures")
     context = stream.codec_context
     if context is None:
         raise MediaOpenError(f"{name} holds video in an unknown coding; convert it to MP4 with H.264")
-    _check_size(context.width, context.height, name)
+    check_size(context.width, context.height, name)
     # A stream may change its size later on; the decoder then refuses what is too large.
     context.options = {"max_pixels": str(MAX_PIXELS)}
     context.thread_type = "FRAME" if context.name in SKIPPING_CODECS else "AUTO"
     context.thread_count = min(len(os.sched_getaffinity(0)) + 1, _MAX_DECODER_THREADS)
-    with _foreign_errors(name):
+    with foreign_errors(name):
         width, height = _probe_size(container, stream)
     if not (width and height):
         raise MediaOpenError(f"{name} does not say how large its pictures are; convert it to MP4 with H.264")
@@ -234,7 +240,7 @@ def _describe(container: av.container.InputContainer, name: str) -> Media:
     return Media(name, "video", width, height, duration_s, frame_rate, context.name, _container=container)
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+def video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
     """Return FFmpeg's choice among the video streams, leaving out cover pictures of sound files."""
     streams = [
         stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic

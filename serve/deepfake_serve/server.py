@@ -199,10 +199,14 @@ class EmbeddedTriton:
             told = (line.rstrip() for line in stream if line.strip() and line[0] not in "+|")
             return "\n".join(collections.deque(told, maxlen=lines))
 
+    def _write_repository(self, target: Path) -> None:
+        """Lay out what the server reads; a benchmark adds models of its own."""
+        write_view(self.models, target, self.share)
+
     def _launch(self, runtime: TritonRuntime, ports: dict[str, int]) -> None:
         run_dir = self._run_dir
         assert run_dir is not None
-        write_view(self.models, run_dir / "repository", self.share)
+        self._write_repository(run_dir / "repository")
         _write_backends(runtime, run_dir / "backends")
         shm_prefix = f"deepfake-{secrets.token_hex(6)}-"
         config = {

@@ -14,6 +14,7 @@ import yaml
 from compose import ROOT, TOKEN, read_compose
 
 from deepfake_client.cli import COMMANDS
+from deepfake_explain.cli import explain_serve
 from deepfake_export.cli_engines import build_engines
 
 REFERENCE = json.loads((ROOT / "tests/assets/triton_reference.json").read_text(encoding="utf-8"))
@@ -25,6 +26,7 @@ COMPOSE = read_compose()
 SERVICES = COMPOSE["services"]
 TRITON = SERVICES["triton"]
 GPU_ONLY = "nv_gpu_"
+DOCKERFILES = ("docker/engines.Dockerfile", "docker/explain.Dockerfile")
 
 
 def problems_of(data) -> list[str]:
@@ -75,18 +77,20 @@ def test_every_path_of_ours_exists():
                 assert (ROOT / volume["source"]).exists(), volume
             else:
                 assert volume["source"] in COMPOSE["volumes"]
-    dockerfile = (ROOT / "docker/engines.Dockerfile").read_text(encoding="utf-8")
-    copied = [name for line in re.findall(r"^COPY (.*)$", dockerfile, re.MULTILINE) for name in line.split()[:-1]]
-    assert {"pyproject.toml", "export", "preprocess"} <= set(copied)
-    kept = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
-    for name in copied:
-        assert (ROOT / name).exists(), name
-        assert f"!{name}" in kept, name
+    for name in DOCKERFILES:
+        dockerfile = (ROOT / name).read_text(encoding="utf-8")
+        copied = [item for line in re.findall(r"^COPY (.*)$", dockerfile, re.MULTILINE) for item in line.split()[:-1]]
+        assert {"pyproject.toml", "export", "preprocess"} <= set(copied)
+        kept = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+        for item in copied:
+            assert (ROOT / item).exists(), item
+            assert f"!{item}" in kept, item
 
 
-def test_the_image_holds_every_package_of_the_wheel():
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_image_holds_every_package_of_the_wheel(name):
     """The build of the wheel fails where a folder that pyproject.toml names is missing."""
-    dockerfile = (ROOT / "docker/engines.Dockerfile").read_text(encoding="utf-8")
+    dockerfile = (ROOT / name).read_text(encoding="utf-8")
     listed = re.search(r"packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
     for package in re.findall(r'"(\w+)/\w+"', listed[1]):
         assert f"COPY {package} /src/{package}" in dockerfile
@@ -102,6 +106,40 @@ def test_the_engine_service_runs_our_command_with_options_it_has():
     app.command()(build_engines)
     known = {option for parameter in typer.main.get_command(app).params for option in parameter.opts}
     assert set(re.findall(r"--[a-z-]+", " ".join(SERVICES["engines"]["command"]))) <= known
+
+
+def test_the_explain_service_is_bounded_and_runs_our_command_with_options_it_has():
+    service = SERVICES["explain"]
+    assert service["build"]["dockerfile"] in DOCKERFILES
+    dockerfile = (ROOT / service["build"]["dockerfile"]).read_text(encoding="utf-8")
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", dockerfile, re.MULTILINE)
+    program, command = json.loads(entry)
+    assert program == "deepfake"
+    assert COMMANDS[command].load() is explain_serve
+    app = typer.Typer()
+    app.command()(explain_serve)
+    known = {option for parameter in typer.main.get_command(app).params for option in parameter.opts}
+    flags = flags_of(service["command"])
+    assert {f"--{name}" for name in flags} <= known
+    # It asks the Triton beside it, and can neither starve that one nor write anything.
+    assert flags["url"] == [f"triton:{flags_of(TRITON['command'])['grpc-port'][0]}"]
+    limits = service["deploy"]["resources"]["limits"]
+    assert {"cpus", "memory", "pids"} <= set(limits)
+    assert int(flags["threads"][0]) <= float(limits["cpus"])
+    assert int(flags["nice"][0]) > 0
+    assert service["cpu_shares"] < 1024
+    assert service["read_only"]
+    assert all(volume["read_only"] for volume in service["volumes"])
+    assert re.findall(r"^USER (\w+)$", dockerfile, re.MULTILINE) == [service["user"]]
+    assert service["command"][0].startswith(service["volumes"][0]["target"])
+    (port,) = flags["port"]
+    assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert f"http://localhost:{port}/health/live" in " ".join(service["healthcheck"]["test"])
+    jobs = {
+        job["job_name"]: job
+        for job in yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    }
+    assert jobs["explain"]["static_configs"][0]["targets"] == [f"explain:{port}"]
 
 
 def test_tritons_flags_are_documented_and_are_those_of_a_production_server():

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from media import astronaut, make_audio_only, make_clip, make_truncated, picture, write_video
 
-from deepfake_client import DeepfakeClient, Label, Progress, Reason, Sampling
+from deepfake_client import NO_RETRY, DeepfakeClient, Label, Progress, Reason, Sampling
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.face import Face
 from deepfake_preprocess.video import open_media
@@ -231,7 +231,7 @@ def test_usage_errors_are_exit_code_2(clip: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_scored_before_the_server_was_killed_is_reported(tiny_repository: Path, clip: Path) -> None:
-    with EmbeddedTriton(tiny_repository) as triton, DeepfakeClient(triton.grpc_url) as client:
+    with EmbeddedTriton(tiny_repository) as triton, DeepfakeClient(triton.grpc_url, retry=NO_RETRY) as client:
 
         def kill(progress: Progress) -> None:
             if progress.frames_done == 5:

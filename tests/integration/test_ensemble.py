@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import warnings
 from pathlib import Path
 
@@ -129,6 +130,10 @@ def test_every_member_and_the_whole_are_proved_and_described(exported):
     assert parity["passed"]
     assert list(parity["members"]) == [*MEMBERS, "frequency"]
     assert all(figures["passed"] and figures["num_crops"] == 8 for figures in parity["members"].values())
+    page = (exported.version_dir / "parity.md").read_text()
+    for name, figures in parity["members"].items():
+        shown = f"{figures['probability']['max_abs']:.2e}"
+        assert re.search(rf"^\| {name} \| {re.escape(shown)} .*\| 0 of 8 \|", page, re.MULTILINE), page
     assert parity["meta_model"] == META | {"intercept": -0.2}
     described = (exported.version_dir / "ensemble.json").read_bytes()
     assert hashlib.sha256(described).hexdigest() == exported.manifest.spec.checkpoint_sha256
@@ -271,33 +276,18 @@ def test_every_kind_of_checkpoint_is_exported_and_served(tmp_path, monkeypatch):
 
 
 LARGE = {
-    "timm:efficientnet_b0": 224,
-    "timm:efficientnet_b1": 240,
-    "timm:efficientnet_b3": 300,
     "timm:efficientnet_b4": 380,
     "timm:convnext_base": 224,
     "timm:swin_small_patch4_window7_224": 224,
-    "torchvision:efficientnet_b0": 224,
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", LARGE)
-def test_every_architecture_of_the_issue_is_exported_with_proof(architecture, tmp_path):
-    size = LARGE[architecture]
-    spec = ModelSpec("large", architecture, head=Head("softmax"), input_height_px=size, input_width_px=size)
-    save_file(build_demo_network(spec).state_dict(), tmp_path / "large.safetensors")
-    result = export_checkpoint(tmp_path / "large.safetensors", spec, tmp_path / "m", max_batch_size=4)
-    assert result.manifest.parity["passed"]
-    assert result.manifest.parity["verdict_flips"] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_the_ensemble_of_the_issue_is_exported_with_proof(tmp_path):
     members = []
-    for architecture in ("timm:efficientnet_b4", "timm:convnext_base", "timm:swin_small_patch4_window7_224"):
-        size, name = LARGE[architecture], architecture.partition(":")[2]
+    for architecture, size in LARGE.items():
+        name = architecture.partition(":")[2]
         spec = ModelSpec(name, architecture, input_height_px=size, input_width_px=size)
         save_file(build_demo_network(spec).state_dict(), tmp_path / f"{name}.safetensors")
         (tmp_path / f"{name}.yaml").write_text(spec.to_yaml())

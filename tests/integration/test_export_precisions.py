@@ -16,17 +16,23 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
-from deepfake_export import export_checkpoint
+from deepfake_export import engines, export_checkpoint
 from deepfake_export.cli import export as export_command
 from deepfake_export.crops import generate_crops
+from deepfake_export.export_request import ExportRequest, what_changed
 from deepfake_export.fp16 import FLOAT16_MAX, activation_ranges, export_fp16, half_detector
+from deepfake_export.gpu import Gpu
 from deepfake_export.graph import ServedDetector
 from deepfake_export.int8 import TARGETS, quantize_int8
 from deepfake_export.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
 from deepfake_export.parity import onnxruntime_runner, reference_outputs
-from deepfake_preprocess.errors import OptionError
+from deepfake_export.tensorrt_engine import build_engine
+from deepfake_export.tensorrt_library import load_tensorrt_rtx
+from deepfake_export.tolerances import TOLERANCES
+from deepfake_preprocess.errors import EngineError, OptionError
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.triton_config import read_config
 from deepfake_serve import EmbeddedTriton
 
 SIZE_PX = 32
@@ -109,7 +115,7 @@ def workplace(tmp_path, monkeypatch, detector):
 
 
 def write_crops(directory, crops):
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     for index, crop in enumerate(crops):
         cv2.imwrite(str(directory / f"{index:03}.png"), cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))
 
@@ -128,7 +134,7 @@ def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector)
     manifest = Manifest.read(result.version_dir)
     manifest.verify(result.version_dir)
     assert set(manifest.files) == {
-        *("model.onnx", "parity.json", "parity.md"),
+        *("model.onnx", "engine.onnx", "parity.json", "parity.md"),
         *("report.json", "report.md", "report.html"),
     }
     assert manifest.precision == "int8"
@@ -170,8 +176,57 @@ def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector)
         promote="int8",
     )
     assert (again.version, again.created) == (1, False)
+    assert "by the same request" in again.notes[0]
     plain = export_checkpoint("c.pt", SPEC, "m", max_batch_size=4)
     assert (plain.version, plain.manifest.precision, dict(plain.manifest.promotion)) == (2, "fp32", {})
+
+
+def test_another_request_makes_a_new_version_and_says_what_has_changed(workplace):
+    write_crops(workplace / "crops", CROPS[:4])
+
+    def export(**options):
+        return export_checkpoint("c.pt", SPEC, "m", max_batch_size=4, **options)
+
+    assert export().version == 1
+    proved = export(crops="crops")
+    assert (proved.version, proved.created) == (2, True)
+    assert "this export differs in the crops of the proof, so this is a new version" in proved.notes[-1]
+    assert not export(crops="crops").created
+    write_crops(workplace / "crops", CROPS[4:8])
+    assert (export(crops="crops").version, export(crops="crops").created) == (3, False)
+    larger = export_checkpoint("c.pt", SPEC, "m", max_batch_size=5, crops="crops")
+    assert "differs in a larger --max-batch," in larger.notes[-1]
+
+
+def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatch):
+    write_crops(workplace / "crops", CROPS[:4])
+    (workplace / "labels.csv").write_text("")
+    base = ExportRequest(("fp32", "int8"), "faces", None, "best", "cpu", None, None, None)
+    done = {"request": base.identity(), "batch_sizes": [1, 3, 8]}
+
+    def changed(max_batch_size=8, **options):
+        return what_changed(done, dataclasses.replace(base, **options).identity(), max_batch_size)
+
+    assert changed() == changed(max_batch_size=4) == ()
+    # Where files are kept or read from decides nothing.
+    assert changed(spec_path="other.yaml", artifacts="all") == ()
+    assert changed(precisions=("fp32", "fp16", "int8")) == ("--precision",)
+    assert changed(promote="int8", int8_target="tensorrt") == ("--promote", "--int8-target")
+    assert changed(labels="labels.csv", crops="crops") == ("the labels", "the crops of the proof")
+    assert changed(max_batch_size=9) == ("a larger --max-batch",)
+    # Without INT8 its form decides nothing.
+    fp16 = dataclasses.replace(base, precisions=("fp32", "fp16"))
+    assert fp16.identity() == dataclasses.replace(fp16, int8_target="tensorrt").identity()
+    with monkeypatch.context() as patched:
+        patched.setitem(TOLERANCES, "int8", dataclasses.replace(TOLERANCES["int8"], flip_share=0.01))
+        assert changed() == ("the table of tolerances",)
+    write_crops(workplace / "faces", CROPS[::-1])
+    assert changed() == ("the calibration set",)
+    assert what_changed({"batch_sizes": [8]}, base.identity(), 8) == (
+        "what it was asked for, which that version does not say",
+    )
+    with pytest.raises(OptionError, match=r"no\.csv: there is no such file of labels"):
+        changed(labels="no.csv")
 
 
 def test_the_server_answers_with_the_promoted_files_results(workplace):
@@ -188,6 +243,25 @@ def test_the_server_answers_with_the_promoted_files_results(workplace):
         tensor.set_data_from_numpy(CROPS[:4])
         answer = client.infer("tiny", [tensor]).as_numpy("fake_probability")
     np.testing.assert_allclose(answer, expected, atol=1e-6)
+
+
+def test_a_plan_of_int8_for_the_cpu_is_built_from_the_next_best_precision(workplace, monkeypatch):
+    """NVIDIA's parser refuses the CPU's form, so the version brings what a plan is built from."""
+    result = export_checkpoint(
+        "c.pt", SPEC, "m", max_batch_size=4, precisions=("fp16", "int8"), calibration="faces", promote="int8"
+    )
+    library = load_tensorrt_rtx()
+    with pytest.raises(EngineError, match="quantize with signed symmetric activations"):
+        build_engine(result.version_dir / "model.onnx", None, max_batch_size=4, library=library)
+    maker = engines.EngineMaker(library, Gpu("none", "8.9", "13.0"))
+    monkeypatch.setattr(engines, "find_maker", lambda **_: maker)
+    monkeypatch.setattr(engines, "compare_plan", lambda *_: 1e-6)  # runs on a GPU only
+    (built,) = engines.build_engines(result.repository)
+    assert (built.created, built.engine.precision, built.engine.plan) == (True, "fp16", "model.plan")
+    assert read_config(result.model_dir / "config.pbtxt").backend == "tensorrt"
+    manifest = Manifest.read(result.version_dir)
+    manifest.verify(result.version_dir)
+    assert manifest.precision == "int8"  # what the CPU serves
 
 
 def test_int8_with_a_wrong_calibration_is_rejected_and_fp32_served(workplace):

@@ -74,7 +74,8 @@ def running(command: str, cwd: Path, ready_url: str) -> Iterator[None]:
 def test_every_kind_of_block_is_covered_here() -> None:
     assert {kind for kind, _ in BLOCKS} == {"sh", "text", "yaml", "python"}
     assert len(blocks("sh")) == 4
-    assert len(blocks("python")) == len(blocks("yaml")) == 1
+    assert len(blocks("python")) == 2
+    assert len(blocks("yaml")) == 1
 
 
 def test_make_run_prints_what_the_readme_shows() -> None:
@@ -98,6 +99,8 @@ def test_the_spec_is_valid(tmp_path: Path) -> None:
 def test_export_serve_analyze_python_and_curl(tmp_path: Path) -> None:
     grpc, http, metrics = free_ports(3)
     make_clip(tmp_path / "clip.mp4", size_wh=(640, 360), duration_s=1)
+    (tmp_path / "videos").mkdir()
+    shutil.copy(tmp_path / "clip.mp4", tmp_path / "videos")
     *prepare, serve = blocks("sh")[1].strip().splitlines()
     assert serve.startswith("deepfake serve")
     shell("\n".join(prepare), tmp_path)
@@ -112,8 +115,11 @@ def test_export_serve_analyze_python_and_curl(tmp_path: Path) -> None:
         assert "deepfake_efficientnet_b0" in outputs[0]
         assert "fake probability" in outputs[1]
         assert '"fake_probability"' in outputs[2]
-        (tmp_path / "example.py").write_text(ported(blocks("python")[0]))
-        assert shell("python example.py", tmp_path).split()[0] in ("REAL", "FAKE")
+        assert (tmp_path / "results.csv").read_text().count("videos/clip.mp4") == 1
+        assert list((tmp_path / "report").rglob("*.html"))
+        for example in blocks("python"):
+            (tmp_path / "example.py").write_text(ported(example))
+            assert re.search("REAL|FAKE", shell("python example.py", tmp_path))
         if shutil.which("curl"):
             assert '"deepfake.threshold"' in shell(ported(blocks("sh")[3]), tmp_path)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from fixed_detector import LEFT, RIGHT, FixedDetector
 from media import write_video
 from numpy.typing import NDArray
 
@@ -35,33 +36,6 @@ from deepfake_client import (
 )
 from deepfake_client.testing import FakeTransport
 from deepfake_preprocess.face import Face, FaceDetector
-
-
-class FixedDetector:
-    """Finds faces at fixed places, given as shares of the frame; by frame count, so that faces can come and go."""
-
-    def __init__(self, *boxes: tuple[float, float, float, float], until: int | None = None) -> None:
-        self.threads: set[int] = set()
-        self._boxes, self._until, self._calls = boxes, until, 0
-        self._lock = threading.Lock()
-
-    def detection_size_wh(self, width_px: int, height_px: int) -> tuple[int, int]:
-        return width_px // 2, height_px // 2
-
-    def detect(self, images_rgb: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
-        self.threads.add(threading.get_ident())
-        found = []
-        for image in images_rgb:
-            with self._lock:
-                self._calls += 1
-                present = self._until is None or self._calls <= self._until
-            height, width = image.shape[:2]
-            size = np.array([width, height, width, height], dtype=np.float32)
-            found.append([Face(np.array(box, np.float32) * size, 0.9) for box in self._boxes] if present else [])
-        return found
-
-
-LEFT, RIGHT = (0.1, 0.2, 0.4, 0.8), (0.6, 0.2, 0.9, 0.8)
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +63,12 @@ def test_public_names_are_these() -> None:
     for name in deepfake_client.__all__:
         assert hasattr(deepfake_client, name)
     assert " ".join(sorted(deepfake_client.__all__, key=str.casefold)) == (
-        "AsyncDeepfakeClient Concern Consistency DeepfakeClient DeepfakeError FaceScore FrameResult GrpcTransport "
-        "InferenceError InputError Interval Label MediaNotFoundError MediaOpenError MissingExtraError "
-        "ModelContractError ModelIdentity ModelNotFoundError open_media OptionError Outcome Progress Reason "
-        "Sampling ServedModel ServerBusyError ServerError "
-        "ServerStartError ServerTimeoutError ServerUnavailableError STRATEGIES Timing Track Transport Verdict"
+        "AsyncDeepfakeClient Concern connect Consistency DeepfakeClient DeepfakeError FaceScore FrameResult "
+        "GrpcTransport Health InferenceError InputError Interval Label MediaNotFoundError MediaOpenError "
+        "MissingExtraError ModelContractError ModelIdentity ModelNotFoundError NO_RETRY open_frames open_media "
+        "OptionError Outcome Progress Reason Retry RetryingTransport Sampling ServedModel ServerAccessError "
+        "ServerBusyError ServerError ServerStartError ServerTimeoutError ServerTlsError "
+        "ServerUnavailableError SharedMemoryError Source STRATEGIES Timing Tls Track Transport Verdict"
     )
 
 
@@ -128,6 +103,7 @@ def test_json_has_the_promised_fields(client: DeepfakeClient, clip: Path) -> Non
     assert set(data["frames"][0]) == {"index", "pts_seconds", "faces"}
     assert set(data["frames"][0]["faces"][0]) == {
         "track", "box_xyxy", "detection_confidence", "fake_probability", "weight", "concerns",
+        "landmarks_xy",
     }  # fmt: skip
     assert set(data["model"]) == {"name", "version", "checkpoint_sha256"}
     assert set(data["timing_s"]) == {"decode", "detect", "crop", "infer", "aggregate", "total"}

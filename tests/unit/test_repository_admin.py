@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,12 +18,27 @@ from deepfake_client import cli
 from deepfake_export import repository as repo
 from deepfake_export.repository_admin import inspect_repository, prune, rollback
 from deepfake_preprocess import triton_config
+from deepfake_preprocess.engine import PLAN_FILE, EngineInfo
 from deepfake_preprocess.errors import OptionError, RepositoryError
-from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.manifest import Manifest, sha256_file
 from deepfake_preprocess.model_dir import claimed_versions, hold_version, lock_holders, versions_of
 from deepfake_serve.repository import check_repository
 
 PYTHON = [sys.executable, "-c"]
+ENGINE = EngineInfo(
+    builder="tensorrt",
+    tensorrt_version="11.4.0.106",
+    compute_capability="8.9",
+    cuda_version="13.0",
+    precision="fp32",
+    min_batch_size=1,
+    typical_batch_size=4,
+    max_batch_size=4,
+    num_layers=3,
+    size_bytes=6,
+    build_seconds=0.1,
+    plan=PLAN_FILE,
+).to_dict()
 
 
 @pytest.fixture
@@ -256,6 +272,60 @@ def test_verify_names_the_file_what_is_wrong_and_what_to_do(capsys, root, change
     assert f"{file}: {problem['what']}" in out
 
 
+def add_plan(root, version, **changes):
+    """Put a plan beside the ONNX file, as `deepfake build-engines` leaves it."""
+    version_dir = root / "tiny" / str(version)
+    (version_dir / PLAN_FILE).write_bytes(b"a plan")
+    manifest = Manifest.read(version_dir)
+    files = {**manifest.files, PLAN_FILE: sha256_file(version_dir / PLAN_FILE)}
+    engine = ENGINE | changes
+    dataclasses.replace(manifest, files=files, engine=engine if changes.get("plan") != "" else {}).write(version_dir)
+    repo.refresh_configs(root / "tiny", Manifest.read(root / "tiny/3").spec, max_batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("version", "changes", "target", "what"),
+    [
+        (3, {}, "11.4.0/8.9", ""),
+        (3, {}, "11.4.1/8.9", "was built by TensorRT 11.4.0.106, but 11.4.1 runs here"),
+        (3, {}, "11.4.0/9.0", "was built for GPUs of compute capability 8.9, but this one has 9.0"),
+        (3, {"plan": ""}, "11.4.0/8.9", "has no entry in its manifest that says what it was built for"),
+        # Of what is not served, no plan is loaded.
+        (1, {}, "11.4.0/9.0", ""),
+    ],
+)
+def test_verify_checks_plans_for_the_tensorrt_and_gpu_that_load_them(capsys, root, version, changes, target, what):
+    add_plan(root, version, **changes)
+    code, out, _ = deepfake(capsys, "verify", "-r", root, "--tensorrt", target)
+    assert code == (2 if what else 0), out
+    if what:
+        assert f"wrong  tiny/{version}/model.plan: model.plan of 'tiny' version {version} {what}" in out
+        assert "deepfake build-engines" in out
+    report = json.loads(deepfake(capsys, "verify", "-r", root, "--tensorrt", target, "--json")[1])
+    assert (report["ok"], report["plans_checked_for"]) == (not what, target)
+
+
+def test_verify_on_a_machine_without_a_gpu_says_that_plans_were_not_compared(capsys, root, monkeypatch):
+    monkeypatch.setattr("deepfake_export.gpu.find_gpu", lambda: None)
+    assert "--tensorrt" not in deepfake(capsys, "verify", "-r", root)[1]
+    add_plan(root, 3)
+    code, out, _ = deepfake(capsys, "verify", "-r", root)
+    assert code == 0
+    assert "plans were not compared" in out
+    assert "--tensorrt 11.4.0/8.9" in out
+    code, _, err = deepfake(capsys, "verify", "-r", root, "--tensorrt", "11.4")
+    assert code == 2
+    assert "--tensorrt is '11.4'" in err
+
+
+def test_verify_sees_a_batch_that_the_plan_does_not_take(capsys, root):
+    add_plan(root, 3)
+    edit_config(root, "config.pbtxt", lambda config: setattr(config, "max_batch_size", 16))
+    code, out, _ = deepfake(capsys, "verify", "-r", root, "--tensorrt", "11.4.0/8.9")
+    assert code == 2
+    assert "tiny/config.pbtxt: forms batches of 16, but the plan takes 4" in out
+
+
 @pytest.mark.parametrize("change", [change_threshold, unbounded_queue, other_file, swapped, missing_config, garbage])
 def test_what_verify_says_repairs_a_configuration(capsys, root, change):
     change(root)
@@ -316,9 +386,7 @@ def test_rollback_does_not_configure_larger_batches_than_were_proved(root):
 
 
 def test_rollback_to_a_version_with_a_plan_configures_tensorrt(root):
-    manifest = Manifest.read(root / "tiny/2")
-    (root / "tiny/2/model.plan").write_bytes(b"plan")
-    Manifest.of_directory(root / "tiny/2", manifest.spec, tools={}, parity={}).write(root / "tiny/2")
+    add_plan(root, 2)
     rollback(root, "tiny")
     config = triton_config.read_config(root / "tiny/config.pbtxt")
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")

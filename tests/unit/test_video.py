@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import io
 import math
@@ -88,6 +89,49 @@ def test_samples_are_frames_of_a_plain_decode(coded_clip, sampling, monkeypatch)
         np.testing.assert_array_equal(frame.to_rgb(), pixels)
     assert stats.packets_corrupt == 0
     assert stats.decode_s > 0
+
+
+def test_the_times_of_frames_find_them_again(coded_clip):
+    path, whole = coded_clip
+    frames, _ = sample(path, Sampling(9))
+    picked = [frames[1], frames[4], frames[8]]
+    again, stats = sample(path, Sampling(None, at_seconds=tuple(frame.pts_seconds for frame in picked)))
+    assert [frame.index for frame in again] == [frame.index for frame in picked]
+    for frame in again:
+        np.testing.assert_array_equal(frame.to_rgb(), whole[frame.index][1])
+    assert stats.frames_decoded <= len(whole)
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(3, mode="fast"), Sampling(16, mode="fast"), Sampling(None, 4.0, mode="fast")], ids=str
+)
+def test_fast_samples_are_as_many_frames_of_a_plain_decode(coded_clip, sampling):
+    path, whole = coded_clip
+    frames, stats = sample(path, sampling)
+    usual, usual_stats = sample(path, dataclasses.replace(sampling, mode="uniform"))
+    assert len(frames) == len(usual)
+    for frame in frames:
+        pts_seconds, pixels = whole[frame.index]
+        assert frame.pts_seconds == pytest.approx(pts_seconds, abs=1e-9)
+        np.testing.assert_array_equal(frame.to_rgb(), pixels)
+    assert [frame.index for frame in frames] == sorted({frame.index for frame in frames})
+    assert stats.packets_corrupt == 0
+    assert stats.frames_decoded <= usual_stats.frames_decoded
+
+
+def test_fast_samples_stay_between_their_keyframes(tmp_path):
+    path = media.make_clip(tmp_path / "a.mp4", size_wh=(64, 48), duration_s=16.0, gop=50, b_frames=0)
+    usual = [frame.index for frame in sample(path, Sampling(16))[0]]
+    frames, stats = sample(path, Sampling(16, mode="fast"))
+    assert [frame.index // 50 for frame in frames] == [index // 50 for index in usual]
+    assert [media.read_number(frame.to_rgb()) for frame in frames] == [frame.index for frame in frames]
+    assert stats.frames_decoded <= 0.3 * 400
+
+
+def test_fast_is_uniform_where_keyframes_are_far_apart(tmp_path):
+    path = media.make_clip(tmp_path / "a.mp4", size_wh=(64, 48), duration_s=20.0, gop=1000, b_frames=0)
+    usual, fast = (sample(path, Sampling(5, mode=mode))[0] for mode in ("uniform", "fast"))
+    assert [frame.index for frame in fast] == [frame.index for frame in usual]
 
 
 def test_frames_nobody_needs_are_not_decoded(tmp_path):
@@ -370,7 +414,7 @@ def test_unusable_files_are_refused_at_once_with_one_sentence(tmp_path, kind, ca
 def test_no_foreign_error_gets_out(foreign):
     if not issubclass(foreign, av.error.FFmpegError):
         pytest.skip("no FFmpeg error")
-    with pytest.raises((MediaOpenError, MediaNotFoundError)), video._foreign_errors("clip.mp4"):
+    with pytest.raises((MediaOpenError, MediaNotFoundError)), video.foreign_errors("clip.mp4"):
         raise foreign(1, "something")
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.sampling import FramePicker, Sampling
+from deepfake_preprocess.sampling import FramePicker, Sampling, early_offsets
 
 
 @pytest.mark.parametrize(
@@ -19,10 +19,17 @@ from deepfake_preprocess.sampling import FramePicker, Sampling
         {"num_frames": None, "fps": 0.0},
         {"num_frames": None, "fps": float("nan")},
         {"num_frames": None, "fps": float("inf")},
+        {"at_seconds": (1.0,)},
+        {"num_frames": None, "at_seconds": (1.0, 1.0)},
+        {"num_frames": None, "at_seconds": (2.0, 1.0)},
+        {"num_frames": None, "at_seconds": (-1.0,)},
+        {"num_frames": None, "at_seconds": (float("nan"),)},
+        {"num_frames": None, "at_seconds": (1.0,), "mode": "fast"},
+        {"num_frames": 3, "mode": "keyframes"},
     ],
 )
 def test_sampling_refuses_what_makes_no_sense(options):
-    with pytest.raises(OptionError, match=r"num_frames|fps"):
+    with pytest.raises(OptionError, match=r"num_frames|fps|at_seconds|allowed: uniform, fast"):
         Sampling(**options)
 
 
@@ -117,3 +124,16 @@ def test_endless_targets_end_with_the_frames():
         picker.read(pts, pts)
     picker.end()
     assert picker.target is None
+
+
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 300))
+def test_early_offsets_stay_early_and_meet_different_frames(count, frame, length):
+    stretch = frame * length
+    offsets = early_offsets(count, stretch, frame)
+    assert len(offsets) == count
+    assert offsets[0] == 0
+    assert offsets[-1] < stretch
+    if length >= 8 * count:  # room enough in a quarter
+        assert offsets[-1] <= stretch / 4
+    if length >= 2 * count:
+        assert len({offset // frame for offset in offsets}) == count

@@ -14,7 +14,6 @@ from rich.table import Table
 
 from deepfake_client.aggregation import DEFAULT_STRATEGY, strategy_named
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.transport import DEFAULT_URL
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.spec import ModelSpec
@@ -46,7 +45,7 @@ def evaluate_command(
     crops: Annotated[
         int | None, typer.Option("--crops", help="With --run: how many crops; as many as the run used by default.")
     ] = None,
-    url: Annotated[str, typer.Option("--url", help="gRPC address of the server.")] = DEFAULT_URL,
+    url: Annotated[str | None, typer.Option("--url", help="Address of the server. Default: localhost.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Name of the served model.")] = None,
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Start a private Triton on --repository for this evaluation.")
@@ -129,7 +128,7 @@ def evaluate_command(
 def _client(
     stack: ExitStack,
     console: Console,
-    url: str,
+    url: str | None,
     model: str | None,
     embedded: bool,
     repository: Path,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deepfake_client.aggregation import most_suspicious, score_tracks, strategy_named
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.transport import ServedModel
+from deepfake_client.transport import Health, ServedModel
 from deepfake_client.verdict import FrameResult
 from deepfake_export.checkpoint import load_checkpoint
 from deepfake_export.faces import media_of
@@ -54,9 +54,9 @@ class ScoredFile:
     kind: str = ""
 
     def frame_probabilities(self) -> list[float]:
-        """Return the score of the most suspicious face of each frame that has a scored one."""
+        """Return the score of the most suspicious face of each frame that has one that was scored and counts."""
         scores = (
-            [face.fake_probability for face in frame.faces if face.fake_probability is not None]
+            [face.fake_probability for face in frame.faces if face.fake_probability is not None and face.weight]
             for frame in self.frames
         )
         return [max(frame) for frame in scores if frame]
@@ -104,6 +104,10 @@ class CheckpointTransport:
         self._detector = ServedDetector(loaded.network, loaded.spec).eval().to(self._device)
         self._model = ServedModel(loaded.spec.name, loaded.spec.version, loaded.spec, BATCH_SIZE)
 
+    async def health(self) -> Health:
+        """See `Transport.health`."""
+        return Health(alive=True, ready=True)
+
     async def list_models(self) -> list[str]:
         """See `Transport.list_models`."""
         return [self._model.name]
@@ -116,7 +120,9 @@ class CheckpointTransport:
             )
         return self._model
 
-    async def infer(self, model: ServedModel, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+    async def infer(
+        self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
         """See `Transport.infer`."""
         return await asyncio.to_thread(self.score, faces)
 

@@ -1,0 +1,435 @@
+"""`AsyncDeepfakeClient`: from sources to verdicts, explanations and scores. All that a client does is here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_client.aggregation import DEFAULT_STRATEGY, check_threshold, strategy_named
+from deepfake_client.explain import ExplainedFace, explain_verdict
+from deepfake_client.explain_service import ServiceExplainer
+from deepfake_client.explain_types import Explainer, ExplainOptions
+from deepfake_client.inputs import Source, each_source, name_of, open_source
+from deepfake_client.live import (
+    DEFAULT_FPS,
+    DEFAULT_MAX_LATENCY_S,
+    DEFAULT_MIN_CHANGE,
+    DEFAULT_STEP_S,
+    DEFAULT_WINDOW_S,
+    OnSlow,
+    Watching,
+    watch_frames,
+)
+from deepfake_client.many import each_finished
+from deepfake_client.outcome import Outcome
+from deepfake_client.pipeline import (
+    DEFAULT_MAX_REQUESTS_IN_FLIGHT,
+    OnProgress,
+    Progress,
+    Stages,
+    analyze_media,
+    infer_in_chunks,
+)
+from deepfake_client.stopping import confidence_of
+from deepfake_client.transport import DEFAULT_TIMEOUT_S, ServedModel, Transport
+from deepfake_client.transport_connect import connect
+from deepfake_client.transport_retry import Retry
+from deepfake_client.transport_tls import Tls
+from deepfake_client.verdict import Verdict
+from deepfake_preprocess.errors import DeepfakeError, MediaNotFoundError, ModelNotFoundError, OptionError
+from deepfake_preprocess.face import FaceDetector
+from deepfake_preprocess.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS, live_media, open_live
+from deepfake_preprocess.remote import TIMEOUT_S
+from deepfake_preprocess.video import Media, Sampling
+
+DEFAULT_CONCURRENCY = 2
+"""Inputs that `analyze_many` works on at once."""
+
+T = TypeVar("T")
+
+
+class AsyncDeepfakeClient:
+    """Turns videos and images into verdicts with the help of an inference server.
+
+    ::
+
+        async with AsyncDeepfakeClient("localhost:8001") as client:
+            verdict = await client.analyze("clip.mp4")
+
+    Nothing is contacted before the first call.
+
+    Args:
+        url: ``host:port`` of the server, or a URL that begins with grpc, grpcs, http or https; Triton's standard port
+            on this host when None.
+        model: name of the model; may be left out when the server offers exactly one detector.
+        protocol: ``grpc``, ``http`` or ``grpc-shm`` (crops in shared memory, same host only); by the URL when None,
+            which is gRPC unless it says HTTP.
+        tls: secures the connection, also with a client certificate.
+        headers: sent with every request, for example ``{"authorization": "Bearer ..."}``.
+        timeout_s: deadline of every request, in seconds.
+        retry: how long requests are tried again while the server is away or busy; for 30 s when None.
+        max_requests_in_flight: bound on concurrent requests.
+        detect_threads: threads for face detection; the number of usable cores when None.
+        detector: finds faces; `deepfake_preprocess.mtcnn.MtcnnDetector` when None.
+        transport: reaches the server instead; the options of the connection are not looked at then.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        model: str | None = None,
+        protocol: str | None = None,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry | None = None,
+        max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT,
+        detect_threads: int | None = None,
+        detector: FaceDetector | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        if max_requests_in_flight < 1:
+            raise OptionError(f"max_requests_in_flight must be at least 1, got {max_requests_in_flight}")
+        self._transport = (
+            connect(url, protocol=protocol, tls=tls, headers=headers, timeout_s=timeout_s, retry=retry)
+            if transport is None
+            else transport
+        )
+        self._wanted_model = model
+        self._served: ServedModel | None = None
+        self._detector = detector
+        self._detector_lock = threading.Lock()
+        self._max_requests_in_flight = max_requests_in_flight
+        threads = detect_threads or len(os.sched_getaffinity(0))
+        self._detect_pool = ThreadPoolExecutor(threads, thread_name_prefix="deepfake-detect")
+        self._decode_pool = ThreadPoolExecutor(thread_name_prefix="deepfake-decode")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Release connection and threads. The client cannot be used afterwards."""
+        await self._transport.close()
+        self._detect_pool.shutdown(cancel_futures=True)
+        self._decode_pool.shutdown(cancel_futures=True)
+
+    async def model(self) -> ServedModel:
+        """Return the contract of the model in use, asking the server once.
+
+        Raises:
+            ModelNotFoundError: no such model, or several to choose from and none named.
+            ModelContractError: the model was not exported for this contract.
+            ServerError: the server cannot be reached or failed.
+        """
+        if self._served is None:
+            name = self._wanted_model
+            if name is None:
+                names = await self._transport.list_models()
+                if len(names) != 1:
+                    offered = f"offers {', '.join(names)}; name one with --model" if names else "offers no model"
+                    raise ModelNotFoundError(f"the server at {self._transport.url} {offered}")
+                name = names[0]
+            self._served = await self._transport.describe(name)
+        return self._served
+
+    async def analyze(
+        self,
+        source: Source,
+        *,
+        sampling: Sampling | None = None,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+        until_sure: bool | float = False,
+        on_progress: OnProgress | None = None,
+    ) -> Verdict:
+        """Analyze one video or image.
+
+        Args:
+            source: path, address, bytes, binary file object, opened `Media` (which stays open), RGB array, or an
+                iterable of RGB frames; see `deepfake_client.inputs.Source`.
+            sampling: which frames to take; 32 evenly spaced ones when None.
+            aggregation: name of a strategy in `deepfake_client.aggregation.STRATEGIES`.
+            threshold: FAKE at or above it, in (0, 1); the model's own when None.
+            until_sure: stop when the frames looked at suffice, at this confidence or at 0.99 when True; see
+                `deepfake_client.stopping`. `Verdict.frames_saved` says how many frames that saved. With fast sampling
+                all frames are looked at.
+            on_progress: called after each frame, in the client's event loop.
+
+        Returns:
+            The verdict; INCONCLUSIVE with a typed reason rather than a guess, also when the server fails midway.
+
+        Raises:
+            InputError: the input cannot be opened, or an option is wrong; found out before any server is asked.
+            ServerError: the server cannot be reached or does not offer a usable model.
+        """
+        return await self._analyze(
+            source,
+            None,
+            sampling=sampling,
+            aggregation=aggregation,
+            threshold=threshold,
+            until_sure=until_sure,
+            on_progress=on_progress,
+        )
+
+    async def _analyze(
+        self,
+        source: Source,
+        name: str | None,
+        *,
+        sampling: Sampling | None,
+        aggregation: str,
+        threshold: float | None,
+        until_sure: bool | float,
+        on_progress: OnProgress | None,
+    ) -> Verdict:
+        strategy = strategy_named(aggregation)
+        check_threshold(threshold)
+        sure_at = confidence_of(until_sure)
+        sampling = sampling or Sampling()
+        media = await asyncio.to_thread(open_source, source, name=name)
+        try:
+            stages = await self._stages()
+            return await analyze_media(
+                media,
+                stages,
+                sampling=sampling,
+                strategy=strategy,
+                threshold=threshold,
+                sure_at=sure_at,
+                on_progress=on_progress,
+            )
+        finally:
+            if media is not source:
+                await asyncio.to_thread(media.close)
+
+    def analyze_many(
+        self,
+        sources: str | os.PathLike[str] | Iterable[Source],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        sampling: Sampling | None = None,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+        until_sure: bool | float = False,
+        on_progress: Callable[[str, Progress], None] | None = None,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Analyze many inputs, some at once, and yield what became of each as it is finished.
+
+        An input that cannot be opened, or that the server fails, is yielded as its error, and the others go on.
+        `sources` is read in a thread and only as far as inputs are started. Closing the generator
+        (`contextlib.aclosing`) or cancelling cancels what is under way.
+
+        Args:
+            sources: a directory, a glob pattern, or an iterable of inputs: whatever `analyze` takes, directories and
+                patterns.
+            concurrency: inputs under way at once; 2 when None.
+            ordered: yield in the order of `sources`; up to 8 times `concurrency` verdicts wait for their turn.
+            sampling: see `analyze`.
+            aggregation: see `analyze`.
+            threshold: see `analyze`.
+            until_sure: see `analyze`.
+            on_progress: called with the input's name and its progress after each frame, in the event loop.
+
+        Yields:
+            One `Outcome` for each input. Inputs without a name of their own are called ``source`` and their position.
+
+        Raises:
+            OptionError: an option is wrong; raised by this call, before anything is opened.
+        """
+        strategy_named(aggregation)
+        check_threshold(threshold)
+        confidence_of(until_sure)
+        if concurrency is not None and concurrency < 1:
+            raise OptionError(f"concurrency must be at least 1, got {concurrency}")
+        named = each_source(sources)
+
+        async def outcome(item: tuple[str, Source | MediaNotFoundError]) -> Outcome:
+            name, source = item
+            if isinstance(source, MediaNotFoundError):
+                return Outcome(name, error=source)
+            report = None if on_progress is None else (lambda progress: on_progress(name, progress))
+            try:
+                verdict = await self._analyze(
+                    source,
+                    name,
+                    sampling=sampling,
+                    aggregation=aggregation,
+                    threshold=threshold,
+                    until_sure=until_sure,
+                    on_progress=report,
+                )
+            except OptionError:
+                raise
+            except DeepfakeError as exc:
+                return Outcome(name, error=exc)
+            return Outcome(name, verdict=verdict)
+
+        return each_finished(outcome, named, concurrency=concurrency or DEFAULT_CONCURRENCY, ordered=ordered)
+
+    def watch(
+        self,
+        source: Source,
+        *,
+        window_s: float = DEFAULT_WINDOW_S,
+        step_s: float = DEFAULT_STEP_S,
+        fps: float = DEFAULT_FPS,
+        min_change: float = DEFAULT_MIN_CHANGE,
+        on_slow: OnSlow | None = None,
+        max_latency_s: float = DEFAULT_MAX_LATENCY_S,
+        idle_s: float = DEFAULT_IDLE_S,
+        reconnects: int = DEFAULT_RECONNECTS,
+        source_timeout_s: float = TIMEOUT_S,
+        aggregation: str = DEFAULT_STRATEGY,
+        threshold: float | None = None,
+    ) -> AsyncGenerator[Verdict, None]:
+        """Watch a source that is still going on, and yield the verdict on its last seconds whenever it changes.
+
+        Each verdict is on one window: its frames and tracks are those of the last `window_s`, its track ids last from
+        window to window, and `frames_dropped` counts from the start. One is made every `step_s` of the source's time,
+        and yielded when the label, the reason or the deciding face is another than in the one yielded before, or the
+        score has moved by `min_change`; and once more at the end. While the server fails, verdicts of a source that
+        cannot wait are INCONCLUSIVE with the reason, and go on when it is back; one that can wait ends.
+
+        Args:
+            source: a file, which is read on as it grows (MPEG-TS, Matroska, fragmented MP4); an address (``http``,
+                ``https``, ``rtsp``; HLS as well); a camera (``/dev/video0``); or whatever else `analyze` takes.
+            window_s: length of the window, in seconds of the source's time.
+            step_s: time from one verdict to the next.
+            fps: frames looked at per second.
+            min_change: how far the score must move; with 0 every verdict is yielded.
+            on_slow: when the server is slower than the source: ``wait`` keeps the source waiting, ``drop`` leaves out
+                the oldest frames. Cameras and live addresses drop by default, all that loses nothing waits.
+            max_latency_s: with ``drop``, about how old a frame may be when it is scored.
+            idle_s: a file ends when it has not grown for so long.
+            reconnects: how often in a row an address that broke off or stalled is opened again.
+            source_timeout_s: how long opening an address, and each read from it, may take.
+            aggregation: see `analyze`.
+            threshold: see `analyze`.
+
+        Yields:
+            Verdicts on the last window, whenever they are asked for and there is news.
+
+        Raises:
+            OptionError: an option is wrong; raised by this call.
+            MediaNotFoundError: there is no such file or camera; raised by this call.
+            InputError: the source cannot be opened, or broke off for good; after the last verdict.
+            ServerError: the server cannot be reached at the start.
+        """
+        how = Watching(
+            window_s, step_s, fps, min_change, on_slow, max_latency_s, strategy_named(aggregation), threshold
+        )
+        check_threshold(threshold)
+        stop = threading.Event()
+        if isinstance(source, str | os.PathLike):
+            live = open_live(
+                source, fps=fps, stop=stop, idle_s=idle_s, reconnects=reconnects, timeout_s=source_timeout_s
+            )
+        else:
+            given = source
+            name = name_of(given) or "the given frames"
+            live = live_media(
+                lambda: nullcontext(given) if isinstance(given, Media) else open_source(given, name=name),
+                name=name,
+                fps=fps,
+                stop=stop,
+            )
+        return watch_frames(live, stop, self._stages, how)
+
+    async def _stages(self) -> Stages:
+        model = await self.model()
+        return Stages(
+            transport=self._transport,
+            model=model,
+            detector=await asyncio.to_thread(self._the_detector),
+            decode_pool=self._decode_pool,
+            detect_pool=self._detect_pool,
+            max_requests_in_flight=self._max_requests_in_flight,
+        )
+
+    async def score(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Score face crops that the caller cut out.
+
+        Args:
+            faces: uint8 ``[N, H, W, 3]`` RGB of the model's input size; any N.
+
+        Returns:
+            float32 ``[N]`` fake probabilities in [0, 1].
+
+        Raises:
+            OptionError: another shape or dtype than the model takes.
+            ServerError: the server failed.
+        """
+        model = await self.model()
+        expected = (model.spec.input_height_px, model.spec.input_width_px, 3)
+        if faces.ndim != 4 or faces.shape[1:] != expected or faces.dtype != np.uint8:
+            height, width, channels = expected
+            raise OptionError(
+                f"faces must be uint8 [N, {height}, {width}, {channels}], got {faces.dtype} {list(faces.shape)}"
+            )
+        if len(faces) == 0:
+            return np.empty(0, np.float32)
+        return await infer_in_chunks(self._transport, model, faces)
+
+    async def explain(
+        self,
+        verdict: Verdict,
+        source: Source | None = None,
+        *,
+        top: int = 3,
+        explainer: Explainer | None = None,
+        options: ExplainOptions | None = None,
+        precision: str = "fp32",
+        tensorrt: bool = False,
+    ) -> tuple[ExplainedFace, ...]:
+        """Show where the model saw the fake in the most suspicious faces of a verdict.
+
+        Args:
+            verdict: what `analyze` returned.
+            source: the input again; the path that the verdict names when None.
+            top: at most that many faces of each track.
+            explainer: see `deepfake_client.explain.open_explainer`; the service at its default address when None.
+            options: method, layer and extra checks.
+            precision: of the served model; decides how far its score may be from PyTorch's.
+            tensorrt: whether a TensorRT plan is served.
+
+        Raises:
+            InputError: the input cannot be opened, an option is wrong, or no face was scored.
+            ExplainDisagreementError: the heatmap would not explain the served score.
+            ServerError: server or service cannot be reached or failed.
+        """
+        source = verdict.source if source is None else source
+        media = await asyncio.to_thread(open_source, source)
+        try:
+            return await explain_verdict(
+                self, verdict, media, explainer=explainer or ServiceExplainer(), top=top, options=options,
+                precision=precision, tensorrt=tensorrt,
+            )  # fmt: skip
+        finally:
+            if media is not source:
+                await asyncio.to_thread(media.close)
+
+    def _the_detector(self) -> FaceDetector:
+        with self._detector_lock:
+            if self._detector is None:
+                # Loaded here and not with this module: it brings ONNX Runtime, which scoring alone never needs.
+                from deepfake_preprocess.mtcnn import MtcnnDetector
+
+                self._detector = MtcnnDetector()
+            return self._detector

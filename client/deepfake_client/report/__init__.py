@@ -1,0 +1,9 @@
+"""Reports for people (`deepfake analyze --report`): one self-contained HTML page per input, plots as PNG, an index.
+
+Needs the extra ``report`` (jinja2, matplotlib). Modules: `pictures` looks at the source again, `plots` draws,
+`page` writes the files.
+"""
+
+from deepfake_client.report.page import ReportContext, page_path, write_index, write_page
+
+__all__ = ["ReportContext", "page_path", "write_index", "write_page"]

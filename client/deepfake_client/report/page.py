@@ -1,0 +1,230 @@
+"""Writes the files of a report: a folder per input with its page and plots, and the index of them all.
+
+A page needs nothing but itself: styles and pictures are inside, no script is needed, nothing is fetched. Whatever
+comes from an input (its name above all) passes through Jinja's escaping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from deepfake_client.outcome import Outcome
+from deepfake_client.render import notes
+from deepfake_client.report.pictures import Pictures, data_uri, take_pictures
+from deepfake_client.report.plots import timeline_svg, track_looks, write_frame_analysis, write_timeline
+from deepfake_client.verdict import FaceScore, Label, Track, Verdict
+from deepfake_preprocess.sampling import Sampling
+from deepfake_preprocess.spec import ModelSpec
+
+PAGE_NAME = "report.html"
+INDEX_NAME = "index.html"
+_MAX_STEM = 60
+
+_templates = jinja2.Environment(
+    loader=jinja2.PackageLoader("deepfake_client.report"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+_templates.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
+_templates.filters["percent"] = lambda value: f"{100 * value:.2f}%"
+_templates.filters["seconds"] = lambda value: f"{value:.2f} s"
+_templates.filters["words"] = lambda value: str(value).replace("_", " ")
+# A file name that is not UTF-8 cannot be written into a page as it is.
+_templates.filters["plain"] = lambda text: text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class ReportContext:
+    """What a report says beside the verdict.
+
+    Attributes:
+        spec: contract of the model that scored.
+        sampling: which frames were taken.
+        aggregation: how a face's frames became its score.
+    """
+
+    spec: ModelSpec
+    sampling: Sampling
+    aggregation: str
+
+
+def folder_name(source: str) -> str:
+    """Return the name of the folder for `source`: readable, safe on any file system, another one for any source."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).name)[:_MAX_STEM].strip("._-") or "input"
+    return f"{stem}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:8]}"
+
+
+def page_path(source: str, directory: Path) -> Path:
+    """Return where the page of `source` is, or will be."""
+    return directory / folder_name(source) / PAGE_NAME
+
+
+def write_page(verdict: Verdict, directory: Path, context: ReportContext) -> Path:
+    """Write page, plots and JSON of one verdict into a folder of its own in `directory`.
+
+    Args:
+        verdict: what to report; its `source` is opened once more for the pictures, where it is a file.
+        directory: where the reports lie; made when it is not there.
+        context: what else is said.
+
+    Returns:
+        Path of the page, which is written last: where it is, the rest is complete.
+    """
+    path = page_path(verdict.source, directory)
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = take_pictures(verdict, verdict.source, context.spec)
+    write_timeline(verdict, folder / "confidence_timeline.png")
+    write_frame_analysis(verdict, pictures.shots, folder / "frame_analysis.png")
+    (folder / "verdict.json").write_text(json.dumps(verdict.to_dict(), indent=2) + "\n", encoding="utf-8")
+    page = _templates.get_template("page.html.j2").render(
+        verdict=verdict,
+        name=Path(verdict.source).name or verdict.source,
+        headline=_headline(verdict),
+        timeline=Markup(timeline_svg(verdict)),
+        timeline_text=_timeline_text(verdict),
+        faces=_face_cards(pictures),
+        pictures=pictures,
+        tracks=_track_rows(verdict),
+        context=context,
+        sampling=_sampling_text(context.sampling),
+        untrained="UNTRAINED" in context.spec.training_data,
+        warnings=_warnings(verdict),
+        stages=_stages(verdict),
+        version=metadata.version("deepfake-serving"),
+    )
+    return _write(path, page)
+
+
+def write_index(outcomes: Sequence[Outcome], directory: Path) -> Path:
+    """Write the index of all inputs, most suspicious first, with a link to each page that is in `directory`.
+
+    Returns:
+        Path of the index.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    verdicts = [outcome.verdict for outcome in outcomes if outcome.verdict is not None]
+    verdicts.sort(key=_suspicion, reverse=True)
+    rows = [(verdict, _link(directory, verdict.source)) for verdict in verdicts]
+    counts = [(label, sum(verdict.label is label for verdict in verdicts)) for label in (*Label,)]
+    page = _templates.get_template("index.html.j2").render(
+        rows=rows,
+        failures=[outcome for outcome in outcomes if outcome.error is not None],
+        counts=counts,
+        models=list(dict.fromkeys(verdict.model for verdict in verdicts)),
+        version=metadata.version("deepfake-serving"),
+    )
+    return _write(directory / INDEX_NAME, page)
+
+
+def _link(directory: Path, source: str) -> str | None:
+    path = page_path(source, directory)
+    return path.relative_to(directory).as_posix() if path.exists() else None
+
+
+def _suspicion(verdict: Verdict) -> tuple[bool, float]:
+    return verdict.label is Label.FAKE, -1.0 if verdict.fake_probability is None else verdict.fake_probability
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a text so that a reader finds the old one or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _headline(verdict: Verdict) -> str:
+    if verdict.reason is not None:
+        return f"No verdict: {verdict.reason.value.replace('_', ' ')}. {verdict.detail}".strip()
+    side = "at or above" if verdict.label is Label.FAKE else "below"
+    return (
+        f"The most suspicious face (face {verdict.deciding_track}) has a fake probability of "
+        f"{verdict.fake_probability:.3f}, {side} the threshold of {verdict.threshold:g}."
+    )
+
+
+def _timeline_text(verdict: Verdict) -> str:
+    """Say in words what the plot shows."""
+    lines = [
+        f"face {track.track}: {track.fake_probability:.3f} over {track.num_frames} frames from "
+        f"{track.first_pts_seconds:.2f} to {track.last_pts_seconds:.2f} seconds"
+        for track in verdict.tracks
+    ]
+    return f"Fake probability of each face over time, threshold {verdict.threshold:g}. " + (
+        "; ".join(lines) if lines else "No face was scored"
+    )
+
+
+def _face_cards(pictures: Pictures) -> list[dict[str, Any]]:
+    return [
+        {"uri": data_uri(item.image_rgb), "face": item.face, "pts_seconds": item.pts_seconds}
+        for item in pictures.faces
+    ]
+
+
+def _track_rows(verdict: Verdict) -> list[dict[str, Any]]:
+    looks = track_looks(verdict)
+    rows = []
+    for track in sorted(verdict.tracks, key=lambda track: (not track.counted, -track.fake_probability)):
+        faces = [face for frame in verdict.frames for face in frame.faces if face.track == track.track]
+        rows.append(
+            {"track": track, "color": looks[track.track][0], "concerns": _concerns(faces)} | _used(track, faces)
+        )
+    return rows
+
+
+def _used(track: Track, faces: Sequence[FaceScore]) -> dict[str, int]:
+    left_out = sum(face.fake_probability is not None and face.weight == 0 for face in faces)
+    unscored = sum(face.fake_probability is None for face in faces)
+    return {"left_out": left_out, "unscored": unscored}
+
+
+def _concerns(faces: Sequence[FaceScore]) -> str:
+    """Return the concerns of a track's faces with the number of frames, most frequent first."""
+    counts: dict[str, int] = {}
+    for face in faces:
+        for concern in face.concerns:
+            name = concern.value.replace("_", " ")
+            counts[name] = counts.get(name, 0) + 1
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} ({count})" for name, count in ranked) or "none"
+
+
+def _sampling_text(sampling: Sampling) -> str:
+    where = "evenly spaced in time" if sampling.mode == "uniform" else "near keyframes (fast sampling)"
+    if sampling.fps is not None:
+        return f"{sampling.fps:g} frames per second, {where}"
+    return f"{sampling.num_frames} frames, {where}"
+
+
+def _warnings(verdict: Verdict) -> list[str]:
+    detail = [verdict.detail] if verdict.detail and verdict.reason is None else []
+    return [*(f"{note}." for note in notes(verdict)), *detail]
+
+
+def _stages(verdict: Verdict) -> list[tuple[str, float, float]]:
+    """Return name, seconds and share of the total of each stage."""
+    timing = verdict.timing
+    total = timing.total_s or 1.0
+    stages = (
+        ("decode", timing.decode_s),
+        ("detect faces", timing.detect_s),
+        ("crop", timing.crop_s),
+        ("server", timing.infer_s),
+        ("aggregate", timing.aggregate_s),
+    )
+    return [(name, seconds, min(1.0, seconds / total)) for name, seconds in stages]

@@ -1,0 +1,126 @@
+"""The pictures of a report: what the model saw of the most suspicious faces, and the frames they come from."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_client.evidence import Pick, cut_out, suspicious_faces
+from deepfake_client.inputs import open_source
+from deepfake_client.verdict import FaceScore, FrameResult, Verdict
+from deepfake_preprocess.errors import InputError
+from deepfake_preprocess.frame import Frame
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.video import Sampling
+
+MAX_CROPS = 12
+"""Faces on a page; what a person looks through."""
+CROPS_PER_TRACK = 4
+MAX_FRAMES = 8
+"""Whole frames in `frame_analysis.png`."""
+FRAME_WIDTH_PX = 480
+_JPEG_QUALITY = 88
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shot:
+    """A whole frame in small.
+
+    Attributes:
+        result: what was found in it.
+        image_rgb: uint8 ``[H, W, 3]``, at most `FRAME_WIDTH_PX` wide.
+        scale: size of the picture divided by that of the frame; boxes times this lie on the picture.
+    """
+
+    result: FrameResult
+    image_rgb: NDArray[np.uint8]
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FacePicture:
+    """A face as the model saw it.
+
+    Attributes:
+        pts_seconds: time of its frame.
+        face: its scores.
+        image_rgb: uint8 ``[H, W, 3]`` RGB crop.
+    """
+
+    pts_seconds: float
+    face: FaceScore
+    image_rgb: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Faces with the highest score first, and frames in order of time; `problem` says why there are none."""
+
+    faces: tuple[FacePicture, ...] = ()
+    shots: tuple[Shot, ...] = ()
+    problem: str = ""
+
+
+def take_pictures(verdict: Verdict, source: str, spec: ModelSpec) -> Pictures:
+    """Decode the most suspicious moments of `source` again; some frames without a face where no face was scored."""
+    try:
+        picks = _spread(suspicious_faces(verdict, per_track=CROPS_PER_TRACK))
+        return _of_picks(verdict, picks, source, spec) if picks else _of_frames(verdict, source)
+    except InputError as exc:
+        return Pictures(problem=f"The input could not be opened again for this report: {exc}")
+
+
+def data_uri(image_rgb: NDArray[np.uint8]) -> str:
+    """Return a uint8 ``[H, W, 3]`` RGB picture as a JPEG in a ``data:`` address."""
+    bgr = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+
+
+def _spread(picks: tuple[Pick, ...]) -> list[Pick]:
+    """Return at most `MAX_CROPS` picks in which every track has its turn, those of a track in their order."""
+    rank: dict[int, int] = {}
+    turns = []
+    for position, pick in enumerate(picks):
+        turn = rank[pick.face.track] = rank.get(pick.face.track, -1) + 1
+        turns.append((turn, position))
+    return [picks[position] for _, position in sorted(turns)[:MAX_CROPS]]
+
+
+def _of_picks(verdict: Verdict, picks: list[Pick], source: str, spec: ModelSpec) -> Pictures:
+    faces: list[FacePicture] = []
+    shots: dict[int, Shot] = {}
+    wanted = list(dict.fromkeys(pick.frame.index for pick in picks))[:MAX_FRAMES]
+    with open_source(source) as media:
+        for evidence in cut_out(media, picks, spec):
+            result = evidence.pick.frame
+            faces.append(FacePicture(result.pts_seconds, evidence.pick.face, evidence.crop))
+            if result.index in wanted and result.index not in shots:
+                shots[result.index] = _shot(result, evidence.frame)
+    faces.sort(key=lambda picture: -(picture.face.fake_probability or 0.0))
+    return Pictures(tuple(faces), tuple(shots.values()))
+
+
+def _of_frames(verdict: Verdict, source: str) -> Pictures:
+    results = verdict.frames[:: max(1, len(verdict.frames) // MAX_FRAMES)][:MAX_FRAMES]
+    if not results:
+        return Pictures(problem="No frame of the input could be decoded, so there is nothing to show.")
+    times = tuple(result.pts_seconds for result in results)
+    with open_source(source) as media:
+        frames = media.frames(Sampling(num_frames=None, at_seconds=times))
+        shots = tuple(_shot(_nearest(results, frame), frame) for frame in frames)
+    return Pictures(shots=shots)
+
+
+def _nearest(results: tuple[FrameResult, ...], frame: Frame) -> FrameResult:
+    return min(results, key=lambda result: abs(result.pts_seconds - frame.pts_seconds))
+
+
+def _shot(result: FrameResult, frame: Frame) -> Shot:
+    scale = min(1.0, FRAME_WIDTH_PX / frame.width_px)
+    size_wh = max(1, round(frame.width_px * scale)), max(1, round(frame.height_px * scale))
+    return Shot(result, frame.to_rgb(size_wh), scale)

@@ -1,0 +1,201 @@
+"""The plots of a report: scores over time, and the most suspicious frames with their boxes.
+
+Figures are made without `matplotlib.pyplot`, so nothing is kept between reports and no display is needed.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from deepfake_client.report.pictures import Shot
+from deepfake_client.verdict import FaceScore, Verdict
+
+COLORS = ("#0077bb", "#ee7733", "#009988", "#aa3377", "#33bbee", "#887700")
+"""Of the tracks, most suspicious first; told apart by colour-blind people too (after Paul Tol's vibrant scheme)."""
+OTHER_COLOR = "#999999"
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""Of the tracks: colour is never the only difference."""
+_INK = "#1f2328"
+_FAKE_COLOR, _REAL_COLOR = "#c62f3c", "#2f7d4f"
+_DPI = 120
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "deepfake",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+}
+
+
+def timeline_svg(verdict: Verdict) -> str:
+    """Return the scores over time as an ``<svg>`` element whose ink is the text colour of the page around it."""
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        _timeline(verdict).savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
+    return svg.replace("xlink:href", "href").replace(_INK, "currentColor")
+
+
+def write_timeline(verdict: Verdict, path: Path) -> None:
+    """Write the scores over time as a PNG."""
+    with mpl.rc_context(_STYLE):
+        figure = _timeline(verdict)
+        figure.axes[0].set_title(_title(verdict), loc="left", fontweight="bold")
+        figure.savefig(path, format="png", dpi=_DPI, facecolor="white")
+
+
+def write_frame_analysis(verdict: Verdict, shots: Sequence[Shot], path: Path) -> None:
+    """Write a PNG of whole frames with boxes and scores, above one bar for each sampled frame."""
+    columns = min(4, max(1, len(shots)))
+    rows = -(-len(shots) // columns)
+    aspect = max((shot.image_rgb.shape[0] / shot.image_rgb.shape[1] for shot in shots), default=0.0)
+    width = 11.0
+    picture_height = min(width / max(columns, 3) * aspect + 0.3, 4.5)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, rows * picture_height + 3.0), layout="constrained")
+        grid = figure.add_gridspec(rows + 1, columns, height_ratios=[picture_height] * rows + [2.4])
+        for number in range(rows * columns):
+            axes = figure.add_subplot(grid[number // columns, number % columns])
+            axes.axis("off")
+            if number < len(shots):
+                _draw_shot(axes, shots[number], verdict.threshold)
+        _draw_bars(figure.add_subplot(grid[rows, :]), verdict)
+        figure.suptitle(_title(verdict), x=0.01, ha="left", fontweight="bold")
+        figure.savefig(path, format="png", dpi=_DPI, facecolor="white")
+
+
+def track_looks(verdict: Verdict) -> dict[int, tuple[str, str]]:
+    """Return colour and marker of each track; the most suspicious ones have looks of their own."""
+    ranked = sorted(verdict.tracks, key=lambda track: (not track.counted, -track.fake_probability))
+    looks = dict(zip((track.track for track in ranked), zip(COLORS, MARKERS, strict=True), strict=False))
+    return {track.track: looks.get(track.track, (OTHER_COLOR, ".")) for track in verdict.tracks}
+
+
+def _title(verdict: Verdict) -> str:
+    if verdict.fake_probability is None:
+        return f"{verdict.label.value}: {verdict.reason}"
+    return f"{verdict.label.value}: fake probability {verdict.fake_probability:.3f}, threshold {verdict.threshold:g}"
+
+
+def _timeline(verdict: Verdict) -> Figure:
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhspan(verdict.threshold, 1.04, color=_FAKE_COLOR, alpha=0.06, linewidth=0)
+    axes.axhline(
+        verdict.threshold, color=_FAKE_COLOR, linestyle="--", linewidth=1.2,
+        label=f"threshold {verdict.threshold:g}: FAKE at or above",
+    )  # fmt: skip
+    looks = track_looks(verdict)
+    _draw_interval(axes, verdict, looks)
+    _draw_tracks(axes, verdict, looks)
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_xlabel("time in seconds")
+    axes.set_ylabel("fake probability")
+    axes.grid(axis="y", color=OTHER_COLOR, alpha=0.25, linewidth=0.6)
+    _widen_single_moment(axes, verdict)
+    figure.legend(loc="outside lower left", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_interval(axes: Axes, verdict: Verdict, looks: dict[int, tuple[str, str]]) -> None:
+    deciding = next((track for track in verdict.tracks if track.track == verdict.deciding_track), None)
+    if deciding is None or verdict.interval is None:
+        return
+    axes.fill_between(
+        [deciding.first_pts_seconds, deciding.last_pts_seconds],
+        verdict.interval.low,
+        verdict.interval.high,
+        color=looks[deciding.track][0],
+        alpha=0.14,
+        linewidth=0,
+        label=f"95% interval of face {deciding.track}",
+    )
+
+
+def _draw_tracks(axes: Axes, verdict: Verdict, looks: dict[int, tuple[str, str]]) -> None:
+    points: dict[int, list[tuple[float, FaceScore]]] = {}
+    for frame in verdict.frames:
+        for face in frame.faces:
+            points.setdefault(face.track, []).append((frame.pts_seconds, face))
+    left_out: list[tuple[float, float]] = []
+    for track, seen in sorted(points.items()):
+        color, marker = looks.get(track, (OTHER_COLOR, "."))
+        used = [(time, face.fake_probability or 0.0) for time, face in seen if _takes_part(face)]
+        left_out += [
+            (time, face.fake_probability)
+            for time, face in seen
+            if face.fake_probability is not None and not _takes_part(face)
+        ]
+        if used:
+            style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5, "linewidth": 1.4}
+            named = color != OTHER_COLOR
+            axes.plot(*zip(*used, strict=True), label=f"face {track}" if named else None, **style)
+    if left_out:
+        axes.plot(
+            *zip(*left_out, strict=True), "x", color=OTHER_COLOR, markersize=6, markeredgewidth=1.4,
+            label="left out (weight 0)",
+        )  # fmt: skip
+    bare = [frame.pts_seconds for frame in verdict.frames if not frame.faces]
+    if bare:
+        axes.plot(bare, [-0.02] * len(bare), "|", color=OTHER_COLOR, markersize=7, label="no face")
+
+
+def _widen_single_moment(axes: Axes, verdict: Verdict) -> None:
+    times = {frame.pts_seconds for frame in verdict.frames}
+    if len(times) < 2:
+        centre = next(iter(times), 0.0)
+        axes.set_xlim(centre - 0.5, centre + 0.5)
+
+
+def _takes_part(face: FaceScore) -> bool:
+    return face.fake_probability is not None and face.weight > 0
+
+
+def _draw_shot(axes: Axes, shot: Shot, threshold: float) -> None:
+    axes.imshow(shot.image_rgb)
+    axes.set_title(f"{shot.result.pts_seconds:.2f} s (face: score)", fontsize=9, loc="left")
+    for face in shot.result.faces:
+        color = _color_of(face, threshold)
+        left, top, right, bottom = (value * shot.scale for value in face.box_xyxy)
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=1.8))
+        score = "not scored" if face.fake_probability is None else f"{face.fake_probability:.2f}"
+        axes.text(
+            left, top - 3, f"{face.track}: {score}", color="white", fontsize=7.5, va="bottom", clip_on=True,
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
+
+
+def _draw_bars(axes: Axes, verdict: Verdict) -> None:
+    for position, frame in enumerate(verdict.frames):
+        scored = [face for face in frame.faces if face.fake_probability is not None]
+        if not scored:
+            axes.plot(position, 0.01, "|", color=OTHER_COLOR, markersize=6)
+            continue
+        highest = max(scored, key=lambda face: (_takes_part(face), face.fake_probability))
+        axes.bar(position, highest.fake_probability or 0.0, width=0.8, color=_color_of(highest, verdict.threshold))
+    axes.axhline(verdict.threshold, color=_INK, linestyle="--", linewidth=1)
+    ticks = range(0, len(verdict.frames), max(1, len(verdict.frames) // 12))
+    axes.set_xticks(list(ticks), [f"{verdict.frames[tick].pts_seconds:.1f}" for tick in ticks])
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(-0.7, max(1, len(verdict.frames)) - 0.3)
+    axes.set_xlabel("sampled frames, by time in seconds")
+    axes.set_ylabel("highest fake probability")
+
+
+def _color_of(face: FaceScore, threshold: float) -> str:
+    if face.fake_probability is None or not _takes_part(face):
+        return "#777777"
+    return _FAKE_COLOR if face.fake_probability >= threshold else _REAL_COLOR

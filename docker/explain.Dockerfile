@@ -1,0 +1,16 @@
+# The explain service: heatmaps from a PyTorch checkpoint, beside Triton and never in its way.
+FROM python:3.12-slim
+
+# Everything the wheel is made of: its build fails where a folder is missing.
+COPY pyproject.toml constraints.txt README.md LICENSE /src/
+COPY preprocess /src/preprocess
+COPY client /src/client
+COPY serve /src/serve
+COPY export /src/export
+COPY explain /src/explain
+COPY training /src/training
+COPY benchmarks /src/benchmarks
+RUN pip install --no-cache-dir -c /src/constraints.txt "/src[explain]" && rm -rf /src
+RUN useradd --system --no-create-home explain
+USER explain
+ENTRYPOINT ["deepfake", "explain-serve"]

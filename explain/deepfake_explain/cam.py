@@ -1,0 +1,105 @@
+"""Class activation maps of one network, computed by `pytorch-grad-cam`; only what surrounds the call is ours.
+
+The target is the network's own output for "fake" before sigmoid or softmax, as the papers have it: the one logit of
+a ``sigmoid`` head (negated where a positive one means real), or of a ``softmax`` head the logit of the fake class.
+A probability would do no better: its gradient is the logit's times p(1 - p), which vanishes where a detector is sure.
+
+The network below the target layer needs no gradients, because the layer's output is where they end. So the pass up
+to it records nothing, and no parameter ever gets a gradient. The maps are the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
+from pytorch_grad_cam.base_cam import BaseCAM
+from torch import Tensor, nn
+
+from deepfake_client.explain_types import METHODS
+from deepfake_explain.target_layer import TargetLayer
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.spec import Head
+
+CAMS: dict[str, type[BaseCAM]] = {
+    "grad-cam": GradCAM,
+    "grad-cam++": GradCAMPlusPlus,
+    "eigen-cam": EigenCAM,
+    "layer-cam": LayerCAM,
+    "hires-cam": HiResCAM,
+}
+"""By name. Grad-CAM: Selvaraju et al., ICCV 2017. Grad-CAM++: Chattopadhay et al., WACV 2018. Eigen-CAM: Muhammad and
+Yeasin, IJCNN 2020 (looks at the features only, not at the score). Layer-CAM: Jiang et al., IEEE TIP 2021. HiRes-CAM:
+Draelos and Carin, arXiv:2011.08891."""
+assert tuple(CAMS) == METHODS
+
+
+@dataclass(frozen=True, slots=True)
+class FakeTarget:
+    """`pytorch-grad-cam`'s target: from one sample's outputs to the number that the map explains."""
+
+    head: Head
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Return the fake logit of one sample's outputs, ``[num_logits]`` (or a scalar)."""
+        if self.head.kind == "softmax":
+            return outputs[self.head.fake_index]
+        logit = outputs.reshape(-1)[0]
+        return logit if self.head.fake_index == 1 else -logit
+
+
+def check_method(method: str) -> None:
+    """Do nothing for a known method.
+
+    Raises:
+        OptionError: it is unknown.
+    """
+    if method not in CAMS:
+        raise OptionError(f"method is {method!r}; allowed: {', '.join(CAMS)}")
+
+
+def heatmaps_of(
+    network: nn.Module, inputs: Tensor, layer: TargetLayer, head: Head, method: str
+) -> tuple[NDArray[np.float32], Tensor]:
+    """Compute the heatmaps of one batch.
+
+    Args:
+        network: in eval mode, its parameters without `requires_grad`; nobody else may use it meanwhile.
+        inputs: ``[N, C, H, W]`` on the network's device.
+        layer: a layer of `network`.
+        head: what the outputs mean.
+        method: a name of `CAMS`.
+
+    Returns:
+        float32 ``[N, H, W]`` in [0, 1], each scaled to its own largest value; and the network's outputs.
+
+    Raises:
+        OptionError: the method is unknown.
+    """
+    check_method(method)
+    with _gradients_end_at(layer.module):
+        cam: Any = CAMS[method](network, [layer.module], reshape_transform=layer.reshape)
+        # Not as a context manager: that one swallows an IndexError and prints it.
+        try:
+            maps = cam(inputs, [FakeTarget(head)] * len(inputs))
+            outputs: Tensor = cam.outputs.detach()
+        finally:
+            cam.activations_and_grads.release()
+    return np.asarray(maps, dtype=np.float32), outputs
+
+
+@contextmanager
+def _gradients_end_at(module: nn.Module) -> Iterator[None]:
+    # A copy, because an in-place activation behind the layer may not change a tensor that gradients end at.
+    handle = module.register_forward_hook(lambda _module, _inputs, output: output.detach().requires_grad_().clone())
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        handle.remove()

@@ -1,0 +1,348 @@
+"""Sources that are still going on: files that grow, addresses, cameras. `open_live` yields their frames as they come.
+
+Unlike `deepfake_preprocess.video` nothing is sought, read ahead or read twice. Frames are taken at a rate, and times
+run on where a source restarts its clock. All of it happens in the thread that asks for the next frame; whoever calls
+decides in which.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from math import floor, inf
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import av
+
+from deepfake_preprocess.decoding import DecodeStats
+from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
+from deepfake_preprocess.frame import Frame
+from deepfake_preprocess.planar import PlanarFrame
+from deepfake_preprocess.remote import TIMEOUT_S, is_url, open_live_url, url_errors, without_password
+from deepfake_preprocess.sampling import Sampling
+from deepfake_preprocess.video import (
+    CONTAINERS,
+    MAX_PIXELS,
+    Media,
+    check_size,
+    foreign_errors,
+    video_stream,
+)
+
+DEFAULT_IDLE_S: Final = 5.0
+DEFAULT_RECONNECTS: Final = 5
+_POLL_S: Final = 0.05
+_MAX_GAP_S: Final = 60.0
+"""A clock that jumps further ahead, or back, was set anew."""
+_FIRST_PAUSE_S: Final = 0.5
+_ASSUMED_FPS: Final = 25.0
+_BOX_HEADER_BYTES: Final = 16
+_MAX_BOXES: Final = 64
+
+_Opened: TypeAlias = AbstractContextManager[av.container.InputContainer]
+
+
+@dataclass(slots=True)
+class LiveSource:
+    """Frames as they come. Made by `open_live`; nothing is opened before the first frame is asked for.
+
+    Attributes:
+        name: what it is called in messages and reports.
+        can_wait: whether it loses nothing when nobody takes its frames for a while; for an address known only
+            once the first frame has come.
+        stats: what decoding has done so far.
+        frames: the frames, in order of time; close it to let go of everything.
+    """
+
+    name: str
+    can_wait: bool
+    stats: DecodeStats = field(default_factory=DecodeStats)
+    frames: Generator[Frame, None, None] = field(init=False)
+
+
+def open_live(
+    source: str | os.PathLike[str],
+    *,
+    fps: float,
+    stop: threading.Event,
+    idle_s: float = DEFAULT_IDLE_S,
+    reconnects: int = DEFAULT_RECONNECTS,
+    timeout_s: float = TIMEOUT_S,
+) -> LiveSource:
+    """Describe a source that may still be going on.
+
+    Args:
+        source: a file, which is read on as it grows; an address (http, https, rtsp; HLS playlists as well); or a
+            camera (``/dev/video0``).
+        fps: frames taken per second of the source's own time.
+        stop: set to end the frames; what waits ends within fractions of a second, a stalled read within `timeout_s`.
+        idle_s: a file ends when it has not grown for so long.
+        reconnects: how often in a row an address is opened again after it broke off or stalled.
+        timeout_s: how long opening an address or a camera, and each read, may take.
+
+    Raises:
+        OptionError: a value is out of its range.
+        MediaNotFoundError: there is no such file or camera.
+        MediaOpenError: a folder. Everything else is raised with the first frame.
+    """
+    if not 0 <= idle_s < inf:
+        raise OptionError(f"idle_s is {idle_s!r}; allowed: a number from 0")
+    if reconnects < 0:
+        raise OptionError(f"reconnects is {reconnects!r}; allowed: a whole number from 0")
+    if not 0 < timeout_s < inf:
+        raise OptionError(f"the timeout of a source is {timeout_s!r} s; allowed: a number above 0")
+    text = os.fspath(source)
+    name = without_password(text)
+    if is_url(text):
+        live = LiveSource(name, can_wait=False)
+        live.frames = _Decoder(live, fps, stop).reconnecting(text, reconnects, timeout_s)
+        return live
+    path = Path(text)
+    if not path.exists():
+        raise MediaNotFoundError(f"there is no file or camera {text!r}; check the path")
+    if path.is_dir():
+        raise MediaOpenError(f"{text} is a folder; name a file in it")
+    if stat.S_ISCHR(path.stat().st_mode):
+        live = LiveSource(name, can_wait=False)
+        live.frames = _Decoder(live, fps, stop).once(lambda: _open_camera(text, timeout_s))
+    else:
+        live = LiveSource(name, can_wait=True)
+        live.frames = _Decoder(live, fps, stop).once(lambda: _growing(path, idle_s, stop))
+    return live
+
+
+def live_media(
+    opened: Callable[[], AbstractContextManager[Media]], *, name: str, fps: float, stop: threading.Event
+) -> LiveSource:
+    """Describe what is no file, address or camera: frames of an application, data in memory, an opened `Media`.
+
+    Args:
+        opened: opens it, which may wait for its first frame, and closes it in the end.
+        name: what to call it in messages and reports.
+        fps: frames taken per second of its own time.
+        stop: set to end the frames.
+    """
+    live = LiveSource(name, can_wait=True)
+
+    def frames() -> Generator[Frame, None, None]:
+        with opened() as media:
+            live.stats = media.stats
+            for frame in media.frames(Sampling(num_frames=None, fps=fps)):
+                if stop.is_set():
+                    return
+                yield frame
+
+    live.frames = frames()
+    return live
+
+
+class _Clock:
+    """Turns the times of a stream into seconds from its start that never run back, whatever the stream does."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._offset = 0.0
+
+    def read(self, time_s: float | None, step_s: float) -> float:
+        """Return the time of the next picture; `step_s` after the one before where its own cannot be used."""
+        following = 0.0 if self._last is None else self._last + step_s
+        if time_s is None:
+            now = following
+        else:
+            now = time_s + self._offset
+            if self._last is None or not self._last < now <= self._last + _MAX_GAP_S:
+                self._offset = following - time_s
+                now = following
+        self._last = now
+        return now
+
+
+class _Decoder:
+    """Decodes one container after another as one stream."""
+
+    def __init__(self, live: LiveSource, fps: float, stop: threading.Event) -> None:
+        self._live = live
+        self._fps = fps
+        self._stop = stop
+        self._clock = _Clock()
+        self._index = -1
+        self._target = 0
+
+    def once(self, opened: Callable[[], _Opened]) -> Generator[Frame, None, None]:
+        """Yield the frames of a container up to its end."""
+        with opened() as container, foreign_errors(self._live.name):
+            yield from self._frames(container)
+
+    def reconnecting(self, url: str, reconnects: int, timeout_s: float) -> Generator[Frame, None, None]:
+        """Yield the frames of an address, opening it again where it breaks off."""
+        failures = 0
+        while True:
+            try:
+                with open_live_url(url, timeout_s=timeout_s) as container:
+                    self._live.can_wait = container.duration is not None
+                    with url_errors(self._live.name, timeout_s):
+                        for frame in self._frames(container):
+                            failures = 0
+                            yield frame
+            except MediaOpenError as exc:
+                if self._index < 0 or failures >= reconnects or self._stop.is_set():
+                    if not failures:
+                        raise
+                    raise MediaOpenError(
+                        f"{self._live.name} broke off and could not be opened again (attempts: {failures}): {exc}"
+                    ) from exc
+            else:
+                # A camera never ends by itself.
+                if not url.lower().startswith("rtsp") or failures >= reconnects or self._stop.is_set():
+                    return
+            failures += 1
+            self._stop.wait(_FIRST_PAUSE_S * 2 ** (failures - 1))
+
+    def _frames(self, container: av.container.InputContainer) -> Iterator[Frame]:
+        stream = video_stream(container)
+        context = None if stream is None else stream.codec_context
+        if stream is None or context is None:
+            raise MediaOpenError(f"{self._live.name} has no video stream that we can decode")
+        check_size(context.width, context.height, self._live.name)
+        context.options = {"max_pixels": str(MAX_PIXELS)}
+        context.thread_type = "AUTO"
+        rate = stream.average_rate or stream.guessed_rate
+        step_s = 1 / float(rate) if rate else 1 / _ASSUMED_FPS
+        packets = container.demux(stream)
+        while not self._stop.is_set():
+            started = time.perf_counter()
+            packet = next(packets, None)
+            pictures = [] if packet is None else self._decode(context, packet)
+            self._live.stats.decode_s += time.perf_counter() - started
+            if packet is None:
+                return
+            for picture in pictures:
+                time_s = (
+                    None if picture.pts is None or not picture.time_base else float(picture.pts * picture.time_base)
+                )
+                self._index += 1
+                pts_seconds = self._clock.read(time_s, step_s)
+                number = floor(pts_seconds * self._fps + 1e-6)
+                if number >= self._target:
+                    self._target = number + 1
+                    self._live.stats.frames_sampled += 1
+                    yield PlanarFrame.of(picture, index=self._index, pts_seconds=pts_seconds)
+
+    def _decode(self, context: av.VideoCodecContext, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame]:
+        stats = self._live.stats
+        try:
+            pictures = context.decode(packet)
+        except av.error.EOFError:
+            return []
+        except av.error.FFmpegError:
+            stats.packets_corrupt += 1
+            return []
+        stats.frames_decoded += len(pictures)
+        # Pictures patched up after damage look like forgeries.
+        sound = [picture for picture in pictures if not picture.is_corrupt]
+        stats.packets_corrupt += len(pictures) - len(sound)
+        return sound
+
+
+def _open_camera(path: str, timeout_s: float) -> av.container.InputContainer:
+    try:
+        return av.open(path, mode="r", format="v4l2", timeout=(timeout_s, timeout_s))
+    except (av.error.FFmpegError, OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc)
+        raise MediaOpenError(
+            f"the camera {path} cannot be opened ({reason}); is it a video camera, is it free, and may you read it?"
+        ) from exc
+
+
+class _GrowingFile:
+    """What PyAV needs of a file: `read`, which at the end waits for more. It cannot be sought in."""
+
+    def __init__(self, path: Path, idle_s: float, stop: threading.Event) -> None:
+        self.name = str(path)
+        self._file = path.open("rb")
+        self._idle_s = idle_s
+        self._stop = stop
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes; nothing when the file has not grown for too long."""
+        deadline = time.monotonic() + self._idle_s
+        while not (data := self._file.read(size)):
+            if time.monotonic() >= deadline or self._stop.wait(_POLL_S):
+                return b""
+        return data
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@contextmanager
+def _growing(path: Path, idle_s: float, stop: threading.Event) -> Iterator[av.container.InputContainer]:
+    file: str | _GrowingFile = f"file:{path}"
+    if not _has_late_index(path, idle_s, stop):
+        file = _GrowingFile(path, idle_s, stop)
+    try:
+        with foreign_errors(str(path)):
+            container = av.open(
+                file, mode="r", container_options={"format_whitelist": CONTAINERS}, metadata_errors="replace"
+            )
+        with container:
+            yield container
+    finally:
+        if isinstance(file, _GrowingFile):
+            file.close()
+
+
+def _has_late_index(path: Path, idle_s: float, stop: threading.Event) -> bool:
+    """Return whether a file is an MP4 or MOV with its index at the end, once that index has been written.
+
+    Such a file can only be read by going back and forth, when it is finished.
+
+    Raises:
+        MediaOpenError: nothing comes, or no index.
+    """
+    deadline = time.monotonic() + idle_s
+    size_seen = 0
+    while True:
+        size = path.stat().st_size
+        boxes = _boxes(path, size)
+        if size >= _BOX_HEADER_BYTES and boxes[:1] != ["ftyp"]:
+            return False
+        if "moov" in boxes:
+            return "mdat" in boxes[: boxes.index("moov")]
+        if size > size_seen:
+            size_seen, deadline = size, time.monotonic() + idle_s
+        if time.monotonic() >= deadline or stop.wait(_POLL_S):
+            what = "an MP4 file without its index, which is written last" if boxes else "empty"
+            raise MediaOpenError(
+                f"{path} is {what}; what is watched while it is written should be MPEG-TS, Matroska or fragmented MP4"
+            )
+
+
+def _boxes(path: Path, size: int) -> list[str]:
+    """Return the types of a file's first top-level boxes; the index ("moov") only when all of it is there.
+
+    ISO/IEC 14496-12, 4.2: a box starts with its size (32 bits, or 1 and 64 bits after the type) and its type. Size 0
+    means up to the end of the file.
+    """
+    types: list[str] = []
+    position = 0
+    with path.open("rb") as file:
+        while position + _BOX_HEADER_BYTES <= size and len(types) < _MAX_BOXES:
+            file.seek(position)
+            header = file.read(_BOX_HEADER_BYTES)
+            length, kind = int.from_bytes(header[:4]), header[4:8].decode("latin-1")
+            if length == 1:
+                length = int.from_bytes(header[8:])
+            if kind != "moov" or position + length <= size:
+                types.append(kind)
+            if length < 8:
+                break
+            position += length
+    return types

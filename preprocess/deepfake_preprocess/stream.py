@@ -1,0 +1,210 @@
+"""Frames that an application hands over as arrays, as a `Media` like any other: `open_frames`.
+
+Checks every array before it goes further, and samples with the same rules as a file. Decodes nothing.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from math import ceil, isfinite
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_preprocess.errors import MediaOpenError, OptionError
+from deepfake_preprocess.frame import ArrayFrame, Frame
+from deepfake_preprocess.sampling import Sampling
+from deepfake_preprocess.video import Media
+
+GivenFrame: TypeAlias = NDArray[np.uint8] | tuple[float, NDArray[np.uint8]]
+"""A uint8 ``[H, W, 3]`` RGB array, or a pair of its time in seconds and the array."""
+
+DEFAULT_FPS: Final = 25.0
+"""Rate at which arrays without times are taken to follow each other."""
+_SAME_S: Final = 1e-6
+"""Times that are closer than this are the same: the difference is rounding."""
+
+
+def open_frames(frames: Iterable[GivenFrame], *, fps: float = DEFAULT_FPS, name: str = "the given frames") -> Media:
+    """Make a `Media` of arrays, to be analyzed like a video; it can be gone through once.
+
+    N frames (`Sampling(num_frames=N)`) are spread evenly over the frames given. Where their number is not known
+    beforehand (a generator), up to 2 N frames are kept until the last has come; by rate
+    (`Sampling(num_frames=None, fps=...)`) each is used as it comes.
+
+    Args:
+        frames: RGB arrays of one size, or pairs of time and array with rising times. The first is taken at once.
+        fps: frames per second, for arrays without times.
+        name: what to call them in messages and reports.
+
+    Raises:
+        OptionError: `fps` is not a positive number.
+        MediaOpenError: there is no frame, or the first is no uint8 ``[H, W, 3]`` RGB array. What is wrong with a
+            later one is raised when it comes.
+    """
+    if not (isfinite(fps) and fps > 0):
+        raise OptionError(f"fps is {fps!r}; allowed: a number above 0")
+    length = operator.length_hint(frames, -1)
+    checked = _checked(iter(frames), fps, name)
+    first = next(checked, None)
+    if first is None:
+        raise MediaOpenError(f"{name}: there is not one frame")
+    return _GivenMedia(
+        name,
+        "video",
+        first.width_px,
+        first.height_px,
+        # Without a length nobody tries to go through them a second time.
+        duration_s=None,
+        frame_rate=fps,
+        codec="rgb24",
+        _given=chain([first], checked),
+        _length=length if length > 0 else None,
+    )
+
+
+def open_array(image_rgb: NDArray[np.uint8], *, name: str = "the given image") -> Media:
+    """Make a `Media` of one uint8 ``[H, W, 3]`` RGB image, or of ``[N, H, W, 3]`` frames (see `open_frames`).
+
+    Raises:
+        MediaOpenError: another dtype or shape.
+    """
+    if image_rgb.ndim == 4 and len(image_rgb):
+        return open_frames(image_rgb, name=name)
+    problem = _problem(image_rgb)
+    if problem:
+        raise MediaOpenError(f"{name} {problem}")
+    height, width = image_rgb.shape[:2]
+    return Media(name, "image", width, height, None, None, "rgb24", _image=image_rgb)
+
+
+@dataclass(slots=True)
+class _GivenMedia(Media):
+    _given: Iterator[ArrayFrame] | None = field(default=None, repr=False)
+    _length: int | None = None
+
+    def close(self) -> None:
+        """Let go of the frames."""
+        self._given = None
+
+    def frames(self, sampling: Sampling | None = None) -> Iterator[Frame]:
+        """See `Media.frames`."""
+        given, self._given = self._given, None
+        if given is None:
+            raise OptionError(f"{self.name} were gone through already; hand them over again")
+        return self._counted(_sampled(self._timed(given), sampling or Sampling(), self._length))
+
+    def _timed(self, given: Iterator[ArrayFrame]) -> Iterator[ArrayFrame]:
+        while True:
+            started = time.perf_counter()
+            frame = next(given, None)
+            self.stats.decode_s += time.perf_counter() - started
+            if frame is None:
+                return
+            self.stats.frames_decoded += 1
+            yield frame
+
+    def _counted(self, frames: Iterator[ArrayFrame]) -> Iterator[Frame]:
+        for frame in frames:
+            self.stats.frames_sampled += 1
+            yield frame
+
+
+def _checked(frames: Iterator[GivenFrame], fps: float, name: str) -> Iterator[ArrayFrame]:
+    first: ArrayFrame | None = None
+    last_pts = float("-inf")
+    for index, item in enumerate(frames):
+        pts_seconds, image = item if isinstance(item, tuple) and len(item) == 2 else (index / fps, item)
+        where = f"{name}: frame {index}"
+        problem = _problem(image)
+        if problem:
+            raise MediaOpenError(f"{where} {problem}")
+        if not (isinstance(pts_seconds, int | float) and isfinite(pts_seconds) and pts_seconds > last_pts):
+            raise MediaOpenError(
+                f"{where} has the time {pts_seconds!r}; times are seconds, each later than the one before"
+            )
+        frame = ArrayFrame.from_rgb(image, index=index, pts_seconds=float(pts_seconds))
+        first = first or frame
+        if (frame.width_px, frame.height_px) != (first.width_px, first.height_px):
+            raise MediaOpenError(
+                f"{where} has {frame.width_px}x{frame.height_px} pixels and the first {first.width_px}x"
+                f"{first.height_px}; give frames of one size"
+            )
+        last_pts = frame.pts_seconds
+        yield frame
+
+
+def _problem(image: object) -> str:
+    """Say what keeps `image` from being a uint8 [H, W, 3] RGB array, and what to do; empty when nothing does."""
+    wanted = "is not a uint8 [H, W, 3] RGB array"
+    if not isinstance(image, np.ndarray):
+        fix = "; for files use analyze_many" if isinstance(image, str | bytes) else "; np.asarray(...) may make one"
+        return f"{wanted} but a {type(image).__name__}{fix}"
+    shape = list(image.shape)
+    if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size:
+        return ""
+    if image.ndim == 3 and image.shape[2] == 4:
+        fix = "leave out alpha with frame[..., :3]"
+    elif image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        fix = "put channels last with frame.transpose(1, 2, 0)"
+    elif image.ndim == 2:
+        fix = "repeat the grey channel with np.repeat(frame[..., None], 3, axis=2)"
+    elif np.issubdtype(image.dtype, np.floating):
+        fix = "values in [0, 1] become it with (frame * 255).round().astype(np.uint8)"
+    else:
+        fix = "from OpenCV, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) makes one"
+    return f"{wanted} but {image.dtype} {shape}; {fix}"
+
+
+def _sampled(frames: Iterator[ArrayFrame], sampling: Sampling, length: int | None) -> Iterator[ArrayFrame]:
+    if sampling.fps is not None:
+        return _on_screen(frames, sampling.fps)
+    num_frames = sampling.num_frames
+    assert num_frames is not None  # one of the two is set
+    if length is None:
+        return _spread(frames, num_frames)
+    positions = _midpoints(num_frames, length)
+    return (frame for frame in frames if frame.index in positions)
+
+
+def _midpoints(num_frames: int, length: int) -> frozenset[int]:
+    return frozenset((2 * part + 1) * length // (2 * num_frames) for part in range(num_frames))
+
+
+def _spread(frames: Iterator[ArrayFrame], num_frames: int) -> Iterator[ArrayFrame]:
+    """Yield `num_frames` evenly spaced frames of an unknown number: when too many are kept, every other one goes."""
+    kept: list[ArrayFrame] = []
+    stride = 1
+    for frame in frames:
+        if frame.index % stride == 0:
+            if len(kept) == 2 * num_frames:
+                del kept[1::2]
+                stride *= 2
+                if frame.index % stride:
+                    continue
+            kept.append(frame)
+    positions = _midpoints(num_frames, len(kept))
+    yield from (frame for position, frame in enumerate(kept) if position in positions)
+
+
+def _on_screen(frames: Iterator[ArrayFrame], fps: float) -> Iterator[ArrayFrame]:
+    """Yield the frames that are on screen at the times 0, 1 / `fps`, 2 / `fps`, ... after the first."""
+    start_s = target_s = gap_s = 0.0
+    held: ArrayFrame | None = None
+    for frame in frames:
+        if held is None:
+            start_s = target_s = frame.pts_seconds
+        else:
+            gap_s = frame.pts_seconds - held.pts_seconds
+            if target_s < frame.pts_seconds - _SAME_S:
+                yield held
+                target_s = start_s + ceil((frame.pts_seconds - _SAME_S - start_s) * fps) / fps
+        held = frame
+    # The last one stays as long as the one before it did.
+    if held is not None and target_s < held.pts_seconds + max(gap_s - _SAME_S, _SAME_S):
+        yield held

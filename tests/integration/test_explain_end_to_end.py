@@ -1,0 +1,88 @@
+"""Checkpoint, export, a real Triton, a clip: what is explained is what is served, here and by the service."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import cv2
+import pytest
+from media import make_clip
+from safetensors.torch import save_file
+
+from deepfake_client import cli
+from deepfake_export import export_checkpoint
+from deepfake_export.demo import build_demo_network
+from deepfake_preprocess.errors import ExplainDisagreementError
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_serve import EmbeddedTriton
+
+SPEC = ModelSpec("small", "timm:test_efficientnet", input_height_px=64, input_width_px=64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explained")
+    network = build_demo_network(SPEC)
+    save_file(network.state_dict(), folder / "small.safetensors")
+    (folder / "small.yaml").write_text(SPEC.to_yaml())
+    export_checkpoint(folder / "small.safetensors", SPEC, folder / "repository", max_batch_size=4)
+    network.classifier.bias.data += 1
+    save_file(network.state_dict(), folder / "other.safetensors")
+    (folder / "other.yaml").write_text(SPEC.to_yaml())
+    make_clip(folder / "clip.mp4", duration_s=1.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def triton(folder):
+    with EmbeddedTriton(folder / "repository") as triton:
+        yield triton
+
+
+def explain(folder, triton, *arguments):
+    """Run `deepfake explain` and return its exit code."""
+    command = ["explain", folder / "clip.mp4", "--url", triton.grpc_url, "--frames", "4", *arguments]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(item) for item in command])
+    return stopped.value.code or 0
+
+
+def test_a_clip_is_explained_with_the_served_checkpoint_and_with_no_other(folder, triton, tmp_path, capsys):
+    code = explain(folder, triton, "--checkpoint", folder / "small.safetensors", "-o", tmp_path, "--top", 2)
+    assert code == 0
+    data = json.loads((tmp_path / "explanation.json").read_text())
+    assert len(data["faces"]) == 2
+    for face in data["faces"]:
+        assert face["layer"] == "bn2"
+        assert face["served_probability"] == pytest.approx(face["fake_probability"], abs=1e-4)
+        assert face["checkpoint_sha256"] == data["model"]["checkpoint_sha256"]
+    assert cv2.imread(str(tmp_path / data["contact_sheet"])).shape[1] > 900
+    capsys.readouterr()
+    code = explain(folder, triton, "--checkpoint", folder / "other.safetensors", "-o", tmp_path)
+    assert code == ExplainDisagreementError.exit_code
+    error = capsys.readouterr().err
+    assert data["model"]["checkpoint_sha256"] in error
+    assert "load the served one" in error
+
+
+def test_the_service_explains_what_triton_serves(folder, triton, tmp_path, capsys):
+    command = [sys.executable, "-m", "deepfake_client.cli", "explain-serve", folder / "small.safetensors"]
+    options = ["--url", triton.grpc_url, "--port", "0"]
+    with subprocess.Popen([*map(str, command), *options], stderr=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stderr is not None
+            lines = []
+            while not (found := re.search(r"on (http://127\.0\.0\.1:\d+);", "".join(lines))):
+                lines.append(service.stderr.readline())
+                assert lines[-1], f"the service ended: {lines}"
+            code = explain(folder, triton, "--service", found[1], "-o", tmp_path, "--method", "hires-cam", "--top", 1)
+            assert code == 0
+            (face,) = json.loads((tmp_path / "explanation.json").read_text())["faces"]
+            assert face["method"] == "hires-cam"
+            assert face["served_probability"] == pytest.approx(face["fake_probability"], abs=1e-4)
+        finally:
+            service.terminate()
+            assert service.wait(30) in (0, -15)
