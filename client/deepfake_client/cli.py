@@ -66,6 +66,18 @@ COMMANDS = {
     "repository": Command(
         "deepfake_export.cli_repository:app", "export", "Look after a model repository: versions, rollback, pruning."
     ),
+    "train": Command("deepfake_training.cli:train", "train", "Train a detector; real faces alone are enough."),
+    "pack-faces": Command(
+        "deepfake_training.cli:pack_faces_command", "train", "Find the faces of folders once, for `train --pack`."
+    ),
+    "evaluate": Command(
+        "deepfake_training.cli_evaluate:evaluate_command",
+        "train",
+        "Measure a detector on labelled files.",
+    ),
+    "publish-checkpoint": Command(
+        "deepfake_training.cli:publish_checkpoint", "train", "Write a run's best weights in half precision."
+    ),
     "build-engines": Command(
         "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
     ),

@@ -14,7 +14,7 @@ class ServedDetector(nn.Module):
     The input is uint8 ``[N, H, W, 3]`` RGB in [0, 255]. The outputs are `fake_probability`, FP32 ``[N, 1]`` in
     [0, 1], and `logit`, FP32 ``[N, 1]``, of which the probability is the sigmoid: the network's own logit for a
     ``sigmoid`` head (negated where a positive one means real), ``z_fake - z_real`` for a ``softmax`` head (whose
-    two-class softmax is exactly that difference's sigmoid).
+    two-class softmax is exactly that difference's sigmoid), divided by the spec's `temperature`.
 
     Attributes:
         network: takes FP32 ``[N, 3, H, W]`` in the spec's colour order, gives ``[N, num_logits]``.
@@ -29,6 +29,7 @@ class ServedDetector(nn.Module):
         self.network = network
         self._kind = spec.head.kind
         self._fake_index = spec.head.fake_index
+        self._temperature = spec.temperature
         # (x / 255 - mean) / std as one multiply-add; computed in double, so that it is rounded once.
         mean = torch.tensor(spec.mean, dtype=torch.float64)
         std = torch.tensor(spec.std, dtype=torch.float64)
@@ -57,6 +58,8 @@ class ServedDetector(nn.Module):
         """Return the `logit` ``[N, 1]`` of the network's own outputs, ``[N, num_logits]`` (or ``[N]`` for one)."""
         if self._kind == "softmax":
             fake, real = self._fake_index, 1 - self._fake_index
-            return outputs[:, fake : fake + 1] - outputs[:, real : real + 1]
-        logit = outputs.unsqueeze(1) if outputs.ndim == 1 else outputs
-        return logit if self._fake_index == 1 else -logit
+            logit = outputs[:, fake : fake + 1] - outputs[:, real : real + 1]
+        else:
+            logit = outputs.unsqueeze(1) if outputs.ndim == 1 else outputs
+            logit = logit if self._fake_index == 1 else -logit
+        return logit if self._temperature == 1.0 else logit / self._temperature

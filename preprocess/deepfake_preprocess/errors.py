@@ -25,6 +25,7 @@
     ├── ExportError                     an export or its proof failed                 (exit code 1)
     │   ├── ParityError                 an artifact does not reproduce the checkpoint
     │   └── EngineError                 TensorRT is not there, or refuses the graph
+    ├── TrainingError                   a training run cannot go on; what it saved is good  (exit code 1)
     ├── ExplainError                    a heatmap cannot be given                     (exit code 1)
     │   └── ExplainDisagreementError    the checkpoint does not give the score that is served
     └── MissingExtraError               also ImportError: an optional part is not installed (exit code 2)
@@ -138,6 +139,10 @@ class ParityError(ExportError):
 
 class EngineError(ExportError):
     """TensorRT or a GPU is missing, or TensorRT cannot parse or build the graph; names node and layer where known."""
+
+
+class TrainingError(DeepfakeError):
+    """A training run cannot go on (no finite loss, no memory, no space); what it saved before is good."""
 
 
 class ExplainError(DeepfakeError):

@@ -112,6 +112,8 @@ class ModelSpec:
         std: per channel, of values in [0, 1], in `color_order`.
         crop: how faces are cut out.
         threshold: fake when the probability is at or above it; strictly between 0 and 1.
+        temperature: what the logit is divided by, inside the graph, so that probabilities mean what they say
+            (Guo et al., 2017); `deepfake evaluate` finds it. 0.01 to 100.
         checkpoint_sha256: hash of the checkpoint file; None until it is known.
         training_data: what the detector was trained on and what its scores are worth, for people.
     """
@@ -127,6 +129,7 @@ class ModelSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     crop: Crop = field(default_factory=Crop)
     threshold: float = 0.5
+    temperature: float = 1.0
     checkpoint_sha256: str | None = None
     training_data: str = ""
 
@@ -144,6 +147,7 @@ class ModelSpec:
         _check_range("threshold", self.threshold, 0.0, 1.0)
         if self.threshold in (0.0, 1.0):
             raise _refuse("threshold", self.threshold, "a number strictly between 0 and 1")
+        _check_range("temperature", self.temperature, 0.01, 100.0)
         sha = self.checkpoint_sha256
         if sha is not None and not (isinstance(sha, str) and re.fullmatch(r"[0-9a-f]{64}", sha)):
             raise _refuse("checkpoint_sha256", sha, "64 lower-case hexadecimal digits")
@@ -226,7 +230,8 @@ class ModelSpec:
                 continue
             parts = {f"{key}.{sub}": item for sub, item in value.items()} if isinstance(value, dict) else {key: value}
             for name, item in parts.items():
-                if item == []:  # only the few models that have such a head publish it
+                # Only the few models that have such a head, or were calibrated, publish it.
+                if item == [] or (name == "temperature" and item == 1.0):
                     continue
                 flat[PARAMETER_PREFIX + name] = item if isinstance(item, str) else json.dumps(item)
         return flat

@@ -23,6 +23,7 @@ SPEC = ModelSpec(
     std=(0.2, 0.25, 0.3),
     crop=Crop(margin=0.15, align="eyes"),
     threshold=0.37,
+    temperature=1.7,
     checkpoint_sha256="0123456789abcdef" * 4,
     training_data='DFDC part 0–9, "full"; é',
 )
@@ -53,10 +54,16 @@ def test_numbers_and_text_survive_the_way_through_the_server(
     assert ModelSpec.from_parameters(spec.to_parameters()) == spec
 
 
+def test_a_temperature_is_published_only_by_models_that_were_calibrated() -> None:
+    assert SPEC.to_parameters()["deepfake.temperature"] == "1.7"
+    assert "deepfake.temperature" not in ModelSpec("m", "torchscript").to_parameters()
+
+
 @pytest.mark.parametrize(
     ("change", "field", "allowed"),
     [
         ({"name": "a b"}, "name", "letters"),
+        ({"temperature": 0}, "temperature", "0.01 to 100"),
         ({"architecture": "resnet50"}, "architecture", "timm:NAME"),
         ({"architecture": "torchscript:x"}, "architecture", "torchscript"),
         ({"architecture": "python:pkg"}, "architecture", "python:package.module:factory"),

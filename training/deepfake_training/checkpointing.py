@@ -1,0 +1,142 @@
+"""Checkpoints of a run: written whole or not at all, so that a kill or a full disk leaves the last good one.
+
+``last.pt`` holds what the next epoch needs, ``best.safetensors`` and ``best.yaml`` the averaged weights with the best
+validation AUC and their contract, as `deepfake export` takes them. Random numbers need no place in it: those of an
+epoch follow from seed and epoch alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
+from deepfake_preprocess.manifest import sha256_file
+from deepfake_preprocess.spec import ModelSpec
+
+LAST = "last.pt"
+BEST = "best.safetensors"
+BEST_SPEC = "best.yaml"
+FORMAT = "deepfake-training-1"
+
+
+def save_last(directory: Path, state: dict[str, Any], *, keep_epoch: int | None = None) -> None:
+    """Replace ``last.pt``.
+
+    Args:
+        directory: of the run.
+        state: plain data and tensors.
+        keep_epoch: also keep it under the number of this epoch, to resume from there later.
+
+    Raises:
+        TrainingError: it cannot be written; the one before is untouched.
+    """
+    content = {"format": FORMAT, **state}
+    write_whole(directory / LAST, lambda path: torch.save(content, path))
+    if keep_epoch is not None:
+        write_whole(directory / f"epoch_{keep_epoch:04d}.pt", lambda path: torch.save(content, path))
+
+
+def save_best(directory: Path, network: nn.Module, spec: ModelSpec) -> None:
+    """Replace ``best.safetensors`` and ``best.yaml`` by these weights.
+
+    Raises:
+        TrainingError: they cannot be written; the ones before are untouched.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    write_whole(directory / BEST, lambda path: save_file(weights, path))
+    write_whole(directory / BEST_SPEC, lambda path: path.write_text(spec.to_yaml(), encoding="utf-8"))
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of a run, without running code from it.
+
+    Raises:
+        OptionError: there is no such file.
+        CheckpointError: it is damaged, or was not written by `save_last`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / LAST
+    if not path.is_file():
+        raise OptionError(f"{path}: there is no such checkpoint to resume from; start without --resume")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as exc:
+        raise CheckpointError(f"{path} is damaged ({exc}); resume from another epoch") from exc
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by 'deepfake train'; name the {LAST} of a run")
+    return state
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, then put it in the place of `path` in one step.
+
+    Raises:
+        TrainingError: it cannot be written; `path` is as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.touch()
+        usual = partial.stat().st_mode
+        write(partial)
+        # Some writers make files that nobody else may read.
+        partial.chmod(usual)
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    # PyTorch and safetensors report a full disk as errors of their own.
+    except Exception as exc:
+        partial.unlink(missing_ok=True)
+        good = f"the last good one ({path}) is untouched" if path.exists() else "there is none before it"
+        raise TrainingError(
+            f"{path} cannot be written ({exc}); {good}; free space, then go on with --resume {path.parent}"
+        ) from exc
+
+
+def publish(run: str | Path, out: str | Path, *, training_data: str = "") -> tuple[Path, ModelSpec]:
+    """Write the best weights of a run in half precision, with their spec beside them.
+
+    Half precision keeps ten bits of each weight, which is enough for weights that are read back as float32, and
+    halves the file. What counts is measured with the published file (`deepfake evaluate --checkpoint`).
+
+    Args:
+        run: directory of the run.
+        out: the ``.safetensors`` file to write.
+        training_data: for the spec: what the detector was trained on and what its scores are worth.
+
+    Returns:
+        Path of the spec, and the spec with the hash of the file.
+
+    Raises:
+        OptionError: the run has no best weights, or `out` is no ``.safetensors`` file.
+        CheckpointError: a weight does not fit into half precision.
+        TrainingError: the files cannot be written.
+    """
+    run, out = Path(run), Path(out)
+    if out.suffix != ".safetensors":
+        raise OptionError(f"{out} must end in .safetensors")
+    if not (run / BEST).is_file():
+        raise OptionError(f"{run} holds no {BEST}; name the directory of a run that ended an epoch")
+    weights = load_file(run / BEST)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    infinite = [name for name, value in half.items() if not value.isfinite().all()]
+    if infinite:
+        raise CheckpointError(f"{run / BEST}: {infinite[0]} does not fit into half precision; export {BEST} itself")
+    spec = ModelSpec.from_yaml(run / BEST_SPEC)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, lambda path: save_file(half, path))
+    spec = dataclasses.replace(
+        spec, checkpoint_sha256=sha256_file(out), training_data=training_data or spec.training_data
+    )
+    spec_path = out.with_suffix(".yaml")
+    write_whole(spec_path, lambda path: path.write_text(spec.to_yaml(), encoding="utf-8"))
+    return spec_path, spec

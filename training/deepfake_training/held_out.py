@@ -1,0 +1,66 @@
+"""Scores the crops that a training run held out: split and blended anew from its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from deepfake_client.verdict import FaceScore, FrameResult
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.manifest import sha256_file
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_training.checkpointing import BEST, BEST_SPEC
+from deepfake_training.config import TrainConfig
+from deepfake_training.data import split_datasets
+from deepfake_training.faces import FaceSet
+from deepfake_training.loop import CONFIG
+from deepfake_training.scoring import BATCH_SIZE, CheckpointTransport, ScoredFile
+
+SELF_BLENDED = "self-blended"
+"""Kind of the fakes that were made of real faces."""
+
+
+def score_held_out(
+    run: str | Path, pack: str | Path, *, crops: int | None = None
+) -> tuple[ModelSpec, list[ScoredFile]]:
+    """Score the validation crops of a run with its best weights.
+
+    Args:
+        run: its directory.
+        pack: the faces it was trained on.
+        crops: at most so many; as many as the run itself validated on when None.
+
+    Returns:
+        The spec of the weights, and one "file" of one frame per crop. A real crop and the fake that was made of it
+        are named after the same source.
+
+    Raises:
+        OptionError: there is no such run, or no such pack.
+        CheckpointError: the weights are damaged.
+    """
+    run = Path(run)
+    try:
+        config = TrainConfig.from_dict(json.loads((run / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise OptionError(f"{run} holds no readable {CONFIG} ({exc}); name the directory of a run") from exc
+    if crops is not None:
+        config = dataclasses.replace(config, validation_crops=crops)
+    faces = FaceSet.load(pack)
+    spec = dataclasses.replace(ModelSpec.from_yaml(run / BEST_SPEC), checkpoint_sha256=sha256_file(run / BEST))
+    transport = CheckpointTransport(run / BEST, spec)
+    _, validation = split_datasets(faces, spec, config)
+    scored = []
+    for start in range(0, len(validation), BATCH_SIZE):
+        places = range(start, min(start + BATCH_SIZE, len(validation)))
+        pictures, labels = zip(*(validation[place] for place in places), strict=True)
+        probabilities = transport.score(np.stack([crop.numpy() for crop in pictures]))
+        for place, label, probability in zip(places, labels, probabilities.tolist(), strict=True):
+            face = FaceScore(0, (0.0, 0.0, 1.0, 1.0), 1.0, probability)
+            source = validation.source(place)
+            kind = SELF_BLENDED if validation.draws[place].blended else source.partition("/")[0]
+            frame = FrameResult(0, 0.0, (face,))
+            scored.append(ScoredFile(source, int(label), probability, "", (frame,), kind))
+    return spec, scored

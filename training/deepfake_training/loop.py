@@ -1,0 +1,373 @@
+"""The training loop: one epoch after the other, validated and saved, and the same one after a kill as without.
+
+What makes a resumed run identical on a CPU: the pictures of an epoch follow from seed and epoch (`data`), so do the
+random numbers of the network (drop-path), and everything else is in the checkpoint. A kill in the middle of an epoch
+costs that epoch, which then runs again from its start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.scheduler_factory import create_scheduler_v2
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader
+from torchmetrics.classification import BinaryAUROC
+
+from deepfake_export.architectures import build_network
+from deepfake_export.graph import ServedDetector
+from deepfake_preprocess.errors import OptionError, TrainingError
+from deepfake_preprocess.spec import ModelSpec
+from deepfake_training.checkpointing import load_state, save_best, save_last, write_whole
+from deepfake_training.config import TrainConfig
+from deepfake_training.data import FaceDataset, split_datasets
+from deepfake_training.faces import FaceSet
+from deepfake_training.initial import load_initial
+from deepfake_training.memory import fitting_batch_size, is_out_of_memory
+
+LOG = "log.jsonl"
+CONFIG = "config.json"
+CLIP_NORM = 5.0
+"""Gradients are scaled down to this norm: one odd batch shall not undo an epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochResult:
+    """One line of the log.
+
+    Attributes:
+        epoch: from 1.
+        train_loss: mean over the epoch.
+        validation_loss: of the averaged weights.
+        validation_auc: of the averaged weights, per crop.
+        learning_rate: at the end of the epoch.
+        crops: crops trained on so far.
+        seconds: length of this epoch with its validation.
+        best: whether these are the best weights so far.
+    """
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_auc: float
+    learning_rate: float
+    crops: int
+    seconds: float
+    best: bool
+
+
+class Run:
+    """A training run in a directory.
+
+    Args:
+        faces: what to learn from; a part is held out by group.
+        spec: architecture, head, crop and normalisation of the detector.
+        config: everything else that decides the result.
+        directory: where checkpoints, logs and the configuration go.
+        initial: weights for the backbone; None starts with random ones.
+        device: ``cpu`` or ``cuda``.
+        workers: processes that prepare crops; 0 prepares them between the steps.
+
+    Raises:
+        OptionError: the faces do not suffice, or a name to freeze is unknown.
+        CheckpointError: the initial weights do not fit.
+    """
+
+    def __init__(
+        self,
+        faces: FaceSet,
+        spec: ModelSpec,
+        config: TrainConfig,
+        directory: str | Path,
+        *,
+        initial: str | Path | None = None,
+        device: str = "cpu",
+        workers: int = 0,
+    ) -> None:
+        self.spec, self.config, self.directory = spec, config, Path(directory)
+        self._device, self._workers = torch.device(device), workers
+        torch.manual_seed(config.seed)
+        network = build_network(spec)
+        self.initial_note = "random weights" if initial is None else load_initial(network, initial)
+        _set_drop_path(network, config.drop_path)
+        self._in_eval_mode = _freeze(network, config)
+        self.detector = ServedDetector(network, spec).to(self._device).to(memory_format=torch.channels_last)
+        self.ema = ModelEmaV3(self.detector, decay=config.ema_decay, use_warmup=True)
+        self._optimizer = create_optimizer_v2(
+            self.detector, opt="adamw", lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.train_set, self.validation_set = split_datasets(faces, spec, config)
+        crops = min(config.crops_per_epoch or len(self.train_set), len(self.train_set))
+        self._batches = -(-crops // config.batch_size)
+        self._updates = -(-self._batches // config.accumulate)
+        self._scheduler = self._make_scheduler()
+        weight = torch.tensor([self.train_set.positive_weight], device=self._device)
+        self._loss = nn.BCEWithLogitsLoss(pos_weight=weight)
+        self.epoch = 0
+        self.history: list[EpochResult] = []
+
+    def _make_scheduler(self) -> Scheduler | ReduceLROnPlateau:
+        config = self.config
+        lowest = config.learning_rate / 100
+        if config.schedule == "plateau":
+            # PyTorch's own: timm's does not keep its counters in a checkpoint.
+            return ReduceLROnPlateau(self._optimizer, mode="max", factor=0.5, patience=2, min_lr=lowest)
+        scheduler: Scheduler
+        scheduler, _ = create_scheduler_v2(
+            self._optimizer,
+            sched=config.schedule,
+            num_epochs=config.epochs,
+            decay_epochs=max(1, config.epochs // 3),
+            decay_rate=0.1,
+            min_lr=lowest,
+            warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+            warmup_lr=config.learning_rate / 20,
+            step_on_epochs=False,
+            updates_per_epoch=self._updates,
+        )
+        return scheduler
+
+    @property
+    def best(self) -> EpochResult | None:
+        """The epoch with the best validation AUC so far."""
+        return next((result for result in reversed(self.history) if result.best), None)
+
+    def resume(self, checkpoint: str | Path) -> None:
+        """Go on where a checkpoint of this run ended.
+
+        Raises:
+            OptionError: there is no such file, or the run was started with other options.
+            CheckpointError: the file is damaged or no checkpoint of a run.
+        """
+        state = load_state(checkpoint)
+        ours = self._identity()
+        if state["identity"] != ours:
+            differ = sorted(key for key in ours if state["identity"].get(key) != ours[key])
+            raise OptionError(
+                f"{checkpoint} belongs to a run with other options ({', '.join(differ) or 'unknown ones'}); "
+                "resume with the options of its config.json"
+            )
+        self.detector.load_state_dict(state["detector"])
+        self.ema.module.load_state_dict(state["ema"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        self.history = [EpochResult(**line) for line in state["history"]]
+        self.epoch = state["epoch"]
+
+    def train(
+        self,
+        *,
+        keep_all: bool = False,
+        on_batch: Callable[[int, int, int, float], None] | None = None,
+        on_epoch: Callable[[EpochResult], None] | None = None,
+    ) -> EpochResult:
+        """Train until the last epoch, or until the validation AUC has not risen for `patience` epochs.
+
+        Args:
+            keep_all: keep the checkpoint of every epoch, to resume from any of them.
+            on_batch: called with epoch (from 1), batch (from 1), number of batches and loss.
+            on_epoch: called with each result, once it is saved.
+
+        Returns:
+            The best epoch.
+
+        Raises:
+            TrainingError: the loss is not finite, memory or disk is full; what was saved stays good.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self._identity(), indent=2)
+        write_whole(self.directory / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+        while self.epoch < self.config.epochs and not self._stopped_improving():
+            result = self._one_epoch(on_batch)
+            self.history.append(result)
+            self.epoch = result.epoch
+            if result.best:
+                save_best(self.directory, self.ema.module.network, self.spec)
+            save_last(self.directory, self._state(), keep_epoch=self.epoch if keep_all else None)
+            lines = "".join(json.dumps(dataclasses.asdict(line)) + "\n" for line in self.history)
+            write_whole(self.directory / LOG, lambda path: path.write_text(lines, encoding="utf-8"))  # noqa: B023
+            if on_epoch is not None:
+                on_epoch(result)
+        assert self.best is not None
+        return self.best
+
+    def validate(self, detector: nn.Module) -> tuple[float, float]:
+        """Return loss and AUC of a detector on the crops that were held out."""
+        auroc = BinaryAUROC().to(self._device)
+        detector.eval()
+        total, count = 0.0, 0
+        with torch.inference_mode():
+            for crops, labels in self._loader(self.validation_set, range(len(self.validation_set))):
+                logit = detector(crops.to(self._device))[1].float()
+                labels = labels.to(self._device)
+                total += float(nn.functional.binary_cross_entropy_with_logits(logit, labels, reduction="sum"))
+                count += len(labels)
+                auroc.update(logit[:, 0].sigmoid(), labels[:, 0].long())
+        return total / count, float(auroc.compute())
+
+    def _one_epoch(self, on_batch: Callable[[int, int, int, float], None] | None) -> EpochResult:
+        start = time.monotonic()
+        epoch = self.epoch
+        self.train_set.set_epoch(epoch)
+        torch.manual_seed((self.config.seed + 1) * 100_003 + epoch)
+        self.detector.train()
+        for module in self._in_eval_mode:
+            module.eval()
+        total, seen = 0.0, 0
+        crops_wanted = min(self.config.crops_per_epoch or len(self.train_set), len(self.train_set))
+        update = epoch * self._updates
+        self._optimizer.zero_grad()
+        for batch, (crops, labels) in enumerate(self._loader(self.train_set, range(crops_wanted)), start=1):
+            # The last step of an epoch may have fewer passes than the others.
+            first = (batch - 1) // self.config.accumulate * self.config.accumulate
+            passes = min(self.config.accumulate, self._batches - first)
+            loss = self._step_loss(crops, labels, passes, epoch, batch)
+            if batch % self.config.accumulate == 0 or batch == self._batches:
+                nn.utils.clip_grad_norm_(self.detector.parameters(), CLIP_NORM)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+                update += 1
+                self.ema.update(self.detector, step=update)
+                if isinstance(self._scheduler, Scheduler):
+                    self._scheduler.step_update(update)
+            total += loss * len(labels)
+            seen += len(labels)
+            if on_batch is not None:
+                on_batch(epoch + 1, batch, self._batches, loss)
+        validation_loss, auc = self.validate(self.ema.module)
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(auc)
+        best = self.best
+        return EpochResult(
+            epoch=epoch + 1,
+            train_loss=total / seen,
+            validation_loss=validation_loss,
+            validation_auc=auc,
+            learning_rate=self._optimizer.param_groups[0]["lr"],
+            crops=(epoch + 1) * crops_wanted,
+            seconds=round(time.monotonic() - start, 1),
+            best=best is None or auc > best.validation_auc,
+        )
+
+    def _step_loss(self, crops: Tensor, labels: Tensor, passes: int, epoch: int, batch: int) -> float:
+        """Run one batch forward and backward; return its loss."""
+        try:
+            with self._autocast():
+                logit = self.detector(crops.to(self._device, non_blocking=True))[1]
+            smooth = self.config.label_smoothing
+            target = labels.to(self._device, non_blocking=True) * (1 - 2 * smooth) + smooth
+            loss: Tensor = self._loss(logit.float(), target)
+            if self.config.pair_weight:
+                loss = loss + self.config.pair_weight * _pair_loss(logit.float(), labels.to(self._device))
+            value = float(loss.detach())
+            if not np.isfinite(value):
+                raise TrainingError(
+                    f"the loss became {value} in epoch {epoch + 1} at batch {batch} of {self._batches}; the last "
+                    f"good state is in {self.directory} (epoch {self.epoch}); start anew with a learning rate below "
+                    f"{self.config.learning_rate:g}"
+                )
+            torch.autograd.backward(loss / passes)
+        except (RuntimeError, MemoryError) as exc:
+            if not is_out_of_memory(exc):
+                raise
+            self._optimizer.zero_grad()
+            fits = fitting_batch_size(self.detector, crops.to("cpu"))
+            advice = (
+                f"{fits} fits: --batch-size {fits} --accumulate {self.config.accumulate * -(-len(crops) // fits)} "
+                "computes nearly the same"
+                if fits
+                else "a single crop does not fit either; take a smaller network or input"
+            )
+            raise TrainingError(f"there is not enough memory for a batch of {len(crops)}; {advice}") from exc
+        return value
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._device.type == "cuda" and torch.cuda.is_bf16_supported():
+            # bfloat16 has the range of float32, so no loss scaling is needed.
+            return torch.autocast("cuda", dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _loader(self, dataset: FaceDataset, places: range) -> DataLoader[tuple[Tensor, Tensor]]:
+        return DataLoader(
+            dataset,
+            batch_size=self.config.batch_size,
+            sampler=places,
+            num_workers=self._workers,
+            worker_init_fn=_quiet_worker,
+            pin_memory=self._device.type == "cuda",
+            prefetch_factor=4 if self._workers else None,
+        )
+
+    def _stopped_improving(self) -> bool:
+        best = self.best
+        return bool(self.config.patience and best and self.epoch - best.epoch >= self.config.patience)
+
+    def _identity(self) -> dict[str, Any]:
+        return {**self.config.to_dict(), "spec": self.spec.to_dict(), "initial": self.initial_note}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "identity": self._identity(),
+            "epoch": self.epoch,
+            "detector": self.detector.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "history": [dataclasses.asdict(line) for line in self.history],
+        }
+
+
+def _pair_loss(logit: Tensor, labels: Tensor) -> Tensor:
+    """Return the logistic loss of the logits' difference between neighbours, real and fake; 0 without any."""
+    even = len(logit) // 2 * 2
+    difference = logit[1:even:2] - logit[0:even:2]
+    is_pair = (labels[1:even:2] == 1) & (labels[0:even:2] == 0)
+    return (nn.functional.softplus(-difference) * is_pair).sum() / is_pair.sum().clamp(min=1)
+
+
+def _set_drop_path(network: nn.Module, share: float) -> None:
+    """Set the share of residual branches that are left out, rising with depth, as timm does."""
+    from timm.layers.drop import DropPath
+
+    branches = [
+        module for module in network.modules() if hasattr(module, "drop_path") and hasattr(module, "has_skip")
+    ]
+    for index, module in enumerate(branches):
+        rate = share * index / max(1, len(branches) - 1)
+        if module.has_skip and rate:
+            module.drop_path = DropPath(rate)
+
+
+def _freeze(network: nn.Module, config: TrainConfig) -> list[nn.Module]:
+    """Freeze what the configuration says; return the modules that must stay in eval mode."""
+    known = dict(network.named_modules())
+    still: list[nn.Module] = []
+    for name in config.freeze:
+        if not name or name not in known:
+            raise OptionError(
+                f"{name!r} cannot be frozen: the network has no such module; it has "
+                f"{', '.join(dict(network.named_children()))} and what they hold"
+            )
+        known[name].requires_grad_(False)
+        still.append(known[name])
+    if config.freeze_statistics:
+        still += [module for module in known.values() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return still
+
+
+def _quiet_worker(_: int) -> None:
+    cv2.setNumThreads(0)

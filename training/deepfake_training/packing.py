@@ -1,0 +1,200 @@
+"""Makes a `FaceSet` of folders of images and videos: finds the faces, keeps their surroundings, names their groups.
+
+What cannot be used (damaged files, pictures without a face) is left out, counted and listed; nothing stops there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_export.faces import media_of
+from deepfake_preprocess.errors import MediaOpenError, OptionError
+from deepfake_preprocess.face import Face, FaceDetector
+from deepfake_preprocess.frame import Frame
+from deepfake_preprocess.video import Media, Sampling, open_media
+from deepfake_training.faces import FAKE, REAL, FaceSet
+from deepfake_training.splits import find_groups
+
+SURROUNDINGS = 0.5
+"""What is kept around a face on each side, as a share of its box's longer side; enough for crop margins in use."""
+MAX_PICTURE_PX = 384
+"""Longest side of a kept picture: a larger face is shrunk. Networks take 128 to 380 px."""
+JPEG_QUALITY = 95
+BORDER = 0.5
+"""Black border around a still picture while its face is looked for, as a share of its shorter side.
+
+A still is often a crop already. With the face at its edges the detector's boxes are too large and off-centre
+(measured against the same stills with a border); in service faces have their surroundings.
+"""
+LISTED = 5
+"""How many names of files a note shows."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    pictures: list[NDArray[np.uint8]] = field(default_factory=list)
+    boxes: list[NDArray[np.float32]] = field(default_factory=list)
+    landmarks: list[NDArray[np.float32]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    thumbnails: list[NDArray[np.float32]] = field(default_factory=list)
+
+
+def pack_faces(
+    real: Sequence[str | Path],
+    fake: Sequence[str | Path] = (),
+    *,
+    frames_per_video: int = 16,
+    identity_pattern: str | None = None,
+    max_side: int = MAX_PICTURE_PX,
+    quality: int = JPEG_QUALITY,
+    detector: FaceDetector | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> FaceSet:
+    """Find the faces in folders of real and of fake images and videos.
+
+    Args:
+        real: folders whose faces are real; sub-folders are read, too.
+        fake: folders whose faces are fake; may be none.
+        frames_per_video: frames taken from each video, evenly spaced; at least 1.
+        identity_pattern: see `find_groups`.
+        max_side: longest side of a kept picture in pixels, at least 64.
+        quality: of JPEG, 1 to 100.
+        detector: finds the faces; the project's own by default.
+        progress: called with the file's name, its number and the number of files, before each file.
+
+    Raises:
+        OptionError: a folder is missing or holds no media, or there is no face in any of them.
+    """
+    if frames_per_video < 1:
+        raise OptionError(f"frames per video must be at least 1, got {frames_per_video}")
+    if max_side < 64 or not 1 <= quality <= 100:
+        raise OptionError(
+            f"pictures need a side of 64 px or more and a quality from 1 to 100, got {max_side}, {quality}"
+        )
+    files = [
+        (Path(folder), path, label)
+        for folders, label in ((real, REAL), (fake, FAKE))
+        for folder in folders
+        for path in media_of(folder)
+    ]
+    if not files:
+        raise OptionError("no folder of faces was named; name at least one with --real")
+    if detector is None:
+        from deepfake_preprocess.mtcnn import MtcnnDetector
+
+        detector = MtcnnDetector()
+    kept = _Kept()
+    without: list[str] = []
+    damaged: list[str] = []
+    for number, (folder, path, label) in enumerate(files):
+        name = (Path(folder.name) / path.relative_to(folder)).as_posix()
+        if progress is not None:
+            progress(name, number, len(files))
+        before = len(kept.labels)
+        try:
+            with open_media(path) as media:
+                for picture, face in _faces_of(media, detector, frames_per_video):
+                    _keep(kept, *_shrunk(picture, face, max_side), label, name, quality)
+        except MediaOpenError:
+            damaged.append(name)
+        else:
+            if len(kept.labels) == before:
+                without.append(name)
+    if not kept.labels:
+        raise OptionError(
+            f"no face was found in any of {len(files)} files ({len(damaged)} of them damaged); "
+            "check that the folders hold pictures of faces of at least 60 px"
+        )
+    notes = []
+    if damaged:
+        notes.append(f"{len(damaged)} of {len(files)} files are damaged and were left out ({_listed(damaged)})")
+    if without:
+        notes.append(f"no face was found in {len(without)} of {len(files)} files ({_listed(without)})")
+    return FaceSet(
+        np.concatenate(kept.pictures),
+        np.cumsum([0, *map(len, kept.pictures)], dtype=np.int64),
+        np.stack(kept.boxes),
+        np.stack(kept.landmarks),
+        np.array(kept.labels, dtype=np.int8),
+        find_groups(kept.sources, np.stack(kept.thumbnails), identity_pattern=identity_pattern),
+        tuple(kept.sources),
+        tuple(notes),
+    )
+
+
+def _faces_of(
+    media: Media, detector: FaceDetector, frames_per_video: int
+) -> Iterator[tuple[NDArray[np.uint8], Face]]:
+    """Yield each face with the part of the frame around it; of a still picture the surest face only."""
+    for frame in media.frames(Sampling(num_frames=frames_per_video)):
+        if media.kind == "image":
+            faces = _detect_in_still(frame.to_rgb(), detector)[:1]
+        else:
+            size_wh = detector.detection_size_wh(frame.width_px, frame.height_px)
+            (found,) = detector.detect([frame.to_rgb(size_wh)])
+            faces = [face.scaled(frame.width_px / size_wh[0], frame.height_px / size_wh[1]) for face in found]
+        for face in faces:
+            if face.landmarks_xy is not None:
+                yield _surroundings(frame, face)
+
+
+def _detect_in_still(image_rgb: NDArray[np.uint8], detector: FaceDetector) -> list[Face]:
+    border = round(BORDER * min(image_rgb.shape[:2]))
+    padded = cv2.copyMakeBorder(image_rgb, border, border, border, border, cv2.BORDER_CONSTANT)
+    size_wh = detector.detection_size_wh(padded.shape[1], padded.shape[0])
+    small = cv2.resize(padded, size_wh, interpolation=cv2.INTER_AREA)
+    (faces,) = detector.detect([np.asarray(small, dtype=np.uint8)])
+    scaled = [face.scaled(padded.shape[1] / size_wh[0], padded.shape[0] / size_wh[1]) for face in faces]
+    return [_moved(face, -border, -border) for face in scaled]
+
+
+def _moved(face: Face, x: float, y: float) -> Face:
+    shift = np.array([x, y], dtype=np.float32)
+    landmarks = None if face.landmarks_xy is None else face.landmarks_xy + shift
+    return Face(face.box_xyxy + np.tile(shift, 2), face.confidence, landmarks)
+
+
+def _surroundings(frame: Frame, face: Face) -> tuple[NDArray[np.uint8], Face]:
+    """Return the part of the frame around a face, and the face in it."""
+    reach = SURROUNDINGS * max(face.width_px, face.height_px)
+    x0, y0 = (max(0, int(value - reach)) for value in face.box_xyxy[:2])
+    x1, y1 = (
+        min(size, int(value + reach) + 1)
+        for value, size in zip(face.box_xyxy[2:], (frame.width_px, frame.height_px), strict=True)
+    )
+    x0, y0 = min(x0, x1 - 1), min(y0, y1 - 1)
+    return frame.region_rgb(x0, y0, x1, y1), _moved(face, -x0, -y0)
+
+
+def _shrunk(picture: NDArray[np.uint8], face: Face, max_side: int) -> tuple[NDArray[np.uint8], Face]:
+    height, width = picture.shape[:2]
+    factor = max_side / max(width, height)
+    if factor < 1:
+        size_wh = (max(1, round(width * factor)), max(1, round(height * factor)))
+        picture = np.asarray(cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        face = face.scaled(size_wh[0] / width, size_wh[1] / height)
+    return picture, face
+
+
+def _keep(kept: _Kept, picture: NDArray[np.uint8], face: Face, label: int, name: str, quality: int) -> None:
+    assert face.landmarks_xy is not None
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
+    kept.pictures.append(np.asarray(encoded, dtype=np.uint8).ravel())
+    kept.boxes.append(face.box_xyxy)
+    kept.landmarks.append(face.landmarks_xy)
+    kept.labels.append(label)
+    kept.sources.append(name)
+    small = cv2.resize(picture, (16, 16), interpolation=cv2.INTER_AREA)
+    kept.thumbnails.append(np.asarray(small / np.float32(255), dtype=np.float32))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")

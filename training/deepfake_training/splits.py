@@ -1,0 +1,130 @@
+r"""Which faces must stay together, and splits in training and validation that keep them together.
+
+Faces of one video, of one person, or of one shot must not lie on both sides: a network that knows the person or the
+background by heart would be praised for it. Groups are joined from everything that is known:
+
+- All faces of one video.
+- All faces whose file names hold the same identity, where a pattern says how to read it. ``004_982.mp4`` of
+  FaceForensics++ holds two, so the pattern ``(\d{3})(?:_(\d{3}))?`` joins it with ``004.mp4`` and with ``982.mp4``.
+- Stills that look alike: neighbours in the order of names, and near duplicates anywhere in one folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_preprocess.errors import OptionError
+
+ALIKE_NEIGHBOURS = 0.12
+"""Mean difference of 16 px thumbnails (colours in [0, 1]) below which consecutive stills are of one shot."""
+ALIKE_ANYWHERE = 0.05
+"""The same for stills that are no neighbours: near duplicates only."""
+
+
+class _Union:
+    """Disjoint sets of 0 to `count` - 1."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def find(self, item: int) -> int:
+        while self._parent[item] != item:
+            self._parent[item] = self._parent[self._parent[item]]
+            item = self._parent[item]
+        return item
+
+    def join(self, first: int, second: int) -> None:
+        low, high = sorted((self.find(first), self.find(second)))
+        self._parent[high] = low
+
+
+def find_groups(
+    sources: Sequence[str], thumbnails: NDArray[np.float32], *, identity_pattern: str | None = None
+) -> tuple[str, ...]:
+    """Return the group of each face, named after the first file in it.
+
+    Args:
+        sources: file of each face, as ``folder/path``; faces of one file are in one group.
+        thumbnails: float32 ``[N, S, S, 3]`` in [0, 1], one small picture per face.
+        identity_pattern: regular expression that is searched in the name of each file (without its suffix); every
+            group it captures is an identity. None joins by looks only.
+
+    Raises:
+        OptionError: the pattern is wrong, captures nothing, or matches none of the files.
+    """
+    union = _Union(len(sources))
+    _join_equal(union, sources)
+    if identity_pattern is not None:
+        _join_identities(union, sources, identity_pattern)
+    flat = thumbnails.reshape(len(sources), -1)
+    folders = np.array([PurePosixPath(source).parts[0] for source in sources])
+    for index in range(1, len(sources)):
+        same_folder = folders[index] == folders[index - 1]
+        if same_folder and np.abs(flat[index] - flat[index - 1]).mean() < ALIKE_NEIGHBOURS:
+            union.join(index, index - 1)
+    for folder in np.unique(folders):
+        members = np.flatnonzero(folders == folder)
+        for position, member in enumerate(members.tolist()):
+            rest = members[position + 1 :]
+            for other in rest[np.abs(flat[rest] - flat[member]).mean(axis=1) < ALIKE_ANYWHERE].tolist():
+                union.join(member, other)
+    return tuple(sources[union.find(index)] for index in range(len(sources)))
+
+
+def _join_equal(union: _Union, keys: Sequence[str]) -> None:
+    first: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        union.join(index, first.setdefault(key, index))
+
+
+def _join_identities(union: _Union, sources: Sequence[str], pattern: str) -> None:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as exc:
+        raise OptionError(f"the identity pattern {pattern!r} is no regular expression ({exc})") from exc
+    if not compiled.groups:
+        raise OptionError(f"the identity pattern {pattern!r} captures nothing; put the identity in parentheses")
+    first: dict[str, int] = {}
+    for index, source in enumerate(sources):
+        match = compiled.search(PurePosixPath(source).stem)
+        for identity in match.groups() if match else ():
+            if identity is not None:
+                union.join(index, first.setdefault(identity, index))
+    if not first:
+        raise OptionError(f"the identity pattern {pattern!r} matches none of the files, such as {sources[0]!r}")
+
+
+def split_by_group(groups: Sequence[str], validation_share: float, *, seed: int) -> NDArray[np.bool_]:
+    """Return which faces are for validation: whole groups, until they hold about the share that was asked for.
+
+    Groups are taken in the order of a hash of seed and name, so that a set that grows keeps its split. A group
+    larger than what is left is passed over; at least one group is taken.
+
+    Raises:
+        OptionError: the share is not in (0, 1), or all faces are in one group.
+    """
+    if not 0 < validation_share < 1:
+        raise OptionError(f"the validation share must lie between 0 and 1, got {validation_share}")
+    names, counts = np.unique(np.array(groups), return_counts=True)
+    if len(names) < 2:
+        raise OptionError(
+            f"all {len(groups)} faces belong to one video, person or shot ({names[0]!r}), so that no part of them "
+            "can be held out; add others, or name a validation set of its own"
+        )
+    order = sorted(range(len(names)), key=lambda item: hashlib.sha256(f"{seed}/{names[item]}".encode()).digest())
+    wanted = validation_share * len(groups)
+    chosen: set[str] = set()
+    held = 0
+    for item in order:
+        if held + counts[item] <= wanted:
+            chosen.add(str(names[item]))
+            held += int(counts[item])
+    if not chosen:
+        chosen.add(str(names[int(counts.argmin())]))
+    return np.array([group in chosen for group in groups], dtype=np.bool_)
