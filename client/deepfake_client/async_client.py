@@ -40,12 +40,18 @@ from deepfake_client.pipeline import (
     infer_in_chunks,
 )
 from deepfake_client.stopping import confidence_of
-from deepfake_client.transport import DEFAULT_TIMEOUT_S, ServedModel, Transport
+from deepfake_client.transport import DEFAULT_TIMEOUT_S, ServedModel, Transport, check_timeout
 from deepfake_client.transport_connect import connect
 from deepfake_client.transport_retry import Retry
 from deepfake_client.transport_tls import Tls
 from deepfake_client.verdict import Verdict
-from deepfake_preprocess.errors import DeepfakeError, MediaNotFoundError, ModelNotFoundError, OptionError
+from deepfake_preprocess.errors import (
+    DeepfakeError,
+    MediaNotFoundError,
+    ModelContractError,
+    ModelNotFoundError,
+    OptionError,
+)
 from deepfake_preprocess.face import FaceDetector
 from deepfake_preprocess.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS, live_media, open_live
 from deepfake_preprocess.remote import TIMEOUT_S
@@ -129,7 +135,7 @@ class AsyncDeepfakeClient:
         self._decode_pool.shutdown(cancel_futures=True)
 
     async def model(self) -> ServedModel:
-        """Return the contract of the model in use, asking the server once.
+        """Return the contract of the model in use; the server is asked once, and again after it replaced it.
 
         Raises:
             ModelNotFoundError: no such model, or several to choose from and none named.
@@ -155,6 +161,7 @@ class AsyncDeepfakeClient:
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
         until_sure: bool | float = False,
+        timeout_s: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Verdict:
         """Analyze one video or image.
@@ -168,6 +175,7 @@ class AsyncDeepfakeClient:
             until_sure: stop when the frames looked at suffice, at this confidence or at 0.99 when True; see
                 `deepfake_client.stopping`. `Verdict.frames_saved` says how many frames that saved. With fast sampling
                 all frames are looked at.
+            timeout_s: deadline of each request of this call, in seconds; the client's own when None.
             on_progress: called after each frame, in the client's event loop.
 
         Returns:
@@ -184,6 +192,7 @@ class AsyncDeepfakeClient:
             aggregation=aggregation,
             threshold=threshold,
             until_sure=until_sure,
+            timeout_s=timeout_s,
             on_progress=on_progress,
         )
 
@@ -196,15 +205,17 @@ class AsyncDeepfakeClient:
         aggregation: str,
         threshold: float | None,
         until_sure: bool | float,
+        timeout_s: float | None,
         on_progress: OnProgress | None,
     ) -> Verdict:
         strategy = strategy_named(aggregation)
         check_threshold(threshold)
         sure_at = confidence_of(until_sure)
+        check_timeout(timeout_s)
         sampling = sampling or Sampling()
         media = await asyncio.to_thread(open_source, source, name=name)
         try:
-            stages = await self._stages()
+            stages = await self._stages(timeout_s)
             return await analyze_media(
                 media,
                 stages,
@@ -228,6 +239,7 @@ class AsyncDeepfakeClient:
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
         until_sure: bool | float = False,
+        timeout_s: float | None = None,
         on_progress: Callable[[str, Progress], None] | None = None,
     ) -> AsyncGenerator[Outcome, None]:
         """Analyze many inputs, some at once, and yield what became of each as it is finished.
@@ -245,6 +257,7 @@ class AsyncDeepfakeClient:
             aggregation: see `analyze`.
             threshold: see `analyze`.
             until_sure: see `analyze`.
+            timeout_s: see `analyze`.
             on_progress: called with the input's name and its progress after each frame, in the event loop.
 
         Yields:
@@ -256,6 +269,7 @@ class AsyncDeepfakeClient:
         strategy_named(aggregation)
         check_threshold(threshold)
         confidence_of(until_sure)
+        check_timeout(timeout_s)
         if concurrency is not None and concurrency < 1:
             raise OptionError(f"concurrency must be at least 1, got {concurrency}")
         named = each_source(sources)
@@ -273,6 +287,7 @@ class AsyncDeepfakeClient:
                     aggregation=aggregation,
                     threshold=threshold,
                     until_sure=until_sure,
+                    timeout_s=timeout_s,
                     on_progress=report,
                 )
             except OptionError:
@@ -352,10 +367,10 @@ class AsyncDeepfakeClient:
             )
         return watch_frames(live, stop, self._stages, how)
 
-    async def _stages(self) -> Stages:
+    async def _stages(self, timeout_s: float | None = None) -> Stages:
         model = await self.model()
         return Stages(
-            transport=self._transport,
+            infer=lambda faces: self._infer(model, faces, timeout_s),
             model=model,
             detector=await asyncio.to_thread(self._the_detector),
             decode_pool=self._decode_pool,
@@ -363,11 +378,23 @@ class AsyncDeepfakeClient:
             max_requests_in_flight=self._max_requests_in_flight,
         )
 
-    async def score(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+    async def _infer(
+        self, model: ServedModel, faces: NDArray[np.uint8], timeout_s: float | None
+    ) -> NDArray[np.float32]:
+        try:
+            return await infer_in_chunks(self._transport, model, faces, timeout_s=timeout_s)
+        except (ModelContractError, ModelNotFoundError):
+            # The server has another model now: this call cannot go on with it, the next one asks anew.
+            if self._served is model:
+                self._served = None
+            raise
+
+    async def score(self, faces: NDArray[np.uint8], *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Score face crops that the caller cut out.
 
         Args:
             faces: uint8 ``[N, H, W, 3]`` RGB of the model's input size; any N.
+            timeout_s: see `analyze`.
 
         Returns:
             float32 ``[N]`` fake probabilities in [0, 1].
@@ -376,6 +403,7 @@ class AsyncDeepfakeClient:
             OptionError: another shape or dtype than the model takes.
             ServerError: the server failed.
         """
+        check_timeout(timeout_s)
         model = await self.model()
         expected = (model.spec.input_height_px, model.spec.input_width_px, 3)
         if faces.ndim != 4 or faces.shape[1:] != expected or faces.dtype != np.uint8:
@@ -385,7 +413,7 @@ class AsyncDeepfakeClient:
             )
         if len(faces) == 0:
             return np.empty(0, np.float32)
-        return await infer_in_chunks(self._transport, model, faces)
+        return await self._infer(model, faces, timeout_s)
 
     async def explain(
         self,

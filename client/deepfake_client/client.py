@@ -114,6 +114,7 @@ class DeepfakeClient:
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
         until_sure: bool | float = False,
+        timeout_s: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Verdict:
         """See `AsyncDeepfakeClient.analyze`; `on_progress` is called on the client's thread."""
@@ -124,6 +125,7 @@ class DeepfakeClient:
                 aggregation=aggregation,
                 threshold=threshold,
                 until_sure=until_sure,
+                timeout_s=timeout_s,
                 on_progress=on_progress,
             )
         )
@@ -138,6 +140,7 @@ class DeepfakeClient:
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
         until_sure: bool | float = False,
+        timeout_s: float | None = None,
         on_progress: Callable[[str, Progress], None] | None = None,
     ) -> Generator[Outcome, None, None]:
         """See `AsyncDeepfakeClient.analyze_many`; leaving the loop over it cancels what is under way.
@@ -153,6 +156,7 @@ class DeepfakeClient:
                 aggregation=aggregation,
                 threshold=threshold,
                 until_sure=until_sure,
+                timeout_s=timeout_s,
                 on_progress=on_progress,
             )
         )
@@ -191,9 +195,9 @@ class DeepfakeClient:
             )
         )
 
-    def score(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def score(self, faces: NDArray[np.uint8], *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """See `AsyncDeepfakeClient.score`."""
-        return self._run(self._client.score(faces))
+        return self._run(self._client.score(faces, timeout_s=timeout_s))
 
     def explain(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from types import TracebackType
@@ -58,6 +58,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+Infer = Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]]
+"""Scores uint8 ``[N, H, W, 3]`` RGB crops of the model's input size, any N; returns float32 ``[N]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Stages:
     """What an analysis runs on: the server, the detector and the threads.
 
     Attributes:
-        transport: connection to the server.
+        infer: has the server score crops.
         model: the model that scores.
         detector: finds faces.
         decode_pool: runs the decoder, one frame at a time for each input.
@@ -73,7 +75,7 @@ class Stages:
         max_requests_in_flight: bound on concurrent requests.
     """
 
-    transport: Transport
+    infer: Infer
     model: ServedModel
     detector: FaceDetector
     decode_pool: Executor
@@ -181,12 +183,18 @@ async def analyze_media(
     )
 
 
-async def infer_in_chunks(transport: Transport, model: ServedModel, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Score uint8 ``[N, H, W, 3]`` crops in requests of at most the model's batch size; returns float32 ``[N]``."""
+async def infer_in_chunks(
+    transport: Transport, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+) -> NDArray[np.float32]:
+    """Score uint8 ``[N, H, W, 3]`` crops in requests of at most the model's batch size; returns float32 ``[N]``.
+
+    `timeout_s` is the deadline of each request, in seconds; the transport's own when None.
+    """
     size = model.max_batch_size
     if len(faces) <= size:
-        return await transport.infer(model, faces)
-    chunks = [transport.infer(model, faces[start : start + size]) for start in range(0, len(faces), size)]
+        return await transport.infer(model, faces, timeout_s=timeout_s)
+    parts = [faces[start : start + size] for start in range(0, len(faces), size)]
+    chunks = [transport.infer(model, part, timeout_s=timeout_s) for part in parts]
     return np.concatenate(await asyncio.gather(*chunks))
 
 
@@ -278,7 +286,7 @@ class Run:
         try:
             if crops is not None and self.failure is None:
                 with self.infer_clock:
-                    scored.probabilities = await infer_in_chunks(self._stages.transport, self._stages.model, crops)
+                    scored.probabilities = await self._stages.infer(crops)
         except ModelContractError:
             raise
         except ServerError as exc:

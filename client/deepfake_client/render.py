@@ -67,6 +67,8 @@ def headline(verdict: Verdict) -> Text:
     if verdict.fake_probability is not None:
         interval = "" if verdict.interval is None else f"95%: {_range(verdict.interval)}, "
         line.append(f"  fake probability {verdict.fake_probability:.4f}  ({interval}threshold {verdict.threshold:g})")
+        if len(verdict.tracks) > 1:
+            line.append(f"  face {verdict.deciding_track}")
     elif verdict.reason is not None:
         line.append(f"  {verdict.reason.value}")
     line.append(f"   {verdict.source}", style="dim")
@@ -106,7 +108,7 @@ def track_table(verdict: Verdict) -> Table:
             str(track.track),
             Text(track.label.value, style=LABEL_STYLE[track.label])
             if track.counted
-            else Text("too few", style="dim"),
+            else Text("left out", style="dim"),
             f"{track.fake_probability:.4f}",
             _range(track.interval),
             f"{track.consistency.agreeing_share:.0%}",

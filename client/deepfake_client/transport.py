@@ -12,11 +12,27 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.errors import ModelContractError, ModelNotFoundError, ServerAccessError, SpecError
+from deepfake_preprocess.errors import (
+    ModelContractError,
+    ModelNotFoundError,
+    OptionError,
+    ServerAccessError,
+    SpecError,
+)
 from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 from deepfake_preprocess.triton_config import PRECISION_PARAMETER, config_parameters
 
 DEFAULT_TIMEOUT_S = 30.0
+
+
+def check_timeout(timeout_s: float | None) -> None:
+    """Refuse a deadline that is not positive.
+
+    Raises:
+        OptionError: says what was received.
+    """
+    if timeout_s is not None and not timeout_s > 0:
+        raise OptionError(f"timeout_s must be positive, got {timeout_s}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +196,7 @@ async def refuse_changed(transport: Transport, model: ServedModel) -> None:
     if changes:
         raise ModelContractError(
             f"model {model.name!r} on the server at {transport.url} was replaced while it was in use: "
-            f"{', '.join(changes)}; analyze again with a new client"
+            f"{', '.join(changes)}; analyze again"
         )
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from deepfake_client.transport import DEFAULT_TIMEOUT_S, Transport
+from deepfake_client.transport import DEFAULT_TIMEOUT_S, Transport, check_timeout
 from deepfake_client.transport_address import parse_address
 from deepfake_client.transport_retry import NO_RETRY, Retry, RetryingTransport
 from deepfake_client.transport_tls import Tls
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.extras import require_extra
 
 
@@ -36,8 +35,7 @@ def connect(
         OptionError: the URL, a header, a certificate file or a number cannot be used, or they contradict each other.
         MissingExtraError: HTTP needs the extra ``http``.
     """
-    if not timeout_s > 0:
-        raise OptionError(f"timeout_s must be positive, got {timeout_s}")
+    check_timeout(timeout_s)
     # By name: HTTP has an extra, and who uses one protocol need not load the others.
     name = parse_address(url, protocol=protocol, tls=tls).protocol
     module, kind = {

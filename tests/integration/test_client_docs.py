@@ -61,3 +61,7 @@ def test_python_blocks_print_what_they_promise(
 
 def test_every_block_is_run() -> None:
     assert [len(blocks(section)) for section in ("Inputs", "Many inputs", "Live sources")] == [2, 2, 1]
+
+
+def test_every_code_block_ends_before_the_next_heading() -> None:
+    assert [title for title, text in SECTIONS.items() if text.count("```") % 2] == []

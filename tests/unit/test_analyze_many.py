@@ -48,7 +48,9 @@ class Gated(FakeTransport):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gates: dict[int, asyncio.Event] = {}
 
-    async def infer(self, model: ServedModel, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+    async def infer(
+        self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
         self._loop = asyncio.get_running_loop()
         gate = self._gates.setdefault(int(np.median(faces)), asyncio.Event())
         with self.arrived:
@@ -62,7 +64,7 @@ class Gated(FakeTransport):
             raise
         finally:
             self.waiting -= 1
-        return await super().infer(model, faces)
+        return await super().infer(model, faces, timeout_s=timeout_s)
 
     def let_through(self, brightness: int) -> None:
         gate = self._gates.setdefault(brightness, asyncio.Event())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from deepfake_client.cli_progress import RunProgress
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
+from deepfake_client.render import headline
 from deepfake_client.testing import FakeTransport
 from deepfake_preprocess.errors import MediaOpenError, MissingExtraError
 
@@ -234,3 +236,9 @@ def test_ctrl_c_while_work_is_handed_over_to_the_loop_is_clean(
         calls.append(None)
         with pytest.raises(KeyboardInterrupt):
             next(outcomes)
+
+
+def test_the_headline_names_the_deciding_face_where_there_are_several() -> None:
+    several = verdict("clip.mp4", score=0.9)
+    assert "face 0" in headline(several).plain
+    assert "face" not in headline(dataclasses.replace(several, tracks=several.tracks[:1])).plain

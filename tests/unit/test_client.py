@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import json
 import threading
@@ -25,11 +26,14 @@ from deepfake_client import (
     Label,
     MediaNotFoundError,
     MediaOpenError,
+    ModelContractError,
     ModelNotFoundError,
     OptionError,
     Progress,
     Reason,
     Sampling,
+    ServedModel,
+    ServerTimeoutError,
     ServerUnavailableError,
     Transport,
     open_media,
@@ -258,7 +262,9 @@ def test_the_async_client_gives_the_same_verdict(client: DeepfakeClient, clip: P
 
 def test_a_cancelled_analysis_lets_go_of_everything(clip: Path) -> None:
     class Slow(FakeTransport):
-        async def infer(self, model: object, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        async def infer(
+            self, model: object, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+        ) -> NDArray[np.float32]:
             waiting.set()
             await asyncio.Event().wait()
             raise AssertionError
@@ -280,3 +286,50 @@ def test_a_cancelled_analysis_lets_go_of_everything(clip: Path) -> None:
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         DeepfakeClient(**options)  # type: ignore[arg-type]
+
+
+def test_one_call_can_have_a_deadline_of_its_own() -> None:
+    faces = np.zeros((3, 224, 224, 3), np.uint8)
+    with DeepfakeClient(transport=FakeTransport(latency_s=0.05, max_batch_size=2)) as client:
+        with pytest.raises(ServerTimeoutError, match=r"within 0\.01 s"):
+            client.score(faces, timeout_s=0.01)
+        assert len(client.score(faces)) == 3
+        with pytest.raises(OptionError, match="timeout_s must be positive, got 0"):
+            client.score(faces, timeout_s=0)
+
+
+def test_an_analysis_passes_its_deadline_on(clip: Path) -> None:
+    transport = FakeTransport(latency_s=0.05)
+    with DeepfakeClient(transport=transport, detector=FixedDetector(LEFT)) as client:
+        verdict = client.analyze(clip, sampling=Sampling(num_frames=3), timeout_s=0.01)
+        assert (verdict.reason, "within 0.01 s" in verdict.detail) == (Reason.SERVER_UNAVAILABLE, True)
+        late = next(client.analyze_many([clip], sampling=Sampling(num_frames=3), timeout_s=0.01)).verdict
+        assert late is not None
+        assert late.reason is Reason.SERVER_UNAVAILABLE
+        with pytest.raises(OptionError, match="timeout_s must be positive, got -1"):
+            client.analyze_many([clip], timeout_s=-1)
+
+
+def test_a_client_goes_on_with_the_model_that_replaced_its_own() -> None:
+    class Replaced(FakeTransport):
+        version = 1
+
+        async def describe(self, model: str) -> ServedModel:
+            return dataclasses.replace(await super().describe(model), version=self.version)
+
+        async def infer(
+            self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+        ) -> NDArray[np.float32]:
+            if model.version != self.version:
+                raise ModelContractError(f"version was {model.version} and is {self.version}")
+            return await super().infer(model, faces, timeout_s=timeout_s)
+
+    transport = Replaced()
+    faces = np.zeros((1, 224, 224, 3), np.uint8)
+    with DeepfakeClient(transport=transport) as client:
+        client.score(faces)
+        transport.version = 2
+        with pytest.raises(ModelContractError, match="version was 1 and is 2"):
+            client.score(faces)
+        assert len(client.score(faces)) == 1
+        assert client.model().version == 2

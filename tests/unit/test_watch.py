@@ -116,10 +116,12 @@ class Gated(FakeTransport):
         self.asked = threading.Event()
         self._open = threading.Event()
 
-    async def infer(self, model: ServedModel, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+    async def infer(
+        self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
         self.asked.set()
         await asyncio.to_thread(self._open.wait, 30)
-        return await super().infer(model, faces)
+        return await super().infer(model, faces, timeout_s=timeout_s)
 
     def open(self) -> None:
         self._open.set()
@@ -175,10 +177,12 @@ def test_leaving_the_loop_stops_the_source_and_its_thread() -> None:
 
 def test_a_server_that_fails_for_a_while_is_told_and_the_watch_goes_on() -> None:
     class Failing(FakeTransport):
-        async def infer(self, model: ServedModel, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        async def infer(
+            self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+        ) -> NDArray[np.float32]:
             if 100 <= np.median(faces) < 200:
                 raise ServerUnavailableError("restarting")
-            return await super().infer(model, faces)
+            return await super().infer(model, faces, timeout_s=timeout_s)
 
     frames = [image(30)] * 60 + [image(150)] * 60 + [image(40)] * 60
     with DeepfakeClient(transport=Failing(), detector=FixedDetector(LEFT)) as client:
