@@ -251,12 +251,12 @@ def write_demo_ensemble(directory: Path, members: Sequence[str] = DEMO_MEMBERS, 
     """Write an ensemble of timm networks with made-up weights, and return its YAML file."""
     from safetensors.torch import save_file
 
-    from deepfake_export.demo import build_demo_network
+    from deepfake_export.untrained import build_untrained_network
 
     entries = []
     for name in members:
         spec = ModelSpec(name, f"timm:{name}", input_height_px=size_px, input_width_px=size_px)
-        save_file(build_demo_network(spec).state_dict(), directory / f"{name}.safetensors")
+        save_file(build_untrained_network(spec).state_dict(), directory / f"{name}.safetensors")
         (directory / f"{name}.yaml").write_text(spec.to_yaml(), encoding="utf-8")
         entries.append({"checkpoint": f"{name}.safetensors"})
     path = directory / "ensemble.yaml"

@@ -89,7 +89,7 @@ COMMANDS = {
         "deepfake_explain.cli:explain_serve", "explain", "Serve heatmaps of one checkpoint over HTTP, beside Triton."
     ),
     "demo-checkpoint": Command(
-        "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint (untrained) and its spec."
+        "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint, its spec and its model card."
     ),
 }
 

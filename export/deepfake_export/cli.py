@@ -21,6 +21,7 @@ from deepfake_export.ensemble_spec import read_spec
 from deepfake_export.gate import BEST, parse_precisions
 from deepfake_preprocess.errors import OptionError, SpecError
 from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
 
@@ -125,20 +126,29 @@ def export(
 
 def demo_checkpoint(
     directory: Annotated[Path, typer.Argument(help="Where to write checkpoint and spec.")] = Path(),
+    untrained: Annotated[
+        bool,
+        typer.Option("--untrained", help="A network at 224 px with random weights instead, to measure speed with."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")] = False,
 ) -> None:
-    """Write an UNTRAINED demo checkpoint (EfficientNet-B0) and its spec; its scores mean nothing."""
-    for module in ("torch", "timm", "safetensors"):
-        require_extra(module, extra="export")
-    from deepfake_export.demo import write_demo_checkpoint
+    """Write the demo checkpoint (a trained EfficientNet-B0), its spec and its model card.
 
-    checkpoint, spec_path = write_demo_checkpoint(directory)
+    The model card says what it was trained on, what it is worth, and where it fails.
+    """
+    if untrained:
+        for module in ("torch", "timm", "safetensors"):
+            require_extra(module, extra="export")
+        from deepfake_export.untrained import write_untrained_checkpoint as write
+    else:
+        from deepfake_export.demo import write_demo_checkpoint as write
+    checkpoint, spec_path = write(directory)
     if as_json:
         typer.echo(json.dumps({"checkpoint": str(checkpoint), "spec": str(spec_path)}))
         return
     console = Console()
     console.print(f"Wrote {escape(str(checkpoint))} and {escape(spec_path.name)}", highlight=False, soft_wrap=True)
-    console.print("The network is [bold]untrained[/bold]: its scores mean nothing.")
+    console.print(escape(ModelSpec.from_yaml(spec_path).training_data), highlight=False, soft_wrap=True)
     console.print(f"Next: deepfake export {escape(str(checkpoint))}", highlight=False, soft_wrap=True)
 
 

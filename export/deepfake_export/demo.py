@@ -1,44 +1,30 @@
-"""The demo checkpoint: an untrained EfficientNet-B0, so that everything can be tried without anyone's weights.
+"""The demo checkpoint: a trained EfficientNet-B0 that comes with the package.
 
-Its scores mean nothing. What it does have is the speed and size of a real detector, and outputs that depend on
-the crop, so that parity checks can fail. Random weights alone give neither: signals die out or grow through 49
-convolutions whose batch norms have seen no data. So each batch norm is set to the scale of what reaches it.
-
-The same PyTorch version on the same kind of CPU writes the same bytes: what is measured is rounded to powers of
-two, so that neither the number of threads nor the order of a sum shows in the file.
+What it is worth is measured: ``MODEL_CARD.md`` beside the weights. Needs no PyTorch; it is only copied.
 """
 
 from __future__ import annotations
 
-import math
+import shutil
+from importlib.resources import as_file, files
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import nn
-
-from deepfake_export.architectures import build_network
-from deepfake_export.crops import UInt8Array, generate_crops
-from deepfake_export.graph import ServedDetector
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.spec import ModelSpec
 
-DEMO_SPEC = ModelSpec(
-    name="deepfake_efficientnet_b0",
-    architecture="timm:efficientnet_b0",
-    training_data="UNTRAINED: random weights, for demonstrations and benchmarks. Its scores mean nothing.",
-)
-"""Contract of the demo model."""
+DEMO_NAME = "deepfake_efficientnet_b0"
+CARD_NAME = "MODEL_CARD.md"
+_DATA = files("deepfake_export") / "demo_checkpoint"
 
-SEED = 0
-CALIBRATION_CROPS = 16
-GRAIN = 20
-"""Largest change that the grain makes to a pixel, of 255."""
-RESIDUAL_SCALE = 0.25
+
+def demo_spec() -> ModelSpec:
+    """Return the contract of the demo model."""
+    with as_file(_DATA / f"{DEMO_NAME}.yaml") as path:
+        return ModelSpec.from_yaml(path)
 
 
 def write_demo_checkpoint(directory: str | Path) -> tuple[Path, Path]:
-    """Write the demo checkpoint and its spec into `directory`, which is created where missing.
+    """Copy the demo checkpoint, its spec and its model card into `directory`, which is created where missing.
 
     Returns:
         Paths of ``deepfake_efficientnet_b0.safetensors`` and ``deepfake_efficientnet_b0.yaml``.
@@ -46,67 +32,12 @@ def write_demo_checkpoint(directory: str | Path) -> tuple[Path, Path]:
     Raises:
         OptionError: the directory cannot be written.
     """
-    from safetensors.torch import save_file
-
     directory = Path(directory)
-    checkpoint = directory / f"{DEMO_SPEC.name}.safetensors"
-    spec_path = directory / f"{DEMO_SPEC.name}.yaml"
-    network = build_demo_network(DEMO_SPEC)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(network.state_dict(), checkpoint)
-        spec_path.write_text(DEMO_SPEC.to_yaml(), encoding="utf-8")
+        for name in (f"{DEMO_NAME}.safetensors", f"{DEMO_NAME}.yaml", CARD_NAME):
+            with as_file(_DATA / name) as path:
+                shutil.copyfile(path, directory / name)
     except OSError as exc:
         raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory") from exc
-    return checkpoint, spec_path
-
-
-def build_demo_network(spec: ModelSpec) -> nn.Module:
-    """Build the untrained network of a spec, scaled so that its logits spread by about 1 over different crops."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        network = build_network(spec).eval()
-    for module in network.modules():
-        last_norm = getattr(module, "bn3", None)
-        if getattr(module, "has_skip", False) and isinstance(last_norm, nn.BatchNorm2d):
-            # Nearly skipped blocks keep random weights from turning small changes of the crop into large ones
-            # (Goyal et al., 2017, section 5.1): without it logits of real crops reach 100 and more.
-            nn.init.constant_(last_norm.weight, RESIDUAL_SCALE)
-    crops = torch.from_numpy(_calibration_crops(spec))
-    detector = ServedDetector(network, spec).eval()
-    hooks = [module.register_forward_pre_hook(_match_scale) for module in network.modules() if _is_batch_norm(module)]
-    with torch.no_grad():
-        _, logit = detector(crops)
-        for hook in hooks:
-            hook.remove()
-        last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-        last.weight.mul_(_power_of_two(1 / float(logit.std())))
-        _, logit = detector(crops)
-        # Both verdicts shall occur; an eighth is coarse enough to hide the last bits of the sum.
-        last.bias.sub_(round(float(logit.median()) * 8) / 8)
-    return network
-
-
-def _calibration_crops(spec: ModelSpec) -> UInt8Array:
-    """Return face-like crops with a camera's grain, and pure noise: the detail of real crops lies between the two."""
-    random = np.random.default_rng(SEED)
-    smooth = generate_crops(CALIBRATION_CROPS, spec.input_size_wh, seed=SEED)
-    grainy = smooth + random.integers(-GRAIN, GRAIN + 1, smooth.shape)
-    noise = random.integers(0, 256, (CALIBRATION_CROPS // 4, *smooth.shape[1:]))
-    crops: UInt8Array = np.clip(np.concatenate([grainy, noise]), 0, 255).astype(np.uint8)
-    return crops
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d)
-
-
-def _match_scale(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-    """Set a batch norm to the variance of what reaches it; hooks run in forward order, so one pass does all."""
-    assert isinstance(module, nn.BatchNorm2d)
-    assert module.running_var is not None
-    module.running_var.fill_(_power_of_two(float(inputs[0].var())))
-
-
-def _power_of_two(value: float) -> float:
-    return float(2.0 ** round(math.log2(value)))
+    return directory / f"{DEMO_NAME}.safetensors", directory / f"{DEMO_NAME}.yaml"

@@ -26,10 +26,10 @@ from deepfake_export import export_checkpoint, load_model
 from deepfake_export.architectures import build_network
 from deepfake_export.cli import export
 from deepfake_export.crops import generate_crops
-from deepfake_export.demo import build_demo_network
 from deepfake_export.ensemble_spec import EnsembleSpec, read_spec
 from deepfake_export.graph import ServedDetector
 from deepfake_export.parity import onnxruntime_runner, reference_outputs
+from deepfake_export.untrained import build_untrained_network
 from deepfake_preprocess.errors import CheckpointError, ParityError, SpecError
 from deepfake_preprocess.spec import Head, ModelSpec
 from deepfake_serve import EmbeddedTriton
@@ -70,7 +70,7 @@ ENSEMBLE = {
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("members")
     for name, spec in MEMBERS.items():
-        save_file(build_demo_network(spec).state_dict(), folder / f"{name}.safetensors")
+        save_file(build_untrained_network(spec).state_dict(), folder / f"{name}.safetensors")
         (folder / f"{name}.yaml").write_text(spec.to_yaml())
     (folder / "meta.yaml").write_text(yaml.safe_dump(META))
     (folder / "ensemble.yaml").write_text(yaml.safe_dump(ENSEMBLE))
@@ -251,7 +251,7 @@ def test_every_kind_of_checkpoint_is_exported_and_served(tmp_path, monkeypatch):
         ),
     ]
     for spec in specs[:2]:
-        torch.save(build_demo_network(spec).state_dict(), f"{spec.name}.pt")
+        torch.save(build_untrained_network(spec).state_dict(), f"{spec.name}.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated as a whole
         torch.jit.save(torch.jit.script(made), "archive.pt")
@@ -289,7 +289,7 @@ def test_the_ensemble_of_the_issue_is_exported_with_proof(tmp_path):
     for architecture, size in LARGE.items():
         name = architecture.partition(":")[2]
         spec = ModelSpec(name, architecture, input_height_px=size, input_width_px=size)
-        save_file(build_demo_network(spec).state_dict(), tmp_path / f"{name}.safetensors")
+        save_file(build_untrained_network(spec).state_dict(), tmp_path / f"{name}.safetensors")
         (tmp_path / f"{name}.yaml").write_text(spec.to_yaml())
         members.append({"checkpoint": f"{name}.safetensors"})
     path = tmp_path / "ensemble.yaml"

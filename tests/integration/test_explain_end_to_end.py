@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from deepfake_client import cli
 from deepfake_export import export_checkpoint
-from deepfake_export.demo import build_demo_network
+from deepfake_export.untrained import build_untrained_network
 from deepfake_preprocess.errors import ExplainDisagreementError
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_serve import EmbeddedTriton
@@ -25,7 +25,7 @@ SPEC = ModelSpec("small", "timm:test_efficientnet", input_height_px=64, input_wi
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explained")
-    network = build_demo_network(SPEC)
+    network = build_untrained_network(SPEC)
     save_file(network.state_dict(), folder / "small.safetensors")
     (folder / "small.yaml").write_text(SPEC.to_yaml())
     export_checkpoint(folder / "small.safetensors", SPEC, folder / "repository", max_batch_size=4)

@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import save_file
 
 from deepfake_export import repository as repo
-from deepfake_export.demo import build_demo_network
 from deepfake_export.repository_admin import inspect_repository
+from deepfake_export.untrained import build_untrained_network
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_serve.repository import check_repository
@@ -24,7 +24,7 @@ SPEC = ModelSpec(
 def checkpoint(tmp_path):
     path = tmp_path / "weights" / "tiny.safetensors"
     path.parent.mkdir()
-    save_file(build_demo_network(SPEC).state_dict(), path)
+    save_file(build_untrained_network(SPEC).state_dict(), path)
     path.with_suffix(".yaml").write_text(SPEC.to_yaml())
     return path
 

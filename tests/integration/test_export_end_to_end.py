@@ -20,10 +20,11 @@ from typer.testing import CliRunner
 from deepfake_export import export_checkpoint, load_model
 from deepfake_export.cli import demo_checkpoint, export
 from deepfake_export.crops import generate_crops
-from deepfake_export.demo import DEMO_SPEC, build_demo_network
+from deepfake_export.demo import demo_spec
 from deepfake_export.graph import ServedDetector
 from deepfake_export.onnx_export import MAX_IR_VERSION, OPSET
 from deepfake_export.parity import onnxruntime_runner, reference_outputs
+from deepfake_export.untrained import UNTRAINED_SPEC, build_untrained_network
 from deepfake_preprocess.errors import ExportError, OptionError, ParityError, RepositoryError, SpecError
 from deepfake_preprocess.manifest import Manifest, sha256_file
 from deepfake_preprocess.spec import Head, ModelSpec
@@ -66,7 +67,7 @@ class FixedBatch(Mixing):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    save_file(build_demo_network(SPEC).state_dict(), path)
+    save_file(build_untrained_network(SPEC).state_dict(), path)
     path.with_suffix(".yaml").write_text(SPEC.to_yaml())
     return path
 
@@ -280,20 +281,33 @@ def test_the_command_says_where_it_looked_for_a_spec(tmp_path):
         CliRunner().invoke(app_of(export), [str(tmp_path / "c.pt")], catch_exceptions=False)
 
 
-def test_the_demo_checkpoint_is_reproducible_says_what_it_is_and_exports(tmp_path):
-    result = CliRunner().invoke(app_of(demo_checkpoint), [str(tmp_path)], catch_exceptions=False)
-    assert "untrained" in result.stdout
-    checkpoint = tmp_path / "deepfake_efficientnet_b0.safetensors"
+def test_the_untrained_checkpoint_is_reproducible_says_what_it_is_and_exports(tmp_path):
+    result = CliRunner().invoke(app_of(demo_checkpoint), [str(tmp_path), "--untrained"], catch_exceptions=False)
+    assert "UNTRAINED" in result.stdout
+    checkpoint = tmp_path / "untrained_efficientnet_b0.safetensors"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in another order must not show in the file
     try:
-        save_file(build_demo_network(DEMO_SPEC).state_dict(), tmp_path / "again.safetensors")
+        save_file(build_untrained_network(UNTRAINED_SPEC).state_dict(), tmp_path / "again.safetensors")
     finally:
         torch.set_num_threads(threads)
     assert sha256_file(checkpoint) == sha256_file(tmp_path / "again.safetensors")
     spec = ModelSpec.from_yaml(checkpoint.with_suffix(".yaml"))
-    assert spec == DEMO_SPEC
-    assert "UNTRAINED" in spec.training_data
+    assert spec == UNTRAINED_SPEC
     result = export_checkpoint(checkpoint, spec, tmp_path / "m", max_batch_size=4)
     low, high = result.manifest.parity["reference_logit_range"]
     assert high - low > 0.1  # a hundred times what a logit may differ by
+
+
+def test_the_demo_checkpoint_comes_with_its_card_and_exports(tmp_path):
+    result = CliRunner().invoke(app_of(demo_checkpoint), [str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    checkpoint = tmp_path / "deepfake_efficientnet_b0.safetensors"
+    assert checkpoint.stat().st_size <= 10 * 2**20
+    spec = ModelSpec.from_yaml(checkpoint.with_suffix(".yaml"))
+    assert spec == demo_spec()
+    assert "UNTRAINED" not in spec.training_data
+    assert "not for decisions about people" in (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8").lower()
+    parity = export_checkpoint(checkpoint, spec, tmp_path / "m", max_batch_size=4).manifest.parity
+    assert parity["passed"]
+    assert parity["verdict_flips"] == 0

@@ -14,12 +14,12 @@ from torch import nn
 
 from deepfake_export import export_checkpoint, int8
 from deepfake_export.crops import generate_crops
-from deepfake_export.demo import build_demo_network
 from deepfake_export.fp16 import export_fp16
 from deepfake_export.graph import ServedDetector
 from deepfake_export.int8 import quantize_int8
 from deepfake_export.tensorrt_engine import build_engine
 from deepfake_export.tensorrt_library import load_tensorrt_rtx
+from deepfake_export.untrained import build_untrained_network
 from deepfake_preprocess.spec import Head, ModelSpec
 from deepfake_serve import EmbeddedTriton
 
@@ -58,7 +58,7 @@ def everything_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_network_is_proved_built_in_every_precision_and_served(architecture, tmp_path):
     size_px = NETWORKS[architecture]
     spec = ModelSpec("net", architecture, head=Head("softmax"), input_height_px=size_px, input_width_px=size_px)
-    network = build_demo_network(spec)
+    network = build_untrained_network(spec)
     save_file(network.state_dict(), tmp_path / "net.safetensors")
     result = export_checkpoint(tmp_path / "net.safetensors", spec, tmp_path / "m", max_batch_size=2)
     assert result.manifest.parity["passed"]
@@ -85,7 +85,7 @@ def test_a_network_is_proved_built_in_every_precision_and_served(architecture, t
 def test_a_head_of_several_layers_on_efficientnet_b0_gives_pytorchs_scores_served(tmp_path):
     """The network as training code writes it, and the spec that states its head and the order of its labels."""
     base = ModelSpec("head", "timm:efficientnet_b0", head=Head("softmax", fake_index=0))
-    network = build_demo_network(base)
+    network = build_untrained_network(base)
     with torch.random.fork_rng():
         torch.manual_seed(4)
         network.classifier = nn.Sequential(nn.Linear(1280, 512), nn.ReLU(), nn.Dropout(0.4), nn.Linear(512, 2))

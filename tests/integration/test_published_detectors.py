@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from deepfake_export import export_checkpoint
 from deepfake_export.crops import generate_crops
-from deepfake_export.demo import build_demo_network
+from deepfake_export.untrained import build_untrained_network
 from deepfake_preprocess.errors import CheckpointError, ExportError, SpecError
 from deepfake_preprocess.spec import Head, ModelSpec
 from deepfake_serve import EmbeddedTriton
@@ -211,7 +211,7 @@ def challenge(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
     with monkeypatch.context() as patched:
         patched.syspath_prepend(folder)
         network = importlib.import_module("zoo.classifiers").test_efficientnet_classifier()
-    trained = build_demo_network(spec_of("demo", "timm:test_efficientnet")).state_dict()
+    trained = build_untrained_network(spec_of("demo", "timm:test_efficientnet")).state_dict()
     network.encoder.load_state_dict({k: v for k, v in trained.items() if "classifier" not in k}, strict=False)
     network.eval()
     state = {f"module.{name}": value for name, value in network.state_dict().items()}

@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 from deepfake_export import cli_engines, engines, export_checkpoint, int8
 from deepfake_export.cli import export
 from deepfake_export.crops import generate_crops
-from deepfake_export.demo import DEMO_SPEC, build_demo_network
 from deepfake_export.engines import EngineOptions, build_engines
 from deepfake_export.fp16 import export_fp16
 from deepfake_export.gpu import Gpu
@@ -29,6 +28,7 @@ from deepfake_export.graph import ServedDetector
 from deepfake_export.onnx_export import export_onnx
 from deepfake_export.tensorrt_engine import build_engine
 from deepfake_export.tensorrt_library import load_tensorrt_rtx
+from deepfake_export.untrained import UNTRAINED_SPEC, build_untrained_network
 from deepfake_preprocess.engine import check_plan, engine_of
 from deepfake_preprocess.errors import EngineError, OptionError, ParityError, RepositoryError
 from deepfake_preprocess.manifest import Manifest
@@ -36,7 +36,7 @@ from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.triton_config import read_config
 
 TINY_SPEC = dataclasses.replace(
-    DEMO_SPEC, name="tiny", architecture="timm:test_efficientnet", input_height_px=64, input_width_px=64
+    UNTRAINED_SPEC, name="tiny", architecture="timm:test_efficientnet", input_height_px=64, input_width_px=64
 )
 
 
@@ -65,22 +65,22 @@ def quantize(source: Path, target: Path, spec: ModelSpec, *, activations=QuantTy
 @pytest.fixture(scope="module")
 def b0_graphs(tmp_path_factory):
     """What an export makes of EfficientNet-B0; INT8 in all layers, without the search for those that bear it."""
-    folder, crops = tmp_path_factory.mktemp("b0"), generate_crops(2, DEMO_SPEC.input_size_wh)
-    detector = ServedDetector(build_demo_network(DEMO_SPEC), DEMO_SPEC).eval()
+    folder, crops = tmp_path_factory.mktemp("b0"), generate_crops(2, UNTRAINED_SPEC.input_size_wh)
+    detector = ServedDetector(build_untrained_network(UNTRAINED_SPEC), UNTRAINED_SPEC).eval()
     paths = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8")}
-    export_onnx(detector, paths["fp32"], DEMO_SPEC)
-    export_fp16(detector, paths["fp16"], DEMO_SPEC, crops)
+    export_onnx(detector, paths["fp32"], UNTRAINED_SPEC)
+    export_fp16(detector, paths["fp16"], UNTRAINED_SPEC, crops)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(int8, "MAX_LAYERS", 1)
         patched.setattr(int8, "_fewest_excluded", lambda *_: 0)
-        int8.quantize_int8(paths["fp32"], paths["int8"], DEMO_SPEC, crops, target="tensorrt")
+        int8.quantize_int8(paths["fp32"], paths["int8"], UNTRAINED_SPEC, crops, target="tensorrt")
     return paths
 
 
 @pytest.fixture(scope="module")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    save_file(build_demo_network(TINY_SPEC).state_dict(), path)
+    save_file(build_untrained_network(TINY_SPEC).state_dict(), path)
     return path
 
 
@@ -97,7 +97,7 @@ def test_efficientnet_b0_parses_and_builds_in_every_precision(b0_graphs, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["model.plan"]
     # The graph that was built is one that runs, and not merely one that parses.
     session = onnxruntime.InferenceSession(b0_graphs[precision], providers=["CPUExecutionProvider"])
-    probability, _ = session.run(None, {"faces": generate_crops(2, DEMO_SPEC.input_size_wh)})
+    probability, _ = session.run(None, {"faces": generate_crops(2, UNTRAINED_SPEC.input_size_wh)})
     assert np.isfinite(probability).all()
 
 
@@ -146,7 +146,7 @@ def test_an_operator_that_tensorrt_lacks_is_told_with_its_node_and_layer(tmp_pat
 def test_a_quantization_that_tensorrt_refuses_is_told_with_the_one_that_it_takes(tmp_path, options, refused):
     """ONNX Runtime takes more kinds than TensorRT, and its defaults are among those that TensorRT does not."""
     source, target = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
-    export_onnx(ServedDetector(build_demo_network(TINY_SPEC), TINY_SPEC).eval(), source, TINY_SPEC)
+    export_onnx(ServedDetector(build_untrained_network(TINY_SPEC), TINY_SPEC).eval(), source, TINY_SPEC)
     quantize(source, target, TINY_SPEC, **options)
     with pytest.raises(EngineError, match=rf"{refused}.*; quantize with signed symmetric activations"):
         build_engine(target, None, max_batch_size=4, library=load_tensorrt_rtx())

@@ -9,10 +9,11 @@ from pathlib import Path
 import yaml
 
 from deepfake_export.checkpoint import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
-from deepfake_export.demo import DEMO_SPEC
+from deepfake_export.demo import DEMO_NAME, demo_spec
 from deepfake_export.ensemble_spec import EnsembleSpec, read_spec
 from deepfake_export.meta_model import load_meta_model
 from deepfake_export.repository import refresh_configs
+from deepfake_export.untrained import UNTRAINED_SPEC
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import PLAIN_LAYERS, SIZED_LAYERS, ModelSpec
 from deepfake_preprocess.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, PRODUCTION_MAX_BATCH_SIZE
@@ -50,7 +51,7 @@ def test_the_table_lists_every_field():
     documented = re.findall(r"^\| `([\w.]+)` \|", PAGE, flags=re.MULTILINE)
     flat = [
         name
-        for key, value in DEMO_SPEC.to_dict().items()
+        for key, value in UNTRAINED_SPEC.to_dict().items()
         for name in ([f"{key}.{sub}" for sub in value] if isinstance(value, dict) else [key])
     ]
     assert sorted(documented) == sorted(flat)
@@ -63,8 +64,8 @@ def test_the_keys_and_prefixes_are_those_of_the_loader():
 
 def test_the_committed_configurations_are_what_an_export_writes(tmp_path):
     """Of the demo model, with the default options; only the checkpoint's hash is not known before an export."""
-    refresh_configs(tmp_path, Manifest(DEMO_SPEC, {}), max_batch_size=PRODUCTION_MAX_BATCH_SIZE)
-    committed = ROOT / "model_repository" / DEMO_SPEC.name
+    refresh_configs(tmp_path, Manifest(demo_spec(), {}), max_batch_size=PRODUCTION_MAX_BATCH_SIZE)
+    committed = ROOT / "model_repository" / DEMO_NAME
     for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
         assert (committed / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), (
             f"regenerate with deepfake_preprocess.triton_config.write_configs: {name}"
