@@ -258,6 +258,7 @@ def _start(
                     start_peer(peer, crops=server.crops, expected=expected, scratch=scratch, announce=screen.print)
                 )
             except PeerUnavailableError as exc:
+                screen.print(f"not measured: {exc}")
                 data["not_measured"].append({"name": peer.name, "setting": peer.setting, "reason": str(exc)})
         if not started:
             return None

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
 
 from deepfake_export import load_model
 from deepfake_preprocess.spec import ModelSpec
@@ -40,7 +39,8 @@ def score(body: bytes) -> list[float]:
 @app.post("/predict")
 async def predict(request: Request) -> list[float]:
     """Raw uint8 crop in, probability out."""
-    return await run_in_threadpool(score, await request.body())
+    # One after another, with all threads: in FastAPI's thread pool, requests would fight for the cores.
+    return score(await request.body())
 
 
 if __name__ == "__main__":
