@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REPOSITORY := work/model_repository
 CHECKPOINT := work/demo/deepfake_efficientnet_b0.safetensors
+DEMO := export/deepfake_export/demo_checkpoint
 SAMPLE := work/demo/sample.mp4
 VIDEO ?=
 
@@ -38,7 +39,7 @@ setup: $(VENV)/.dev  ## Install everything for development
 
 # --- use --------------------------------------------------------------------------------------------------------------
 
-$(CHECKPOINT): $(VENV)/.demo
+$(CHECKPOINT): $(DEMO)/deepfake_efficientnet_b0.safetensors $(DEMO)/deepfake_efficientnet_b0.yaml $(VENV)/.demo
 	@$(BIN)/deepfake demo-checkpoint $(dir $@)
 
 $(SAMPLE): $(VENV)/.demo

@@ -79,7 +79,8 @@ class RunProgress:
             self._tasks[source],
             completed=progress.frames_done,
             total=progress.frames_expected,
-            facts=f"frames · {progress.faces_scored} faces" + ("" if self._inputs is not None else self._rate()),
+            facts=" · ".join([f"frames · {progress.faces_scored} faces", *_so_far(progress)])
+            + ("" if self._inputs is not None else self._rate()),
         )
         self._show_inputs(0)
 
@@ -106,6 +107,12 @@ class RunProgress:
         elapsed = time.monotonic() - (self._started or time.monotonic())
         frames = sum(progress.frames_done for progress in self._seen.values())
         return f" · {frames / elapsed:.1f} frames/s" if elapsed > 1 else ""
+
+
+def _so_far(progress: Progress) -> list[str]:
+    if progress.label is None or progress.fake_probability is None:
+        return []
+    return [f"[{LABEL_STYLE[progress.label]}]{progress.label.value}[/] {progress.fake_probability:.2f} so far"]
 
 
 def _short_name(source: str) -> str:

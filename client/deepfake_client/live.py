@@ -309,4 +309,4 @@ def _may_start(under_way: deque[tuple[float, asyncio.Task[ScoredFrame]]], feed: 
 
 def _run(source: LiveSource, frame: Frame, stages: Stages, how: Watching) -> Run:
     media = Media(source.name, "video", frame.width_px, frame.height_px, None, None, "", stats=source.stats)
-    return Run(media, stages, Sampling(num_frames=None, fps=how.fps), None)
+    return Run(media, stages, Sampling(num_frames=None, fps=how.fps))

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final
 
@@ -26,7 +26,7 @@ from deepfake_client.aggregation import Strategy
 from deepfake_client.scoring import ScoredFrame, judge
 from deepfake_client.stopping import StopRule
 from deepfake_client.transport import ServedModel, Transport
-from deepfake_client.verdict import ModelIdentity, Timing, Verdict
+from deepfake_client.verdict import Label, ModelIdentity, Timing, Verdict
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.errors import ModelContractError, ServerError
 from deepfake_preprocess.face import FaceDetector
@@ -38,6 +38,8 @@ FRAME_BYTES_IN_FLIGHT: Final = 64 * 2**20
 """Decoded frames that may wait for detection, in bytes of RGB: about ten frames of 1080p."""
 MIN_FRAMES_IN_FLIGHT: Final = 2
 MAX_FRAMES_IN_FLIGHT: Final = 16
+JUDGE_EVERY_S: Final = 0.5
+"""How often the frames so far are judged for `Progress`; it takes a millisecond or two."""
 DEFAULT_MAX_REQUESTS_IN_FLIGHT: Final = 32
 """Enough to let the server form full batches on every instance, and far below the bound of its queue."""
 
@@ -50,11 +52,15 @@ class Progress:
         frames_done: frames whose faces were all scored.
         frames_expected: frames that will be sampled, or None when that is not known beforehand.
         faces_scored: faces scored so far.
+        label: what the frames so far say, renewed every `JUDGE_EVERY_S` seconds; None before.
+        fake_probability: their score, in [0, 1]; None where `label` is None or INCONCLUSIVE.
     """
 
     frames_done: int
     frames_expected: int | None
     faces_scored: int
+    label: Label | None = None
+    fake_probability: float | None = None
 
 
 OnProgress = Callable[[Progress], None]
@@ -140,7 +146,9 @@ async def analyze_media(
     """
     started = time.perf_counter()
     threshold = stages.model.spec.threshold if threshold is None else threshold
-    run = Run(media, stages, sampling, on_progress)
+    run = Run(media, stages, sampling)
+    if on_progress is not None:
+        run.on_progress = _Telling(on_progress, run, strategy, threshold)
     stop_rule = _stop_rule(media, sampling, strategy, threshold, sure_at)
     aggregate_clock = BusyClock()
     parts = [sampling] if stop_rule is None else stop_rule.parts(sampling)
@@ -207,7 +215,8 @@ def frames_in_flight(width_px: int, height_px: int) -> int:
 class Run:
     """One analysis under way."""
 
-    def __init__(self, media: Media, stages: Stages, sampling: Sampling, on_progress: OnProgress | None) -> None:
+    def __init__(self, media: Media, stages: Stages, sampling: Sampling) -> None:
+        self.on_progress: OnProgress | None = None
         self.frames: list[ScoredFrame] = []
         self.failure: ServerError | None = None
         self.detect_clock = BusyClock()
@@ -215,7 +224,6 @@ class Run:
         self.infer_clock = BusyClock()
         self._media = media
         self._stages = stages
-        self._on_progress = on_progress
         self._frames_expected = _frames_expected(media, sampling)
         self._frames_done = 0
         self._faces_scored = 0
@@ -296,8 +304,8 @@ class Run:
             self._request_slots.release()
         self._frames_done += 1
         self._faces_scored += len(scored.faces)
-        if self._on_progress is not None:
-            self._on_progress(Progress(self._frames_done, self._frames_expected, self._faces_scored))
+        if self.on_progress is not None:
+            self.on_progress(Progress(self._frames_done, self._frames_expected, self._faces_scored))
 
     def _detect(
         self, frame: Frame, scored: ScoredFrame, before: Sighting | None
@@ -314,6 +322,24 @@ class Run:
             crops = np.stack([crop_face(frame, face, spec) for face in scored.faces]) if scored.faces else None
             scored.look_at(small, crops, frame_wh=(frame.width_px, frame.height_px), spec=spec)
         return crops, sighting
+
+
+class _Telling:
+    """Passes progress on, together with what the frames so far say."""
+
+    def __init__(self, on_progress: OnProgress, run: Run, strategy: Strategy, threshold: float) -> None:
+        self._on_progress, self._run, self._strategy, self._threshold = on_progress, run, strategy, threshold
+        self._judged_at = time.monotonic()
+        self._label: Label | None = None
+        self._fake_probability: float | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() - self._judged_at >= JUDGE_EVERY_S:
+            frames = sorted(self._run.frames, key=lambda frame: frame.pts_seconds)
+            judgement = judge(frames, strategy=self._strategy, threshold=self._threshold)
+            self._label, self._fake_probability = judgement.label, judgement.fake_probability
+            self._judged_at = time.monotonic()
+        self._on_progress(replace(progress, label=self._label, fake_probability=self._fake_probability))
 
 
 def _stop_rule(

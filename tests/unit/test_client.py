@@ -37,6 +37,7 @@ from deepfake_client import (
     ServerUnavailableError,
     Transport,
     open_media,
+    pipeline,
 )
 from deepfake_client.testing import FakeTransport
 from deepfake_preprocess.face import Face, FaceDetector
@@ -149,7 +150,18 @@ def test_progress_is_reported_for_every_frame(client: DeepfakeClient, clip: Path
     seen: list[Progress] = []
     client.analyze(clip, sampling=Sampling(num_frames=8), on_progress=seen.append)
     assert [item.frames_done for item in seen] == list(range(1, 9))
-    assert seen[-1] == Progress(frames_done=8, frames_expected=8, faces_scored=16)
+    last = seen[-1]
+    assert (last.frames_done, last.frames_expected, last.faces_scored) == (8, 8, 16)
+
+
+def test_progress_tells_what_the_frames_so_far_say(
+    client: DeepfakeClient, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "JUDGE_EVERY_S", 0.0)
+    seen: list[Progress] = []
+    verdict = client.analyze(clip, sampling=Sampling(num_frames=8), on_progress=seen.append)
+    assert seen[-1].label is verdict.label is Label.FAKE
+    assert seen[-1].fake_probability == verdict.fake_probability
 
 
 def test_no_face_is_inconclusive(clip: Path) -> None:
