@@ -68,5 +68,5 @@ def test_the_committed_configurations_are_what_an_export_writes(tmp_path):
     committed = ROOT / "model_repository" / DEMO_NAME
     for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
         assert (committed / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), (
-            f"regenerate with deepfake_preprocess.triton_config.write_configs: {name}"
+            f"regenerate with deepfake_export.repository.refresh_configs: {name}"
         )
