@@ -5,16 +5,26 @@ from __future__ import annotations
 import typer
 
 from deepfake_bench.compare import compare
+from deepfake_bench.decode import decode
+from deepfake_bench.detector import detector
+from deepfake_bench.ensemble import ensemble
+from deepfake_bench.explain import explain
 from deepfake_bench.perf_analyzer import perf_analyzer
+from deepfake_bench.pipeline import pipeline
 from deepfake_bench.plots import plots
 from deepfake_bench.readme import readme
 from deepfake_bench.served import served
 from deepfake_bench.server import server
 
 app = typer.Typer(
-    help="Measure speed: of a server under load, of what serving costs, and of what else could have been used.",
+    help="Measure speed: of a server under load, of whole analyses and their parts, and of what else could be used.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-for command in (server, served, compare, perf_analyzer, plots, readme):
+COMMANDS = (
+    *(server, served, pipeline, compare, perf_analyzer),
+    *(decode, detector, explain, ensemble),
+    *(plots, readme),
+)
+for command in COMMANDS:
     app.command()(command)

@@ -1,61 +1,67 @@
-"""What sampling frames of a clip costs, against PyAV decoding the whole clip.
+"""`deepfake bench decode`: what sampling frames of a clip costs, against PyAV decoding the whole clip.
 
-Run ``python -m deepfake_bench.decode CLIP...``. Both ways are run in turn, so that other load on the machine
-meets both alike, and the sampled frames are first checked to be those of the plain decode, pixel by pixel. With
-``--memory`` the peak memory of sampling a ten-second and a one-hour clip is measured too, in processes of its own.
+Both ways are run in turn, so that other load on the machine meets both alike, and the sampled frames are first
+checked to be those of the plain decode, pixel by pixel.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import av
 import numpy as np
+import typer
+from rich.table import Table
 
+from deepfake_bench.clips import find_clips
 from deepfake_bench.environment import environment, write_results
+from deepfake_bench.processes import own_peak_mb
+from deepfake_bench.tables import table_console
+from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.sampling import Sampling
 from deepfake_preprocess.video import open_media
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the clips given on the command line, print a table and write the results as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m deepfake_bench.decode", description=__doc__)
-    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
-    parser.add_argument("--frames", type=int, default=32, help="frames sampled per clip (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each way (default: %(default)s)")
-    parser.add_argument("--memory", action="store_true", help="also compare peak memory of a long and a short clip")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/MACHINE-decode.json")
-    options = parser.parse_args(arguments)
+def decode(
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Videos, folders or patterns.")],
+    frames: Annotated[int, typer.Option(help="Frames sampled of each clip.", min=1)] = 32,
+    repeats: Annotated[int, typer.Option(help="Runs of each way, in turn.", min=1)] = 7,
+    memory: Annotated[bool, typer.Option("--memory", help="Also measure peak memory, as said above.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Results file; by default benchmarks/results/MACHINE-decode.json.")
+    ] = None,
+) -> None:
+    """Measure what sampling frames of a clip costs, against PyAV decoding the whole clip.
 
-    rows = [measure_clip(clip, num_frames=options.frames, repeats=options.repeats) for clip in options.clips]
-    print(f"{'clip':36} {'plain wall':>11} {'sampled':>9} {'ratio':>6} {'plain CPU':>10} {'sampled':>9} {'ratio':>6}")
-    for row in rows:
-        plain, ours = row["plain"], row["sampled"]
-        print(
-            f"{row['clip'][:36]:36} {plain['wall_s']:9.3f} s {ours['wall_s']:7.3f} s {row['wall_ratio']:6.2f} "
-            f"{plain['cpu_s']:8.3f} s {ours['cpu_s']:7.3f} s {row['cpu_ratio']:6.2f}"
-        )
+    The sampled frames are first checked to be those of the plain decode, pixel by pixel. With --memory the peak
+    memory of sampling a ten-second and a one-hour clip is measured too, in processes of their own: it must not grow.
+
+    [bold]Examples[/]
+
+      deepfake bench decode clip.mp4
+      deepfake bench decode clips/ --frames 64 --memory
+    """
+    rows = [measure_clip(clip, num_frames=frames, repeats=repeats) for clip in find_clips(clips)]
     results: dict[str, Any] = {"environment": environment(["av", "numpy"]), "ffmpeg": _ffmpeg(), "clips": rows}
-    if options.memory:
-        results["memory"] = measure_memory(num_frames=options.frames)
-        print(f"peak memory, MB: {results['memory']}")
-    print(f"written to {write_results('decode', results, path=options.output)}")
-    return 0
+    if memory:
+        results["memory"] = measure_memory(num_frames=frames)
+    table_console().print(_table(rows))
+    if memory:
+        typer.echo(f"peak memory, MB: {results['memory']}")
+    typer.echo(f"written to {write_results('decode', results, path=output)}")
 
 
 def measure_clip(clip: Path, *, num_frames: int, repeats: int) -> dict[str, Any]:
     """Return seconds (medians) of decoding `clip` plainly and of sampling `num_frames` frames, and their ratios.
 
     Raises:
-        SystemExit: the sampled frames are not those of the plain decode.
+        DeepfakeError: the sampled frames are not those of the plain decode.
     """
     decoded, sampled = verify(clip, num_frames)
     ways: dict[str, Callable[[], None]] = {
@@ -93,7 +99,7 @@ def verify(clip: Path, num_frames: int) -> tuple[int, int]:
     """Check that sampled frames equal those of a plain decode; return how many pictures each way decoded.
 
     Raises:
-        SystemExit: they differ.
+        DeepfakeError: they differ.
     """
     with open_media(clip) as media:
         frames = {frame.index: frame for frame in media.frames(Sampling(num_frames))}
@@ -108,9 +114,11 @@ def verify(clip: Path, num_frames: int) -> tuple[int, int]:
                 picture.to_ndarray(format="rgb24"),
                 frame.picture.to_ndarray(format="rgb24"),  # type: ignore[attr-defined]
             ):
-                sys.exit(f"{clip.name}: frame {count - 1} differs from the plain decode")
+                raise DeepfakeError(
+                    f"{clip.name}: frame {count - 1} differs from the plain decode; nothing was measured"
+                )
     if frames:
-        sys.exit(f"{clip.name}: frames {sorted(frames)} are not in the plain decode")
+        raise DeepfakeError(f"{clip.name}: frames {sorted(frames)} are not in the plain decode; nothing was measured")
     return count, sampled
 
 
@@ -129,9 +137,7 @@ def measure_memory(*, num_frames: int) -> dict[str, float]:
 
 def _peak_mb(clip: Path, num_frames: int) -> float:
     _sample(clip, num_frames)
-    # Not getrusage: its peak is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
+    return own_peak_mb()
 
 
 def _write_clip(path: Path, length_s: int) -> None:
@@ -168,5 +174,19 @@ def _ffmpeg() -> dict[str, str]:
     return {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("clip", box=None, header_style="bold")
+    for column in ("plain: wall", "sampled", "ratio", "plain: CPU", "sampled", "ratio"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        figures = (
+            text
+            for kind in ("wall", "cpu")
+            for text in (
+                f"{row['plain'][f'{kind}_s']:.3f} s",
+                f"{row['sampled'][f'{kind}_s']:.3f} s",
+                f"{row[f'{kind}_ratio']:.2f}",
+            )
+        )
+        table.add_row(row["clip"], *figures)
+    return table

@@ -1,9 +1,4 @@
-"""Our face detector against facenet-pytorch's MTCNN, on the same frames, one after the other.
-
-Run ``python -m deepfake_bench.detector CLIP... --peer-path DIR``. The peer is no dependency of this project (it pins
-old versions of torch and numpy); install it into a folder of its own::
-
-    pip install --no-deps --target DIR facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer
+"""`deepfake bench detector`: our face detector against facenet-pytorch's MTCNN, on the same frames, in turn.
 
 Both see every frame in turn, so that other load on the machine meets both alike. The peer gets the frame at full
 resolution, as its users call it, with its default settings, ``keep_all=True`` and torch's threads; our detector gets
@@ -20,23 +15,24 @@ frame is timed apart, as `convert`. Counted are
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import cv2
 import numpy as np
+import typer
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
+from deepfake_bench.clips import find_clips
 from deepfake_bench.environment import environment, write_results
+from deepfake_bench.facenet import Boxes, Peer, load_peer
+from deepfake_bench.tables import table_console
+from deepfake_preprocess.errors import MediaOpenError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.face import Face
 from deepfake_preprocess.following import DETECT_EVERY, Sighting, find_faces
@@ -49,14 +45,8 @@ MATCH_IOU = 0.7
 SURE = 0.95
 """The peer's confidence from which its boxes were faces when they were looked at; below, most were not."""
 LONE_IOU = 0.3
-_INSTALL_PEER = (
-    "pip install --no-deps --target DIR facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer"
-    "\nthen run this again with --peer-path DIR"
-)
 
 T = TypeVar("T")
-Boxes = NDArray[np.float32]
-Peer = Callable[[NDArray[np.uint8]], tuple[Boxes, NDArray[np.float32]]]
 
 
 @dataclass(slots=True)
@@ -109,36 +99,45 @@ class Comparison:
         }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare on the clips given on the command line, print a table and write the results as JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deepfake_bench.detector",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP")
-    parser.add_argument("--peer-path", type=Path, metavar="DIR", help="folder that facenet-pytorch is installed in")
-    parser.add_argument("--peer-threads", type=int, help="threads of the peer (default: torch's own choice)")
-    parser.add_argument("--frames", type=int, default=24, help="frames per clip (default: %(default)s)")
-    parser.add_argument("--min-face-px", type=float, default=60.0, help="in a 1080p frame (default: %(default)s)")
-    parser.add_argument("--crops", type=Path, metavar="DIR", help="write the boxes that only one of both has")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/MACHINE-detector.json")
-    options = parser.parse_args(arguments)
+def detector(
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Videos, folders or patterns.")],
+    peer_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that facenet-pytorch is installed in.")
+    ] = None,
+    peer_threads: Annotated[
+        int | None, typer.Option(help="Threads of the peer; torch's own choice by default.", min=1)
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Frames of each clip.", min=1)] = 24,
+    min_face_px: Annotated[float, typer.Option(help="Smallest face counted, in a 1080p frame.", min=1)] = 60.0,
+    crops: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the boxes that only one of both has, as pictures.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Results file; by default benchmarks/results/MACHINE-detector.json.")
+    ] = None,
+) -> None:
+    """Compare our face detector with facenet-pytorch's MTCNN: faces found, and time per frame.
 
-    peer = load_peer(options.peer_path, threads=options.peer_threads)
-    detector = MtcnnDetector()
+    The peer pins old versions of torch and numpy, so it is no dependency; it runs from a folder of its own:
+    pip install --no-deps --target DIR facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer
+
+    [bold]Examples[/]
+
+      deepfake bench detector clips/ --peer-path DIR
+      deepfake bench detector clip.mp4 --peer-path DIR --crops only_one/
+    """
+    paths = find_clips(clips)
+    peer = load_peer(peer_path, threads=peer_threads)
+    ours = MtcnnDetector()
     load_average = round(os.getloadavg()[0], 2)
-    rows = []
-    for clip in options.clips:
-        comparison = compare(
-            clip, detector, peer, frames=options.frames, min_face_px=options.min_face_px, crops=options.crops
-        )
-        rows.append(comparison.summary())
-    Console(width=130).print(_table(rows))
+    rows = [
+        compare(clip, ours, peer, frames=frames, min_face_px=min_face_px, crops=crops).summary() for clip in paths
+    ]
+    table_console().print(_table(rows))
     results = {
         "environment": environment(["facenet-pytorch", "torch", "onnxruntime", "opencv-python-headless", "numpy"]),
         "settings": {
-            "min_face_px_at_1080p": options.min_face_px,
+            "min_face_px_at_1080p": min_face_px,
             "match_iou": MATCH_IOU,
             "lone_iou": LONE_IOU,
             # Two threads of the peer that wait for a core of their own spin: on a busy machine its times say nothing.
@@ -147,33 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         "clips": rows,
     }
-    print(f"written to {write_results('detector', results, path=options.output)}")
-    return 0
-
-
-def load_peer(path: Path | None, *, threads: int | None) -> Peer:
-    """Return facenet-pytorch's MTCNN as a function from an RGB image to boxes ``[N, 4]`` and confidences.
-
-    Raises:
-        SystemExit: it cannot be imported; the message says how to install it.
-    """
-    if path is not None:
-        sys.path.append(str(path))
-    try:
-        from facenet_pytorch import MTCNN
-    except ImportError as exc:
-        sys.exit(f"the peer cannot be imported ({exc}). Install it into a folder of its own:\n{_INSTALL_PEER}")
-    if threads is not None:
-        require_extra("torch", extra="export").set_num_threads(threads)
-    peer = MTCNN(keep_all=True)
-
-    def detect(image: NDArray[np.uint8]) -> tuple[Boxes, NDArray[np.float32]]:
-        boxes, confidences = peer.detect(image)
-        if boxes is None:
-            return np.empty((0, 4), np.float32), np.empty(0, np.float32)
-        return np.asarray(boxes, np.float32), np.asarray(confidences, np.float32)
-
-    return detect
+    typer.echo(f"written to {write_results('detector', results, path=output)}")
 
 
 def compare(
@@ -194,6 +167,9 @@ def compare(
         frames: how many frames.
         min_face_px: smaller side that a peer's box must have in a 1080p frame to be counted.
         crops: folder for pictures of the boxes that only one of both has.
+
+    Raises:
+        MediaOpenError: no frame of the clip can be decoded.
     """
     result: Comparison | None = None
     counting = _Counting(detector)
@@ -240,7 +216,7 @@ def compare(
             for who, boxes in (("ours", lone_ours), ("peer", lone_peer)):
                 _write_crops(crops, f"{clip.stem}-{number:03d}-{who}", full, boxes)
     if result is None:
-        sys.exit(f"{clip.name}: no frame could be decoded")
+        raise MediaOpenError(f"{clip.name}: no frame of it could be decoded; it may be damaged")
     return result
 
 
@@ -283,6 +259,8 @@ def _frames(clip: Path, count: int) -> Iterator[Frame]:
 
 
 def _write_crops(folder: Path, name: str, image: NDArray[np.uint8], boxes: Boxes) -> None:
+    import cv2
+
     folder.mkdir(parents=True, exist_ok=True)
     for number, box in enumerate(boxes):
         margin = float(box[2] - box[0]) / 4
@@ -322,7 +300,3 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['ratio']:.1f}x",
         )
     return table
-
-
-if __name__ == "__main__":
-    sys.exit(main())

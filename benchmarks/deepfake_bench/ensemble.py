@@ -1,9 +1,4 @@
-"""One fused graph against a Triton ensemble of members: the same ensemble, served both ways by one embedded Triton.
-
-::
-
-    python -m deepfake_bench.ensemble                      # three networks with made-up weights
-    python -m deepfake_bench.ensemble ensemble.yaml        # your own
+"""`deepfake bench ensemble`: one fused graph against a Triton ensemble of members, both on one embedded Triton.
 
 Both arrangements take the same crops and are checked to give the same probabilities before anything is timed:
 
@@ -36,6 +31,7 @@ from deepfake_bench.measure import RAMP_S
 from deepfake_bench.senders import Crops, Target
 from deepfake_preprocess import triton_config
 from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 from deepfake_serve.repository import MODEL_FILE
@@ -138,11 +134,11 @@ class TritonWithMembers(EmbeddedTriton):
         (ensemble / "config.pbtxt").write_text(triton_config.config_to_text(config), encoding="utf-8")
 
 
-def run(ensemble: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
+def run(file: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
     """Serve an ensemble both ways and compare; return plain JSON data.
 
     Args:
-        ensemble: YAML file, as `deepfake export` takes it.
+        file: of the ensemble, as `deepfake export` takes it.
         rounds: how often the two take turns, under each load.
         seconds: length of one measurement.
 
@@ -150,7 +146,7 @@ def run(ensemble: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
         DeepfakeError: the ensemble cannot be loaded or served, or the two give other results.
     """
     with tempfile.TemporaryDirectory(prefix="deepfake-bench-") as place:
-        members, spec = _write_models(ensemble, Path(place))
+        members, spec = _write_models(file, Path(place))
         width, height = spec.input_size_wh
         crops = np.random.default_rng(0).integers(0, 256, (8, height, width, 3), dtype=np.uint8)
         with TritonWithMembers(Path(place) / "m", members, Path(place) / "combine.onnx") as triton:
@@ -171,7 +167,7 @@ def run(ensemble: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _write_models(ensemble: Path, place: Path) -> tuple[tuple[str, ...], ModelSpec]:
+def _write_models(file: Path, place: Path) -> tuple[tuple[str, ...], ModelSpec]:
     """Write the fused model, each member as a model, and the combining graph; return the members' names."""
     # PyTorch is loaded here, so that --help is quick.
     import torch
@@ -182,8 +178,8 @@ def _write_models(ensemble: Path, place: Path) -> tuple[tuple[str, ...], ModelSp
     from deepfake_export.graph import ServedDetector
     from deepfake_export.onnx_export import export_onnx
 
-    network, _ = load_ensemble(ensemble)
-    spec = replace(EnsembleSpec.from_yaml(ensemble).spec, name=FUSED)
+    network, _ = load_ensemble(file)
+    spec = replace(EnsembleSpec.from_yaml(file).spec, name=FUSED)
     parts: list[tuple[ModelSpec, nn.Module]] = [(spec, network)]
     parts += [(replace(item, name=f"member_{item.name}"), branch)
               for item, branch in zip(network.member_specs, network.branches, strict=True)]  # fmt: skip
@@ -266,28 +262,40 @@ def write_demo_ensemble(directory: Path, members: Sequence[str] = DEMO_MEMBERS, 
     return path
 
 
-def main(
-    ensemble: Annotated[
-        Path | None, typer.Argument(help="YAML file of an ensemble. Default: three networks with made-up weights.")
+def ensemble(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[ENSEMBLE.yaml]", help="As `deepfake export` takes it. Default: three networks, made-up weights."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the two take turns, under each load.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of one measurement.")] = 5.0,
-    output: Annotated[Path | None, typer.Option(help="Default: benchmarks/results/MACHINE-ensemble.json.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Results file; by default benchmarks/results/MACHINE-ensemble.json.")
+    ] = None,
 ) -> None:
-    """Compare one fused graph with a Triton ensemble of members, on this machine's embedded Triton."""
+    """Compare one fused graph with a Triton ensemble of members, on this machine's embedded Triton.
+
+    Both are checked to give the same probabilities before anything is timed. Ratios are of the fused graph's
+    throughput to the ensemble's, within a round; above 1 the fused graph is faster.
+
+    [bold]Examples[/]
+
+      deepfake bench ensemble
+      deepfake bench ensemble my_ensemble.yaml --rounds 9
+    """
+    for module in ("torch", "timm", "onnx"):
+        require_extra(module, extra="export")
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="deepfake-bench-") as place:
-        result = run(ensemble or write_demo_ensemble(Path(place)), rounds=rounds, seconds=seconds)
+        result = run(file or write_demo_ensemble(Path(place)), rounds=rounds, seconds=seconds)
     data = {"environment": environment(PACKAGES), "load_average_before": round(load_before, 2), "result": result}
     path = write_results("ensemble", data, path=output)
     for load in result["loads"]:
-        print(
+        typer.echo(
             f"{load['requests']} request(s) of {load['crops_per_request']} crop(s): fused "
             f"{load['fused_crops_per_s']:.1f} crops/s, Triton ensemble {load['triton_crops_per_s']:.1f} crops/s, "
             f"ratio {load['ratio']:.2f}"
         )
-    print(f"largest difference {result['largest_probability_difference']:.1e}; written to {path}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    typer.echo(f"largest difference {result['largest_probability_difference']:.1e}; written to {path}")

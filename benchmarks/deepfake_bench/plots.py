@@ -108,9 +108,29 @@ def contenders(data: Results) -> Figure:
     return _finish(figure, data, "The same model, served otherwise", legend=False)
 
 
+def analysis_stages(data: Results) -> Figure:
+    """Bars of a ``pipeline`` result: where the time of one analysis of each clip goes; stages overlap."""
+    figure = _figure()
+    axes = figure.subplots()
+    clips = [(_short(clip["clip"]), clip["stages_s"]) for clip in data["clips"]]
+    base = [0.0] * len(clips)
+    for stage in (name for name in clips[0][1] if name != "total"):
+        values = [split[stage] for _, split in clips]
+        axes.bar(range(len(clips)), values, 0.6, bottom=base, label=stage)
+        base = [below + value for below, value in zip(base, values, strict=True)]
+    totals = [split["total"] for _, split in clips]
+    axes.hlines(
+        totals, [x - 0.4 for x in range(len(clips))], [x + 0.4 for x in range(len(clips))], "k", label="total"
+    )
+    axes.set_xticks(range(len(clips)), [name for name, _ in clips], fontsize=7)
+    axes.set(ylabel="seconds at work")
+    return _finish(figure, data, "Where the time of an analysis goes (stages overlap)")
+
+
 PLOTS: Mapping[str, Mapping[str, Callable[[Results], Figure]]] = {
     "server": {"latency-throughput": latency_throughput, "stages": stages, "batches": batches},
     "compare": {"throughput": contenders},
+    "pipeline": {"stages": analysis_stages},
 }
 """By kind of result, which is how its file's name ends, and by name of the plot."""
 
@@ -162,6 +182,10 @@ def plots(
         typer.echo(target)
 
 
+def _short(name: str, length: int = 18) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
 def _load(item: Mapping[str, Any]) -> str:
     return f"{item['concurrency']} in flight" if item["concurrency"] else f"{item['requests_per_s']:g} req/s"
 
@@ -174,10 +198,11 @@ def _figure() -> Figure:
 
 def _finish(figure: Figure, data: Results, title: str, *, legend: bool = True) -> Figure:
     machine, model = data["environment"], data["model"]
-    (axes,) = figure.axes
-    axes.set_title(
-        f"{title}\n{model['name']} {model['precision']}, {machine['cpu']}, {machine['cores']} cores", size=9
+    name = (
+        f"{data['model']} {data['precision']}" if isinstance(model, str) else f"{model['name']} {model['precision']}"
     )
+    (axes,) = figure.axes
+    axes.set_title(f"{title}\n{name}, {machine['cpu']}, {machine['cores']} cores", size=9)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
         figure.legend(loc="outside right upper", fontsize=7, frameon=False, handlelength=3)

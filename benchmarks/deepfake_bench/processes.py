@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
@@ -39,6 +40,13 @@ def rss_mb(root: psutil.Process | None) -> float | None:
         with contextlib.suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss
     return round(total / 2**20, 1)
+
+
+def own_peak_mb() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    # Not getrusage: its peak is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 
 
 def end(root: psutil.Process) -> None:

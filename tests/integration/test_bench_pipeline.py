@@ -1,0 +1,164 @@
+"""The benchmarks of analyses, on small clips and a real Triton: what is timed is checked, mistakes are sentences."""
+
+from __future__ import annotations
+
+import json
+
+import media
+import pytest
+from tiny_model import TINY_SPEC, write_tiny_onnx
+
+from deepfake_bench.floors import onnxruntime_alone
+from deepfake_bench.pipeline import Bench
+from deepfake_bench.plots import write_plots
+from deepfake_bench.readme import pipeline_rows
+from deepfake_bench.serving import embedded_server
+from deepfake_client import cli
+from deepfake_preprocess.errors import DeepfakeError
+
+STAGES = ["decode", "detect", "crop", "wire", "queue", "compute", "aggregate", "total"]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    media.make_clip(folder / "one.mp4", duration_s=0.4, faces=1)
+    media.make_clip(folder / "two.mp4", duration_s=0.4, faces=2)
+    return folder
+
+
+def bench(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bench", *arguments])
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def test_an_analysis_is_split_measured_against_its_floors_and_repeated(
+    clips, shared_tiny_repository, tmp_path, capsys
+) -> None:
+    output = tmp_path / "here-pipeline.json"
+    arguments = ["--repository", str(shared_tiny_repository), "--frames", "4", "--rounds", "1"]
+    assert bench("pipeline", str(clips), *arguments, "--repeat-clips", "2,1", "--output", str(output)) == 0
+    data = json.loads(output.read_text(encoding="utf-8"))
+    assert [(clip["clip"], clip["faces_ours"]) for clip in data["clips"]] == [("one.mp4", 4), ("two.mp4", 8)]
+    for clip in data["clips"]:
+        assert list(clip["stages_s"]) == STAGES
+        assert clip["stages_s"]["queue"] > clip["stages_s"]["compute"] > 0  # this configuration waits 20 ms
+        assert set(clip["median_seconds"]) == {
+            *("decode_alone", "detector_alone", "onnxruntime_alone", "ours", "ours_fast")
+        }
+        assert clip["ours_over_onnxruntime_alone"] > 1
+    assert data["set"]["videos_per_s"] == pytest.approx(2 / data["set"]["seconds"][0], rel=1e-3)
+    assert [item["clips"] for item in data["repeated"]] == [1, 2]
+    assert all(item["peak_mb"] > 50 and item["cpu_s_per_clip"] > 0 for item in data["repeated"])
+    assert data["usual"] == "not measured: --checkpoint was not given"
+    assert "two.mp4" in capsys.readouterr().out
+    (picture,) = write_plots(output, form="svg")
+    assert picture.name == "here-pipeline-stages.svg"
+    assert all(f"<!-- {stage} -->" in picture.read_text(encoding="utf-8") for stage in STAGES[:-1])
+    figures = [row[2] for row in pipeline_rows(data)]
+    assert sum("x the time per clip" in figure for figure in figures) == 1
+
+
+def test_scores_that_are_not_the_files_are_never_timed(clips, tiny_repository, tmp_path) -> None:
+    import onnx
+
+    other = tmp_path / "other.onnx"
+    write_tiny_onnx(other)
+    changed = onnx.load(other)
+    weights = next(item for item in changed.graph.initializer if item.name == "weights")
+    weights.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), "weights"))
+    onnx.save(changed, other)
+    with embedded_server(tiny_repository) as server:
+        measuring = Bench(server, num_frames=2)
+        try:
+            measuring.analyze(clips / "one.mp4", measuring.sampling)
+            crops = measuring.crops(clips / "one.mp4")
+            assert crops.shape == (2, *TINY_SPEC.input_size_wh[::-1], 3)
+            measuring.floor = lambda crops: onnxruntime_alone(other, crops, server.arrangement, batch=8)
+            with pytest.raises(DeepfakeError, match="nothing was measured"):
+                measuring.crops(clips / "one.mp4")
+        finally:
+            measuring.client.close()
+
+
+def test_sampling_is_checked_and_timed(clips, tmp_path, capsys) -> None:
+    output = tmp_path / "here-decode.json"
+    assert bench("decode", str(clips / "one.mp4"), "--frames", "3", "--repeats", "1", "--output", str(output)) == 0
+    (row,) = json.loads(output.read_text(encoding="utf-8"))["clips"]
+    assert (row["frames_verified"], row["pictures_decoded"]["plain"]) == (3, 10)
+    assert "one.mp4" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_explaining_is_checked_and_timed(tmp_path, capsys) -> None:
+    output = tmp_path / "here-explain.json"
+    arguments = [
+        "--architecture",
+        "timm:test_efficientnet",
+        "--crops",
+        "2",
+        "--repeats",
+        "1",
+        "--methods",
+        "grad-cam",
+    ]
+    assert bench("explain", *arguments, "--output", str(output)) == 0
+    (row,) = json.loads(output.read_text(encoding="utf-8"))["methods"]
+    assert row["method"] == "grad-cam"
+    assert row["max_difference"] <= 1e-5
+    assert "grad-cam" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["pipeline", "decode", "detector"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("absent.mp4", "absent.mp4"), ("face.png", "is an image; benchmarks of clips take videos")],
+)
+def test_what_is_no_clip_is_a_sentence(command, given, message, tmp_path, monkeypatch, capsys) -> None:
+    import cv2
+
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("face.png", media.astronaut())
+    assert bench(command, given) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("pipeline", [], "there is no such model repository"),
+        ("pipeline", ["--checkpoint", "absent.pth"], "absent.pth: there is no such file"),
+        ("pipeline", ["--peer-path", "peers"], "needs --checkpoint"),
+        ("pipeline", ["--repeat-clips", "1,x"], "--repeat-clips is '1,x'"),
+        ("pipeline", ["--checkpoint", "one.mp4"], "pip install --no-deps --target DIR facenet-pytorch"),
+        ("detector", [], "pip install --no-deps --target DIR facenet-pytorch"),
+        ("detector", ["--peer-path", "peers"], "peers: there is no such folder"),
+    ],
+)
+def test_what_is_missing_is_a_sentence(command, options, message, clips, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(clips)
+    monkeypatch.setitem(__import__("sys").modules, "facenet_pytorch", None)
+    assert bench(command, "one.mp4", *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_wrong_methods_and_missing_extras_are_sentences(monkeypatch, capsys) -> None:
+    assert bench("explain", "--methods", "guess") == 2
+    assert "--methods is 'guess'; allowed: " in capsys.readouterr().err
+    monkeypatch.setitem(__import__("sys").modules, "pytorch_grad_cam", None)
+    assert bench("explain") == 2
+    assert "pip install 'deepfake-serving[explain]'" in capsys.readouterr().err
+
+
+def test_every_command_teaches(capsys) -> None:
+    for command in ("pipeline", "detector", "decode", "explain", "ensemble"):
+        assert bench(command, "--help") == 0
+        text = capsys.readouterr().out
+        assert f"deepfake bench {command}" in text
+        assert "Examples" in text
