@@ -155,7 +155,7 @@ def run(file: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
                 _measure(triton.grpc_url, crops[:batch], requests, rounds=rounds, seconds=seconds)
                 for requests, batch in LOADS
             ]
-            share = triton.share
+            share = triton.shares[FUSED]
     return {
         "members": list(members),
         "input_size_wh": list(spec.input_size_wh),

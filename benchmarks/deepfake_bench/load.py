@@ -1,12 +1,13 @@
 """Keeps a server under load and notes when each request was due, sent and answered.
 
-There are two kinds of load:
+There are three kinds of load:
 
 - closed loop: a number of requests is kept in flight; the next one is sent when an answer arrives. Shows the
   throughput that many callers get, but hides waiting: a slow server is asked less often.
 - open loop: requests are due at random times (Poisson arrivals), whether or not earlier ones were answered. Latency
   counts from the time a request was due, not from when it could be sent, so that no waiting is hidden ("coordinated
   omission", G. Tene, "How NOT to Measure Latency", 2013).
+- replay: an open loop whose arrival times and requests are given, as recorded from real traffic.
 
 Runs in a process of its own, see `deepfake_bench.load_process`.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ PAUSE_AFTER_ERROR_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How a measurement loads the server: exactly one of concurrency and rate is set.
+    """How a measurement loads the server: exactly one of concurrency, rate and arrivals is set.
 
     Attributes:
         concurrency: closed loop: requests kept in flight by this process.
@@ -45,6 +46,8 @@ class Load:
         measure_s: time that is measured.
         seed: of the arrival times.
         timeout_s: deadline of one request.
+        arrivals: replay: when each request is due, in seconds after `start_at` and ascending, and its number among
+            the requests that the sender was given.
     """
 
     concurrency: int | None
@@ -54,10 +57,11 @@ class Load:
     measure_s: float
     seed: int = 0
     timeout_s: float = 30.0
+    arrivals: Sequence[tuple[float, int]] | None = None
 
     def __post_init__(self) -> None:
-        if (self.concurrency is None) == (self.requests_per_s is None):
-            raise OptionError("a load has either a concurrency or a rate")
+        if sum(item is not None for item in (self.concurrency, self.requests_per_s, self.arrivals)) != 1:
+            raise OptionError("a load has a concurrency, a rate or arrivals, and only one of them")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +108,9 @@ async def run_load(sender: Sender, load: Load) -> Trace:
         if load.concurrency is not None:
             await recorder.closed_loop(load.concurrency)
         if load.requests_per_s is not None:
-            await recorder.open_loop(load.requests_per_s)
+            await recorder.open_loop(recorder.random_arrivals(load.requests_per_s))
+        if load.arrivals is not None:
+            await recorder.open_loop((load.start_at + due, number) for due, number in load.arrivals)
         return recorder.trace(await cpu)
     finally:
         cpu.cancel()
@@ -126,18 +132,22 @@ class _Recorder:
 
         await _together([one() for _ in range(concurrency)])
 
-    async def open_loop(self, requests_per_s: float) -> None:
+    def random_arrivals(self, requests_per_s: float) -> Iterator[tuple[float, int | None]]:
         random = np.random.default_rng(self._load.seed)
-        under_way: set[asyncio.Task[bool]] = set()
         due = self._load.start_at
         while (due := due + float(random.exponential(1 / requests_per_s))) < self._end:
+            yield due, None
+
+    async def open_loop(self, arrivals: Iterable[tuple[float, int | None]]) -> None:
+        under_way: set[asyncio.Task[bool]] = set()
+        for due, number in arrivals:
             # Also where it is late: the loop must read answers, or it would see none until it has caught up.
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             if len(under_way) >= MAX_IN_FLIGHT:
                 now = time.perf_counter()
                 self._note(due, now, now, "too many in flight")
                 continue
-            task = asyncio.create_task(self._send(due=due))
+            task = asyncio.create_task(self._send(due=due, number=number))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
         await asyncio.gather(*under_way)
@@ -150,10 +160,10 @@ class _Recorder:
             spent.append(usage.ru_utime + usage.ru_stime)
         return spent[1] - spent[0]
 
-    async def _send(self, *, due: float | None = None) -> bool:
+    async def _send(self, *, due: float | None = None, number: int | None = None) -> bool:
         sent, status = time.perf_counter(), None
         try:
-            await self._sender.send(self._load.timeout_s)
+            await self._sender.send(self._load.timeout_s, number)
         except RequestFailedError as exc:
             status = str(exc)
         self._note(sent if due is None else due, sent, time.perf_counter(), status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -27,7 +28,7 @@ class LoadProcesses:
             trace = load.run(concurrency=32, ramp_s=0.5, measure_s=3)
     """
 
-    def __init__(self, target: Target, crops: Crops, *, processes: int = 1) -> None:
+    def __init__(self, target: Target, crops: Crops | list[Crops], *, processes: int = 1) -> None:
         self._workers = [_Worker(target, crops) for _ in range(processes)]
         self._stack = ExitStack()
 
@@ -57,6 +58,7 @@ class LoadProcesses:
         measure_s: float,
         seed: int = 0,
         timeout_s: float = 30.0,
+        arrivals: Sequence[tuple[float, int]] | None = None,
     ) -> list[Trace]:
         """Load the server and return each process's trace; see `deepfake_bench.load.Load`.
 
@@ -68,7 +70,8 @@ class LoadProcesses:
         rate = None if requests_per_s is None else requests_per_s / workers
         busy = [(worker, share) for worker, share in zip(self._workers, shares, strict=True) if share != 0]
         for number, (worker, share) in enumerate(busy):
-            worker.start(Load(share, rate, start_at, ramp_s, measure_s, seed + number, timeout_s))
+            part = None if arrivals is None else arrivals[number::workers]
+            worker.start(Load(share, rate, start_at, ramp_s, measure_s, seed + number, timeout_s, part))
         return [worker.result() for worker, _ in busy]
 
 
@@ -78,7 +81,7 @@ def share_out(concurrency: int, processes: int) -> list[int]:
 
 
 class _Worker:
-    def __init__(self, target: Target, crops: Crops) -> None:
+    def __init__(self, target: Target, crops: Crops | list[Crops]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, far_end = context.Pipe()
         self._process = context.Process(target=_main, args=(far_end, target, crops), daemon=True)
@@ -119,7 +122,7 @@ class _Worker:
             raise DeepfakeError("a load process died; look at the memory of this machine") from None
 
 
-def _main(pipe: Connection, target: Target, crops: Crops) -> None:
+def _main(pipe: Connection, target: Target, crops: Crops | list[Crops]) -> None:
     async def serve() -> None:
         async with make_sender(target, crops) as sender:
             pipe.send(None)  # imports and connections took their time; what is timed begins after them

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing import shared_memory
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
@@ -105,8 +106,8 @@ class Sender(Protocol):
         """Disconnect."""
         ...
 
-    async def send(self, timeout_s: float) -> bytes:
-        """Send the next request and return the answer's bytes.
+    async def send(self, timeout_s: float, number: int | None = None) -> bytes:
+        """Send a request, by its number or the next one in turn, and return the answer's bytes.
 
         Raises:
             RequestFailedError: no answer, or an error.
@@ -114,13 +115,21 @@ class Sender(Protocol):
         ...
 
 
-def make_sender(target: Target, crops: Crops) -> Sender:
+def make_sender(target: Target, crops: Crops | list[Crops]) -> Sender:
     """Return the sender for a target.
 
     Args:
         target: where to.
-        crops: uint8 ``[K, H, W, 3]``; requests take them in turn, `target.crops_per_request` at a time.
+        crops: uint8 ``[K, H, W, 3]``; requests take them in turn, `target.crops_per_request` at a time. Or a list of
+            such arrays, one for each request.
+
+    Raises:
+        OptionError: a list for shared memory, whose slots are of one size.
     """
+    if isinstance(crops, list):
+        if target.protocol == "grpc-shm":
+            raise OptionError("requests of several sizes go over grpc or http, not grpc-shm")
+        return HttpSender(target, crops) if target.protocol == "http" else GrpcSender(target, crops)
     size = target.crops_per_request
     usable = max(1, len(crops) // size) * size
     parts = np.resize(crops, (usable, *crops.shape[1:])).reshape(-1, size, *crops.shape[1:])
@@ -133,12 +142,12 @@ def make_sender(target: Target, crops: Crops) -> Sender:
 
 
 class GrpcSender:
-    """KServe v2 over gRPC, crops in the message. `parts` is uint8 ``[requests, crops, H, W, 3]``."""
+    """KServe v2 over gRPC, crops in the message. `parts` are uint8 ``[crops, H, W, 3]``, one for each request."""
 
-    def __init__(self, target: Target, parts: Crops) -> None:
+    def __init__(self, target: Target, parts: Iterable[Crops]) -> None:
         self._url = target.url
         self._requests = [_grpc_request(target.model, part.shape, part.tobytes()) for part in parts]
-        self._next = 0
+        self._turn = count()
 
     async def __aenter__(self) -> Self:
         self._channel = grpc.aio.insecure_channel(self._url)
@@ -148,10 +157,9 @@ class GrpcSender:
     async def __aexit__(self, *exc: object) -> None:
         await self._channel.close()
 
-    async def send(self, timeout_s: float) -> bytes:
+    async def send(self, timeout_s: float, number: int | None = None) -> bytes:
         """See `Sender.send`."""
-        request = self._requests[self._next % len(self._requests)]
-        self._next += 1
+        request = self._requests[next(self._turn) % len(self._requests) if number is None else number]
         return await _grpc_call(self._infer, request, timeout_s)
 
 
@@ -162,7 +170,7 @@ class SharedMemorySender:
         self._target, self._parts = target, parts
         self._slot_bytes = parts[0].nbytes
         self._free: list[int] = []
-        self._next = 0
+        self._turn = count()
         self._regions: list[shared_memory.SharedMemory] = []
         self._requests: list[bytes] = []
 
@@ -185,12 +193,11 @@ class SharedMemorySender:
                 region.unlink()
             await self._channel.close()
 
-    async def send(self, timeout_s: float) -> bytes:
+    async def send(self, timeout_s: float, number: int | None = None) -> bytes:
         """See `Sender.send`."""
         slot = self._free.pop() if self._free else await self._new_slot()
         try:
-            part = self._parts[self._next % len(self._parts)]
-            self._next += 1
+            part = self._parts[next(self._turn) % len(self._parts) if number is None else number]
             np.ndarray(part.shape, np.uint8, buffer=self._regions[slot].buf)[:] = part
             return await _grpc_call(self._infer, self._requests[slot], timeout_s)
         finally:
@@ -212,12 +219,12 @@ class SharedMemorySender:
 class HttpSender:
     """HTTP/1.1 with requests as the target builds them; one kept-alive connection per request in flight."""
 
-    def __init__(self, target: Target, parts: Crops) -> None:
+    def __init__(self, target: Target, parts: Iterable[Crops]) -> None:
         address = urlsplit(target.url if "//" in target.url else f"//{target.url}")
         self._host, self._port = address.hostname or "localhost", address.port or 80
         self._requests = [self._bytes(target.http(target.model, part)) for part in parts]
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._next = 0
+        self._turn = count()
 
     def _bytes(self, request: HttpRequest) -> bytes:
         headers = {"Host": f"{self._host}:{self._port}", "Content-Length": str(len(request.body)), **request.headers}
@@ -231,10 +238,9 @@ class HttpSender:
         for _, writer in self._idle:
             writer.close()
 
-    async def send(self, timeout_s: float) -> bytes:
+    async def send(self, timeout_s: float, number: int | None = None) -> bytes:
         """See `Sender.send`."""
-        request = self._requests[self._next % len(self._requests)]
-        self._next += 1
+        request = self._requests[next(self._turn) % len(self._requests) if number is None else number]
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._exchange(request)

@@ -84,7 +84,7 @@ def embedded_server(
             triton.grpc_url,
             triton.http_url,
             served.spec.name,
-            arrangement={"server": "embedded", **asdict(triton.share)},
+            arrangement={"server": "embedded", **asdict(triton.shares[served.spec.name])},
             reference=served.version_dir / MODEL_FILE,
             root=psutil.Process(triton.pid),
         )

@@ -27,11 +27,12 @@ from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.triton_config import (
     CONFIG_NAME,
     EMBEDDED_CONFIG_NAME,
-    EMBEDDED_MAX_BATCH_SIZE,
     PRODUCTION_BACKENDS,
+    ServingOptions,
     embedded_config,
     production_config,
     read_config,
+    tuned_options,
 )
 
 MODEL_FILE = "model.onnx"
@@ -161,14 +162,22 @@ def publish(repository: Path, manifest: Manifest, *, max_batch_size: int) -> Pat
     return model_dir
 
 
-def refresh_configs(model_dir: Path, manifest: Manifest, *, max_batch_size: int) -> None:
+def refresh_configs(
+    model_dir: Path, manifest: Manifest, *, max_batch_size: int, options: ServingOptions | None = None
+) -> None:
     """Write the configurations of the version that is to be served; each file is replaced in one step.
+
+    Args:
+        model_dir: the model's directory.
+        manifest: of the version.
+        max_batch_size: largest batch of the production configuration; of the embedded one at most.
+        options: of the embedded configuration; those that were tuned are kept when None.
 
     Raises:
         RepositoryError: the disk is full, or the repository cannot be written.
     """
     version_dir = model_dir / str(manifest.spec.version)
-    prepared = _prepared_configs(model_dir, version_dir, manifest, max_batch_size=max_batch_size)
+    prepared = _prepared_configs(model_dir, version_dir, manifest, max_batch_size=max_batch_size, options=options)
     with _translated(model_dir), prepared as switch:
         switch()
 
@@ -290,12 +299,18 @@ def _is_named(model_dir: Path, version: int) -> bool:
 
 @contextlib.contextmanager
 def _prepared_configs(
-    model_dir: Path, version_dir: Path, manifest: Manifest, *, max_batch_size: int
+    model_dir: Path,
+    version_dir: Path,
+    manifest: Manifest,
+    *,
+    max_batch_size: int,
+    options: ServingOptions | None = None,
 ) -> Iterator[Callable[[], None]]:
     """Write both configurations beside their places, where a full disk does no harm; the result moves them in.
 
     Production runs the plan where the version has one.
     """
+    options = options or _options_in(model_dir)
     backend = "tensorrt" if (version_dir / PRODUCTION_BACKENDS["tensorrt"]).is_file() else "onnxruntime"
     texts = {
         CONFIG_NAME: production_config(
@@ -306,7 +321,7 @@ def _prepared_configs(
         ),
         EMBEDDED_CONFIG_NAME: embedded_config(
             manifest.spec,
-            max_batch_size=min(max_batch_size, EMBEDDED_MAX_BATCH_SIZE),
+            options=_with_batches_up_to(max_batch_size, options),
             precision=manifest.precision,
         ),
     }
@@ -328,6 +343,22 @@ def _prepared_configs(
     finally:
         for partial, _ in moves:
             partial.unlink(missing_ok=True)
+
+
+def _options_in(model_dir: Path) -> ServingOptions:
+    """Return the options that were tuned for a model, or the defaults; damaged ones are healed with these."""
+    with contextlib.suppress(RepositoryError):
+        return tuned_options(read_config(model_dir / EMBEDDED_CONFIG_NAME)) or ServingOptions()
+    return ServingOptions()
+
+
+def _with_batches_up_to(size: int, options: ServingOptions) -> ServingOptions:
+    preferred = options.preferred_batch_size
+    return dataclasses.replace(
+        options,
+        max_batch_size=min(size, options.max_batch_size),
+        preferred_batch_size=None if preferred is None else min(size, preferred),
+    )
 
 
 def _partial_of(path: Path) -> Path:

@@ -24,7 +24,9 @@ from deepfake_preprocess.triton_config import (
     EMBEDDED_BACKEND,
     EMBEDDED_CONFIG_NAME,
     PRODUCTION_MAX_BATCH_SIZE,
+    ServingOptions,
     read_config,
+    tuned_options,
 )
 
 CONFIG_NAMES = (CONFIG_NAME, EMBEDDED_CONFIG_NAME)
@@ -265,6 +267,30 @@ def rollback(repository: str | Path, model: str, *, to: int | None = None) -> Ro
         return Rollback(model, before, target, files, still_used_by=tuple(sorted(users)))
 
 
+def write_serving_options(repository: str | Path, model: str, options: ServingOptions) -> Path:
+    """Write how the embedded server batches and runs a model; every later export and rollback keeps it.
+
+    Args:
+        repository: the model repository.
+        model: name of the model.
+        options: as tuned; batches no larger than were proved for the served version.
+
+    Returns:
+        The embedded configuration.
+
+    Raises:
+        RepositoryError: nothing is served, the repository cannot be written, or another change is under way.
+    """
+    repository = Path(repository)
+    model_dir = _existing_model(repository, model)
+    with repo.locked(repository, model, create=False):
+        manifest = Manifest.read(model_dir / str(repo.served_in(model_dir)))
+        repo.refresh_configs(
+            model_dir, manifest, max_batch_size=_max_batch_size(model_dir, manifest), options=options
+        )
+    return model_dir / EMBEDDED_CONFIG_NAME
+
+
 def prune(
     repository: str | Path,
     model: str,
@@ -456,6 +482,10 @@ def _inspect_config(
         return None, [Problem(name, where, f"cannot be used: {str(exc).removeprefix(str(path)).strip(' :')}", fix)]
     fix = f"`deepfake repository rollback {name} --to {served}` writes it again"
     found = production_problems(config)
+    try:
+        tuned_options(config)
+    except RepositoryError as exc:
+        found.append(str(exc))
     if (config.backend == EMBEDDED_BACKEND) != (config_name == EMBEDDED_CONFIG_NAME):
         found.append(f"has the backend {config.backend!r}, which belongs into the other configuration")
     with contextlib.suppress(RepositoryError):  # a damaged manifest is named where the version is looked at

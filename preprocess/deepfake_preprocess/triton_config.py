@@ -9,6 +9,7 @@ depends on the machine is set by whoever starts the server.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,47 @@ EfficientNet-B0). `deepfake serve` replaces both numbers by what fits the machin
 THREADS_PARAMETER = "intra_op_thread_count"
 """Threads of one ONNX Runtime session; the same key as in Triton's own onnxruntime backend."""
 
+CORES_PARAMETER = "tuned_for_cores"
+"""In an embedded configuration whose batching and instances were searched for on a machine with so many cores
+(`deepfake bench tune`). Whoever writes the configuration again keeps what such a one says."""
+
 PRECISION_PARAMETER = "served_precision"
 """What the backend computes in: ``fp32``, ``fp16`` or ``int8``. Whoever compares scores has to know how far they may
 differ. Not in the contract and its prefix: two backends may serve one version in two precisions."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingOptions:
+    """How the embedded server batches and runs a model; none of it changes an answer.
+
+    Attributes:
+        max_batch_size: largest batch the server forms and accepts; at least 1.
+        queue_delay_us: how long a crop may wait for company; 0 for not at all.
+        preferred_batch_size: batch that is run at once where it can be formed; None takes whatever waits.
+        instances: copies of the model that run at the same time; at least 1.
+        threads: ONNX Runtime threads of each instance; at least 1.
+        tuned_for_cores: number of cores for which these were searched for; None for defaults.
+    """
+
+    max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE
+    queue_delay_us: int = EMBEDDED_QUEUE_DELAY_US
+    preferred_batch_size: int | None = None
+    instances: int = EMBEDDED_INSTANCES
+    threads: int = EMBEDDED_THREADS
+    tuned_for_cores: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "instances", "threads"):
+            if (value := getattr(self, name)) < 1:
+                raise OptionError(f"{name} is {value}; allowed: a whole number from 1")
+        if self.queue_delay_us < 0:
+            raise OptionError(f"queue_delay_us is {self.queue_delay_us}; allowed: from 0")
+        if self.preferred_batch_size is not None and not 1 <= self.preferred_batch_size <= self.max_batch_size:
+            raise OptionError(
+                f"preferred_batch_size is {self.preferred_batch_size}; allowed: 1 to max_batch_size, here "
+                f"{self.max_batch_size}"
+            )
+
 
 _HEADER = "# Written by deepfake_preprocess.triton_config from the model's spec; change that, not this file.\n"
 
@@ -99,28 +138,58 @@ def production_config(
 def embedded_config(
     spec: ModelSpec,
     *,
-    max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE,
-    instances: int = EMBEDDED_INSTANCES,
-    threads: int = EMBEDDED_THREADS,
+    options: ServingOptions | None = None,
     precision: str = "fp32",
 ) -> str:
     """Return the text of ``configs/embedded.pbtxt`` for the Triton that `deepfake serve` starts.
 
     Args:
         spec: contract of the model.
-        max_batch_size: largest batch the server forms and accepts; at least 1.
-        instances: copies of the model that run at the same time; at least 1.
-        threads: ONNX Runtime threads of each instance; at least 1.
+        options: batching and instances; the defaults when None.
         precision: of the ONNX file.
-
-    Raises:
-        OptionError: a number is below 1.
     """
-    config = _base_config(spec, max_batch_size, precision, queue_delay_us=EMBEDDED_QUEUE_DELAY_US)
+    options = options or ServingOptions()
+    config = _base_config(spec, options.max_batch_size, precision, queue_delay_us=options.queue_delay_us)
     config.backend = EMBEDDED_BACKEND
     config.default_model_filename = PRODUCTION_BACKENDS["onnxruntime"]
-    set_cpu_share(config, instances=instances, threads=threads)
+    batching = config.dynamic_batching
+    if options.preferred_batch_size is not None:
+        batching.preferred_batch_size.append(options.preferred_batch_size)
+    if options.tuned_for_cores is not None:
+        config.parameters[CORES_PARAMETER].string_value = str(options.tuned_for_cores)
+        # Small batches must not shorten the queue: clients keep as many requests in flight as ever.
+        batching.default_queue_policy.max_queue_size = QUEUE_FULL_BATCHES * max(
+            options.max_batch_size, EMBEDDED_MAX_BATCH_SIZE
+        )
+    set_cpu_share(config, instances=options.instances, threads=options.threads)
     return config_to_text(config)
+
+
+def tuned_options(config: Any) -> ServingOptions | None:
+    """Return the options in an embedded ``ModelConfig`` that were searched for; None where it holds defaults.
+
+    Raises:
+        RepositoryError: it says that it was tuned, and does not hold what belongs to that.
+    """
+    parameters = config_parameters(config)
+    if CORES_PARAMETER not in parameters:
+        return None
+    batching = config.dynamic_batching
+    try:
+        (group,) = config.instance_group
+        return ServingOptions(
+            max_batch_size=config.max_batch_size,
+            queue_delay_us=batching.max_queue_delay_microseconds,
+            preferred_batch_size=max(batching.preferred_batch_size, default=None),
+            instances=group.count,
+            threads=int(parameters[THREADS_PARAMETER]),
+            tuned_for_cores=int(parameters[CORES_PARAMETER]),
+        )
+    except (ValueError, KeyError) as exc:
+        raise RepositoryError(
+            f"the tuned options of model {config.name!r} are damaged ({exc}); run `deepfake bench tune` again, or "
+            f"remove the parameter {CORES_PARAMETER}"
+        ) from exc
 
 
 def write_configs(model_dir: Path, spec: ModelSpec, *, backend: str = "onnxruntime") -> tuple[Path, Path]:

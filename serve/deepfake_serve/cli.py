@@ -93,12 +93,12 @@ def serve(
 
 def _print_ready(console: Console, triton: EmbeddedTriton) -> None:
     names = ", ".join(f"{item.spec.name} (version {item.spec.version})" for item in triton.models)
-    share = triton.share
     console.print(f"Triton {TRITON_VERSION} is ready on this machine's CPU, serving {names}.")
     console.print(f"  gRPC     {triton.grpc_url}")
     console.print(f"  HTTP     {triton.http_url}")
     console.print(f"  metrics  {triton.metrics_url}")
-    console.print(f"  cores    {share.instances} x {share.threads} (instances x threads, for each model)")
+    divisions = sorted({f"{share.instances} x {share.threads}" for share in triton.shares.values()})
+    console.print(f"  cores    {', '.join(divisions)} (instances x threads, for each model)")
     if triton.log_path is not None:
         console.print(f"  log      {triton.log_path}")
     console.print(f"Score a video from another terminal: deepfake analyze VIDEO --url {triton.grpc_url}")

@@ -7,7 +7,7 @@ The repository itself is never written to.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,21 @@ def cpu_share(cores: int, *, instances: int | None = None, threads: int | None =
     return CpuShare(instances, threads)
 
 
+def model_share(
+    model: ServedModel, cores: int, *, instances: int | None = None, threads: int | None = None
+) -> CpuShare:
+    """Return how the cores are divided for one model: as given, or as tuned for so many cores, or by `cpu_share`.
+
+    Raises:
+        OptionError: a given number is below 1.
+        RepositoryError: the options in the model's configuration are damaged.
+    """
+    tuned = triton_config.tuned_options(model.config)
+    if instances is None and threads is None and tuned is not None and tuned.tuned_for_cores == cores:
+        return CpuShare(tuned.instances, tuned.threads)
+    return cpu_share(cores, instances=instances, threads=threads)
+
+
 def check_repository(repository: Path, models: Sequence[str] = ()) -> list[ServedModel]:
     """Check what is to be served.
 
@@ -110,18 +125,19 @@ def check_repository(repository: Path, models: Sequence[str] = ()) -> list[Serve
     return [_check_model(repository / name, found) for name, found in versions.items() if found]
 
 
-def write_view(models: Sequence[ServedModel], target: Path, share: CpuShare) -> None:
+def write_view(models: Sequence[ServedModel], target: Path, shares: Mapping[str, CpuShare]) -> None:
     """Lay out a repository for one server: links to the checked versions, configurations for this machine.
 
     Args:
         models: what `check_repository` returned.
         target: folder to make.
-        share: instances and threads of each model.
+        shares: instances and threads of each model, by its name.
     """
     for model in models:
         directory = target / model.spec.name
         directory.mkdir(parents=True)
         (directory / model.version_dir.name).symlink_to(model.version_dir.resolve(), target_is_directory=True)
+        share = shares[model.spec.name]
         config = type(model.config)()
         config.CopyFrom(model.config)
         triton_config.set_cpu_share(config, instances=share.instances, threads=share.threads)

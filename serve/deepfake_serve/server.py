@@ -33,7 +33,7 @@ from deepfake_serve.repository import (
     ServedModel,
     available_cores,
     check_repository,
-    cpu_share,
+    model_share,
     write_view,
 )
 from deepfake_serve.runtime import Announce, TritonRuntime, ensure_runtime, library_path
@@ -68,7 +68,7 @@ class EmbeddedTriton:
         metrics_url: ``http://127.0.0.1:PORT/metrics``, in Prometheus' format.
         log_path: file that receives Triton's log; None when it goes to standard error.
         models: what is served, after the start.
-        share: instances and threads of each model, after the start.
+        shares: instances and threads of each model, by its name, after the start.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class EmbeddedTriton:
         self.grpc_url = self.http_url = self.metrics_url = ""
         self.log_path: Path | None = None
         self.models: list[ServedModel] = []
-        self.share = CpuShare(1, 1)
+        self.shares: dict[str, CpuShare] = {}
 
     def __enter__(self) -> Self:
         self.start()
@@ -137,10 +137,13 @@ class EmbeddedTriton:
         """
         if self._process is not None:
             raise ServerStartError("this embedded Triton was started already; stop it first, or make another one")
-        self.share = cpu_share(available_cores(), instances=self._instances, threads=self._threads)
         self.models = check_repository(self._repository, self._model_names)
+        self.shares = {
+            model.spec.name: model_share(model, available_cores(), instances=self._instances, threads=self._threads)
+            for model in self.models
+        }
         ports = _choose_ports(self._ports)
-        _check_shared_memory(self.share.instances * len(self.models))
+        _check_shared_memory(sum(share.instances for share in self.shares.values()))
         runtime = ensure_runtime(announce=self._announce)
         self.grpc_url = f"{HOST}:{ports['grpc_port']}"
         self.http_url = f"http://{HOST}:{ports['http_port']}"
@@ -201,7 +204,7 @@ class EmbeddedTriton:
 
     def _write_repository(self, target: Path) -> None:
         """Lay out what the server reads; a benchmark adds models of its own."""
-        write_view(self.models, target, self.share)
+        write_view(self.models, target, self.shares)
 
     def _launch(self, runtime: TritonRuntime, ports: dict[str, int]) -> None:
         run_dir = self._run_dir

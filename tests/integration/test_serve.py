@@ -248,7 +248,7 @@ def test_it_listens_on_the_loopback_interface_only(embedded_triton):
 def test_a_second_start_fetches_nothing_and_uses_the_share_it_was_given(tiny_repository):
     said = []
     with EmbeddedTriton(tiny_repository, instances=1, threads=2, announce=said.append) as triton:
-        assert triton.share == CpuShare(1, 2)
+        assert triton.shares == {"tiny": CpuShare(1, 2)}
         assert len(server_processes(triton.pid)) == 2
     assert said == []
 

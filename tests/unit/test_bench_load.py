@@ -21,6 +21,7 @@ class FakeServer:
     def __init__(self, *, stall_s: float = 0.0, fail_every: int = 0) -> None:
         self._free = asyncio.Lock()
         self._stall_s, self._fail_every = stall_s, fail_every
+        self.sent: list[int | None] = []
         self.requests = 0
         self.most_in_flight = self._in_flight = 0
 
@@ -30,7 +31,8 @@ class FakeServer:
     async def __aexit__(self, *exc):
         pass
 
-    async def send(self, timeout_s):
+    async def send(self, timeout_s, number=None):
+        self.sent.append(number)
         self.requests += 1
         number = self.requests
         self._in_flight += 1
@@ -86,13 +88,25 @@ def test_what_is_answered_after_the_window_is_timed_but_is_no_throughput() -> No
     assert falls_behind([trace])
 
 
+def test_a_replay_sends_the_given_requests_at_their_times() -> None:
+    server = FakeServer()
+    arrivals = [(0.0, 3), (0.0, 1), (0.2, 3), (0.4, 0)]
+    wanted = Load(None, None, time.perf_counter() + 0.05, ramp_s=0.1, measure_s=0.6, arrivals=arrivals)
+    trace = asyncio.run(run_load(server, wanted))
+    assert server.sent == [3, 1, 3, 0]
+    # Those of the ramp are sent and not measured.
+    assert trace.due_s == pytest.approx([0.1, 0.3])
+    assert (trace.sent_s >= trace.due_s).all()
+    assert (trace.answered, trace.succeeded) == (2, 4)
+
+
 def test_an_even_server_does_not_fall_behind() -> None:
     assert not falls_behind([asyncio.run(run_load(FakeServer(), load(requests_per_s=100)))])
 
 
 def test_a_load_has_a_concurrency_or_a_rate() -> None:
     for wrong in ({}, {"concurrency": 1, "requests_per_s": 1.0}):
-        with pytest.raises(OptionError, match="either"):
+        with pytest.raises(OptionError, match="only one of them"):
             load(**wrong)
 
 
@@ -123,7 +137,7 @@ def test_a_level_is_measured_until_the_interval_is_tight() -> None:
 
 def test_a_trace_of_nothing_is_empty() -> None:
     class Silent(FakeServer):
-        async def send(self, timeout_s):
+        async def send(self, timeout_s, number=None):
             await asyncio.sleep(10)
 
     trace: Trace = asyncio.run(run_load(Silent(), Load(None, 1e-3, time.perf_counter(), 0.0, 0.05)))

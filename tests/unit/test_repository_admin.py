@@ -16,7 +16,7 @@ from repository_crashes import add_version
 
 from deepfake_client import cli
 from deepfake_export import repository as repo
-from deepfake_export.repository_admin import inspect_repository, prune, rollback
+from deepfake_export.repository_admin import inspect_repository, prune, rollback, write_serving_options
 from deepfake_preprocess import triton_config
 from deepfake_preprocess.engine import PLAN_FILE, EngineInfo
 from deepfake_preprocess.errors import OptionError, RepositoryError
@@ -225,6 +225,13 @@ def swapped(root):
     shutil.copy(root / "tiny/config.pbtxt", root / "tiny/configs/embedded.pbtxt")
 
 
+def half_tuned(root):
+    def change(config):
+        set_parameter(config, triton_config.CORES_PARAMETER, "many")
+
+    edit_config(root, "configs/embedded.pbtxt", change)
+
+
 def missing_config(root):
     (root / "tiny/config.pbtxt").unlink()
 
@@ -253,6 +260,7 @@ def interrupted(root):
         (unbounded_queue, "tiny/configs/embedded.pbtxt", "no bound"),
         (other_file, "tiny/config.pbtxt", "loads model.plan, which version 3 does not hold"),
         (swapped, "tiny/configs/embedded.pbtxt", "belongs into the other configuration"),
+        (half_tuned, "tiny/configs/embedded.pbtxt", "the tuned options of model 'tiny' are damaged"),
         (missing_config, "tiny/config.pbtxt", "is missing"),
         (garbage, "tiny/config.pbtxt", "no Triton model configuration"),
         (interrupted, "tiny/configs/embedded.pbtxt", "serves version 3, but config.pbtxt version 2"),
@@ -548,3 +556,30 @@ def test_a_read_only_repository_can_be_looked_at_and_served_but_not_changed(root
                 os.seteuid(0)
             for path in (Path(folder), copy, *copy.rglob("*")):
                 path.chmod(0o755)
+
+
+def tuned(root):
+    return triton_config.tuned_options(triton_config.read_config(root / "tiny/configs/embedded.pbtxt"))
+
+
+def test_tuned_options_outlive_exports_and_rollbacks_and_verify(capsys, root):
+    options = triton_config.ServingOptions(2, 300, 2, instances=3, threads=1, tuned_for_cores=2)
+    assert write_serving_options(root, "tiny", options) == root / "tiny/configs/embedded.pbtxt"
+    assert tuned(root) == options
+    assert triton_config.read_config(root / "tiny/config.pbtxt").max_batch_size == 4  # production is as it was
+    add_version(root, 0.8)
+    assert tuned(root) == options
+    rollback(root, "tiny")
+    assert (served_threshold(root), tuned(root)) == ((3, 0.7), options)
+    assert deepfake(capsys, "verify", "-r", root)[0] == 0
+    # What was not proved is not configured, whatever was tuned for another version.
+    manifest = Manifest.read(root / "tiny/2")
+    Manifest(manifest.spec, manifest.files, manifest.tools, {"batch_sizes": [1]}).write(root / "tiny/2")
+    rollback(root, "tiny")
+    assert tuned(root) == dataclasses.replace(options, max_batch_size=1, preferred_batch_size=1)
+
+
+def test_options_edited_by_hand_are_healed_as_before(root):
+    edit_config(root, "configs/embedded.pbtxt", lambda config: setattr(config, "max_batch_size", 1))
+    add_version(root, 0.8)
+    assert triton_config.read_config(root / "tiny/configs/embedded.pbtxt").max_batch_size == 4

@@ -9,7 +9,7 @@ from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_serve import repository
-from deepfake_serve.repository import CpuShare, check_repository, cpu_share, write_view
+from deepfake_serve.repository import CpuShare, check_repository, cpu_share, model_share, write_view
 
 SPEC = ModelSpec(name="detector", architecture="timm:efficientnet_b0")
 
@@ -257,7 +257,7 @@ def test_missing_empty_or_no_folder_says_what_to_do(tmp_path, make):
 def test_the_view_links_the_version_and_leaves_the_repository_alone(tmp_path):
     version_dir = write_model(tmp_path / "repository")
     before = {path: path.read_bytes() for path in (tmp_path / "repository").rglob("*") if path.is_file()}
-    write_view(check_repository(tmp_path / "repository"), tmp_path / "view", CpuShare(3, 2))
+    write_view(check_repository(tmp_path / "repository"), tmp_path / "view", {"detector": CpuShare(3, 2)})
     config = triton_config.read_config(tmp_path / "view" / "detector" / "config.pbtxt")
     assert config.instance_group[0].count == 3
     assert triton_config.config_parameters(config)["intra_op_thread_count"] == "2"
@@ -292,3 +292,17 @@ def test_shares_below_one_are_refused(given):
 def test_available_cores_is_at_least_one_and_at_most_the_cpu_set(monkeypatch):
     monkeypatch.setattr(repository.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     assert 1 <= repository.available_cores() <= 4
+
+
+def test_what_was_tuned_for_so_many_cores_is_used_unless_something_else_is_asked_for(tmp_path):
+    write_model(tmp_path)
+    options = triton_config.ServingOptions(instances=3, threads=2, tuned_for_cores=4)
+    path = tmp_path / "detector" / triton_config.EMBEDDED_CONFIG_NAME
+    path.write_text(triton_config.embedded_config(SPEC, options=options), encoding="utf-8")
+    (model,) = check_repository(tmp_path)
+    assert model_share(model, 4) == CpuShare(3, 2)
+    assert model_share(model, 8) == CpuShare(8, 1)
+    assert model_share(model, 4, instances=1) == CpuShare(1, 4)
+    edit_config(tmp_path, lambda config: config.parameters.pop(triton_config.CORES_PARAMETER))
+    (model,) = check_repository(tmp_path)
+    assert model_share(model, 4) == CpuShare(4, 1)

@@ -8,6 +8,7 @@ from deepfake_preprocess.engine import EngineInfo
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.triton_config import ServingOptions
 
 SPEC = ModelSpec(
     name="detector",
@@ -177,12 +178,32 @@ def test_each_backend_loads_its_own_file(tmp_path, backend, filename):
 
 
 def test_embedded_states_instances_and_threads(tmp_path):
-    config = parsed(triton_config.embedded_config(SPEC, instances=3, threads=4), tmp_path)
+    config = parsed(triton_config.embedded_config(SPEC, options=ServingOptions(instances=3, threads=4)), tmp_path)
     assert (config.instance_group[0].count, config.instance_group[0].Kind.Name(config.instance_group[0].kind)) == (
         3,
         "KIND_CPU",
     )
     assert triton_config.config_parameters(config)[triton_config.THREADS_PARAMETER] == "4"
+
+
+def test_tuned_options_read_back_and_defaults_are_not_tuned(tmp_path):
+    options = ServingOptions(4, 250, 2, instances=3, threads=2, tuned_for_cores=6)
+    config = parsed(triton_config.embedded_config(SPEC, options=options), tmp_path)
+    assert triton_config.tuned_options(config) == options
+    assert production_problems(config) == contract_problems(config, Manifest(SPEC, {})) == []
+    # A video's requests in flight must fit the queue, however small the batches are.
+    default = parsed(triton_config.embedded_config(SPEC), tmp_path)
+    queues = [item.dynamic_batching.default_queue_policy.max_queue_size for item in (config, default)]
+    assert queues[0] == queues[1]
+    assert triton_config.tuned_options(default) is None
+
+
+def test_damaged_tuned_options_are_named(tmp_path):
+    options = ServingOptions(tuned_for_cores=2)
+    config = parsed(triton_config.embedded_config(SPEC, options=options), tmp_path)
+    config.parameters[triton_config.CORES_PARAMETER].string_value = "two"
+    with pytest.raises(RepositoryError, match="bench tune"):
+        triton_config.tuned_options(config)
 
 
 def test_the_text_is_the_same_each_time():
@@ -207,8 +228,11 @@ def test_write_configs_refuses_a_directory_of_another_name(tmp_path):
     [
         lambda: triton_config.production_config(SPEC, backend="openvino"),
         lambda: triton_config.production_config(SPEC, max_batch_size=0),
-        lambda: triton_config.embedded_config(SPEC, instances=0),
-        lambda: triton_config.embedded_config(SPEC, threads=-1),
+        lambda: ServingOptions(instances=0),
+        lambda: ServingOptions(threads=-1),
+        lambda: ServingOptions(max_batch_size=0),
+        lambda: ServingOptions(queue_delay_us=-1),
+        lambda: ServingOptions(max_batch_size=4, preferred_batch_size=8),
     ],
 )
 def test_wrong_options_are_refused(call):
