@@ -15,6 +15,7 @@ from deepfake_bench.plots import plots
 from deepfake_bench.readme import readme
 from deepfake_bench.served import served
 from deepfake_bench.server import server
+from deepfake_bench.tune import tune
 
 app = typer.Typer(
     help="Measure speed: of a server under load, of whole analyses and their parts, and of what else could be used.",
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 COMMANDS = (
-    *(server, served, pipeline, compare, perf_analyzer),
+    *(server, served, pipeline, tune, compare, perf_analyzer),
     *(decode, detector, explain, ensemble),
     *(plots, readme),
 )

@@ -127,10 +127,37 @@ def analysis_stages(data: Results) -> Figure:
     return _finish(figure, data, "Where the time of an analysis goes (stages overlap)")
 
 
+def tuning(data: Results) -> Figure:
+    """Curves of a ``tune`` result: the 99th percentile of each setting against the rate of videos, and the bound."""
+    figure = _figure()
+    axes = figure.subplots()
+    for number, item in enumerate(data["tried"]):
+        replays = [part for part in item["replays"] if part["latency"]["p99_ms"] is not None]
+        replays.sort(key=lambda part: float(part["videos_per_s"]))
+        shown = number == 0 or item["better"]
+        axes.plot(
+            [part["videos_per_s"] for part in replays],
+            [part["latency"]["p99_ms"] for part in replays],
+            marker="o" if shown else ".",
+            color=None if shown else "0.75",
+            linewidth=1.5 if shown else 0.5,
+            zorder=2 if shown else 1,
+            label=f"{item['instances']} x {item['threads']}, batch {item['max_batch_size']}, "
+            f"{item['queue_delay_us']} us, {item['precision']}"
+            if shown
+            else None,
+        )
+    axes.axhline(data["p99_bound_ms"], color="k", linestyle="--", linewidth=0.8, label="bound")
+    axes.set(xlabel="videos/s", ylabel="p99 of a request, ms", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    return _finish(figure, data, "Settings tried, on recorded traffic")
+
+
 PLOTS: Mapping[str, Mapping[str, Callable[[Results], Figure]]] = {
     "server": {"latency-throughput": latency_throughput, "stages": stages, "batches": batches},
     "compare": {"throughput": contenders},
     "pipeline": {"stages": analysis_stages},
+    "tune": {"settings": tuning},
 }
 """By kind of result, which is how its file's name ends, and by name of the plot."""
 
@@ -165,14 +192,14 @@ def plots(
     ] = None,
     form: Annotated[str, typer.Option("--format", help=" or ".join(FORMATS))] = "svg",
 ) -> None:
-    """Draw result files: latency against throughput, stages, batches, and the comparison; beside each file."""
+    """Draw result files, each beside its file: latency against throughput, stages, batches, settings tried."""
     if form not in FORMATS:
         raise OptionError(f"--format is {form!r}; allowed: {', '.join(FORMATS)}")
     paths = results or sorted(DEFAULT_RESULTS_DIR.glob("*.json"))
     written = []
     for path in paths:
         if not path.is_file():
-            raise OptionError(f"{path} is no file; give results of `deepfake bench server` or `compare`")
+            raise OptionError(f"{path} is no file; give results of `deepfake bench {', '.join(PLOTS)}`")
         written += write_plots(path, form=form)
     if not written:
         raise OptionError(

@@ -144,6 +144,17 @@ def perf_analyzer_rows(data: Results) -> list[Row]:
     ]
 
 
+def tune_rows(data: Results) -> list[Row]:
+    """Rows of a ``*-tune.json`` file: the setting that was found."""
+    what = f"{_model(data)}, recorded video traffic, 99% of the requests within {data['p99_bound_ms']:g} ms"
+    best, rate = data["best"], data["start"]["videos_per_s"]
+    if data["best_is_start"]:
+        return [(what, "other settings", f"{rate:.2f} videos/s with the present setting; none was better")]
+    found = max(item["videos_per_s"] or 0.0 for item in data["tried"])
+    setting = f"{best['instances']} x {best['threads']}, batches to {best['max_batch_size']}"
+    return [(what, "the setting before", f"{found / rate:.2f} x the videos/s ({setting})" if rate else setting)]
+
+
 def _model(data: Results) -> str:
     return f"{data['model']['name']} {data['model']['precision']}"
 
@@ -154,6 +165,7 @@ KINDS: Mapping[str, Callable[[Results], list[Row]]] = {
     "server": server_rows,
     "compare": compare_rows,
     "perf-analyzer": perf_analyzer_rows,
+    "tune": tune_rows,
     "detector": detector_rows,
     "decode": decode_rows,
 }

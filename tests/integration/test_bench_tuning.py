@@ -1,0 +1,125 @@
+"""`deepfake bench tune` on a real Triton: it searches, keeps the verdicts, and writes what servers then use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import media
+import pytest
+from tiny_model import write_tiny_onnx
+
+from deepfake_bench import tune
+from deepfake_bench.plots import write_plots
+from deepfake_bench.tune_search import Setting
+from deepfake_client import cli
+from deepfake_preprocess import triton_config
+from deepfake_preprocess.manifest import Manifest
+from deepfake_serve import EmbeddedTriton
+from deepfake_serve.repository import CpuShare, available_cores
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return media.make_clip(tmp_path_factory.mktemp("clips") / "two.mp4", duration_s=0.4, faces=2)
+
+
+def bench(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bench", "tune", *arguments])
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def embedded(repository):
+    return triton_config.read_config(repository / "tiny" / triton_config.EMBEDDED_CONFIG_NAME)
+
+
+def add_version(repository, precision, *, negate=False):
+    """Add version 2, the same network in another precision; `negate` gives it other verdicts."""
+    import onnx
+
+    version_dir = repository / "tiny/2"
+    version_dir.mkdir()
+    spec = replace(Manifest.read(repository / "tiny/1").spec, version=2)
+    write_tiny_onnx(version_dir / "model.onnx", spec)
+    if negate:
+        model = onnx.load(version_dir / "model.onnx")
+        weights = next(item for item in model.graph.initializer if item.name == "weights")
+        weights.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), "weights"))
+        onnx.save(model, version_dir / "model.onnx")
+    Manifest.of_directory(version_dir, spec, tools={}, parity={}, precision=precision).write(version_dir)
+
+
+def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
+    clip, tiny_repository, tmp_path, monkeypatch, capsys
+) -> None:
+    output = tmp_path / "here-tune.json"
+    add_version(tiny_repository, "int8", negate=True)
+    options = triton_config.ServingOptions(4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores())
+    # One candidate; the whole space takes minutes.
+    monkeypatch.setattr(tune, "respects", lambda setting, **_: iter([("all", [Setting(1, options)])]))
+    arguments = [str(clip), "--repository", str(tiny_repository), "--p99", "100", "--frames", "4", "--window", "0.3"]
+    before = embedded(tiny_repository)
+    assert bench(*arguments, "--dry-run", "--output", str(output)) == 0
+    assert embedded(tiny_repository) == before
+    data = json.loads(output.read_text(encoding="utf-8"))
+    assert data["not_considered"] == {"2": "int8: other verdicts on two.mp4"}
+    assert (data["traffic"]["requests"], data["traffic"]["crops"]) == (4, 8)
+    start, other = data["tried"]
+    assert (start["max_batch_size"], other["max_batch_size"]) == (8, 4)
+    assert start["videos_per_s"] > 0
+    assert max(replay["mean_batch"] for replay in other["replays"]) <= 4
+    # Two crops in each request, and nearly all of what was due was answered where the bound was kept.
+    held = next(item for item in start["replays"] if item["latency"]["p99_ms"] <= 100 and not item["errors"])
+    assert held["latency"]["p50_ms"] <= held["latency"]["p99_ms"]
+    assert other["better"] == (data["best"]["max_batch_size"] == 4 or bool(data["objection"]))
+    assert len(data["confirmation"]) == (6 if other["better"] else 0)
+    assert "videos/s within the bound" in capsys.readouterr().out
+    (picture,) = write_plots(output, form="svg")
+    assert picture.name == "here-tune-settings.svg"
+
+
+def test_what_wins_is_written_and_served(clip, tiny_repository) -> None:
+    options = triton_config.ServingOptions(4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores())
+    tuning = tune.Tuning(
+        tiny_repository, None, [clip], num_frames=2, p99_ms=1e6, window_s=0.2, seconds=0, announce=lambda _: None
+    )
+    tuning.best = Setting(1, options)
+    assert tune._write(tuning) == tiny_repository / "tiny/configs/embedded.pbtxt"
+    assert triton_config.tuned_options(embedded(tiny_repository)) == options
+    with EmbeddedTriton(tiny_repository) as triton:
+        assert triton.shares == {"tiny": CpuShare(1, 2)}
+        assert triton.models[0].config.max_batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.mp4", "--p99", "10"], "absent.mp4"),
+        (["two.mp4", "--p99", "10", "--repository", "nowhere"], "there is no such model repository"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(arguments, message, clip, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(clip.parent)
+    assert bench(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_bound_that_nothing_holds_is_an_error_and_the_figures_are_kept(clip, tiny_repository, tmp_path, capsys):
+    output = tmp_path / "here-tune.json"
+    arguments = ["--repository", str(tiny_repository), "--p99", "0.1", "--frames", "2", "--window", "0.2"]
+    assert bench(str(clip), *arguments, "--minutes", "0.01", "--output", str(output)) == 1
+    assert "give a larger --p99" in capsys.readouterr().err
+    data = json.loads(output.read_text(encoding="utf-8"))
+    assert data["tried"][0]["videos_per_s"] is None
+    assert triton_config.tuned_options(embedded(tiny_repository)) is None
+
+
+def test_the_bound_must_be_given_and_the_help_says_how_it_works(capsys) -> None:
+    assert bench("clip.mp4") == 2
+    assert "--p99" in capsys.readouterr().err
+    assert bench("--help") == 0
+    assert "--dry-run" in capsys.readouterr().out
