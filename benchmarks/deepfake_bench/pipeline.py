@@ -334,7 +334,7 @@ def pipeline(
     screen = table_console()
     for table in _tables(data):
         screen.print(table)
-    line = f"{data['set']['videos_per_s']:.2f} videos/s over {len(paths)} clips"
+    line = f"{data['set']['videos_per_s']:.2f} videos/s over {len(paths)} clip{'s' * (len(paths) > 1)}"
     if "ours_over_usual" in data["set"]:
         line += f", {data['set']['ours_over_usual']:.1f} times the usual pipeline's"
     typer.echo(line)

@@ -72,7 +72,7 @@ def measure_scaling(
     assert server.root is not None
     costs = []
     for count in counts:
-        announce(f"{count} clips in one run")
+        announce(f"{count} clip{'s' * (count > 1)} in one run")
         repeats = max(1, min(MAX_REPEATS, counts[-1] // count))
         with (
             tempfile.TemporaryDirectory(prefix="deepfake-bench-") as folder,

@@ -18,6 +18,9 @@ from deepfake_preprocess.triton_config import ServingOptions
 from deepfake_serve.server import EmbeddedTriton
 
 MAX_RAMP_S = 3.0
+MIN_VIDEOS = 8
+"""A window in which fewer begin is made longer, up to `MAX_LONGER` times: the p99 of two videos is chance."""
+MAX_LONGER = 4
 FULL_LOAD, FULL_LOAD_S = 32, 1.5
 
 
@@ -73,7 +76,14 @@ class Running:
         self._name, self._version, self._load, self._traffic = name, version, load, traffic
 
     def replay(self, videos_per_s: float, *, window_s: float, seed: int = 0) -> Replay:
-        """Replay the traffic at a rate; what comes before the window lets the queue fill."""
+        """Replay the traffic at a rate; what comes before the window lets the queue fill.
+
+        Args:
+            videos_per_s: rate at which videos begin.
+            window_s: measured time, longer where few videos begin in it.
+            seed: of the arrivals.
+        """
+        window_s = min(max(window_s, MIN_VIDEOS / videos_per_s), MAX_LONGER * window_s)
         ramp_s = min(self._traffic.longest_s, MAX_RAMP_S)
         arrivals = self._traffic.arrivals(videos_per_s, ramp_s + window_s, seed=seed)
         before = read_counters(self.grpc_url, self._name, self._version)
