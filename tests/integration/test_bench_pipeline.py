@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import media
+import numpy as np
 import pytest
 from tiny_model import TINY_SPEC, write_tiny_onnx
 
@@ -15,6 +16,7 @@ from deepfake_bench.readme import pipeline_rows
 from deepfake_bench.serving import embedded_server
 from deepfake_client import cli
 from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.spec import ModelSpec
 
 STAGES = ["decode", "detect", "crop", "wire", "queue", "compute", "aggregate", "total"]
 
@@ -89,6 +91,29 @@ def test_sampling_is_checked_and_timed(clips, tmp_path, capsys) -> None:
     (row,) = json.loads(output.read_text(encoding="utf-8"))["clips"]
     assert (row["frames_verified"], row["pictures_decoded"]["plain"]) == (3, 10)
     assert "one.mp4" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_usual_pipeline_scores_every_face_of_the_same_frames(clips, tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    from deepfake_bench.pipeline import usual_pipeline
+    from deepfake_export.untrained import build_untrained_network
+
+    spec = ModelSpec("net", "timm:test_efficientnet", input_height_px=64, input_width_px=64)
+    save_file(build_untrained_network(spec).state_dict(), tmp_path / "net.safetensors")
+    seen = []
+
+    def peer(image):
+        seen.append(media.read_number(image))
+        return np.array([[20, 20, 90, 90], [170, 20, 240, 90]], np.float32), np.array([0.9, 0.8], np.float32)
+
+    run = usual_pipeline(clips / "two.mp4", [1, 4, 8], spec, tmp_path / "net.safetensors", peer)
+    scores = run()
+    assert seen == [1, 4, 8]
+    assert len(scores) == 6
+    assert all(0 < score < 1 for score in scores)
+    assert run() == scores
 
 
 @pytest.mark.slow
