@@ -379,7 +379,16 @@ def _tables(data: dict[str, Any]) -> list[Table]:
     if "repeated" not in data:
         return [times, stages]
     repeated = Table(title="Copies of the clips in one run", box=None, header_style="bold")
-    for column in ("clips", "s per clip", "ratio", "CPU s per clip", "ratio", "peak MB", "growth in the run, MB"):
+    for column in (
+        "clips",
+        "s per clip",
+        "ratio",
+        "CPU s per clip",
+        "ratio",
+        "peak MB",
+        "growth in the run, MB",
+        "in its 2nd half",
+    ):
         repeated.add_column(column, justify="right")
     for item in data["repeated"]:
         repeated.add_row(
@@ -390,5 +399,6 @@ def _tables(data: dict[str, Any]) -> list[Table]:
             f"{item['cpu_ratio']:.2f}",
             f"{item['peak_mb']:.0f}",
             f"{item['growth_mb']:+.1f}",
+            f"{item['late_growth_mb']:+.1f}",
         )
     return [times, stages, repeated]

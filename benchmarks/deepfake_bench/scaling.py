@@ -37,6 +37,8 @@ class Cost:
         cpu_s_per_clip: CPU time of client and server.
         peak_mb: largest resident memory of the client, in MiB.
         growth_mb: its resident memory after the last clip less that after the first.
+        late_growth_mb: the part of that in the second half of the clips: what a leak would go on with, while what
+            threads and allocators set aside once is mostly in the first.
         server_mb: resident memory of the server's processes afterwards.
     """
 
@@ -46,6 +48,7 @@ class Cost:
     cpu_s_per_clip: float
     peak_mb: float
     growth_mb: float
+    late_growth_mb: float
     server_mb: float
 
 
@@ -135,6 +138,7 @@ def _cost(grpc_url: str, model: str, server_pid: int, folder: str, repeats: int,
         round(statistics.median(cpu) / count, 4),
         peak_mb,
         round(resident[-1] - resident[0], 1),
+        round(resident[-1] - resident[len(resident) // 2], 1),
         rss_mb(server) or 0.0,
     )
 
