@@ -6,6 +6,7 @@ How 32 frames of a clip cost less than decoding it:
   a few packets later and without a scan of the file.
 - A frame that is not wanted and that no other frame refers to is not decoded (FFmpeg's ``skip_frame``, set
   per packet). The others are decoded as usual, so that the wanted ones have the very pixels of a plain decode.
+- Evenly spaced samples take frames that others refer to, where one is near (`Sampling.reach`).
 - When the next wanted frame lies behind a later keyframe, reading goes on there: by a seek where the
   container's index names the keyframe, else by dropping the packets between.
 - The fast mode moves the samples to the keyframes before them (`Sampling.mode`), and reads each stretch from its
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import av
 
 from deepfake_preprocess.planar import PlanarFrame
+from deepfake_preprocess.referenced import reference_test
 from deepfake_preprocess.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
 
 if TYPE_CHECKING:  # PyAV's packets are generic for type checkers only
@@ -104,9 +106,9 @@ class Decoding:
         self._stream = stream
         self._context = stream.codec_context
         self._stats = stats
-        self._may_skip = (
-            may_skip and self._context.name in SKIPPING_CODECS and not _has_temporal_layers(self._context)
-        )
+        some_needless = self._context.name in SKIPPING_CODECS and not _has_temporal_layers(self._context)
+        self._may_skip = may_skip and some_needless
+        self._is_referenced = reference_test(self._context.name if some_needless else "", self._context.extradata)
         self._may_jump = may_jump
         self._time_base = stream.time_base or Fraction(1, av.time_base)
         self._rate = stream.average_rate or stream.guessed_rate or _ASSUMED_RATE
@@ -144,13 +146,14 @@ class Decoding:
         if first is not None and (first.pts is None or first.dts is None):
             yield from self._by_counting(FramePicker(targets))
             return
+        reach = sampling.reach(duration=duration, time_base=self._time_base)
         if sampling.mode == "fast" and first is not None and duration is not None:
             times = list(targets)
             if (stretches := self._stretches(times, self._start + duration, first)) is not None:
                 yield from self._by_stretch(stretches)
                 return
             targets = iter(times)
-        yield from self._by_packet(FramePicker(targets))
+        yield from self._by_packet(FramePicker(targets, reach=reach))
 
     # Reading
 
@@ -262,7 +265,8 @@ class Decoding:
             if keyframe is None or keyframe.pts is None:
                 return  # the file is cut short
             start = max(stretch.start, keyframe.pts)
-            picker = FramePicker(iter([start + offset for offset in stretch.offsets]))
+            reach = (stretch.offsets[1] - stretch.offsets[0]) // 2 if len(stretch.offsets) > 1 else 0
+            picker = FramePicker(iter([start + offset for offset in stretch.offsets]), reach=reach)
             picker.jump(self._num_frames_before(keyframe))
             for frame in self._by_packet(picker, begin=keyframe.pts):
                 if frame.pts_seconds > latest:
@@ -287,7 +291,7 @@ class Decoding:
             elif packet.is_discard or packet.pts is None:
                 picks = {}
             else:
-                picks = picker.read(packet.pts, packet.dts)
+                picks = picker.read(packet.pts, packet.dts, referenced=self._is_referenced(memoryview(packet)))
                 self._reorder_ticks = max(self._reorder_ticks, packet.pts - (packet.dts or packet.pts))
             self._wanted.update(picks)
             due.update(picks)
