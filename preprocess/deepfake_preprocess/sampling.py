@@ -183,6 +183,7 @@ class FramePicker:
         self._later_unreferenced: set[int] = set()
         self._last_pick: int | None = None
         self._num_read = 0
+        self._counted_to: int | None = None
 
     def read(self, pts: int, dts: int | None, *, referenced: bool = True) -> dict[int, int]:
         """Take note of a packet, and return the frames that are now known to be wanted.
@@ -195,7 +196,8 @@ class FramePicker:
         Returns:
             Position in presentation order, by time in ticks, of each newly wanted frame.
         """
-        self._num_read += 1
+        if self._counted_to is None or pts >= self._counted_to:
+            self._num_read += 1
         if self.target is None:
             return {}
         if pts > self.target:
@@ -214,11 +216,16 @@ class FramePicker:
         """Return whether a frame that was read, and was not returned as wanted, never will be."""
         return self.target is None or ((pick := self._pick(self.target)) is not None and pts < pick)
 
-    def jump(self, num_before: int) -> None:
-        """Forget what was read: reading goes on at a keyframe that `num_before` frames precede."""
+    def jump(self, num_before: int, *, counted_to: int | None = None) -> None:
+        """Forget what was read: reading goes on at a keyframe.
+
+        Args:
+            num_before: frames that precede it in decoding order; or with `counted_to` all that are shown before that.
+            counted_to: the keyframe's time in ticks.
+        """
         self._later.clear()
         self._later_unreferenced.clear()
-        self._num_read = num_before
+        self._num_read, self._counted_to = num_before, counted_to
 
     def _show(self, pts: int, *, referenced: bool) -> None:
         """Take note of a frame that is not after the target."""

@@ -45,6 +45,8 @@ CODINGS = {
     "h264-intra": ("mp4", {"gop": 1, "b_frames": 0}),
     "h264-open-gop": ("mp4", {"gop": 20, "options": {"x264-params": "open-gop=1"}}),
     "h264-mkv": ("mkv", {}),
+    "h264-pyramid-mkv": ("mkv", {"b_frames": 7, "gop": 250, "options": {"b-pyramid": "normal", "refs": "4"}}),
+    "h264-open-gop-mkv": ("mkv", {"gop": 20, "options": {"x264-params": "open-gop=1"}}),
     "h264-ts": ("ts", {}),
     "h264-flv": ("flv", {}),
     "h264-fragmented": ("mp4", {"muxing": {"movflags": "frag_keyframe+empty_moov"}}),
@@ -135,9 +137,10 @@ def test_fast_is_uniform_where_keyframes_are_far_apart(tmp_path):
     assert [frame.index for frame in fast] == [frame.index for frame in usual]
 
 
-def test_frames_nobody_needs_are_not_decoded(tmp_path):
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_frames_nobody_needs_are_not_decoded(tmp_path, ending):
     path = media.make_clip(
-        tmp_path / "a.mp4", duration_s=8.0, gop=400, options={"x264-params": "b-adapt=0:b-pyramid=none"}
+        tmp_path / f"a.{ending}", duration_s=8.0, gop=400, options={"x264-params": "b-adapt=0:b-pyramid=none"}
     )
     frames, stats = sample(path, Sampling(8))
     assert len(frames) == 8
