@@ -139,7 +139,7 @@ def test_an_operator_that_tensorrt_lacks_is_told_with_its_node_and_layer(tmp_pat
 @pytest.mark.parametrize(
     ("options", "refused"),
     [
-        ({"activations": QuantType.QUInt8}, r"'permute_QuantizeLinear' .*zero point"),
+        ({"activations": QuantType.QUInt8}, r"'add_QuantizeLinear' .*zero point"),
         ({"biases": True}, r"bias_DequantizeLinear' .* from layer 'classifier' .*Int32"),
     ],
 )
