@@ -125,6 +125,7 @@ async def analyze_media(
     threshold: float | None = None,
     sure_at: float | None = None,
     on_progress: OnProgress | None = None,
+    let_go: Callable[[], None] | None = None,
 ) -> Verdict:
     """Run one opened input through all stages.
 
@@ -140,13 +141,14 @@ async def analyze_media(
         sure_at: confidence at which frames are saved when those looked at suffice (`deepfake_client.stopping`); all
             are looked at when None, and where looking at the video several times would not pay.
         on_progress: called in the event loop after each frame.
+        let_go: makes a wait for the input's next frame end; called in the event loop when the analysis is cut off.
 
     Raises:
         ModelContractError: the server answers with tensors of another shape.
     """
     started = time.perf_counter()
     threshold = stages.model.spec.threshold if threshold is None else threshold
-    run = Run(media, stages, sampling)
+    run = Run(media, stages, sampling, let_go)
     if on_progress is not None:
         run.on_progress = _Telling(on_progress, run, strategy, threshold)
     stop_rule = _stop_rule(media, sampling, strategy, threshold, sure_at)
@@ -215,7 +217,9 @@ def frames_in_flight(width_px: int, height_px: int) -> int:
 class Run:
     """One analysis under way."""
 
-    def __init__(self, media: Media, stages: Stages, sampling: Sampling) -> None:
+    def __init__(
+        self, media: Media, stages: Stages, sampling: Sampling, let_go: Callable[[], None] | None = None
+    ) -> None:
         self.on_progress: OnProgress | None = None
         self.frames: list[ScoredFrame] = []
         self.failure: ServerError | None = None
@@ -224,6 +228,7 @@ class Run:
         self.infer_clock = BusyClock()
         self._media = media
         self._stages = stages
+        self._let_go = let_go
         self._frames_expected = _frames_expected(media, sampling)
         self._frames_done = 0
         self._faces_scored = 0
@@ -259,6 +264,8 @@ class Run:
             raise errors.exceptions[0] from None
         finally:
             if decoding is not None and not decoding.done():
+                if self._let_go is not None:
+                    self._let_go()
                 # The decoder must have let go of the container before the caller closes it.
                 await asyncio.to_thread(wait, [decoding])
         self.frames.sort(key=lambda item: item.pts_seconds)

@@ -68,8 +68,8 @@ def test_public_names_are_these() -> None:
     for name in deepfake_client.__all__:
         assert hasattr(deepfake_client, name)
     assert " ".join(sorted(deepfake_client.__all__, key=str.casefold)) == (
-        "AsyncDeepfakeClient Concern connect Consistency DeepfakeClient DeepfakeError FaceScore FrameResult "
-        "GrpcTransport Health InferenceError InputError Interval Label MediaNotFoundError MediaOpenError "
+        "AsyncDeepfakeClient AsyncSource Concern connect Consistency DeepfakeClient DeepfakeError FaceScore "
+        "FrameResult GrpcTransport Health InferenceError InputError Interval Label MediaNotFoundError MediaOpenError "
         "MissingExtraError ModelContractError ModelIdentity ModelNotFoundError NO_RETRY open_frames open_media "
         "OptionError Outcome Progress Reason Retry RetryingTransport Sampling ServedModel ServerAccessError "
         "ServerBusyError ServerError ServerStartError ServerTimeoutError ServerTlsError "
