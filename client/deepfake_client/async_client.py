@@ -45,7 +45,7 @@ from deepfake_client.transport import DEFAULT_TIMEOUT_S, ServedModel, Transport,
 from deepfake_client.transport_connect import connect
 from deepfake_client.transport_retry import Retry
 from deepfake_client.transport_tls import Tls
-from deepfake_client.verdict import Verdict
+from deepfake_client.verdict import ModelIdentity, Verdict
 from deepfake_preprocess.errors import (
     DeepfakeError,
     MediaNotFoundError,
@@ -114,6 +114,7 @@ class AsyncDeepfakeClient:
         )
         self._wanted_model = model
         self._served: ServedModel | None = None
+        self._used: dict[ModelIdentity, ServedModel] = {}
         self._detector = detector
         self._detector_lock = threading.Lock()
         self._max_requests_in_flight = max_requests_in_flight
@@ -152,7 +153,23 @@ class AsyncDeepfakeClient:
                     raise ModelNotFoundError(f"the server at {self._transport.url} {offered}")
                 name = names[0]
             self._served = await self._transport.describe(name)
+            self._used[self._served.identity] = self._served
         return self._served
+
+    def model_of(self, verdict: Verdict) -> ServedModel:
+        """Return the contract of the model that gave a verdict of this client; another one may be served by now.
+
+        Raises:
+            ModelNotFoundError: this client never used that model.
+        """
+        try:
+            return self._used[verdict.model]
+        except KeyError:
+            model = verdict.model
+            raise ModelNotFoundError(
+                f"the verdict on {verdict.source} is of {model.name} version {model.version}, which this client did "
+                "not use; ask the client that made the verdict"
+            ) from None
 
     async def analyze(
         self,

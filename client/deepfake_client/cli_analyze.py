@@ -302,11 +302,7 @@ def _printed(sources: Sequence[str], *, as_json: bool, as_jsonl: bool, csv: str 
 
 
 class _Session(AbstractContextManager["_Session"]):
-    """The client of one run, and with --embedded its server, both made when the first input has been opened.
-
-    Attributes:
-        spec: contract of the model in use; None while no server was asked.
-    """
+    """The client of one run, and with --embedded its server, both made when the first input has been opened."""
 
     def __init__(
         self,
@@ -317,7 +313,6 @@ class _Session(AbstractContextManager["_Session"]):
         progress: RunProgress,
         explainer: Explainer | None,
     ) -> None:
-        self.spec: ModelSpec | None = None
         self._client: DeepfakeClient | None = None
         self._explainer = explainer
         self._connection, self._model, self._retry, self._repository = connection, model, retry, repository
@@ -339,9 +334,14 @@ class _Session(AbstractContextManager["_Session"]):
         client = self._stack.enter_context(
             DeepfakeClient(url, model=self._model, retry=self._retry, **self._connection.options())
         )
-        self.spec = client.model().spec
         self._client = client
         return client
+
+    def spec_of(self, outcome: Outcome) -> ModelSpec | None:
+        """Return the contract of the model that gave a verdict, also when the server has another one since."""
+        if outcome.verdict is None or self._client is None:
+            return None
+        return self._client.model_of(outcome.verdict).spec
 
     def explain(self, verdict: Verdict) -> tuple[ExplainedFace, ...]:
         """Explain the faces that a page shows, by the explainer of this run; on the thread that writes pages."""
@@ -369,14 +369,15 @@ class _Run:
         try:
             with closing(batch.results()) as results:
                 for result in results:
-                    self._take(result, session.spec)
+                    self._take(result, session)
                     progress.input_done(result.outcome)
         except KeyboardInterrupt:
             self.interrupted = True
             for outcome in batch.unsettled:
-                self._take(Result(outcome), session.spec)
+                self._take(Result(outcome), session)
 
-    def _take(self, result: Result, spec: ModelSpec | None) -> None:
+    def _take(self, result: Result, session: _Session) -> None:
+        spec = session.spec_of(result.outcome)
         # One result is in all outputs or in none of them.
         with _ctrl_c_deferred():
             self._outcomes.append(result.outcome)

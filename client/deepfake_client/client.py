@@ -106,6 +106,10 @@ class DeepfakeClient:
         """See `AsyncDeepfakeClient.model`."""
         return self._run(self._client.model())
 
+    def model_of(self, verdict: Verdict) -> ServedModel:
+        """See `AsyncDeepfakeClient.model_of`."""
+        return self._client.model_of(verdict)
+
     def analyze(
         self,
         source: Source,

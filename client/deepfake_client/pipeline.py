@@ -26,7 +26,7 @@ from deepfake_client.aggregation import Strategy
 from deepfake_client.scoring import ScoredFrame, judge
 from deepfake_client.stopping import StopRule
 from deepfake_client.transport import ServedModel, Transport
-from deepfake_client.verdict import Label, ModelIdentity, Timing, Verdict
+from deepfake_client.verdict import Label, Timing, Verdict
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.errors import ModelContractError, ServerError
 from deepfake_preprocess.face import FaceDetector
@@ -179,7 +179,7 @@ async def analyze_media(
         detail="; ".join(details),
         tracks=judgement.tracks,
         frames=judgement.frames,
-        model=ModelIdentity(stages.model.name, stages.model.version, stages.model.spec.checkpoint_sha256),
+        model=stages.model.identity,
         timing=Timing(
             decode_s=media.stats.decode_s,
             detect_s=run.detect_clock.seconds,
