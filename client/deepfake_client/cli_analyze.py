@@ -54,6 +54,7 @@ _SHOWN_SOURCES = 10
 
 @with_connection
 def analyze(
+    context: typer.Context,
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Videos, images, directories or globs.")],
     frames: Annotated[
         int | None,
@@ -119,7 +120,7 @@ def analyze(
         bool,
         typer.Option(
             "--explain",
-            help="Heatmaps in the report: where the model saw the fake.",
+            help="Heatmaps in the report: where the model saw the fake. With --resume also on earlier pages without.",
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
@@ -142,7 +143,8 @@ def analyze(
         bool,
         typer.Option(
             "--resume",
-            help="Do not analyze again what --output FILE or --report DIR of an interrupted run holds already.",
+            help="Do not analyze again what --output FILE or --report DIR of an earlier run holds already; pages "
+            "that are missing, or lack the heatmaps of --explain, are made from it.",
             rich_help_panel=_MANY,
         ),
     ] = False,
@@ -189,7 +191,7 @@ def analyze(
       deepfake analyze clip.mp4 --embedded --json
       deepfake analyze videos/ --report report --csv results.csv
       deepfake analyze videos/ --report report --resume
-      deepfake analyze clip.mp4 --report report --explain --checkpoint detector.safetensors
+      deepfake analyze videos/ --report report --resume --explain --checkpoint detector.safetensors
       deepfake analyze 'videos/*.mp4' --fps 2 --url gpu-host:8001 --jsonl
 
     [bold]Exit codes[/]
@@ -209,8 +211,8 @@ def analyze(
     _check_printed(as_json=as_json, as_jsonl=as_jsonl, csv=csv)
     if report is None and explain:
         raise OptionError("--explain puts heatmaps into a report; name its directory with --report DIR")
-    if checkpoint is not None and not explain:
-        raise OptionError("--checkpoint is for the heatmaps of a report; add --explain")
+    if not explain:
+        _check_no_explainer(context)
     sources = list(dict.fromkeys(expand(paths)))
     # A file name that is not UTF-8 is printed with escapes, which JSON reads back as the same name.
     if hasattr(sys.stdout, "reconfigure"):
@@ -288,6 +290,14 @@ def _check_printed(*, as_json: bool, as_jsonl: bool, csv: str | None) -> None:
     names = [name for name, given in (("--json", as_json), ("--jsonl", as_jsonl), ("--csv -", csv == "-")) if given]
     if len(names) > 1:
         raise OptionError(f"{' and '.join(names)} would be mixed on standard output; give one of them")
+
+
+def _check_no_explainer(context: typer.Context) -> None:
+    for name in ("service", "checkpoint"):
+        given = context.get_parameter_source(name)
+        # The address of a service may stand in the environment for other commands.
+        if given is not None and given.name == "COMMANDLINE":
+            raise OptionError(f"--{name} is for the heatmaps of a report; add --explain and --report DIR")
 
 
 def _printed(sources: Sequence[str], *, as_json: bool, as_jsonl: bool, csv: str | None, quiet: bool) -> list[Output]:

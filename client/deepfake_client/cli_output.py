@@ -184,7 +184,10 @@ class Report:
         verdict = result.outcome.verdict
         if verdict is None or spec is None:
             return
-        if result.reused and self._report.page_path(verdict.source, self._directory).exists():
+        # A result of an earlier run has a page, unless that was cut off, or was not asked for heatmaps.
+        if result.reused and self._report.has_page(
+            verdict.source, self._directory, heatmaps=self._explain is not None
+        ):
             return
         context = self._report.ReportContext(spec, self._sampling, self._aggregation)
         self._pages.append(self._writer.submit(self._write_page, verdict, context))

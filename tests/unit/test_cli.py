@@ -187,6 +187,9 @@ def test_every_input_is_taken_once(images: Path, capsys: pytest.CaptureFixture[s
         (["images", "--output", "images/a.png"], "line 1 of images/a.png is no result"),
         (["images", "--report", "images/a.png"], "is a file"),
         (["images", "--concurrency", "0"], "concurrency"),
+        (["images", "--service", "http://127.0.0.1:9"], "--service is for the heatmaps of a report; add --explain"),
+        (["images", "--checkpoint", "x.pt", "--report", "out"], "--checkpoint is for the heatmaps of a report; add"),
+        (["images", "--explain"], "name its directory with --report DIR"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_done(

@@ -143,6 +143,19 @@ def test_a_page_says_why_it_has_no_heatmaps(shown: Verdict, tmp_path: Path) -> N
     assert "heatmap" not in path.read_text(encoding="utf-8").lower()
 
 
+def test_a_page_with_heatmaps_can_be_told_from_one_without(shown: Verdict, tmp_path: Path) -> None:
+    def found() -> list[bool]:
+        return [report.has_page(shown.source, tmp_path, heatmaps=heatmaps) for heatmaps in (False, True)]
+
+    assert found() == [False, False]
+    report.write_page(shown, tmp_path, CONTEXT, report.Heatmaps(problem="the service was away"))
+    assert found() == [True, False]
+    picks = suspicious_faces(shown, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN)
+    overlays = {(pick.frame.index, pick.face.track): b"png" for pick in picks}
+    report.write_page(shown, tmp_path, CONTEXT, report.Heatmaps(overlays, "grad-cam on bn2"))
+    assert found() == [True, True]
+
+
 def test_an_untrained_model_is_warned_of(shown: Verdict, tmp_path: Path) -> None:
     spec = dataclasses.replace(CONTEXT.spec, training_data="UNTRAINED: random weights.")
     path = report.write_page(shown, tmp_path, dataclasses.replace(CONTEXT, spec=spec))

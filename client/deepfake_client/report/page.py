@@ -32,6 +32,7 @@ from deepfake_preprocess.spec import ModelSpec
 PAGE_NAME = "report.html"
 INDEX_NAME = "index.html"
 _MAX_STEM = 60
+_HEATMAPS_MARK = '<meta name="deepfake-heatmaps"'
 
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("deepfake_client.report"),
@@ -87,6 +88,15 @@ def folder_name(source: str) -> str:
 def page_path(source: str, directory: Path) -> Path:
     """Return where the page of `source` is, or will be."""
     return directory / folder_name(source) / PAGE_NAME
+
+
+def has_page(source: str, directory: Path, *, heatmaps: bool) -> bool:
+    """Return whether the page of `source` is there, and where asked for, with heatmaps."""
+    try:
+        text = page_path(source, directory).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    return not heatmaps or _HEATMAPS_MARK in text
 
 
 def write_page(verdict: Verdict, directory: Path, context: ReportContext, heatmaps: Heatmaps | None = None) -> Path:
