@@ -331,6 +331,7 @@ class AsyncDeepfakeClient:
         idle_s: float = DEFAULT_IDLE_S,
         reconnects: int = DEFAULT_RECONNECTS,
         source_timeout_s: float = TIMEOUT_S,
+        source_ca: str | os.PathLike[str] | None = None,
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
     ) -> AsyncGenerator[Verdict, None]:
@@ -355,6 +356,8 @@ class AsyncDeepfakeClient:
             idle_s: a file ends when it has not grown for so long.
             reconnects: how often in a row an address that broke off or stalled is opened again.
             source_timeout_s: how long opening an address, and each read from it, may take.
+            source_ca: PEM file with the certificates to trust at an address that begins with ``https`` or ``rtsps``;
+                those that this machine trusts when None.
             aggregation: see `analyze`.
             threshold: see `analyze`.
 
@@ -374,8 +377,9 @@ class AsyncDeepfakeClient:
         stop = threading.Event()
         if isinstance(source, str | os.PathLike):
             live = open_live(
-                source, fps=fps, stop=stop, idle_s=idle_s, reconnects=reconnects, timeout_s=source_timeout_s
-            )
+                source, fps=fps, stop=stop, idle_s=idle_s, reconnects=reconnects, timeout_s=source_timeout_s,
+                authorities=source_ca,
+            )  # fmt: skip
             return watch_frames(live, stop, self._stages, how)
         name = name_of(source) or "the given frames"
 
