@@ -19,7 +19,7 @@ from media import astronaut
 from numpy.typing import NDArray
 from verdicts import inconclusive, verdict
 
-from deepfake_client import cli, cli_analyze
+from deepfake_client import cli, cli_run
 from deepfake_client.cli_output import CSV_COLUMNS, csv_row
 from deepfake_client.cli_progress import RunProgress
 from deepfake_client.client import DeepfakeClient
@@ -57,7 +57,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, picture in (("a.png", astronaut()), ("b.png", np.zeros_like(astronaut())), ("c.png", astronaut())):
         cv2.imwrite(str(folder / name), picture[..., ::-1])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_analyze, "DeepfakeClient", InterruptingClient)
+    monkeypatch.setattr(cli_run, "DeepfakeClient", InterruptingClient)
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 10**9)
     return folder
 
@@ -78,7 +78,7 @@ def test_ctrl_c_keeps_what_is_done_in_every_form(
 ) -> None:
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 2)
     code, out, err = run(capsys, "images", "--json", "--csv", "run.csv", "--report", "report")
-    assert code == cli_analyze.EXIT_INTERRUPTED
+    assert code == cli_run.EXIT_INTERRUPTED
     assert [item["source"] for item in json.loads(out)] == ["images/a.png", "images/b.png"]
     assert "2 of 3 inputs were analyzed" in err
     assert "--resume" in err
@@ -91,7 +91,7 @@ def test_ctrl_c_keeps_what_is_done_in_every_form(
     missing = next(Path("report").glob("a.png-*/report.html"))
     missing.unlink()
     code, out, err = run(capsys, "images", "--jsonl", "--csv", "run.csv", "--report", "report", "--resume")
-    assert code == cli_analyze.EXIT_INCONCLUSIVE
+    assert code == cli_run.EXIT_INCONCLUSIVE
     assert [json.loads(line)["source"] for line in out.splitlines()] == [f"images/{name}.png" for name in "abc"]
     assert len(read_csv(Path("run.csv").read_text())) == 3
     assert missing.exists(), "a page that is not there is written"
@@ -103,7 +103,7 @@ def test_ctrl_c_during_the_first_input_is_no_traceback(
 ) -> None:
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 0)
     code, out, err = run(capsys, "images", "--json")
-    assert (code, json.loads(out)) == (cli_analyze.EXIT_INTERRUPTED, [])
+    assert (code, json.loads(out)) == (cli_run.EXIT_INTERRUPTED, [])
     assert "0 of 3" in err
     assert "--output FILE" in err, "says how the next run could be resumed"
 
@@ -138,7 +138,7 @@ def test_each_result_names_the_model_that_scored_it_when_the_server_gets_another
 ) -> None:
     cv2.imwrite("images/b.png", astronaut()[..., ::-1])
     monkeypatch.setattr(Swapping, "swap_after", num_before)
-    monkeypatch.setattr(cli_analyze, "DeepfakeClient", lambda *_, **__: DeepfakeClient(transport=Swapping()))
+    monkeypatch.setattr(cli_run, "DeepfakeClient", lambda *_, **__: DeepfakeClient(transport=Swapping()))
     options = ("--concurrency", 1, "--report", "report")
     code, out, err = run(capsys, "images", "--json", *options)
     verdicts = json.loads(out)
@@ -166,10 +166,10 @@ def test_csv_goes_to_standard_output_and_quiet_prints_nothing_else(
 ) -> None:
     code, out, err = run(capsys, "images", "--csv", "-", "--quiet")
     rows = read_csv(out)
-    assert (code, err) == (cli_analyze.EXIT_INCONCLUSIVE, "")
+    assert (code, err) == (cli_run.EXIT_INCONCLUSIVE, "")
     assert tuple(rows[0]) == CSV_COLUMNS
     assert {row["label"] for row in rows} == {"FAKE", "INCONCLUSIVE"}, "white is fake, says the stand-in"
-    assert run(capsys, "images", "--quiet") == (cli_analyze.EXIT_INCONCLUSIVE, "", "")
+    assert run(capsys, "images", "--quiet") == (cli_run.EXIT_INCONCLUSIVE, "", "")
 
 
 def test_every_input_is_taken_once(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
