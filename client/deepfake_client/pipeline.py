@@ -222,6 +222,7 @@ class Run:
     ) -> None:
         self.on_progress: OnProgress | None = None
         self.frames: list[ScoredFrame] = []
+        self.frames_done: list[ScoredFrame] = []
         self.failure: ServerError | None = None
         self.detect_clock = BusyClock()
         self.crop_clock = BusyClock()
@@ -230,7 +231,6 @@ class Run:
         self._stages = stages
         self._let_go = let_go
         self._frames_expected = _frames_expected(media, sampling)
-        self._frames_done = 0
         self._faces_scored = 0
         self._frames_seen = 0
         self._latest: asyncio.Future[Sighting | None] | None = None
@@ -309,10 +309,10 @@ class Run:
             return
         finally:
             self._request_slots.release()
-        self._frames_done += 1
+        self.frames_done.append(scored)
         self._faces_scored += len(scored.faces)
         if self.on_progress is not None:
-            self.on_progress(Progress(self._frames_done, self._frames_expected, self._faces_scored))
+            self.on_progress(Progress(len(self.frames_done), self._frames_expected, self._faces_scored))
 
     def _detect(
         self, frame: Frame, scored: ScoredFrame, before: Sighting | None
@@ -342,7 +342,8 @@ class _Telling:
 
     def __call__(self, progress: Progress) -> None:
         if time.monotonic() - self._judged_at >= JUDGE_EVERY_S:
-            frames = sorted(self._run.frames, key=lambda frame: frame.pts_seconds)
+            # Not those under way: a thread may be filling them in.
+            frames = sorted(self._run.frames_done, key=lambda frame: frame.pts_seconds)
             judgement = judge(frames, strategy=self._strategy, threshold=self._threshold)
             self._label, self._fake_probability = judgement.label, judgement.fake_probability
             self._judged_at = time.monotonic()
