@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from http_files import free_port
 from media import astronaut, make_audio_only, make_clip, make_truncated, picture, write_video
 
 from deepfake_client import NO_RETRY, DeepfakeClient, Label, Progress, Reason, Sampling
@@ -46,12 +46,6 @@ def deepfake(*arguments: object, **environment: str) -> Run:
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Run(done.returncode, done.stdout, done.stderr)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
