@@ -8,6 +8,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+# Before anything loads PyTorch, and for every process that a test starts. The networks are tiny, and several
+# processes share the cores: threads that wait for each other would only take time from the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def missing_for_gpu_tests() -> str:
     """Say what a GPU test lacks here; empty where nothing."""
