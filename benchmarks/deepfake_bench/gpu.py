@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deepfake_bench.environment import environment, write_results
+from deepfake_bench.environment import default_path, environment, write_results
 from deepfake_bench.gpu_measure import DIFFERS, MEASURED, NOT_MEASURED, Batch, EngineResult, measure_engine
 from deepfake_bench.tables import table_console
 from deepfake_export.gpu import find_gpu
@@ -89,6 +89,11 @@ def gpu(
     models = _models(network, checkpoint, spec)
     what = "gpu" if device == "cuda" else "gpu-code-on-cpu"
     problem = NO_GPU if device == "cuda" and find_gpu() is None else ""
+    path = output or default_path(what)
+    if problem and path.is_file() and f'"status": "{MEASURED}"' in path.read_text(encoding="utf-8"):
+        raise EngineError(
+            f"{problem}, and {path} holds measurements, which are kept; name another file with --output"
+        )
     screen = Console(stderr=True)
     with screen.status("Ceilings of the device"):
         ceilings, ceilings_told = _ceilings(device, problem, min(seconds, CEILING_S))
@@ -121,7 +126,7 @@ def gpu(
                         result = measure_engine(name, kind, subject, work, device, seconds, ceilings)
                 results.append(result)
                 entry["engines"] = [asdict(item) for item in results]
-                path = write_results(what, data, path=output)  # after each engine: one may take the process along
+                write_results(what, data, path=path)  # after each engine: one may take the process along
         _print(model_spec.name, results, sizes)
     typer.echo(f"written to {path}")
     told = [item for entry in entries for item in entry["engines"]]

@@ -142,7 +142,7 @@ def _batch(
         crops_per_s=round(size / took_s, 1),
         largest_probability_difference=difference,
         verdict_flips=flips,
-        tflops_per_s=round(sum(item.flops for item in operations) / took_s / 1e12, 4),
+        tflops_per_s=float(f"{sum(item.flops for item in operations) / took_s / 1e12:.4g}"),
         roofline_crops_per_s=None if bound is None else round(size / bound, 1),
         share_of_roofline=None if bound is None else round(bound / took_s, 4),
     )
