@@ -59,7 +59,7 @@ def gpu(
     device: Annotated[
         str, typer.Option(help="cuda, or cpu to try the command with the engines that a CPU has.")
     ] = "cuda",
-    seconds: Annotated[float, typer.Option(help="Length of each measurement.", min=0.01)] = 2.0,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement.", min=0.01)] = 1.0,
     output: Annotated[
         Path | None, typer.Option(help="Results file; by default benchmarks/results/MACHINE-gpu.json.")
     ] = None,
@@ -194,7 +194,7 @@ def _parse_engines(text: str) -> dict[str, EngineKind]:
 
 def _ceilings(device: str, problem: str, seconds: float) -> tuple[Ceilings | None, dict[str, Any]]:
     from deepfake_bench.gpu_engines import require_torch_device
-    from deepfake_bench.roofline import measure_ceilings
+    from deepfake_bench.roofline import measure_ceilings, release
 
     try:
         require_torch_device(device)
@@ -203,6 +203,7 @@ def _ceilings(device: str, problem: str, seconds: float) -> tuple[Ceilings | Non
     if problem:
         return None, {"status": NOT_MEASURED, "reason": problem}
     ceilings = measure_ceilings(device, seconds=seconds)
+    release(device)
     return ceilings, {"status": MEASURED, "reason": "", **asdict(ceilings)}
 
 

@@ -19,7 +19,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from deepfake_bench.roofline import synchronize
+from deepfake_bench.roofline import release, synchronize
 from deepfake_export.crops import UInt8Array
 from deepfake_export.fp16 import export_fp16, half_detector
 from deepfake_export.gpu import find_gpu
@@ -166,9 +166,10 @@ class PyTorchEngine:
 
     def bind(self, crops: UInt8Array) -> None:
         """Put a batch on the device, and compile anew for its size."""
+        self._probability = torch.empty(0)  # may lie in the memory of the graph before
         self._faces = torch.from_numpy(crops).to(self._device)
         if self._compiled:
-            # One static graph per batch size. Without the reset, PyTorch gives up after eight sizes and runs eagerly.
+            # One static graph per batch size. Without the reset, PyTorch refuses to compile a ninth.
             torch.compiler.reset()
             self._called = torch.compile(self._network, mode=COMPILE_MODE, fullgraph=True, dynamic=False)
 
@@ -187,8 +188,7 @@ class PyTorchEngine:
         del self._called, self._network, self._faces, self._probability
         if self._compiled:
             torch.compiler.reset()
-        if self._device == "cuda":
-            torch.cuda.empty_cache()
+        release(self._device)
 
 
 class TensorRTEngine:

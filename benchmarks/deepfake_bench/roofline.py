@@ -32,7 +32,7 @@ POOLINGS = ("mean", "_adaptive_avg_pool2d", "avg_pool2d", "max_pool2d_with_indic
 MATRIX_SIZE = {"cuda": 8192, "cpu": 256}
 """Rows and columns: large enough on a GPU that memory does not limit the product; small on a CPU, where PyTorch
 multiplies half precision one number at a time."""
-COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}
+COPY_BYTES = {"cuda": 2**28, "cpu": 2**27}
 """Larger than any cache."""
 
 
@@ -122,6 +122,12 @@ def synchronize(device: str) -> None:
     """Wait for everything that PyTorch has started on the device."""
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def release(device: str) -> None:
+    """Give back the device's memory that PyTorch keeps for later, so that other engines have it."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
