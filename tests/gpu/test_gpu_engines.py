@@ -5,7 +5,6 @@ Each must give float32 PyTorch's scores at several batch sizes in a row, which i
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -96,24 +95,3 @@ def test_the_command_measures_on_a_gpu(tmp_path):
     for engine in network["engines"]:
         assert [item["batch"] for item in engine["batches"]] == [1, 64]
         assert all(item["share_of_roofline"] > 0 for item in engine["batches"])
-
-
-def test_half_precision_on_a_gpu_keeps_a_layer_that_would_overflow_in_float32(subject, tmp_path):
-    from deepfake_bench.gpu_engines import PyTorchEngine
-
-    loud = dataclasses.replace(subject, folder=tmp_path, kept_fp32=(), _onnx={})
-    network = build_untrained_network(UNTRAINED_SPEC)
-    with torch.no_grad():
-        # The last layer's inputs leave half precision, and its weights bring the logit back.
-        network.bn2.weight.mul_(2.0**17)
-        network.bn2.bias.mul_(2.0**17)
-        network.classifier.weight.mul_(2.0**-17)
-    loud.detector = ServedDetector(network, UNTRAINED_SPEC).eval()
-    with torch.inference_mode():
-        loud.reference = loud.detector(torch.from_numpy(loud.crops))[0][:, 0].numpy()
-    engine = PyTorchEngine(loud, "fp16", "cuda", compiled=False)
-    engine.bind(loud.crops)
-    engine.run()
-    assert loud.kept_fp32
-    np.testing.assert_allclose(engine.probabilities(), loud.reference, atol=LIMITS["fp16"])
-    engine.close()

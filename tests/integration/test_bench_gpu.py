@@ -131,6 +131,20 @@ def test_without_a_gpu_everything_is_told_as_not_measured(small_network, tmp_pat
     assert "holds measurements, which are kept" in " ".join(capsys.readouterr().err.split())
 
 
+def test_what_half_precision_cannot_hold_stays_in_float32_in_pytorch_too(subject):
+    norm, last = subject.detector.network[1], subject.detector.network[5]
+    with torch.no_grad():
+        # The same scores, with numbers between the two layers that half precision does not have.
+        norm.weight.mul_(2.0**15)
+        norm.bias.mul_(2.0**15)
+        last.weight.mul_(2.0**-15)
+    engine = ENGINES["pytorch-eager-fp16"].make(subject, "fp16", "cpu")
+    engine.bind(subject.crops)
+    engine.run()
+    assert subject.kept_fp32
+    np.testing.assert_allclose(engine.probabilities(), subject.reference, atol=LIMITS["fp16"])
+
+
 class FakeEngine:
     """Scores all crops alike, and fails at one batch size."""
 
