@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from deepfake_bench.compare import compare
+from deepfake_bench.gpu import gpu
 from deepfake_bench.perf_analyzer import perf_analyzer
 from deepfake_bench.plots import plots
 from deepfake_bench.readme import readme
@@ -16,5 +17,5 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-for command in (server, served, compare, perf_analyzer, plots, readme):
+for command in (server, served, compare, perf_analyzer, gpu, plots, readme):
     app.command()(command)
