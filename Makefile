@@ -10,6 +10,9 @@ DEMO := export/deepfake_export/demo_checkpoint
 SAMPLE := work/demo/sample.mp4
 VIDEO ?=
 
+# Where it is set, every process would compile the project again: the tests start many.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-slow test-gpu lint types imports check format clean
 
@@ -58,8 +61,10 @@ serve: $(VENV)/.demo $(CHECKPOINT)  ## Serve the demo model on ports 8000 to 800
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
-test: $(VENV)/.dev  ## Run the tests
-	@$(BIN)/python -m pytest -m "not slow"
+# Whole files go to the processes in the order of their names: what a file makes once is made once, and the slow ones
+# (tests/integration) do not come last.
+test: $(VENV)/.dev  ## Run the tests, on up to four cores
+	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 Misbehave = Callable[[BaseHTTPRequestHandler], None]
 
@@ -31,8 +33,8 @@ class Site:
 
 
 @contextmanager
-def serving() -> Iterator[Site]:
-    """Serve a site on a port chosen by the system."""
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
+    """Serve a site on a port chosen by the system; with `tls` over HTTPS, as ``localhost``."""
     site = Site()
 
     class Handler(BaseHTTPRequestHandler):
@@ -64,9 +66,21 @@ def serving() -> Iterator[Site]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    site.url = f"http://127.0.0.1:{server.server_address[1]}"
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def finish_request(self, request: Any, client_address: Any) -> None:
+            # In the connection's own thread, and not where connections are taken: a handshake may never end.
+            try:
+                secured = request if tls is None else tls.wrap_socket(request, server_side=True)
+            except OSError:
+                return  # the reader does not trust the certificate
+            with secured:
+                super().finish_request(secured, client_address)
+
+    server = Server(("127.0.0.1", 0), Handler)
+    port = server.server_address[1]
+    site.url = f"http://127.0.0.1:{port}" if tls is None else f"https://localhost:{port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

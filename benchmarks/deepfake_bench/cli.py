@@ -9,6 +9,7 @@ from deepfake_bench.decode import decode
 from deepfake_bench.detector import detector
 from deepfake_bench.ensemble import ensemble
 from deepfake_bench.explain import explain
+from deepfake_bench.gpu import gpu
 from deepfake_bench.perf_analyzer import perf_analyzer
 from deepfake_bench.pipeline import pipeline
 from deepfake_bench.plots import plots
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 COMMANDS = (
-    *(server, served, pipeline, tune, compare, perf_analyzer),
+    *(server, served, pipeline, tune, compare, perf_analyzer, gpu),
     *(decode, detector, explain, ensemble),
     *(plots, readme),
 )

@@ -177,6 +177,7 @@ def _write_models(file: Path, place: Path) -> tuple[tuple[str, ...], ModelSpec]:
     from deepfake_export.ensemble_spec import EnsembleSpec
     from deepfake_export.graph import ServedDetector
     from deepfake_export.onnx_export import export_onnx
+    from deepfake_export.repository import refresh_configs
 
     network, _ = load_ensemble(file)
     spec = replace(EnsembleSpec.from_yaml(file).spec, name=FUSED)
@@ -187,8 +188,9 @@ def _write_models(file: Path, place: Path) -> tuple[tuple[str, ...], ModelSpec]:
         version_dir = place / "m" / part.name / "1"
         version_dir.mkdir(parents=True)
         export_onnx(ServedDetector(module, part).eval(), version_dir / MODEL_FILE, part)
-        Manifest.of_directory(version_dir, part, tools={}, parity={}).write(version_dir)
-        triton_config.write_configs(version_dir.parent, part)
+        manifest = Manifest.of_directory(version_dir, part, tools={}, parity={})
+        manifest.write(version_dir)
+        refresh_configs(version_dir.parent, manifest, max_batch_size=triton_config.EMBEDDED_MAX_BATCH_SIZE)
 
     class Combined(nn.Module):
         def __init__(self) -> None:

@@ -59,6 +59,11 @@ def machine_slug() -> str:
     return "-".join([*words[:3], f"{usable_cores()}core"])
 
 
+def default_path(what: str) -> Path:
+    """Return where results of a benchmark of this machine are written where no file is named."""
+    return DEFAULT_RESULTS_DIR / f"{machine_slug()}-{what}.json"
+
+
 def write_results(what: str, data: Mapping[str, Any], *, path: Path | None = None) -> Path:
     """Write results as JSON and return the path.
 
@@ -67,7 +72,7 @@ def write_results(what: str, data: Mapping[str, Any], *, path: Path | None = Non
         data: plain JSON data; should hold `environment`.
         path: where to write; ``benchmarks/results/<machine>-<what>.json`` when None.
     """
-    path = path or DEFAULT_RESULTS_DIR / f"{machine_slug()}-{what}.json"
+    path = path or default_path(what)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deepfake_bench.environment import DEFAULT_RESULTS_DIR
+from deepfake_bench.gpu_plot import roofline
 from deepfake_preprocess.errors import OptionError
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ PLOTS: Mapping[str, Mapping[str, Callable[[Results], Figure]]] = {
     "compare": {"throughput": contenders},
     "pipeline": {"stages": analysis_stages},
     "tune": {"settings": tuning},
+    "gpu": {"roofline": roofline},
 }
 """By kind of result, which is how its file's name ends, and by name of the plot."""
 

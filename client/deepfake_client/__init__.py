@@ -14,7 +14,7 @@ Works without torch. Errors are in `deepfake_preprocess.errors` and can be impor
 from deepfake_client.aggregation import STRATEGIES
 from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.inputs import Source
+from deepfake_client.inputs import AsyncSource, Source
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.transport import Health, ServedModel, Transport
@@ -61,6 +61,7 @@ __all__ = [
     "NO_RETRY",
     "STRATEGIES",
     "AsyncDeepfakeClient",
+    "AsyncSource",
     "Concern",
     "Consistency",
     "DeepfakeClient",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import TracebackType
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.aggregation import DEFAULT_STRATEGY, check_threshold, strategy_named
+from deepfake_client.async_inputs import each_over, is_async, opened
 from deepfake_client.explain import ExplainedFace, explain_verdict
 from deepfake_client.explain_service import ServiceExplainer
 from deepfake_client.explain_types import Explainer, ExplainOptions
-from deepfake_client.inputs import Source, each_source, name_of, open_source
+from deepfake_client.inputs import AsyncSource, Source, each_source, name_of, open_source
 from deepfake_client.live import (
     DEFAULT_FPS,
     DEFAULT_MAX_LATENCY_S,
@@ -44,7 +45,7 @@ from deepfake_client.transport import DEFAULT_TIMEOUT_S, ServedModel, Transport,
 from deepfake_client.transport_connect import connect
 from deepfake_client.transport_retry import Retry
 from deepfake_client.transport_tls import Tls
-from deepfake_client.verdict import Verdict
+from deepfake_client.verdict import ModelIdentity, Verdict
 from deepfake_preprocess.errors import (
     DeepfakeError,
     MediaNotFoundError,
@@ -113,6 +114,7 @@ class AsyncDeepfakeClient:
         )
         self._wanted_model = model
         self._served: ServedModel | None = None
+        self._used: dict[ModelIdentity, ServedModel] = {}
         self._detector = detector
         self._detector_lock = threading.Lock()
         self._max_requests_in_flight = max_requests_in_flight
@@ -151,11 +153,27 @@ class AsyncDeepfakeClient:
                     raise ModelNotFoundError(f"the server at {self._transport.url} {offered}")
                 name = names[0]
             self._served = await self._transport.describe(name)
+            self._used[self._served.identity] = self._served
         return self._served
+
+    def model_of(self, verdict: Verdict) -> ServedModel:
+        """Return the contract of the model that gave a verdict of this client; another one may be served by now.
+
+        Raises:
+            ModelNotFoundError: this client never used that model.
+        """
+        try:
+            return self._used[verdict.model]
+        except KeyError:
+            model = verdict.model
+            raise ModelNotFoundError(
+                f"the verdict on {verdict.source} is of {model.name} version {model.version}, which this client did "
+                "not use; ask the client that made the verdict"
+            ) from None
 
     async def analyze(
         self,
-        source: Source,
+        source: AsyncSource,
         *,
         sampling: Sampling | None = None,
         aggregation: str = DEFAULT_STRATEGY,
@@ -168,7 +186,7 @@ class AsyncDeepfakeClient:
 
         Args:
             source: path, address, bytes, binary file object, opened `Media` (which stays open), RGB array, or an
-                iterable of RGB frames; see `deepfake_client.inputs.Source`.
+                iterable of RGB frames, which may be asynchronous; see `deepfake_client.inputs.Source`.
             sampling: which frames to take; 32 evenly spaced ones when None.
             aggregation: name of a strategy in `deepfake_client.aggregation.STRATEGIES`.
             threshold: FAKE at or above it, in (0, 1); the model's own when None.
@@ -198,7 +216,7 @@ class AsyncDeepfakeClient:
 
     async def _analyze(
         self,
-        source: Source,
+        source: AsyncSource,
         name: str | None,
         *,
         sampling: Sampling | None,
@@ -213,8 +231,7 @@ class AsyncDeepfakeClient:
         sure_at = confidence_of(until_sure)
         check_timeout(timeout_s)
         sampling = sampling or Sampling()
-        media = await asyncio.to_thread(open_source, source, name=name)
-        try:
+        async with opened(source, name=name) as (media, let_go):
             stages = await self._stages(timeout_s)
             return await analyze_media(
                 media,
@@ -224,14 +241,12 @@ class AsyncDeepfakeClient:
                 threshold=threshold,
                 sure_at=sure_at,
                 on_progress=on_progress,
+                let_go=let_go,
             )
-        finally:
-            if media is not source:
-                await asyncio.to_thread(media.close)
 
     def analyze_many(
         self,
-        sources: str | os.PathLike[str] | Iterable[Source],
+        sources: str | os.PathLike[str] | Iterable[AsyncSource] | AsyncIterable[AsyncSource],
         *,
         concurrency: int | None = None,
         ordered: bool = False,
@@ -249,8 +264,8 @@ class AsyncDeepfakeClient:
         (`contextlib.aclosing`) or cancelling cancels what is under way.
 
         Args:
-            sources: a directory, a glob pattern, or an iterable of inputs: whatever `analyze` takes, directories and
-                patterns.
+            sources: a directory, a glob pattern, or an iterable of inputs, which may be asynchronous: whatever
+                `analyze` takes, directories and patterns.
             concurrency: inputs under way at once; 2 when None.
             ordered: yield in the order of `sources`; up to 8 times `concurrency` verdicts wait for their turn.
             sampling: see `analyze`.
@@ -272,9 +287,8 @@ class AsyncDeepfakeClient:
         check_timeout(timeout_s)
         if concurrency is not None and concurrency < 1:
             raise OptionError(f"concurrency must be at least 1, got {concurrency}")
-        named = each_source(sources)
 
-        async def outcome(item: tuple[str, Source | MediaNotFoundError]) -> Outcome:
+        async def outcome(item: tuple[str, AsyncSource | MediaNotFoundError]) -> Outcome:
             name, source = item
             if isinstance(source, MediaNotFoundError):
                 return Outcome(name, error=source)
@@ -296,11 +310,17 @@ class AsyncDeepfakeClient:
                 return Outcome(name, error=exc)
             return Outcome(name, verdict=verdict)
 
-        return each_finished(outcome, named, concurrency=concurrency or DEFAULT_CONCURRENCY, ordered=ordered)
+        def each(
+            some: str | os.PathLike[str] | Iterable[AsyncSource] | AsyncIterable[AsyncSource],
+        ) -> AsyncGenerator[Outcome, None]:
+            named = each_source(some)
+            return each_finished(outcome, named, concurrency=concurrency or DEFAULT_CONCURRENCY, ordered=ordered)
+
+        return each_over(sources, each) if is_async(sources) else each(sources)
 
     def watch(
         self,
-        source: Source,
+        source: AsyncSource,
         *,
         window_s: float = DEFAULT_WINDOW_S,
         step_s: float = DEFAULT_STEP_S,
@@ -311,6 +331,7 @@ class AsyncDeepfakeClient:
         idle_s: float = DEFAULT_IDLE_S,
         reconnects: int = DEFAULT_RECONNECTS,
         source_timeout_s: float = TIMEOUT_S,
+        source_ca: str | os.PathLike[str] | None = None,
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
     ) -> AsyncGenerator[Verdict, None]:
@@ -335,6 +356,8 @@ class AsyncDeepfakeClient:
             idle_s: a file ends when it has not grown for so long.
             reconnects: how often in a row an address that broke off or stalled is opened again.
             source_timeout_s: how long opening an address, and each read from it, may take.
+            source_ca: PEM file with the certificates to trust at an address that begins with ``https`` or ``rtsps``;
+                those that this machine trusts when None.
             aggregation: see `analyze`.
             threshold: see `analyze`.
 
@@ -354,18 +377,22 @@ class AsyncDeepfakeClient:
         stop = threading.Event()
         if isinstance(source, str | os.PathLike):
             live = open_live(
-                source, fps=fps, stop=stop, idle_s=idle_s, reconnects=reconnects, timeout_s=source_timeout_s
-            )
-        else:
-            given = source
-            name = name_of(given) or "the given frames"
+                source, fps=fps, stop=stop, idle_s=idle_s, reconnects=reconnects, timeout_s=source_timeout_s,
+                authorities=source_ca,
+            )  # fmt: skip
+            return watch_frames(live, stop, self._stages, how)
+        name = name_of(source) or "the given frames"
+
+        def each(given: AsyncSource) -> AsyncGenerator[Verdict, None]:
             live = live_media(
                 lambda: nullcontext(given) if isinstance(given, Media) else open_source(given, name=name),
                 name=name,
                 fps=fps,
                 stop=stop,
             )
-        return watch_frames(live, stop, self._stages, how)
+            return watch_frames(live, stop, self._stages, how)
+
+        return each_over(source, each) if is_async(source) else each(source)
 
     async def _stages(self, timeout_s: float | None = None) -> Stages:
         model = await self.model()
@@ -441,15 +468,11 @@ class AsyncDeepfakeClient:
             ServerError: server or service cannot be reached or failed.
         """
         source = verdict.source if source is None else source
-        media = await asyncio.to_thread(open_source, source)
-        try:
+        async with opened(source) as (media, _):
             return await explain_verdict(
                 self, verdict, media, explainer=explainer or ServiceExplainer(), top=top, at_most=at_most,
                 options=options,
             )  # fmt: skip
-        finally:
-            if media is not source:
-                await asyncio.to_thread(media.close)
 
     def _the_detector(self) -> FaceDetector:
         with self._detector_lock:

@@ -87,20 +87,19 @@ class Batch:
         except DeepfakeError as exc:
             yield from (Result(Outcome(source, error=exc)) for source in pending)
             return
-        identity = ModelIdentity(model.name, model.version, model.spec.checkpoint_sha256)
         todo = []
         for source in pending:
             if self._journal is None:
                 todo.append(source)
-            elif self._resume and (known := self._journal.reusable(source, identity)) is not None:
+            elif self._resume and (known := self._journal.reusable(source, model.identity)) is not None:
                 yield Result(known, reused=True)
             else:
                 self._journal.begin(source)
                 todo.append(source)
-        for outcome in self._analyze(client, todo):
+        for outcome in self._analyze(client, todo, model.identity):
             yield Result(outcome)
 
-    def _analyze(self, client: DeepfakeClient, todo: Sequence[str]) -> Iterator[Outcome]:
+    def _analyze(self, client: DeepfakeClient, todo: Sequence[str], model: ModelIdentity) -> Iterator[Outcome]:
         # Results know an address without its password.
         left = {without_password(source): source for source in todo}
         failed: list[str] = []
@@ -114,8 +113,8 @@ class Batch:
             else:
                 failures = 0
                 yield outcome
-        if failures == 0:
-            # The server was away and has come back: what it failed meanwhile gets a second chance.
+        if failures == 0 or _replaced(client, model):
+            # The server was away and has come back, or has another model: what failed meanwhile gets a second chance.
             for outcome in self._pass(client, failed):
                 self.unsettled = [item for item in self.unsettled if item.source != outcome.source]
                 yield outcome
@@ -138,6 +137,14 @@ class Batch:
                 failures = failures + 1 if outcome.server_failed else 0
                 if failures == MAX_SERVER_FAILURES:
                     return
+
+
+def _replaced(client: DeepfakeClient, model: ModelIdentity) -> bool:
+    """Return whether the client has found out that the server offers another model now."""
+    try:
+        return client.model().identity != model
+    except DeepfakeError:
+        return False
 
 
 def _opening_error(source: str) -> InputError | None:

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from deepfake_client.aggregation import DEFAULT_STRATEGY, STRATEGIES, check_threshold, strategy_named
 from deepfake_client.async_client import DEFAULT_CONCURRENCY
-from deepfake_client.batch import Batch, Result
-from deepfake_client.cli import print_error
+from deepfake_client.batch import Batch
 from deepfake_client.cli_connection import SERVER_PANEL, Connection, with_connection
 from deepfake_client.cli_explain import CheckpointOption, ServiceOption
 from deepfake_client.cli_output import Csv, JsonLines, Kept, Output, Report, Screen
 from deepfake_client.cli_progress import RunProgress
-from deepfake_client.client import DeepfakeClient
-from deepfake_client.evidence import MAX_SHOWN, SHOWN_PER_TRACK
-from deepfake_client.explain import ExplainedFace, open_explainer
-from deepfake_client.explain_types import Explainer
+from deepfake_client.cli_run import Run, Session
+from deepfake_client.explain import open_explainer
 from deepfake_client.inputs import expand
 from deepfake_client.journal import Journal
-from deepfake_client.outcome import Outcome
 from deepfake_client.transport_retry import Retry
-from deepfake_client.verdict import Label, Verdict
-from deepfake_preprocess.errors import DeepfakeError, OptionError
-from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.sampling import SAMPLING_MODES
-from deepfake_preprocess.spec import ModelSpec
 from deepfake_preprocess.video import Sampling
 
 DEFAULT_FRAMES = 32
@@ -43,17 +33,13 @@ DEFAULT_RETRY_S = Retry().total_s
 DEFAULT_REPOSITORY = Path("model_repository")
 REPORT_JOURNAL = "results.jsonl"
 """File in the directory of a report that keeps its results."""
-EXIT_INCONCLUSIVE = 3
-EXIT_SERVER = 4
-EXIT_SOME_INPUTS_FAILED = 5
-EXIT_INTERRUPTED = 130
 
 _ANALYSIS, _OUTPUT, _MANY = "Analysis", "Output", "Many inputs"
-_SHOWN_SOURCES = 10
 
 
 @with_connection
 def analyze(
+    context: typer.Context,
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Videos, images, directories or globs.")],
     frames: Annotated[
         int | None,
@@ -119,7 +105,7 @@ def analyze(
         bool,
         typer.Option(
             "--explain",
-            help="Heatmaps in the report: where the model saw the fake.",
+            help="Heatmaps in the report: where the model saw the fake. With --resume also on earlier pages without.",
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
@@ -142,7 +128,8 @@ def analyze(
         bool,
         typer.Option(
             "--resume",
-            help="Do not analyze again what --output FILE or --report DIR of an interrupted run holds already.",
+            help="Do not analyze again what --output FILE or --report DIR of an earlier run holds already; pages "
+            "that are missing, or lack the heatmaps of --explain, are made from it.",
             rich_help_panel=_MANY,
         ),
     ] = False,
@@ -189,7 +176,7 @@ def analyze(
       deepfake analyze clip.mp4 --embedded --json
       deepfake analyze videos/ --report report --csv results.csv
       deepfake analyze videos/ --report report --resume
-      deepfake analyze clip.mp4 --report report --explain --checkpoint detector.safetensors
+      deepfake analyze videos/ --report report --resume --explain --checkpoint detector.safetensors
       deepfake analyze 'videos/*.mp4' --fps 2 --url gpu-host:8001 --jsonl
 
     [bold]Exit codes[/]
@@ -209,8 +196,8 @@ def analyze(
     _check_printed(as_json=as_json, as_jsonl=as_jsonl, csv=csv)
     if report is None and explain:
         raise OptionError("--explain puts heatmaps into a report; name its directory with --report DIR")
-    if checkpoint is not None and not explain:
-        raise OptionError("--checkpoint is for the heatmaps of a report; add --explain")
+    if not explain:
+        _check_no_explainer(context)
     sources = list(dict.fromkeys(expand(paths)))
     # A file name that is not UTF-8 is printed with escapes, which JSON reads back as the same name.
     if hasattr(sys.stdout, "reconfigure"):
@@ -219,7 +206,7 @@ def analyze(
         "sampling": sampling, "aggregation": aggregation, "threshold": threshold, "until_sure": until_sure
     }  # fmt: skip
     screen = Console(stderr=True, soft_wrap=True, highlight=False)
-    run = _Run(sources, screen)
+    run = Run(sources, screen)
     try:
         with ExitStack() as stack:
             # Closed in reverse order: the report's index is made of the journal, which is closed last.
@@ -234,7 +221,7 @@ def analyze(
             streams = as_jsonl or csv == "-"
             visible = screen.is_terminal and not quiet and not (streams and sys.stdout.isatty())
             progress = RunProgress(screen, len(sources), visible=visible)
-            session = _Session(
+            session = Session(
                 connection, model, Retry(total_s=retry), repository if embedded else None, progress, explainer
             )
             pages = None
@@ -290,6 +277,14 @@ def _check_printed(*, as_json: bool, as_jsonl: bool, csv: str | None) -> None:
         raise OptionError(f"{' and '.join(names)} would be mixed on standard output; give one of them")
 
 
+def _check_no_explainer(context: typer.Context) -> None:
+    for name in ("service", "checkpoint"):
+        given = context.get_parameter_source(name)
+        # The address of a service may stand in the environment for other commands.
+        if given is not None and given.name == "COMMANDLINE":
+            raise OptionError(f"--{name} is for the heatmaps of a report; add --explain and --report DIR")
+
+
 def _printed(sources: Sequence[str], *, as_json: bool, as_jsonl: bool, csv: str | None, quiet: bool) -> list[Output]:
     outputs: list[Output] = []
     if as_jsonl:
@@ -299,148 +294,3 @@ def _printed(sources: Sequence[str], *, as_json: bool, as_jsonl: bool, csv: str 
     if csv is not None:
         outputs.append(Csv(csv))
     return outputs
-
-
-class _Session(AbstractContextManager["_Session"]):
-    """The client of one run, and with --embedded its server, both made when the first input has been opened.
-
-    Attributes:
-        spec: contract of the model in use; None while no server was asked.
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        model: str | None,
-        retry: Retry,
-        repository: Path | None,
-        progress: RunProgress,
-        explainer: Explainer | None,
-    ) -> None:
-        self.spec: ModelSpec | None = None
-        self._client: DeepfakeClient | None = None
-        self._explainer = explainer
-        self._connection, self._model, self._retry, self._repository = connection, model, retry, repository
-        self._progress = progress
-        self._stack = ExitStack()
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
-
-    def client(self) -> DeepfakeClient:
-        url = self._connection.url
-        if self._repository is not None:
-            # By name: the client must work where the server's part is not installed.
-            server = require_extra("deepfake_serve.server", extra="serve")
-            models = [self._model] if self._model else []
-            with self._progress.waiting_for("starting a private Triton"):
-                triton = self._stack.enter_context(server.EmbeddedTriton(self._repository, models=models))
-            url = triton.http_url if self._connection.is_http else triton.grpc_url
-        client = self._stack.enter_context(
-            DeepfakeClient(url, model=self._model, retry=self._retry, **self._connection.options())
-        )
-        self.spec = client.model().spec
-        self._client = client
-        return client
-
-    def explain(self, verdict: Verdict) -> tuple[ExplainedFace, ...]:
-        """Explain the faces that a page shows, by the explainer of this run; on the thread that writes pages."""
-        assert self._client is not None, "there are verdicts only when a server was asked"
-        return self._client.explain(verdict, top=SHOWN_PER_TRACK, at_most=MAX_SHOWN, explainer=self._explainer)
-
-
-class _Run:
-    """Hands results on to the outputs, and says at the end what went wrong.
-
-    Attributes:
-        outputs: where results go, in this order.
-        interrupted: whether Ctrl-C ended the run.
-    """
-
-    def __init__(self, sources: Sequence[str], screen: Console) -> None:
-        self.outputs: list[Output] = []
-        self._sources = sources
-        self._screen = screen
-        self._outcomes: list[Outcome] = []
-        self.interrupted = False
-
-    def drive(self, batch: Batch, session: _Session, progress: RunProgress) -> None:
-        """Take everything that a batch yields; Ctrl-C ends it, and keeps what is done."""
-        try:
-            with closing(batch.results()) as results:
-                for result in results:
-                    self._take(result, session.spec)
-                    progress.input_done(result.outcome)
-        except KeyboardInterrupt:
-            self.interrupted = True
-            for outcome in batch.unsettled:
-                self._take(Result(outcome), session.spec)
-
-    def _take(self, result: Result, spec: ModelSpec | None) -> None:
-        # One result is in all outputs or in none of them.
-        with _ctrl_c_deferred():
-            self._outcomes.append(result.outcome)
-            for output in self.outputs:
-                output.add(result, spec)
-
-    def print_failures(self) -> None:
-        """Name the inputs without a verdict on standard error, each reason once."""
-        sources_by_message: dict[str, list[str]] = {}
-        errors: dict[str, DeepfakeError] = {}
-        for outcome in self._outcomes:
-            if outcome.error is not None:
-                sources_by_message.setdefault(str(outcome.error), []).append(outcome.source)
-                errors[str(outcome.error)] = outcome.error
-        for message, sources in sources_by_message.items():
-            print_error(errors[message])
-            if len(sources) > 1:
-                self._note(f"  so it was with {len(sources)} inputs: {_listed(sources)}")
-        cut_short = [outcome.source for outcome in self._outcomes if outcome.verdict and outcome.server_failed]
-        if cut_short and len(self._sources) > 1:
-            self._note(f"the server failed during {len(cut_short)} inputs: {_listed(cut_short)}")
-        if self.interrupted:
-            self._note(f"interrupted: {len(self._outcomes)} of {len(self._sources)} inputs were analyzed")
-        if len(self._sources) > 1 and (self.interrupted or any(item.server_failed for item in self._outcomes)):
-            kept = any(isinstance(output, Kept) for output in self.outputs)
-            self._note(
-                "to go on where this run stopped, run the same command with --resume"
-                if kept
-                else "with --output FILE or --report DIR, a run can go on where it stopped (--resume)"
-            )
-
-    def _note(self, text: str) -> None:
-        self._screen.print(f"[yellow]{escape(text)}[/]")
-
-    def exit_code(self) -> int:
-        """Return the exit code of the process."""
-        if self.interrupted:
-            return EXIT_INTERRUPTED
-        if any(outcome.server_failed for outcome in self._outcomes):
-            return EXIT_SERVER
-        errors = [outcome.error for outcome in self._outcomes if outcome.error is not None]
-        if errors:
-            return errors[0].exit_code if len(errors) == len(self._outcomes) else EXIT_SOME_INPUTS_FAILED
-        verdicts = [outcome.verdict for outcome in self._outcomes if outcome.verdict is not None]
-        return EXIT_INCONCLUSIVE if any(verdict.label is Label.INCONCLUSIVE for verdict in verdicts) else 0
-
-
-@contextmanager
-def _ctrl_c_deferred() -> Iterator[None]:
-    """Let what is inside finish before Ctrl-C is raised; only the main thread can be interrupted at all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-def _listed(sources: Sequence[str]) -> str:
-    shown = ", ".join(sources[:_SHOWN_SOURCES])
-    rest = len(sources) - _SHOWN_SOURCES
-    return f"{shown} and {rest} more" if rest > 0 else shown

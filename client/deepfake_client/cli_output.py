@@ -21,7 +21,7 @@ from deepfake_client.explain import ExplainedFace, overlays_png
 from deepfake_client.journal import Journal
 from deepfake_client.outcome import Outcome
 from deepfake_client.render import print_summary, print_verdict
-from deepfake_client.verdict import Verdict
+from deepfake_client.verdict import ModelIdentity, Verdict
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.extras import require_extra
 from deepfake_preprocess.remote import without_password
@@ -44,7 +44,7 @@ class Output(Protocol):
     """Takes results as they are finished."""
 
     def add(self, result: Result, spec: ModelSpec | None) -> None:
-        """Take one result; `spec` is the model's contract, None while no server was asked."""
+        """Take one result; `spec` is the contract of the model that gave its verdict, None where there is none."""
 
     def close(self) -> None:
         """Finish what can be finished at the end only."""
@@ -117,12 +117,13 @@ class Screen:
         self._order = {without_password(source): position for position, source in enumerate(sources)}
         self._as_json = as_json
         self._outcomes: list[Outcome] = []
-        self._training_data = ""
+        self._training_data: dict[ModelIdentity, str] = {}
 
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""
         self._outcomes.append(result.outcome)
-        self._training_data = "" if spec is None else spec.training_data
+        if result.outcome.verdict is not None and spec is not None:
+            self._training_data[result.outcome.verdict.model] = spec.training_data
 
     def close(self) -> None:
         """See `Output.close`."""
@@ -183,7 +184,10 @@ class Report:
         verdict = result.outcome.verdict
         if verdict is None or spec is None:
             return
-        if result.reused and self._report.page_path(verdict.source, self._directory).exists():
+        # A result of an earlier run has a page, unless that was cut off, or was not asked for heatmaps.
+        if result.reused and self._report.has_page(
+            verdict.source, self._directory, heatmaps=self._explain is not None
+        ):
             return
         context = self._report.ReportContext(spec, self._sampling, self._aggregation)
         self._pages.append(self._writer.submit(self._write_page, verdict, context))

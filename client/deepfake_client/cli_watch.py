@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -62,6 +63,14 @@ def watch(
     reconnects: Annotated[
         int, typer.Option(help="How often in a row a stream that broke off is opened again.")
     ] = DEFAULT_RECONNECTS,
+    source_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Trust these certificates (PEM) of a source at https or rtsps.",
+            show_default="those that this machine trusts",
+        ),
+    ] = None,
     aggregation: Annotated[
         str, typer.Option(help=f"How a face's frames become its score: {', '.join(STRATEGIES)}.")
     ] = DEFAULT_STRATEGY,
@@ -99,6 +108,7 @@ def watch(
             max_latency_s=max_latency,
             idle_s=idle,
             reconnects=reconnects,
+            source_ca=source_ca,
             aggregation=aggregation,
             threshold=threshold,
         )

@@ -106,6 +106,10 @@ class DeepfakeClient:
         """See `AsyncDeepfakeClient.model`."""
         return self._run(self._client.model())
 
+    def model_of(self, verdict: Verdict) -> ServedModel:
+        """See `AsyncDeepfakeClient.model_of`."""
+        return self._client.model_of(verdict)
+
     def analyze(
         self,
         source: Source,
@@ -174,6 +178,7 @@ class DeepfakeClient:
         idle_s: float = DEFAULT_IDLE_S,
         reconnects: int = DEFAULT_RECONNECTS,
         source_timeout_s: float = TIMEOUT_S,
+        source_ca: str | os.PathLike[str] | None = None,
         aggregation: str = DEFAULT_STRATEGY,
         threshold: float | None = None,
     ) -> Generator[Verdict, None, None]:
@@ -190,6 +195,7 @@ class DeepfakeClient:
                 idle_s=idle_s,
                 reconnects=reconnects,
                 source_timeout_s=source_timeout_s,
+                source_ca=source_ca,
                 aggregation=aggregation,
                 threshold=threshold,
             )

@@ -133,7 +133,8 @@ def _with_regions(explanation: Explanation) -> Image:
         cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), PAPER, 1)
         if region.part is not None:
             # Inside the picture also where the area touches its upper edge.
-            _text(picture, f"{region.part} {region.share:.0%}", (left + 3, max(top + 13, 13)), size=0.38, color=PAPER)
+            at = (left + 3, max(top + 13, 13))
+            _text(picture, f"{region.part} {region.share:.0%}", at, size=0.38, color=PAPER, plate=INK)
     return picture
 
 
@@ -169,7 +170,7 @@ def _colored(heat: NDArray[np.float32]) -> Image:
 
 def _text(
     picture: Image, text: str, at: tuple[int, int], *, size: float, color: tuple[int, int, int] = INK,
-    bold: bool = False, room: int | None = None,
+    bold: bool = False, room: int | None = None, plate: tuple[int, int, int] | None = None,
 ) -> None:  # fmt: skip
     # OpenCV's built-in font has ASCII only.
     text = text.encode("ascii", "replace").decode()
@@ -178,6 +179,9 @@ def _text(
         if cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)[0][0] <= room:
             break
         text = text[:-4] + "..."
-    if color == PAPER:
-        cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, INK, thickness + 2, cv2.LINE_AA)
+    if plate is not None:
+        # No outline by a second, thicker drawing: thicker letters are wider, and run away from the thin ones.
+        (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)
+        corners = (at[0] - 2, at[1] - height - 2), (at[0] + width + 1, at[1] + below + 1)
+        cv2.rectangle(picture, *corners, plate, cv2.FILLED)
     cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, color, thickness, cv2.LINE_AA)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, cast
 
@@ -21,6 +21,8 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Media | NDArray[
 `open_media` or `open_frames` returned, a uint8 ``[H, W, 3]`` RGB image, or an iterable of such frames of one video,
 each alone (25 frames per second; `open_frames` takes another rate) or as a pair of its time in seconds and the array.
 """
+AsyncSource: TypeAlias = Source | AsyncIterable[GivenFrame]
+"""A `Source`, or an asynchronous iterable of the frames of one video (`AsyncDeepfakeClient`)."""
 
 VIDEO_SUFFIXES = (
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
@@ -59,15 +61,15 @@ def expand(paths: Sequence[str]) -> Iterator[str]:
 
 
 def each_source(
-    sources: str | os.PathLike[str] | Iterable[Source],
-) -> Iterator[tuple[str, Source | MediaNotFoundError]]:
+    sources: str | os.PathLike[str] | Iterable[AsyncSource] | AsyncIterable[AsyncSource],
+) -> Iterator[tuple[str, AsyncSource | MediaNotFoundError]]:
     """Yield the name and the input of everything that `sources` stand for, one by one as they are asked for.
 
     Paths are expanded (see `expand`); an empty directory or a pattern without a match is yielded as its error. What
     has no name of its own is called ``source`` and its position.
 
     Raises:
-        OptionError: `sources` is a single input that is no path.
+        OptionError: `sources` is a single input that is no path, or asynchronous (`deepfake_client.async_inputs`).
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
@@ -79,7 +81,7 @@ def each_source(
     return _named(sources)
 
 
-def _named(sources: Iterable[Source]) -> Iterator[tuple[str, Source | MediaNotFoundError]]:
+def _named(sources: Iterable[AsyncSource]) -> Iterator[tuple[str, AsyncSource | MediaNotFoundError]]:
     position = 0
     for source in sources:
         try:
@@ -92,7 +94,7 @@ def _named(sources: Iterable[Source]) -> Iterator[tuple[str, Source | MediaNotFo
             position += 1
 
 
-def name_of(source: Source) -> str | None:
+def name_of(source: AsyncSource) -> str | None:
     """Return what an input is called; None when it has no name of its own."""
     if isinstance(source, Media):
         return source.name
@@ -103,11 +105,11 @@ def name_of(source: Source) -> str | None:
     return Path(name).name if isinstance(name, str) else None
 
 
-def open_source(source: Source, *, name: str | None = None) -> Media:
+def open_source(source: AsyncSource, *, name: str | None = None) -> Media:
     """Open one input of any kind; `Media` is returned as it is.
 
     Args:
-        source: the input.
+        source: the input; not an asynchronous one (`deepfake_client.async_inputs.opened`).
         name: what to call it in messages and reports; by default what it is called itself.
 
     Raises:

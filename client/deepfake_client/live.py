@@ -22,7 +22,7 @@ from deepfake_client.aggregation import Strategy
 from deepfake_client.pipeline import MAX_FRAMES_IN_FLIGHT, Run, Stages, frames_in_flight
 from deepfake_client.scoring import ScoredFrame, judge
 from deepfake_client.track_ids import StableIds
-from deepfake_client.verdict import ModelIdentity, Timing, Verdict
+from deepfake_client.verdict import Timing, Verdict
 from deepfake_preprocess.errors import OptionError, ServerError
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.live import LiveSource
@@ -220,7 +220,7 @@ class _Window:
             detail=judgement.detail,
             tracks=judgement.tracks,
             frames=judgement.frames,
-            model=ModelIdentity(model.name, model.version, model.spec.checkpoint_sha256),
+            model=model.identity,
             timing=Timing(
                 decode_s=self._source.stats.decode_s,
                 detect_s=run.detect_clock.seconds if run else 0.0,

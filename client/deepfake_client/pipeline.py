@@ -26,7 +26,7 @@ from deepfake_client.aggregation import Strategy
 from deepfake_client.scoring import ScoredFrame, judge
 from deepfake_client.stopping import StopRule
 from deepfake_client.transport import ServedModel, Transport
-from deepfake_client.verdict import Label, ModelIdentity, Timing, Verdict
+from deepfake_client.verdict import Label, Timing, Verdict
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.errors import ModelContractError, ServerError
 from deepfake_preprocess.face import FaceDetector
@@ -125,6 +125,7 @@ async def analyze_media(
     threshold: float | None = None,
     sure_at: float | None = None,
     on_progress: OnProgress | None = None,
+    let_go: Callable[[], None] | None = None,
 ) -> Verdict:
     """Run one opened input through all stages.
 
@@ -140,13 +141,14 @@ async def analyze_media(
         sure_at: confidence at which frames are saved when those looked at suffice (`deepfake_client.stopping`); all
             are looked at when None, and where looking at the video several times would not pay.
         on_progress: called in the event loop after each frame.
+        let_go: makes a wait for the input's next frame end; called in the event loop when the analysis is cut off.
 
     Raises:
         ModelContractError: the server answers with tensors of another shape.
     """
     started = time.perf_counter()
     threshold = stages.model.spec.threshold if threshold is None else threshold
-    run = Run(media, stages, sampling)
+    run = Run(media, stages, sampling, let_go)
     if on_progress is not None:
         run.on_progress = _Telling(on_progress, run, strategy, threshold)
     stop_rule = _stop_rule(media, sampling, strategy, threshold, sure_at)
@@ -177,7 +179,7 @@ async def analyze_media(
         detail="; ".join(details),
         tracks=judgement.tracks,
         frames=judgement.frames,
-        model=ModelIdentity(stages.model.name, stages.model.version, stages.model.spec.checkpoint_sha256),
+        model=stages.model.identity,
         timing=Timing(
             decode_s=media.stats.decode_s,
             detect_s=run.detect_clock.seconds,
@@ -215,17 +217,20 @@ def frames_in_flight(width_px: int, height_px: int) -> int:
 class Run:
     """One analysis under way."""
 
-    def __init__(self, media: Media, stages: Stages, sampling: Sampling) -> None:
+    def __init__(
+        self, media: Media, stages: Stages, sampling: Sampling, let_go: Callable[[], None] | None = None
+    ) -> None:
         self.on_progress: OnProgress | None = None
         self.frames: list[ScoredFrame] = []
+        self.frames_done: list[ScoredFrame] = []
         self.failure: ServerError | None = None
         self.detect_clock = BusyClock()
         self.crop_clock = BusyClock()
         self.infer_clock = BusyClock()
         self._media = media
         self._stages = stages
+        self._let_go = let_go
         self._frames_expected = _frames_expected(media, sampling)
-        self._frames_done = 0
         self._faces_scored = 0
         self._frames_seen = 0
         self._latest: asyncio.Future[Sighting | None] | None = None
@@ -259,6 +264,8 @@ class Run:
             raise errors.exceptions[0] from None
         finally:
             if decoding is not None and not decoding.done():
+                if self._let_go is not None:
+                    self._let_go()
                 # The decoder must have let go of the container before the caller closes it.
                 await asyncio.to_thread(wait, [decoding])
         self.frames.sort(key=lambda item: item.pts_seconds)
@@ -302,10 +309,10 @@ class Run:
             return
         finally:
             self._request_slots.release()
-        self._frames_done += 1
+        self.frames_done.append(scored)
         self._faces_scored += len(scored.faces)
         if self.on_progress is not None:
-            self.on_progress(Progress(self._frames_done, self._frames_expected, self._faces_scored))
+            self.on_progress(Progress(len(self.frames_done), self._frames_expected, self._faces_scored))
 
     def _detect(
         self, frame: Frame, scored: ScoredFrame, before: Sighting | None
@@ -335,7 +342,8 @@ class _Telling:
 
     def __call__(self, progress: Progress) -> None:
         if time.monotonic() - self._judged_at >= JUDGE_EVERY_S:
-            frames = sorted(self._run.frames, key=lambda frame: frame.pts_seconds)
+            # Not those under way: a thread may be filling them in.
+            frames = sorted(self._run.frames_done, key=lambda frame: frame.pts_seconds)
             judgement = judge(frames, strategy=self._strategy, threshold=self._threshold)
             self._label, self._fake_probability = judgement.label, judgement.fake_probability
             self._judged_at = time.monotonic()

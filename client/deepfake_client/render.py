@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepfake_client.verdict import Interval, Label, Verdict
+from deepfake_client.verdict import Interval, Label, ModelIdentity, Verdict
 
 LABEL_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
 _BAR_CELLS = 20
 
 
-def print_verdict(console: Console, verdict: Verdict, *, training_data: str = "") -> None:
+def print_verdict(console: Console, verdict: Verdict, *, training_data: Mapping[ModelIdentity, str]) -> None:
     """Print one verdict in full: headline, tracks, score of every frame, timing, and what the scores are worth."""
     if any(frame.faces for frame in verdict.frames):
         console.print(_frame_table(verdict))
@@ -26,7 +26,7 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: str = ""
     stages = f"decode {timing.decode_s:.2f}, detect {timing.detect_s:.2f}, infer {timing.infer_s:.2f}"
     rows = [("time", f"total {timing.total_s:.2f} s (overlapping: {stages})")]
     rows += [("note", note) for note in notes(verdict)]
-    console.print(_facts([*rows, *_model_rows(verdict, training_data)]))
+    console.print(_facts([*rows, *_model_rows(verdict.model, training_data)]))
 
 
 def notes(verdict: Verdict) -> list[str]:
@@ -38,8 +38,10 @@ def notes(verdict: Verdict) -> list[str]:
     return [f"{count} {what}" for count, what in counts if count]
 
 
-def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_data: str = "") -> None:
-    """Print one line for each of several verdicts."""
+def print_summary(
+    console: Console, verdicts: Sequence[Verdict], *, training_data: Mapping[ModelIdentity, str]
+) -> None:
+    """Print one line for each of several verdicts, and the models they are of."""
     table = Table(box=None, header_style="bold")
     for name in ("verdict", "probability", "faces", "frames", "time", "source"):
         table.add_column(name, justify="left" if name in ("verdict", "source") else "right", overflow="fold")
@@ -56,8 +58,8 @@ def print_summary(console: Console, verdicts: Sequence[Verdict], *, training_dat
             Text(verdict.source),
         )
     console.print(table)
-    if verdicts:
-        console.print(_facts(_model_rows(verdicts[-1], training_data)))
+    models = dict.fromkeys(verdict.model for verdict in verdicts)
+    console.print(_facts([row for model in models for row in _model_rows(model, training_data)]))
 
 
 def headline(verdict: Verdict) -> Text:
@@ -123,11 +125,11 @@ def _range(interval: Interval) -> str:
     return f"{interval.low:.2f} to {interval.high:.2f}"
 
 
-def _model_rows(verdict: Verdict, training_data: str) -> list[tuple[str, str]]:
-    model = verdict.model
+def _model_rows(model: ModelIdentity, training_data: Mapping[ModelIdentity, str]) -> list[tuple[str, str]]:
     sha = f", checkpoint {model.checkpoint_sha256[:12]}" if model.checkpoint_sha256 else ""
     rows = [("model", f"{model.name} version {model.version}{sha}")]
-    return [*rows, ("worth", training_data)] if training_data else rows
+    worth = training_data.get(model)
+    return [*rows, ("worth", worth)] if worth else rows
 
 
 def _facts(rows: Sequence[tuple[str, str]]) -> Table:

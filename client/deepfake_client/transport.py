@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from deepfake_client.verdict import ModelIdentity
 from deepfake_preprocess.errors import (
     ModelContractError,
     ModelNotFoundError,
@@ -54,6 +55,11 @@ class ServedModel:
     max_batch_size: int
     precision: str = "fp32"
     tensorrt: bool = False
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What a verdict of this model names."""
+        return ModelIdentity(self.name, self.version, self.spec.checkpoint_sha256)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,14 +33,12 @@ class TargetLayer:
     Attributes:
         name: as in `nn.Module.named_modules`.
         module: the layer.
-        grid_hw: rows and columns of the map.
         reshape: from the layer's output to ``[N, C, h, w]``; None where it is that already.
         tokens: whether the output is ``[N, tokens, C]``.
     """
 
     name: str
     module: nn.Module
-    grid_hw: tuple[int, int]
     reshape: Reshape | None
     tokens: bool
 
@@ -79,9 +77,9 @@ def spatial_layers(network: nn.Module, sample: Tensor) -> tuple[TargetLayer, ...
     found = []
     for name, module, output in outputs:
         if calls[name] == 1 and isinstance(output, Tensor):
-            layout = _layout(output, size_hw)
-            if layout is not None:
-                found.append(TargetLayer(name, module, *layout, tokens=output.ndim == 3))
+            is_map, reshape = _layout(output, size_hw)
+            if is_map:
+                found.append(TargetLayer(name, module, reshape, tokens=output.ndim == 3))
     return tuple(found)
 
 
@@ -127,17 +125,18 @@ def list_names(layers: tuple[TargetLayer, ...], *, near: str = "") -> str:
     return ", ".join(shown) + (f", and {rest} more" if rest > 0 else "")
 
 
-def _layout(output: Tensor, size_hw: tuple[int, int]) -> tuple[tuple[int, int], Reshape | None] | None:
-    """Return grid and reshape of an output, or None where it is no map of the picture."""
+def _layout(output: Tensor, size_hw: tuple[int, int]) -> tuple[bool, Reshape | None]:
+    """Return whether an output is a map of the picture, and what reshapes it where it needs that."""
     shape = tuple(int(length) for length in output.shape)
     if len(shape) == 4:
         if _is_grid(shape[2:], size_hw):
-            return (shape[2], shape[3]), None
+            return True, None
         if _is_grid(shape[1:3], size_hw):
-            return (shape[1], shape[2]), lambda values: values.permute(0, 3, 1, 2)
+            return True, lambda values: values.permute(0, 3, 1, 2)
     if len(shape) == 3:
-        return _token_layout(shape[1], size_hw)
-    return None
+        reshape = _token_reshape(shape[1], size_hw)
+        return reshape is not None, reshape
+    return False, None
 
 
 def _is_grid(sides: tuple[int, ...], size_hw: tuple[int, int]) -> bool:
@@ -149,12 +148,12 @@ def _is_grid(sides: tuple[int, ...], size_hw: tuple[int, int]) -> bool:
     )  # fmt: skip
 
 
-def _token_layout(tokens: int, size_hw: tuple[int, int]) -> tuple[tuple[int, int], Reshape | None] | None:
+def _token_reshape(tokens: int, size_hw: tuple[int, int]) -> Reshape | None:
     for prefix in range(MAX_PREFIX_TOKENS + 1):
         rows = round(((tokens - prefix) * size_hw[0] / size_hw[1]) ** 0.5) if tokens > prefix else 0
         columns = (tokens - prefix) // rows if rows else 0
         if rows * columns == tokens - prefix and rows and _is_grid((rows, columns), size_hw):
-            return (rows, columns), _tokens_to_map(prefix, rows, columns)
+            return _tokens_to_map(prefix, rows, columns)
     return None
 
 

@@ -17,6 +17,7 @@ DRIVER_LIBRARY = "libcuda.so.1"
 RUNTIME_LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_STREAM_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,11 @@ def cuda_version() -> str:
 
 
 class GpuMemory:
-    """Memory on the first GPU, in its primary context and on its default stream; freed by `close`."""
+    """Memory on the first GPU, in its primary context, and a stream to compute on; both end with `close`.
+
+    Attributes:
+        stream: handle of a stream of its own: on the default one, TensorRT waits for the GPU more often.
+    """
 
     def __init__(self) -> None:
         self._cuda = ctypes.CDLL(DRIVER_LIBRARY)
@@ -78,6 +83,9 @@ class GpuMemory:
         _check(self._cuda.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
         _check(self._cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtxRetain")
         _check(self._cuda.cuCtxSetCurrent(context), "cuCtxSetCurrent")
+        stream = ctypes.c_void_p()
+        _check(self._cuda.cuStreamCreate(ctypes.byref(stream), _STREAM_NON_BLOCKING), "cuStreamCreate")
+        self.stream: int = stream.value or 0
 
     def allocate(self, size_bytes: int) -> int:
         """Return the address of `size_bytes` on the GPU."""
@@ -87,9 +95,11 @@ class GpuMemory:
         return pointer.value
 
     def upload(self, address: int, host: int, size_bytes: int) -> None:
-        """Copy `size_bytes` from the host's address to the GPU's."""
+        """Copy `size_bytes` from the host's address to the GPU's, and wait until they are there."""
         source = ctypes.c_void_p(host)
         _check(self._cuda.cuMemcpyHtoD_v2(ctypes.c_uint64(address), source, ctypes.c_size_t(size_bytes)), "upload")
+        # The copy itself may return earlier, and the stream does not wait for it.
+        self.synchronize()
 
     def download(self, host: int, address: int, size_bytes: int) -> None:
         """Copy `size_bytes` from the GPU's address to the host's."""
@@ -101,9 +111,12 @@ class GpuMemory:
         _check(self._cuda.cuCtxSynchronize(), "cuCtxSynchronize")
 
     def close(self) -> None:
-        """Free all memory. The context stays: TensorRT works in it, too."""
+        """Free all memory and the stream. The context stays: TensorRT works in it, too."""
         while self._pointers:
             self._cuda.cuMemFree_v2(ctypes.c_uint64(self._pointers.pop()))
+        if self.stream:
+            self._cuda.cuStreamDestroy_v2(ctypes.c_void_p(self.stream))
+            self.stream = 0
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import torch
 
 from deepfake_export.graph import ServedDetector
 from deepfake_export.onnx_nodes import keep_layer, last_operator
+from deepfake_export.onnx_rewrites import pool_globally
 from deepfake_preprocess.errors import ExportError
 from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 
@@ -65,6 +66,7 @@ def export_onnx(detector: ServedDetector, path: Path, spec: ModelSpec, *, verbos
             f"{spec.architecture} cannot be exported to ONNX ({reason}); see all of the exporter's messages with "
             "--verbose"
         ) from exc
+    pool_globally(model)
     _clean(model)
     onnx.helper.set_model_props(model, spec.to_parameters())
     _check(model, spec)

@@ -7,9 +7,10 @@ them). This module never touches a model repository.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 
-from deepfake_export.gpu import cuda_version, find_gpu, gpu_memory
+from deepfake_export.gpu import GpuMemory, cuda_version, find_gpu, gpu_memory
 from deepfake_export.onnx_nodes import find_node, origin_of, precision_of
 from deepfake_export.tensorrt_library import (
     RTX_CUDA_VERSION,
@@ -149,6 +150,77 @@ def build_engine(
     )
 
 
+class BoundPlan:
+    """A plan with one batch of crops on the GPU: run it as often as wanted; made by `LoadedPlan.bind`."""
+
+    def __init__(self, engine: ICudaEngine, context: IExecutionContext, memory: GpuMemory, crops: UInt8Array) -> None:
+        crops = np.ascontiguousarray(crops)
+        outputs = {name: np.empty((len(crops), 1), np.float32) for name in (PROBABILITY_NAME, LOGIT_NAME)}
+        for name in (INPUT_NAME, *outputs):
+            if math.prod(tuple(engine.get_tensor_shape(name))[1:]) < 1:
+                raise EngineError(f"the plan's tensor {name!r} does not follow the wire contract; export it again")
+        source = memory.allocate(crops.nbytes)
+        memory.upload(source, crops.ctypes.data, crops.nbytes)
+        if not context.set_input_shape(INPUT_NAME, crops.shape):
+            raise EngineError(f"the plan does not take batches of {len(crops)} crops; build it with a larger one")
+        context.set_tensor_address(INPUT_NAME, source)
+        self._outputs = {name: (array, memory.allocate(array.nbytes)) for name, array in outputs.items()}
+        for name, (_, address) in self._outputs.items():
+            context.set_tensor_address(name, address)
+        self._context, self._memory = context, memory
+
+    def run(self) -> None:
+        """Run the plan once, and wait for the GPU.
+
+        Raises:
+            EngineError: it does not run.
+        """
+        _execute(self._context, self._memory)
+
+    def outputs(self) -> tuple[FloatArray, FloatArray]:
+        """Return probability and logit of the last run, each float32 ``[N, 1]``."""
+        for array, address in self._outputs.values():
+            self._memory.download(array.ctypes.data, address, array.nbytes)
+        return self._outputs[PROBABILITY_NAME][0], self._outputs[LOGIT_NAME][0]
+
+
+class LoadedPlan:
+    """A plan on the GPU.
+
+    Args:
+        plan_path: file that `build_engine` wrote.
+        library: what built it; None takes `load_tensorrt`.
+
+    Raises:
+        EngineError: no GPU, or TensorRT cannot load the plan.
+        MissingExtraError: TensorRT is not installed.
+    """
+
+    def __init__(self, plan_path: Path, *, library: TensorRTLibrary | None = None) -> None:
+        library = load_tensorrt() if library is None else library
+        if find_gpu() is None:
+            raise EngineError("no NVIDIA GPU was found, and a TensorRT plan runs only on one")
+        trt: TensorRT = library.module
+        library.log.clear()
+        runtime = trt.Runtime(library.logger)
+        engine = runtime.deserialize_cuda_engine(plan_path.read_bytes())
+        if engine is None:
+            raise EngineError(f"{_title(library)} cannot load {plan_path} ({_reason(library)}); build it again")
+        context = engine.create_execution_context()
+        # In this order: the engine must not outlive its runtime, nor the context its engine.
+        self._runtime, self._engine, self._context = runtime, engine, context
+
+    @contextlib.contextmanager
+    def bind(self, crops: UInt8Array) -> Iterator[BoundPlan]:
+        """Put a batch (uint8 ``[N, H, W, 3]``) on the GPU for as long as the context lasts.
+
+        Raises:
+            EngineError: the plan does not take that batch, or the GPU has no room for it.
+        """
+        with gpu_memory() as memory:
+            yield BoundPlan(self._engine, self._context, memory, crops)
+
+
 def tensorrt_runner(plan_path: Path) -> Callable[[UInt8Array], tuple[FloatArray, FloatArray]]:
     """Load a plan on the GPU; return a function from crops (uint8 ``[N, H, W, 3]``) to probability and logit.
 
@@ -156,45 +228,20 @@ def tensorrt_runner(plan_path: Path) -> Callable[[UInt8Array], tuple[FloatArray,
         EngineError: no GPU, or TensorRT cannot load the plan.
         MissingExtraError: TensorRT is not installed.
     """
-    library = load_tensorrt()
-    if find_gpu() is None:
-        raise EngineError("no NVIDIA GPU was found, and a TensorRT plan runs only on one")
-    trt: TensorRT = library.module
-    library.log.clear()
-    runtime = trt.Runtime(library.logger)
-    engine = runtime.deserialize_cuda_engine(plan_path.read_bytes())
-    if engine is None:
-        raise EngineError(f"TensorRT {library.version} cannot load {plan_path} ({_reason(library)}); build it again")
-    context = engine.create_execution_context()
+    plan = LoadedPlan(plan_path)
 
     def run(crops: UInt8Array) -> tuple[FloatArray, FloatArray]:
-        assert runtime is not None  # named here so that the function holds it: the engine must not outlive it
-        return _run_engine(engine, context, crops)
+        with plan.bind(crops) as bound:
+            bound.run()
+            return bound.outputs()
 
     return run
 
 
-def _run_engine(engine: ICudaEngine, context: IExecutionContext, crops: UInt8Array) -> tuple[FloatArray, FloatArray]:
-    crops = np.ascontiguousarray(crops)
-    outputs = {name: np.empty((len(crops), 1), np.float32) for name in (PROBABILITY_NAME, LOGIT_NAME)}
-    for name in (INPUT_NAME, *outputs):
-        if math.prod(tuple(engine.get_tensor_shape(name))[1:]) < 1:
-            raise EngineError(f"the plan's tensor {name!r} does not follow the wire contract; export the model again")
-    with gpu_memory() as memory:
-        source = memory.allocate(crops.nbytes)
-        memory.upload(source, crops.ctypes.data, crops.nbytes)
-        if not context.set_input_shape(INPUT_NAME, crops.shape):
-            raise EngineError(f"the plan does not take batches of {len(crops)} crops; build it with a larger one")
-        context.set_tensor_address(INPUT_NAME, source)
-        addresses = {name: memory.allocate(array.nbytes) for name, array in outputs.items()}
-        for name, address in addresses.items():
-            context.set_tensor_address(name, address)
-        if not context.execute_async_v3(0):
-            raise EngineError("TensorRT could not run the plan; see whether another process fills the GPU's memory")
-        memory.synchronize()
-        for name, array in outputs.items():
-            memory.download(array.ctypes.data, addresses[name], array.nbytes)
-    return outputs[PROBABILITY_NAME], outputs[LOGIT_NAME]
+def _execute(context: IExecutionContext, memory: GpuMemory) -> None:
+    if not context.execute_async_v3(memory.stream):
+        raise EngineError("TensorRT could not run the plan; see whether another process fills the GPU's memory")
+    memory.synchronize()
 
 
 def _read(path: Path) -> bytes:

@@ -6,6 +6,7 @@ How 32 frames of a clip cost less than decoding it:
   a few packets later and without a scan of the file.
 - A frame that is not wanted and that no other frame refers to is not decoded (FFmpeg's ``skip_frame``, set
   per packet). The others are decoded as usual, so that the wanted ones have the very pixels of a plain decode.
+- Evenly spaced samples take frames that others refer to, where one is near (`Sampling.reach`).
 - When the next wanted frame lies behind a later keyframe, reading goes on there: by a seek where the
   container's index names the keyframe, else by dropping the packets between.
 - The fast mode moves the samples to the keyframes before them (`Sampling.mode`), and reads each stretch from its
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import av
 
 from deepfake_preprocess.planar import PlanarFrame
+from deepfake_preprocess.referenced import reference_test
 from deepfake_preprocess.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
 
 if TYPE_CHECKING:  # PyAV's packets are generic for type checkers only
@@ -41,6 +43,8 @@ _MAX_HELD_BYTES = 32 * 2**20
 _MIN_JUMP_PACKETS = 8
 _MIN_SEEK_S = 1.0
 _ASSUMED_RATE = Fraction(25)
+# Most pictures that wait for one decoded later: ITU-T H.264, A.3.1, and H.265, A.4.2 (max_dec_frame_buffering).
+_MAX_REORDERED = 16
 # Containers whose index names every keyframe. MPEG-TS has none, and FLV's gave times that were off.
 _INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 # The fast mode is left alone unless it passes over this share of the time that uniform sampling decodes, or less.
@@ -104,9 +108,9 @@ class Decoding:
         self._stream = stream
         self._context = stream.codec_context
         self._stats = stats
-        self._may_skip = (
-            may_skip and self._context.name in SKIPPING_CODECS and not _has_temporal_layers(self._context)
-        )
+        some_needless = self._context.name in SKIPPING_CODECS and not _has_temporal_layers(self._context)
+        self._may_skip = may_skip and some_needless
+        self._is_referenced = reference_test(self._context.name if some_needless else "", self._context.extradata)
         self._may_jump = may_jump
         self._time_base = stream.time_base or Fraction(1, av.time_base)
         self._rate = stream.average_rate or stream.guessed_rate or _ASSUMED_RATE
@@ -140,17 +144,19 @@ class Decoding:
             duration = self._measure()
         targets = sampling.targets(start=self._start, duration=duration, time_base=self._time_base)
         first = self._read()
+        has_times = first is None or self._has_times(first)
         self._rewind()
-        if first is not None and (first.pts is None or first.dts is None):
+        if not has_times:
             yield from self._by_counting(FramePicker(targets))
             return
+        reach = sampling.reach(duration=duration, time_base=self._time_base)
         if sampling.mode == "fast" and first is not None and duration is not None:
             times = list(targets)
             if (stretches := self._stretches(times, self._start + duration, first)) is not None:
                 yield from self._by_stretch(stretches)
                 return
             targets = iter(times)
-        yield from self._by_packet(FramePicker(targets))
+        yield from self._by_packet(FramePicker(targets, reach=reach))
 
     # Reading
 
@@ -175,6 +181,19 @@ class Decoding:
         except (StopIteration, OSError, av.error.FFmpegError):
             return None
         return packet if packet.size else None
+
+    def _has_times(self, first: Packet) -> bool:
+        """Return whether packets have showing and decoding times, by those from the `first` one on.
+
+        Matroska stores showing times only. FFmpeg derives the others, and knows them when it has seen as many packets
+        as the encoder may have moved.
+        """
+        packet: Packet | None = first
+        for _ in range(_MAX_REORDERED + 1):
+            if packet is None or packet.pts is None or packet.dts is not None:
+                break
+            packet = self._read()
+        return packet is None or (packet.pts is not None and packet.dts is not None)
 
     def _measure(self) -> int:
         """Return the length in ticks by reading all packets; for files that do not tell it."""
@@ -262,8 +281,9 @@ class Decoding:
             if keyframe is None or keyframe.pts is None:
                 return  # the file is cut short
             start = max(stretch.start, keyframe.pts)
-            picker = FramePicker(iter([start + offset for offset in stretch.offsets]))
-            picker.jump(self._num_frames_before(keyframe))
+            reach = (stretch.offsets[1] - stretch.offsets[0]) // 2 if len(stretch.offsets) > 1 else 0
+            picker = FramePicker(iter([start + offset for offset in stretch.offsets]), reach=reach)
+            self._jump(picker, keyframe)
             for frame in self._by_packet(picker, begin=keyframe.pts):
                 if frame.pts_seconds > latest:
                     latest = frame.pts_seconds
@@ -287,7 +307,7 @@ class Decoding:
             elif packet.is_discard or packet.pts is None:
                 picks = {}
             else:
-                picks = picker.read(packet.pts, packet.dts)
+                picks = picker.read(packet.pts, packet.dts, referenced=self._is_referenced(memoryview(packet)))
                 self._reorder_ticks = max(self._reorder_ticks, packet.pts - (packet.dts or packet.pts))
             self._wanted.update(picks)
             due.update(picks)
@@ -320,7 +340,7 @@ class Decoding:
                 held_bytes, begin = 0, None
                 if (landed := self._land(picker.target)) is not None:
                     begin = landed.pts
-                    picker.jump(self._num_frames_before(landed))
+                    self._jump(picker, landed)
         yield from self._finish()
 
     def _is_keyframe_ahead(self, target: int, packet: Packet) -> bool:
@@ -346,15 +366,19 @@ class Decoding:
                 return packet
             timestamp = index[position].timestamp
 
-    def _num_frames_before(self, packet: Packet) -> int:
-        """Return how many frames precede a keyframe: from a complete index (MP4), else from its time."""
+    def _jump(self, picker: FramePicker, keyframe: Packet) -> None:
+        """Let `picker` go on at `keyframe`, with the number of frames before it."""
         index = self._stream.index_entries
-        if packet.dts is not None and len(index) == self._stream.frames:
+        if keyframe.dts is not None and len(index) == self._stream.frames:
+            # A complete index (MP4) counts in decoding order.
             if self._discarded is None:
                 self._discarded = [position for position, entry in enumerate(index) if entry.is_discard]
-            position = index.search_timestamp(packet.dts, any_frame=True)
-            return position - bisect_left(self._discarded, position)
-        return round(((packet.pts or 0) - self._start) * self._time_base * self._rate)
+            position = index.search_timestamp(keyframe.dts, any_frame=True)
+            picker.jump(position - bisect_left(self._discarded, position))
+        else:
+            # What is decoded after the keyframe and shown before it is among those that its time stands for.
+            pts = keyframe.pts or 0
+            picker.jump(round((pts - self._start) * self._time_base * self._rate), counted_to=pts)
 
     def _is_decided(self, packet: Packet, picker: FramePicker) -> bool:
         pts = packet.pts

@@ -24,7 +24,14 @@ from deepfake_preprocess.decoding import DecodeStats
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
 from deepfake_preprocess.frame import Frame
 from deepfake_preprocess.planar import PlanarFrame
-from deepfake_preprocess.remote import TIMEOUT_S, is_url, open_live_url, url_errors, without_password
+from deepfake_preprocess.remote import (
+    TIMEOUT_S,
+    check_authorities,
+    is_url,
+    open_live_url,
+    url_errors,
+    without_password,
+)
 from deepfake_preprocess.sampling import Sampling
 from deepfake_preprocess.video import (
     CONTAINERS,
@@ -74,6 +81,7 @@ def open_live(
     idle_s: float = DEFAULT_IDLE_S,
     reconnects: int = DEFAULT_RECONNECTS,
     timeout_s: float = TIMEOUT_S,
+    authorities: str | os.PathLike[str] | None = None,
 ) -> LiveSource:
     """Describe a source that may still be going on.
 
@@ -85,9 +93,10 @@ def open_live(
         idle_s: a file ends when it has not grown for so long.
         reconnects: how often in a row an address is opened again after it broke off or stalled.
         timeout_s: how long opening an address or a camera, and each read, may take.
+        authorities: PEM file with the certificates to trust at an address; those that this machine trusts when None.
 
     Raises:
-        OptionError: a value is out of its range.
+        OptionError: a value is out of its range, or `authorities` is no such file.
         MediaNotFoundError: there is no such file or camera.
         MediaOpenError: a folder. Everything else is raised with the first frame.
     """
@@ -97,11 +106,15 @@ def open_live(
         raise OptionError(f"reconnects is {reconnects!r}; allowed: a whole number from 0")
     if not 0 < timeout_s < inf:
         raise OptionError(f"the timeout of a source is {timeout_s!r} s; allowed: a number above 0")
+    if authorities is not None:
+        check_authorities(authorities)
     text = os.fspath(source)
     name = without_password(text)
     if is_url(text):
         live = LiveSource(name, can_wait=False)
-        live.frames = _Decoder(live, fps, stop).reconnecting(text, reconnects, timeout_s)
+        live.frames = _Decoder(live, fps, stop).reconnecting(
+            lambda: open_live_url(text, timeout_s=timeout_s, authorities=authorities), text, reconnects, timeout_s
+        )
         return live
     path = Path(text)
     if not path.exists():
@@ -179,12 +192,14 @@ class _Decoder:
         with opened() as container, foreign_errors(self._live.name):
             yield from self._frames(container)
 
-    def reconnecting(self, url: str, reconnects: int, timeout_s: float) -> Generator[Frame, None, None]:
+    def reconnecting(
+        self, opened: Callable[[], _Opened], url: str, reconnects: int, timeout_s: float
+    ) -> Generator[Frame, None, None]:
         """Yield the frames of an address, opening it again where it breaks off."""
         failures = 0
         while True:
             try:
-                with open_live_url(url, timeout_s=timeout_s) as container:
+                with opened() as container:
                     self._live.can_wait = container.duration is not None
                     with url_errors(self._live.name, timeout_s):
                         for frame in self._frames(container):

@@ -6,15 +6,20 @@ playlist that is watched live, and never a file of this machine.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import av
 
-from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError
+from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
 from deepfake_preprocess.video import CONTAINERS, Media, describe
 
 TIMEOUT_S: Final = 10.0
@@ -29,6 +34,13 @@ _PROTOCOLS: Final = {
 # Still images; FFmpeg has no demuxer "image" for what is not a file.
 _IMAGES: Final = "jpeg_pipe,png_pipe,webp_pipe"
 _LIVE: Final = "hls,mpjpeg,rtsp"
+
+_HTTPS_PORT: Final = 443
+_RTSPS_PORT: Final = 322
+# The FFmpeg that comes with PyAV looks for Red Hat's file alone. Debian's, Red Hat's, and Alpine's or macOS's.
+_AUTHORITIES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem",
+)  # fmt: skip
 
 
 def is_url(text: str) -> bool:
@@ -71,8 +83,15 @@ def open_url(url: str, *, timeout_s: float = TIMEOUT_S) -> Media:
     return media
 
 
-def open_live_url(url: str, *, timeout_s: float = TIMEOUT_S) -> av.container.InputContainer:
+def open_live_url(
+    url: str, *, timeout_s: float = TIMEOUT_S, authorities: str | os.PathLike[str] | None = None
+) -> av.container.InputContainer:
     """Open a live stream (RTSP, HLS, MPEG-TS or JPEG pictures over HTTP), or any video at an address.
+
+    Args:
+        url: the address.
+        timeout_s: how long opening, and each read, may take.
+        authorities: PEM file with the certificates to trust; those that this machine trusts when None.
 
     Raises:
         MediaNotFoundError: the server does not have it.
@@ -80,7 +99,15 @@ def open_live_url(url: str, *, timeout_s: float = TIMEOUT_S) -> av.container.Inp
     """
     # Over TCP a slow reader makes the camera wait; over UDP, pictures would be damaged.
     options = {"rtsp_transport": "tcp"} if _scheme(url).startswith("rtsp") else {}
-    return _open(url, f"{CONTAINERS},{_LIVE}", options, timeout_s)
+    return _open(url, f"{CONTAINERS},{_LIVE}", options, timeout_s, authorities)
+
+
+def check_authorities(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no PEM file of certificates to trust, with `OptionError`."""
+    try:
+        ssl.create_default_context(cafile=path)
+    except (OSError, ValueError) as exc:
+        raise OptionError(f"{os.fspath(path)}: this is no PEM file of certificates to trust") from exc
 
 
 def _scheme(url: str) -> str:
@@ -92,12 +119,59 @@ def _scheme(url: str) -> str:
     return scheme
 
 
-def _open(url: str, formats: str, options: dict[str, str], timeout_s: float) -> av.container.InputContainer:
-    options = {"format_whitelist": formats, "protocol_whitelist": _PROTOCOLS[_scheme(url)], **options}
-    with url_errors(without_password(url), timeout_s):
-        return av.open(
-            url, mode="r", container_options=options, timeout=(timeout_s, timeout_s), metadata_errors="replace"
-        )
+def _open(
+    url: str,
+    formats: str,
+    options: dict[str, str],
+    timeout_s: float,
+    authorities: str | os.PathLike[str] | None = None,
+) -> av.container.InputContainer:
+    name = without_password(url)
+    # Also for http, which may lead on to https.
+    options = {
+        "format_whitelist": formats, "protocol_whitelist": _PROTOCOLS[_scheme(url)], "tls_verify": "1", **options
+    }  # fmt: skip
+    trusted = _authorities() if authorities is None else os.fspath(authorities)
+    if trusted is not None:
+        options["ca_file"] = trusted
+    try:
+        with url_errors(name, timeout_s):
+            return av.open(
+                url, mode="r", container_options=options, timeout=(timeout_s, timeout_s), metadata_errors="replace"
+            )
+    except MediaOpenError as exc:
+        # FFmpeg has no error of its own for it.
+        if getattr(exc.__cause__, "errno", None) != errno.EIO or not (why := _mistrust(url, trusted, timeout_s)):
+            raise
+        raise MediaOpenError(
+            f"the certificate of {name} is not trusted ({why}); if an authority of your own has signed it, name its "
+            "PEM file: `watch` takes --source-ca FILE, everything else the environment variable SSL_CERT_FILE"
+        ) from exc
+
+
+def _authorities() -> str | None:
+    """Return the file of the authorities that this machine trusts, which SSL_CERT_FILE overrides."""
+    named = ssl.get_default_verify_paths().cafile
+    return named or next((path for path in _AUTHORITIES if Path(path).is_file()), None)
+
+
+def _mistrust(url: str, authorities: str | None, timeout_s: float) -> str:
+    """Say in a few words why the certificate at an address is not trusted, by trying; empty when it is."""
+    place = urlsplit(url)
+    default_port = _RTSPS_PORT if place.scheme.lower() == "rtsps" else _HTTPS_PORT
+    if place.scheme.lower() not in ("https", "rtsps") or place.hostname is None:
+        return ""
+    context = ssl.create_default_context(cafile=authorities)
+    try:
+        with (
+            socket.create_connection((place.hostname, place.port or default_port), timeout=timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=place.hostname),
+        ):
+            return ""
+    except ssl.SSLCertVerificationError as exc:
+        return exc.verify_message
+    except (OSError, ValueError):
+        return ""
 
 
 @contextmanager

@@ -5,6 +5,9 @@ Knows nothing of files or decoders.
 A time asks for the frame that is *on screen* then: the last one whose timestamp is not after it. Nobody
 asks "the first frame at or after": with as many targets as frames it would lose the first frame and look past
 the end for the last. Where nothing is on screen yet, the first frame is taken. A frame is taken once.
+
+A frame to which no other refers is decoded for the sample alone, and is coded more coarsely. So evenly spaced samples
+take the last frame before it that others refer to, if that is less than half their distance away.
 """
 
 from __future__ import annotations
@@ -34,9 +37,9 @@ class Sampling:
     """Which frames of a video are looked at; exactly one of the first three is set.
 
     Attributes:
-        num_frames: that many frames, on screen at the midpoints of equal parts of the video; all frames when
-            there are fewer. To use another one, set this to None.
-        fps: that many frames per second from the start; all frames when the video has fewer.
+        num_frames: that many frames, on screen at the midpoints of equal parts of the video, or shortly before where
+            that is cheaper to decode; all frames when there are fewer. To use another one, set this to None.
+        fps: that many frames per second from the start, likewise; all frames when the video has fewer.
         at_seconds: the frames on screen at these times from the start, rising; `Frame.pts_seconds` of an earlier
             pass finds the same frames again.
         mode: ``uniform`` takes the frames at these times. ``fast`` takes as many, moved to where decoding is cheap:
@@ -92,6 +95,14 @@ class Sampling:
         if self.num_frames is None or duration is None:
             raise ValueError("num_frames needs a duration")
         return _midpoints(self.num_frames, start, duration)
+
+    def reach(self, *, duration: int | None, time_base: Fraction) -> int:
+        """Return how much earlier a frame may be than its time, in ticks: half the distance between samples."""
+        if self.fps is not None:
+            return floor(1 / (2 * Fraction(self.fps) * time_base))
+        if self.num_frames is None or duration is None:
+            return 0
+        return duration // (2 * self.num_frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,31 +165,47 @@ class FramePicker:
     scan the file first.
     """
 
-    def __init__(self, targets: Iterator[int]) -> None:
+    def __init__(self, targets: Iterator[int], *, reach: int = 0) -> None:
+        """Prepare for the frames of one stream.
+
+        Args:
+            targets: rising times in ticks.
+            reach: how much earlier than its target a frame that others refer to may be, to be taken in place of one
+                that none refers to; less than the distance between targets.
+        """
         self._targets = targets
+        self._reach = reach
         self.target: int | None = next(targets, None)
         self._on_screen: int | None = None
+        self._referenced: int | None = None  # the last such frame up to the one on screen
+        self._unreferenced: list[int] = []  # frames after that one, up to the one on screen
         self._later: list[int] = []
+        self._later_unreferenced: set[int] = set()
         self._last_pick: int | None = None
         self._num_read = 0
+        self._counted_to: int | None = None
 
-    def read(self, pts: int, dts: int | None) -> dict[int, int]:
+    def read(self, pts: int, dts: int | None, *, referenced: bool = True) -> dict[int, int]:
         """Take note of a packet, and return the frames that are now known to be wanted.
 
         Args:
             pts: time at which the packet's frame is shown, in ticks.
             dts: its decoding time in ticks, or None where the container does not say.
+            referenced: whether other frames may refer to it.
 
         Returns:
             Position in presentation order, by time in ticks, of each newly wanted frame.
         """
-        self._num_read += 1
+        if self._counted_to is None or pts >= self._counted_to:
+            self._num_read += 1
         if self.target is None:
             return {}
         if pts > self.target:
             insort(self._later, pts)
-        elif self._on_screen is None or pts > self._on_screen:
-            self._on_screen = pts
+            if not referenced:
+                self._later_unreferenced.add(pts)
+        else:
+            self._show(pts, referenced=referenced)
         return {} if dts is None else self._settle(dts)
 
     def end(self) -> dict[int, int]:
@@ -187,18 +214,40 @@ class FramePicker:
 
     def is_settled(self, pts: int) -> bool:
         """Return whether a frame that was read, and was not returned as wanted, never will be."""
-        return self.target is None or (self._on_screen is not None and pts < self._on_screen)
+        return self.target is None or ((pick := self._pick(self.target)) is not None and pts < pick)
 
-    def jump(self, num_before: int) -> None:
-        """Forget what was read: reading goes on at a keyframe that `num_before` frames precede."""
+    def jump(self, num_before: int, *, counted_to: int | None = None) -> None:
+        """Forget what was read: reading goes on at a keyframe.
+
+        Args:
+            num_before: frames that precede it in decoding order; or with `counted_to` all that are shown before that.
+            counted_to: the keyframe's time in ticks.
+        """
         self._later.clear()
-        self._num_read = num_before
+        self._later_unreferenced.clear()
+        self._num_read, self._counted_to = num_before, counted_to
+
+    def _show(self, pts: int, *, referenced: bool) -> None:
+        """Take note of a frame that is not after the target."""
+        self._on_screen = pts if self._on_screen is None else max(self._on_screen, pts)
+        if not referenced:
+            if self._referenced is None or pts > self._referenced:
+                insort(self._unreferenced, pts)
+        elif self._referenced is None or pts > self._referenced:
+            self._referenced = pts
+            del self._unreferenced[: bisect_right(self._unreferenced, pts)]
+
+    def _pick(self, target: int) -> int | None:
+        """Return the frame that `target` would take of those shown."""
+        if self._referenced is not None and target - self._referenced <= self._reach:
+            return self._referenced
+        return self._on_screen
 
     def _settle(self, horizon: int | None) -> dict[int, int]:
         """Serve every target before `horizon`, the time before which all frames have been read."""
         picks: dict[int, int] = {}
         while self.target is not None:
-            pick = self._on_screen
+            pick = self._pick(self.target)
             if pick is None:
                 if not self._later:
                     break
@@ -206,16 +255,24 @@ class FramePicker:
             if horizon is not None and max(self.target, pick) >= horizon:
                 break
             if self._last_pick is None or pick > self._last_pick:
-                picks[pick] = self._num_read - len(self._later) - (1 if self._on_screen is not None else 0)
+                picks[pick] = self._num_read - self._num_after(pick) - 1
                 self._last_pick = pick
             self._advance(ended=horizon is None)
         return picks
+
+    def _num_after(self, pick: int) -> int:
+        """Return how many of the frames read are shown after `pick`."""
+        if self._on_screen is None:
+            return len(self._later) - 1
+        after = len(self._unreferenced) - bisect_right(self._unreferenced, pick)
+        return len(self._later) + after
 
     def _advance(self, *, ended: bool) -> None:
         self.target = None if ended and not self._later else next(self._targets, None)
         if self.target is None:
             return
         shown = bisect_right(self._later, self.target)
-        if shown:
-            self._on_screen = self._later[shown - 1]
-            del self._later[:shown]
+        for pts in self._later[:shown]:
+            self._show(pts, referenced=pts not in self._later_unreferenced)
+            self._later_unreferenced.discard(pts)
+        del self._later[:shown]

@@ -192,33 +192,6 @@ def tuned_options(config: Any) -> ServingOptions | None:
         ) from exc
 
 
-def write_configs(model_dir: Path, spec: ModelSpec, *, backend: str = "onnxruntime") -> tuple[Path, Path]:
-    """Write both configurations of a model into its directory of the repository.
-
-    Args:
-        model_dir: ``model_repository/<model>``; created where missing. Its name must be the spec's name.
-        spec: contract of the model version that is to be served.
-        backend: backend of the production configuration.
-
-    Returns:
-        Paths of the production and of the embedded configuration.
-
-    Raises:
-        OptionError: the directory's name is not the model's, or the backend is unknown.
-    """
-    if model_dir.name != spec.name:
-        raise OptionError(
-            f"the model directory is called {model_dir.name!r} but the model {spec.name!r}; "
-            "Triton takes the directory's name, so both must be the same"
-        )
-    texts = {CONFIG_NAME: production_config(spec, backend=backend), EMBEDDED_CONFIG_NAME: embedded_config(spec)}
-    for name, text in texts.items():
-        path = model_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return model_dir / CONFIG_NAME, model_dir / EMBEDDED_CONFIG_NAME
-
-
 def config_to_text(config: Any) -> str:
     """Return a ``ModelConfig`` message as the text of a ``config.pbtxt``, the same for the same message."""
     return _HEADER + str(_text_format().MessageToString(config, as_utf8=True))

@@ -25,7 +25,6 @@ SCHEMA = json.loads(
 COMPOSE = read_compose()
 SERVICES = COMPOSE["services"]
 TRITON = SERVICES["triton"]
-GPU_ONLY = "nv_gpu_"
 DOCKERFILES = ("docker/engines.Dockerfile", "docker/explain.Dockerfile")
 
 

@@ -20,6 +20,8 @@ from deepfake_preprocess.errors import EngineError, RepositoryError
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.triton_config import read_config
 
+pytestmark = pytest.mark.needs("tensorrt")
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):

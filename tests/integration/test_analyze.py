@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from http_files import free_port
 from media import astronaut, make_audio_only, make_clip, make_truncated, picture, write_video
 
 from deepfake_client import NO_RETRY, DeepfakeClient, Label, Progress, Reason, Sampling
+from deepfake_client.cli import main
 from deepfake_preprocess.crop import crop_face
 from deepfake_preprocess.face import Face
 from deepfake_preprocess.video import open_media
@@ -45,12 +46,6 @@ def deepfake(*arguments: object, **environment: str) -> Run:
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Run(done.returncode, done.stdout, done.stderr)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +222,9 @@ def test_usage_errors_are_exit_code_2(clip: Path, tmp_path: Path) -> None:
         ["analyze", tmp_path],
         ["analyse", clip],
     ):
-        assert deepfake(*arguments).code == 2, arguments
+        with pytest.raises(SystemExit) as left:
+            main([str(item) for item in arguments])
+        assert left.value.code == 2, arguments
 
 
 def test_what_was_scored_before_the_server_was_killed_is_reported(tiny_repository: Path, clip: Path) -> None:
@@ -256,7 +253,8 @@ def test_models_and_health_say_what_the_server_offers(embedded_triton: EmbeddedT
 
 def test_help_teaches_and_version_is_printed() -> None:
     assert "Exit codes" in deepfake("analyze", "--help").out
+    overview = deepfake("--help").out
     for command in ("analyze", "serve", "export", "models", "health", "demo-checkpoint"):
-        assert command in deepfake("--help").out
+        assert command in overview
         assert deepfake(command, "--help").code == 0
     assert deepfake("--version").out.startswith("deepfake-serving ")

@@ -100,6 +100,44 @@ def test_killing_and_restarting_the_server_loses_no_result(
     assert all(by_source[item["source"]] == item for item in first if item["source"] in done)
 
 
+@pytest.mark.slow
+def test_a_run_over_100_clips_outlives_a_restart_of_the_server(tiny_repository: Path, tmp_path: Path) -> None:
+    """The server is killed and started again while the run goes on: the same run ends with every verdict."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    kinds = [
+        make_clip(tmp_path / f"{faces}{still}.mp4", size_wh=(320, 180), duration_s=1, faces=faces, moving=not still)
+        for faces in (1, 2)
+        for still in (0, 1)
+    ]
+    expected = [str(folder / f"clip{number:03}.mp4") for number in range(100)]
+    for number, path in enumerate(expected):
+        shutil.copy(kinds[number % len(kinds)], path)
+    journal = tmp_path / "run.jsonl"
+    with EmbeddedTriton(tiny_repository) as triton:
+        port = int(triton.grpc_url.rpartition(":")[2])
+        options = ("--output", journal, "--frames", 6, "--json", "--url", triton.grpc_url, "--retry", 120)
+        process = start(folder, *options, cwd=tmp_path)
+        (server_pid,) = Path(f"/proc/{triton.pid}/task/{triton.pid}/children").read_text().split()
+        when_done(process, journal, 40, lambda: os.kill(int(server_pid), signal.SIGKILL))
+        triton.wait(60)
+    done_before = len(results(journal))
+    with EmbeddedTriton(tiny_repository, grpc_port=port):
+        code, out, err = finish(process)
+    assert code == 0, err
+    found = json.loads(out)
+    assert [item["source"] for item in found] == expected, "every input once, in order"
+    assert 40 <= done_before < 100, "the server was away in the middle"
+    assert Counter(item["source"] for item in results(journal)) == Counter(expected)
+    for number, item in enumerate(found):
+        jsonschema.validate(item, SCHEMA)
+        alike = found[number % len(kinds)]
+        assert (item["label"], item["fake_probability"], item["frames"]) == (
+            alike["label"], alike["fake_probability"], alike["frames"],
+        ), "no frame of it is missing"  # fmt: skip
+        assert len(item["frames"]) == 6
+
+
 def test_ctrl_c_and_resume(embedded_triton: EmbeddedTriton, clips: Path, tmp_path: Path) -> None:
     journal = tmp_path / "run.jsonl"
     options = ("--output", journal, "--frames", 12, "--jsonl", "--url", embedded_triton.grpc_url)

@@ -98,7 +98,7 @@ def by_hand(folder, crops) -> np.ndarray:
 
         network.load_state_dict(load_file(folder / f"{spec.name}.safetensors"))
         side = spec.input_width_px
-        flag = cv2.INTER_AREA if 2 * side <= SIZE_PX else cv2.INTER_LINEAR
+        flag = cv2.INTER_AREA if 2 * side <= crops.shape[1] else cv2.INTER_LINEAR
         small = np.stack(
             [cv2.resize(crop.astype(np.float32) / 255, (side, side), interpolation=flag) for crop in crops]
         )
@@ -168,20 +168,25 @@ def test_it_is_served_under_the_same_contract(exported):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def mean_of(folder, name, members) -> Path:
+    """Write an ensemble without meta-model."""
+    data = {key: value for key, value in ENSEMBLE.items() if key != "meta_model"}
+    path = folder / name
+    path.write_text(yaml.safe_dump({**data, "members": members}))
+    return path
+
+
 def test_without_a_meta_model_it_is_the_weighted_mean(folder, tmp_path):
-    data = {**ENSEMBLE, "members": ENSEMBLE["members"][:3]}
-    del data["meta_model"]
-    path = folder / "mean.yaml"
-    path.write_text(yaml.safe_dump(data))
+    path = mean_of(folder, "mean.yaml", ENSEMBLE["members"][2:])
     result = CliRunner().invoke(
         app_of(export),
         [str(path), "--repository", str(tmp_path), "--max-batch", "2", "--json"],
         catch_exceptions=False,
     )
     assert json.loads(result.stdout)["spec"]["architecture"] == "ensemble"
-    crops = generate_crops(4, (SIZE_PX, SIZE_PX), seed=13)
+    crops = generate_crops(4, (48, 48), seed=13)
     probability, logit = onnxruntime_runner(tmp_path / "ensemble/1/model.onnx")(crops)
-    expected = by_hand(folder, crops)[:, :3] @ [1, 2, 3] / 6
+    expected = by_hand(folder, crops)[:, 2:] @ [3, 1] / 4
     np.testing.assert_allclose(probability[:, 0], expected, atol=1e-4)
     np.testing.assert_allclose(1 / (1 + np.exp(-logit[:, 0])), expected, atol=1e-4)
     # The same again is nothing to do; another weight is another model.
@@ -206,11 +211,10 @@ def test_a_member_that_does_not_reproduce_its_checkpoint_stops_the_export(folder
         return onnxruntime_runner(path)
 
     monkeypatch.setattr("deepfake_export.parity.onnxruntime_runner", tampering)
-    data = {**ENSEMBLE, "members": ENSEMBLE["members"][:3]}
-    del data["meta_model"]
-    (folder / "tampered.yaml").write_text(yaml.safe_dump(data))
-    with pytest.raises(ParityError, match="the member 'large'"):
-        export_checkpoint(folder / "tampered.yaml", read_spec(folder / "tampered.yaml"), tmp_path, max_batch_size=2)
+    frequency = ENSEMBLE["members"][3]
+    path = mean_of(folder, "tampered.yaml", [{**frequency, "name": "first"}, {**frequency, "name": "second"}])
+    with pytest.raises(ParityError, match="the member 'first'"):
+        export_checkpoint(path, read_spec(path), tmp_path, max_batch_size=2)
     assert not (tmp_path / "ensemble").exists()
 
 
@@ -244,7 +248,7 @@ def test_every_kind_of_checkpoint_is_exported_and_served(tmp_path, monkeypatch):
     made = namespace["small"]().eval()
     specs = [
         ModelSpec("custom_head", "timm:test_efficientnet", head=layered, input_height_px=64, input_width_px=64),
-        ModelSpec("torchvision", "torchvision:shufflenet_v2_x0_5", input_height_px=64, input_width_px=64),
+        ModelSpec("torchvision", "torchvision:resnet18", input_height_px=64, input_width_px=64),
         ModelSpec("archive", "torchscript", head=Head("softmax"), input_height_px=64, input_width_px=64),
         ModelSpec(
             "factory", "python:ensemble_nets:small", head=Head("softmax"), input_height_px=64, input_width_px=64

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import pytest
@@ -82,6 +84,34 @@ def test_a_report_holds_heatmaps_or_says_why_not(folder, triton, tmp_path):
     assert "grad-cam on bn2" in texts["small"]
     assert "There are no heatmaps: the served model was made from checkpoint" in texts["other"]
     assert "There are no heatmaps: no explain service answers at http://127.0.0.1:9" in texts["down"]
+
+
+def test_heatmaps_are_added_to_the_pages_of_an_earlier_run(folder, triton, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEEPFAKE_EXPLAIN_URL", "http://127.0.0.1:9")  # of no use to a run without --explain
+    for name in ("one.mp4", "two.mp4"):
+        shutil.copy(folder / "clip.mp4", name)
+    command = ["analyze", "one.mp4", "two.mp4", "--url", triton.grpc_url, "--frames", 4, "-q", "--report", "out"]
+
+    def run(*more):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(item) for item in [*command, *more]])
+        assert not stopped.value.code
+        pages = {path.parent.name[:3]: path for path in Path("out").glob("*/report.html")}
+        return {
+            name: (page.stat().st_mtime_ns, page.read_text().count("<meta name=")) for name, page in pages.items()
+        }
+
+    before = run()
+    results = Path("out/results.jsonl").read_bytes()
+    explaining = ("--resume", "--explain", "--checkpoint", folder / "small.safetensors")
+    monkeypatch.delenv("DEEPFAKE_EXPLAIN_URL")
+    made = run(*explaining)
+    assert Path("out/results.jsonl").read_bytes() == results, "nothing was analyzed again"
+    assert {name: count - before[name][1] for name, (_, count) in made.items()} == {"one": 1, "two": 1}
+    for page in Path("out").glob("*/report.html"):
+        assert page.read_text().count("data:image/png;base64,") == 4
+    assert run(*explaining) == made, "what has heatmaps is left as it is"
 
 
 def test_the_service_explains_what_triton_serves(folder, triton, tmp_path, capsys):

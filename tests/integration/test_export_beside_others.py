@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -9,10 +10,11 @@ import pytest
 from safetensors.torch import save_file
 
 from deepfake_export import repository as repo
+from deepfake_export.architectures import build_network
 from deepfake_export.repository_admin import inspect_repository
 from deepfake_export.untrained import build_untrained_network
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.spec import Head, ModelSpec
 from deepfake_serve.repository import check_repository
 
 SPEC = ModelSpec(
@@ -64,7 +66,13 @@ def test_a_second_export_waits_for_nobody_and_a_killed_one_leaves_nothing_half(c
     assert inspect_repository(root)[0].all_problems == ()
 
 
-def test_a_disk_that_takes_no_more_is_one_sentence(checkpoint, tmp_path):
+def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path):
+    layers = ("maxpool:8", "flatten", "linear:128", "relu", "linear:1")
+    spec = dataclasses.replace(SPEC, architecture="layers", head=Head(layers=layers))
+    checkpoint = tmp_path / "layers.safetensors"
+    save_file(build_network(spec).state_dict(), checkpoint)
+    checkpoint.with_suffix(".yaml").write_text(spec.to_yaml())
+    assert checkpoint.stat().st_size > 65536
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
     done = run(checkpoint, tmp_path / "models", before=limit)
     assert done.returncode == 2

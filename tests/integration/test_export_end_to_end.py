@@ -281,22 +281,19 @@ def test_the_command_says_where_it_looked_for_a_spec(tmp_path):
         CliRunner().invoke(app_of(export), [str(tmp_path / "c.pt")], catch_exceptions=False)
 
 
-def test_the_untrained_checkpoint_is_reproducible_says_what_it_is_and_exports(tmp_path):
-    result = CliRunner().invoke(app_of(demo_checkpoint), [str(tmp_path), "--untrained"], catch_exceptions=False)
-    assert "UNTRAINED" in result.stdout
+def test_the_untrained_checkpoint_is_reproducible_and_says_what_it_is(tmp_path):
     checkpoint = tmp_path / "untrained_efficientnet_b0.safetensors"
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in another order must not show in the file
+    torch.set_num_threads(2)
     try:
+        result = CliRunner().invoke(app_of(demo_checkpoint), [str(tmp_path), "--untrained"], catch_exceptions=False)
+        assert "UNTRAINED" in result.stdout
+        torch.set_num_threads(1)  # sums in another order must not show in the file
         save_file(build_untrained_network(UNTRAINED_SPEC).state_dict(), tmp_path / "again.safetensors")
     finally:
         torch.set_num_threads(threads)
     assert sha256_file(checkpoint) == sha256_file(tmp_path / "again.safetensors")
-    spec = ModelSpec.from_yaml(checkpoint.with_suffix(".yaml"))
-    assert spec == UNTRAINED_SPEC
-    result = export_checkpoint(checkpoint, spec, tmp_path / "m", max_batch_size=4)
-    low, high = result.manifest.parity["reference_logit_range"]
-    assert high - low > 0.1  # a hundred times what a logit may differ by
+    assert ModelSpec.from_yaml(checkpoint.with_suffix(".yaml")) == UNTRAINED_SPEC
 
 
 def test_the_demo_checkpoint_comes_with_its_card_and_exports(tmp_path):

@@ -82,20 +82,27 @@ def test_a_network_is_proved_built_in_every_precision_and_served(architecture, t
         print(f"{architecture} {precision}: {engine.size_bytes / 1e6:.0f} MB in {engine.build_seconds:.1f} s")
 
 
-def test_a_head_of_several_layers_on_efficientnet_b0_gives_pytorchs_scores_served(tmp_path):
+@pytest.mark.parametrize(
+    ("architecture", "size_px"),
+    [("timm:test_efficientnet", 64), pytest.param("timm:efficientnet_b0", 224, marks=pytest.mark.slow)],
+)
+def test_a_head_of_several_layers_gives_pytorchs_scores_served(architecture, size_px, tmp_path):
     """The network as training code writes it, and the spec that states its head and the order of its labels."""
-    base = ModelSpec("head", "timm:efficientnet_b0", head=Head("softmax", fake_index=0))
+    base = ModelSpec(
+        "head", architecture, head=Head("softmax", fake_index=0), input_height_px=size_px, input_width_px=size_px
+    )
     network = build_untrained_network(base)
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        network.classifier = nn.Sequential(nn.Linear(1280, 512), nn.ReLU(), nn.Dropout(0.4), nn.Linear(512, 2))
+        features = network.classifier.in_features
+        network.classifier = nn.Sequential(nn.Linear(features, 512), nn.ReLU(), nn.Dropout(0.4), nn.Linear(512, 2))
         nn.init.normal_(network.classifier[3].weight, std=0.3)
     torch.save({"model_state_dict": network.state_dict(), "epoch": 7}, tmp_path / "head.pt")
     layers = ("linear:512", "relu", "dropout", "linear:2")
     spec = dataclasses.replace(base, head=Head("softmax", fake_index=0, layers=layers))
     result = export_checkpoint(tmp_path / "head.pt", spec, tmp_path / "m", max_batch_size=4)
     assert result.manifest.parity["passed"]
-    crops = generate_crops(4, (224, 224), seed=6)
+    crops = generate_crops(4, base.input_size_wh, seed=6)
     pixels = (crops / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     with torch.inference_mode():
         # The labels are [fake, real].

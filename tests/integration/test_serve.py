@@ -24,6 +24,7 @@ import tritonclient.http
 from tiny_model import TINY_SPEC
 from tritonclient.utils import InferenceServerException
 
+from deepfake_export.repository import refresh_configs
 from deepfake_preprocess import triton_config
 from deepfake_preprocess.errors import OptionError, RepositoryError, ServerStartError
 from deepfake_preprocess.manifest import Manifest
@@ -256,10 +257,9 @@ def test_a_second_start_fetches_nothing_and_uses_the_share_it_was_given(tiny_rep
 def test_the_newest_version_is_served(tiny_repository):
     spec = ModelSpec.from_dict({**TINY_SPEC.to_dict(), "version": 2})
     shutil.copytree(tiny_repository / "tiny" / "1", tiny_repository / "tiny" / "2")
-    Manifest.of_directory(tiny_repository / "tiny" / "2", spec, tools={}, parity={}).write(
-        tiny_repository / "tiny" / "2"
-    )
-    triton_config.write_configs(tiny_repository / "tiny", spec)
+    manifest = Manifest.of_directory(tiny_repository / "tiny" / "2", spec, tools={}, parity={})
+    manifest.write(tiny_repository / "tiny" / "2")
+    refresh_configs(tiny_repository / "tiny", manifest, max_batch_size=4)
     with (
         EmbeddedTriton(tiny_repository, instances=1) as triton,
         tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client,

@@ -62,6 +62,7 @@ async def connected(triton: EmbeddedTriton, protocol: str, *, retry: Retry = NO_
 
 
 def regions() -> set[str]:
+    """Names of the regions that are there now; those of tests in other processes come and go."""
     return {path.name for path in SHARED_MEMORY.glob("deepfake-client-*")}
 
 
@@ -104,7 +105,7 @@ def test_all_protocols_give_the_same_numbers_bit_by_bit(embedded_triton):
     for other in (http, shared):
         assert all(np.array_equal(left, right) for left, right in zip(plain, other, strict=True))
     assert len(np.unique(plain[0])) == 8
-    assert regions() == before
+    assert regions() <= before
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -327,7 +328,7 @@ def test_a_server_killed_and_started_again_loses_no_request(tiny_repository):
     finally:
         first.stop()
         second.stop()
-    assert regions() == before
+    assert regions() <= before
 
 
 def test_an_analysis_survives_a_restart_with_every_frame_scored(tiny_repository, tmp_path):
@@ -442,7 +443,7 @@ asyncio.run(main())
         assert client.stdout.readline() == "ready\n"
         os.kill(client.pid, number)
         client.wait(60)
-    assert regions() == before
+    assert regions() <= before
 
 
 def test_closing_gives_the_servers_part_of_the_memory_back(embedded_triton):

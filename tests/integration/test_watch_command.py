@@ -60,11 +60,15 @@ def test_an_address_and_what_is_wrong_with_one(embedded_triton: EmbeddedTriton, 
         site.files["/live.ts"] = clip.read_bytes()
         good = start(f"{site.url}/live.ts", "--url", embedded_triton.grpc_url, "--on-slow", "wait")
         bad = start(f"{site.url}/gone.ts", "--url", embedded_triton.grpc_url)
+        careless = start("https://localhost/gone.ts", "--source-ca", clip)
         out, _ = good.communicate(timeout=120)
         _, err = bad.communicate(timeout=120)
+        _, no_ca = careless.communicate(timeout=120)
     assert good.returncode == 0
     assert "fake probability" in out
     assert bad.returncode == 2
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "404" in err
+    assert careless.returncode == 2
+    assert no_ca == f"error: {clip}: this is no PEM file of certificates to trust\n"

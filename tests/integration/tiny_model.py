@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from deepfake_export.repository import refresh_configs
 from deepfake_preprocess import triton_config
 from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.spec import ModelSpec
@@ -57,8 +58,10 @@ def write_tiny_repository(root: Path, spec: ModelSpec = TINY_SPEC) -> Path:
     version_dir = root / spec.name / str(spec.version)
     version_dir.mkdir(parents=True)
     write_tiny_onnx(version_dir / "model.onnx", spec)
-    Manifest.of_directory(version_dir, spec, tools={}, parity={}).write(version_dir)
-    _, embedded = triton_config.write_configs(root / spec.name, spec)
+    manifest = Manifest.of_directory(version_dir, spec, tools={}, parity={})
+    manifest.write(version_dir)
+    refresh_configs(root / spec.name, manifest, max_batch_size=triton_config.PRODUCTION_MAX_BATCH_SIZE)
+    embedded = root / spec.name / triton_config.EMBEDDED_CONFIG_NAME
     config = triton_config.read_config(embedded)
     config.dynamic_batching.max_queue_delay_microseconds = QUEUE_DELAY_US
     embedded.write_text(triton_config.config_to_text(config), encoding="utf-8")

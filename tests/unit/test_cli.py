@@ -16,17 +16,20 @@ import cv2
 import numpy as np
 import pytest
 from media import astronaut
+from numpy.typing import NDArray
 from verdicts import inconclusive, verdict
 
-from deepfake_client import cli, cli_analyze
+from deepfake_client import cli, cli_run
 from deepfake_client.cli_output import CSV_COLUMNS, csv_row
 from deepfake_client.cli_progress import RunProgress
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.render import headline
+from deepfake_client.report import page_path
 from deepfake_client.testing import FakeTransport
-from deepfake_preprocess.errors import MediaOpenError, MissingExtraError
+from deepfake_client.transport import ServedModel
+from deepfake_preprocess.errors import MediaOpenError, MissingExtraError, ModelNotFoundError
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +57,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, picture in (("a.png", astronaut()), ("b.png", np.zeros_like(astronaut())), ("c.png", astronaut())):
         cv2.imwrite(str(folder / name), picture[..., ::-1])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_analyze, "DeepfakeClient", InterruptingClient)
+    monkeypatch.setattr(cli_run, "DeepfakeClient", InterruptingClient)
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 10**9)
     return folder
 
@@ -75,7 +78,7 @@ def test_ctrl_c_keeps_what_is_done_in_every_form(
 ) -> None:
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 2)
     code, out, err = run(capsys, "images", "--json", "--csv", "run.csv", "--report", "report")
-    assert code == cli_analyze.EXIT_INTERRUPTED
+    assert code == cli_run.EXIT_INTERRUPTED
     assert [item["source"] for item in json.loads(out)] == ["images/a.png", "images/b.png"]
     assert "2 of 3 inputs were analyzed" in err
     assert "--resume" in err
@@ -88,7 +91,7 @@ def test_ctrl_c_keeps_what_is_done_in_every_form(
     missing = next(Path("report").glob("a.png-*/report.html"))
     missing.unlink()
     code, out, err = run(capsys, "images", "--jsonl", "--csv", "run.csv", "--report", "report", "--resume")
-    assert code == cli_analyze.EXIT_INCONCLUSIVE
+    assert code == cli_run.EXIT_INCONCLUSIVE
     assert [json.loads(line)["source"] for line in out.splitlines()] == [f"images/{name}.png" for name in "abc"]
     assert len(read_csv(Path("run.csv").read_text())) == 3
     assert missing.exists(), "a page that is not there is written"
@@ -100,9 +103,62 @@ def test_ctrl_c_during_the_first_input_is_no_traceback(
 ) -> None:
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 0)
     code, out, err = run(capsys, "images", "--json")
-    assert (code, json.loads(out)) == (cli_analyze.EXIT_INTERRUPTED, [])
+    assert (code, json.loads(out)) == (cli_run.EXIT_INTERRUPTED, [])
     assert "0 of 3" in err
     assert "--output FILE" in err, "says how the next run could be resumed"
+
+
+class Swapping(FakeTransport):
+    """Offers version 2 of its model, which is stricter, after `swap_after` requests, and version 1 no longer."""
+
+    swap_after = 0
+
+    async def describe(self, model: str) -> ServedModel:
+        served = await super().describe(model)
+        version = self._version()
+        spec = dataclasses.replace(
+            served.spec, threshold=0.25 * version, training_data=f"set {version}", checkpoint_sha256=str(version) * 64
+        )
+        return dataclasses.replace(served, version=version, spec=spec)
+
+    async def infer(
+        self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        if model.version != self._version():
+            raise ModelNotFoundError(f"the server has no version {model.version}")
+        return await super().infer(model, faces, timeout_s=timeout_s)
+
+    def _version(self) -> int:
+        return 1 if len(self.batches) < self.swap_after else 2
+
+
+@pytest.mark.parametrize("num_before", [1, 2])
+def test_each_result_names_the_model_that_scored_it_when_the_server_gets_another(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], num_before: int
+) -> None:
+    cv2.imwrite("images/b.png", astronaut()[..., ::-1])
+    monkeypatch.setattr(Swapping, "swap_after", num_before)
+    monkeypatch.setattr(cli_run, "DeepfakeClient", lambda *_, **__: DeepfakeClient(transport=Swapping()))
+    options = ("--concurrency", 1, "--report", "report")
+    code, out, err = run(capsys, "images", "--json", *options)
+    verdicts = json.loads(out)
+    assert (code, err) == (0, "")
+    versions = [1] * num_before + [2] * (3 - num_before)
+    assert [item["model"]["version"] for item in verdicts] == versions
+    assert [item["threshold"] for item in verdicts] == [0.25 * version for version in versions]
+    for item in verdicts:
+        version = item["model"]["version"]
+        page = page_path(item["source"], Path("report")).read_text(encoding="utf-8")
+        assert f"set {version}" in page
+        assert f"set {3 - version}" not in page
+        assert str(version) * 64 in page
+        assert json.loads((page_path(item["source"], Path("report")).parent / "verdict.json").read_text()) == item
+    index = Path("report/index.html").read_text(encoding="utf-8")
+    assert "version 1" in index
+    assert "version 2" in index
+
+    _, out, _ = run(capsys, "images", *options)
+    assert re.findall(r"version (\d).*?(set \d)", out, re.DOTALL) == [("1", "set 1"), ("2", "set 2")]
 
 
 def test_csv_goes_to_standard_output_and_quiet_prints_nothing_else(
@@ -110,10 +166,10 @@ def test_csv_goes_to_standard_output_and_quiet_prints_nothing_else(
 ) -> None:
     code, out, err = run(capsys, "images", "--csv", "-", "--quiet")
     rows = read_csv(out)
-    assert (code, err) == (cli_analyze.EXIT_INCONCLUSIVE, "")
+    assert (code, err) == (cli_run.EXIT_INCONCLUSIVE, "")
     assert tuple(rows[0]) == CSV_COLUMNS
     assert {row["label"] for row in rows} == {"FAKE", "INCONCLUSIVE"}, "white is fake, says the stand-in"
-    assert run(capsys, "images", "--quiet") == (cli_analyze.EXIT_INCONCLUSIVE, "", "")
+    assert run(capsys, "images", "--quiet") == (cli_run.EXIT_INCONCLUSIVE, "", "")
 
 
 def test_every_input_is_taken_once(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +187,9 @@ def test_every_input_is_taken_once(images: Path, capsys: pytest.CaptureFixture[s
         (["images", "--output", "images/a.png"], "line 1 of images/a.png is no result"),
         (["images", "--report", "images/a.png"], "is a file"),
         (["images", "--concurrency", "0"], "concurrency"),
+        (["images", "--service", "http://127.0.0.1:9"], "--service is for the heatmaps of a report; add --explain"),
+        (["images", "--checkpoint", "x.pt", "--report", "out"], "--checkpoint is for the heatmaps of a report; add"),
+        (["images", "--explain"], "name its directory with --report DIR"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_done(

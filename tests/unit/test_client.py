@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,7 +39,9 @@ from deepfake_client import (
     Transport,
     open_media,
     pipeline,
+    scoring,
 )
+from deepfake_client.scoring import Judgement, ScoredFrame
 from deepfake_client.testing import FakeTransport
 from deepfake_preprocess.face import Face, FaceDetector
 
@@ -68,8 +71,8 @@ def test_public_names_are_these() -> None:
     for name in deepfake_client.__all__:
         assert hasattr(deepfake_client, name)
     assert " ".join(sorted(deepfake_client.__all__, key=str.casefold)) == (
-        "AsyncDeepfakeClient Concern connect Consistency DeepfakeClient DeepfakeError FaceScore FrameResult "
-        "GrpcTransport Health InferenceError InputError Interval Label MediaNotFoundError MediaOpenError "
+        "AsyncDeepfakeClient AsyncSource Concern connect Consistency DeepfakeClient DeepfakeError FaceScore "
+        "FrameResult GrpcTransport Health InferenceError InputError Interval Label MediaNotFoundError MediaOpenError "
         "MissingExtraError ModelContractError ModelIdentity ModelNotFoundError NO_RETRY open_frames open_media "
         "OptionError Outcome Progress Reason Retry RetryingTransport Sampling ServedModel ServerAccessError "
         "ServerBusyError ServerError ServerStartError ServerTimeoutError ServerTlsError "
@@ -162,6 +165,42 @@ def test_progress_tells_what_the_frames_so_far_say(
     verdict = client.analyze(clip, sampling=Sampling(num_frames=8), on_progress=seen.append)
     assert seen[-1].label is verdict.label is Label.FAKE
     assert seen[-1].fake_probability == verdict.fake_probability
+
+
+def test_progress_leaves_frames_under_way_alone(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread may be filling them in; judging one then ended the analysis with an error."""
+
+    class TwoAtOnce(FakeTransport):
+        """Answers nothing before a second frame has come as far as the first."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting = 0
+            self.second = asyncio.Event()
+
+        async def infer(
+            self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+        ) -> NDArray[np.float32]:
+            self.waiting += 1
+            if self.waiting == 2:
+                self.second.set()
+            await self.second.wait()
+            return await super().infer(model, faces, timeout_s=timeout_s)
+
+    judged: list[list[bool]] = []
+
+    def judge(scored: Sequence[ScoredFrame], **options: Any) -> Judgement:
+        judged.append([frame.probabilities is not None for frame in scored])
+        return scoring.judge(scored, **options)
+
+    monkeypatch.setattr(pipeline, "JUDGE_EVERY_S", 0.0)
+    monkeypatch.setattr(pipeline, "judge", judge)
+    with DeepfakeClient(transport=TwoAtOnce(), detector=FixedDetector(LEFT)) as client:
+        client.analyze(clip, sampling=Sampling(num_frames=8), on_progress=lambda progress: None)
+    *so_far, last = judged
+    assert [len(frames) for frames in so_far] == list(range(1, 9))
+    assert all(all(frames) for frames in judged)
+    assert len(last) == 8
 
 
 def test_no_face_is_inconclusive(clip: Path) -> None:

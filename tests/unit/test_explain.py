@@ -35,15 +35,6 @@ from deepfake_preprocess.frame import ArrayFrame
 from deepfake_preprocess.spec import Crop, Head, ModelSpec
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def crops_of(count: int = 3, side: int = SIDE_PX) -> np.ndarray:
     return generate_crops(count, (side, side), seed=5)
 

@@ -13,7 +13,7 @@ import pytest
 from explain_nets import OTHER_SHA, SIDE_PX, spec_of, tiny_explainer, tiny_network
 from media import make_clip
 
-from deepfake_client import DeepfakeClient, Sampling, cli, cli_explain
+from deepfake_client import DeepfakeClient, Sampling, cli, cli_explain, explain_draw
 from deepfake_client.evidence import suspicious_faces
 from deepfake_client.explain import ExplainedFace, contact_sheet, open_explainer, overlays_png
 from deepfake_client.explain_draw import draw_contact_sheet, overlay_heatmap
@@ -123,6 +123,18 @@ def test_a_verdict_without_faces_and_a_top_of_nothing(clip, verdict, explainer):
             client.explain(empty, clip, explainer=explainer)
         with pytest.raises(OptionError, match="top is 0"):
             client.explain(verdict, clip, top=0, explainer=explainer)
+
+
+def test_the_areas_of_a_contact_sheet_have_names_that_can_be_read(verdict, faces):
+    sheet = contact_sheet(verdict, faces)
+    found = []
+    for region in (region for face in faces for region in face.explanation.regions[:3] if region.part):
+        text, look = f"{region.part} {region.share:.0%}", (cv2.FONT_HERSHEY_SIMPLEX, 0.38)
+        (width, height), _ = cv2.getTextSize(text, *look, 1)
+        label = np.full((height, width, 3), explain_draw.INK, np.uint8)
+        cv2.putText(label, text, (0, height), *look, explain_draw.PAPER, 1, cv2.LINE_AA)
+        found.append(cv2.matchTemplate(sheet, label, cv2.TM_SQDIFF_NORMED).min() < 1e-3)
+    assert any(found), "drawn once, on a plain ground"
 
 
 def test_a_contact_sheet_shows_frame_crop_heatmap_and_numbers(verdict, faces):

@@ -19,7 +19,6 @@ from deepfake_preprocess.mtcnn import MtcnnDetector
 from deepfake_preprocess.spec import Crop, ModelSpec
 
 SPEC = ModelSpec(name="test", architecture="timm:efficientnet_b0")
-FRONT = np.array([[-50, 0], [50, 0], [0, 53], [-45, 100], [45, 100]], dtype=np.float32)
 
 
 def found(image: np.ndarray) -> list[Face]:

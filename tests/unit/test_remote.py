@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -11,13 +12,14 @@ import av
 import cv2
 import numpy as np
 import pytest
+import trustme
 from fixed_detector import LEFT, FixedDetector
 from http_files import Site, free_port, serving
 from media import write_video
 from numpy.typing import NDArray
 from rtsp_camera import filming
 
-from deepfake_client import DeepfakeClient, Label, MediaNotFoundError, MediaOpenError, Verdict
+from deepfake_client import DeepfakeClient, Label, MediaNotFoundError, MediaOpenError, OptionError, Verdict
 from deepfake_client.testing import FakeTransport
 from deepfake_preprocess.remote import url_errors
 
@@ -100,6 +102,90 @@ def test_what_cannot_be_had_is_said_in_one_sentence(client: DeepfakeClient, site
             ask("gopher://example.org/clip.mp4")
         with pytest.raises(MediaOpenError, match=r"connection refused|live stream without an end"):
             ask(f"rtsp://127.0.0.1:{free_port()}/camera")
+
+
+@pytest.fixture(scope="module")
+def authorities(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path, Path]:
+    """An authority, its certificate, and that of another one."""
+    folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
+    paths = folder / "ca.pem", folder / "other.pem"
+    authority.cert_pem.write_to_path(str(paths[0]))
+    trustme.CA().cert_pem.write_to_path(str(paths[1]))
+    return authority, *paths
+
+
+@pytest.fixture
+def secure_site(authorities: tuple[trustme.CA, Path, Path]) -> Iterator[Site]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authorities[0].issue_cert("localhost").configure_cert(context)
+    with serving(context) as site:
+        yield site
+
+
+def test_a_source_at_https_is_watched_when_its_certificate_is_trusted(
+    client: DeepfakeClient, secure_site: Site, stream: bytes, authorities: tuple[trustme.CA, Path, Path]
+) -> None:
+    _, ours, other = authorities
+    secure_site.files["/live.ts"] = stream
+    url = f"{secure_site.url}/live.ts"
+    verdicts = watched(client, url, source_ca=ours, on_slow="wait")
+    assert (verdicts[0].label, verdicts[-1].label) == (Label.REAL, Label.FAKE)
+    asked = list(secure_site.asked)
+    for source_ca, address, words in (
+        (None, url, "unable to get local issuer certificate.*--source-ca FILE"),
+        (other, url, "certificate verify failed|unable to get local issuer certificate|self.signed"),
+        (ours, url.replace("localhost", "127.0.0.1"), "IP address mismatch"),
+    ):
+        with pytest.raises(MediaOpenError, match=f"^the certificate of {address} is not trusted .*{words}"):
+            watched(client, address, source_ca=source_ca)
+    assert secure_site.asked == asked, "nothing is asked of a server that is not trusted"
+
+
+def test_the_environment_names_authorities_for_every_address(
+    client: DeepfakeClient,
+    secure_site: Site,
+    site: Site,
+    tmp_path: Path,
+    authorities: tuple[trustme.CA, Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "clip.mp4"
+    write_video(path, [image(200)] * 10)
+    secure_site.files["/clip.mp4"] = path.read_bytes()
+    url = f"{secure_site.url}/clip.mp4"
+
+    def lead_on(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", url)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    site.files["/moved.mp4"] = lead_on
+    with pytest.raises(MediaOpenError, match=r"is not trusted .*SSL_CERT_FILE"):
+        client.analyze(url)
+    with pytest.raises(MediaOpenError, match=r"moved\.mp4 cannot be read"):
+        client.analyze(f"{site.url}/moved.mp4")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authorities[1]))
+    assert client.analyze(url).label is Label.FAKE
+    assert client.analyze(f"{site.url}/moved.mp4").label is Label.FAKE
+
+
+def test_a_file_without_certificates_is_refused_at_once(client: DeepfakeClient, tmp_path: Path) -> None:
+    (tmp_path / "text.pem").write_text("no certificate")
+    for name in ("text.pem", "gone.pem"):
+        with pytest.raises(OptionError, match=f"{name}: this is no PEM file"):
+            client.watch("https://localhost/live.ts", source_ca=tmp_path / name)
+
+
+def test_a_camera_at_rtsps_must_be_trusted_too(
+    client: DeepfakeClient, secure_site: Site, authorities: tuple[trustme.CA, Path, Path]
+) -> None:
+    url = secure_site.url.replace("https", "rtsps")
+    with pytest.raises(MediaOpenError, match=r"the certificate of rtsps://.* is not trusted"):
+        watched(client, url)
+    with pytest.raises(MediaOpenError) as caught:
+        watched(client, url, source_ca=authorities[1])  # trusted, but no camera
+    assert "certificate" not in str(caught.value)
 
 
 def test_passwords_are_sent_to_the_server_and_shown_nowhere(

@@ -13,9 +13,10 @@ from pathlib import Path
 import cv2
 import pytest
 from media import astronaut, make_clip
-from verdicts import inconclusive, verdict
+from verdicts import face, inconclusive, verdict
 
 from deepfake_client import report
+from deepfake_client.aggregation import STRATEGIES, score_tracks
 from deepfake_client.evidence import MAX_SHOWN, SHOWN_PER_TRACK, suspicious_faces
 from deepfake_client.outcome import Outcome
 from deepfake_client.report.page import folder_name
@@ -108,6 +109,7 @@ def test_a_page_holds_the_verdict_and_everything_behind_it(shown: Verdict, tmp_p
         "FAKE", "0.900", "0.800 to 1.000", "threshold of 0.5", "two faces.mp4", "tiny version 1", "0" * 64,
         "<b>random</b>", "2 damaged packets", "3 not needed any more", "1 frames were left out",
         "blurred (1), tiny (1)", "1 left out", "1 not scored", "detect faces", "4 frames, evenly spaced",
+        "seen too poorly, not always scored",
     ):  # fmt: skip
         assert fact in page.text, fact
     assert page.tags.count("h1") == 1
@@ -139,6 +141,19 @@ def test_a_page_says_why_it_has_no_heatmaps(shown: Verdict, tmp_path: Path) -> N
     assert "There are no heatmaps: no <service> answers" in read(path).text
     path = report.write_page(shown, tmp_path, CONTEXT)
     assert "heatmap" not in path.read_text(encoding="utf-8").lower()
+
+
+def test_a_page_with_heatmaps_can_be_told_from_one_without(shown: Verdict, tmp_path: Path) -> None:
+    def found() -> list[bool]:
+        return [report.has_page(shown.source, tmp_path, heatmaps=heatmaps) for heatmaps in (False, True)]
+
+    assert found() == [False, False]
+    report.write_page(shown, tmp_path, CONTEXT, report.Heatmaps(problem="the service was away"))
+    assert found() == [True, False]
+    picks = suspicious_faces(shown, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN)
+    overlays = {(pick.frame.index, pick.face.track): b"png" for pick in picks}
+    report.write_page(shown, tmp_path, CONTEXT, report.Heatmaps(overlays, "grad-cam on bn2"))
+    assert found() == [True, True]
 
 
 def test_an_untrained_model_is_warned_of(shown: Verdict, tmp_path: Path) -> None:
@@ -223,6 +238,31 @@ def test_the_index_leads_to_the_pages_most_suspicious_first(clip: Path, tmp_path
         report.page_path(str(clip), tmp_path).relative_to(tmp_path).as_posix()
     ]
     assert "1 REAL · 1 FAKE · 1 INCONCLUSIVE · 1 not analyzed" in " ".join(page.text.split())
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ([1.0, 1.0], "seen too rarely"),
+        ([1.0, 1.0, 0.0, 0.0], "seen too poorly"),
+        ([0.0], "seen too rarely and too poorly"),
+    ],
+)
+def test_a_face_that_is_left_out_says_why(clip: Path, tmp_path: Path, weights: list[float], reason: str) -> None:
+    """A face needs three good frames beside one that has six."""
+    base = verdict(str(clip), num_frames=6)
+    frames = [
+        dataclasses.replace(
+            frame, faces=(face(0.9), *(face(0.2, track=1, weight=weight) for weight in weights[at:][:1]))
+        )
+        for at, frame in enumerate(base.frames)
+    ]
+    tracks = score_tracks(tuple(frames), strategy=STRATEGIES["mean"], threshold=0.5)
+    assert [track.counted for track in tracks] == [True, False]
+    shown = dataclasses.replace(base, frames=frames, tracks=tracks)
+    page = read(report.write_page(shown, tmp_path, CONTEXT))
+    assert f"left out:{reason}" in page.text.replace("\n", "")
+    assert page.text.count("left out:") == 1
 
 
 def test_many_faces_and_concerns_fit(clip: Path, tmp_path: Path) -> None:

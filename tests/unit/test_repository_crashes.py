@@ -14,15 +14,10 @@ import repository_crashes
 from deepfake_export import repository as repo
 from deepfake_export.repository_admin import inspect_repository
 from deepfake_preprocess.errors import RepositoryError
+from deepfake_preprocess.manifest import Manifest
 from deepfake_preprocess.model_dir import versions_of
 from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import (
-    CONFIG_NAME,
-    EMBEDDED_CONFIG_NAME,
-    config_parameters,
-    read_config,
-    write_configs,
-)
+from deepfake_preprocess.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, config_parameters, read_config
 from deepfake_serve.repository import check_repository
 
 THRESHOLDS = {1: "0.5", 2: "0.6", 3: "0.7"}
@@ -100,7 +95,8 @@ def test_a_killed_first_export_leaves_nothing_that_is_served(tmp_path, committed
     source = tmp_path / "source"
     source.mkdir()
     if committed:
-        write_configs(source / "tiny", ModelSpec(name="tiny", architecture="timm:other", threshold=0.9))
+        spec = ModelSpec(name="tiny", architecture="timm:other", threshold=0.9)
+        repo.refresh_configs(source / "tiny", Manifest(spec, {}), max_batch_size=4)
     tries = run_tries("export", "kill", source, tmp_path / "tries")
     assert tries[-1][1] == "done"
     for root, outcome in tries:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from deepfake_export.repository import refresh_configs
 from deepfake_preprocess import triton_config
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.manifest import Manifest
@@ -18,9 +19,15 @@ def write_model(root, spec=SPEC, file_name="model.onnx"):
     version_dir = root / spec.name / str(spec.version)
     version_dir.mkdir(parents=True)
     (version_dir / file_name).write_bytes(b"weights")
-    Manifest.of_directory(version_dir, spec, tools={}, parity={}).write(version_dir)
-    triton_config.write_configs(root / spec.name, spec)
+    manifest = Manifest.of_directory(version_dir, spec, tools={}, parity={})
+    manifest.write(version_dir)
+    refresh_configs(root / spec.name, manifest, max_batch_size=triton_config.PRODUCTION_MAX_BATCH_SIZE)
     return version_dir
+
+
+def write_configs_only(root, name):
+    manifest = Manifest(ModelSpec(name=name, architecture="torchscript"), {})
+    refresh_configs(root / name, manifest, max_batch_size=triton_config.PRODUCTION_MAX_BATCH_SIZE)
 
 
 def edit_config(root, change, name="detector"):
@@ -227,14 +234,14 @@ def test_a_policy_of_the_latest_is_read_as_triton_reads_it_and_other_folders_do_
 
 def test_configurations_without_weights_are_passed_over_unless_asked_for(tmp_path):
     write_model(tmp_path)
-    triton_config.write_configs(tmp_path / "other", ModelSpec(name="other", architecture="torchscript"))
+    write_configs_only(tmp_path, "other")
     assert [model.spec.name for model in check_repository(tmp_path)] == ["detector"]
     with pytest.raises(RepositoryError, match=r"other holds no version.*deepfake export"):
         check_repository(tmp_path, ["other"])
 
 
 def test_a_repository_with_configurations_only_says_how_to_get_weights(tmp_path):
-    triton_config.write_configs(tmp_path / "other", ModelSpec(name="other", architecture="torchscript"))
+    write_configs_only(tmp_path, "other")
     with pytest.raises(RepositoryError, match=r"other holds no version.*deepfake export"):
         check_repository(tmp_path)
 

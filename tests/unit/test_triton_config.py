@@ -210,19 +210,6 @@ def test_the_text_is_the_same_each_time():
     assert triton_config.production_config(SPEC) == triton_config.production_config(SPEC)
 
 
-def test_write_configs_puts_both_where_triton_looks(tmp_path):
-    production, embedded = triton_config.write_configs(tmp_path / "detector", SPEC)
-    assert production == tmp_path / "detector" / "config.pbtxt"
-    assert embedded == tmp_path / "detector" / "configs" / "embedded.pbtxt"
-    assert triton_config.read_config(production).backend == "onnxruntime"
-    assert triton_config.read_config(embedded).backend == triton_config.EMBEDDED_BACKEND
-
-
-def test_write_configs_refuses_a_directory_of_another_name(tmp_path):
-    with pytest.raises(OptionError, match=r"'other'.*'detector'"):
-        triton_config.write_configs(tmp_path / "other", SPEC)
-
-
 @pytest.mark.parametrize(
     "call",
     [

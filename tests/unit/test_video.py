@@ -16,6 +16,7 @@ import pytest
 from deepfake_preprocess import decoding, video
 from deepfake_preprocess.decoding import DecodeStats, Decoding
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
+from deepfake_preprocess.referenced import reference_test
 from deepfake_preprocess.sampling import Sampling
 from deepfake_preprocess.video import open_media
 
@@ -44,6 +45,8 @@ CODINGS = {
     "h264-intra": ("mp4", {"gop": 1, "b_frames": 0}),
     "h264-open-gop": ("mp4", {"gop": 20, "options": {"x264-params": "open-gop=1"}}),
     "h264-mkv": ("mkv", {}),
+    "h264-pyramid-mkv": ("mkv", {"b_frames": 7, "gop": 250, "options": {"b-pyramid": "normal", "refs": "4"}}),
+    "h264-open-gop-mkv": ("mkv", {"gop": 20, "options": {"x264-params": "open-gop=1"}}),
     "h264-ts": ("ts", {}),
     "h264-flv": ("flv", {}),
     "h264-fragmented": ("mp4", {"muxing": {"movflags": "frag_keyframe+empty_moov"}}),
@@ -134,13 +137,51 @@ def test_fast_is_uniform_where_keyframes_are_far_apart(tmp_path):
     assert [frame.index for frame in fast] == [frame.index for frame in usual]
 
 
-def test_frames_nobody_needs_are_not_decoded(tmp_path):
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_frames_nobody_needs_are_not_decoded(tmp_path, ending):
     path = media.make_clip(
-        tmp_path / "a.mp4", duration_s=8.0, gop=400, options={"x264-params": "b-adapt=0:b-pyramid=none"}
+        tmp_path / f"a.{ending}", duration_s=8.0, gop=400, options={"x264-params": "b-adapt=0:b-pyramid=none"}
     )
     frames, stats = sample(path, Sampling(8))
     assert len(frames) == 8
     assert stats.frames_decoded < 0.7 * 200
+
+
+@pytest.mark.parametrize("coding", ["h264", "h264-pyramid", "h264-ts", "hevc", "h264-intra", "vp9-webm"])
+def test_packets_tell_whether_others_refer_to_them(tmp_path, coding):
+    """The decoder itself is the judge: what it leaves out as not referred to."""
+    ending, encoding = CODINGS[coding]
+    path = media.make_clip(tmp_path / f"a.{ending}", size_wh=(128, 96), moving=True, **encoding)
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        is_referenced = reference_test(context.name, context.extradata)
+        told = {packet.pts: is_referenced(memoryview(packet)) for packet in container.demux(video=0) if packet.size}
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.skip_frame = "NONREF"
+        kept = {frame.pts for frame in container.decode(video=0)}
+    if coding != "vp9-webm":  # whose decoder knows no such frames
+        assert {pts for pts, referenced in told.items() if referenced} == kept
+    assert any(told.values())
+    assert all(told.values()) == (coding in {"h264-intra", "vp9-webm"})
+
+
+def test_packets_without_a_picture_count_as_referred_to():
+    assert reference_test("h264", b"")(memoryview(b"\0\0\1\x09\0\0\1"))
+    assert reference_test("h264", b"\1\0\0\0\3")(memoryview(b"\0\0\0\xff"))
+
+
+def test_evenly_spaced_samples_take_frames_others_refer_to(tmp_path):
+    path = media.make_clip(
+        tmp_path / "a.mp4", duration_s=8.0, gop=400, b_frames=1, options={"x264-params": "b-adapt=0"}
+    )
+    frames, stats = sample(path, Sampling(20))
+    assert len(frames) == 20
+    assert stats.frames_decoded <= 101
+    for frame, middle in zip(frames, range(5, 200, 10), strict=True):
+        assert middle - 1 <= frame.index <= middle
+    times = tuple(frame.pts_seconds + 0.04 for frame in frames)
+    exact, _ = sample(path, Sampling(None, at_seconds=times))
+    assert [frame.index for frame in exact] == [frame.index + 1 for frame in frames]
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv"])

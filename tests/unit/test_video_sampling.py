@@ -1,5 +1,5 @@
 from fractions import Fraction
-from itertools import islice, takewhile
+from itertools import accumulate, islice, takewhile
 
 import pytest
 from hypothesis import given
@@ -87,6 +87,44 @@ def test_picker_finds_the_frames_on_screen(schedule, targets):
             assert not (picker.is_settled(seen) and seen in expected and seen not in picked)
     picked.update(picker.end())
     assert list(picked.items()) == list(expected.items())
+
+
+@given(schedules(), st.lists(st.integers(1, 200), min_size=1, max_size=20), st.integers(0, 100), st.data())
+def test_picker_prefers_referenced_frames_within_reach(schedule, gaps, reach, data):
+    shown, packets = schedule
+    targets = list(accumulate((reach + gap for gap in gaps), initial=-40))
+    referenced = {pts: data.draw(st.booleans()) for pts in shown}
+    expected = {}
+    for target in targets:
+        pick = max((pts for pts in shown if pts <= target), default=shown[0])
+        near = [pts for pts in shown if target - reach <= pts <= target and referenced[pts]]
+        pick = max(near, default=pick)
+        if not expected or pick > max(expected):
+            expected[pick] = shown.index(pick)
+        if target >= shown[-1]:
+            break  # later targets are after the end
+
+    picker = FramePicker(iter(targets), reach=reach)
+    picked = {}
+    for number, (pts, dts) in enumerate(packets, start=1):
+        picked.update(picker.read(pts, dts, referenced=referenced[pts]))
+        for seen, _ in packets[:number]:
+            assert not (picker.is_settled(seen) and seen in expected and seen not in picked)
+    picked.update(picker.end())
+    assert list(picked.items()) == list(expected.items())
+
+
+@given(st.integers(1, 60), st.integers(1, 200), st.data())
+def test_evenly_spaced_samples_within_reach_stay_different_frames(num_frames, length, data):
+    step, sampling = 40, Sampling(num_frames)
+    options = {"duration": length * step, "time_base": Fraction(1, 1000)}
+    picker = FramePicker(sampling.targets(start=0, **options), reach=sampling.reach(**options))
+    picks = {}
+    for number in range(length):
+        picks.update(picker.read(number * step, number * step, referenced=number == 0 or data.draw(st.booleans())))
+    picks.update(picker.end())
+    assert len(picks) == min(num_frames, length)
+    assert all(pts == index * step for pts, index in picks.items())
 
 
 @given(schedules())

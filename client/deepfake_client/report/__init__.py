@@ -4,6 +4,6 @@ Needs the extra ``report`` (jinja2, matplotlib). Modules: `pictures` looks at th
 `page` writes the files.
 """
 
-from deepfake_client.report.page import Heatmaps, ReportContext, page_path, write_index, write_page
+from deepfake_client.report.page import Heatmaps, ReportContext, has_page, page_path, write_index, write_page
 
-__all__ = ["Heatmaps", "ReportContext", "page_path", "write_index", "write_page"]
+__all__ = ["Heatmaps", "ReportContext", "has_page", "page_path", "write_index", "write_page"]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -19,17 +20,19 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from deepfake_client.aggregation import num_frames_needed
 from deepfake_client.outcome import Outcome
 from deepfake_client.render import notes
 from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, take_pictures
 from deepfake_client.report.plots import timeline_svg, track_looks, write_frame_analysis, write_timeline
-from deepfake_client.verdict import FaceScore, Label, Track, Verdict
+from deepfake_client.verdict import FaceScore, Label, Verdict
 from deepfake_preprocess.sampling import Sampling
 from deepfake_preprocess.spec import ModelSpec
 
 PAGE_NAME = "report.html"
 INDEX_NAME = "index.html"
 _MAX_STEM = 60
+_HEATMAPS_MARK = '<meta name="deepfake-heatmaps"'
 
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("deepfake_client.report"),
@@ -85,6 +88,15 @@ def folder_name(source: str) -> str:
 def page_path(source: str, directory: Path) -> Path:
     """Return where the page of `source` is, or will be."""
     return directory / folder_name(source) / PAGE_NAME
+
+
+def has_page(source: str, directory: Path, *, heatmaps: bool) -> bool:
+    """Return whether the page of `source` is there, and where asked for, with heatmaps."""
+    try:
+        text = page_path(source, directory).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    return not heatmaps or _HEATMAPS_MARK in text
 
 
 def write_page(verdict: Verdict, directory: Path, context: ReportContext, heatmaps: Heatmaps | None = None) -> Path:
@@ -206,18 +218,34 @@ def _face_cards(pictures: Pictures, heatmaps: Heatmaps | None) -> list[dict[str,
 def _track_rows(verdict: Verdict) -> list[dict[str, Any]]:
     looks = track_looks(verdict)
     rows = []
+    usable = Counter(face.track for frame in verdict.frames for face in frame.faces if _is_usable(face))
+    needed = num_frames_needed(len(verdict.frames), max(usable.values(), default=0))
     for track in sorted(verdict.tracks, key=lambda track: (not track.counted, -track.fake_probability)):
         faces = [face for frame in verdict.frames for face in frame.faces if face.track == track.track]
+        unscored = sum(face.fake_probability is None for face in faces)
+        left_out = len(faces) - unscored - usable[track.track]
         rows.append(
-            {"track": track, "color": looks[track.track][0], "concerns": _concerns(faces)} | _used(track, faces)
+            {
+                "track": track,
+                "color": looks[track.track][0],
+                "concerns": _concerns(faces),
+                "left_out": left_out,
+                "unscored": unscored,
+                "reason": _reasons(rare=len(faces) < needed, poor=left_out > 0, unscored=unscored > 0),
+            }
         )
     return rows
 
 
-def _used(track: Track, faces: Sequence[FaceScore]) -> dict[str, int]:
-    left_out = sum(face.fake_probability is not None and face.weight == 0 for face in faces)
-    unscored = sum(face.fake_probability is None for face in faces)
-    return {"left_out": left_out, "unscored": unscored}
+def _is_usable(face: FaceScore) -> bool:
+    return face.fake_probability is not None and face.weight > 0
+
+
+def _reasons(*, rare: bool, poor: bool, unscored: bool) -> str:
+    """Say why a track has too few usable faces to count."""
+    seen = [words for words, holds in (("too rarely", rare), ("too poorly", poor)) if holds]
+    reasons = [f"seen {' and '.join(seen)}"] if seen else []
+    return ", ".join([*reasons, "not always scored"] if unscored else reasons)
 
 
 def _concerns(faces: Sequence[FaceScore]) -> str:

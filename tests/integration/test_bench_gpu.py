@@ -1,0 +1,264 @@
+"""`deepfake bench gpu` where no GPU is: what it says then, and the same code on the engines that a CPU has."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from deepfake_bench import gpu, gpu_engines, gpu_measure
+from deepfake_bench.gpu_engines import ENGINES, EngineKind, OnnxRuntimeEngine, Subject, TensorRTEngine
+from deepfake_bench.gpu_measure import LIMITS, measure_engine
+from deepfake_bench.plots import write_plots
+from deepfake_bench.roofline import count_operations
+from deepfake_client import cli
+from deepfake_export.crops import generate_crops
+from deepfake_export.gpu import Gpu
+from deepfake_export.graph import ServedDetector
+from deepfake_export.tensorrt_library import load_tensorrt_rtx
+from deepfake_export.untrained import build_untrained_network
+from deepfake_preprocess.errors import DeepfakeError, EngineError
+
+NETWORK = """
+from torch import nn
+
+def small():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 1),
+    )
+"""
+COMPILED = "pytorch-compile-fp16"
+SMALL = "python:nets_of_bench_gpu:small@32"
+
+
+@pytest.fixture
+def small_network(tmp_path, monkeypatch) -> str:
+    (tmp_path / "nets_of_bench_gpu.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    return SMALL
+
+
+@pytest.fixture
+def subject(small_network, tmp_path) -> Subject:
+    (spec,) = gpu.parse_networks(small_network)
+    detector = ServedDetector(build_untrained_network(spec), spec).eval()
+    crops = generate_crops(4, spec.input_size_wh)
+    with torch.inference_mode():
+        reference = detector(torch.from_numpy(crops))[0][:, 0].numpy()
+    return Subject(spec, detector, crops, reference, tmp_path, 64)
+
+
+def bench(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", "gpu", *arguments])
+    return int(ended.value.code or 0)
+
+
+def test_the_engines_of_a_cpu_are_verified_timed_and_set_against_the_roofline(small_network, tmp_path, capsys):
+    output = tmp_path / "machine-gpu.json"
+    asked = [name for name in ENGINES if name != COMPILED]
+    options = ["--device", "cpu", "--network", small_network, "--batches", "3,1", "--seconds", "0.02"]
+    options += ["--engines", ",".join(asked)]
+    assert bench(*options, "--output", str(output)) == 0
+    data = json.loads(output.read_text())
+    assert data["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+    ceilings = data["ceilings"]
+    assert set(ceilings["flops_per_s"]) == {"fp32", "fp16"}
+    (network,) = data["networks"]
+    engines = {engine.pop("engine"): engine for engine in network["engines"]}
+    assert list(engines) == asked
+    run_here = {"onnxruntime-fp32", "onnxruntime-fp16", "pytorch-eager-fp16"}
+    assert {name for name, engine in engines.items() if engine["status"] == "measured"} == run_here
+    for name in run_here:
+        assert [item["batch"] for item in engines[name]["batches"]] == [1, 3]
+        for item in engines[name]["batches"]:
+            assert 0 < item["q1_ms"] <= item["median_ms"] <= item["q3_ms"]
+            assert item["crops_per_s"] == pytest.approx(1_000 * item["batch"] / item["median_ms"], rel=1e-2)
+            assert item["largest_probability_difference"] <= LIMITS[engines[name]["precision"]]
+            share = item["crops_per_s"] / item["roofline_crops_per_s"]
+            assert item["share_of_roofline"] == pytest.approx(share, rel=1e-2, abs=1e-4)
+    for name in set(asked) - run_here:
+        assert engines[name]["status"] == "not measured"
+        assert engines[name]["reason"] in ("TF32 is arithmetic of NVIDIA GPUs", "TensorRT runs on a GPU only")
+    shown = capsys.readouterr().out
+    assert "onnxruntime-fp32" in shown
+    assert "onnxruntime-tf32: not measured: TF32" in shown
+    (picture,) = write_plots(output, form="svg")
+    assert picture.name == "machine-gpu-roofline.svg"
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_compiled_network_runs_as_one_graph_for_each_batch_size(subject, monkeypatch):
+    asked = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: asked.append(options) or real(*args, **options))
+    engine = ENGINES[COMPILED].make(subject, "fp16", "cpu")
+    engine.bind(subject.crops)
+    engine.run()
+    assert asked == [{"mode": gpu_engines.COMPILE_MODE, "fullgraph": True, "dynamic": False}]
+    np.testing.assert_allclose(engine.probabilities(), subject.reference, atol=LIMITS["fp16"])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    engine.close()
+
+
+def test_without_a_gpu_everything_is_told_as_not_measured(small_network, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "find_gpu", lambda: None)
+    output = tmp_path / "machine-gpu.json"
+    options = ["--network", small_network, "--output", str(output)]
+    assert bench(*options) == 1
+    data = json.loads(output.read_text())
+    reason = "no NVIDIA GPU was found"
+    assert (data["status"], data["reason"], data["ceilings"]) == (
+        "not measured", reason, {"status": "not measured", "reason": reason},
+    )  # fmt: skip
+    (network,) = data["networks"]
+    assert [(item["status"], item["reason"], item["batches"]) for item in network["engines"]] == [
+        ("not measured", reason, [])
+    ] * len(ENGINES)
+    # What can be known without a GPU is known: 15 x 15 x 8 outputs of 27 multiply-adds, and the last layer.
+    assert network["gflops_per_crop"] * 1e9 == pytest.approx(2 * (15 * 15 * 8 * 27 + 8), rel=0.1)
+    assert f"{', '.join(ENGINES)}: not measured: {reason}" in capsys.readouterr().out
+    assert write_plots(output, form="png")[0].is_file()
+    # Measurements of a day when there was one are kept.
+    output.write_text(json.dumps(data | {"status": "measured"}, indent=2))
+    before = output.read_text()
+    assert bench(*options) == 1
+    assert output.read_text() == before
+    assert "holds measurements, which are kept" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_half_precision_cannot_hold_stays_in_float32_in_pytorch_too(subject):
+    norm, last = subject.detector.network[1], subject.detector.network[5]
+    with torch.no_grad():
+        # The same scores, with numbers between the two layers that half precision does not have.
+        norm.weight.mul_(2.0**15)
+        norm.bias.mul_(2.0**15)
+        last.weight.mul_(2.0**-15)
+    engine = ENGINES["pytorch-eager-fp16"].make(subject, "fp16", "cpu")
+    engine.bind(subject.crops)
+    engine.run()
+    assert subject.kept_fp32
+    np.testing.assert_allclose(engine.probabilities(), subject.reference, atol=LIMITS["fp16"])
+
+
+class FakeEngine:
+    """Scores all crops alike, and fails at one batch size."""
+
+    def __init__(self, subject: Subject, *, off_by: float, fails_at: int | None = None) -> None:
+        self.subject, self.off_by, self.fails_at = subject, off_by, fails_at
+        self.runs = self.size = 0
+        self.closed = False
+
+    def bind(self, crops) -> None:
+        self.size = len(crops)
+
+    def run(self) -> None:
+        if self.size == self.fails_at:
+            raise MemoryError("CUDA out of memory.\nmany more lines")
+        self.runs += 1
+
+    def probabilities(self):
+        return np.resize(self.subject.reference, self.size) + np.float32(self.off_by)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def measured(engine: FakeEngine, subject: Subject):
+    work = {size: count_operations(subject.detector.network, size, (32, 32)) for size in (1, 2, 4)}
+    kind = EngineKind("fp32", lambda *_: engine)
+    return measure_engine("fake", kind, subject, work, "cpu", 0.001, None)
+
+
+def test_an_engine_with_other_scores_is_not_timed(subject):
+    engine = FakeEngine(subject, off_by=2 * LIMITS["fp32"])
+    result = measured(engine, subject)
+    assert (result.status, result.batches, engine.runs, engine.closed) == ("scores differ", (), 1, True)
+    assert "at batch 1 a probability differs from float32 PyTorch's by 0.002 (limit 0.001)" in result.reason
+    assert measured(FakeEngine(subject, off_by=float("nan")), subject).status == "scores differ"
+
+
+def test_an_engine_that_fails_at_one_batch_keeps_the_others(subject):
+    result = measured(FakeEngine(subject, off_by=0.0, fails_at=4), subject)
+    assert (result.status, [item.batch for item in result.batches]) == ("measured", [1, 2])
+    assert result.reason == "batches above 2 were not measured: MemoryError: CUDA out of memory."
+    assert result.batches[0].share_of_roofline is None
+    result = measured(FakeEngine(subject, off_by=0.0, fails_at=1), subject)
+    assert (result.status, result.reason) == ("not measured", "MemoryError: CUDA out of memory.")
+
+
+def test_a_command_whose_engine_differs_says_so_with_its_exit_code(small_network, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_measure, "LIMITS", {"fp32": -1.0})
+    arguments = ["--device", "cpu", "--network", small_network, "--batches", "1", "--seconds", "0.01"]
+    assert bench(*arguments, "--engines", "onnxruntime-fp32", "--output", str(tmp_path / "r-gpu.json")) == 1
+    assert "onnxruntime-fp32: scores differ" in capsys.readouterr().out
+
+
+def test_an_onnxruntime_without_cuda_says_how_to_get_one(subject, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match="no CUDAExecutionProvider; run: pip uninstall --yes onnxruntime"):
+        OnnxRuntimeEngine(subject, "fp32", "cuda")
+
+
+def test_an_onnxruntime_that_falls_back_to_the_cpu_is_not_measured_as_cuda(subject, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    asked = {}
+    real = onnxruntime.InferenceSession
+
+    def session(path, providers):
+        asked["providers"] = providers
+        return real(path, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(EngineError, match="could not start CUDAExecutionProvider"):
+        OnnxRuntimeEngine(subject, "tf32", "cuda")
+    assert asked["providers"] == [("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "1"})]
+
+
+def test_small_batches_run_on_the_plan_that_is_served_and_large_ones_on_their_own(subject, monkeypatch):
+    """Real plans, by TensorRT-RTX's builder; only loading them needs a GPU."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    loaded = []
+
+    class Loaded:
+        def __init__(self, path, *, library):
+            assert path.stat().st_size > 0
+            loaded.append(path.name)
+
+    monkeypatch.setattr(gpu_engines, "find_gpu", lambda: Gpu("none", "8.9", "13.0"))
+    monkeypatch.setattr(gpu_engines, "LoadedPlan", Loaded)
+    engine = TensorRTEngine(subject, "fp16", "cuda", find_library=load_tensorrt_rtx)
+    assert engine._plan(1) is engine._plan(32)
+    assert engine._plan(64) is not engine._plan(32)
+    assert loaded == ["tensorrt_rtx-fp16-32.plan", "tensorrt_rtx-fp16-64.plan"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "--device is 'tpu'; allowed: cuda, cpu"),
+        (["--batches", "1,x"], "--batches is '1,x'; allowed: whole numbers from 1"),
+        (["--batches", "0"], "--batches is '0'"),
+        (["--engines", "onnx"], "--engines is 'onnx'; allowed: all, or of onnxruntime-fp32"),
+        (["--network", "timm:efficientnet_b0"], "--network is 'timm:efficientnet_b0'; expected ARCHITECTURE@PIXELS"),
+        (["--network", ","], "--network is empty"),
+        (["--network", "timm:efficientnet_b00@64"], "did you mean"),
+        (["--checkpoint", "absent.safetensors"], "absent.yaml: there is no such spec file"),
+    ],
+)
+def test_wrong_options_are_told_in_one_sentence(arguments, message, capsys, tmp_path):
+    assert bench(*arguments, "--output", str(tmp_path / "r.json")) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_a_gpu_that_pytorch_does_not_see_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(DeepfakeError, match=r"sees no GPU \(it is built without CUDA\)"):
+        gpu_engines.require_torch_device("cuda")
