@@ -1,8 +1,8 @@
 """The small process between a caller and Triton; it makes sure that nothing is left behind.
 
 It starts `tritonserver`, waits, and when it is told to stop, when Triton ends, or when the caller is gone for
-whatever reason (SIGKILL included), it ends every process of Triton and removes its shared memory. A death
-signal alone (`PR_SET_PDEATHSIG`) would not do: it is bound to the *thread* that started the child, and it
+whatever reason (SIGKILL included), it ends every process of Triton and removes its shared memory and its
+temporary folder. A death signal alone (`PR_SET_PDEATHSIG`) would not do: it is bound to the *thread* that started the child, and it
 cleans nothing up.
 
 Triton's log passes through it, to see when the last request was answered: what Triton does after that takes
@@ -27,6 +27,10 @@ from pathlib import Path
 from typing import Any
 
 SHARED_MEMORY = Path("/dev/shm")
+ENVIRONMENTS = Path("/tmp")
+ENVIRONMENT_PATTERN = "python_env_*"
+"""Triton's Python backend makes such a folder for each server, wherever `TMPDIR` points, and removes it at an orderly
+end that is not waited for. It stays empty: no model of ours brings a Python environment."""
 ALL_ANSWERED = b"All models are stopped, unloading models"
 """What Triton 2.51 logs when no request is in flight any more. Where it never comes, stopping takes longer."""
 FLUSH_S = 0.2
@@ -52,6 +56,7 @@ def main(config_path: str) -> int:
     wakeup = _signal_pipe(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     server: subprocess.Popen[bytes] | None = None
     parent_alive = True
+    environments = set(ENVIRONMENTS.glob(ENVIRONMENT_PATTERN))
     try:
         parent = _watch_parent(config["parent_pid"])
         # The server must not outlive this process either. Safe here, as nothing else runs in this process.
@@ -87,6 +92,11 @@ def main(config_path: str) -> int:
             _end_group(server)
         for path in SHARED_MEMORY.glob(config["shm_prefix"] + "*"):
             path.unlink(missing_ok=True)
+        for path in ENVIRONMENTS.glob(ENVIRONMENT_PATTERN):
+            # One that another server made since then is empty as well, or stays.
+            if path not in environments:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
         if not parent_alive:
             shutil.rmtree(config["run_dir"], ignore_errors=True)
 

@@ -96,6 +96,11 @@ def shm_prefix(server):
     return found.rpartition("=")[2]
 
 
+def environments():
+    """Folders that Triton's Python backend makes."""
+    return set(Path("/tmp").glob("python_env_*"))
+
+
 def assert_all_end(processes):
     _, alive = psutil.wait_procs(processes, timeout=END_TIMEOUT_S)
     # A process that nobody has waited for yet is over all the same.
@@ -318,7 +323,10 @@ def test_impossible_ports_are_refused(tiny_repository, ports):
 
 def test_stop_leaves_nothing_behind(tiny_repository):
     triton = EmbeddedTriton(tiny_repository)
+    before = environments()
     triton.start()
+    made = environments() - before
+    assert made
     processes = server_processes(triton.pid)
     prefix = shm_prefix(processes[0])
     assert list(SHM.glob(f"{prefix}*"))
@@ -327,17 +335,22 @@ def test_stop_leaves_nothing_behind(tiny_repository):
     assert not any(process.is_running() for process in processes)
     assert list(SHM.glob(f"{prefix}*")) == []
     assert not run_dir.exists()
+    assert not made & environments()
     triton.stop()  # once more does no harm
 
 
 def test_a_killed_server_leaves_nothing_behind(tiny_repository):
+    before = environments()
     with EmbeddedTriton(tiny_repository) as triton:
+        made = environments() - before
         processes = server_processes(triton.pid)
         prefix = shm_prefix(processes[0])
         processes[0].kill()
         assert triton.wait(END_TIMEOUT_S) == 128 + signal.SIGKILL
         assert_all_end(processes)
         assert list(SHM.glob(f"{prefix}*")) == []
+    assert made
+    assert not made & environments()
 
 
 def test_a_killed_supervisor_takes_the_server_with_it(tiny_repository):
