@@ -2,8 +2,8 @@
 
 It starts `tritonserver`, waits, and when it is told to stop, when Triton ends, or when the caller is gone for
 whatever reason (SIGKILL included), it ends every process of Triton and removes its shared memory and its
-temporary folder. A death signal alone (`PR_SET_PDEATHSIG`) would not do: it is bound to the *thread* that started the child, and it
-cleans nothing up.
+temporary folder. A death signal alone (`PR_SET_PDEATHSIG`) would not do: it is bound to the *thread* that started
+the child, and it cleans nothing up.
 
 Triton's log passes through it, to see when the last request was answered: what Triton does after that takes
 3 s and only frees what the end of its processes frees at once.
