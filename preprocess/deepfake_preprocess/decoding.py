@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import av
 
-from deepfake_preprocess.planar import PlanarFrame
+from deepfake_preprocess.planar import Orientation, PlanarFrame
 from deepfake_preprocess.referenced import reference_test
 from deepfake_preprocess.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
 
@@ -116,6 +116,7 @@ class Decoding:
         self._rate = stream.average_rate or stream.guessed_rate or _ASSUMED_RATE
         self._step = max(1, round(1 / (self._rate * self._time_base)))
         self._start = stream.start_time or 0
+        self._orientation: Orientation | None = None
         self._wanted: dict[int, int] = {}
         self._packets: Iterator[Packet] = iter(())
         # Decoding time minus showing time grows by this much at most; learned from what is read.
@@ -220,9 +221,10 @@ class Decoding:
         return sound
 
     def _frame(self, picture: av.VideoFrame, index: int, pts: int) -> PlanarFrame:
-        return PlanarFrame.of(
-            picture, index=index, pts_seconds=max(0.0, float((pts - self._start) * self._time_base))
-        )
+        if self._orientation is None:
+            self._orientation = Orientation.of(picture)
+        pts_seconds = max(0.0, float((pts - self._start) * self._time_base))
+        return PlanarFrame.of(picture, index=index, pts_seconds=pts_seconds, orientation=self._orientation)
 
     def _every_frame(self) -> Iterator[PlanarFrame]:
         for index, (picture, pts) in enumerate(self._pictures()):

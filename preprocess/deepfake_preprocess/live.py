@@ -23,7 +23,7 @@ import av
 from deepfake_preprocess.decoding import DecodeStats
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
 from deepfake_preprocess.frame import Frame
-from deepfake_preprocess.planar import PlanarFrame
+from deepfake_preprocess.planar import Orientation, PlanarFrame
 from deepfake_preprocess.remote import (
     TIMEOUT_S,
     check_authorities,
@@ -230,6 +230,7 @@ class _Decoder:
         rate = stream.average_rate or stream.guessed_rate
         step_s = 1 / float(rate) if rate else 1 / _ASSUMED_FPS
         packets = container.demux(stream)
+        orientation: Orientation | None = None
         while not self._stop.is_set():
             started = time.perf_counter()
             packet = next(packets, None)
@@ -247,7 +248,8 @@ class _Decoder:
                 if number >= self._target:
                     self._target = number + 1
                     self._live.stats.frames_sampled += 1
-                    yield PlanarFrame.of(picture, index=self._index, pts_seconds=pts_seconds)
+                    orientation = orientation or Orientation.of(picture)
+                    yield PlanarFrame.of(picture, index=self._index, pts_seconds=pts_seconds, orientation=orientation)
 
     def _decode(self, context: av.VideoCodecContext, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame]:
         stats = self._live.stats

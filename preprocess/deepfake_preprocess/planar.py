@@ -48,7 +48,11 @@ class Orientation:
 
     @classmethod
     def of(cls, picture: av.VideoFrame) -> Orientation:
-        """Read the display matrix of a decoded picture (quarter turns and mirroring; others are rounded)."""
+        """Read the display matrix of a decoded picture (quarter turns and mirroring; others are rounded).
+
+        Ask once for each stream: PyAV ties a picture whose side data were read into a cycle of references, and its
+        memory, megabytes, is then freed by the garbage collector alone (seen with PyAV 18.1).
+        """
         # PyAV's type information knows one kind of side data only.
         matrix = cast("Mapping[SideDataType, SideData]", picture.side_data).get(SideDataType.DISPLAYMATRIX)
         if matrix is None:
@@ -96,9 +100,8 @@ class PlanarFrame(Frame):
     orientation: Orientation
 
     @classmethod
-    def of(cls, picture: av.VideoFrame, *, index: int, pts_seconds: float) -> PlanarFrame:
-        """Wrap a decoded picture."""
-        orientation = Orientation.of(picture)
+    def of(cls, picture: av.VideoFrame, *, index: int, pts_seconds: float, orientation: Orientation) -> PlanarFrame:
+        """Wrap a decoded picture of a stream with this orientation."""
         width, height = orientation.size_wh(picture.width, picture.height)
         return cls(index, pts_seconds, width, height, picture, orientation)
 

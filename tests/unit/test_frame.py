@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepfake_preprocess.frame import ArrayFrame
-from deepfake_preprocess.planar import PlanarFrame
+from deepfake_preprocess.planar import Orientation, PlanarFrame
 
 FORMATS = [
     "yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuvj444p", "yuv420p10le", "yuv422p10le", "yuv444p10le",
@@ -19,7 +19,7 @@ def planar(pix_fmt, width=256, height=192):
     noise = np.random.default_rng(1).integers(-40, 40, (height, width, 3))
     image = np.clip(media.picture(width, height).astype(int) + noise, 0, 255).astype(np.uint8)
     picture = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
-    return PlanarFrame.of(picture, index=3, pts_seconds=0.5)
+    return PlanarFrame.of(picture, index=3, pts_seconds=0.5, orientation=Orientation())
 
 
 @pytest.mark.parametrize("size_wh", [(256, 192), (255, 191), (256, 191), (2, 2)], ids=str)

@@ -202,6 +202,22 @@ def test_frames_are_decoded_one_at_a_time(tmp_path):
         assert clip.stats.frames_sampled == 1
 
 
+def test_frames_are_freed_without_the_garbage_collector(tmp_path):
+    def pictures():
+        return sum(isinstance(item, av.VideoFrame) for item in gc.get_objects())
+
+    path = media.make_clip(tmp_path / "a.mp4", size_wh=(64, 48), duration_s=4.0)
+    gc.collect()
+    before = pictures()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert len(sample(path, Sampling(32))[0]) == 32
+        assert pictures() - before < 10  # the orientation is read from a picture when opening and when decoding
+    finally:
+        gc.enable()
+
+
 def test_a_media_can_be_iterated_again(tmp_path):
     with open_media(media.make_clip(tmp_path / "a.mp4")) as clip:
         half = clip.frames(Sampling(10))
