@@ -276,16 +276,15 @@ async def watch_frames(
                     run = run or _run(source, frame, stages, how)
                     under_way.append((time.monotonic(), asyncio.create_task(run.score(frame))))
                     del frame
-            while under_way and under_way[0][1].done() and run is not None:
+            failed = False
+            while under_way and under_way[0][1].done() and run is not None and not failed:
                 verdict = window.add(under_way.popleft()[1].result(), run)
                 if verdict is not None:
                     yield verdict
-            if window.failure is not None and not feed.drops:
                 # A file is still there when the server is back; a camera goes on meanwhile.
-                ended = True
-                if getting is not None:
-                    getting.cancel()
-                    getting = None
+                failed = window.failure is not None and not feed.drops
+            if failed:
+                break
         last = window.last(run) if error is None or run is not None else None
         if last is not None:
             yield last
