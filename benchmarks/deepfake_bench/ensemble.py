@@ -228,6 +228,8 @@ def _measure(url: str, crops: Crops, requests: int, *, rounds: int, seconds: flo
         (trace,) = load.run(concurrency=requests, ramp_s=RAMP_S, measure_s=seconds)
         if trace.errors:
             raise DeepfakeError(f"the server failed requests: {trace.errors}; nothing was written")
+        if not trace.answered:
+            raise DeepfakeError(f"no request was answered within {seconds:g} s; measure for longer with --seconds")
         return len(crops) * trace.answered / seconds
 
     fused_target, triton_target = (Target("grpc", url, name, len(crops)) for name in (FUSED, TRITON))

@@ -30,7 +30,7 @@ def test_both_arrangements_are_served_agree_and_are_timed(tmp_path, capsys):
         with torch.random.fork_rng():
             torch.manual_seed(member.spec.input_width_px)
             save_file(build_network(member.spec).state_dict(), tmp_path / f"{member.spec.name}.safetensors")
-    ensemble.ensemble(path, rounds=1, seconds=0.2, output=tmp_path / "result.json")
+    ensemble.ensemble(path, rounds=1, seconds=1.0, output=tmp_path / "result.json")
     result = json.loads((tmp_path / "result.json").read_text())["result"]
     assert result["members"] == ["member_small", "member_large"]
     assert result["largest_probability_difference"] <= ensemble.TOLERANCE
