@@ -74,9 +74,12 @@ def test_every_step_is_yielded_when_asked_for(client: DeepfakeClient) -> None:
 def test_frames_are_taken_at_the_rate_asked_for(client: DeepfakeClient, tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     write_video(path, [image(100)] * 50)
-    for source in (path, path.read_bytes(), open_frames([image(100)] * 50)):
+    for source in (path, open_frames([image(100)] * 50)):
         (*_, last) = watched(client, source, fps=5)
         assert [frame.index for frame in last.frames] == list(range(0, 50, 5))
+    (*_, last) = watched(client, path.read_bytes(), fps=5)
+    early = [due - frame.index for due, frame in zip(range(0, 50, 5), last.frames, strict=True)]
+    assert all(0 <= frames <= 2 for frames in early), "or shortly before, where that is cheaper to decode"
     with open_media(path) as media:
         assert len(watched(client, media, fps=5)[-1].frames) == 10
         assert next(media.frames()).width_px == 80, "what the caller opened stays open"
