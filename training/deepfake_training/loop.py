@@ -36,6 +36,7 @@ from deepfake_training.checkpointing import load_state, save_best, save_last, wr
 from deepfake_training.config import TrainConfig
 from deepfake_training.data import FaceDataset, split_datasets
 from deepfake_training.faces import FaceSet
+from deepfake_training.folding import fold_frozen_norms
 from deepfake_training.initial import load_initial
 from deepfake_training.memory import fitting_batch_size, is_out_of_memory
 
@@ -105,6 +106,8 @@ class Run:
         self.initial_note = "random weights" if initial is None else load_initial(network, initial)
         _set_drop_path(network, config.drop_path)
         self._in_eval_mode = _freeze(network, config)
+        if config.freeze_statistics:
+            fold_frozen_norms(network)
         self.detector = ServedDetector(network, spec).to(self._device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.detector, decay=config.ema_decay, use_warmup=True)
         self._optimizer = create_optimizer_v2(
