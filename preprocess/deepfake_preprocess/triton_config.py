@@ -34,9 +34,9 @@ EMBEDDED_MAX_BATCH_SIZE = 8
 PRODUCTION_QUEUE_DELAY_US = 2_000
 """How long a crop may wait for company. Crops of a video arrive together, so batches fill well before this;
 a lone crop pays at most 2 ms, about what one GPU execution takes."""
-EMBEDDED_QUEUE_DELAY_US = 1_000
-"""Shorter than in production: one crop takes 6 to 10 ms of CPU, so batches fill while the cores are busy and
-the delay only has to bridge the gap between requests that were sent at once."""
+EMBEDDED_QUEUE_DELAY_US = 0
+"""None, as a crop costs a CPU as much in a batch as alone: batches fill while the cores are busy, and a lone request
+does not wait for company."""
 
 QUEUE_FULL_BATCHES = 32
 """The queue holds this many full batches of single-crop requests; one more is refused with UNAVAILABLE at once.
@@ -57,6 +57,9 @@ THREADS_PARAMETER = "intra_op_thread_count"
 CORES_PARAMETER = "tuned_for_cores"
 """In an embedded configuration whose batching and instances were searched for on a machine with so many cores
 (`deepfake bench tune`). Whoever writes the configuration again keeps what such a one says."""
+
+LONE_THREADS_PARAMETER = "lone_intra_op_thread_count"
+"""ONNX Runtime threads of a batch that is not full while no other instance runs; by default as for any other."""
 
 PRECISION_PARAMETER = "served_precision"
 """What the backend computes in: ``fp32``, ``fp16`` or ``int8``. Whoever compares scores has to know how far they may
@@ -235,8 +238,14 @@ def config_parameters(config: Any) -> dict[str, str]:
     return {key: value.string_value for key, value in config.parameters.items()}
 
 
-def set_cpu_share(config: Any, *, instances: int, threads: int) -> None:
+def set_cpu_share(config: Any, *, instances: int, threads: int, lone_threads: int | None = None) -> None:
     """Set in an embedded ``ModelConfig`` how many instances run and how many threads each one gets.
+
+    Args:
+        config: is changed.
+        instances: copies of the model.
+        threads: of each one.
+        lone_threads: of one that runs while the others do not; as many as `threads` when None.
 
     Raises:
         OptionError: a number is below 1.
@@ -248,6 +257,8 @@ def set_cpu_share(config: Any, *, instances: int, threads: int) -> None:
     group = config.instance_group.add()
     group.kind, group.count = type(group).KIND_CPU, instances
     config.parameters[THREADS_PARAMETER].string_value = str(threads)
+    if lone_threads is not None:
+        config.parameters[LONE_THREADS_PARAMETER].string_value = str(lone_threads)
 
 
 def _base_config(spec: ModelSpec, max_batch_size: int, precision: str, *, queue_delay_us: int) -> Any:

@@ -2,7 +2,7 @@
 
 Triton loads this file as a "Python-based backend", so it exists once here and a model version in the
 repository holds only its data. It runs in Triton's own Python stub, not in the caller's interpreter: it may
-import numpy and ONNX Runtime and nothing of this project.
+import numpy, ONNX Runtime and, of this project, what needs no more than that.
 
 All requests of a batch run as one ONNX Runtime execution; a request that cannot run gets an error of its own.
 
@@ -23,6 +23,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
+from deepfake_serve.idle_cores import running_alone
+
 Array = npt.NDArray[Any]
 
 
@@ -38,19 +40,22 @@ class TritonPythonModel:
         self._crop_shape = tuple(int(dim) for dim in face_input["dims"])
         self._output_names = [output["name"] for output in config["output"]]
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(parameters["intra_op_thread_count"])
-        options.inter_op_num_threads = 1
-        # Waiting threads that spin take the cores from the other instances.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = Path(args["model_repository"]) / args["model_version"] / config["default_model_filename"]
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Waiting threads that spin would take the cores from the other instances. The lone session runs only while
+        # nobody else wants them.
+        threads = int(parameters["intra_op_thread_count"])
+        self._session = self._lone_session = _session(path, threads, spinning=False)
+        self._lone_threads = int(parameters.get("lone_intra_op_thread_count", threads))
+        if self._lone_threads > threads:
+            self._lone_session = _session(path, self._lone_threads, spinning=True)
+        self._model_file = path.open("rb")
 
         # Warm up here: readiness comes after it, so no user pays for the first allocations.
-        max_batch_size = int(config["max_batch_size"])
-        self._buffer = np.zeros((max_batch_size, *self._crop_shape), dtype=np.uint8)
-        for batch_size in sorted({1, max_batch_size}):
-            self._run(self._buffer[:batch_size])
+        self._max_batch_size = int(config["max_batch_size"])
+        self._buffer = np.zeros((self._max_batch_size, *self._crop_shape), dtype=np.uint8)
+        for batch_size in sorted({1, self._max_batch_size}):
+            self._infer(self._session, self._buffer[:batch_size])
+        self._infer(self._lone_session, self._buffer[:1])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request, in order."""
@@ -95,8 +100,25 @@ class TritonPythonModel:
         return np.concatenate(parts, out=self._buffer[:rows])
 
     def _run(self, faces: Array) -> list[Array]:
-        outputs: list[Array] = self._session.run(self._output_names, {self._input_name: faces})
+        if self._lone_session is self._session:
+            return self._infer(self._session, faces)
+        with running_alone(self._model_file, cores_wanted=self._lone_threads - 1) as alone:
+            # A full batch has others behind it, which another instance is about to run.
+            session = self._lone_session if alone and len(faces) < self._max_batch_size else self._session
+            return self._infer(session, faces)
+
+    def _infer(self, session: ort.InferenceSession, faces: Array) -> list[Array]:
+        outputs: list[Array] = session.run(self._output_names, {self._input_name: faces})
         return outputs
+
+
+def _session(path: Path, threads: int, *, spinning: bool) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # when an execution ends
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _refusal(message: str) -> Any:

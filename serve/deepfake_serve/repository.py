@@ -26,6 +26,10 @@ MAX_INSTANCES = 8
 """Past this, cores go into threads: each instance is a process with a copy of the model, and eight of them
 already answer eight batches at once."""
 
+MAX_LONE_THREADS = 4
+MAX_LONE_MODEL_MB = 128
+"""An instance that may use the cores of the others as well holds the model twice."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -140,7 +144,14 @@ def write_view(models: Sequence[ServedModel], target: Path, shares: Mapping[str,
         share = shares[model.spec.name]
         config = type(model.config)()
         config.CopyFrom(model.config)
-        triton_config.set_cpu_share(config, instances=share.instances, threads=share.threads)
+        lone_threads = min(share.instances * share.threads, MAX_LONE_THREADS)
+        is_small = (model.version_dir / MODEL_FILE).stat().st_size <= MAX_LONE_MODEL_MB * 2**20
+        triton_config.set_cpu_share(
+            config,
+            instances=share.instances,
+            threads=share.threads,
+            lone_threads=lone_threads if is_small and lone_threads > share.threads else None,
+        )
         text = triton_config.config_to_text(config)
         (directory / triton_config.CONFIG_NAME).write_text(text, encoding="utf-8")
 

@@ -268,9 +268,19 @@ def test_the_view_links_the_version_and_leaves_the_repository_alone(tmp_path):
     config = triton_config.read_config(tmp_path / "view" / "detector" / "config.pbtxt")
     assert config.instance_group[0].count == 3
     assert triton_config.config_parameters(config)["intra_op_thread_count"] == "2"
+    assert triton_config.config_parameters(config)["lone_intra_op_thread_count"] == "4", "six, but not more than four"
     assert (tmp_path / "view" / "detector" / "1").resolve() == version_dir
     after = {path: path.read_bytes() for path in (tmp_path / "repository").rglob("*") if path.is_file()}
     assert after == before
+
+
+@pytest.mark.parametrize(("share", "largest_mb"), [(CpuShare(1, 2), 128), (CpuShare(3, 4), 128), (CpuShare(2, 1), 0)])
+def test_no_second_session_for_large_models_or_where_it_has_no_more_threads(tmp_path, monkeypatch, share, largest_mb):
+    monkeypatch.setattr(repository, "MAX_LONE_MODEL_MB", largest_mb)
+    write_model(tmp_path / "repository")
+    write_view(check_repository(tmp_path / "repository"), tmp_path / "view", {"detector": share})
+    config = triton_config.read_config(tmp_path / "view" / "detector" / "config.pbtxt")
+    assert triton_config.LONE_THREADS_PARAMETER not in triton_config.config_parameters(config)
 
 
 @pytest.mark.parametrize(

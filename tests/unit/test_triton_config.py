@@ -67,7 +67,9 @@ def test_exactly_the_described_version_is_served_and_nothing_is_cached(config):
 
 
 def test_single_crops_are_batched_without_waiting_for_a_preferred_size(config):
-    assert config.dynamic_batching.max_queue_delay_microseconds > 0
+    on_cpu = config.backend == triton_config.EMBEDDED_BACKEND
+    assert (config.dynamic_batching.max_queue_delay_microseconds == 0) is on_cpu
+    assert config.HasField("dynamic_batching")
     assert not config.dynamic_batching.preferred_batch_size
 
 

@@ -1,0 +1,49 @@
+"""Whether cores are idle that a lone request may use: what the embedded backend asks before each small batch.
+
+Imported by the backend inside Triton's Python stub, so standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+CORES = os.cpu_count() or 1
+LOAD = Path("/proc/loadavg")
+LOOKS = 3
+"""The threads of the server that handed a request over take some microseconds to go to sleep."""
+
+
+@contextlib.contextmanager
+def running_alone(model_file: BinaryIO, *, cores_wanted: int) -> Iterator[bool]:
+    """Mark this instance of a model as running; yield whether no other one runs and enough cores are idle.
+
+    Args:
+        model_file: opened by this instance; it is locked, not read.
+        cores_wanted: idle cores beside the one that this thread runs on.
+    """
+    alone = False
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(model_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = True
+    # All instances that run share the lock; the exclusive one was only to see whether there are others.
+    fcntl.flock(model_file, fcntl.LOCK_SH)
+    try:
+        yield alone and cores_are_idle(cores_wanted)
+    finally:
+        fcntl.flock(model_file, fcntl.LOCK_UN)
+
+
+def cores_are_idle(wanted: int) -> bool:
+    """Return whether so many cores of the machine have nothing to do: clients that decode need them more."""
+    for _ in range(LOOKS):
+        # proc(5): the fourth field is what is runnable now, this thread included, of all there is.
+        runnable = int(LOAD.read_text(encoding="ascii").split()[3].partition("/")[0])
+        if CORES - runnable >= wanted:
+            return True
+        os.sched_yield()
+    return False

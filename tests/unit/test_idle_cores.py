@@ -1,0 +1,46 @@
+"""When a lone request may use the other cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deepfake_serve import idle_cores
+from deepfake_serve.idle_cores import cores_are_idle, running_alone
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the kernel says of its load: on four cores only this thread is running."""
+    path = tmp_path / "loadavg"
+    path.write_text("0.20 0.18 0.12 1/80 11206\n", encoding="ascii")
+    monkeypatch.setattr(idle_cores, "LOAD", path)
+    monkeypatch.setattr(idle_cores, "CORES", 4)
+    return path
+
+
+@pytest.mark.parametrize(("runnable", "wanted", "idle"), [(1, 3, True), (2, 3, False), (3, 1, True), (9, 1, False)])
+def test_cores_are_idle_when_nothing_else_is_runnable(load: Path, runnable: int, wanted: int, idle: bool) -> None:
+    load.write_text(f"0.20 0.18 0.12 {runnable}/80 11206\n", encoding="ascii")
+    assert cores_are_idle(wanted) is idle
+
+
+def test_of_several_instances_only_one_that_runs_by_itself_is_alone(load: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"weights")
+    with model.open("rb") as first, model.open("rb") as second, model.open("rb") as third:
+        with running_alone(first, cores_wanted=3) as alone:
+            assert alone
+            with running_alone(second, cores_wanted=3) as beside, running_alone(third, cores_wanted=3) as last:
+                assert not beside
+                assert not last
+        with running_alone(second, cores_wanted=3) as alone:
+            assert alone, "the others have ended"
+        with pytest.raises(ValueError, match="failed"), running_alone(first, cores_wanted=3):
+            raise ValueError("failed")
+        with running_alone(third, cores_wanted=3) as alone:
+            assert alone, "a run that failed has ended, too"
+        load.write_text("0.20 0.18 0.12 3/80 11206\n", encoding="ascii")
+        with running_alone(first, cores_wanted=3) as alone:
+            assert not alone, "somebody else uses the cores"
