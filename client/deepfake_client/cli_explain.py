@@ -27,10 +27,20 @@ SHEET_NAME = "contact_sheet.png"
 DATA_NAME = "explanation.json"
 
 EXPLAIN_PANEL = "Heatmaps"
+
+
+def _unless_checkpoint(context: typer.Context, option: typer.CallbackParam, service: str | None) -> str | None:
+    """Leave out an address from the environment where a checkpoint is given; options are read before it."""
+    source = context.get_parameter_source(str(option.name))
+    from_environment = source is not None and source.name == "ENVIRONMENT"
+    return None if from_environment and context.params.get("checkpoint") else service
+
+
 ServiceOption = Annotated[
     str | None,
     typer.Option(
         envvar="DEEPFAKE_EXPLAIN_URL",
+        callback=_unless_checkpoint,
         metavar="URL",
         help="Explain service.",
         show_default=DEFAULT_SERVICE_URL,
