@@ -174,7 +174,7 @@ def compare(
     ] = None,
     peer: Annotated[str, typer.Option(help="Only peers whose names hold one of these words, comma-separated.")] = "",
     rounds: Annotated[int, typer.Option(help="How often the contenders alternate.", min=1)] = 5,
-    seconds: Annotated[float, typer.Option(help="Length of one measurement.", min=0.1)] = 2.0,
+    seconds: Annotated[float, typer.Option(help="Length of one measurement.", min=0.1)] = 4.0,
     output: Annotated[
         Path | None, typer.Option(help="Results file; by default benchmarks/results/MACHINE-compare.json.")
     ] = None,

@@ -62,11 +62,12 @@ def peers(model: Path, *, cores: int, max_batch: int, checkpoint: Path | None) -
     found = [
         Peer(
             f"ONNX Runtime {IN_PROCESS}",
-            f"{sessions} session(s) of {threads} thread(s), batches of {max_batch}",
+            f"{sessions} session(s) of {threads} thread(s), batches of {batch}",
             (),
-            _script("onnxruntime_engine", model, sessions=sessions, threads=threads, batch=max_batch),
+            _script("onnxruntime_engine", model, sessions=sessions, threads=threads, batch=batch),
         )
         for sessions, threads in splits
+        for batch in sorted({2, max_batch})
     ]
     found.append(
         Peer(
@@ -77,7 +78,7 @@ def peers(model: Path, *, cores: int, max_batch: int, checkpoint: Path | None) -
         )
     )
     for workers, threads in splits:
-        for batch in sorted({8, 32}):
+        for batch in (2, 8, 32):
             setting = f"{workers} worker(s) of {threads} thread(s), batches of up to {batch}"
             options = {"workers": workers, "threads": threads, "batch": batch, "batch-timeout": BATCH_TIMEOUT_S}
             found += [

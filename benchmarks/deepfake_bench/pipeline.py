@@ -37,6 +37,7 @@ from deepfake_preprocess.face import Face
 from deepfake_preprocess.frame import ArrayFrame
 from deepfake_preprocess.mtcnn import MtcnnDetector
 from deepfake_preprocess.spec import ModelSpec
+from deepfake_serve.cores import CROPS_PER_THREAD
 
 PACKAGES = (
     "av",
@@ -143,7 +144,8 @@ class Bench:
         """Return ONNX Runtime alone on `crops`, as the server has it."""
         server = self.server
         assert server.reference is not None
-        return onnxruntime_alone(server.reference, crops, server.arrangement, batch=server.max_batch_size)
+        batch = CROPS_PER_THREAD * server.arrangement["threads"]
+        return onnxruntime_alone(server.reference, crops, server.arrangement, batch=batch)
 
 
 def split(verdict: Verdict, total_s: float, exchange_s: float, before: Counters, after: Counters) -> dict[str, float]:

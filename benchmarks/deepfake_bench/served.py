@@ -37,6 +37,7 @@ from deepfake_bench.reference import OnnxReference, verify_served
 from deepfake_bench.senders import Crops
 from deepfake_bench.serving import embedded_server
 from deepfake_preprocess.errors import DeepfakeError
+from deepfake_serve.cores import CROPS_PER_THREAD
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio")
 RAMP_S = 0.5
@@ -95,7 +96,7 @@ def run(
     model: str | None = None,
     concurrency: int = 32,
     rounds: int = 5,
-    seconds: float = 3.0,
+    seconds: float = 5.0,
     instances: int | None = None,
     threads: int | None = None,
 ) -> Result:
@@ -120,7 +121,9 @@ def run(
         whole = [OnnxReference(server.reference, threads=share["instances"] * share["threads"])]
         target, crops = server.target("grpc"), server.crops
         difference = verify_served(target, crops, sessions[0])
-        batch = np.resize(crops, (max_batch, *crops.shape[1:]))
+        # As many at once as the server computes; larger batches are slower.
+        batch = np.resize(crops, (CROPS_PER_THREAD * share["threads"], *crops.shape[1:]))
+        whole_batch = np.resize(crops, (len(batch) * share["instances"], *crops.shape[1:]))
         with LoadProcesses(target, crops) as load:
             load.run(concurrency=concurrency, ramp_s=0.0, measure_s=1.0)  # connections, allocations and caches
             measured: list[Round] = []
@@ -141,7 +144,7 @@ def run(
                     Round(
                         served=served_rate,
                         same_sessions=same_rate,
-                        one_session=_in_process_rate(whole, batch, seconds)[0],
+                        one_session=_in_process_rate(whole, whole_batch, seconds)[0],
                         server_cpu_ms=1_000 * (cpu_after[0] - cpu_before[0]) / crops_here,
                         load_cpu_ms=1_000 * (cpu_after[1] - cpu_before[1]) / crops_here,
                         same_sessions_cpu_ms=same_cpu_ms,
@@ -171,7 +174,7 @@ def run(
 
 
 def _in_process_rate(sessions: list[OnnxReference], batch: Crops, seconds: float) -> tuple[float, float]:
-    """Run all sessions together, each in a thread of its own and with full batches.
+    """Run all sessions together, each in a thread of its own.
 
     Returns:
         Crops per second, and CPU milliseconds per crop.
@@ -216,7 +219,7 @@ def served(
     model: Annotated[str | None, typer.Option(help="Model to measure; the first one by default.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests of one crop in flight.", min=1)] = 32,
     rounds: Annotated[int, typer.Option(help="How often the arrangements alternate.", min=1)] = 5,
-    seconds: Annotated[float, typer.Option(help="Length of one measurement.", min=0.1)] = 3.0,
+    seconds: Annotated[float, typer.Option(help="Length of one measurement.", min=0.1)] = 5.0,
     instances: Annotated[int | None, typer.Option(help="As in `deepfake serve`.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="As in `deepfake serve`.", min=1)] = None,
     output: Annotated[

@@ -4,7 +4,7 @@ Triton loads this file as a "Python-based backend", so it exists once here and a
 repository holds only its data. It runs in Triton's own Python stub, not in the caller's interpreter: it may
 import numpy, ONNX Runtime and, of this project, what needs no more than that.
 
-All requests of a batch run as one ONNX Runtime execution; a request that cannot run gets an error of its own.
+All requests of a batch are answered together; a request that cannot run gets an error of its own.
 
 Tensors pass by DLPack, without a copy. `Tensor.as_numpy()` and `Tensor(name, array)` must not be used here: the
 stub was compiled against numpy 1 and reads the item size from where numpy 2 keeps something else, so that
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from deepfake_serve.idle_cores import running_alone
+from deepfake_serve.cores import CROPS_PER_THREAD, running_alone
 
 Array = npt.NDArray[Any]
 
@@ -108,8 +108,12 @@ class TritonPythonModel:
             return self._infer(session, faces)
 
     def _infer(self, session: ort.InferenceSession, faces: Array) -> list[Array]:
-        outputs: list[Array] = session.run(self._output_names, {self._input_name: faces})
-        return outputs
+        rows = CROPS_PER_THREAD * session.get_session_options().intra_op_num_threads
+        parts = [
+            session.run(self._output_names, {self._input_name: faces[start : start + rows]})
+            for start in range(0, len(faces), rows)
+        ]
+        return parts[0] if len(parts) == 1 else [np.concatenate(values) for values in zip(*parts, strict=True)]
 
 
 def _session(path: Path, threads: int, *, spinning: bool) -> ort.InferenceSession:

@@ -144,7 +144,7 @@ def write_view(models: Sequence[ServedModel], target: Path, shares: Mapping[str,
         share = shares[model.spec.name]
         config = type(model.config)()
         config.CopyFrom(model.config)
-        lone_threads = min(share.instances * share.threads, MAX_LONE_THREADS)
+        lone_threads = min(share.instances * share.threads, available_cores(), MAX_LONE_THREADS)
         is_small = (model.version_dir / MODEL_FILE).stat().st_size <= MAX_LONE_MODEL_MB * 2**20
         triton_config.set_cpu_share(
             config,

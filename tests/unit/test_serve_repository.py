@@ -261,7 +261,8 @@ def test_missing_empty_or_no_folder_says_what_to_do(tmp_path, make):
         check_repository(tmp_path / "models")
 
 
-def test_the_view_links_the_version_and_leaves_the_repository_alone(tmp_path):
+def test_the_view_links_the_version_and_leaves_the_repository_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(repository, "available_cores", lambda: 8)
     version_dir = write_model(tmp_path / "repository")
     before = {path: path.read_bytes() for path in (tmp_path / "repository").rglob("*") if path.is_file()}
     write_view(check_repository(tmp_path / "repository"), tmp_path / "view", {"detector": CpuShare(3, 2)})
@@ -277,6 +278,7 @@ def test_the_view_links_the_version_and_leaves_the_repository_alone(tmp_path):
 @pytest.mark.parametrize(("share", "largest_mb"), [(CpuShare(1, 2), 128), (CpuShare(3, 4), 128), (CpuShare(2, 1), 0)])
 def test_no_second_session_for_large_models_or_where_it_has_no_more_threads(tmp_path, monkeypatch, share, largest_mb):
     monkeypatch.setattr(repository, "MAX_LONE_MODEL_MB", largest_mb)
+    monkeypatch.setattr(repository, "available_cores", lambda: 4)
     write_model(tmp_path / "repository")
     write_view(check_repository(tmp_path / "repository"), tmp_path / "view", {"detector": share})
     config = triton_config.read_config(tmp_path / "view" / "detector" / "config.pbtxt")

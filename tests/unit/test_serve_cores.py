@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deepfake_serve import idle_cores
-from deepfake_serve.idle_cores import cores_are_idle, running_alone
+from deepfake_serve import cores
+from deepfake_serve.cores import cores_are_idle, running_alone
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the kernel says of its load: on four cores only this thread is running."""
     path = tmp_path / "loadavg"
     path.write_text("0.20 0.18 0.12 1/80 11206\n", encoding="ascii")
-    monkeypatch.setattr(idle_cores, "LOAD", path)
-    monkeypatch.setattr(idle_cores, "CORES", 4)
+    monkeypatch.setattr(cores, "LOAD", path)
+    monkeypatch.setattr(cores, "CORES", 4)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Whether cores are idle that a lone request may use: what the embedded backend asks before each small batch.
+"""How the embedded backend uses the cores: how much it computes at once, and when a lone request gets all of them.
 
 Imported by the backend inside Triton's Python stub, so standard library only.
 """
@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+CROPS_PER_THREAD = 2
+"""Of a batch, so many crops are computed at once. The activations of more do not fit the cache: with EfficientNet-B0
+at 224 px, batches of 8 took 1.14 times as long per crop as such parts of them."""
 CORES = os.cpu_count() or 1
 LOAD = Path("/proc/loadavg")
 LOOKS = 3
