@@ -75,6 +75,9 @@ COMMANDS = {
         "train",
         "Measure a detector on labelled files.",
     ),
+    "average-runs": Command(
+        "deepfake_training.cli:average_runs_command", "train", "Take the mean of several runs' best weights."
+    ),
     "publish-checkpoint": Command(
         "deepfake_training.cli:publish_checkpoint", "train", "Write a run's best weights in half precision."
     ),

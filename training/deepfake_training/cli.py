@@ -1,4 +1,4 @@
-"""`deepfake train`, `pack-faces` and `publish-checkpoint`: thin shells around the modules that do the work."""
+"""`deepfake train`, `pack-faces`, `average-runs`, `publish-checkpoint`: thin shells around what does the work."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.spec import Crop, ModelSpec
 from deepfake_training.augment import Augmentation
+from deepfake_training.averaging import average_runs
 from deepfake_training.checkpointing import BEST, BEST_SPEC, publish
 from deepfake_training.config import Mixture, TrainConfig
 from deepfake_training.faces import FaceSet
@@ -195,6 +196,23 @@ def train(
         "what 'deepfake evaluate' and 'deepfake export' take",
         highlight=False,
     )
+
+
+def average_runs_command(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of training runs, at least two.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make: a run with the mean as best weights.")],
+) -> None:
+    """Take the mean of several runs' best weights: often better than each, and as fast.
+
+    For runs that went on from each other's weights, with the same faces held out. Look at the mean before you use it:
+
+    [bold]Example[/]
+
+      deepfake average-runs runs/first runs/second --out runs/mean
+      deepfake evaluate --run runs/mean --pack faces.safetensors --write runs/mean/best.yaml
+    """
+    path = average_runs(runs, out)
+    Console(stderr=True).print(f"{path}: mean of {len(runs)} runs", highlight=False)
 
 
 def publish_checkpoint(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_training.augment import Augmentation
 
+CONFIG = "config.json"
+"""Where a run keeps it."""
 Schedule = Literal["cosine", "plateau", "step"]
 SCHEDULES: tuple[Schedule, ...] = ("cosine", "plateau", "step")
 Balance = Literal["sampler", "loss", "none"]
@@ -129,3 +132,15 @@ class TrainConfig:
         values["mixture"] = Mixture(**values["mixture"])
         values["augmentation"] = Augmentation(**values["augmentation"])
         return cls(**values)
+
+    @classmethod
+    def of_run(cls, directory: str | Path) -> TrainConfig:
+        """Read the configuration of a run.
+
+        Raises:
+            OptionError: there is none, or it is damaged.
+        """
+        try:
+            return cls.from_dict(json.loads((Path(directory) / CONFIG).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise OptionError(f"{directory} holds no readable {CONFIG} ({exc}); name the directory of a run") from exc

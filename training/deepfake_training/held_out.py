@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 
 from deepfake_client.verdict import FaceScore, FrameResult
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.manifest import sha256_file
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_training.checkpointing import BEST, BEST_SPEC
 from deepfake_training.config import TrainConfig
 from deepfake_training.data import split_datasets
 from deepfake_training.faces import FaceSet
-from deepfake_training.loop import CONFIG
 from deepfake_training.scoring import BATCH_SIZE, CheckpointTransport, ScoredFile
 
 SELF_BLENDED = "self-blended"
@@ -42,10 +39,7 @@ def score_held_out(
         CheckpointError: the weights are damaged.
     """
     run = Path(run)
-    try:
-        config = TrainConfig.from_dict(json.loads((run / CONFIG).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise OptionError(f"{run} holds no readable {CONFIG} ({exc}); name the directory of a run") from exc
+    config = TrainConfig.of_run(run)
     if crops is not None:
         config = dataclasses.replace(config, validation_crops=crops)
     faces = FaceSet.load(pack)

@@ -33,7 +33,7 @@ from deepfake_export.graph import ServedDetector
 from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_preprocess.spec import ModelSpec
 from deepfake_training.checkpointing import load_state, save_best, save_last, write_whole
-from deepfake_training.config import TrainConfig
+from deepfake_training.config import CONFIG, TrainConfig
 from deepfake_training.data import FaceDataset, split_datasets
 from deepfake_training.faces import FaceSet
 from deepfake_training.folding import fold_frozen_norms
@@ -41,7 +41,6 @@ from deepfake_training.initial import load_initial
 from deepfake_training.memory import fitting_batch_size, is_out_of_memory
 
 LOG = "log.jsonl"
-CONFIG = "config.json"
 CLIP_NORM = 5.0
 """Gradients are scaled down to this norm: one odd batch shall not undo an epoch."""
 
