@@ -37,6 +37,9 @@ def test_of_several_instances_only_one_that_runs_by_itself_is_alone(load: Path, 
                 assert not last
         with running_alone(second, cores_wanted=3) as alone:
             assert alone, "the others have ended"
+        with running_alone(second, cores_wanted=None) as asked, running_alone(first, cores_wanted=3) as alone:
+            assert not asked
+            assert not alone, "whoever does not ask runs as well"
         with pytest.raises(ValueError, match="failed"), running_alone(first, cores_wanted=3):
             raise ValueError("failed")
         with running_alone(third, cores_wanted=3) as alone:
