@@ -40,7 +40,8 @@ class TritonPythonModel:
         self._crop_shape = tuple(int(dim) for dim in face_input["dims"])
         self._output_names = [output["name"] for output in config["output"]]
 
-        path = Path(args["model_repository"]) / args["model_version"] / config["default_model_filename"]
+        directory = Path(args["model_repository"])
+        path = directory / args["model_version"] / config["default_model_filename"]
         # Waiting threads that spin would take the cores from the other instances. The lone session runs only while
         # nobody else wants them.
         self._threads = int(parameters["intra_op_thread_count"])
@@ -48,7 +49,8 @@ class TritonPythonModel:
         self._session = self._lone_session = _session(path, self._threads, spinning=False)
         if self._lone_threads > self._threads:
             self._lone_session = _session(path, self._lone_threads, spinning=True)
-        self._model_file = path.open("rb")
+        # Of the server's own, local folder: the weights may lie where files cannot be locked.
+        self._lock = (directory / "config.pbtxt").open("rb")
 
         # Warm up here: readiness comes after it, so no user pays for the first allocations.
         self._max_batch_size = int(config["max_batch_size"])
@@ -107,7 +109,7 @@ class TritonPythonModel:
             return self._infer(self._session, faces)
         # A full batch has others behind it, which another instance is about to run.
         is_full = len(faces) >= self._max_batch_size
-        with running_alone(self._model_file, cores_wanted=None if is_full else self._lone_threads - 1) as alone:
+        with running_alone(self._lock, cores_wanted=None if is_full else self._lone_threads - 1) as alone:
             return self._infer(self._lone_session if alone else self._session, faces)
 
     def _infer(self, session: ort.InferenceSession, faces: Array) -> list[Array]:

@@ -22,24 +22,24 @@ LOOKS = 3
 
 
 @contextlib.contextmanager
-def running_alone(model_file: BinaryIO, *, cores_wanted: int | None) -> Iterator[bool]:
+def running_alone(lock: BinaryIO, *, cores_wanted: int | None) -> Iterator[bool]:
     """Mark this instance of a model as running; yield whether no other one runs and enough cores are idle.
 
     Args:
-        model_file: opened by this instance; it is locked, not read.
+        lock: a file that each instance of the model has opened for itself; it is locked, not read.
         cores_wanted: idle cores beside the one that this thread runs on; None does not ask, and yields False.
     """
     alone = False
     if cores_wanted is not None:
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(model_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = True
     # All instances that run share the lock; the exclusive one was only to see whether there are others.
-    fcntl.flock(model_file, fcntl.LOCK_SH)
+    fcntl.flock(lock, fcntl.LOCK_SH)
     try:
         yield alone and cores_wanted is not None and cores_are_idle(cores_wanted)
     finally:
-        fcntl.flock(model_file, fcntl.LOCK_UN)
+        fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def cores_are_idle(wanted: int) -> bool:

@@ -27,9 +27,9 @@ def test_cores_are_idle_when_nothing_else_is_runnable(load: Path, runnable: int,
 
 
 def test_of_several_instances_only_one_that_runs_by_itself_is_alone(load: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model.onnx"
-    model.write_bytes(b"weights")
-    with model.open("rb") as first, model.open("rb") as second, model.open("rb") as third:
+    lock = tmp_path / "config.pbtxt"
+    lock.touch()
+    with lock.open("rb") as first, lock.open("rb") as second, lock.open("rb") as third:
         with running_alone(first, cores_wanted=3) as alone:
             assert alone
             with running_alone(second, cores_wanted=3) as beside, running_alone(third, cores_wanted=3) as last:
