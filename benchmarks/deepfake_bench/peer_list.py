@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from deepfake_bench.senders import Crops, HttpRequest, plain_http
+from deepfake_serve.cores import CROPS_PER_THREAD
 
 PEERS_DIR = Path(__file__).parent / "peers"
 IN_PROCESS = "in-process"
@@ -67,7 +68,7 @@ def peers(model: Path, *, cores: int, max_batch: int, checkpoint: Path | None) -
             _script("onnxruntime_engine", model, sessions=sessions, threads=threads, batch=batch),
         )
         for sessions, threads in splits
-        for batch in sorted({2, max_batch})
+        for batch in sorted({CROPS_PER_THREAD * threads, max_batch})
     ]
     found.append(
         Peer(

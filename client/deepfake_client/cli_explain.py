@@ -30,7 +30,7 @@ EXPLAIN_PANEL = "Heatmaps"
 
 
 def _unless_checkpoint(context: typer.Context, option: typer.CallbackParam, service: str | None) -> str | None:
-    """Leave out an address from the environment where a checkpoint is given; options are read before it."""
+    """Leave out an address from the environment where the command line, which is read first, gives a checkpoint."""
     source = context.get_parameter_source(str(option.name))
     from_environment = source is not None and source.name == "ENVIRONMENT"
     return None if from_environment and context.params.get("checkpoint") else service
