@@ -133,6 +133,18 @@ def test_only_the_outputs_that_were_asked_for_come_back(client):
     assert [output.name for output in answer.outputs] == ["logit"]
 
 
+def test_answers_leave_nothing_in_the_log(tiny_repository, tmp_path):
+    log = tmp_path / "triton.log"
+    with EmbeddedTriton(tiny_repository, log_path=log) as triton:
+        started = log.read_text()
+        with tritonclient.grpc.InferenceServerClient(triton.grpc_url) as own:
+            for count in (1, 3):
+                own.infer("tiny", [grpc_tensor(crops(count))])
+    said = log.read_text().removeprefix(started)
+    assert "Traceback" not in said
+    assert "Error" not in said
+
+
 def test_http_scores_equal_in_process_scores(embedded_triton, in_process):
     array = crops(2)
     tensor = tritonclient.http.InferInput("faces", list(array.shape), "UINT8")
