@@ -12,7 +12,7 @@ import pytest
 from tiny_model import write_tiny_onnx
 
 from deepfake_bench import peer_env
-from deepfake_bench.compare import OURS
+from deepfake_bench.compare import SERVED
 from deepfake_bench.contenders import start_peer
 from deepfake_bench.peer_env import PeerUnavailableError, peer_python
 from deepfake_bench.peer_list import Peer, peers
@@ -129,7 +129,11 @@ def test_the_command_reports_ratios_and_what_it_could_not_measure(
         cli.main(["bench", "compare", "--repository", str(shared_tiny_repository), *arguments])
     assert left.value.code == 0
     data = json.loads(output.read_text(encoding="utf-8"))
-    assert [item["name"] for item in data["contenders"]] == [OURS, "Triton, HTTP", "ONNX Runtime in-process"]
+    assert [item["name"] for item in data["contenders"]] == [*SERVED, "ONNX Runtime in-process"]
+    assert data["ours"] in SERVED
+    assert set(data["ours_over"]) == {item["name"] for item in data["contenders"]} - {data["ours"]}
+    tried = {item["name"]: item["crops_per_s"] for item in data["settings_tried"] if item["name"] in SERVED}
+    assert max(tried, key=tried.__getitem__) == data["ours"]
     assert data["ours_over"]["ONNX Runtime in-process"]["throughput"] > 0
     assert data["ours_over_best_engine"]["throughput"] == data["ours_over"]["ONNX Runtime in-process"]["throughput"]
     assert {item["reason"] for item in data["not_measured"]} == {"litserve cannot be installed: no network"}

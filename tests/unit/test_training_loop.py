@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from deepfake_preprocess.spec import ModelSpec
 from deepfake_training import loop
 from deepfake_training.augment import Augmentation
 from deepfake_training.checkpointing import BEST, BEST_SPEC, LAST, publish, save_last
-from deepfake_training.config import Mixture
+from deepfake_training.config import Mixture, TrainConfig
 from deepfake_training.initial import load_initial
 from deepfake_training.loop import LOG, Run
 from deepfake_training.memory import fitting_batch_size
@@ -85,9 +86,9 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path: P
     assert histories[0] == histories[1]
 
 
-@pytest.mark.parametrize("schedule", ["plateau", "step"])
-def test_other_schedules_resume_from_any_epoch(tmp_path: Path, schedule: str) -> None:
-    config = dataclasses.replace(QUICK, schedule=schedule)  # type: ignore[arg-type]
+@pytest.mark.parametrize("change", [{"schedule": "plateau"}, {"schedule": "step"}, {"sam_radius": 0.05}])
+def test_other_recipes_resume_from_any_epoch(tmp_path: Path, change: dict[str, Any]) -> None:
+    config = dataclasses.replace(QUICK, **change)
     Run(make_faces(), TINY, config, tmp_path).train(keep_all=True)
     whole = weights_of(tmp_path)
     again = Run(make_faces(), TINY, config, tmp_path)
@@ -263,3 +264,28 @@ def test_the_pair_loss_looks_at_pairs_alone() -> None:
     labels = torch.tensor([[0.0], [1.0], [1.0], [1.0], [0.0]])
     assert float(loop._pair_loss(logit, labels)) == pytest.approx(0.126928, abs=1e-5)
     assert float(loop._pair_loss(logit[:1], labels[:1])) == 0.0
+
+
+def test_sharpness_aware_steps_look_uphill_and_come_back() -> None:
+    weights = [torch.tensor([3.0, 0.0], requires_grad=True), torch.tensor([4.0], requires_grad=True)]
+    before = [weight.detach().clone() for weight in weights]
+    loss = (weights[0].square().sum() + weights[1].square().sum()) / 2  # its gradient is the weights, of norm 5
+    with loop._uphill(weights, loss, 0.5):
+        assert weights[0].tolist() == pytest.approx([3.3, 0.0])
+        assert weights[1].tolist() == pytest.approx([4.4])
+    assert all(torch.equal(weight, value) for weight, value in zip(weights, before, strict=True))
+
+
+def test_sharpness_aware_training_ends_elsewhere(tmp_path: Path) -> None:
+    config = dataclasses.replace(QUICK, epochs=1)
+    Run(make_faces(), TINY, config, tmp_path / "plain").train()
+    Run(make_faces(), TINY, dataclasses.replace(config, sam_radius=0.05), tmp_path / "sharp").train()
+    plain, sharp = weights_of(tmp_path / "plain"), weights_of(tmp_path / "sharp")
+    assert not same(plain, sharp)
+    assert all(torch.isfinite(value.float()).all() for value in sharp.values())
+
+
+def test_a_configuration_from_before_an_option_has_its_default() -> None:
+    data = QUICK.to_dict()
+    del data["sam_radius"]
+    assert TrainConfig.from_dict(data) == QUICK

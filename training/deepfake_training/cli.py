@@ -104,6 +104,10 @@ def train(
     pair_weight: Annotated[
         float, typer.Option("--pair-weight", help="Weight of the loss that compares a fake with its own original.")
     ] = DEFAULTS.pair_weight,
+    sam_radius: Annotated[
+        float,
+        typer.Option("--sam-radius", help="Sharpness-aware minimization, such as 0.05; twice the time per step."),
+    ] = DEFAULTS.sam_radius,
     drop_path: Annotated[float, typer.Option("--drop-path")] = DEFAULTS.drop_path,
     freeze: Annotated[
         list[str] | None, typer.Option("--freeze", help="Module not to train, such as blocks.0; may be given often.")
@@ -158,6 +162,7 @@ def train(
         ema_decay=ema_decay,
         label_smoothing=label_smoothing,
         pair_weight=pair_weight,
+        sam_radius=sam_radius,
         drop_path=drop_path,
         freeze=tuple(freeze or ()),
         freeze_statistics=freeze_statistics,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,13 +268,7 @@ class Run:
     def _step_loss(self, crops: Tensor, labels: Tensor, passes: int, epoch: int, batch: int) -> float:
         """Run one batch forward and backward; return its loss."""
         try:
-            with self._autocast():
-                logit = self.detector(crops.to(self._device, non_blocking=True))[1]
-            smooth = self.config.label_smoothing
-            target = labels.to(self._device, non_blocking=True) * (1 - 2 * smooth) + smooth
-            loss: Tensor = self._loss(logit.float(), target)
-            if self.config.pair_weight:
-                loss = loss + self.config.pair_weight * _pair_loss(logit.float(), labels.to(self._device))
+            loss = self._loss_of(crops, labels)
             value = float(loss.detach())
             if not np.isfinite(value):
                 raise TrainingError(
@@ -282,7 +276,12 @@ class Run:
                     f"good state is in {self.directory} (epoch {self.epoch}); start anew with a learning rate below "
                     f"{self.config.learning_rate:g}"
                 )
-            torch.autograd.backward(loss / passes)
+            if not self.config.sam_radius:
+                torch.autograd.backward(loss / passes)
+            else:
+                trained = [parameter for parameter in self.detector.parameters() if parameter.requires_grad]
+                with _uphill(trained, loss, self.config.sam_radius):
+                    torch.autograd.backward(self._loss_of(crops, labels) / passes)
         except (RuntimeError, MemoryError) as exc:
             if not is_out_of_memory(exc):
                 raise
@@ -296,6 +295,16 @@ class Run:
             )
             raise TrainingError(f"there is not enough memory for a batch of {len(crops)}; {advice}") from exc
         return value
+
+    def _loss_of(self, crops: Tensor, labels: Tensor) -> Tensor:
+        with self._autocast():
+            logit = self.detector(crops.to(self._device, non_blocking=True))[1]
+        smooth = self.config.label_smoothing
+        target = labels.to(self._device, non_blocking=True) * (1 - 2 * smooth) + smooth
+        loss: Tensor = self._loss(logit.float(), target)
+        if self.config.pair_weight:
+            loss = loss + self.config.pair_weight * _pair_loss(logit.float(), labels.to(self._device))
+        return loss
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._device.type == "cuda" and torch.cuda.is_bf16_supported():
@@ -339,6 +348,23 @@ def _pair_loss(logit: Tensor, labels: Tensor) -> Tensor:
     difference = logit[1:even:2] - logit[0:even:2]
     is_pair = (labels[1:even:2] == 1) & (labels[0:even:2] == 0)
     return (nn.functional.softplus(-difference) * is_pair).sum() / is_pair.sum().clamp(min=1)
+
+
+@contextmanager
+def _uphill(weights: Sequence[Tensor], loss: Tensor, radius: float) -> Iterator[None]:
+    """Inside, the weights lie where the loss within `radius` of them is largest, to first order."""
+    gradients = torch.autograd.grad(loss, weights)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+    before = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.add_(gradient * (radius / norm.clamp(min=1e-12)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
 
 
 def _set_drop_path(network: nn.Module, share: float) -> None:
