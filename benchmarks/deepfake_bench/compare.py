@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -35,13 +35,13 @@ from deepfake_bench.tables import table_console
 from deepfake_preprocess.errors import OptionError
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "torch", "timm", "fastapi", "uvicorn")
-OURS = "Triton, gRPC"
-PROTOCOLS = {OURS: "grpc", "Triton, HTTP": "http"}
+SERVED = {"Triton, gRPC": "grpc", "Triton, HTTP": "http", "Triton, gRPC and shared memory": "grpc-shm"}
+"""Our server, by how crops get there."""
 ONE, MANY = 1, 32
 """Requests of one crop in flight."""
 TRIAL_S = 2.0
 TRIALS = 2
-"""Of each setting of a peer, in turn; the setting with the best median is compared."""
+"""Of each setting of a peer, and of each way to our server, in turn; the one with the best median is compared."""
 
 Round = Mapping[str, Mapping[int, Sample]]
 """One round: by contender and concurrency."""
@@ -55,7 +55,7 @@ def served_contenders(server: Server) -> list[Contender]:
     """
     assert server.root is not None
     root = server.root
-    targets = {name: server.target(protocol) for name, protocol in PROTOCOLS.items()}
+    targets = {name: server.target(protocol) for name, protocol in SERVED.items()}
     differences = {name: server.verify(target) for name, target in targets.items()}
     setting = ", ".join(f"{key} {value}" for key, value in server.arrangement.items())
     return [
@@ -72,23 +72,30 @@ def served_contenders(server: Server) -> list[Contender]:
     ]
 
 
-def best_setting(settings: Iterable[Contender]) -> tuple[Contender, list[dict[str, Any]]]:
+def trial_rates(contenders: Sequence[Contender]) -> list[float]:
+    """Return what each takes with 32 in flight, in crops per second; zeros where there is nothing to choose."""
+    if len(contenders) < 2:
+        return [0.0] * len(contenders)
+    rounds = [[item.measure(MANY, TRIAL_S).crops_per_s for item in contenders] for _ in range(TRIALS)]
+    return [round(median(rates), 1) for rates in zip(*rounds, strict=True)]
+
+
+def best_setting(settings: Sequence[Contender]) -> tuple[Contender, list[dict[str, Any]]]:
     """Try the settings of one peer in turn, close all but the fastest, and return it with what was tried."""
-    settings = list(settings)
-    rates: dict[str, list[float]] = {contender.setting: [] for contender in settings}
-    for _ in range(TRIALS if len(settings) > 1 else 0):
-        for contender in settings:
-            rates[contender.setting].append(contender.measure(MANY, TRIAL_S).crops_per_s)
-    tried = [
-        {"name": contender.name, "setting": contender.setting, "crops_per_s": round(median(values), 1)}
-        for contender in settings
-        if (values := rates[contender.setting])
-    ]
-    best = max(settings, key=lambda contender: median(rates[contender.setting] or [0.0]))
+    rates = trial_rates(settings)
+    best = settings[rates.index(max(rates))]
     for contender in settings:
         if contender is not best:
             contender.close()
-    return best, tried
+    return best, _tried(settings, rates)
+
+
+def _tried(contenders: Sequence[Contender], rates: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {"name": contender.name, "setting": contender.setting, "crops_per_s": rate}
+        for contender, rate in zip(contenders, rates, strict=True)
+        if rate
+    ]
 
 
 def summary(contender: Contender, rounds: list[Round]) -> dict[str, Any]:
@@ -116,7 +123,7 @@ def summary(contender: Contender, rounds: list[Round]) -> dict[str, Any]:
     }
 
 
-def ratios(names: list[str], rounds: list[Round]) -> dict[str, dict[str, float | None]]:
+def ratios(ours_name: str, names: list[str], rounds: list[Round]) -> dict[str, dict[str, float | None]]:
     """Return ours against each other contender: medians over rounds of ratios within a round.
 
     ``throughput`` at 32 in flight (above 1: ours is faster), ``p99`` at 32 and ``p50_alone`` at 1 (below 1: ours
@@ -124,7 +131,7 @@ def ratios(names: list[str], rounds: list[Round]) -> dict[str, dict[str, float |
     """
     found: dict[str, dict[str, float | None]] = {}
     for name in names:
-        pairs = [(item[OURS], item[name]) for item in rounds]
+        pairs = [(item[ours_name], item[name]) for item in rounds]
         found[name] = {
             "throughput": _median_ratio((ours[MANY].crops_per_s, other[MANY].crops_per_s) for ours, other in pairs),
             **{
@@ -137,17 +144,17 @@ def ratios(names: list[str], rounds: list[Round]) -> dict[str, dict[str, float |
     return found
 
 
-def best_engine_ratio(engines: list[str], rounds: list[Round]) -> dict[str, float | None]:
+def best_engine_ratio(ours: str, engines: list[str], rounds: list[Round]) -> dict[str, float | None]:
     """Return ours against the best in-process engine of each round: throughput at 32, and latency alone (p50)."""
     if not engines:
         return {"throughput": None, "p50_alone": None}
     return {
         "throughput": _median_ratio(
-            (item[OURS][MANY].crops_per_s, max(item[name][MANY].crops_per_s for name in engines)) for item in rounds
+            (item[ours][MANY].crops_per_s, max(item[name][MANY].crops_per_s for name in engines)) for item in rounds
         ),
         "p50_alone": _median_ratio(
             (
-                _quantile(item[OURS][ONE], 0.5),
+                _quantile(item[ours][ONE], 0.5),
                 min(found for name in engines if (found := _quantile(item[name][ONE], 0.5)) is not None),
             )
             for item in rounds
@@ -183,7 +190,8 @@ def compare(
 
     In-process ONNX Runtime and OpenVINO, LitServe, BentoML, Ray Serve, and FastAPI with eager PyTorch (with
     --checkpoint). Each is installed once into an environment of its own in the cache folder, is tried in several
-    settings, and is compared in its best one, after its answers were found equal.
+    settings, and is compared in its best one, after its answers were found equal. So is ours: over gRPC, HTTP, and
+    gRPC with shared memory.
 
     [bold]Example[/]
 
@@ -225,6 +233,9 @@ def compare(
         if checkpoint is None and not words:
             reason = "--checkpoint was not given"
             data["not_measured"].append({"name": "FastAPI + eager PyTorch", "setting": "", "reason": reason})
+        rates = trial_rates(contenders[: len(SERVED)])
+        data["settings_tried"] += _tried(contenders[: len(SERVED)], rates)
+        ours = contenders[rates.index(max(rates))].name
         done: list[Round] = []
         try:
             for number in range(rounds):
@@ -234,7 +245,7 @@ def compare(
                 )
         finally:  # whole rounds are kept, whatever ended the rest
             if done:
-                data |= _figures(contenders, done)
+                data |= _figures(ours, contenders, done)
                 screen.print(f"written to {write_results('compare', data, path=output)}")
     table_console().print(_table(data))
     for item in data["not_measured"]:
@@ -274,15 +285,15 @@ def _start(
     return best
 
 
-def _figures(contenders: list[Contender], rounds: list[Round]) -> dict[str, Any]:
-    others = [item.name for item in contenders if item.name != OURS]
+def _figures(ours: str, contenders: list[Contender], rounds: list[Round]) -> dict[str, Any]:
+    others = [item.name for item in contenders if item.name != ours]
     engines = [name for name in others if name.endswith(IN_PROCESS)]
     return {
         "rounds": len(rounds),
         "contenders": [summary(item, rounds) for item in contenders],
-        "ours": OURS,
-        "ours_over": ratios(others, rounds),
-        "ours_over_best_engine": best_engine_ratio(engines, rounds),
+        "ours": ours,
+        "ours_over": ratios(ours, others, rounds),
+        "ours_over_best_engine": best_engine_ratio(ours, engines, rounds),
     }
 
 

@@ -22,13 +22,17 @@ Row = tuple[str, str, str]
 
 
 def served_rows(data: Results) -> list[Row]:
-    """Rows of a ``*-served.json`` file."""
-    what = f"{data['model']} served, {data['concurrency']} concurrent crops"
-    return [
-        (what, "the same ONNX Runtime sessions in-process", f"{data['ratio_to_same_sessions']:.2f} x the throughput"),
-        (what, "one in-process session with all threads", f"{data['ratio_to_one_session']:.2f} x the throughput"),
-        (what, "batch formed, by the server's counters", f"{data['mean_batch']:.1f} crops on average"),
-    ]
+    """Rows of a ``*-served.json`` file: three for each protocol."""
+    rows = []
+    for protocol, item in data["protocols"].items():
+        what = f"{data['model']} served, {protocol}, {data['concurrency']} concurrent crops"
+        same, one = (f"{item[f'ratio_to_{key}']:.2f} x the throughput" for key in ("same_sessions", "one_session"))
+        rows += [
+            (what, "the same ONNX Runtime sessions in-process", same),
+            (what, "one in-process session with all threads", one),
+            (what, "batch formed, by the server's counters", f"{item['mean_batch']:.1f} crops on average"),
+        ]
+    return rows
 
 
 def pipeline_rows(data: Results) -> list[Row]:

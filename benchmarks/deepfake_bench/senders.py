@@ -26,6 +26,20 @@ from deepfake_preprocess.spec import INPUT_NAME, PROBABILITY_NAME
 Crops = npt.NDArray[np.uint8]
 
 PROTOCOLS = ("grpc", "http", "grpc-shm")
+
+
+def protocols_named(text: str) -> list[str]:
+    """Read a comma-separated list of protocols.
+
+    Raises:
+        OptionError: there is none, or an unknown one.
+    """
+    names = [item.strip() for item in text.split(",") if item.strip()]
+    if not names or set(names) - set(PROTOCOLS):
+        raise OptionError(f"protocol is {text!r}; allowed: {', '.join(PROTOCOLS)}")
+    return list(dict.fromkeys(names))
+
+
 _SERVICE = "/inference.GRPCInferenceService/"
 
 

@@ -4,10 +4,11 @@
 
     deepfake bench served --repository model_repository
 
-One run alternates between three arrangements on the same cores, and every ratio is taken within a round, so
+One run alternates between these arrangements on the same cores, and every ratio is taken within a round, so
 that a machine that is busy elsewhere slows both sides alike:
 
-- `served`: 32 requests of one crop each in flight over gRPC, from a process of their own;
+- `served`: 32 requests of one crop each in flight, from a process of their own; over gRPC, over HTTP, and over gRPC
+  with the crops in shared memory;
 - `same sessions in-process`: as many ONNX Runtime sessions and threads as the server has, fed full batches in
   a loop. The server cannot be faster than this; what is missing is what serving costs;
 - `one session in-process`: one session with all threads, as an application without a server would do it.
@@ -21,8 +22,9 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,12 +32,14 @@ from typing import Annotated
 import numpy as np
 import psutil
 import typer
+from rich.table import Table
 
 from deepfake_bench.environment import environment, write_results
 from deepfake_bench.load_process import LoadProcesses
 from deepfake_bench.reference import OnnxReference, verify_served
-from deepfake_bench.senders import Crops
-from deepfake_bench.serving import embedded_server
+from deepfake_bench.senders import PROTOCOLS, Crops, protocols_named
+from deepfake_bench.serving import Server, embedded_server
+from deepfake_bench.tables import table_console
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_serve.cores import CROPS_PER_THREAD
 
@@ -46,7 +50,10 @@ RAMP_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: throughputs in crops per second, and CPU time (all cores) in milliseconds per crop."""
+    """One round of one protocol: throughputs in crops per second, and CPU time (all cores) in milliseconds per crop.
+
+    The rounds of all protocols have the in-process measurements in common.
+    """
 
     served: float
     same_sessions: float
@@ -57,17 +64,30 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """One run of the comparison.
+class ProtocolResult:
+    """What serving over one protocol costs; medians over the rounds.
 
     Attributes:
-        ratio_to_same_sessions: median over rounds of served / same sessions in-process.
-        ratio_to_one_session: median over rounds of served / one session in-process.
-        server_cpu_ms_per_crop: median CPU time of Triton with all its processes.
-        load_cpu_ms_per_crop: median CPU time of the process that sends the requests, on the same cores.
-        same_sessions_cpu_ms_per_crop: median CPU time of the in-process sessions.
+        ratio_to_same_sessions: served / same sessions in-process, within a round.
+        ratio_to_one_session: served / one session in-process, within a round.
+        server_cpu_ms_per_crop: CPU time of Triton with all its processes.
+        load_cpu_ms_per_crop: CPU time of the process that sends the requests, on the same cores.
         mean_batch: crops per execution, from the server's counters.
     """
+
+    crops_per_s: float
+    ratio_to_same_sessions: float
+    ratio_to_one_session: float
+    server_cpu_ms_per_crop: float
+    load_cpu_ms_per_crop: float
+    mean_batch: float
+    largest_probability_difference: float
+    rounds: list[Round]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One run of the comparison; rates and CPU times are medians over the rounds."""
 
     model: str
     precision: str
@@ -77,23 +97,17 @@ class Result:
     instances: int
     threads_per_instance: int
     seconds_per_measurement: float
-    served_crops_per_s: float
     same_sessions_crops_per_s: float
     one_session_crops_per_s: float
-    ratio_to_same_sessions: float
-    ratio_to_one_session: float
-    server_cpu_ms_per_crop: float
-    load_cpu_ms_per_crop: float
     same_sessions_cpu_ms_per_crop: float
-    mean_batch: float
-    largest_probability_difference: float
-    rounds: list[Round]
+    protocols: dict[str, ProtocolResult]
 
 
 def run(
     repository: Path,
     *,
     model: str | None = None,
+    protocols: Sequence[str] = PROTOCOLS,
     concurrency: int = 32,
     rounds: int = 5,
     seconds: float = 5.0,
@@ -105,6 +119,7 @@ def run(
     Args:
         repository: model repository.
         model: model to measure; the first one where None.
+        protocols: how the crops get to the server, each measured in every round; of `senders.PROTOCOLS`.
         concurrency: requests in flight, of one crop each.
         rounds: how often the arrangements alternate.
         seconds: length of one measurement.
@@ -114,42 +129,32 @@ def run(
     Raises:
         DeepfakeError: the server does not start, or its scores are not those of the file.
     """
-    with embedded_server(repository, model=model, instances=instances, threads=threads) as server:
+    with (
+        embedded_server(repository, model=model, instances=instances, threads=threads) as server,
+        ExitStack() as stack,
+    ):
         share, max_batch = server.arrangement, server.max_batch_size
         assert server.reference is not None
         sessions = [OnnxReference(server.reference, threads=share["threads"]) for _ in range(share["instances"])]
         whole = [OnnxReference(server.reference, threads=share["instances"] * share["threads"])]
-        target, crops = server.target("grpc"), server.crops
-        difference = verify_served(target, crops, sessions[0])
+        targets = {protocol: server.target(protocol) for protocol in protocols}
+        differences = {name: verify_served(target, server.crops, sessions[0]) for name, target in targets.items()}
         # As many at once as the server computes; larger batches are slower.
-        batch = np.resize(crops, (CROPS_PER_THREAD * share["threads"], *crops.shape[1:]))
-        whole_batch = np.resize(crops, (len(batch) * share["instances"], *crops.shape[1:]))
-        with LoadProcesses(target, crops) as load:
+        batch = np.resize(server.crops, (CROPS_PER_THREAD * share["threads"], *server.crops.shape[1:]))
+        whole_batch = np.resize(server.crops, (len(batch) * share["instances"], *server.crops.shape[1:]))
+        loads = {name: stack.enter_context(LoadProcesses(target, server.crops)) for name, target in targets.items()}
+        for load in loads.values():
             load.run(concurrency=concurrency, ramp_s=0.0, measure_s=1.0)  # connections, allocations and caches
-            measured: list[Round] = []
-            (load_pid,) = load.pids
-            crops_run = executions = 0
-            for _ in range(rounds):
-                before, cpu_before = server.counters(), _cpu_seconds(load_pid)
-                (trace,) = load.run(concurrency=concurrency, ramp_s=RAMP_S, measure_s=seconds)
-                after, cpu_after = server.counters(), _cpu_seconds(load_pid)
-                if trace.errors:
-                    raise DeepfakeError(f"the server failed requests: {trace.errors}; nothing was written")
-                served_rate = trace.answered / seconds
-                crops_here = after.crops - before.crops
-                crops_run += crops_here
-                executions += after.executions - before.executions
-                same_rate, same_cpu_ms = _in_process_rate(sessions, batch, seconds)
-                measured.append(
-                    Round(
-                        served=served_rate,
-                        same_sessions=same_rate,
-                        one_session=_in_process_rate(whole, whole_batch, seconds)[0],
-                        server_cpu_ms=1_000 * (cpu_after[0] - cpu_before[0]) / crops_here,
-                        load_cpu_ms=1_000 * (cpu_after[1] - cpu_before[1]) / crops_here,
-                        same_sessions_cpu_ms=same_cpu_ms,
-                    )
-                )
+        measured: dict[str, list[Round]] = {name: [] for name in loads}
+        batches: dict[str, list[float]] = {name: [] for name in loads}
+        for _ in range(rounds):
+            under_load = {name: _served(server, load, concurrency, seconds) for name, load in loads.items()}
+            same_rate, same_cpu_ms = _in_process_rate(sessions, batch, seconds)
+            one_rate, _ = _in_process_rate(whole, whole_batch, seconds)
+            for name, (rate, server_cpu_ms, load_cpu_ms, mean_batch) in under_load.items():
+                measured[name].append(Round(rate, same_rate, one_rate, server_cpu_ms, load_cpu_ms, same_cpu_ms))
+                batches[name].append(mean_batch)
+    (any_rounds, *_) = measured.values()
     return Result(
         model=server.model,
         precision=server.identity["precision"],
@@ -159,18 +164,37 @@ def run(
         instances=share["instances"],
         threads_per_instance=share["threads"],
         seconds_per_measurement=seconds,
-        served_crops_per_s=_median(measured, lambda item: item.served),
-        same_sessions_crops_per_s=_median(measured, lambda item: item.same_sessions),
-        one_session_crops_per_s=_median(measured, lambda item: item.one_session),
-        ratio_to_same_sessions=_median(measured, lambda item: item.served / item.same_sessions),
-        ratio_to_one_session=_median(measured, lambda item: item.served / item.one_session),
-        server_cpu_ms_per_crop=_median(measured, lambda item: item.server_cpu_ms),
-        load_cpu_ms_per_crop=_median(measured, lambda item: item.load_cpu_ms),
-        same_sessions_cpu_ms_per_crop=_median(measured, lambda item: item.same_sessions_cpu_ms),
-        mean_batch=round(crops_run / executions, 2),
-        largest_probability_difference=difference,
-        rounds=measured,
+        same_sessions_crops_per_s=_median(item.same_sessions for item in any_rounds),
+        one_session_crops_per_s=_median(item.one_session for item in any_rounds),
+        same_sessions_cpu_ms_per_crop=_median(item.same_sessions_cpu_ms for item in any_rounds),
+        protocols={
+            name: ProtocolResult(
+                crops_per_s=_median(item.served for item in items),
+                ratio_to_same_sessions=_median(item.served / item.same_sessions for item in items),
+                ratio_to_one_session=_median(item.served / item.one_session for item in items),
+                server_cpu_ms_per_crop=_median(item.server_cpu_ms for item in items),
+                load_cpu_ms_per_crop=_median(item.load_cpu_ms for item in items),
+                mean_batch=_median(batches[name]),
+                largest_probability_difference=differences[name],
+                rounds=items,
+            )
+            for name, items in measured.items()
+        },
     )
+
+
+def _served(
+    server: Server, load: LoadProcesses, concurrency: int, seconds: float
+) -> tuple[float, float, float, float]:
+    """Load the server; return crops per second, CPU milliseconds per crop of server and load, and the mean batch."""
+    before, cpu_before = server.counters(), _cpu_seconds(load)
+    (trace,) = load.run(concurrency=concurrency, ramp_s=RAMP_S, measure_s=seconds)
+    after, cpu_after = server.counters(), _cpu_seconds(load)
+    if trace.errors:
+        raise DeepfakeError(f"the server failed requests: {trace.errors}; nothing was written")
+    crops = after.crops - before.crops
+    server_ms, load_ms = (1_000 * (end - start) / crops for start, end in zip(cpu_before, cpu_after, strict=True))
+    return trace.answered / seconds, server_ms, load_ms, crops / (after.executions - before.executions)
 
 
 def _in_process_rate(sessions: list[OnnxReference], batch: Crops, seconds: float) -> tuple[float, float]:
@@ -198,25 +222,26 @@ def _in_process_rate(sessions: list[OnnxReference], batch: Crops, seconds: float
     return sum(rates), 1_000 * (time.process_time() - cpu_start) / sum(crops)
 
 
-def _cpu_seconds(load_pid: int) -> tuple[float, float]:
-    """Return the CPU seconds that the server's processes and the load process have used so far."""
-    server = load = 0.0
+def _cpu_seconds(load: LoadProcesses) -> tuple[float, float]:
+    """Return the CPU seconds that the server's processes (with idle loads) and the load have used so far."""
+    server = loading = 0.0
     for process in psutil.Process().children(recursive=True):
         times = process.cpu_times()
-        if process.pid == load_pid:
-            load += times.user + times.system
+        if process.pid in load.pids:
+            loading += times.user + times.system
         else:
             server += times.user + times.system
-    return server, load
+    return server, loading
 
 
-def _median(rounds: list[Round], of: Callable[[Round], float]) -> float:
-    return round(statistics.median(of(item) for item in rounds), 3)
+def _median(values: Iterable[float]) -> float:
+    return round(statistics.median(values), 3)
 
 
 def served(
     repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = Path("model_repository"),
     model: Annotated[str | None, typer.Option(help="Model to measure; the first one by default.")] = None,
+    protocol: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(PROTOCOLS),
     concurrency: Annotated[int, typer.Option(help="Requests of one crop in flight.", min=1)] = 32,
     rounds: Annotated[int, typer.Option(help="How often the arrangements alternate.", min=1)] = 5,
     seconds: Annotated[float, typer.Option(help="Length of one measurement.", min=0.1)] = 5.0,
@@ -230,26 +255,30 @@ def served(
     result = run(
         repository,
         model=model,
+        protocols=protocols_named(protocol),
         concurrency=concurrency,
         rounds=rounds,
         seconds=seconds,
         instances=instances,
         threads=threads,
     )
-    data = {"environment": environment(PACKAGES), **asdict(result)}
-    path = write_results("served", data, path=output)
-    typer.echo(f"served, {concurrency} x 1 crop         {result.served_crops_per_s:8.1f} crops/s")
-    typer.echo(
-        f"in-process, same sessions    {result.same_sessions_crops_per_s:8.1f} crops/s, "
-        f"ratio {result.ratio_to_same_sessions:.3f}"
-    )
-    typer.echo(
-        f"in-process, one session      {result.one_session_crops_per_s:8.1f} crops/s, "
-        f"ratio {result.ratio_to_one_session:.3f}"
-    )
-    typer.echo(
-        f"CPU per crop                 {result.server_cpu_ms_per_crop:8.2f} ms server, "
-        f"{result.load_cpu_ms_per_crop:.2f} ms load, {result.same_sessions_cpu_ms_per_crop:.2f} ms in-process"
-    )
-    typer.echo(f"mean batch, by the server    {result.mean_batch:8.2f}")
+    path = write_results("served", {"environment": environment(PACKAGES), **asdict(result)}, path=output)
+    table = Table(box=None, header_style="bold")
+    table.add_column("")
+    for column in ("crops/s", "of same sessions", "of one session", "CPU ms per crop", "load's CPU ms", "batch"):
+        table.add_column(column, justify="right")
+    for name, item in result.protocols.items():
+        table.add_row(
+            f"served, {name}, {concurrency} in flight",
+            f"{item.crops_per_s:.1f}",
+            f"{item.ratio_to_same_sessions:.2f}",
+            f"{item.ratio_to_one_session:.2f}",
+            f"{item.server_cpu_ms_per_crop:.2f}",
+            f"{item.load_cpu_ms_per_crop:.2f}",
+            f"{item.mean_batch:.1f}",
+        )
+    same_cpu = f"{result.same_sessions_cpu_ms_per_crop:.2f}"
+    table.add_row("in-process, same sessions", f"{result.same_sessions_crops_per_s:.1f}", "", "", same_cpu)
+    table.add_row("in-process, one session", f"{result.one_session_crops_per_s:.1f}")
+    table_console().print(table)
     typer.echo(f"written to {path}")

@@ -19,7 +19,7 @@ from rich.table import Table
 from deepfake_bench.environment import environment, write_results
 from deepfake_bench.load_process import LoadProcesses
 from deepfake_bench.measure import Measurement, Stopping, measure_level, parse_levels
-from deepfake_bench.senders import PROTOCOLS
+from deepfake_bench.senders import PROTOCOLS, protocols_named
 from deepfake_bench.serving import Server, embedded_server, running_server
 from deepfake_bench.tables import table_console
 from deepfake_preprocess.errors import OptionError
@@ -70,7 +70,7 @@ def server(
       deepfake bench server --url gpu-host:8001 --reference model.onnx --concurrency 64,256 --crops 8
     """
     levels = parse_levels(concurrency, rate)
-    protocols = [item.strip() for item in protocol.split(",") if item.strip()]
+    protocols = protocols_named(protocol)
     stopping = Stopping(window, tolerance, max_windows)
     screen = Console(stderr=True)
     with ExitStack() as stack:
