@@ -7,14 +7,15 @@ package `perf-analyzer`; see https://github.com/triton-inference-server/perf_ana
 from __future__ import annotations
 
 import csv
+import itertools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Annotated, Any
 
 import typer
@@ -36,6 +37,7 @@ AGREEMENT = 0.10
 STABILITY_PERCENT = 50
 """How much its three last windows may differ; it reports nothing where they differ more. What matters is the mean."""
 MAX_TRIALS = 10
+OUR_WINDOWS = 4
 TIMEOUT_S = 300.0
 HOW_TO_GET = "pip install perf-analyzer (needs glibc 2.38), or NVIDIA's Triton SDK container (tritonserver:*-py3-sdk)"
 
@@ -145,35 +147,56 @@ def run_binary(binary: Path, target: Target, concurrency: int, *, window_s: floa
 
 
 def compare_level(
-    binary: Path, server: Server, target: Target, load: LoadProcesses, concurrency: int, *, window_s: float
+    binary: Path,
+    server: Server,
+    target: Target,
+    load: LoadProcesses,
+    concurrency: int,
+    *,
+    window_s: float,
+    rounds: int,
 ) -> dict[str, Any]:
-    """Measure one concurrency with ours, theirs and ours again, and return both with their differences.
+    """Measure one concurrency with ours and theirs in turn, and return both with their differences.
 
-    What changes on the machine meanwhile so shows as a difference of ours from itself.
+    Each measurement of theirs lies between two of ours and is compared with their mean; differences are medians over
+    the rounds. What changes on the machine meanwhile shows as a difference of ours from itself.
     """
 
-    def ours() -> Measurement:
+    def measure() -> Measurement:
         return measure_level(
             load,
             Level(concurrency=concurrency),
             crops_per_request=target.crops_per_request,
             counters=server.counters,
             server=server.root,
-            stopping=Stopping(window_s),
+            stopping=Stopping(window_s, max_windows=OUR_WINDOWS),
         )
 
-    before, theirs, after = ours(), run_binary(binary, target, concurrency, window_s=window_s), ours()
-    rates = [before.crops_per_s, after.crops_per_s]
-    medians = [item.latency.p50_ms for item in (before, after) if item.latency.p50_ms is not None]
+    ours, theirs = [measure()], []
+    for _ in range(rounds):
+        theirs.append(run_binary(binary, target, concurrency, window_s=window_s))
+        ours.append(measure())
+    rates = [item.crops_per_s for item in ours]
+    waits = [item.latency.p50_ms for item in ours]
+    difference = _median_difference([item.crops_per_s for item in theirs], rates)
     return {
         "concurrency": concurrency,
-        "ours": [asdict(before), asdict(after)],
-        "perf_analyzer": asdict(theirs),
-        "throughput_difference": round(theirs.crops_per_s / fmean(rates) - 1, 4),
-        "p50_difference": round(theirs.p50_ms / fmean(medians) - 1, 4) if medians else None,
-        "ours_before_and_after": round(rates[1] / rates[0] - 1, 4),
-        "agree": abs(theirs.crops_per_s / fmean(rates) - 1) <= AGREEMENT,
+        "ours": [asdict(item) for item in ours],
+        "perf_analyzer": [asdict(item) for item in theirs],
+        "throughput_difference": difference,
+        "p50_difference": _median_difference([item.p50_ms for item in theirs], [wait for wait in waits if wait]),
+        "ours_from_one_to_the_next": round(
+            max(abs(after / before - 1) for before, after in itertools.pairwise(rates)), 4
+        ),
+        "agree": difference is not None and abs(difference) <= AGREEMENT,
     }
+
+
+def _median_difference(theirs: Sequence[float], ours: Sequence[float]) -> float | None:
+    if len(ours) != len(theirs) + 1:
+        return None
+    around = (fmean(pair) for pair in itertools.pairwise(ours))
+    return round(median(their / our - 1 for their, our in zip(theirs, around, strict=True)), 4)
 
 
 def perf_analyzer(
@@ -188,6 +211,7 @@ def perf_analyzer(
     concurrency: Annotated[str, typer.Option(help="Requests in flight, comma-separated.")] = "1,8,32",
     crops: Annotated[int, typer.Option(help="Crops in each request.", min=1)] = 1,
     window: Annotated[float, typer.Option(help="Seconds of one window.", min=0.5)] = 3.0,
+    rounds: Annotated[int, typer.Option(help="How often the two alternate.", min=1)] = 3,
     output: Annotated[
         Path | None, typer.Option(help="Results file; by default benchmarks/results/MACHINE-perf-analyzer.json.")
     ] = None,
@@ -218,7 +242,7 @@ def perf_analyzer(
         try:
             for level in levels:
                 screen.print(f"{level} in flight")
-                done.append(compare_level(found, server, target, load, level, window_s=window))
+                done.append(compare_level(found, server, target, load, level, window_s=window, rounds=rounds))
         finally:  # what was measured is kept, whatever ended the rest
             if done:
                 screen.print(f"written to {write_results('perf-analyzer', data, path=output)}")
@@ -227,15 +251,13 @@ def perf_analyzer(
 
 def _table(levels: list[dict[str, Any]]) -> Table:
     table = Table(box=None, header_style="bold")
-    for column in ("in flight", "ours", "perf_analyzer crops/s", "difference", "p50 difference", "ours, twice"):
+    for column in ("in flight", "ours", "perf_analyzer crops/s", "difference", "p50 difference", "ours, in turn"):
         table.add_column(column, justify="right")
     for item in levels:
         table.add_row(
             str(item["concurrency"]),
-            f"{fmean(side['crops_per_s'] for side in item['ours']):.1f}",
-            f"{item['perf_analyzer']['crops_per_s']:.1f}",
-            f"{item['throughput_difference']:+.1%}",
-            "-" if item["p50_difference"] is None else f"{item['p50_difference']:+.1%}",
-            f"{item['ours_before_and_after']:+.1%}",
+            *(f"{median(side['crops_per_s'] for side in item[key]):.1f}" for key in ("ours", "perf_analyzer")),
+            *("-" if item[key] is None else f"{item[key]:+.1%}" for key in ("throughput_difference", "p50_difference")),
+            f"{item['ours_from_one_to_the_next']:.1%}",
         )
     return table

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deepfake_bench import perf_analyzer
 from deepfake_bench.perf_analyzer import PerfAnalyzerUnavailableError, Report, find_binary, read_report
+from deepfake_bench.senders import Target
 from deepfake_client import cli
 
 # Written by perf_analyzer 2.60.0 with `--concurrency-range 4:8:4 -f`; times are in microseconds.
@@ -56,3 +60,36 @@ def test_without_it_the_result_says_not_measured(
     data = json.loads(output.read_text(encoding="utf-8"))
     assert data["levels"] == "not measured"
     assert "glibc 2.38" in data["reason"]
+
+
+@dataclass
+class Waits:
+    p50_ms: float | None
+
+
+@dataclass
+class Ours:
+    crops_per_s: float
+    latency: Waits
+
+
+def test_theirs_are_compared_with_ours_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = iter([Ours(100.0, Waits(10.0)), Ours(80.0, Waits(12.0)), Ours(120.0, Waits(8.0)), Ours(80.0, Waits(12.0))])
+    rates = iter([99.0, 105.0, 90.0])
+    monkeypatch.setattr(perf_analyzer, "measure_level", lambda *_, **__: next(ours))
+    monkeypatch.setattr(
+        perf_analyzer, "run_binary", lambda *_, **__: Report(8, next(rates), 11.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    )
+
+    class Server:
+        counters = root = None
+
+    server: Any = Server()
+    load: Any = None
+    target = Target("grpc", "localhost:1", "tiny")
+    found = perf_analyzer.compare_level(Path("binary"), server, target, load, 8, window_s=1.0, rounds=3)
+    assert found["throughput_difference"] == pytest.approx(0.05)  # 99 to 90, 105 to 100, 90 to 100
+    assert found["p50_difference"] == pytest.approx(0.1)  # 11 to 11, 11 to 10, 11 to 10
+    assert found["ours_from_one_to_the_next"] == pytest.approx(0.5)
+    assert found["agree"]
+    assert [len(found["ours"]), len(found["perf_analyzer"])] == [4, 3]
