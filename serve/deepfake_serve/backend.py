@@ -4,7 +4,8 @@ Triton loads this file as a "Python-based backend", so it exists once here and a
 repository holds only its data. It runs in Triton's own Python stub, not in the caller's interpreter: it may
 import numpy, ONNX Runtime and, of this project, what needs no more than that.
 
-All requests of a batch are answered together; a request that cannot run gets an error of its own.
+All requests of a batch are answered together; a request that cannot run gets an error of its own. Where the batch is
+full, Triton gets the next one ready while the last crops of this one are computed, and then while its answers go out.
 
 Tensors pass by DLPack, without a copy. `Tensor.as_numpy()` and `Tensor(name, array)` must not be used here: the
 stub was compiled against numpy 1 and reads the item size from where numpy 2 keeps something else, so that
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +61,24 @@ class TritonPythonModel:
 
         # Warm up here: readiness comes after it, so no user pays for the first allocations.
         self._max_batch_size = int(config["max_batch_size"])
-        self._buffer = np.zeros((self._max_batch_size, *self._crop_shape), dtype=np.uint8)
+        self._buffer, self._other_buffer = (
+            np.zeros((self._max_batch_size, *self._crop_shape), dtype=np.uint8) for _ in range(2)
+        )
         for batch_size in sorted({1, self._max_batch_size}):
             self._infer(self._session, self._buffer[:batch_size])
         self._infer(self._lone_session, self._buffer[:1])
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer every request, in order."""
+        self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._under_way: Future[None] | None = None
+
+    def finalize(self) -> None:
+        """Answer what was accepted."""
+        self._computing.shutdown()
+        self._answering.shutdown()
+        self._lock.close()
+
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        """Answer every request, in order; None where the answers follow."""
         responses: list[Any] = [None] * len(requests)
         accepted: list[tuple[int, Array]] = []
         for index, request in enumerate(requests):
@@ -78,33 +92,76 @@ class TritonPythonModel:
                 )
         if not accepted:
             return responses
+        batch = self._gather([faces for _, faces in accepted])
+        sizes = [len(faces) for _, faces in accepted]
+        # A full batch of several requests: they had to wait, so this instance is not the only one that is busy, and
+        # others have probably come since.
+        has_parts = len(batch) > self._rows(self._session)
+        if 1 < len(accepted) == len(requests) and len(batch) == self._max_batch_size and has_parts:
+            last_part = threading.Event()
+            self._under_way = self._computing.submit(self._run_ahead, requests, batch, sizes, last_part)
+            last_part.wait()
+            return None
+        if self._under_way is not None:
+            self._under_way.result()
         try:
-            outputs = self._run(self._gather([faces for _, faces in accepted]))
+            outputs = self._run(batch)
         except Exception as exc:  # whatever it is, the callers must hear of it
             for index, _ in accepted:
                 responses[index] = _refusal(f"ONNX Runtime failed: {exc}")
             return responses
-        start = 0
-        for index, faces in accepted:
-            rows = slice(start, start + len(faces))
-            start += len(faces)
-            wanted = requests[index].requested_output_names()
-            responses[index] = pb_utils.InferenceResponse(
-                [
-                    _tensor(name, values[rows])
-                    for name, values in zip(self._output_names, outputs, strict=True)
-                    if name in wanted
-                ]
-            )
+        answers = self._responses([requests[index] for index, _ in accepted], sizes, outputs)
+        for (index, _), answer in zip(accepted, answers, strict=True):
+            responses[index] = answer
         return responses
+
+    def _run_ahead(self, requests: Sequence[Any], batch: Array, sizes: list[int], last_part: threading.Event) -> None:
+        """Compute a full batch in the thread for it, and have it answered in the other one."""
+        outputs: list[Array] | str
+        try:
+            with running_alone(self._lock, cores_wanted=None):
+                outputs = self._infer(self._session, batch, before_last=last_part.set)
+        except Exception as exc:  # whatever it is, the callers must hear of it
+            outputs = f"ONNX Runtime failed: {exc}"
+        finally:
+            last_part.set()
+        self._answering.submit(self._answer, requests, sizes, outputs)
+
+    def _answer(self, requests: Sequence[Any], sizes: list[int], outputs: list[Array] | str) -> None:
+        answers = (
+            [_refusal(outputs) for _ in requests]
+            if isinstance(outputs, str)
+            else self._responses(requests, sizes, outputs)
+        )
+        for request, answer in zip(requests, answers, strict=True):
+            try:
+                request.get_response_sender().send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception as exc:  # the others must get theirs
+                pb_utils.Logger.log_error(f"an answer could not be sent: {exc}")
+
+    def _responses(self, requests: Sequence[Any], sizes: list[int], outputs: list[Array]) -> list[Any]:
+        """Cut the outputs of a batch into an answer for each request, with the outputs that it asked for."""
+        answers, start = [], 0
+        for request, size in zip(requests, sizes, strict=True):
+            wanted = request.requested_output_names()
+            tensors = [
+                _tensor(name, values[start : start + size])
+                for name, values in zip(self._output_names, outputs, strict=True)
+                if name in wanted
+            ]
+            answers.append(pb_utils.InferenceResponse(tensors))
+            start += size
+        return answers
 
     def _gather(self, parts: list[Array]) -> Array:
         """Return all crops as one array; a single request is used where it lies, in shared memory."""
         if len(parts) == 1:
             return parts[0]
         rows = sum(len(part) for part in parts)
-        if rows > len(self._buffer):
+        if rows > self._max_batch_size:
             return np.concatenate(parts)
+        # The batch before may still be in the other one.
+        self._buffer, self._other_buffer = self._other_buffer, self._buffer
         return np.concatenate(parts, out=self._buffer[:rows])
 
     def _run(self, faces: Array) -> list[Array]:
@@ -115,13 +172,20 @@ class TritonPythonModel:
         with running_alone(self._lock, cores_wanted=None if is_full else self._lone_threads - 1) as alone:
             return self._infer(self._lone_session if alone else self._session, faces)
 
-    def _infer(self, session: ort.InferenceSession, faces: Array) -> list[Array]:
-        rows = CROPS_PER_THREAD * (self._threads if session is self._session else self._lone_threads)
-        parts = [
-            session.run(self._output_names, {self._input_name: faces[start : start + rows]})
-            for start in range(0, len(faces), rows)
-        ]
+    def _infer(
+        self, session: ort.InferenceSession, faces: Array, *, before_last: Callable[[], None] | None = None
+    ) -> list[Array]:
+        rows = self._rows(session)
+        parts = []
+        for start in range(0, len(faces), rows):
+            if before_last is not None and start + rows >= len(faces):
+                before_last()
+            parts.append(session.run(self._output_names, {self._input_name: faces[start : start + rows]}))
         return parts[0] if len(parts) == 1 else [np.concatenate(values) for values in zip(*parts, strict=True)]
+
+    def _rows(self, session: ort.InferenceSession) -> int:
+        """Return how many crops a session computes at once."""
+        return CROPS_PER_THREAD * (self._threads if session is self._session else self._lone_threads)
 
 
 def _session(path: Path, threads: int, *, spinning: bool) -> ort.InferenceSession:
