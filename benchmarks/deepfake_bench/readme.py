@@ -99,9 +99,9 @@ def decode_rows(data: Results) -> list[Row]:
 
 
 def server_rows(data: Results) -> list[Row]:
-    """Rows of a ``*-server.json`` file: one for each load."""
+    """Rows of a ``*-server.json`` file: one for each load, of the protocol that was measured first."""
     rows = []
-    for protocol, items in data["protocols"].items():
+    for protocol, items in list(data["protocols"].items())[:1]:
         for item in items:
             load = (
                 f"{item['concurrency']} in flight"
