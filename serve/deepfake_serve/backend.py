@@ -128,11 +128,14 @@ class TritonPythonModel:
         self._answering.submit(self._answer, requests, sizes, outputs)
 
     def _answer(self, requests: Sequence[Any], sizes: list[int], outputs: list[Array] | str) -> None:
-        answers = (
-            [_refusal(outputs) for _ in requests]
-            if isinstance(outputs, str)
-            else self._responses(requests, sizes, outputs)
-        )
+        try:
+            answers = (
+                [_refusal(outputs) for _ in requests]
+                if isinstance(outputs, str)
+                else self._responses(requests, sizes, outputs)
+            )
+        except Exception as exc:  # whatever it is, the callers must hear of it
+            answers = [_refusal(f"the answer could not be made: {exc}") for _ in requests]
         for request, answer in zip(requests, answers, strict=True):
             try:
                 request.get_response_sender().send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

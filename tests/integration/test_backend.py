@@ -176,6 +176,17 @@ def test_a_failure_is_everyones_answer_and_the_next_batch_runs(model) -> None:
     assert [request.answers[0].error for request in good] == [None] * 8
 
 
+def test_answers_that_cannot_be_made_are_errors(model, monkeypatch) -> None:
+    def fail(*_):
+        raise MemoryError("full")
+
+    requests = requests_of(*(1,) * 8)
+    monkeypatch.setattr(model, "_responses", fail)
+    assert model.execute(requests) is None
+    model.finalize()
+    assert [request.answers[0].error for request in requests] == ["the answer could not be made: full"] * 8
+
+
 def test_one_caller_that_is_gone_keeps_nobody_from_an_answer(model, logged) -> None:
     requests = [*requests_of(1, 1, 1, broken=True), *requests_of(*(1,) * 5)]
     assert model.execute(requests) is None
