@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from deepfake_serve.cores import CROPS_PER_THREAD, running_alone
+from deepfake_serve.cores import CROPS_PER_THREAD, MIN_AHEAD_S, running_alone
 
 Array = npt.NDArray[Any]
 
@@ -67,6 +68,9 @@ class TritonPythonModel:
         for batch_size in sorted({1, self._max_batch_size}):
             self._infer(self._session, self._buffer[:batch_size])
         self._infer(self._lone_session, self._buffer[:1])
+        start = time.perf_counter()
+        self._infer(self._session, self._buffer)
+        self._runs_ahead = time.perf_counter() - start >= MIN_AHEAD_S
 
         self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._under_way: Future[None] | None = None
@@ -96,8 +100,8 @@ class TritonPythonModel:
         sizes = [len(faces) for _, faces in accepted]
         # A full batch of several requests: they had to wait, so this instance is not the only one that is busy, and
         # others have probably come since.
-        has_parts = len(batch) > self._rows(self._session)
-        if 1 < len(accepted) == len(requests) and len(batch) == self._max_batch_size and has_parts:
+        is_queued = 1 < len(accepted) == len(requests) and len(batch) == self._max_batch_size
+        if self._runs_ahead and is_queued and len(batch) > self._rows(self._session):
             last_part = threading.Event()
             self._under_way = self._computing.submit(self._run_ahead, requests, batch, sizes, last_part)
             last_part.wait()

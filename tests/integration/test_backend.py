@@ -96,6 +96,7 @@ def model(backend, tmp_path):
     }
     made = backend.TritonPythonModel()
     made.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})
+    made._runs_ahead = True  # as for a network that takes its time
     return made
 
 
@@ -136,6 +137,14 @@ def test_other_batches_are_answered_at_once(model, sizes) -> None:
     assert not any(request.answers for request in requests)
     model.finalize()
     assert all(len(request.answers) == 1 for request in ahead)
+
+
+def test_batches_that_take_no_time_are_answered_at_once(model) -> None:
+    model._runs_ahead = False
+    requests = requests_of(*(1,) * 8)
+    assert len(model.execute(requests)) == 8
+    assert not any(request.answers for request in requests)
+    model.finalize()
 
 
 def test_the_next_batch_is_taken_before_the_last_part_is_computed(model, monkeypatch) -> None:
