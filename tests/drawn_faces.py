@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from deepfake_preprocess.spec import Crop, ModelSpec
+from deepfake_preprocess.contract.spec import Crop, ModelSpec
 from deepfake_training.config import TrainConfig
 from deepfake_training.faces import FAKE, REAL, FaceSet
 

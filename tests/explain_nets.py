@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from deepfake_explain import CheckpointExplainer
-from deepfake_preprocess.spec import Head, ModelSpec
+from deepfake_preprocess.contract.spec import Head, ModelSpec
 
 SIDE_PX = 48
 SHA = "ab" * 32

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from deepfake_client.inputs import expand
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.remote import is_url
-from deepfake_preprocess.video import open_media
+from deepfake_preprocess.media.remote import is_url
+from deepfake_preprocess.media.opening import open_media
 
 
 def find_clips(sources: Sequence[str]) -> list[Path]:

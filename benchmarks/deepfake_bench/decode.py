@@ -24,8 +24,8 @@ from deepfake_bench.environment import environment, write_results
 from deepfake_bench.processes import own_peak_mb
 from deepfake_bench.tables import table_console
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_preprocess.sampling import Sampling
-from deepfake_preprocess.video import open_media
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.media.opening import open_media
 
 
 def decode(

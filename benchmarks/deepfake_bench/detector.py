@@ -33,13 +33,13 @@ from deepfake_bench.environment import environment, write_results
 from deepfake_bench.facenet import Boxes, Peer, load_peer
 from deepfake_bench.tables import table_console
 from deepfake_preprocess.errors import MediaOpenError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.following import DETECT_EVERY, Sighting, find_faces
-from deepfake_preprocess.frame import Frame
-from deepfake_preprocess.mtcnn import MtcnnDetector
-from deepfake_preprocess.sampling import Sampling
-from deepfake_preprocess.video import open_media
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.faces.following import DETECT_EVERY, Sighting, find_faces
+from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.media.opening import open_media
 
 MATCH_IOU = 0.7
 SURE = 0.95

@@ -29,11 +29,11 @@ from deepfake_bench.environment import environment, write_results
 from deepfake_bench.load_process import LoadProcesses
 from deepfake_bench.measure import RAMP_S
 from deepfake_bench.senders import Crops, Target
-from deepfake_preprocess import triton_config
+from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 from deepfake_serve.repository import MODEL_FILE
 from deepfake_serve.server import EmbeddedTriton
 

@@ -21,8 +21,8 @@ from deepfake_bench.environment import environment, usable_cores, write_results
 from deepfake_bench.tables import table_console
 from deepfake_client.explain_types import METHODS, ExplainOptions
 from deepfake_preprocess.errors import DeepfakeError, OptionError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn

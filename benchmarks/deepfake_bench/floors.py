@@ -14,10 +14,10 @@ import numpy as np
 from deepfake_bench.environment import usable_cores
 from deepfake_bench.reference import OnnxReference
 from deepfake_bench.senders import Crops
-from deepfake_preprocess.face import FaceDetector
-from deepfake_preprocess.following import DETECT_EVERY, find_faces
-from deepfake_preprocess.sampling import Sampling
-from deepfake_preprocess.video import open_media
+from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.faces.following import DETECT_EVERY, find_faces
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.media.opening import open_media
 
 
 def decode_alone(clip: Path) -> int:

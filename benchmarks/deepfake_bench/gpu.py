@@ -22,8 +22,8 @@ from deepfake_bench.gpu_measure import DIFFERS, MEASURED, NOT_MEASURED, Batch, E
 from deepfake_bench.tables import table_console
 from deepfake_export.gpu import find_gpu
 from deepfake_preprocess.errors import EngineError, OptionError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn

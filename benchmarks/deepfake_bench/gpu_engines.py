@@ -28,8 +28,8 @@ from deepfake_export.onnx_export import export_onnx
 from deepfake_export.tensorrt_engine import BoundPlan, LoadedPlan, build_engine
 from deepfake_export.tensorrt_library import TensorRTLibrary, load_tensorrt, load_tensorrt_rtx
 from deepfake_preprocess.errors import EngineError
-from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
-from deepfake_preprocess.triton_config import PRODUCTION_MAX_BATCH_SIZE
+from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
 FloatArray = npt.NDArray[np.float32]
 

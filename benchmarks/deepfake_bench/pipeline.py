@@ -31,12 +31,12 @@ from deepfake_bench.server_counters import Counters
 from deepfake_bench.serving import Server, embedded_server
 from deepfake_bench.tables import table_console
 from deepfake_client import DeepfakeClient, Reason, Sampling, Verdict, connect
-from deepfake_preprocess.crop import crop_face
+from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.errors import DeepfakeError, OptionError
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.frame import ArrayFrame
-from deepfake_preprocess.mtcnn import MtcnnDetector
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.media.frame import ArrayFrame
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_serve.cores import CROPS_PER_THREAD
 
 PACKAGES = (

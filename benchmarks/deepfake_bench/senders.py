@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.spec import INPUT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 
 Crops = npt.NDArray[np.uint8]
 

@@ -15,7 +15,7 @@ from deepfake_bench.senders import Crops, Target
 from deepfake_bench.server_counters import Counters, read_counters
 from deepfake_client import DeepfakeClient
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.contract.manifest import Manifest
 
 VERIFIED_CROPS = 16
 

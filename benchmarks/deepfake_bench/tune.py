@@ -32,11 +32,11 @@ from deepfake_bench.tables import table_console
 from deepfake_bench.traffic import Traffic, labels_of, record
 from deepfake_bench.tune_search import CLIMB, STEP, Setting, highest_rate, respects, search
 from deepfake_bench.tune_server import Replay, Running, TunedTriton
-from deepfake_preprocess import triton_config
+from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import DeepfakeError, RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.model_dir import versions_of
-from deepfake_preprocess.triton_config import ServingOptions
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.model_dir import versions_of
+from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_serve.repository import MODEL_FILE, ServedModel, available_cores, check_repository, model_share
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")

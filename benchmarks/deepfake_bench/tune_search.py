@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from deepfake_preprocess.triton_config import ServingOptions
+from deepfake_preprocess.contract.triton_config import ServingOptions
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32)
 DELAYS_US: Final = (0, 500, 1_000, 2_000, 5_000)

@@ -12,9 +12,9 @@ from deepfake_bench.measure import falls_behind
 from deepfake_bench.server_counters import read_counters, share_between
 from deepfake_bench.statistics import Latency
 from deepfake_bench.traffic import Traffic
-from deepfake_preprocess import triton_config
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.triton_config import ServingOptions
+from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_serve.server import EmbeddedTriton
 
 MAX_RAMP_S = 3.0

@@ -54,8 +54,8 @@ from deepfake_preprocess.errors import (
     ServerUnavailableError,
     SharedMemoryError,
 )
-from deepfake_preprocess.stream import open_frames
-from deepfake_preprocess.video import Sampling, open_media
+from deepfake_preprocess.media.frames_source import open_frames
+from deepfake_preprocess.media.opening import Sampling, open_media
 
 __all__ = [
     "NO_RETRY",

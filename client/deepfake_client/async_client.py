@@ -53,10 +53,10 @@ from deepfake_preprocess.errors import (
     ModelNotFoundError,
     OptionError,
 )
-from deepfake_preprocess.face import FaceDetector
-from deepfake_preprocess.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS, live_media, open_live
-from deepfake_preprocess.remote import TIMEOUT_S
-from deepfake_preprocess.video import Media, Sampling
+from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS, live_media, open_live
+from deepfake_preprocess.media.remote import TIMEOUT_S
+from deepfake_preprocess.media.opening import Media, Sampling
 
 DEFAULT_CONCURRENCY = 2
 """Inputs that `analyze_many` works on at once."""
@@ -86,7 +86,7 @@ class AsyncDeepfakeClient:
         retry: how long requests are tried again while the server is away or busy; for 30 s when None.
         max_requests_in_flight: bound on concurrent requests.
         detect_threads: threads for face detection; the number of usable cores when None.
-        detector: finds faces; `deepfake_preprocess.mtcnn.MtcnnDetector` when None.
+        detector: finds faces; `deepfake_preprocess.faces.mtcnn.MtcnnDetector` when None.
         transport: reaches the server instead; the options of the connection are not looked at then.
     """
 
@@ -478,7 +478,7 @@ class AsyncDeepfakeClient:
         with self._detector_lock:
             if self._detector is None:
                 # Loaded here and not with this module: it brings ONNX Runtime, which scoring alone never needs.
-                from deepfake_preprocess.mtcnn import MtcnnDetector
+                from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
                 self._detector = MtcnnDetector()
             return self._detector

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeGuard, TypeVar
 
 from deepfake_client.inputs import AsyncSource, name_of, open_source
-from deepfake_preprocess.stream import GivenFrame, open_frames
-from deepfake_preprocess.video import Media
+from deepfake_preprocess.media.frames_source import GivenFrame, open_frames
+from deepfake_preprocess.media.opening import Media
 
 T = TypeVar("T")
 Result = TypeVar("Result")

@@ -16,8 +16,8 @@ from deepfake_client.outcome import Outcome
 from deepfake_client.pipeline import Progress
 from deepfake_client.verdict import ModelIdentity
 from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerUnavailableError
-from deepfake_preprocess.remote import is_url, without_password
-from deepfake_preprocess.video import open_media
+from deepfake_preprocess.media.remote import is_url, without_password
+from deepfake_preprocess.media.opening import open_media
 
 MAX_SERVER_FAILURES = 3
 """Inputs in a row that the server may fail before the rest is given up: each has waited for it already."""

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.support.extras import require_extra
 
 
 @dataclass(frozen=True, slots=True)

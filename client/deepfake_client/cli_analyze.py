@@ -25,8 +25,8 @@ from deepfake_client.inputs import expand
 from deepfake_client.journal import Journal
 from deepfake_client.transport_retry import Retry
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.sampling import SAMPLING_MODES
-from deepfake_preprocess.video import Sampling
+from deepfake_preprocess.media.sampling import SAMPLING_MODES
+from deepfake_preprocess.media.opening import Sampling
 
 DEFAULT_FRAMES = 32
 DEFAULT_RETRY_S = Retry().total_s

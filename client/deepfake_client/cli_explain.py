@@ -20,8 +20,8 @@ from deepfake_client.explain_types import DEFAULT_METHOD, METHODS, ExplainOption
 from deepfake_client.verdict import Verdict
 from deepfake_client.verdict_json import outcome_from_dict
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.video import Sampling, open_media
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.media.opening import Sampling, open_media
 
 SHEET_NAME = "contact_sheet.png"
 DATA_NAME = "explanation.json"

@@ -23,10 +23,10 @@ from deepfake_client.outcome import Outcome
 from deepfake_client.render import print_summary, print_verdict
 from deepfake_client.verdict import ModelIdentity, Verdict
 from deepfake_preprocess.errors import DeepfakeError, OptionError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.remote import without_password
-from deepfake_preprocess.sampling import Sampling
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.media.remote import without_password
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.contract.spec import ModelSpec
 
 if TYPE_CHECKING:
     from deepfake_client.report import Heatmaps, ReportContext

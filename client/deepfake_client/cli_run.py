@@ -24,8 +24,8 @@ from deepfake_client.outcome import Outcome
 from deepfake_client.transport_retry import Retry
 from deepfake_client.verdict import Label, Verdict
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.spec import ModelSpec
 
 EXIT_INCONCLUSIVE = 3
 EXIT_SERVER = 4

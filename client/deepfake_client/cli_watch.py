@@ -26,7 +26,7 @@ from deepfake_client.live import (
 )
 from deepfake_client.render import headline, track_table
 from deepfake_client.verdict import Label, Verdict
-from deepfake_preprocess.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
+from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
 
 EXIT_INCONCLUSIVE = 3
 

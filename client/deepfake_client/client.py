@@ -36,10 +36,10 @@ from deepfake_client.transport import DEFAULT_TIMEOUT_S, ServedModel, Transport
 from deepfake_client.transport_retry import Retry
 from deepfake_client.transport_tls import Tls
 from deepfake_client.verdict import Verdict
-from deepfake_preprocess.face import FaceDetector
-from deepfake_preprocess.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
-from deepfake_preprocess.remote import TIMEOUT_S
-from deepfake_preprocess.video import Sampling
+from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
+from deepfake_preprocess.media.remote import TIMEOUT_S
+from deepfake_preprocess.media.opening import Sampling
 
 T = TypeVar("T")
 

@@ -21,11 +21,11 @@ from deepfake_client.explain_service import DEFAULT_SERVICE_URL, ServiceExplaine
 from deepfake_client.explain_types import Explainer, ExplainOptions, Explanation, ServedScores
 from deepfake_client.transport import ServedModel
 from deepfake_client.verdict import Label, Verdict
-from deepfake_preprocess.crop_geometry import CropGeometry, crop_geometry
+from deepfake_preprocess.faces.geometry import CropGeometry, crop_geometry
 from deepfake_preprocess.errors import ExplainDisagreementError, NoFaceError, OptionError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.video import Media
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.media.opening import Media
 
 PREVIEW_PX = 960
 """Longer side of the frames that are kept for pictures; ten full frames of 4K would be 250 MB."""

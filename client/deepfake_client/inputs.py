@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
-from deepfake_preprocess.remote import is_url, open_url, without_password
-from deepfake_preprocess.stream import GivenFrame, open_array, open_frames
-from deepfake_preprocess.video import Media, open_media
+from deepfake_preprocess.media.remote import is_url, open_url, without_password
+from deepfake_preprocess.media.frames_source import GivenFrame, open_array, open_frames
+from deepfake_preprocess.media.opening import Media, open_media
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Media | NDArray[np.uint8] | Iterable[GivenFrame]
 """One input: a path, an address (http, https, rtsp), an encoded file in memory, a seekable binary file object, what

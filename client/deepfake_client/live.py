@@ -24,9 +24,9 @@ from deepfake_client.scoring import ScoredFrame, judge
 from deepfake_client.track_ids import StableIds
 from deepfake_client.verdict import Timing, Verdict
 from deepfake_preprocess.errors import OptionError, ServerError
-from deepfake_preprocess.frame import Frame
-from deepfake_preprocess.live import LiveSource
-from deepfake_preprocess.video import Media, Sampling
+from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.media.live import LiveSource
+from deepfake_preprocess.media.opening import Media, Sampling
 
 OnSlow: TypeAlias = Literal["drop", "wait"]
 """What happens when the server is slower than the source."""

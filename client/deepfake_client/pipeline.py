@@ -27,12 +27,12 @@ from deepfake_client.scoring import ScoredFrame, judge
 from deepfake_client.stopping import StopRule
 from deepfake_client.transport import ServedModel, Transport
 from deepfake_client.verdict import Label, Timing, Verdict
-from deepfake_preprocess.crop import crop_face
+from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.errors import ModelContractError, ServerError
-from deepfake_preprocess.face import FaceDetector
-from deepfake_preprocess.following import DETECT_EVERY, Sighting, find_faces
-from deepfake_preprocess.frame import Frame
-from deepfake_preprocess.video import Media, Sampling
+from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.faces.following import DETECT_EVERY, Sighting, find_faces
+from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.media.opening import Media, Sampling
 
 FRAME_BYTES_IN_FLIGHT: Final = 64 * 2**20
 """Decoded frames that may wait for detection, in bytes of RGB: about ten frames of 1080p."""

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.verdict import Concern
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.contract.spec import ModelSpec
 
 SIZE_RAMP = (0.25, 0.125)
 """Box side in pixels of the frame, as a share of the network's input side: 56 and 28 px for 224."""
@@ -65,7 +65,7 @@ def assess(face: Face, crop: NDArray[np.uint8], frame_wh: tuple[int, int], spec:
 
     Args:
         face: in pixels of the full-resolution frame.
-        crop: uint8 ``[H, W, 3]`` RGB, what `deepfake_preprocess.crop.crop_face` made of it.
+        crop: uint8 ``[H, W, 3]`` RGB, what `deepfake_preprocess.faces.crop.crop_face` made of it.
         frame_wh: size of that frame.
         spec: the model's input size, margin and alignment.
     """
@@ -105,7 +105,7 @@ def pose_deg(landmarks_xy: NDArray[np.float32]) -> tuple[float, float, float]:
     """Return yaw, pitch and roll in degrees, 0 for a face seen from the front and upright.
 
     Args:
-        landmarks_xy: float32 ``[5, 2]`` in the order of `deepfake_preprocess.face.LANDMARK_NAMES`.
+        landmarks_xy: float32 ``[5, 2]`` in the order of `deepfake_preprocess.faces.detector.LANDMARK_NAMES`.
 
     Returns:
         Yaw is positive when the nose points to the right of the picture, pitch when it points down, roll when

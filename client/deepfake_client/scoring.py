@@ -18,8 +18,8 @@ from deepfake_client.quality import Quality, assess, inner_face
 from deepfake_client.tracking import Candidate, Tracker
 from deepfake_client.verdict import FaceScore, FrameResult, Interval, Label, Reason, Track
 from deepfake_preprocess.errors import InferenceError, ServerError
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.contract.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)

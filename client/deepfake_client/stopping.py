@@ -28,7 +28,7 @@ from deepfake_client.aggregation import MIN_TRACK_FRAMES, Strategy, num_frames_n
 from deepfake_client.consistency import interval
 from deepfake_client.verdict import FrameResult, Track
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.sampling import PartOf, Sampling
+from deepfake_preprocess.media.sampling import PartOf, Sampling
 
 DEFAULT_CONFIDENCE = 0.99
 FIRST_PASS_FRAMES = 12

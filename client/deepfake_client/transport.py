@@ -20,8 +20,8 @@ from deepfake_preprocess.errors import (
     ServerAccessError,
     SpecError,
 )
-from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
-from deepfake_preprocess.triton_config import PRECISION_PARAMETER, config_parameters
+from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+from deepfake_preprocess.contract.triton_config import PRECISION_PARAMETER, config_parameters
 
 DEFAULT_TIMEOUT_S = 30.0
 

@@ -8,7 +8,7 @@ from deepfake_client.transport import DEFAULT_TIMEOUT_S, Transport, check_timeou
 from deepfake_client.transport_address import parse_address
 from deepfake_client.transport_retry import NO_RETRY, Retry, RetryingTransport
 from deepfake_client.transport_tls import Tls
-from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.support.extras import require_extra
 
 
 def connect(

@@ -28,7 +28,7 @@ from deepfake_client.transport_address import ProtocolName, check_headers, parse
 from deepfake_client.transport_errors import server_error
 from deepfake_client.transport_tls import Tls, diagnose
 from deepfake_preprocess.errors import InferenceError, ModelNotFoundError, ServerError, ServerTlsError
-from deepfake_preprocess.spec import INPUT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 
 # gRPC writes failed handshakes to standard error; ours are exceptions. It reads this once, when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -40,7 +40,7 @@ from deepfake_preprocess.errors import (
     ServerTlsError,
     ServerUnavailableError,
 )
-from deepfake_preprocess.spec import INPUT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 
 T = TypeVar("T")
 

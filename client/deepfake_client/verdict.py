@@ -56,7 +56,7 @@ class FaceScore:
         fake_probability: in [0, 1]; None when the server did not answer for it.
         weight: how much the face counts in its track's score, in [0, 1]; 0 leaves it out.
         concerns: why `weight` is below 1; empty when it is 1.
-        landmarks_xy: the five landmarks in the order of `deepfake_preprocess.face.LANDMARK_NAMES`, in pixels of the
+        landmarks_xy: the five landmarks in the order of `deepfake_preprocess.faces.detector.LANDMARK_NAMES`, in pixels of the
             upright frame; None when the detector gave none.
     """
 
@@ -88,7 +88,7 @@ class FrameResult:
     """All faces of one sampled frame, which may be none.
 
     Attributes:
-        index: the frame's index (see `deepfake_preprocess.frame.Frame`).
+        index: the frame's index (see `deepfake_preprocess.media.frame.Frame`).
         pts_seconds: presentation time in seconds.
         faces: the faces found, largest detection confidence first.
     """

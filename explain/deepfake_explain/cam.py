@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from deepfake_client.explain_types import METHODS
 from deepfake_explain.target_layer import TargetLayer
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.spec import Head
+from deepfake_preprocess.contract.spec import Head
 
 CAMS: dict[str, type[BaseCAM]] = {
     "grad-cam": GradCAM,

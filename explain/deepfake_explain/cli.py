@@ -17,7 +17,7 @@ from rich.markup import escape
 from deepfake_explain.explainer import DEFAULT_MAX_BATCH, CheckpointExplainer
 from deepfake_explain.service import Agreement, Limits, build_app
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.mtcnn import MtcnnDetector
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
 DEFAULT_PORT = 8005
 SHUTDOWN_S = 10

@@ -33,7 +33,7 @@ from deepfake_export.ensemble import EnsembleNetwork
 from deepfake_export.ensemble_spec import read_spec
 from deepfake_export.graph import ServedDetector
 from deepfake_preprocess.errors import ExplainError, OptionError
-from deepfake_preprocess.spec import Head, ModelSpec
+from deepfake_preprocess.contract.spec import Head, ModelSpec
 
 DEFAULT_MAX_BATCH = 8
 """Crops per pass: larger batches win nothing on a CPU, and memory grows with them."""

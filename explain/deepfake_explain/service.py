@@ -35,7 +35,7 @@ from deepfake_explain.explainer import CheckpointExplainer
 from deepfake_explain.intake import Intake, parse_numbers, read_picture, take_crop, take_frame
 from deepfake_explain.problems import Problem, RefusedError
 from deepfake_preprocess.errors import DeepfakeError, OptionError, ServerError
-from deepfake_preprocess.face import FaceDetector
+from deepfake_preprocess.faces.detector import FaceDetector
 
 INTAKE_THREADS = 2
 """Decode and detect side by side; together with the limit in pixels this bounds the memory of decoded pictures."""

@@ -22,10 +22,10 @@ from deepfake_export.engines import EngineOptions, add_engine, ensure_plan, find
 from deepfake_export.export_request import REQUEST_KEY, ExportRequest, what_changed
 from deepfake_export.gate import BEST, check_precisions
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import PRODUCTION_MAX_BATCH_SIZE
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
 if TYPE_CHECKING:
     from torch import nn

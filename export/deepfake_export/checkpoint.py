@@ -22,7 +22,7 @@ from deepfake_export.checkpoint_file import pin_checkpoint
 from deepfake_export.checkpoint_read import read_checkpoint
 from deepfake_export.layers import head_path
 from deepfake_preprocess.errors import CheckpointError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
 WEIGHTS_KEYS = (*EMA_KEYS, "state_dict", "model_state_dict", "model", "network", "net", "weights")

@@ -9,8 +9,8 @@ import dataclasses
 from pathlib import Path
 
 from deepfake_preprocess.errors import CheckpointError
-from deepfake_preprocess.manifest import sha256_file
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.manifest import sha256_file
+from deepfake_preprocess.contract.spec import ModelSpec
 
 LFS_MARK = b"version https://git-lfs"
 

@@ -20,9 +20,9 @@ from deepfake_export.engines import EngineOptions
 from deepfake_export.ensemble_spec import read_spec
 from deepfake_export.gate import BEST, parse_precisions
 from deepfake_preprocess.errors import OptionError, SpecError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import PRODUCTION_MAX_BATCH_SIZE
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
 
 def export(

@@ -17,7 +17,7 @@ from deepfake_export.engines import parse_target, plan_target
 from deepfake_export.repository_admin import ModelInfo, Problem, Pruning, inspect_repository
 from deepfake_export.repository_admin import prune as prune_model
 from deepfake_export.repository_admin import rollback as rollback_model
-from deepfake_preprocess.engine import PLAN_FILE
+from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 
 DEFAULT_REPOSITORY = Path("model_repository")

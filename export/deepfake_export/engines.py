@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfake_export import repository as repo
-from deepfake_preprocess.engine import PLAN_FILE, EngineInfo, check_plan, engine_of
+from deepfake_preprocess.contract.plan_info import PLAN_FILE, EngineInfo, check_plan, engine_of
 from deepfake_preprocess.errors import EngineError, MissingExtraError, OptionError, ParityError, RepositoryError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.manifest import Manifest, sha256_file
-from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
-from deepfake_preprocess.triton_config import CONFIG_NAME, read_config
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.manifest import Manifest, sha256_file
+from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.contract.triton_config import CONFIG_NAME, read_config
 
 if TYPE_CHECKING:
     from deepfake_export.gpu import Gpu

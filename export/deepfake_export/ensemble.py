@@ -19,7 +19,7 @@ from deepfake_export.graph import ServedDetector
 from deepfake_export.meta_model import LinearWeights, load_meta_model
 from deepfake_export.transforms import KeepsFloat32, LogSpectrum, Shrink
 from deepfake_preprocess.errors import CheckpointError, SpecError
-from deepfake_preprocess.spec import Head, ModelSpec
+from deepfake_preprocess.contract.spec import Head, ModelSpec
 
 SMALLEST_PROBABILITY = 1e-30
 """Where a mean of probabilities is cut off before its logarithm; far below any that a sigmoid gives in practice."""

@@ -18,8 +18,8 @@ import yaml
 
 from deepfake_export.checkpoint_file import check_file
 from deepfake_preprocess.errors import CheckpointError, SpecError
-from deepfake_preprocess.manifest import sha256_file
-from deepfake_preprocess.spec import Crop, ModelSpec
+from deepfake_preprocess.contract.manifest import sha256_file
+from deepfake_preprocess.contract.spec import Crop, ModelSpec
 
 INPUTS = ("pixels", "log_spectrum")
 SPECTRUM_CHANNELS = ("luma", "rgb")

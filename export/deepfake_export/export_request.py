@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from deepfake_export.gate import BEST
 from deepfake_export.tolerances import TOLERANCES
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.manifest import sha256_file
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.manifest import sha256_file
+from deepfake_preprocess.contract.spec import ModelSpec
 
 if TYPE_CHECKING:
     from deepfake_export.faces import FaceSet

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from deepfake_export.crops import IMAGE_SUFFIXES, UInt8Array, hash_files
-from deepfake_preprocess.crop import crop_face
+from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.errors import MediaOpenError, OptionError
-from deepfake_preprocess.face import FaceDetector
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.video import Media, Sampling, open_media
+from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.media.opening import Media, Sampling, open_media
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".3gp")
 FRAMES_PER_VIDEO = 16
@@ -113,7 +113,7 @@ def read_faces(
     chosen = [paths[int(position * step)] for position in range(int(len(paths) / step))]
 
     # Loaded on use: it brings ONNX Runtime, and `--help` and the repository's commands come through this module too.
-    from deepfake_preprocess.mtcnn import MtcnnDetector
+    from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
     detector = MtcnnDetector()
     crops: list[UInt8Array] = []

@@ -20,7 +20,7 @@ from deepfake_export.crops import UInt8Array, batches_of
 from deepfake_export.graph import ServedDetector
 from deepfake_export.onnx_export import export_onnx
 from deepfake_preprocess.errors import ExportError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 FLOAT16_MAX = 65504.0
 HEADROOM = 2.0

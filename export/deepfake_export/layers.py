@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from deepfake_preprocess.errors import SpecError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 PLAIN: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from deepfake_export.ensemble_spec import MetaModel, read_yaml
 from deepfake_preprocess.errors import CheckpointError, MissingExtraError, SpecError
-from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.support.extras import require_extra
 
 FloatArray = npt.NDArray[np.float64]
 

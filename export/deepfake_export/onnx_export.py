@@ -17,7 +17,7 @@ from deepfake_export.graph import ServedDetector
 from deepfake_export.onnx_nodes import keep_layer, last_operator
 from deepfake_export.onnx_rewrites import pool_globally
 from deepfake_preprocess.errors import ExportError
-from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 
 OPSET = 18
 """What PyTorch's exporter writes natively. A lower one goes through a converter that fails on these graphs (seen

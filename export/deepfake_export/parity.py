@@ -24,8 +24,8 @@ from deepfake_export.crops import UInt8Array, batches_of
 from deepfake_export.graph import ServedDetector
 from deepfake_export.tolerances import TOLERANCES
 from deepfake_preprocess.errors import ExportError, ParityError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 
 Float32Array = npt.NDArray[np.float32]
 Runner = Callable[[UInt8Array], tuple[Float32Array, Float32Array]]

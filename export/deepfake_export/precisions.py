@@ -29,8 +29,8 @@ from deepfake_export.parity import (
     require_parity,
 )
 from deepfake_preprocess.errors import ExportError
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import EMBEDDED_THREADS
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import EMBEDDED_THREADS
 
 SPEED_BATCH = 8
 

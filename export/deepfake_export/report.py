@@ -16,7 +16,7 @@ import numpy as np
 from deepfake_export.faces import FaceSet
 from deepfake_export.precisions import Proof
 from deepfake_export.tolerances import TOLERANCES
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 REPORT_FORMAT = 1
 REPORT_NAME = "report"

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepfake_preprocess.engine import served_precision
+from deepfake_preprocess.contract.plan_info import served_precision
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.model_dir import served_version, who_locks
-from deepfake_preprocess.model_dir import versions_of as versions_of
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import (
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.model_dir import served_version, who_locks
+from deepfake_preprocess.contract.model_dir import versions_of as versions_of
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
     EMBEDDED_CONFIG_NAME,
     PRODUCTION_BACKENDS,

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from deepfake_export import repository as repo
-from deepfake_preprocess.config_check import contract_problems, production_problems
-from deepfake_preprocess.engine import PLAN_FILE, REBUILD, check_plan, engine_of
+from deepfake_preprocess.contract.config_check import contract_problems, production_problems
+from deepfake_preprocess.contract.plan_info import PLAN_FILE, REBUILD, check_plan, engine_of
 from deepfake_preprocess.errors import OptionError, RepositoryError
-from deepfake_preprocess.manifest import MANIFEST_NAME, Manifest
-from deepfake_preprocess.model_dir import claimed_versions, lock_holders, served_version, versions_of
-from deepfake_preprocess.triton_config import (
+from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest
+from deepfake_preprocess.contract.model_dir import claimed_versions, lock_holders, served_version, versions_of
+from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
     EMBEDDED_BACKEND,
     EMBEDDED_CONFIG_NAME,

@@ -33,9 +33,9 @@ from deepfake_export.tensorrt_library import (
     load_tensorrt,
     target_gpu,
 )
-from deepfake_preprocess.engine import EngineInfo
+from deepfake_preprocess.contract.plan_info import EngineInfo
 from deepfake_preprocess.errors import EngineError, OptionError
-from deepfake_preprocess.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 
 TYPICAL_BATCH_SIZE = 8
 """The batch that kernels are picked for. Single crops and full batches are the ends of what a video brings; its

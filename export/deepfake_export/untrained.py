@@ -21,7 +21,7 @@ from deepfake_export.architectures import build_network
 from deepfake_export.crops import UInt8Array, generate_crops
 from deepfake_export.graph import ServedDetector
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 UNTRAINED_SPEC = ModelSpec(
     name="untrained_efficientnet_b0",

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfake_preprocess import triton_config
-from deepfake_preprocess.config_check import contract_problems
-from deepfake_preprocess.engine import PLAN_FILE
+from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.contract.config_check import contract_problems
+from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.model_dir import served_version, versions_of
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.model_dir import served_version, versions_of
+from deepfake_preprocess.contract.spec import ModelSpec
 
 MODEL_FILE = "model.onnx"
 

@@ -25,8 +25,8 @@ from types import TracebackType
 from typing import Self
 
 from deepfake_preprocess.errors import OptionError, ServerStartError
-from deepfake_preprocess.model_dir import hold_version
-from deepfake_preprocess.triton_config import EMBEDDED_BACKEND
+from deepfake_preprocess.contract.model_dir import hold_version
+from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
 from deepfake_serve import supervisor
 from deepfake_serve.repository import (
     CpuShare,

@@ -15,10 +15,10 @@ from deepfake_export.gpu import find_gpu
 from deepfake_export.tensorrt_engine import build_engine, tensorrt_runner
 from deepfake_export.tensorrt_library import load_tensorrt
 from deepfake_export.tolerances import PLAN_PROBABILITY_ABS
-from deepfake_preprocess.engine import check_plan
+from deepfake_preprocess.contract.plan_info import check_plan
 from deepfake_preprocess.errors import EngineError, RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.triton_config import read_config
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.triton_config import read_config
 
 pytestmark = pytest.mark.needs("tensorrt")
 

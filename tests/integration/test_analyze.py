@@ -19,9 +19,9 @@ from media import astronaut, make_audio_only, make_clip, make_truncated, picture
 
 from deepfake_client import NO_RETRY, DeepfakeClient, Label, Progress, Reason, Sampling
 from deepfake_client.cli import main
-from deepfake_preprocess.crop import crop_face
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.video import open_media
+from deepfake_preprocess.faces.crop import crop_face
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.media.opening import open_media
 from deepfake_serve import EmbeddedTriton
 
 

@@ -16,7 +16,7 @@ from deepfake_bench.readme import pipeline_rows
 from deepfake_bench.serving import embedded_server
 from deepfake_client import cli
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 STAGES = ["decode", "detect", "crop", "wire", "queue", "compute", "aggregate", "total"]
 

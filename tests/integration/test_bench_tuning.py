@@ -13,8 +13,8 @@ from deepfake_bench import tune, tune_search, tune_server
 from deepfake_bench.plots import write_plots
 from deepfake_bench.tune_search import Setting
 from deepfake_client import cli
-from deepfake_preprocess import triton_config
-from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_serve import EmbeddedTriton
 from deepfake_serve.repository import CpuShare, available_cores
 

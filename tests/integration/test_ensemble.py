@@ -31,7 +31,7 @@ from deepfake_export.graph import ServedDetector
 from deepfake_export.parity import onnxruntime_runner, reference_outputs
 from deepfake_export.untrained import build_untrained_network
 from deepfake_preprocess.errors import CheckpointError, ParityError, SpecError
-from deepfake_preprocess.spec import Head, ModelSpec
+from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_serve import EmbeddedTriton
 
 SIZE_PX = 96

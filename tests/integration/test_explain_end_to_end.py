@@ -18,7 +18,7 @@ from deepfake_client import cli
 from deepfake_export import export_checkpoint
 from deepfake_export.untrained import build_untrained_network
 from deepfake_preprocess.errors import ExplainDisagreementError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_serve import EmbeddedTriton
 
 SPEC = ModelSpec("small", "timm:test_efficientnet", input_height_px=64, input_width_px=64)

@@ -14,7 +14,7 @@ from deepfake_export.architectures import build_network
 from deepfake_export.repository_admin import inspect_repository
 from deepfake_export.untrained import build_untrained_network
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.spec import Head, ModelSpec
+from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_serve.repository import check_repository
 
 SPEC = ModelSpec(

@@ -26,9 +26,9 @@ from deepfake_export.onnx_export import MAX_IR_VERSION, OPSET
 from deepfake_export.parity import onnxruntime_runner, reference_outputs
 from deepfake_export.untrained import UNTRAINED_SPEC, build_untrained_network
 from deepfake_preprocess.errors import ExportError, OptionError, ParityError, RepositoryError, SpecError
-from deepfake_preprocess.manifest import Manifest, sha256_file
-from deepfake_preprocess.spec import Head, ModelSpec
-from deepfake_preprocess.triton_config import config_parameters, read_config
+from deepfake_preprocess.contract.manifest import Manifest, sha256_file
+from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_preprocess.contract.triton_config import config_parameters, read_config
 
 SIZE_PX = 64
 SPEC = ModelSpec(

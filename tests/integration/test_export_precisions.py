@@ -30,9 +30,9 @@ from deepfake_export.tensorrt_engine import build_engine
 from deepfake_export.tensorrt_library import load_tensorrt_rtx
 from deepfake_export.tolerances import TOLERANCES
 from deepfake_preprocess.errors import EngineError, OptionError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import read_config
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import read_config
 from deepfake_serve import EmbeddedTriton
 
 SIZE_PX = 32

@@ -20,7 +20,7 @@ from deepfake_export.int8 import quantize_int8
 from deepfake_export.tensorrt_engine import build_engine
 from deepfake_export.tensorrt_library import load_tensorrt_rtx
 from deepfake_export.untrained import build_untrained_network
-from deepfake_preprocess.spec import Head, ModelSpec
+from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_serve import EmbeddedTriton
 
 NETWORKS = {

@@ -25,10 +25,10 @@ from tiny_model import TINY_SPEC
 from tritonclient.utils import InferenceServerException
 
 from deepfake_export.repository import refresh_configs
-from deepfake_preprocess import triton_config
+from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import OptionError, RepositoryError, ServerStartError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_serve import EmbeddedTriton
 from deepfake_serve.repository import CpuShare
 

@@ -29,11 +29,11 @@ from deepfake_export.onnx_export import export_onnx
 from deepfake_export.tensorrt_engine import build_engine
 from deepfake_export.tensorrt_library import load_tensorrt_rtx
 from deepfake_export.untrained import UNTRAINED_SPEC, build_untrained_network, write_untrained_checkpoint
-from deepfake_preprocess.engine import check_plan, engine_of
+from deepfake_preprocess.contract.plan_info import check_plan, engine_of
 from deepfake_preprocess.errors import EngineError, OptionError, ParityError, RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import read_config
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import read_config
 
 TINY_SPEC = dataclasses.replace(
     UNTRAINED_SPEC, name="tiny", architecture="timm:test_efficientnet", input_height_px=64, input_width_px=64

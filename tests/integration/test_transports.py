@@ -40,7 +40,7 @@ from deepfake_client import (
     connect,
     transport_shm,
 )
-from deepfake_preprocess import triton_config
+from deepfake_preprocess.contract import triton_config
 from deepfake_serve import EmbeddedTriton
 
 PROTOCOLS = ("grpc", "http", "grpc-shm")

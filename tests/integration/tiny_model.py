@@ -7,9 +7,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deepfake_export.repository import refresh_configs
-from deepfake_preprocess import triton_config
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
 
 TINY_SPEC = ModelSpec(
     name="tiny",

@@ -17,9 +17,9 @@ from pathlib import Path
 from deepfake_export import repository as repo
 from deepfake_export.repository_admin import prune, rollback
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import production_config
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import production_config
 
 SPEC = ModelSpec(name="tiny", architecture="timm:none", checkpoint_sha256="a" * 64)
 WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate"}

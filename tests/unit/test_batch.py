@@ -17,7 +17,7 @@ from deepfake_client.outcome import Outcome
 from deepfake_client.transport import ServedModel
 from deepfake_client.verdict import Reason
 from deepfake_preprocess.errors import OptionError, ServerUnavailableError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 SPEC = ModelSpec(name=MODEL.name, architecture="timm:x", checkpoint_sha256=MODEL.checkpoint_sha256)
 

@@ -15,8 +15,8 @@ from deepfake_bench.tune import _versions
 from deepfake_bench.tune_search import CLOSE, Setting, divisions, highest_rate, respects, search
 from deepfake_bench.tune_server import Replay
 from deepfake_export.repository_admin import rollback
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.triton_config import ServingOptions
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_serve.repository import check_repository
 
 START = Setting(1, ServingOptions(tuned_for_cores=2))

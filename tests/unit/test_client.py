@@ -43,7 +43,7 @@ from deepfake_client import (
 )
 from deepfake_client.scoring import Judgement, ScoredFrame
 from deepfake_client.testing import FakeTransport
-from deepfake_preprocess.face import Face, FaceDetector
+from deepfake_preprocess.faces.detector import Face, FaceDetector
 
 
 @pytest.fixture(scope="module")

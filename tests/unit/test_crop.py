@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepfake_preprocess.crop import crop_face
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.frame import ArrayFrame
-from deepfake_preprocess.spec import Crop, ModelSpec
+from deepfake_preprocess.faces.crop import crop_face
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.media.frame import ArrayFrame
+from deepfake_preprocess.contract.spec import Crop, ModelSpec
 
 
 def spec(width=64, height=64, margin=0.0, align="none"):

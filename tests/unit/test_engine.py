@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from deepfake_preprocess.engine import PLAN_FILE, EngineInfo, check_plan, engine_of
+from deepfake_preprocess.contract.plan_info import PLAN_FILE, EngineInfo, check_plan, engine_of
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
 
 ENGINE = EngineInfo(
     builder="tensorrt",

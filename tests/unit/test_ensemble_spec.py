@@ -22,7 +22,7 @@ from deepfake_export.checkpoint_file import pin_checkpoint
 from deepfake_export.ensemble_spec import EnsembleSpec, MetaModel, read_spec
 from deepfake_export.meta_model import load_meta_model
 from deepfake_preprocess.errors import CheckpointError, SpecError
-from deepfake_preprocess.spec import Crop, ModelSpec
+from deepfake_preprocess.contract.spec import Crop, ModelSpec
 
 DATA = {
     "name": "both",

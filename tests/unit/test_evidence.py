@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from deepfake_client import DeepfakeClient, Sampling, Verdict, open_media
 from deepfake_client.evidence import cut_out, suspicious_faces
 from deepfake_client.testing import FakeTransport
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.contract.spec import ModelSpec
 
 SPEC = ModelSpec(name="fake_model", architecture="timm:efficientnet_b0")
 PICTURES = [np.full((120, 160, 3), 4 * number, np.uint8) for number in range(40)]

@@ -27,12 +27,12 @@ from deepfake_export.architectures import build_network
 from deepfake_export.crops import generate_crops
 from deepfake_export.graph import ServedDetector
 from deepfake_export.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
-from deepfake_preprocess.crop import crop_face
-from deepfake_preprocess.crop_geometry import crop_geometry
+from deepfake_preprocess.faces.crop import crop_face
+from deepfake_preprocess.faces.geometry import crop_geometry
 from deepfake_preprocess.errors import ExplainDisagreementError, ExplainError, OptionError
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.frame import ArrayFrame
-from deepfake_preprocess.spec import Crop, Head, ModelSpec
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.media.frame import ArrayFrame
+from deepfake_preprocess.contract.spec import Crop, Head, ModelSpec
 
 
 def crops_of(count: int = 3, side: int = SIDE_PX) -> np.ndarray:

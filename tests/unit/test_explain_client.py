@@ -30,7 +30,7 @@ from deepfake_preprocess.errors import (
     OptionError,
     ServerUnavailableError,
 )
-from deepfake_preprocess.spec import Crop
+from deepfake_preprocess.contract.spec import Crop
 
 
 @pytest.fixture(scope="module")

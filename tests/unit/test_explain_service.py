@@ -29,7 +29,7 @@ from deepfake_client.transport_retry import NO_RETRY
 from deepfake_explain import service as service_module
 from deepfake_explain.service import Agreement, Limits, build_app
 from deepfake_export.crops import generate_crops
-from deepfake_preprocess.crop import crop_face
+from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.errors import (
     ExplainDisagreementError,
     InferenceError,
@@ -38,9 +38,9 @@ from deepfake_preprocess.errors import (
     ServerTimeoutError,
     ServerUnavailableError,
 )
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.frame import ArrayFrame
-from deepfake_preprocess.mtcnn import MtcnnDetector
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.media.frame import ArrayFrame
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
 CROPS = generate_crops(6, (SIDE_PX, SIDE_PX), seed=5)
 LIMITS = Limits(max_upload_bytes=2**20, max_pixels=2**20)

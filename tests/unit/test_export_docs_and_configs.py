@@ -14,9 +14,9 @@ from deepfake_export.ensemble_spec import EnsembleSpec, read_spec
 from deepfake_export.meta_model import load_meta_model
 from deepfake_export.repository import refresh_configs
 from deepfake_export.untrained import UNTRAINED_SPEC
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import PLAIN_LAYERS, SIZED_LAYERS, ModelSpec
-from deepfake_preprocess.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, PRODUCTION_MAX_BATCH_SIZE
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import PLAIN_LAYERS, SIZED_LAYERS, ModelSpec
+from deepfake_preprocess.contract.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, PRODUCTION_MAX_BATCH_SIZE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/model-spec.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import torch
 from deepfake_export.crops import batches_of, generate_crops, read_crops
 from deepfake_export.graph import ServedDetector
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.spec import Head, ModelSpec
+from deepfake_preprocess.contract.spec import Head, ModelSpec
 
 SIZE_WH = (24, 16)
 

@@ -13,7 +13,7 @@ from torch import nn
 from deepfake_export.architectures import build_network
 from deepfake_export.checkpoint import load_checkpoint
 from deepfake_preprocess.errors import CheckpointError, SpecError
-from deepfake_preprocess.spec import Head, ModelSpec
+from deepfake_preprocess.contract.spec import Head, ModelSpec
 
 LAYERS = ("linear:32", "relu", "dropout", "linear:2")
 

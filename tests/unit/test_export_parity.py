@@ -13,7 +13,7 @@ from deepfake_export.graph import ServedDetector
 from deepfake_export.parity import ParityReport, measure_parity, reference_outputs, require_parity
 from deepfake_export.tolerances import TOLERANCES
 from deepfake_preprocess.errors import ParityError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 SIZE_WH = (16, 16)
 CROPS = generate_crops(7, SIZE_WH)

@@ -10,10 +10,10 @@ import pytest
 
 from deepfake_export import repository as repo
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.model_dir import versions_of
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import read_config
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.model_dir import versions_of
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import read_config
 
 SPEC = ModelSpec(name="tiny", architecture="timm:none", checkpoint_sha256="a" * 64)
 

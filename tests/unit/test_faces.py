@@ -10,7 +10,7 @@ from media import make_clip, picture
 from deepfake_export.crops import generate_crops
 from deepfake_export.faces import FRAMES_PER_VIDEO, MIN_CROPS, hash_media, read_faces
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 SPEC = ModelSpec(name="tiny", architecture="timm:none", input_width_px=64, input_height_px=64)
 

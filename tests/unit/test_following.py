@@ -11,9 +11,9 @@ from media import astronaut, write_video
 
 from deepfake_client import DeepfakeClient, Sampling
 from deepfake_client.testing import FakeTransport
-from deepfake_preprocess.face import FaceDetector, FaceFollower
-from deepfake_preprocess.following import DETECT_EVERY, MAX_GAP_S, Sighting, find_faces
-from deepfake_preprocess.mtcnn import MtcnnDetector
+from deepfake_preprocess.faces.detector import FaceDetector, FaceFollower
+from deepfake_preprocess.faces.following import DETECT_EVERY, MAX_GAP_S, Sighting, find_faces
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
 SIZE_WH = (455, 256)
 # The head of skimage's picture, and the face in it, in pixels of the cut.

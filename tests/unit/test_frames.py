@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import InputError, MediaOpenError, OptionError
-from deepfake_preprocess.stream import open_array, open_frames
-from deepfake_preprocess.video import Sampling
+from deepfake_preprocess.media.frames_source import open_array, open_frames
+from deepfake_preprocess.media.opening import Sampling
 
 GREY = np.full((40, 60, 3), 90, np.uint8)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.manifest import MANIFEST_NAME, Manifest
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
 
 SPEC = ModelSpec(name="m", architecture="timm:efficientnet_b0")
 

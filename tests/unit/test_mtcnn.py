@@ -10,8 +10,8 @@ import pytest
 from skimage.data import astronaut
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.face import Face, FaceDetector
-from deepfake_preprocess.mtcnn import MtcnnDetector
+from deepfake_preprocess.faces.detector import Face, FaceDetector
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
 # Where the face is in skimage's 512x512 picture, read off by eye to within some pixels.
 FACE_XYXY = np.array([177, 63, 271, 187])
@@ -214,7 +214,7 @@ def test_wrong_options_are_refused(options):
 @pytest.mark.parametrize("network", ["pnet", "rnet", "onet"])
 def test_the_committed_networks_are_what_the_builder_makes(network):
     onnx = pytest.importorskip("onnx")
-    graphs = pytest.importorskip("deepfake_preprocess.mtcnn_graphs")
+    graphs = pytest.importorskip("deepfake_preprocess.faces.mtcnn_graphs")
     built = graphs.build(network)
     committed = onnx.load(graphs.WEIGHTS_DIR / f"{network}.onnx")
     onnx.checker.check_model(committed, full_check=True)
@@ -231,7 +231,7 @@ def test_the_networks_compute_what_the_plain_layers_compute(network, size):
     """The rewritten graphs against the layers of the paper, one after the other, in float64."""
     onnxruntime = pytest.importorskip("onnxruntime")
     torch = pytest.importorskip("torch")
-    graphs = pytest.importorskip("deepfake_preprocess.mtcnn_graphs")
+    graphs = pytest.importorskip("deepfake_preprocess.faces.mtcnn_graphs")
     crops = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
     weights = [torch.from_numpy(array) for array in graphs.load_weights(network)]
     functional = torch.nn.functional

@@ -12,11 +12,11 @@ from media import astronaut
 from deepfake_client.looks import face_colours, likeness, picture_colours
 from deepfake_client.quality import assess, blur, pose_deg
 from deepfake_client.verdict import Concern
-from deepfake_preprocess.crop import crop_face
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.frame import ArrayFrame
-from deepfake_preprocess.mtcnn import MtcnnDetector
-from deepfake_preprocess.spec import Crop, ModelSpec
+from deepfake_preprocess.faces.crop import crop_face
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.media.frame import ArrayFrame
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
+from deepfake_preprocess.contract.spec import Crop, ModelSpec
 
 SPEC = ModelSpec(name="test", architecture="timm:efficientnet_b0")
 

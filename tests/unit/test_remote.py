@@ -21,7 +21,7 @@ from rtsp_camera import filming
 
 from deepfake_client import DeepfakeClient, Label, MediaNotFoundError, MediaOpenError, OptionError, Verdict
 from deepfake_client.testing import FakeTransport
-from deepfake_preprocess.remote import url_errors
+from deepfake_preprocess.media.remote import url_errors
 
 
 def image(brightness: int) -> NDArray[np.uint8]:

@@ -22,8 +22,8 @@ from deepfake_client.outcome import Outcome
 from deepfake_client.report.page import folder_name
 from deepfake_client.verdict import Concern, Reason, Verdict
 from deepfake_preprocess.errors import MediaOpenError
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.video import Sampling
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.media.opening import Sampling
 
 CONTEXT = report.ReportContext(
     ModelSpec(

@@ -17,11 +17,11 @@ from repository_crashes import add_version
 from deepfake_client import cli
 from deepfake_export import repository as repo
 from deepfake_export.repository_admin import inspect_repository, prune, rollback, write_serving_options
-from deepfake_preprocess import triton_config
-from deepfake_preprocess.engine import PLAN_FILE, EngineInfo
+from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.contract.plan_info import PLAN_FILE, EngineInfo
 from deepfake_preprocess.errors import OptionError, RepositoryError
-from deepfake_preprocess.manifest import Manifest, sha256_file
-from deepfake_preprocess.model_dir import claimed_versions, hold_version, lock_holders, versions_of
+from deepfake_preprocess.contract.manifest import Manifest, sha256_file
+from deepfake_preprocess.contract.model_dir import claimed_versions, hold_version, lock_holders, versions_of
 from deepfake_serve.repository import check_repository
 
 PYTHON = [sys.executable, "-c"]
@@ -456,7 +456,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from deepfake_export import repository as repo
-from deepfake_preprocess.model_dir import hold_version
+from deepfake_preprocess.contract.model_dir import hold_version
 root = Path(sys.argv[1])
 if sys.argv[2] == "change":
     with repo.locked(root, "tiny"), repo.staged(root, "tiny"):

@@ -14,10 +14,10 @@ import repository_crashes
 from deepfake_export import repository as repo
 from deepfake_export.repository_admin import inspect_repository
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.model_dir import versions_of
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, config_parameters, read_config
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.model_dir import versions_of
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, config_parameters, read_config
 from deepfake_serve.repository import check_repository
 
 THRESHOLDS = {1: "0.5", 2: "0.6", 3: "0.7"}

@@ -16,7 +16,7 @@ from deepfake_client.aggregation import STRATEGIES
 from deepfake_client.quality import Quality
 from deepfake_client.scoring import FaceLook, ScoredFrame, judge
 from deepfake_client.testing import FakeTransport
-from deepfake_preprocess.face import Face
+from deepfake_preprocess.faces.detector import Face
 
 COLOURS = np.sqrt(np.full(8, 1 / 8, dtype=np.float32))
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from deepfake_export.repository import refresh_configs
-from deepfake_preprocess import triton_config
+from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import OptionError, RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_serve import repository
 from deepfake_serve.repository import CpuShare, check_repository, cpu_share, model_share, write_view
 

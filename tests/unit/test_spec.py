@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepfake_preprocess.errors import SpecError
-from deepfake_preprocess.spec import Crop, Head, ModelSpec
+from deepfake_preprocess.contract.spec import Crop, Head, ModelSpec
 
 SPEC = ModelSpec(
     name="swap_b4",

@@ -18,7 +18,7 @@ from deepfake_client.aggregation import STRATEGIES, score_tracks
 from deepfake_client.stopping import StopRule, confidence_of, passes
 from deepfake_client.testing import FakeTransport
 from deepfake_client.verdict import FaceScore, FrameResult
-from deepfake_preprocess.face import Face
+from deepfake_preprocess.faces.detector import Face
 
 FACE, OTHER = (8, 8, 56, 56), (100, 8, 148, 56)
 NUM_PICTURES = 96

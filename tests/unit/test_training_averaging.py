@@ -11,7 +11,7 @@ from drawn_faces import QUICK, TINY, make_faces
 from safetensors.torch import load_file
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training.averaging import average_runs
 from deepfake_training.checkpointing import BEST, BEST_SPEC
 from deepfake_training.config import TrainConfig

@@ -9,7 +9,7 @@ import pytest
 from drawn_faces import make_faces
 
 from deepfake_client.cli import main
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 
 def call(*arguments: str | Path) -> int:

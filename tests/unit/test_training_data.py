@@ -10,7 +10,7 @@ import pytest
 from drawn_faces import BOX, LANDMARKS, QUICK, TINY, draw_face, make_faces
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.face import Face
+from deepfake_preprocess.faces.detector import Face
 from deepfake_training.augment import Augmentation, compress_h264, compress_jpeg
 from deepfake_training.config import Mixture, TrainConfig
 from deepfake_training.data import FaceDataset, split_datasets

@@ -19,8 +19,8 @@ from deepfake_client.verdict import FaceScore, FrameResult
 from deepfake_export.architectures import build_network
 from deepfake_export.graph import ServedDetector
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.spec import Head, ModelSpec
-from deepfake_preprocess.video import Sampling
+from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_preprocess.media.opening import Sampling
 from deepfake_training.calibration import apply_temperature, find_temperature, find_threshold
 from deepfake_training.cli_evaluate import evaluate_command
 from deepfake_training.evaluate import calibrated_spec, evaluate

@@ -21,7 +21,7 @@ from torch import nn
 from deepfake_export.architectures import build_network
 from deepfake_export.checkpoint import load_checkpoint
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training import loop
 from deepfake_training.augment import Augmentation
 from deepfake_training.checkpointing import BEST, BEST_SPEC, LAST, publish, save_last

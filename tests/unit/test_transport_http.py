@@ -19,8 +19,8 @@ from deepfake_client import (
 )
 from deepfake_client.transport_http import HttpTransport
 from deepfake_preprocess.errors import ServerError
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import contract_config
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import contract_config
 
 SPEC = ModelSpec(name="m", architecture="timm:efficientnet_b0", input_height_px=16, input_width_px=16)
 MODEL = ServedModel("m", 1, SPEC, 8)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from deepfake_preprocess import triton_config
-from deepfake_preprocess.config_check import contract_problems, production_problems
-from deepfake_preprocess.engine import EngineInfo
+from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.contract.config_check import contract_problems, production_problems
+from deepfake_preprocess.contract.plan_info import EngineInfo
 from deepfake_preprocess.errors import OptionError, RepositoryError
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.triton_config import ServingOptions
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import ServingOptions
 
 SPEC = ModelSpec(
     name="detector",

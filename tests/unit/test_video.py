@@ -13,12 +13,14 @@ import media
 import numpy as np
 import pytest
 
-from deepfake_preprocess import decoding, video
-from deepfake_preprocess.decoding import DecodeStats, Decoding
+from deepfake_preprocess.media import decoding
+
+from deepfake_preprocess.media import opening as video
+from deepfake_preprocess.media.decoding import DecodeStats, Decoding
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
-from deepfake_preprocess.referenced import reference_test
-from deepfake_preprocess.sampling import Sampling
-from deepfake_preprocess.video import open_media
+from deepfake_preprocess.media.playlist_check import reference_test
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.media.opening import open_media
 
 
 def everything(path):
@@ -534,7 +536,7 @@ def test_opening_leaves_nothing_behind(tmp_path):
     code = (
         "import os, sys, warnings\n"
         "warnings.simplefilter('error')\n"
-        "from deepfake_preprocess.video import open_media\n"
+        "from deepfake_preprocess.media.opening import open_media\n"
         "before = len(os.listdir('/proc/self/fd'))\n"
         "for _ in range(5):\n"
         "    with open_media(sys.argv[1]) as clip:\n"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.sampling import FramePicker, Sampling, early_offsets
+from deepfake_preprocess.media.sampling import FramePicker, Sampling, early_offsets
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from deepfake_client import (
     open_media,
 )
 from deepfake_client.testing import FakeTransport
-from deepfake_preprocess.face import Face
+from deepfake_preprocess.faces.detector import Face
 
 
 def image(brightness: int) -> NDArray[np.uint8]:

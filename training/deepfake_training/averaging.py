@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training.checkpointing import BEST, BEST_SPEC, write_whole
 from deepfake_training.config import CONFIG, TrainConfig
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
-from deepfake_preprocess.manifest import sha256_file
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.manifest import sha256_file
+from deepfake_preprocess.contract.spec import ModelSpec
 
 LAST = "last.pt"
 BEST = "best.safetensors"

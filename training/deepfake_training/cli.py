@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.spec import Crop, ModelSpec
+from deepfake_preprocess.contract.spec import Crop, ModelSpec
 from deepfake_training.augment import Augmentation
 from deepfake_training.averaging import average_runs
 from deepfake_training.checkpointing import BEST, BEST_SPEC, publish

@@ -15,9 +15,9 @@ from rich.table import Table
 from deepfake_client.aggregation import DEFAULT_STRATEGY, strategy_named
 from deepfake_client.client import DeepfakeClient
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.extras import require_extra
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.video import Media, Sampling
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.media.opening import Media, Sampling
 from deepfake_training.calibration import check_rule
 from deepfake_training.evaluate import calibrated_spec, evaluate, robustness_row, write_spec
 from deepfake_training.held_out import score_held_out

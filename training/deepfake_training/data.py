@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deepfake_preprocess.crop import crop_face
+from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.face import Face
-from deepfake_preprocess.frame import ArrayFrame
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.media.frame import ArrayFrame
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training.augment import Augmentation
 from deepfake_training.config import Mixture, TrainConfig
 from deepfake_training.faces import FAKE, REAL, FaceSet

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training.calibration import apply_temperature, find_temperature, find_threshold
 from deepfake_training.checkpointing import write_whole
 from deepfake_training.faces import FAKE

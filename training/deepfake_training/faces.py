@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.face import Face
+from deepfake_preprocess.faces.detector import Face
 
 REAL, FAKE = 0, 1
 """Labels; a fake is the positive class."""

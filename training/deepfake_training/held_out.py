@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from deepfake_client.verdict import FaceScore, FrameResult
-from deepfake_preprocess.manifest import sha256_file
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.manifest import sha256_file
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training.checkpointing import BEST, BEST_SPEC
 from deepfake_training.config import TrainConfig
 from deepfake_training.data import split_datasets

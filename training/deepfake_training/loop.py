@@ -31,7 +31,7 @@ from torchmetrics.classification import BinaryAUROC
 from deepfake_export.architectures import build_network
 from deepfake_export.graph import ServedDetector
 from deepfake_preprocess.errors import OptionError, TrainingError
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training.checkpointing import load_state, save_best, save_last, write_whole
 from deepfake_training.config import CONFIG, TrainConfig
 from deepfake_training.data import FaceDataset, split_datasets

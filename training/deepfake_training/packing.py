@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from deepfake_export.faces import media_of
 from deepfake_preprocess.errors import MediaOpenError, OptionError
-from deepfake_preprocess.face import Face, FaceDetector
-from deepfake_preprocess.frame import Frame
-from deepfake_preprocess.video import Media, Sampling, open_media
+from deepfake_preprocess.faces.detector import Face, FaceDetector
+from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.media.opening import Media, Sampling, open_media
 from deepfake_training.faces import FAKE, REAL, FaceSet
 from deepfake_training.splits import find_groups
 
@@ -87,7 +87,7 @@ def pack_faces(
     if not files:
         raise OptionError("no folder of faces was named; name at least one with --real")
     if detector is None:
-        from deepfake_preprocess.mtcnn import MtcnnDetector
+        from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
         detector = MtcnnDetector()
     kept = _Kept()

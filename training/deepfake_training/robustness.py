@@ -9,8 +9,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.frame import ArrayFrame, Frame
-from deepfake_preprocess.video import Media, Sampling
+from deepfake_preprocess.media.frame import ArrayFrame, Frame
+from deepfake_preprocess.media.opening import Media, Sampling
 from deepfake_training.augment import add_noise, blur, compress_h264, compress_jpeg, rescale
 
 Picture = NDArray[np.uint8]

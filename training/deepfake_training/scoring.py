@@ -24,8 +24,8 @@ from deepfake_export.checkpoint import load_checkpoint
 from deepfake_export.faces import media_of
 from deepfake_export.graph import ServedDetector
 from deepfake_preprocess.errors import InputError, ModelNotFoundError, OptionError
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.video import Media, Sampling, open_media
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.media.opening import Media, Sampling, open_media
 from deepfake_training.calibration import apply_temperature
 from deepfake_training.faces import FAKE, REAL
 

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.face import Face
+from deepfake_preprocess.faces.detector import Face
 
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.float32]

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from deepfake_export import load_model
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.contract.spec import ModelSpec
 
 parser = argparse.ArgumentParser()
 parser.add_argument("checkpoint", type=Path)

@@ -26,8 +26,8 @@ from deepfake_client.render import notes
 from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, take_pictures
 from deepfake_client.report.plots import timeline_svg, track_looks, write_frame_analysis, write_timeline
 from deepfake_client.verdict import FaceScore, Label, Verdict
-from deepfake_preprocess.sampling import Sampling
-from deepfake_preprocess.spec import ModelSpec
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.contract.spec import ModelSpec
 
 PAGE_NAME = "report.html"
 INDEX_NAME = "index.html"

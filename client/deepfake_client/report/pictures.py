@@ -14,9 +14,9 @@ from deepfake_client.evidence import MAX_SHOWN, SHOWN_PER_TRACK, Pick, cut_out, 
 from deepfake_client.inputs import open_source
 from deepfake_client.verdict import FaceScore, FrameResult, Verdict
 from deepfake_preprocess.errors import InputError
-from deepfake_preprocess.frame import Frame
-from deepfake_preprocess.spec import ModelSpec
-from deepfake_preprocess.video import Sampling
+from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.media.opening import Sampling
 
 MAX_FRAMES = 8
 """Whole frames in `frame_analysis.png`."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from deepfake_preprocess.errors import RepositoryError
-from deepfake_preprocess.manifest import Manifest
+from deepfake_preprocess.contract.manifest import Manifest
 
 PLAN_FILE = "model.plan"
 """The file that Triton's `tensorrt` backend loads."""

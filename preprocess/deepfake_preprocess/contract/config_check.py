@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepfake_preprocess.engine import served_precision
-from deepfake_preprocess.manifest import Manifest
-from deepfake_preprocess.spec import INPUT_NAME, PARAMETER_PREFIX
-from deepfake_preprocess.triton_config import (
+from deepfake_preprocess.contract.plan_info import served_precision
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.spec import INPUT_NAME, PARAMETER_PREFIX
+from deepfake_preprocess.contract.triton_config import (
     EMBEDDED_BACKEND,
     PRECISION_PARAMETER,
     PRODUCTION_BACKENDS,

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import MediaOpenError, OptionError
-from deepfake_preprocess.frame import ArrayFrame, Frame
-from deepfake_preprocess.sampling import Sampling
-from deepfake_preprocess.video import Media
+from deepfake_preprocess.media.frame import ArrayFrame, Frame
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.media.opening import Media
 
 GivenFrame: TypeAlias = NDArray[np.uint8] | tuple[float, NDArray[np.uint8]]
 """A uint8 ``[H, W, 3]`` RGB array, or a pair of its time in seconds and the array."""

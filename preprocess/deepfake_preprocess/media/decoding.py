@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import av
 
-from deepfake_preprocess.planar import Orientation, PlanarFrame
-from deepfake_preprocess.referenced import reference_test
-from deepfake_preprocess.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
+from deepfake_preprocess.media.planar import Orientation, PlanarFrame
+from deepfake_preprocess.media.playlist_check import reference_test
+from deepfake_preprocess.media.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
 
 if TYPE_CHECKING:  # PyAV's packets are generic for type checkers only
     Packet: TypeAlias = av.Packet[av.VideoStream]
@@ -124,7 +124,7 @@ class Decoding:
         self._discarded: list[int] | None = None
 
     def frames(self, sampling: Sampling, duration_s: float | None) -> Iterator[PlanarFrame]:
-        """Yield the sampled frames in order of time; see `deepfake_preprocess.video.Media.frames`."""
+        """Yield the sampled frames in order of time; see `deepfake_preprocess.media.opening.Media.frames`."""
         frames = self._sampled(sampling, duration_s)
         while True:
             started = time.perf_counter()

@@ -1,6 +1,6 @@
 """Sources that are still going on: files that grow, addresses, cameras. `open_live` yields their frames as they come.
 
-Unlike `deepfake_preprocess.video` nothing is sought, read ahead or read twice. Frames are taken at a rate, and times
+Unlike `deepfake_preprocess.media.opening` nothing is sought, read ahead or read twice. Frames are taken at a rate, and times
 run on where a source restarts its clock. All of it happens in the thread that asks for the next frame; whoever calls
 decides in which.
 """
@@ -20,11 +20,11 @@ from typing import Final, TypeAlias
 
 import av
 
-from deepfake_preprocess.decoding import DecodeStats
+from deepfake_preprocess.media.decoding import DecodeStats
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
-from deepfake_preprocess.frame import Frame
-from deepfake_preprocess.planar import Orientation, PlanarFrame
-from deepfake_preprocess.remote import (
+from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.media.planar import Orientation, PlanarFrame
+from deepfake_preprocess.media.remote import (
     TIMEOUT_S,
     check_authorities,
     is_url,
@@ -32,8 +32,8 @@ from deepfake_preprocess.remote import (
     url_errors,
     without_password,
 )
-from deepfake_preprocess.sampling import Sampling
-from deepfake_preprocess.video import (
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.media.opening import (
     CONTAINERS,
     MAX_PIXELS,
     Media,

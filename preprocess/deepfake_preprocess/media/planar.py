@@ -21,7 +21,7 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from deepfake_preprocess.frame import Frame
+from deepfake_preprocess.media.frame import Frame
 
 # Planes we can cut a part out of: bytes per sample, and whether both chroma channels share a plane.
 _CUTTABLE = {

@@ -19,12 +19,12 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.decoding import SKIPPING_CODECS, DecodeStats, Decoding
+from deepfake_preprocess.media.decoding import SKIPPING_CODECS, DecodeStats, Decoding
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
-from deepfake_preprocess.frame import ArrayFrame, Frame
-from deepfake_preprocess.image import SNIFF_BYTES, decode_image, image_codec, stored_size_wh
-from deepfake_preprocess.planar import Orientation
-from deepfake_preprocess.sampling import Sampling
+from deepfake_preprocess.media.frame import ArrayFrame, Frame
+from deepfake_preprocess.media.image import SNIFF_BYTES, decode_image, image_codec, stored_size_wh
+from deepfake_preprocess.media.planar import Orientation
+from deepfake_preprocess.media.sampling import Sampling
 
 __all__ = ["MAX_PIXELS", "MAX_SIDE_PX", "DecodeStats", "Media", "Sampling", "open_media"]
 

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m deepfake_preprocess.mtcnn_graphs            # rewrites weights/{pnet,rnet,onet}.onnx
+    python -m deepfake_preprocess.faces.mtcnn_graphs            # rewrites weights/{pnet,rnet,onet}.onnx
 
 The weights come from the PyPI package ``mtcnn`` (MIT licence, see ``weights/LICENSE.mtcnn``), which must be
 installed together with ``onnx``; TensorFlow is not needed. The committed files make the base install free of all
@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.extras import require_extra
+from deepfake_preprocess.support.extras import require_extra
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 NETWORKS = ("pnet", "rnet", "onet")

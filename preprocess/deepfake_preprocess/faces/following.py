@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.face import Face, FaceDetector, FaceFollower
+from deepfake_preprocess.faces.detector import Face, FaceDetector, FaceFollower
 
 DETECT_EVERY: Final = 8
 """Sampled frames from one detection to the next, at most."""

@@ -8,11 +8,11 @@ from the usual implementations:
 * The levels of one image's pyramid are packed into one picture, so that PNet runs once per image.
 * All crops of one stage and image come out of that picture with one `cv2.remap`, each from the level where the
   window has about the size the network wants; the crops of all images go through the network together.
-* The networks are written in the form ONNX Runtime runs fastest (`deepfake_preprocess.mtcnn_graphs`).
+* The networks are written in the form ONNX Runtime runs fastest (`deepfake_preprocess.faces.mtcnn_graphs`).
 * In a picture taken shortly after another, windows around the known faces take the place of PNet's
   (`MtcnnDetector.follow`); PNet takes most of the time.
 
-This module reads no video and never crops for a classifier; see `deepfake_preprocess.crop`.
+This module reads no video and never crops for a classifier; see `deepfake_preprocess.faces.crop`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.face import Face
+from deepfake_preprocess.faces.detector import Face
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -74,7 +74,7 @@ _MAX_SIDE_PX = 8192
 
 
 class MtcnnDetector:
-    """Finds faces with MTCNN; a `deepfake_preprocess.face.FaceFollower`.
+    """Finds faces with MTCNN; a `deepfake_preprocess.faces.detector.FaceFollower`.
 
     One object may be used from several threads. ONNX Runtime and OpenCV release the GIL, and almost all time is
     spent in them.

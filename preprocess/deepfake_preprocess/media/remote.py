@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import av
 
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
-from deepfake_preprocess.video import CONTAINERS, Media, describe
+from deepfake_preprocess.media.opening import CONTAINERS, Media, describe
 
 TIMEOUT_S: Final = 10.0
 """How long opening an address, and each read from it, may take."""
