@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from deepfake_client.verdict import (
+from deepfake_client.result.verdict import (
     Concern,
     Consistency,
     FaceScore,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepfake_client.inputs import expand
+from deepfake_client.sources.inputs import expand
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.remote import is_url
 from deepfake_preprocess.media.opening import open_media

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from deepfake_bench.environment import environment, usable_cores, write_results
 from deepfake_bench.tables import table_console
-from deepfake_client.explain_types import METHODS, ExplainOptions
+from deepfake_client.explain.types import METHODS, ExplainOptions
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.contract.spec import ModelSpec

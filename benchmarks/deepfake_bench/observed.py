@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepfake_bench.senders import Crops
-from deepfake_client.transport import Health, ServedModel, Transport
+from deepfake_client.transport.protocol import Health, ServedModel, Transport
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +30,7 @@ class Exchange:
 
 
 class ObservingTransport:
-    """Passes everything on to another transport; see `deepfake_client.transport.Transport`.
+    """Passes everything on to another transport; see `deepfake_client.transport.protocol.Transport`.
 
     Attributes:
         url: the other's.

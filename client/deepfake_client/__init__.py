@@ -11,18 +11,18 @@
 Works without torch. Errors are in `deepfake_preprocess.errors` and can be imported from here as well.
 """
 
-from deepfake_client.aggregation import STRATEGIES
+from deepfake_client.analysis.aggregation import STRATEGIES
 from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.inputs import AsyncSource, Source
-from deepfake_client.outcome import Outcome
-from deepfake_client.pipeline import Progress
-from deepfake_client.transport import Health, ServedModel, Transport
-from deepfake_client.transport_connect import connect
-from deepfake_client.transport_grpc import GrpcTransport
-from deepfake_client.transport_retry import NO_RETRY, Retry, RetryingTransport
-from deepfake_client.transport_tls import Tls
-from deepfake_client.verdict import (
+from deepfake_client.sources.inputs import AsyncSource, Source
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.analysis.pipeline import Progress
+from deepfake_client.transport.protocol import Health, ServedModel, Transport
+from deepfake_client.transport.connect import connect
+from deepfake_client.transport.grpc import GrpcTransport
+from deepfake_client.transport.retry import NO_RETRY, Retry, RetryingTransport
+from deepfake_client.transport.tls import Tls
+from deepfake_client.result.verdict import (
     Concern,
     Consistency,
     FaceScore,

@@ -13,12 +13,12 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.aggregation import DEFAULT_STRATEGY
+from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY
 from deepfake_client.async_client import AsyncDeepfakeClient
-from deepfake_client.explain import ExplainedFace
-from deepfake_client.explain_types import Explainer, ExplainOptions
-from deepfake_client.inputs import Source
-from deepfake_client.live import (
+from deepfake_client.explain.findings import ExplainedFace
+from deepfake_client.explain.types import Explainer, ExplainOptions
+from deepfake_client.sources.inputs import Source
+from deepfake_client.analysis.live import (
     DEFAULT_FPS,
     DEFAULT_MAX_LATENCY_S,
     DEFAULT_MIN_CHANGE,
@@ -26,16 +26,16 @@ from deepfake_client.live import (
     DEFAULT_WINDOW_S,
     OnSlow,
 )
-from deepfake_client.outcome import Outcome
-from deepfake_client.pipeline import (
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.analysis.pipeline import (
     DEFAULT_MAX_REQUESTS_IN_FLIGHT,
     OnProgress,
     Progress,
 )
-from deepfake_client.transport import DEFAULT_TIMEOUT_S, ServedModel, Transport
-from deepfake_client.transport_retry import Retry
-from deepfake_client.transport_tls import Tls
-from deepfake_client.verdict import Verdict
+from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, ServedModel, Transport
+from deepfake_client.transport.retry import Retry
+from deepfake_client.transport.tls import Tls
+from deepfake_client.result.verdict import Verdict
 from deepfake_preprocess.faces.detector import FaceDetector
 from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
 from deepfake_preprocess.media.remote import TIMEOUT_S

@@ -10,7 +10,7 @@
 A side path: it never answers the question whether a face is fake, and serving does not need it.
 """
 
-from deepfake_client.explain_types import METHODS, ExplainOptions, Explanation, MemberHeatmap, Region, ServedScores
+from deepfake_client.explain.types import METHODS, ExplainOptions, Explanation, MemberHeatmap, Region, ServedScores
 from deepfake_explain.explainer import CheckpointExplainer
 from deepfake_explain.faithfulness import Faithfulness, Sanity
 from deepfake_explain.regions import PARTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.explain_types import ServedScores
+from deepfake_client.explain.types import ServedScores
 from deepfake_export.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
 from deepfake_preprocess.errors import ExplainDisagreementError, OptionError
 

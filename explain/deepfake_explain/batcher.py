@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.explain_types import ExplainOptions, Explanation
+from deepfake_client.explain.types import ExplainOptions, Explanation
 
 GATHER_S = 0.005
 """How long the first of several requests waits for the others; much shorter than one pass."""

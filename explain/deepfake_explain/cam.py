@@ -22,7 +22,7 @@ from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, Layer
 from pytorch_grad_cam.base_cam import BaseCAM
 from torch import Tensor, nn
 
-from deepfake_client.explain_types import METHODS
+from deepfake_client.explain.types import METHODS
 from deepfake_explain.target_layer import TargetLayer
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import Head

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepfake_client.explain_draw import overlay_heatmap
-from deepfake_client.explain_types import ExplainOptions, Explanation, MemberHeatmap, ServedScores
+from deepfake_client.explain.draw import overlay_heatmap
+from deepfake_client.explain.types import ExplainOptions, Explanation, MemberHeatmap, ServedScores
 from deepfake_explain.agreement import check_checkpoint, check_scores
 from deepfake_explain.cam import check_method, heatmaps_of
 from deepfake_explain.faithfulness import RANDOMISED, compare_maps, measure_faithfulness, randomised
@@ -65,7 +65,7 @@ class _Heat:
 
 
 class CheckpointExplainer:
-    """Explains crops with the checkpoint itself; a `deepfake_client.explain_types.Explainer`.
+    """Explains crops with the checkpoint itself; a `deepfake_client.explain.types.Explainer`.
 
     ::
 
@@ -182,7 +182,7 @@ class CheckpointExplainer:
         landmarks_xy: Sequence[NDArray[np.float32] | None] | None = None,
         served: ServedScores | None = None,
     ) -> list[Explanation]:
-        """Explain crops; see `deepfake_client.explain_types.Explainer.explain`.
+        """Explain crops; see `deepfake_client.explain.types.Explainer.explain`.
 
         Raises:
             OptionError: crops of another size or dtype, an unknown method or layer (with those there are).

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from deepfake_client.explain_wire import PROBLEM_TYPE
+from deepfake_client.explain.wire import PROBLEM_TYPE
 from deepfake_explain.intake import TooManyPixelsError
 from deepfake_preprocess.errors import (
     DeepfakeError,

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.explain_types import Region
+from deepfake_client.explain.types import Region
 
 PARTS = ("outside face", "forehead", "eyes", "nose", "cheeks", "mouth", "jaw")
 """Names of the parts; their places are the numbers in `part_map`."""

@@ -25,10 +25,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from deepfake_client.async_client import AsyncDeepfakeClient
-from deepfake_client.explain_draw import encode_png
-from deepfake_client.explain_types import DEFAULT_METHOD, METHODS, ExplainOptions, Explanation, ServedScores
-from deepfake_client.explain_wire import NPZ_TYPE, explanation_to_npz
-from deepfake_client.transport_retry import NO_RETRY
+from deepfake_client.explain.draw import encode_png
+from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions, Explanation, ServedScores
+from deepfake_client.explain.wire import NPZ_TYPE, explanation_to_npz
+from deepfake_client.transport.retry import NO_RETRY
 from deepfake_explain.agreement import check_checkpoint, check_scores
 from deepfake_explain.batcher import Batcher
 from deepfake_explain.explainer import CheckpointExplainer

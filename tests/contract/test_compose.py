@@ -13,7 +13,7 @@ import typer
 import yaml
 from compose import ROOT, TOKEN, read_compose
 
-from deepfake_client.cli import COMMANDS
+from deepfake_client.cli.main import COMMANDS
 from deepfake_explain.cli import explain_serve
 from deepfake_export.cli_engines import build_engines
 

@@ -14,7 +14,7 @@ import torch
 from deepfake_bench.gpu_engines import ENGINES, Subject
 from deepfake_bench.gpu_measure import LIMITS
 from deepfake_bench.roofline import measure_ceilings
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 from deepfake_export.crops import generate_crops
 from deepfake_export.graph import ServedDetector
 from deepfake_export.untrained import UNTRAINED_SPEC, build_untrained_network

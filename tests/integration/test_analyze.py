@@ -18,7 +18,7 @@ from http_files import free_port
 from media import astronaut, make_audio_only, make_clip, make_truncated, picture, write_video
 
 from deepfake_client import NO_RETRY, DeepfakeClient, Label, Progress, Reason, Sampling
-from deepfake_client.cli import main
+from deepfake_client.cli.main import main
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.opening import open_media
@@ -37,7 +37,7 @@ class Run:
 
 def deepfake(*arguments: object, **environment: str) -> Run:
     done = subprocess.run(
-        [sys.executable, "-m", "deepfake_client.cli", *map(str, arguments)],
+        [sys.executable, "-m", "deepfake_client.cli.main", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,

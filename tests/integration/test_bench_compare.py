@@ -18,7 +18,7 @@ from deepfake_bench.peer_env import PeerUnavailableError, peer_python
 from deepfake_bench.peer_list import Peer, peers
 from deepfake_bench.reference import OnnxReference
 from deepfake_bench.senders import plain_http
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 
 CROPS = np.random.default_rng(5).integers(0, 256, (3, 24, 32, 3), dtype=np.uint8)
 SERVER = """

@@ -14,7 +14,7 @@ from deepfake_bench.gpu_engines import ENGINES, EngineKind, OnnxRuntimeEngine, S
 from deepfake_bench.gpu_measure import LIMITS, measure_engine
 from deepfake_bench.plots import write_plots
 from deepfake_bench.roofline import count_operations
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 from deepfake_export.crops import generate_crops
 from deepfake_export.gpu import Gpu
 from deepfake_export.graph import ServedDetector

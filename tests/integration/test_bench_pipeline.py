@@ -14,7 +14,7 @@ from deepfake_bench.pipeline import Bench
 from deepfake_bench.plots import write_plots
 from deepfake_bench.readme import pipeline_rows
 from deepfake_bench.serving import embedded_server
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.contract.spec import ModelSpec
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deepfake_bench.readme import served_rows
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 
 
 def bench_served(repository: Path, output: Path, *options: str) -> int:

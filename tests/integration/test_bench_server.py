@@ -15,7 +15,7 @@ from deepfake_bench.measure import Level, Stopping, measure_level
 from deepfake_bench.plots import FORMATS, write_plots
 from deepfake_bench.reference import OnnxReference, verify_served
 from deepfake_bench.serving import embedded_server, running_server
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import DeepfakeError
 

@@ -12,7 +12,7 @@ from tiny_model import write_tiny_onnx
 from deepfake_bench import tune, tune_search, tune_server
 from deepfake_bench.plots import write_plots
 from deepfake_bench.tune_search import Setting
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_serve import EmbeddedTriton

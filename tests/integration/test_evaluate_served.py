@@ -9,7 +9,7 @@ import cv2
 import media
 import pytest
 
-from deepfake_client.cli import main
+from deepfake_client.cli.main import main
 from deepfake_client.client import DeepfakeClient
 
 

@@ -14,7 +14,7 @@ import pytest
 from media import make_clip
 from safetensors.torch import save_file
 
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 from deepfake_export import export_checkpoint
 from deepfake_export.untrained import build_untrained_network
 from deepfake_preprocess.errors import ExplainDisagreementError
@@ -115,7 +115,7 @@ def test_heatmaps_are_added_to_the_pages_of_an_earlier_run(folder, triton, tmp_p
 
 
 def test_the_service_explains_what_triton_serves(folder, triton, tmp_path, capsys):
-    command = [sys.executable, "-m", "deepfake_client.cli", "explain-serve", folder / "small.safetensors"]
+    command = [sys.executable, "-m", "deepfake_client.cli.main", "explain-serve", folder / "small.safetensors"]
     options = ["--url", triton.grpc_url, "--port", "0"]
     with subprocess.Popen([*map(str, command), *options], stderr=subprocess.PIPE, text=True) as service:
         try:

@@ -32,7 +32,7 @@ def checkpoint(tmp_path):
 
 
 def command(checkpoint, root, *, before=""):
-    code = f"from deepfake_client.cli import main\n{before}\nmain()"
+    code = f"from deepfake_client.cli.main import main\n{before}\nmain()"
     return [sys.executable, "-c", code, "export", str(checkpoint), "--repository", str(root), "--max-batch", "2"]
 
 

@@ -34,7 +34,7 @@ from deepfake_serve.repository import CpuShare
 
 SHM = Path("/dev/shm")
 END_TIMEOUT_S = 30
-SERVE = [sys.executable, "-c", "from deepfake_client.cli import main; raise SystemExit(main())", "serve"]
+SERVE = [sys.executable, "-c", "from deepfake_client.cli.main import main; raise SystemExit(main())", "serve"]
 FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 
 

@@ -18,7 +18,7 @@ from tiny_model import TINY_SPEC
 
 import deepfake_serve.server as server
 from deepfake_client import NO_RETRY, DeepfakeClient, Health, OptionError, ServerTlsError, Tls, connect
-from deepfake_client.transport_tls import diagnose
+from deepfake_client.transport.tls import diagnose
 from deepfake_serve import EmbeddedTriton
 
 FACES = np.zeros((2, TINY_SPEC.input_height_px, TINY_SPEC.input_width_px, 3), np.uint8)

@@ -17,7 +17,7 @@ from deepfake_serve import EmbeddedTriton
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "deepfake_client.cli", "watch", *map(str, arguments)],
+        [sys.executable, "-m", "deepfake_client.cli.main", "watch", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

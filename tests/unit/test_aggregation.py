@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepfake_client.aggregation import STRATEGIES, most_suspicious, score_tracks, strategy_named
-from deepfake_client.verdict import FaceScore, FrameResult, Label
+from deepfake_client.analysis.aggregation import STRATEGIES, most_suspicious, score_tracks, strategy_named
+from deepfake_client.result.verdict import FaceScore, FrameResult, Label
 from deepfake_preprocess.errors import OptionError
 
 MEAN = STRATEGIES["mean"]

@@ -31,7 +31,7 @@ from deepfake_client import (
     open_frames,
     open_media,
 )
-from deepfake_client.testing import FakeTransport
+from deepfake_client.transport.testing import FakeTransport
 
 FEW = Sampling(num_frames=2)
 
@@ -283,7 +283,7 @@ def test_the_client_needs_no_torch() -> None:
     code = (
         "import sys, numpy as np\n"
         "from deepfake_client import DeepfakeClient\n"
-        "from deepfake_client.testing import FakeTransport\n"
+        "from deepfake_client.transport.testing import FakeTransport\n"
         "with DeepfakeClient(transport=FakeTransport()) as client:\n"
         "    client.analyze(np.zeros((64, 64, 3), np.uint8))\n"
         "assert 'torch' not in sys.modules\n"

@@ -13,8 +13,8 @@ from fixed_detector import LEFT, FixedDetector
 from numpy.typing import NDArray
 
 from deepfake_client import AsyncDeepfakeClient, MediaOpenError, Sampling, ServedModel
-from deepfake_client.pipeline import MAX_FRAMES_IN_FLIGHT
-from deepfake_client.testing import FakeTransport
+from deepfake_client.analysis.pipeline import MAX_FRAMES_IN_FLIGHT
+from deepfake_client.transport.testing import FakeTransport
 
 
 def image(brightness: int) -> NDArray[np.uint8]:

@@ -11,11 +11,11 @@ import pytest
 from media import astronaut
 from verdicts import MODEL, inconclusive, verdict
 
-from deepfake_client.batch import MAX_SERVER_FAILURES, Batch
-from deepfake_client.journal import Journal
-from deepfake_client.outcome import Outcome
-from deepfake_client.transport import ServedModel
-from deepfake_client.verdict import Reason
+from deepfake_client.cli.batch import MAX_SERVER_FAILURES, Batch
+from deepfake_client.cli.journal import Journal
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.transport.protocol import ServedModel
+from deepfake_client.result.verdict import Reason
 from deepfake_preprocess.errors import OptionError, ServerUnavailableError
 from deepfake_preprocess.contract.spec import ModelSpec
 

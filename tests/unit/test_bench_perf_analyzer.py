@@ -12,7 +12,7 @@ import pytest
 from deepfake_bench import perf_analyzer
 from deepfake_bench.perf_analyzer import PerfAnalyzerUnavailableError, Report, find_binary, read_report
 from deepfake_bench.senders import Target
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 
 # Written by perf_analyzer 2.60.0 with `--concurrency-range 4:8:4 -f`; times are in microseconds.
 REPORT = """\

@@ -19,16 +19,18 @@ from media import astronaut
 from numpy.typing import NDArray
 from verdicts import inconclusive, verdict
 
-from deepfake_client import cli, cli_run
-from deepfake_client.cli_output import CSV_COLUMNS, csv_row
-from deepfake_client.cli_progress import RunProgress
+from deepfake_client.cli import main as cli
+
+from deepfake_client.cli import run as cli_run
+from deepfake_client.cli.output import CSV_COLUMNS, csv_row
+from deepfake_client.cli.progress import RunProgress
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.outcome import Outcome
-from deepfake_client.pipeline import Progress
-from deepfake_client.render import headline
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.analysis.pipeline import Progress
+from deepfake_client.cli.render import headline
 from deepfake_client.report import page_path
-from deepfake_client.testing import FakeTransport
-from deepfake_client.transport import ServedModel
+from deepfake_client.transport.testing import FakeTransport
+from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.errors import MediaOpenError, MissingExtraError, ModelNotFoundError
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import typer
 from typer.testing import CliRunner
 
 from deepfake_client import Tls
-from deepfake_client.cli_connection import Connection, with_connection
+from deepfake_client.cli.connection import Connection, with_connection
 from deepfake_preprocess.errors import OptionError
 
 SEEN: list[tuple[str, Connection, bool]] = []

@@ -19,30 +19,11 @@ from media import write_video
 from numpy.typing import NDArray
 
 import deepfake_client
-from deepfake_client import (
-    AsyncDeepfakeClient,
-    DeepfakeClient,
-    DeepfakeError,
-    InferenceError,
-    Label,
-    MediaNotFoundError,
-    MediaOpenError,
-    ModelContractError,
-    ModelNotFoundError,
-    OptionError,
-    Progress,
-    Reason,
-    Sampling,
-    ServedModel,
-    ServerTimeoutError,
-    ServerUnavailableError,
-    Transport,
-    open_media,
-    pipeline,
-    scoring,
-)
-from deepfake_client.scoring import Judgement, ScoredFrame
-from deepfake_client.testing import FakeTransport
+from deepfake_client import AsyncDeepfakeClient, DeepfakeClient, DeepfakeError, InferenceError, Label, MediaNotFoundError, MediaOpenError, ModelContractError, ModelNotFoundError, OptionError, Progress, Reason, Sampling, ServedModel, ServerTimeoutError, ServerUnavailableError, Transport, open_media
+from deepfake_client.analysis import pipeline
+from deepfake_client.analysis import scoring
+from deepfake_client.analysis.scoring import Judgement, ScoredFrame
+from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face, FaceDetector
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

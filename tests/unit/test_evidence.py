@@ -12,8 +12,8 @@ from media import write_video
 from numpy.typing import NDArray
 
 from deepfake_client import DeepfakeClient, Sampling, Verdict, open_media
-from deepfake_client.evidence import cut_out, suspicious_faces
-from deepfake_client.testing import FakeTransport
+from deepfake_client.explain.evidence import cut_out, suspicious_faces
+from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.contract.spec import ModelSpec
 

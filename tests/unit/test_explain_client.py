@@ -13,14 +13,20 @@ import pytest
 from explain_nets import OTHER_SHA, SIDE_PX, spec_of, tiny_explainer, tiny_network
 from media import make_clip
 
-from deepfake_client import DeepfakeClient, Sampling, cli, cli_explain, explain_draw
-from deepfake_client.evidence import suspicious_faces
-from deepfake_client.explain import ExplainedFace, contact_sheet, open_explainer, overlays_png
-from deepfake_client.explain_draw import draw_contact_sheet, overlay_heatmap
-from deepfake_client.explain_service import ServiceExplainer
-from deepfake_client.explain_types import ExplainOptions
-from deepfake_client.testing import FakeTransport
-from deepfake_client.verdict import Label, Reason
+from deepfake_client import DeepfakeClient, Sampling
+
+from deepfake_client.cli import main as cli
+
+from deepfake_client.cli import explain as cli_explain
+
+from deepfake_client.explain import draw as explain_draw
+from deepfake_client.explain.evidence import suspicious_faces
+from deepfake_client.explain.findings import ExplainedFace, contact_sheet, open_explainer, overlays_png
+from deepfake_client.explain.draw import draw_contact_sheet, overlay_heatmap
+from deepfake_client.explain.service import ServiceExplainer
+from deepfake_client.explain.types import ExplainOptions
+from deepfake_client.transport.testing import FakeTransport
+from deepfake_client.result.verdict import Label, Reason
 from deepfake_explain import CheckpointExplainer
 from deepfake_preprocess.errors import (
     ExplainDisagreementError,
@@ -176,7 +182,7 @@ def test_without_the_extra_the_pip_command_is_named(monkeypatch):
 
 
 def test_the_client_and_its_command_need_no_pytorch():
-    code = "import sys, deepfake_client, deepfake_client.cli_explain; print('torch' in sys.modules)"
+    code = "import sys, deepfake_client, deepfake_client.cli.explain; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 

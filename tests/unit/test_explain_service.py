@@ -20,12 +20,12 @@ from explain_nets import OTHER_SHA, SHA, SIDE_PX, tiny_explainer
 from media import astronaut
 
 from deepfake_client.async_client import AsyncDeepfakeClient
-from deepfake_client.explain_draw import encode_png
-from deepfake_client.explain_service import ServiceExplainer
-from deepfake_client.explain_types import ExplainOptions, ServedScores
-from deepfake_client.explain_wire import NPZ_TYPE, explanation_from_npz, explanation_to_npz
-from deepfake_client.testing import FakeTransport
-from deepfake_client.transport_retry import NO_RETRY
+from deepfake_client.explain.draw import encode_png
+from deepfake_client.explain.service import ServiceExplainer
+from deepfake_client.explain.types import ExplainOptions, ServedScores
+from deepfake_client.explain.wire import NPZ_TYPE, explanation_from_npz, explanation_to_npz
+from deepfake_client.transport.testing import FakeTransport
+from deepfake_client.transport.retry import NO_RETRY
 from deepfake_explain import service as service_module
 from deepfake_explain.service import Agreement, Limits, build_app
 from deepfake_export.crops import generate_crops

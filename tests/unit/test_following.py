@@ -10,7 +10,7 @@ import pytest
 from media import astronaut, write_video
 
 from deepfake_client import DeepfakeClient, Sampling
-from deepfake_client.testing import FakeTransport
+from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import FaceDetector, FaceFollower
 from deepfake_preprocess.faces.following import DETECT_EVERY, MAX_GAP_S, Sighting, find_faces
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector

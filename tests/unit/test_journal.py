@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from verdicts import MODEL, inconclusive, verdict
 
-from deepfake_client.journal import Journal
-from deepfake_client.outcome import Outcome
-from deepfake_client.verdict import ModelIdentity, Reason
+from deepfake_client.cli.journal import Journal
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.verdict import ModelIdentity, Reason
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 
 SETTINGS = {"aggregation": "mean", "threshold": None, "sampling": {"num_frames": 32}}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from media import astronaut
 
-from deepfake_client.looks import face_colours, likeness, picture_colours
-from deepfake_client.quality import assess, blur, pose_deg
-from deepfake_client.verdict import Concern
+from deepfake_client.analysis.appearance import face_colours, likeness, picture_colours
+from deepfake_client.analysis.quality import assess, blur, pose_deg
+from deepfake_client.result.verdict import Concern
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import ArrayFrame

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rtsp_camera import filming
 
 from deepfake_client import DeepfakeClient, Label, MediaNotFoundError, MediaOpenError, OptionError, Verdict
-from deepfake_client.testing import FakeTransport
+from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.media.remote import url_errors
 
 

@@ -16,11 +16,11 @@ from media import astronaut, make_clip
 from verdicts import face, inconclusive, verdict
 
 from deepfake_client import report
-from deepfake_client.aggregation import STRATEGIES, score_tracks
-from deepfake_client.evidence import MAX_SHOWN, SHOWN_PER_TRACK, suspicious_faces
-from deepfake_client.outcome import Outcome
+from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
+from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, suspicious_faces
+from deepfake_client.result.outcome import Outcome
 from deepfake_client.report.page import folder_name
-from deepfake_client.verdict import Concern, Reason, Verdict
+from deepfake_client.result.verdict import Concern, Reason, Verdict
 from deepfake_preprocess.errors import MediaOpenError
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.opening import Sampling

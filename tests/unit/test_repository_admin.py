@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from repository_crashes import add_version
 
-from deepfake_client import cli
+from deepfake_client.cli import main as cli
 from deepfake_export import repository as repo
 from deepfake_export.repository_admin import inspect_repository, prune, rollback, write_serving_options
 from deepfake_preprocess.contract import triton_config
@@ -86,7 +86,7 @@ def imported_after(code):
 
 
 def test_help_is_quick_and_needs_no_torch():
-    out, modules = imported_after("from deepfake_client.cli import main; main(['repository', '--help'])")
+    out, modules = imported_after("from deepfake_client.cli.main import main; main(['repository', '--help'])")
     for name in ("list", "verify", "rollback", "prune", "Exit codes"):
         assert name in out
     assert not modules & {"torch", "onnx", "onnxruntime"}

@@ -12,10 +12,10 @@ from media import astronaut, write_video
 from numpy.typing import NDArray
 
 from deepfake_client import Concern, DeepfakeClient, Label, Reason, Sampling, ServerUnavailableError
-from deepfake_client.aggregation import STRATEGIES
-from deepfake_client.quality import Quality
-from deepfake_client.scoring import FaceLook, ScoredFrame, judge
-from deepfake_client.testing import FakeTransport
+from deepfake_client.analysis.aggregation import STRATEGIES
+from deepfake_client.analysis.quality import Quality
+from deepfake_client.analysis.scoring import FaceLook, ScoredFrame, judge
+from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face
 
 COLOURS = np.sqrt(np.full(8, 1 / 8, dtype=np.float32))

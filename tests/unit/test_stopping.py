@@ -14,10 +14,10 @@ from media import numbered_pictures, read_number, write_video
 from numpy.typing import NDArray
 
 from deepfake_client import DeepfakeClient, Label, OptionError, Reason, Sampling, ServerUnavailableError, Verdict
-from deepfake_client.aggregation import STRATEGIES, score_tracks
-from deepfake_client.stopping import StopRule, confidence_of, passes
-from deepfake_client.testing import FakeTransport
-from deepfake_client.verdict import FaceScore, FrameResult
+from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
+from deepfake_client.analysis.stopping import StopRule, confidence_of, passes
+from deepfake_client.transport.testing import FakeTransport
+from deepfake_client.result.verdict import FaceScore, FrameResult
 from deepfake_preprocess.faces.detector import Face
 
 FACE, OTHER = (8, 8, 56, 56), (100, 8, 148, 56)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from drawn_faces import make_faces
 
-from deepfake_client.cli import main
+from deepfake_client.cli.main import main
 from deepfake_preprocess.contract.spec import ModelSpec
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.testing import FakeTransport
-from deepfake_client.verdict import FaceScore, FrameResult
+from deepfake_client.transport.testing import FakeTransport
+from deepfake_client.result.verdict import FaceScore, FrameResult
 from deepfake_export.architectures import build_network
 from deepfake_export.graph import ServedDetector
 from deepfake_preprocess.errors import OptionError

@@ -3,7 +3,7 @@
 import pytest
 
 from deepfake_client import Tls
-from deepfake_client.transport_address import check_headers, parse_address
+from deepfake_client.transport.address import check_headers, parse_address
 from deepfake_preprocess.errors import OptionError
 
 

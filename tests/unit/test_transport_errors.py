@@ -11,9 +11,9 @@ import pytest
 from aiohttp import client_exceptions
 from aiohttp.client_reqrep import ConnectionKey
 
-from deepfake_client.transport_errors import server_error
-from deepfake_client.transport_grpc import GrpcTransport
-from deepfake_client.transport_http import HttpTransport
+from deepfake_client.transport.errors import server_error
+from deepfake_client.transport.grpc import GrpcTransport
+from deepfake_client.transport.http import HttpTransport
 from deepfake_preprocess.errors import (
     InferenceError,
     ModelNotFoundError,

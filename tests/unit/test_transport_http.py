@@ -9,15 +9,10 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 import pytest
 
-from deepfake_client import (
-    InferenceError,
-    ModelContractError,
-    ServedModel,
-    ServerTimeoutError,
-    ServerUnavailableError,
-    transport_tls,
-)
-from deepfake_client.transport_http import HttpTransport
+from deepfake_client import InferenceError, ModelContractError, ServedModel, ServerTimeoutError, ServerUnavailableError
+
+from deepfake_client.transport import tls as transport_tls
+from deepfake_client.transport.http import HttpTransport
 from deepfake_preprocess.errors import ServerError
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import contract_config

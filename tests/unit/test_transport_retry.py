@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deepfake_client import NO_RETRY, DeepfakeClient, Retry, RetryingTransport, ServedModel, connect
-from deepfake_client.testing import FakeTransport
+from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.errors import (
     InferenceError,
     ModelContractError,

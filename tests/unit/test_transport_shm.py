@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepfake_client import transport_shm
-from deepfake_client.transport_shm import _Region
+from deepfake_client.transport import shm as transport_shm
+from deepfake_client.transport.shm import _Region
 from deepfake_preprocess.errors import ServerUnavailableError, SharedMemoryError
 
 CROP = (20, 20, 3)

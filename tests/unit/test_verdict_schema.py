@@ -11,10 +11,10 @@ import jsonschema
 import pytest
 from verdicts import inconclusive, verdict
 
-from deepfake_client.outcome import Outcome
-from deepfake_client.schema import result_schema
-from deepfake_client.verdict import Label, Reason, Verdict
-from deepfake_client.verdict_json import outcome_from_dict, verdict_from_dict
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.schema import result_schema
+from deepfake_client.result.verdict import Label, Reason, Verdict
+from deepfake_client.result.verdict_json import outcome_from_dict, verdict_from_dict
 from deepfake_preprocess.errors import MediaNotFoundError, ServerBusyError
 
 SCHEMA_PATH = Path(__file__).parents[2] / "docs" / "verdict.schema.json"
@@ -30,7 +30,7 @@ def as_json(data: Any) -> Any:
 
 
 def test_the_published_schema_is_that_of_the_code() -> None:
-    assert result_schema() == SCHEMA, "run: python -m deepfake_client.schema > docs/verdict.schema.json"
+    assert result_schema() == SCHEMA, "run: python -m deepfake_client.result.schema > docs/verdict.schema.json"
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 

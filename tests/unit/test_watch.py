@@ -28,7 +28,7 @@ from deepfake_client import (
     open_frames,
     open_media,
 )
-from deepfake_client.testing import FakeTransport
+from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face
 
 

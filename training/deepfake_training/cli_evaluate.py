@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deepfake_client.aggregation import DEFAULT_STRATEGY, strategy_named
+from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY, strategy_named
 from deepfake_client.client import DeepfakeClient
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepfake_client.verdict import FaceScore, FrameResult
+from deepfake_client.result.verdict import FaceScore, FrameResult
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training.checkpointing import BEST, BEST_SPEC

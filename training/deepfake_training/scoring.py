@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepfake_client.aggregation import most_suspicious, score_tracks, strategy_named
+from deepfake_client.analysis.aggregation import most_suspicious, score_tracks, strategy_named
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.transport import Health, ServedModel
-from deepfake_client.verdict import FrameResult
+from deepfake_client.transport.protocol import Health, ServedModel
+from deepfake_client.result.verdict import FrameResult
 from deepfake_export.checkpoint import load_checkpoint
 from deepfake_export.faces import media_of
 from deepfake_export.graph import ServedDetector

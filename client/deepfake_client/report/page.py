@@ -20,12 +20,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from deepfake_client.aggregation import num_frames_needed
-from deepfake_client.outcome import Outcome
-from deepfake_client.render import notes
+from deepfake_client.analysis.aggregation import num_frames_needed
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.cli.render import notes
 from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, take_pictures
 from deepfake_client.report.plots import timeline_svg, track_looks, write_frame_analysis, write_timeline
-from deepfake_client.verdict import FaceScore, Label, Verdict
+from deepfake_client.result.verdict import FaceScore, Label, Verdict
 from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.contract.spec import ModelSpec
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from deepfake_client.report.pictures import Shot
-from deepfake_client.verdict import FaceScore, Verdict
+from deepfake_client.result.verdict import FaceScore, Verdict
 
 COLORS = ("#0077bb", "#ee7733", "#009988", "#aa3377", "#33bbee", "#887700")
 """Of the tracks, most suspicious first; told apart by colour-blind people too (after Paul Tol's vibrant scheme)."""

@@ -1,0 +1,311 @@
+"""A rolling verdict over a source that is still going on.
+
+::
+
+    source -> decode (1 thread) -> bounded queue -> detect + infer (a few frames at once) -> window -> verdict
+
+Where the server is slower than the source, either the source waits or the oldest frames are dropped and counted, so
+that memory is bounded and, with dropping, so is the delay. The window is judged like a video of its length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from deepfake_client.analysis.aggregation import Strategy
+from deepfake_client.analysis.pipeline import MAX_FRAMES_IN_FLIGHT, Run, Stages, frames_in_flight
+from deepfake_client.analysis.scoring import ScoredFrame, judge
+from deepfake_client.analysis.track_ids import StableIds
+from deepfake_client.result.verdict import Timing, Verdict
+from deepfake_preprocess.errors import OptionError, ServerError
+from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.media.live import LiveSource
+from deepfake_preprocess.media.opening import Media, Sampling
+
+OnSlow: TypeAlias = Literal["drop", "wait"]
+"""What happens when the server is slower than the source."""
+
+DEFAULT_WINDOW_S: Final = 10.0
+DEFAULT_STEP_S: Final = 1.0
+DEFAULT_FPS: Final = 5.0
+DEFAULT_MIN_CHANGE: Final = 0.05
+DEFAULT_MAX_LATENCY_S: Final = 3.0
+_JOIN_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """How a live source is watched; see `AsyncDeepfakeClient.watch`.
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+
+    window_s: float
+    step_s: float
+    fps: float
+    min_change: float
+    on_slow: OnSlow | None
+    max_latency_s: float
+    strategy: Strategy
+    threshold: float | None
+
+    def __post_init__(self) -> None:
+        for name in ("window_s", "step_s", "fps", "max_latency_s"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise OptionError(f"{name} is {value!r}; allowed: a number above 0")
+        if not 0 <= self.min_change <= 1:
+            raise OptionError(f"min_change is {self.min_change!r}; allowed: a number from 0 to 1")
+        if self.on_slow not in (None, "drop", "wait"):
+            raise OptionError(f"on_slow is {self.on_slow!r}; allowed: 'drop', 'wait', or None for the source's own")
+
+
+class _Feed:
+    """Takes frames from a source in a thread of its own, and keeps few of them until they are asked for."""
+
+    def __init__(self, source: LiveSource, stop: threading.Event, how: Watching) -> None:
+        self.dropped = 0
+        self._source = source
+        self._stop = stop
+        self._how = how
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[float, Frame]] = deque()
+        self._ended = False
+        self._error: BaseException | None = None
+        # A daemon: a read that hangs must not keep the program from ending.
+        self._thread = threading.Thread(target=self._read, name="deepfake-live", daemon=True)
+        self._thread.start()
+
+    @property
+    def drops(self) -> bool:
+        """Whether frames are dropped rather than the source made to wait."""
+        return not self._source.can_wait if self._how.on_slow is None else self._how.on_slow == "drop"
+
+    async def get(self) -> Frame | None:
+        """Return the oldest frame that is not too old; None at the end.
+
+        Raises:
+            Exception: what the source raised.
+        """
+        while True:
+            with self._changed:
+                while self._waiting and self.drops and self._is_late(self._waiting[0][0]):
+                    self._waiting.popleft()
+                    self.dropped += 1
+                if self._waiting:
+                    self._changed.notify()
+                    return self._waiting.popleft()[1]
+                if self._ended:
+                    break
+                self._arrived.clear()
+            await self._arrived.wait()
+        if self._error is not None:
+            raise self._error
+        return None
+
+    async def close(self) -> None:
+        """Stop the thread; one that hangs in a read ends when that does."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join, _JOIN_S)
+
+    def _is_late(self, arrived: float) -> bool:
+        # Half of the delay is for the queue, the other half for the frames under way.
+        return time.monotonic() - arrived > self._how.max_latency_s / 2
+
+    def _read(self) -> None:
+        try:
+            for frame in self._source.frames:
+                room = frames_in_flight(frame.width_px, frame.height_px)
+                with self._changed:
+                    while self.drops and len(self._waiting) >= room:
+                        self._waiting.popleft()
+                        self.dropped += 1
+                    while len(self._waiting) >= room and not self._stop.is_set():
+                        self._changed.wait()
+                    self._waiting.append((time.monotonic(), frame))
+                self._wake()
+                if self._stop.is_set():
+                    break
+        except BaseException as exc:
+            self._error = exc
+        finally:
+            self._source.frames.close()
+            with self._changed:
+                self._ended = True
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+
+class _Window:
+    """The frames of the last seconds, and the verdict on them that was shown last."""
+
+    def __init__(self, source: LiveSource, feed: _Feed, stages: Stages, how: Watching) -> None:
+        self.failure: ServerError | None = None
+        self._source = source
+        self._feed = feed
+        self._stages = stages
+        self._how = how
+        self._started = time.perf_counter()
+        self._frames: deque[ScoredFrame] = deque()
+        self._ids = StableIds()
+        self._next_step: float | None = None
+        self._shown: Verdict | None = None
+        self._is_shown = False
+
+    def add(self, frame: ScoredFrame, run: Run) -> Verdict | None:
+        """Take the next frame, and return a verdict when it is time for one and it says something new."""
+        if frame.probabilities is not None:
+            self.failure = None
+        elif frame.faces:
+            self.failure = run.failure or self.failure
+            run.failure = None  # so that the next frames are tried
+        self._frames.append(frame)
+        while self._frames[0].pts_seconds <= frame.pts_seconds - self._how.window_s:
+            self._frames.popleft()
+        self._is_shown = False
+        if self._next_step is None:
+            self._next_step = frame.pts_seconds + self._how.step_s
+        if frame.pts_seconds < self._next_step:
+            return None
+        while self._next_step <= frame.pts_seconds:
+            self._next_step += self._how.step_s
+        verdict = self._judge(run)
+        if self._shown is not None and not self._differs(verdict, self._shown):
+            return None
+        return self._show(verdict)
+
+    def last(self, run: Run | None) -> Verdict | None:
+        """Return the verdict at the end, unless it was returned before."""
+        return None if self._is_shown else self._show(self._judge(run))
+
+    def _show(self, verdict: Verdict) -> Verdict:
+        self._shown, self._is_shown = verdict, True
+        return verdict
+
+    def _differs(self, new: Verdict, old: Verdict) -> bool:
+        if (new.label, new.reason, new.deciding_track) != (old.label, old.reason, old.deciding_track):
+            return True
+        return abs((new.fake_probability or 0.0) - (old.fake_probability or 0.0)) >= self._how.min_change
+
+    def _judge(self, run: Run | None) -> Verdict:
+        model = self._stages.model
+        threshold = model.spec.threshold if self._how.threshold is None else self._how.threshold
+        started = time.perf_counter()
+        judgement = self._ids.apply(
+            judge(tuple(self._frames), strategy=self._how.strategy, threshold=threshold, failure=self.failure)
+        )
+        ended = time.perf_counter()
+        return Verdict(
+            source=self._source.name,
+            label=judgement.label,
+            fake_probability=judgement.fake_probability,
+            interval=judgement.interval,
+            deciding_track=judgement.deciding_track,
+            threshold=threshold,
+            reason=judgement.reason,
+            detail=judgement.detail,
+            tracks=judgement.tracks,
+            frames=judgement.frames,
+            model=model.identity,
+            timing=Timing(
+                decode_s=self._source.stats.decode_s,
+                detect_s=run.detect_clock.seconds if run else 0.0,
+                crop_s=run.crop_clock.seconds if run else 0.0,
+                infer_s=run.infer_clock.seconds if run else 0.0,
+                aggregate_s=ended - started,
+                total_s=ended - self._started,
+            ),
+            corrupt_packets=self._source.stats.packets_corrupt,
+            frames_dropped=self._feed.dropped,
+        )
+
+
+async def watch_frames(
+    source: LiveSource, stop: threading.Event, get_stages: Callable[[], Awaitable[Stages]], how: Watching
+) -> AsyncGenerator[Verdict, None]:
+    """Yield verdicts as they change, and one at the end; see `AsyncDeepfakeClient.watch`.
+
+    Args:
+        source: where the frames come from.
+        stop: ends the source's frames.
+        get_stages: returns server, detector and threads.
+        how: the options.
+    """
+    stages = await get_stages()
+    feed = _Feed(source, stop, how)
+    window = _Window(source, feed, stages, how)
+    run: Run | None = None
+    # In order of time, with the time at which each was started.
+    under_way: deque[tuple[float, asyncio.Task[ScoredFrame]]] = deque()
+    getting: asyncio.Task[Frame | None] | None = None
+    ended = False
+    error: Exception | None = None
+    try:
+        while True:
+            if getting is None and not ended and _may_start(under_way, feed, how):
+                getting = asyncio.create_task(feed.get())
+            waiting: list[asyncio.Task[Any]] = [task for _, task in list(under_way)[:1]]
+            if getting is not None:
+                waiting.append(getting)
+            if not waiting:
+                break
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if getting is not None and getting.done():
+                try:
+                    frame = getting.result()
+                except Exception as exc:
+                    frame, error = None, exc
+                getting = None
+                if frame is None:
+                    ended = True
+                else:
+                    run = run or _run(source, frame, stages, how)
+                    under_way.append((time.monotonic(), asyncio.create_task(run.score(frame))))
+                    del frame
+            failed = False
+            while under_way and under_way[0][1].done() and run is not None and not failed:
+                verdict = window.add(under_way.popleft()[1].result(), run)
+                if verdict is not None:
+                    yield verdict
+                # A file is still there when the server is back; a camera goes on meanwhile.
+                failed = window.failure is not None and not feed.drops
+            if failed:
+                break
+        last = window.last(run) if error is None or run is not None else None
+        if last is not None:
+            yield last
+        if error is not None:
+            raise error
+    finally:
+        tasks = [task for _, task in under_way]
+        for task in (*tasks, getting):
+            if task is not None:
+                task.cancel()
+        await asyncio.gather(*tasks, *([getting] if getting else []), return_exceptions=True)
+        await feed.close()
+
+
+def _may_start(under_way: deque[tuple[float, asyncio.Task[ScoredFrame]]], feed: _Feed, how: Watching) -> bool:
+    if len(under_way) >= MAX_FRAMES_IN_FLIGHT:
+        return False
+    # With a slow server each frame more under way is more delay for those after it.
+    return not under_way or not feed.drops or time.monotonic() - under_way[0][0] < how.max_latency_s / 2
+
+
+def _run(source: LiveSource, frame: Frame, stages: Stages, how: Watching) -> Run:
+    media = Media(source.name, "video", frame.width_px, frame.height_px, None, None, "", stats=source.stats)
+    return Run(media, stages, Sampling(num_frames=None, fps=how.fps))

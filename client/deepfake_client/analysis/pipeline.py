@@ -1,0 +1,374 @@
+"""The way of one input from frames to a verdict, with its stages overlapping.
+
+::
+
+    decode (1 thread) -> detect + crop (worker threads) -> infer (requests in flight) -> tracks -> verdict
+
+Stages hand single frames on as soon as they are ready. What is alive at any time is bounded by bytes of frames and
+by requests in flight, never by the length of the video. This module opens no file and no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_client.analysis.aggregation import Strategy
+from deepfake_client.analysis.scoring import ScoredFrame, judge
+from deepfake_client.analysis.stopping import StopRule
+from deepfake_client.transport.protocol import ServedModel, Transport
+from deepfake_client.result.verdict import Label, Timing, Verdict
+from deepfake_preprocess.faces.crop import crop_face
+from deepfake_preprocess.errors import ModelContractError, ServerError
+from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.faces.following import DETECT_EVERY, Sighting, find_faces
+from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.media.opening import Media, Sampling
+
+FRAME_BYTES_IN_FLIGHT: Final = 64 * 2**20
+"""Decoded frames that may wait for detection, in bytes of RGB: about ten frames of 1080p."""
+MIN_FRAMES_IN_FLIGHT: Final = 2
+MAX_FRAMES_IN_FLIGHT: Final = 16
+JUDGE_EVERY_S: Final = 0.5
+"""How often the frames so far are judged for `Progress`; it takes a millisecond or two."""
+DEFAULT_MAX_REQUESTS_IN_FLIGHT: Final = 32
+"""Enough to let the server form full batches on every instance, and far below the bound of its queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an analysis has come.
+
+    Attributes:
+        frames_done: frames whose faces were all scored.
+        frames_expected: frames that will be sampled, or None when that is not known beforehand.
+        faces_scored: faces scored so far.
+        label: what the frames so far say, renewed every `JUDGE_EVERY_S` seconds; None before.
+        fake_probability: their score, in [0, 1]; None where `label` is None or INCONCLUSIVE.
+    """
+
+    frames_done: int
+    frames_expected: int | None
+    faces_scored: int
+    label: Label | None = None
+    fake_probability: float | None = None
+
+
+OnProgress = Callable[[Progress], None]
+Infer = Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]]
+"""Scores uint8 ``[N, H, W, 3]`` RGB crops of the model's input size, any N; returns float32 ``[N]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What an analysis runs on: the server, the detector and the threads.
+
+    Attributes:
+        infer: has the server score crops.
+        model: the model that scores.
+        detector: finds faces.
+        decode_pool: runs the decoder, one frame at a time for each input.
+        detect_pool: runs detection and cropping.
+        max_requests_in_flight: bound on concurrent requests.
+    """
+
+    infer: Infer
+    model: ServedModel
+    detector: FaceDetector
+    decode_pool: Executor
+    detect_pool: Executor
+    max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT
+
+
+class BusyClock:
+    """Wall-clock time during which at least one piece of work was under way. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active = 0
+        self._since = 0.0
+        self._total = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._active == 0:
+                self._since = time.perf_counter()
+            self._active += 1
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        with self._lock:
+            self._active -= 1
+            if self._active == 0:
+                self._total += time.perf_counter() - self._since
+
+    @property
+    def seconds(self) -> float:
+        """Time counted so far, up to the end of the last piece of work."""
+        return self._total
+
+
+async def analyze_media(
+    media: Media,
+    stages: Stages,
+    *,
+    sampling: Sampling,
+    strategy: Strategy,
+    threshold: float | None = None,
+    sure_at: float | None = None,
+    on_progress: OnProgress | None = None,
+    let_go: Callable[[], None] | None = None,
+) -> Verdict:
+    """Run one opened input through all stages.
+
+    A server that fails in the middle ends the analysis; what was scored until then is in the verdict, which is
+    INCONCLUSIVE with the reason.
+
+    Args:
+        media: the input; stays open and belongs to the caller.
+        stages: server, detector and threads.
+        sampling: which frames to take.
+        strategy: how a track's frames become its score.
+        threshold: FAKE at or above it; the model's own when None.
+        sure_at: confidence at which frames are saved when those looked at suffice (`deepfake_client.analysis.stopping`); all
+            are looked at when None, and where looking at the video several times would not pay.
+        on_progress: called in the event loop after each frame.
+        let_go: makes a wait for the input's next frame end; called in the event loop when the analysis is cut off.
+
+    Raises:
+        ModelContractError: the server answers with tensors of another shape.
+    """
+    started = time.perf_counter()
+    threshold = stages.model.spec.threshold if threshold is None else threshold
+    run = Run(media, stages, sampling, let_go)
+    if on_progress is not None:
+        run.on_progress = _Telling(on_progress, run, strategy, threshold)
+    stop_rule = _stop_rule(media, sampling, strategy, threshold, sure_at)
+    aggregate_clock = BusyClock()
+    parts = [sampling] if stop_rule is None else stop_rule.parts(sampling)
+    for num_passes, part in enumerate(parts, start=1):
+        await run.drive(part)
+        with aggregate_clock:
+            judgement = judge(run.frames, strategy=strategy, threshold=threshold, failure=run.failure)
+            sure = stop_rule is not None and stop_rule.suffices(
+                judgement.frames, judgement.tracks, num_passes=num_passes
+            )
+        if sure or run.failure is not None:
+            break
+    details = [judgement.detail] if judgement.detail else []
+    frames_saved = 0
+    if sure and stop_rule is not None:
+        frames_saved = max(0, stop_rule.num_frames - len(run.frames))
+        details.append(f"{len(run.frames)} of {stop_rule.num_frames} frames sufficed, at confidence {sure_at:.4g}")
+    return Verdict(
+        source=media.name,
+        label=judgement.label,
+        fake_probability=judgement.fake_probability,
+        interval=judgement.interval,
+        deciding_track=judgement.deciding_track,
+        threshold=threshold,
+        reason=judgement.reason,
+        detail="; ".join(details),
+        tracks=judgement.tracks,
+        frames=judgement.frames,
+        model=stages.model.identity,
+        timing=Timing(
+            decode_s=media.stats.decode_s,
+            detect_s=run.detect_clock.seconds,
+            crop_s=run.crop_clock.seconds,
+            infer_s=run.infer_clock.seconds,
+            aggregate_s=aggregate_clock.seconds,
+            total_s=time.perf_counter() - started,
+        ),
+        corrupt_packets=media.stats.packets_corrupt,
+        frames_saved=frames_saved,
+    )
+
+
+async def infer_in_chunks(
+    transport: Transport, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+) -> NDArray[np.float32]:
+    """Score uint8 ``[N, H, W, 3]`` crops in requests of at most the model's batch size; returns float32 ``[N]``.
+
+    `timeout_s` is the deadline of each request, in seconds; the transport's own when None.
+    """
+    size = model.max_batch_size
+    if len(faces) <= size:
+        return await transport.infer(model, faces, timeout_s=timeout_s)
+    parts = [faces[start : start + size] for start in range(0, len(faces), size)]
+    chunks = [transport.infer(model, part, timeout_s=timeout_s) for part in parts]
+    return np.concatenate(await asyncio.gather(*chunks))
+
+
+def frames_in_flight(width_px: int, height_px: int) -> int:
+    """Return how many decoded frames of a size may wait for detection."""
+    frame_bytes = max(1, width_px * height_px * 3)
+    return min(max(FRAME_BYTES_IN_FLIGHT // frame_bytes, MIN_FRAMES_IN_FLIGHT), MAX_FRAMES_IN_FLIGHT)
+
+
+class Run:
+    """One analysis under way."""
+
+    def __init__(
+        self, media: Media, stages: Stages, sampling: Sampling, let_go: Callable[[], None] | None = None
+    ) -> None:
+        self.on_progress: OnProgress | None = None
+        self.frames: list[ScoredFrame] = []
+        self.frames_done: list[ScoredFrame] = []
+        self.failure: ServerError | None = None
+        self.detect_clock = BusyClock()
+        self.crop_clock = BusyClock()
+        self.infer_clock = BusyClock()
+        self._media = media
+        self._stages = stages
+        self._let_go = let_go
+        self._frames_expected = _frames_expected(media, sampling)
+        self._faces_scored = 0
+        self._frames_seen = 0
+        self._latest: asyncio.Future[Sighting | None] | None = None
+        self._frame_slots = asyncio.Semaphore(frames_in_flight(media.width_px, media.height_px))
+        self._request_slots = asyncio.Semaphore(stages.max_requests_in_flight)
+
+    async def drive(self, sampling: Sampling) -> None:
+        """Take every sampled frame through detection and inference; returns when all of them are through.
+
+        Frames that an earlier call took are not taken again.
+        """
+        frames = self._media.frames(sampling)
+        taken = {frame.pts_seconds for frame in self.frames}
+        decoding: Future[Frame | None] | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                while self.failure is None:
+                    decoding = self._stages.decode_pool.submit(next, frames, None)
+                    frame = await asyncio.wrap_future(decoding)
+                    if frame is None:
+                        break
+                    if frame.pts_seconds in taken:
+                        continue
+                    await self._frame_slots.acquire()
+                    scored = ScoredFrame(frame.index, frame.pts_seconds)
+                    self.frames.append(scored)
+                    group.create_task(self._process(frame, scored))
+                    del frame
+        except ExceptionGroup as errors:
+            # The stages of one input fail together and for one cause: report that cause.
+            raise errors.exceptions[0] from None
+        finally:
+            if decoding is not None and not decoding.done():
+                if self._let_go is not None:
+                    self._let_go()
+                # The decoder must have let go of the container before the caller closes it.
+                await asyncio.to_thread(wait, [decoding])
+        self.frames.sort(key=lambda item: item.pts_seconds)
+
+    async def score(self, frame: Frame) -> ScoredFrame:
+        """Take one frame through detection and inference, for a caller that brings the frames itself."""
+        await self._frame_slots.acquire()
+        scored = ScoredFrame(frame.index, frame.pts_seconds)
+        await self._process(frame, scored)
+        return scored
+
+    async def _process(self, frame: Frame, scored: ScoredFrame) -> None:
+        loop = asyncio.get_running_loop()
+        # Tasks start in the order of their frames. Which frames start anew is fixed, so that results do not depend on
+        # the threads' speed; those between form a chain, and chains run side by side.
+        previous, self._latest = self._latest, loop.create_future()
+        latest, starts_anew = self._latest, self._frames_seen % DETECT_EVERY == 0
+        self._frames_seen += 1
+        try:
+            before = None if previous is None or starts_anew else await previous
+            crops, sighting = await loop.run_in_executor(
+                self._stages.detect_pool, self._detect, frame, scored, before
+            )
+            latest.set_result(sighting)
+            # The frame's memory is free from here on; only the small crops wait for the server.
+            del frame
+            await self._request_slots.acquire()
+        finally:
+            self._frame_slots.release()
+            if not latest.done():
+                # This frame failed or was given up; the next one must not wait for it.
+                latest.set_result(None)
+        try:
+            if crops is not None and self.failure is None:
+                with self.infer_clock:
+                    scored.probabilities = await self._stages.infer(crops)
+        except ModelContractError:
+            raise
+        except ServerError as exc:
+            self.failure = self.failure or exc
+            return
+        finally:
+            self._request_slots.release()
+        self.frames_done.append(scored)
+        self._faces_scored += len(scored.faces)
+        if self.on_progress is not None:
+            self.on_progress(Progress(len(self.frames_done), self._frames_expected, self._faces_scored))
+
+    def _detect(
+        self, frame: Frame, scored: ScoredFrame, before: Sighting | None
+    ) -> tuple[NDArray[np.uint8] | None, Sighting]:
+        """Find, crop and look at the faces of one frame; runs on a worker thread."""
+        spec = self._stages.model.spec
+        with self.detect_clock:
+            size_wh = self._stages.detector.detection_size_wh(frame.width_px, frame.height_px)
+            small = frame.to_rgb(size_wh)
+            sighting = find_faces(self._stages.detector, small, frame.pts_seconds, before)
+            factor_x, factor_y = frame.width_px / size_wh[0], frame.height_px / size_wh[1]
+            scored.faces = [face.scaled(factor_x, factor_y) for face in sighting.faces]
+        with self.crop_clock:
+            crops = np.stack([crop_face(frame, face, spec) for face in scored.faces]) if scored.faces else None
+            scored.look_at(small, crops, frame_wh=(frame.width_px, frame.height_px), spec=spec)
+        return crops, sighting
+
+
+class _Telling:
+    """Passes progress on, together with what the frames so far say."""
+
+    def __init__(self, on_progress: OnProgress, run: Run, strategy: Strategy, threshold: float) -> None:
+        self._on_progress, self._run, self._strategy, self._threshold = on_progress, run, strategy, threshold
+        self._judged_at = time.monotonic()
+        self._label: Label | None = None
+        self._fake_probability: float | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() - self._judged_at >= JUDGE_EVERY_S:
+            # Not those under way: a thread may be filling them in.
+            frames = sorted(self._run.frames_done, key=lambda frame: frame.pts_seconds)
+            judgement = judge(frames, strategy=self._strategy, threshold=self._threshold)
+            self._label, self._fake_probability = judgement.label, judgement.fake_probability
+            self._judged_at = time.monotonic()
+        self._on_progress(replace(progress, label=self._label, fake_probability=self._fake_probability))
+
+
+def _stop_rule(
+    media: Media, sampling: Sampling, strategy: Strategy, threshold: float, sure_at: float | None
+) -> StopRule | None:
+    """Return the rule for an early stop where one is wanted and several passes over the input make sense."""
+    num_frames = _frames_expected(media, sampling)
+    if sure_at is None or media.kind != "video" or num_frames is None or media.duration_s is None:
+        return None
+    if sampling.mode == "fast":
+        return None  # several passes would decode the same few stretches again
+    if media.frame_rate is not None and num_frames >= media.duration_s * media.frame_rate:
+        return None  # every frame is sampled, in the order of decoding
+    return StopRule(num_frames, strategy, threshold, sure_at)
+
+
+def _frames_expected(media: Media, sampling: Sampling) -> int | None:
+    if media.kind == "image":
+        return 1
+    if sampling.num_frames is not None:
+        return sampling.num_frames
+    if sampling.fps is not None and media.duration_s is not None:
+        return max(1, round(media.duration_s * sampling.fps))
+    return None

@@ -1,0 +1,133 @@
+"""When the frames looked at suffice: early stopping for `until_sure`.
+
+What it must not do is answer for parts of the video that nobody looked at. In order of time the first frames say
+nothing on the later ones, where a face may be swapped or another face may appear. So the sampled frames are taken in
+passes from coarse to fine, each spread over the whole video: first every n-th, then those in the middle of the gaps,
+at last all others. After each pass but the last there is one look:
+
+- FAKE suffices when a track's score lies above the threshold with its whole confidence interval.
+- REAL suffices when every face that was seen lies below it in the same way, and no face can have gone unseen that
+  would count: the gaps between frames are shorter than the number of frames from which on a track counts.
+
+Looking several times would let chance stop it sooner or later, so the allowed error is spent in equal parts over all
+looks (alpha spending: K. Lan and D. DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 1983,
+in its plainest form, Bonferroni's), and for FAKE over the tracks as well. The interval is that of
+`deepfake_client.analysis.consistency`. Frames at equal distances represent a video at least as well as frames at random do
+when the resemblance of frames fades with their distance (W. Cochran, "Sampling Techniques", 3rd ed., 8.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_client.analysis.aggregation import MIN_TRACK_FRAMES, Strategy, num_frames_needed
+from deepfake_client.analysis.consistency import interval
+from deepfake_client.result.verdict import FrameResult, Track
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.media.sampling import PartOf, Sampling
+
+DEFAULT_CONFIDENCE = 0.99
+FIRST_PASS_FRAMES = 12
+"""About as many frames as the first pass takes of a long video: with fewer, no interval is narrow."""
+MIN_SURE_FRAMES = 8
+"""Frames on which a face must be scored before its interval is believed."""
+
+
+def confidence_of(until_sure: bool | float) -> float | None:
+    """Return the confidence that `until_sure` asks for, None for no early stop.
+
+    Raises:
+        OptionError: it is neither a truth value nor between 0.5 and 1.
+    """
+    if isinstance(until_sure, bool):
+        return DEFAULT_CONFIDENCE if until_sure else None
+    if not 0.5 <= until_sure < 1.0:
+        raise OptionError(f"until_sure is {until_sure!r}; allowed: True, False, or a confidence from 0.5 to below 1")
+    return float(until_sure)
+
+
+def passes(num_frames: int) -> list[list[int]]:
+    """Return the positions of the sampled frames that each pass takes, from coarse to fine.
+
+    The first pass takes every n-th, with n at least `MIN_TRACK_FRAMES`, so that no counting face fits between; each
+    further pass the middle of every gap; the last all others, as soon as the gaps are shorter than that.
+
+    Args:
+        num_frames: frames that are sampled in all, from 1.
+    """
+    stride = max(MIN_TRACK_FRAMES, num_frames // FIRST_PASS_FRAMES)
+    result = [list(range(min(stride // 2, num_frames - 1), num_frames, stride))]
+    while True:
+        taken = sorted(position for part in result for position in part)
+        gaps = [
+            (low + 1, high) for low, high in zip([-1, *taken], [*taken, num_frames], strict=True) if high > low + 1
+        ]
+        if not gaps:
+            return result
+        if max(high - low for low, high in gaps) < MIN_TRACK_FRAMES:
+            return [*result, [position for low, high in gaps for position in range(low, high)]]
+        result.append([(low + high) // 2 for low, high in gaps])
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """Decides after each pass whether the frames so far suffice.
+
+    Attributes:
+        num_frames: frames that would be sampled in all.
+        strategy: how a track's frames become its score.
+        threshold: FAKE at or above it.
+        confidence: probability that a stop does not change the answer.
+    """
+
+    num_frames: int
+    strategy: Strategy
+    threshold: float
+    confidence: float
+
+    def parts(self, sampling: Sampling) -> list[PartOf]:
+        """Return what each pass takes of `sampling`."""
+        *coarse, last = passes(self.num_frames)
+        # The number of frames is reckoned from rate and length; rounding may leave one or two more.
+        return [PartOf.of(sampling, part) for part in [*coarse, [*last, self.num_frames, self.num_frames + 1]]]
+
+    def suffices(self, frames: Sequence[FrameResult], tracks: Sequence[Track], *, num_passes: int) -> bool:
+        """Return whether the answer of the frames so far stands at the confidence asked for.
+
+        Args:
+            frames: the frames so far, in order of time.
+            tracks: their tracks.
+            num_passes: passes that are done, from 1.
+        """
+        plan = passes(self.num_frames)
+        counted = {track.track for track in tracks if track.counted}
+        if not counted or num_passes >= len(plan):
+            return False
+        # For FAKE any of the tracks may err; an error of one end of an interval is half of both ends'.
+        tail = (1 - self.confidence) / (len(plan) - 1) / len(counted)
+        all_below, longest = True, 0
+        for track, (scores, weights) in _scores_by_track(frames).items():
+            sure = interval(self.strategy, scores, weights, confidence=1 - 2 * tail)
+            enough = len(scores) >= MIN_SURE_FRAMES
+            if enough and track in counted and sure.low >= self.threshold:
+                return True
+            all_below = all_below and enough and sure.high < self.threshold
+            longest = max(longest, len(scores))
+        taken = sorted(position for part in plan[:num_passes] for position in part)
+        longest_gap = max(np.diff([-1, *taken, self.num_frames])) - 1
+        return all_below and longest_gap < num_frames_needed(self.num_frames, longest / len(frames) * self.num_frames)
+
+
+def _scores_by_track(frames: Sequence[FrameResult]) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return scores and weights of every face that is not left out, float64 ``[N]`` in order of time, by track."""
+    points: dict[int, list[tuple[float, float]]] = {}
+    for frame in frames:
+        for face in frame.faces:
+            if face.fake_probability is not None and face.weight > 0:
+                points.setdefault(face.track, []).append((face.fake_probability, face.weight))
+    columns = {track: np.array(rows, dtype=np.float64) for track, rows in points.items()}
+    return {track: (rows[:, 0], rows[:, 1]) for track, rows in columns.items()}

@@ -1,0 +1,193 @@
+"""`deepfake explain`: the most suspicious faces of a video or image, with the heatmaps behind their scores."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from deepfake_client.cli.connection import Connection, with_connection
+from deepfake_client.client import DeepfakeClient
+from deepfake_client.explain.findings import ExplainedFace, contact_sheet, open_explainer
+from deepfake_client.explain.draw import encode_png
+from deepfake_client.explain.service import DEFAULT_SERVICE_URL
+from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
+from deepfake_client.result.verdict import Verdict
+from deepfake_client.result.verdict_json import outcome_from_dict
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.media.opening import Sampling, open_media
+
+SHEET_NAME = "contact_sheet.png"
+DATA_NAME = "explanation.json"
+
+EXPLAIN_PANEL = "Heatmaps"
+
+
+def _unless_checkpoint(context: typer.Context, option: typer.CallbackParam, service: str | None) -> str | None:
+    """Leave out an address from the environment where the command line, which is read first, gives a checkpoint."""
+    source = context.get_parameter_source(str(option.name))
+    from_environment = source is not None and source.name == "ENVIRONMENT"
+    return None if from_environment and context.params.get("checkpoint") else service
+
+
+ServiceOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="DEEPFAKE_EXPLAIN_URL",
+        callback=_unless_checkpoint,
+        metavar="URL",
+        help="Explain service.",
+        show_default=DEFAULT_SERVICE_URL,
+        rich_help_panel=EXPLAIN_PANEL,
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Explain in this process, with the served checkpoint (extra 'explain').",
+        rich_help_panel=EXPLAIN_PANEL,
+    ),
+]
+"""Who explains: the same two options wherever a command can."""
+
+
+@with_connection
+def explain(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A video or an image.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the pictures and the JSON.")],
+    connection: Connection,
+    top: Annotated[int, typer.Option(min=1, help="At most that many frames of each face.")] = 3,
+    verdict: Annotated[
+        Path | None, typer.Option(help="What `deepfake analyze --json` said, instead of analyzing again.")
+    ] = None,
+    service: ServiceOption = None,
+    checkpoint: CheckpointOption = None,
+    spec: Annotated[Path | None, typer.Option(help="Its spec. Default: the .yaml beside the checkpoint.")] = None,
+    device: Annotated[str, typer.Option(help="With --checkpoint: PyTorch's name of the device.")] = "cpu",
+    method: Annotated[str, typer.Option(help=f"How: {', '.join(METHODS)}.")] = DEFAULT_METHOD,
+    layer: Annotated[
+        str | None, typer.Option(help="Target layer; MEMBER:LAYER for an ensemble. [default: the last map]")
+    ] = None,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Measure deletion and insertion curves (slow).")
+    ] = False,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Compare with randomised weights.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Model to use; needed only when the server offers several.")
+    ] = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Start a private Triton for this run and stop it at the end.")
+    ] = False,
+    repository: Annotated[Path, typer.Option(help="Model repository that --embedded serves.")] = Path(
+        "model_repository"
+    ),
+    frames: Annotated[int, typer.Option(min=1, help="Frames to analyze, evenly spaced in time.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON as well.")] = False,
+) -> None:
+    """Show where the model saw the fake, in the most suspicious frames of each face.
+
+    Writes an overlay of each crop and of each frame, a contact sheet and a JSON. Each score is compared with that of
+    the server, and the checkpoint with the served one, before a heatmap is given.
+
+    [bold]Examples[/]
+
+      deepfake explain clip.mp4 --top 6 --output evidence/
+      deepfake explain clip.mp4 --output evidence/ --checkpoint detector.safetensors --method hires-cam
+    """
+    options = ExplainOptions(method, layer, faithfulness, sanity)
+    if method not in METHODS:
+        raise OptionError(f"--method is {method!r}; allowed: {', '.join(METHODS)}")
+    known = None if verdict is None else _read_verdict(verdict)
+    _make_directory(output)
+    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    # Opened before any server is asked: a bad input is reported whether or not one is running.
+    with ExitStack() as stack:
+        media = stack.enter_context(open_media(path, name=path))
+        with screen.status("loading the checkpoint" if checkpoint else "starting"):
+            explainer = open_explainer(service=service, checkpoint=checkpoint, spec=spec, device=device)
+        stack.callback(explainer.close)
+        url = connection.url
+        if embedded:
+            server = require_extra("deepfake_serve.server", extra="serve")
+            with screen.status("starting a private Triton"):
+                triton = stack.enter_context(server.EmbeddedTriton(repository, models=[model] if model else []))
+            url = triton.http_url if connection.is_http else triton.grpc_url
+        client = stack.enter_context(DeepfakeClient(url, model=model, **connection.options()))
+        if known is None:
+            with screen.status(f"analyzing {escape(path)}"):
+                known = client.analyze(media, sampling=Sampling(num_frames=frames))
+        with screen.status("explaining"), open_media(path, name=path) as again:
+            faces = client.explain(known, again, top=top, explainer=explainer, options=options)
+    data = _write(output, known, faces)
+    if as_json:
+        print(json.dumps(data, indent=2, ensure_ascii=False))
+    else:
+        _print_summary(Console(highlight=False, soft_wrap=True), output, known, faces)
+
+
+def _read_verdict(path: Path) -> Verdict:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        outcome = outcome_from_dict(data)
+    except FileNotFoundError:
+        raise OptionError(f"{path}: there is no such file; `deepfake analyze PATH --json` writes verdicts") from None
+    except (OSError, ValueError, AttributeError) as exc:
+        raise OptionError(f"{path} is no verdict of `deepfake analyze PATH --json` for one input ({exc})") from exc
+    if outcome.verdict is None:
+        raise OptionError(f"{path} holds an error and no verdict: {outcome.error}")
+    return outcome.verdict
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OptionError(f"{path} cannot be made a directory ({exc.strerror}); name another with --output") from exc
+
+
+def _write(output: Path, verdict: Verdict, faces: tuple[ExplainedFace, ...]) -> dict[str, Any]:
+    """Write all pictures and the JSON; returns its data."""
+    entries = []
+    try:
+        for face in faces:
+            name = f"face{face.pick.face.track}_{face.pick.frame.pts_seconds:08.3f}s"
+            (output / f"{name}_crop.png").write_bytes(encode_png(face.explanation.overlay))
+            (output / f"{name}_frame.png").write_bytes(encode_png(face.overlay_in_frame()))
+            entries.append(
+                {**face.to_dict(), "crop_overlay": f"{name}_crop.png", "frame_overlay": f"{name}_frame.png"}
+            )
+        (output / SHEET_NAME).write_bytes(encode_png(contact_sheet(verdict, faces)))
+        data = {
+            "source": verdict.source,
+            "label": verdict.label.value,
+            "fake_probability": verdict.fake_probability,
+            "threshold": verdict.threshold,
+            "model": verdict.model.to_dict(),
+            "contact_sheet": SHEET_NAME,
+            "faces": entries,
+        }
+        (output / DATA_NAME).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as exc:
+        raise OptionError(f"{output} cannot be written ({exc.strerror}); name another with --output") from exc
+    return data
+
+
+def _print_summary(console: Console, output: Path, verdict: Verdict, faces: tuple[ExplainedFace, ...]) -> None:
+    score = "" if verdict.fake_probability is None else f" {verdict.fake_probability:.4f}"
+    console.print(f"{escape(verdict.source)}: {verdict.label.value}{score}")
+    for face in faces:
+        found = face.explanation
+        heat = sorted(found.part_shares.items(), key=lambda item: -item[1])[:3]
+        where = ", ".join(f"{part} {share:.0%}" for part, share in heat) or "no landmarks"
+        console.print(
+            f"  face {face.pick.face.track}  {face.pick.frame.pts_seconds:.2f} s  served "
+            f"{found.served_probability:.4f}  PyTorch {found.fake_probability:.4f}  heat: {where}"
+        )
+    console.print(f"Wrote {len(faces)} faces, {SHEET_NAME} and {DATA_NAME} to {escape(str(output))}")

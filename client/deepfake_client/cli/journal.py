@@ -1,0 +1,156 @@
+"""`Journal`: a file of results, one JSON line each, from which an interrupted run goes on (`--resume`).
+
+Every result is on disk before the next one is begun, so that neither a crash nor a full terminal loses it. A line
+that was torn by a crash is dropped; where a source was analyzed several times, the last result counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.verdict import ModelIdentity
+from deepfake_client.result.verdict_json import outcome_from_dict
+from deepfake_preprocess.errors import OptionError
+
+
+class Journal:
+    """Results of one or several runs in one file; a context manager.
+
+    A line is what `Outcome.to_dict` returns and, where the source is a file, ``input``: size, time of change and
+    the settings of the analysis.
+
+    Args:
+        path: the file; made with its folder when it is not there.
+        settings: options that decide a result, as plain JSON data.
+
+    Raises:
+        OptionError: the file cannot be written, holds something else, or belongs to a run under way.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self._settings = json.loads(json.dumps(settings))
+        self._inputs: dict[str, dict[str, Any] | None] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as exc:
+            raise OptionError(f"results cannot be kept in {path}: {exc.strerror}; name another file") from exc
+        try:
+            self._lines, self._superseded = self._load()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """All results in the file, one for each source."""
+        return [outcome_from_dict(line) for line in self._lines.values()]
+
+    def reusable(self, source: str, model: ModelIdentity) -> Outcome | None:
+        """Return the result for `source` if an analysis of it would only repeat it.
+
+        That is so when it is a verdict, the server was not in its way, and file, settings and model are the same.
+        """
+        line = self._lines.get(source)
+        if line is None or "error" in line or line.get("input") is None:
+            return None
+        outcome = outcome_from_dict(line)
+        if outcome.server_failed or line["model"] != model.to_dict():
+            return None
+        return outcome if line["input"] == self._input_of(source) else None
+
+    def begin(self, source: str) -> None:
+        """Note what `source` is like before it is analyzed; one that changes meanwhile is analyzed again later."""
+        self._inputs[source] = self._input_of(source)
+
+    def append(self, outcome: Outcome) -> None:
+        """Put a result on disk.
+
+        Raises:
+            OptionError: the disk is full or gone.
+        """
+        line = outcome.to_dict()
+        if (facts := self._inputs.get(outcome.source)) is not None:
+            line["input"] = facts
+        self._superseded |= outcome.source in self._lines
+        self._lines[outcome.source] = line
+        try:
+            self._file.write(_encoded(line))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as exc:
+            raise OptionError(f"results cannot be kept in {self.path}: {exc.strerror}") from exc
+
+    def close(self) -> None:
+        """Let go of the file, with one line for each source. Closing twice is harmless."""
+        if self._file.closed:
+            return
+        try:
+            if self._superseded:
+                self._rewrite()
+        finally:
+            self._file.close()
+
+    def _load(self) -> tuple[dict[str, dict[str, Any]], bool]:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OptionError(f"another run is writing {self.path}; wait for it, or name another file") from None
+        self._file.seek(0)
+        raw_lines = self._file.read().splitlines(keepends=True)
+        lines: dict[str, dict[str, Any]] = {}
+        length = 0
+        for number, raw in enumerate(raw_lines, start=1):
+            try:
+                line = json.loads(raw)
+                lines[outcome_from_dict(line).source] = line
+            except (ValueError, AttributeError) as exc:
+                # A crash can tear the last line only, and never writes another beginning.
+                if raw.endswith(b"\n") or not (number > 1 or raw.startswith(b'{"source"')):
+                    raise OptionError(
+                        f"line {number} of {self.path} is no result of `deepfake analyze`; name another file"
+                    ) from exc
+                break
+            length += len(raw)
+        self._file.truncate(length)
+        if length and not self._ends_with_newline(length):
+            self._file.write(b"\n")
+        return lines, len(lines) < len(raw_lines)
+
+    def _ends_with_newline(self, length: int) -> bool:
+        self._file.seek(length - 1)
+        return self._file.read(1) == b"\n"
+
+    def _rewrite(self) -> None:
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with partial.open("wb") as file:
+            file.writelines(map(_encoded, self._lines.values()))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+    def _input_of(self, source: str) -> dict[str, Any] | None:
+        try:
+            state = Path(source).stat()
+        except (OSError, ValueError):
+            return None
+        return {"size_bytes": state.st_size, "modified_ns": state.st_mtime_ns, "settings": self._settings}
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    # File names need not be UTF-8; ASCII with escapes writes those as well.
+    return json.dumps(line).encode("ascii") + b"\n"

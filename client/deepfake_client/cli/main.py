@@ -1,0 +1,154 @@
+"""The `deepfake` command: mounts the commands of all parts, and turns errors into one sentence and an exit code.
+
+Commands live in their own packages and are imported by name only when they are called, so that `deepfake --help`
+is quick and a base install needs neither torch nor a server.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.support.extras import require_extra
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Where a command lives.
+
+    Attributes:
+        target: ``module:name`` of a function, which carries the options and the long help, or of a `typer.Typer`
+            with sub-commands.
+        extra: optional-dependency group that brings it.
+        summary: its line in `deepfake --help`.
+    """
+
+    target: str
+    extra: str
+    summary: str
+
+    def load(self) -> Callable[..., Any] | typer.Typer:
+        """Import the function or group.
+
+        Raises:
+            MissingExtraError: its part of the project is not installed.
+        """
+        module, _, name = self.target.partition(":")
+        loaded: Callable[..., Any] | typer.Typer = getattr(require_extra(module, extra=self.extra), name)
+        return loaded
+
+
+COMMANDS = {
+    "analyze": Command(
+        "deepfake_client.cli.analyze:analyze", "serve", "Say whether videos or images show a manipulated face."
+    ),
+    "watch": Command(
+        "deepfake_client.cli.watch:watch",
+        "serve",
+        "Follow a camera, a stream or a growing file with a rolling verdict.",
+    ),
+    "models": Command("deepfake_client.cli.server:models", "serve", "Show the detectors that a server offers."),
+    "health": Command("deepfake_client.cli.server:health", "serve", "Ask a server whether it is alive and ready."),
+    "serve": Command(
+        "deepfake_serve.cli:serve", "serve", "Serve a model repository on a real Triton, without Docker."
+    ),
+    "export": Command(
+        "deepfake_export.cli:export", "export", "Turn a PyTorch checkpoint into a served model, with proof."
+    ),
+    "repository": Command(
+        "deepfake_export.cli_repository:app", "export", "Look after a model repository: versions, rollback, pruning."
+    ),
+    "train": Command("deepfake_training.cli:train", "train", "Train a detector; real faces alone are enough."),
+    "pack-faces": Command(
+        "deepfake_training.cli:pack_faces_command", "train", "Find the faces of folders once, for `train --pack`."
+    ),
+    "evaluate": Command(
+        "deepfake_training.cli_evaluate:evaluate_command",
+        "train",
+        "Measure a detector on labelled files.",
+    ),
+    "average-runs": Command(
+        "deepfake_training.cli:average_runs_command", "train", "Take the mean of several runs' best weights."
+    ),
+    "publish-checkpoint": Command(
+        "deepfake_training.cli:publish_checkpoint", "train", "Write a run's best weights in half precision."
+    ),
+    "build-engines": Command(
+        "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
+    ),
+    "bench": Command("deepfake_bench.cli:app", "bench", "Measure speed: server, comparisons, plots."),
+    "explain": Command(
+        "deepfake_client.cli.explain:explain", "explain", "Show where the model saw the fake: heatmaps of a verdict."
+    ),
+    "explain-serve": Command(
+        "deepfake_explain.cli:explain_serve", "explain", "Serve heatmaps of one checkpoint over HTTP, beside Triton."
+    ),
+    "demo-checkpoint": Command(
+        "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint, its spec and its model card."
+    ),
+}
+
+
+def build_app(requested: str | None) -> typer.Typer:
+    """Return the command line with the code of one command loaded and only the summaries of the others."""
+    app = typer.Typer(
+        name="deepfake",
+        help="Deepfake detectors in production: export a checkpoint, serve it on Triton, get verdicts for videos.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(
+        version: Annotated[
+            bool,
+            typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+        ] = False,
+    ) -> None:
+        pass
+
+    for name, command in COMMANDS.items():
+        if name != requested:
+            app.command(name, help=command.summary)(lambda: None)
+        elif isinstance(loaded := command.load(), typer.Typer):
+            app.add_typer(loaded, name=name)
+        else:
+            app.command(name)(loaded)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"deepfake-serving {metadata.version('deepfake-serving')}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the `deepfake` command with `arguments` (those of the process when None); ends with SystemExit."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    requested = next((arg for arg in args if not arg.startswith("-")), None)
+    try:
+        build_app(requested)(args=args, prog_name="deepfake")
+    except DeepfakeError as exc:
+        print_error(exc)
+        sys.exit(exc.exit_code)
+
+
+def print_error(error: DeepfakeError) -> None:
+    """Print an error as one sentence on standard error."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
+
+
+if __name__ == "__main__":
+    main()

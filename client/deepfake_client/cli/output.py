@@ -1,0 +1,266 @@
+"""Where the results of `deepfake analyze` go: JSON, JSON lines, CSV, tables, a journal, a report.
+
+Each output takes results one by one as they are finished, and is complete for what it has taken at any time that it
+is closed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from rich.console import Console
+
+from deepfake_client.cli.batch import Result
+from deepfake_client.explain.findings import ExplainedFace, overlays_png
+from deepfake_client.cli.journal import Journal
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.cli.render import print_summary, print_verdict
+from deepfake_client.result.verdict import ModelIdentity, Verdict
+from deepfake_preprocess.errors import DeepfakeError, OptionError
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.media.remote import without_password
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.contract.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from deepfake_client.report import Heatmaps, ReportContext
+
+CSV_COLUMNS = (
+    "source", "label", "fake_probability", "interval_low", "interval_high", "threshold", "reason", "detail",
+    "deciding_track", "agreeing_share", "score_variance", "longest_run", "tracks", "frames", "frames_saved",
+    "frames_dropped", "corrupt_packets", "total_s", "model", "model_version", "checkpoint_sha256",
+    "error_type", "error",
+)  # fmt: skip
+"""One row per input; `docs/client.md` says what they hold."""
+
+
+class Output(Protocol):
+    """Takes results as they are finished."""
+
+    def add(self, result: Result, spec: ModelSpec | None) -> None:
+        """Take one result; `spec` is the contract of the model that gave its verdict, None where there is none."""
+
+    def close(self) -> None:
+        """Finish what can be finished at the end only."""
+
+
+class Kept:
+    """Keeps results in a `Journal`; those that come from it are there already."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def add(self, result: Result, spec: ModelSpec | None) -> None:
+        """See `Output.add`."""
+        if not result.reused:
+            self._journal.append(result.outcome)
+
+    def close(self) -> None:
+        """See `Output.close`."""
+        self._journal.close()
+
+
+class JsonLines:
+    """Prints each result as one line."""
+
+    def add(self, result: Result, spec: ModelSpec | None) -> None:
+        """See `Output.add`."""
+        print(json.dumps(result.outcome.to_dict(), ensure_ascii=False), flush=True)
+
+    def close(self) -> None:
+        """See `Output.close`."""
+
+
+class Csv:
+    """Writes one row for each input into a file, or to standard output for ``-``.
+
+    Raises:
+        OptionError: the file cannot be written.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._file: TextIO = sys.stdout
+        if target != "-":
+            try:
+                self._file = Path(target).open("w", encoding="utf-8", errors="backslashreplace", newline="")  # noqa: SIM115
+            except OSError as exc:
+                raise OptionError(f"--csv {target}: {exc.strerror}; name a file in a folder that exists") from exc
+        self._rows = csv.DictWriter(self._file, CSV_COLUMNS, lineterminator="\n")
+        self._rows.writeheader()
+        self._file.flush()
+
+    def add(self, result: Result, spec: ModelSpec | None) -> None:
+        """See `Output.add`."""
+        try:
+            self._rows.writerow({name: _cell(value) for name, value in csv_row(result.outcome).items()})
+            self._file.flush()
+        except OSError as exc:
+            raise OptionError(f"--csv {self._target}: {exc.strerror}") from exc
+
+    def close(self) -> None:
+        """See `Output.close`."""
+        if self._file is not sys.stdout:
+            self._file.close()
+
+
+class Screen:
+    """Prints results at the end and in the order of the inputs: as JSON, or as tables for people."""
+
+    def __init__(self, sources: Sequence[str], *, as_json: bool) -> None:
+        self._order = {without_password(source): position for position, source in enumerate(sources)}
+        self._as_json = as_json
+        self._outcomes: list[Outcome] = []
+        self._training_data: dict[ModelIdentity, str] = {}
+
+    def add(self, result: Result, spec: ModelSpec | None) -> None:
+        """See `Output.add`."""
+        self._outcomes.append(result.outcome)
+        if result.outcome.verdict is not None and spec is not None:
+            self._training_data[result.outcome.verdict.model] = spec.training_data
+
+    def close(self) -> None:
+        """See `Output.close`."""
+        self._outcomes.sort(key=lambda outcome: self._order.get(outcome.source, len(self._order)))
+        several = len(self._order) > 1
+        verdicts = [outcome.verdict for outcome in self._outcomes if outcome.verdict is not None]
+        if self._as_json:
+            if several:
+                _print_json([outcome.to_dict() for outcome in self._outcomes])
+            elif verdicts:
+                _print_json(verdicts[0].to_dict())
+        elif several and verdicts:
+            print_summary(Console(), verdicts, training_data=self._training_data)
+        elif verdicts:
+            print_verdict(Console(), verdicts[0], training_data=self._training_data)
+        sys.stdout.flush()
+
+
+class Report:
+    """Writes a page for each verdict, and an index of all results that the directory holds.
+
+    Pages are written in a thread: they must not keep finished results from being taken and put on disk.
+
+    Args:
+        directory: where the pages go.
+        journal: holds the results for the index.
+        sampling: which frames were taken.
+        aggregation: how a face's frames became its score.
+        explain: makes the heatmaps of a verdict's page, called in that thread; None where none are wanted. A page
+            without them says why.
+
+    Raises:
+        MissingExtraError: the extra `report` is not installed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        journal: Journal,
+        sampling: Sampling,
+        aggregation: str,
+        explain: Callable[[Verdict], tuple[ExplainedFace, ...]] | None = None,
+    ) -> None:
+        # Here and not above: the client must work where the plotting library is not installed.
+        require_extra("deepfake_client.report", extra="report")
+        from deepfake_client import report
+
+        self._report = report
+        self._directory = directory
+        self._journal = journal
+        self._sampling, self._aggregation = sampling, aggregation
+        self._explain = explain
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="deepfake-report")
+        self._pages: list[Future[Path]] = []
+
+    def add(self, result: Result, spec: ModelSpec | None) -> None:
+        """See `Output.add`."""
+        verdict = result.outcome.verdict
+        if verdict is None or spec is None:
+            return
+        # A result of an earlier run has a page, unless that was cut off, or was not asked for heatmaps.
+        if result.reused and self._report.has_page(
+            verdict.source, self._directory, heatmaps=self._explain is not None
+        ):
+            return
+        context = self._report.ReportContext(spec, self._sampling, self._aggregation)
+        self._pages.append(self._writer.submit(self._write_page, verdict, context))
+
+    def wait(self) -> None:
+        """Wait for the pages of all results so far."""
+        wait(self._pages)
+
+    def close(self) -> None:
+        """See `Output.close`; pages that are not written yet are left out."""
+        try:
+            for page in self._pages:
+                if page.done():
+                    page.result()
+        except OSError as exc:
+            raise OptionError(f"--report {self._directory}: {exc.strerror}") from exc
+        finally:
+            self._writer.shutdown(cancel_futures=True)
+            self._write_index()
+
+    def _write_page(self, verdict: Verdict, context: ReportContext) -> Path:
+        return self._report.write_page(verdict, self._directory, context, self._heatmaps(verdict))
+
+    def _heatmaps(self, verdict: Verdict) -> Heatmaps | None:
+        if self._explain is None:
+            return None
+        try:
+            faces = self._explain(verdict)
+        except DeepfakeError as exc:
+            return self._report.Heatmaps(problem=str(exc))
+        method = f"{faces[0].explanation.method} on {faces[0].explanation.layer}"
+        return self._report.Heatmaps(overlays_png(faces), method)
+
+    def _write_index(self) -> None:
+        try:
+            self._report.write_index(self._journal.outcomes, self._directory)
+        except OSError as exc:
+            raise OptionError(f"--report {self._directory}: {exc.strerror}") from exc
+
+
+def csv_row(outcome: Outcome) -> dict[str, Any]:
+    """Return the cells of `CSV_COLUMNS` that hold something for an outcome."""
+    verdict, error = outcome.verdict, outcome.error
+    if verdict is None:
+        return {"source": outcome.source, "error_type": type(error).__name__, "error": str(error)}
+    deciding = next((track for track in verdict.tracks if track.track == verdict.deciding_track), None)
+    row = {
+        "source": verdict.source,
+        "label": verdict.label.value,
+        "fake_probability": verdict.fake_probability,
+        "threshold": verdict.threshold,
+        "reason": None if verdict.reason is None else verdict.reason.value,
+        "detail": verdict.detail,
+        "deciding_track": verdict.deciding_track,
+        "tracks": len(verdict.tracks),
+        "frames": len(verdict.frames),
+        "frames_saved": verdict.frames_saved,
+        "frames_dropped": verdict.frames_dropped,
+        "corrupt_packets": verdict.corrupt_packets,
+        "total_s": round(verdict.timing.total_s, 4),
+        "model": verdict.model.name,
+        "model_version": verdict.model.version,
+        "checkpoint_sha256": verdict.model.checkpoint_sha256,
+    }
+    if verdict.interval is not None:
+        row |= {"interval_low": verdict.interval.low, "interval_high": verdict.interval.high}
+    return row | ({} if deciding is None else deciding.consistency.to_dict())
+
+
+def _cell(value: Any) -> Any:
+    # A spreadsheet takes such text for a formula and would run it.
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))

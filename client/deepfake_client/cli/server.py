@@ -1,0 +1,100 @@
+"""`deepfake models` and `deepfake health`: what a server offers, and whether it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deepfake_client.cli.connection import Connection, with_connection
+from deepfake_client.transport.protocol import Health, ServedModel
+from deepfake_client.transport.retry import NO_RETRY
+from deepfake_preprocess.errors import ModelContractError, ServerUnavailableError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@with_connection
+def models(connection: Connection, as_json: AsJson = False) -> None:
+    """Show the detectors that a server offers, with the contract each one publishes.
+
+    Models that do not follow this project's contract are listed with the reason.
+    """
+    url, entries = asyncio.run(_describe_all(connection))
+    if as_json:
+        print(json.dumps([_as_data(name, found) for name, found in entries.items()], indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    if not entries:
+        console.print(f"the server at {url} offers no model")
+    for name, found in entries.items():
+        console.print(Text(name, style="bold"))
+        console.print(_contract_table(found) if isinstance(found, ServedModel) else Text(f"  not usable: {found}"))
+
+
+def _contract_table(model: ServedModel) -> Table:
+    spec = model.spec
+    table = Table.grid(padding=(0, 2))
+    for heading, value in (
+        ("version", str(model.version)),
+        ("architecture", spec.architecture),
+        ("input", f"{spec.input_width_px}x{spec.input_height_px} px, margin {spec.crop.margin:g}"),
+        ("threshold", f"{spec.threshold:g}"),
+        ("max batch", str(model.max_batch_size)),
+        ("checkpoint", spec.checkpoint_sha256 or "unknown"),
+        ("trained on", spec.training_data or "not stated"),
+    ):
+        table.add_row(f"  {heading}", Text(value))
+    return table
+
+
+@with_connection
+def health(connection: Connection, as_json: AsJson = False) -> None:
+    """Ask a server whether it is alive and ready; exit code 0 when it is, 4 when not."""
+    url, found = asyncio.run(_health(connection))
+    if as_json:
+        print(json.dumps({"url": url, "alive": found.alive, "ready": found.ready}))
+    else:
+        Console(highlight=False).print(
+            f"{url}: {'alive' if found.alive else 'not alive'}, {'ready' if found.ready else 'not ready'}"
+        )
+    if not (found.alive and found.ready):
+        raise typer.Exit(ServerUnavailableError.exit_code)
+
+
+async def _describe_all(connection: Connection) -> tuple[str, dict[str, ServedModel | ModelContractError]]:
+    transport = connection.open(retry=NO_RETRY)
+    found: dict[str, ServedModel | ModelContractError] = {}
+    try:
+        for name in await transport.list_models():
+            try:
+                found[name] = await transport.describe(name)
+            except ModelContractError as exc:
+                found[name] = exc
+    finally:
+        await transport.close()
+    return transport.url, found
+
+
+async def _health(connection: Connection) -> tuple[str, Health]:
+    transport = connection.open(retry=NO_RETRY)
+    try:
+        return transport.url, await transport.health()
+    finally:
+        await transport.close()
+
+
+def _as_data(name: str, found: ServedModel | ModelContractError) -> dict[str, Any]:
+    if isinstance(found, ModelContractError):
+        return {"name": name, "error": str(found)}
+    return {
+        "name": name,
+        "version": found.version,
+        "max_batch_size": found.max_batch_size,
+        "spec": found.spec.to_dict(),
+    }

@@ -1,0 +1,176 @@
+"""`deepfake watch`: the rolling verdict on a camera, a stream or a growing file, on the screen or as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY, STRATEGIES
+from deepfake_client.cli.connection import Connection, with_connection
+from deepfake_client.client import DeepfakeClient
+from deepfake_client.analysis.live import (
+    DEFAULT_FPS,
+    DEFAULT_MAX_LATENCY_S,
+    DEFAULT_MIN_CHANGE,
+    DEFAULT_STEP_S,
+    DEFAULT_WINDOW_S,
+    OnSlow,
+)
+from deepfake_client.cli.render import headline, track_table
+from deepfake_client.result.verdict import Label, Verdict
+from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
+
+EXIT_INCONCLUSIVE = 3
+
+
+@with_connection
+def watch(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Address (http, https, rtsp), camera (/dev/video0) or file.")
+    ],
+    connection: Connection,
+    model: Annotated[
+        str | None, typer.Option(help="Model to use; needed only when the server offers several.")
+    ] = None,
+    window: Annotated[float, typer.Option(help="Length of the window, in seconds.")] = DEFAULT_WINDOW_S,
+    step: Annotated[float, typer.Option(help="Seconds from one verdict to the next.")] = DEFAULT_STEP_S,
+    fps: Annotated[float, typer.Option(help="Frames to look at per second.")] = DEFAULT_FPS,
+    min_change: Annotated[
+        float, typer.Option(help="How far the score must move to be told; 0 tells every verdict.")
+    ] = DEFAULT_MIN_CHANGE,
+    on_slow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="drop|wait",
+            help="When the server is slower than the source.",
+            show_default="drop for cameras and live streams",
+        ),
+    ] = None,
+    max_latency: Annotated[
+        float, typer.Option(help="With drop: how old a frame may get, in seconds.")
+    ] = DEFAULT_MAX_LATENCY_S,
+    idle: Annotated[
+        float, typer.Option(help="A file ends when it has not grown for so many seconds.")
+    ] = DEFAULT_IDLE_S,
+    reconnects: Annotated[
+        int, typer.Option(help="How often in a row a stream that broke off is opened again.")
+    ] = DEFAULT_RECONNECTS,
+    source_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Trust these certificates (PEM) of a source at https or rtsps.",
+            show_default="those that this machine trusts",
+        ),
+    ] = None,
+    aggregation: Annotated[
+        str, typer.Option(help=f"How a face's frames become its score: {', '.join(STRATEGIES)}.")
+    ] = DEFAULT_STRATEGY,
+    threshold: Annotated[
+        float | None, typer.Option(help="FAKE at or above this probability.", show_default="the model's own")
+    ] = None,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print each verdict as one line of JSON, as it comes.")
+    ] = False,
+) -> None:
+    """Watch a live source and tell the verdict on its last seconds whenever it changes.
+
+    Ends with the source, or with Ctrl-C.
+
+    [bold]Examples[/]
+
+      deepfake watch rtsp://camera/stream
+      deepfake watch /dev/video0 --window 5
+      deepfake watch recording.ts --jsonl
+
+    [bold]Exit codes[/]  0 the last verdict was REAL or FAKE · 3 it was inconclusive, or there was none · 2 input or
+    usage error · 4 server unreachable
+    """
+    screen = Console(stderr=as_jsonl)
+    last: Verdict | None = None
+    told = 0
+    with DeepfakeClient(connection.url, model=model, **connection.options()) as client:
+        verdicts = client.watch(
+            source,
+            window_s=window,
+            step_s=step,
+            fps=fps,
+            min_change=min_change,
+            on_slow=_on_slow(on_slow),
+            max_latency_s=max_latency,
+            idle_s=idle,
+            reconnects=reconnects,
+            source_ca=source_ca,
+            aggregation=aggregation,
+            threshold=threshold,
+        )
+        try:
+            with _showing(screen, as_jsonl=as_jsonl) as live:
+                for verdict in verdicts:
+                    last, told = verdict, told + 1
+                    if as_jsonl:
+                        print(json.dumps(verdict.to_dict(), ensure_ascii=False), flush=True)
+                    elif live is not None:
+                        live.update(_picture(verdict), refresh=True)
+                    else:
+                        screen.print(_line(verdict), soft_wrap=True)
+        except KeyboardInterrupt:
+            screen.print("interrupted", style="yellow")
+        finally:
+            if last is not None:
+                _tell_end(screen, last, told)
+    if last is None or last.label is Label.INCONCLUSIVE:
+        raise typer.Exit(EXIT_INCONCLUSIVE)
+
+
+def _on_slow(text: str | None) -> OnSlow | None:
+    # What is not allowed is refused by the client, in the words of its option.
+    return text  # type: ignore[return-value]
+
+
+def _showing(screen: Console, *, as_jsonl: bool) -> AbstractContextManager[Any]:
+    """Return a display that is redrawn on a terminal; elsewhere None, and verdicts are lines."""
+    if as_jsonl or not screen.is_terminal:
+        return nullcontext()
+    return Live(Text("waiting for the first verdict", style="dim"), console=screen, auto_refresh=False)
+
+
+def _picture(verdict: Verdict) -> Group:
+    return Group(track_table(verdict), headline(verdict), _note(verdict))
+
+
+def _line(verdict: Verdict) -> Text:
+    line = Text(f"{_time(verdict):>9} ")
+    line.append_text(headline(verdict))
+    if verdict.deciding_track is not None and len(verdict.tracks) > 1:
+        line.append(f"  face {verdict.deciding_track} of {len(verdict.tracks)}")
+    return line
+
+
+def _note(verdict: Verdict) -> Text:
+    parts = [_time(verdict), f"{len(verdict.frames)} frames", f"{verdict.frames_dropped} dropped since the start"]
+    return Text(" · ".join(part for part in (*parts, verdict.detail) if part), style="dim")
+
+
+def _time(verdict: Verdict) -> str:
+    if not verdict.frames:
+        return ""
+    minutes, seconds = divmod(verdict.frames[-1].pts_seconds, 60)
+    return f"{int(minutes)}:{seconds:04.1f}"
+
+
+def _tell_end(screen: Console, last: Verdict, told: int) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("watched", Text(f"{_time(last)} of {last.source}"))
+    table.add_row("verdicts", f"{told}, the last one {last.label.value}")
+    table.add_row("dropped", f"{last.frames_dropped} frames")
+    table.add_row("model", f"{last.model.name} version {last.model.version}")
+    screen.print(table)

@@ -1,0 +1,114 @@
+"""Looks again at what a verdict rests on: the most suspicious faces, cut out of the source once more.
+
+A `Verdict` is plain data and holds no pictures. Reports and explanations ask here for the few that they show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_client.result.verdict import FaceScore, FrameResult, Verdict
+from deepfake_preprocess.faces.crop import crop_face
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.media.opening import Media, Sampling
+
+SHOWN_PER_TRACK = 4
+MAX_SHOWN = 12
+"""Faces on a report's page: what a person looks through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """One scored face in one frame of a verdict."""
+
+    frame: FrameResult
+    face: FaceScore
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """A pick with its pictures.
+
+    Attributes:
+        pick: what was picked.
+        frame: the full-resolution frame.
+        face: the face in pixels of that frame.
+        crop: uint8 ``[input_height_px, input_width_px, 3]`` RGB, what the model saw.
+    """
+
+    pick: Pick
+    frame: Frame
+    face: Face
+    crop: NDArray[np.uint8]
+
+
+def suspicious_faces(verdict: Verdict, *, per_track: int, at_most: int | None = None) -> tuple[Pick, ...]:
+    """Pick the scored faces of each counted track with the highest fake probability.
+
+    Faces that were left out (weight 0) are not picked; where no track counts, all tracks are looked at.
+
+    Args:
+        verdict: any verdict, also an inconclusive one.
+        per_track: at most that many faces of each track, from 1.
+        at_most: at most that many faces in all, for which the tracks take turns; None for no such bound.
+
+    Returns:
+        Picks, the most suspicious track first, and in it the most suspicious face first. With `at_most` the most
+        suspicious face of each track first, then the second of each.
+    """
+    counted = {track.track for track in verdict.tracks if track.counted} or {track.track for track in verdict.tracks}
+    picks: dict[int, list[Pick]] = {track: [] for track in counted}
+    for frame in verdict.frames:
+        for face in frame.faces:
+            if face.track in picks and face.fake_probability is not None and face.weight > 0:
+                picks[face.track].append(Pick(frame, face))
+    order = sorted(
+        (track for track in verdict.tracks if track.track in picks), key=lambda track: -track.fake_probability
+    )
+    ranked = [
+        sorted(picks[track.track], key=lambda pick: -(pick.face.fake_probability or 0.0))[:per_track]
+        for track in order
+    ]
+    if at_most is None:
+        return tuple(chain.from_iterable(ranked))
+    turns = chain.from_iterable(zip_longest(*ranked))
+    return tuple(pick for pick in turns if pick is not None)[:at_most]
+
+
+def cut_out(media: Media, picks: Iterable[Pick], spec: ModelSpec) -> Iterator[Evidence]:
+    """Decode the frames of the picks again and cut the faces out as the model saw them.
+
+    Only these frames are decoded, with what they depend on; one frame is held at a time.
+
+    Args:
+        media: the verdict's source, opened again.
+        picks: faces of one verdict on this source.
+        spec: the model's contract (see `DeepfakeClient.model`).
+
+    Yields:
+        One `Evidence` per pick in order of time. A frame that cannot be decoded again is left out.
+    """
+    by_time: dict[float, list[Pick]] = {}
+    for pick in picks:
+        by_time.setdefault(pick.frame.pts_seconds, []).append(pick)
+    if not by_time:
+        return
+    times = tuple(sorted(by_time))
+    for frame in media.frames(Sampling(num_frames=None, at_seconds=times)):
+        # A verdict that was read back from JSON holds its times in whole microseconds.
+        time = min(times, key=lambda time: abs(time - frame.pts_seconds))
+        for pick in by_time[time]:
+            face = _face(pick.face)
+            yield Evidence(pick, frame, face, crop_face(frame, face, spec))
+
+
+def _face(score: FaceScore) -> Face:
+    landmarks = None if score.landmarks_xy is None else np.array(score.landmarks_xy, dtype=np.float32)
+    return Face(np.array(score.box_xyxy, dtype=np.float32), score.detection_confidence, landmarks)

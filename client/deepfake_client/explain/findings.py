@@ -1,0 +1,248 @@
+"""From a verdict to pictures of what it rests on: the most suspicious faces, cut out again, scored and explained.
+
+Needs no PyTorch: the heatmaps come from an `Explainer`, which is a service or `deepfake_explain` in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_client.explain.evidence import Evidence, Pick, cut_out, suspicious_faces
+from deepfake_client.explain.draw import SheetRow, draw_contact_sheet, encode_png, overlay_heatmap
+from deepfake_client.explain.service import DEFAULT_SERVICE_URL, ServiceExplainer
+from deepfake_client.explain.types import Explainer, ExplainOptions, Explanation, ServedScores
+from deepfake_client.transport.protocol import ServedModel
+from deepfake_client.result.verdict import Label, Verdict
+from deepfake_preprocess.faces.geometry import CropGeometry, crop_geometry
+from deepfake_preprocess.errors import ExplainDisagreementError, NoFaceError, OptionError
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.media.opening import Media
+
+PREVIEW_PX = 960
+"""Longer side of the frames that are kept for pictures; ten full frames of 4K would be 250 MB."""
+
+
+class Scorer(Protocol):
+    """What explaining needs of `AsyncDeepfakeClient`."""
+
+    async def model(self) -> ServedModel:
+        """Return the contract of the served model."""
+        ...
+
+    async def score(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the fake probabilities of crops."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExplainedFace:
+    """One face of a verdict with its explanation.
+
+    Attributes:
+        pick: which face in which frame.
+        crop: uint8 ``[H, W, 3]`` RGB, what the model saw.
+        explanation: where it saw the fake.
+        geometry: where in the frame the crop lies.
+        frame_wh: size of the frame in pixels.
+        preview: uint8 RGB, the frame with at most `PREVIEW_PX` on its longer side.
+    """
+
+    pick: Pick
+    crop: NDArray[np.uint8]
+    explanation: Explanation
+    geometry: CropGeometry
+    frame_wh: tuple[int, int]
+    preview: NDArray[np.uint8]
+
+    def heatmap_in_frame(self) -> NDArray[np.float32]:
+        """Return the heatmap in the frame's pixels, float32 ``[frame height, frame width]``, 0 around the crop."""
+        return self.geometry.heatmap_to_frame(self.explanation.heatmap, self.frame_wh)
+
+    def overlay_in_frame(self) -> NDArray[np.uint8]:
+        """Return the preview with the heatmap over it, uint8 RGB."""
+        size_wh = (self.preview.shape[1], self.preview.shape[0])
+        heat = cv2.resize(self.heatmap_in_frame(), size_wh, interpolation=cv2.INTER_AREA)
+        return overlay_heatmap(self.preview, np.asarray(heat, dtype=np.float32))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data: the face, where its crop lies, and the explanation without its pictures."""
+        return {
+            "track": self.pick.face.track,
+            "frame_index": self.pick.frame.index,
+            "pts_seconds": round(self.pick.frame.pts_seconds, 6),
+            "box_xyxy": [round(value, 2) for value in self.pick.face.box_xyxy],
+            "verdict_probability": self.pick.face.fake_probability,
+            "crop_to_frame": [[round(float(value), 6) for value in row] for row in self.geometry.to_frame],
+            **self.explanation.to_dict(),
+        }
+
+
+def open_explainer(
+    *,
+    service: str | None = None,
+    checkpoint: str | Path | None = None,
+    spec: str | Path | None = None,
+    device: str = "cpu",
+) -> Explainer:
+    """Return who explains: a service, or with a checkpoint PyTorch in this process.
+
+    Args:
+        service: URL of a `deepfake explain-serve`; `DEFAULT_SERVICE_URL` when None and no checkpoint is given.
+        checkpoint: the served model's checkpoint, or the YAML file of an ensemble.
+        spec: its spec; the one beside it when None.
+        device: PyTorch's name of the device, for a checkpoint.
+
+    Raises:
+        OptionError: both a service and a checkpoint are given.
+        MissingExtraError: a checkpoint is given, and the extra `explain` is not installed.
+        CheckpointError: the checkpoint cannot be read or does not fit the spec.
+    """
+    if checkpoint is None:
+        return ServiceExplainer(service or DEFAULT_SERVICE_URL)
+    if service is not None:
+        raise OptionError("--service and --checkpoint exclude each other; give one of them")
+    # By name: the client must work where PyTorch is not installed.
+    here = require_extra("deepfake_explain.explainer", extra="explain")
+    explainer: Explainer = here.CheckpointExplainer.load(checkpoint, spec, device=device)
+    return explainer
+
+
+async def explain_verdict(
+    client: Scorer,
+    verdict: Verdict,
+    media: Media,
+    *,
+    explainer: Explainer,
+    top: int = 3,
+    at_most: int | None = None,
+    options: ExplainOptions | None = None,
+) -> tuple[ExplainedFace, ...]:
+    """Explain the most suspicious faces of each track of a verdict.
+
+    The served score is asked for again, for the very crops that are explained, and compared with PyTorch's.
+
+    Args:
+        client: asks the server that gave the verdict.
+        verdict: what is to be explained.
+        media: its source, opened again; stays open.
+        explainer: who makes the heatmaps.
+        top: at most that many faces of each track.
+        at_most: at most that many faces in all, for which the tracks take turns; None for no such bound.
+        options: method, layer and extra checks.
+
+    Returns:
+        As `suspicious_faces` orders them.
+
+    Raises:
+        OptionError: `top` is below 1, or the explainer refuses an option.
+        NoFaceError: the verdict holds no scored face, or none of them is found again in the source.
+        ExplainDisagreementError: verdict, server and explainer are not of one checkpoint, or scores differ.
+        ServerError: server or service cannot be reached or failed.
+    """
+    if top < 1:
+        raise OptionError(f"top is {top}; allowed: a whole number from 1")
+    picks = suspicious_faces(verdict, per_track=top, at_most=at_most)
+    if not picks:
+        raise NoFaceError(
+            f"{verdict.source}: the verdict holds no scored face, so there is nothing to explain"
+            + (f" ({verdict.detail})" if verdict.detail else "")
+        )
+    model = await client.model()
+    known = verdict.model.checkpoint_sha256
+    if known is not None and known != model.spec.checkpoint_sha256:
+        raise ExplainDisagreementError(
+            f"{verdict.source}: the verdict is of checkpoint {known}, but the server now serves "
+            f"{model.spec.checkpoint_sha256}; analyze the file again"
+        )
+    found = await asyncio.to_thread(_cut_again, media, picks, model.spec)
+    if not found:
+        raise NoFaceError(f"{media.name}: none of the verdict's frames could be decoded again; is it the same file?")
+    order = {id(pick): number for number, pick in enumerate(picks)}
+    found.sort(key=lambda item: order[id(item.pick)])
+    crops = np.stack([item.crop for item in found])
+    served = ServedScores(await client.score(crops), model.spec.checkpoint_sha256, model.precision, model.tensorrt)
+    explanations = await asyncio.to_thread(
+        explainer.explain,
+        crops,
+        options or ExplainOptions(),
+        landmarks_xy=[item.landmarks_xy for item in found],
+        served=served,
+    )
+    return tuple(
+        ExplainedFace(item.pick, item.crop, explanation, item.geometry, item.frame_wh, item.preview)
+        for item, explanation in zip(found, explanations, strict=True)
+    )
+
+
+def contact_sheet(verdict: Verdict, faces: Sequence[ExplainedFace]) -> NDArray[np.uint8]:
+    """Draw one sheet of all explained faces: frame with box, crop and heatmap, score, time and track."""
+    first = faces[0].explanation
+    score = "" if verdict.fake_probability is None else f" {verdict.fake_probability:.4f}"
+    rows = [
+        SheetRow(
+            frame=face.preview,
+            box_xyxy=_scaled_box(face),
+            crop=face.crop,
+            explanation=face.explanation,
+            title=f"face {face.pick.face.track}   {face.pick.frame.pts_seconds:.2f} s   fake {_score(face):.4f}",
+            suspicious=_score(face) >= verdict.threshold,
+        )
+        for face in faces
+    ]
+    label = verdict.label.value if verdict.label is not Label.INCONCLUSIVE else f"INCONCLUSIVE ({verdict.reason})"
+    subtitle = (
+        f"{verdict.model.name} version {verdict.model.version}, checkpoint {first.checkpoint_sha256[:12]}   "
+        f"{first.method} on {first.layer}"
+    )
+    return draw_contact_sheet(rows, title=f"{Path(verdict.source).name}   {label}{score}", subtitle=subtitle)
+
+
+def overlays_png(faces: Sequence[ExplainedFace]) -> dict[tuple[int, int], bytes]:
+    """Return each overlay as the bytes of a PNG file, by (frame index, track), for a report to embed."""
+    return {(face.pick.frame.index, face.pick.face.track): encode_png(face.explanation.overlay) for face in faces}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cut:
+    """A face that was cut out again, without its full frame."""
+
+    pick: Pick
+    crop: NDArray[np.uint8]
+    geometry: CropGeometry
+    landmarks_xy: NDArray[np.float32] | None
+    frame_wh: tuple[int, int]
+    preview: NDArray[np.uint8]
+
+
+def _cut_again(media: Media, picks: Sequence[Pick], spec: ModelSpec) -> list[_Cut]:
+    return [_without_frame(evidence, spec) for evidence in cut_out(media, picks, spec)]
+
+
+def _without_frame(evidence: Evidence, spec: ModelSpec) -> _Cut:
+    frame, face = evidence.frame, evidence.face
+    frame_wh = (frame.width_px, frame.height_px)
+    scale = min(1.0, PREVIEW_PX / max(frame_wh))
+    geometry = crop_geometry(face, frame_wh, spec)
+    points = None if face.landmarks_xy is None else geometry.points_to_crop(face.landmarks_xy).astype(np.float32)
+    preview = frame.to_rgb((max(1, round(frame_wh[0] * scale)), max(1, round(frame_wh[1] * scale))))
+    return _Cut(evidence.pick, evidence.crop, geometry, points, frame_wh, preview)
+
+
+def _scaled_box(face: ExplainedFace) -> tuple[float, float, float, float]:
+    scale = face.preview.shape[1] / face.frame_wh[0]
+    left, top, right, bottom = (value * scale for value in face.pick.face.box_xyxy)
+    return left, top, right, bottom
+
+
+def _score(face: ExplainedFace) -> float:
+    served = face.explanation.served_probability
+    return face.explanation.fake_probability if served is None else served

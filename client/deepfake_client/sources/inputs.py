@@ -1,0 +1,138 @@
+"""What the inputs of an analysis may be: how one is opened, and how directories and patterns become single files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
+from deepfake_preprocess.media.remote import is_url, open_url, without_password
+from deepfake_preprocess.media.frames_source import GivenFrame, open_array, open_frames
+from deepfake_preprocess.media.opening import Media, open_media
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Media | NDArray[np.uint8] | Iterable[GivenFrame]
+"""One input: a path, an address (http, https, rtsp), an encoded file in memory, a seekable binary file object, what
+`open_media` or `open_frames` returned, a uint8 ``[H, W, 3]`` RGB image, or an iterable of such frames of one video,
+each alone (25 frames per second; `open_frames` takes another rate) or as a pair of its time in seconds and the array.
+"""
+AsyncSource: TypeAlias = Source | AsyncIterable[GivenFrame]
+"""A `Source`, or an asynchronous iterable of the frames of one video (`AsyncDeepfakeClient`)."""
+
+VIDEO_SUFFIXES = (
+    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
+)  # fmt: skip
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_ONE_INPUT = (bytes, bytearray, memoryview, Media, np.ndarray)
+MEDIA_SUFFIXES = frozenset(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
+"""What is taken from a directory; files that are named one by one are tried whatever they are called."""
+
+
+def expand(paths: Sequence[str]) -> Iterator[str]:
+    """Yield the inputs that `paths` stand for: files as named, media files of directories, matches of globs.
+
+    Args:
+        paths: files (tried whatever they are called), directories (searched for `MEDIA_SUFFIXES`) and glob patterns.
+
+    Raises:
+        MediaNotFoundError: a directory without media, or a pattern that matches nothing.
+    """
+    for text in paths:
+        path = Path(text)
+        if path.is_dir():
+            found = sorted(
+                str(item) for item in path.rglob("*") if item.suffix.lower() in MEDIA_SUFFIXES and item.is_file()
+            )
+            if not found:
+                raise MediaNotFoundError(f"{text}: the directory holds no video or image; name the files one by one")
+            yield from found
+        elif not is_url(text) and not path.exists() and glob.has_magic(text):
+            matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - the pattern may be absolute
+            if not matches:
+                raise MediaNotFoundError(f"{text}: nothing matches; check the pattern")
+            yield from matches
+        else:
+            yield text
+
+
+def each_source(
+    sources: str | os.PathLike[str] | Iterable[AsyncSource] | AsyncIterable[AsyncSource],
+) -> Iterator[tuple[str, AsyncSource | MediaNotFoundError]]:
+    """Yield the name and the input of everything that `sources` stand for, one by one as they are asked for.
+
+    Paths are expanded (see `expand`); an empty directory or a pattern without a match is yielded as its error. What
+    has no name of its own is called ``source`` and its position.
+
+    Raises:
+        OptionError: `sources` is a single input that is no path, or asynchronous (`deepfake_client.sources.async_inputs`).
+    """
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    elif isinstance(sources, _ONE_INPUT) or hasattr(sources, "read") or not isinstance(sources, Iterable):
+        raise OptionError(
+            f"analyze_many takes a directory, a pattern or an iterable of inputs, got a {type(sources).__name__}; "
+            "put it into a list, or use analyze"
+        )
+    return _named(sources)
+
+
+def _named(sources: Iterable[AsyncSource]) -> Iterator[tuple[str, AsyncSource | MediaNotFoundError]]:
+    position = 0
+    for source in sources:
+        try:
+            found = expand([os.fspath(source)]) if isinstance(source, str | os.PathLike) else iter([source])
+            for item in found:
+                yield name_of(item) or f"source {position}", item
+                position += 1
+        except MediaNotFoundError as exc:
+            yield name_of(source) or f"source {position}", exc
+            position += 1
+
+
+def name_of(source: AsyncSource) -> str | None:
+    """Return what an input is called; None when it has no name of its own."""
+    if isinstance(source, Media):
+        return source.name
+    if isinstance(source, str | os.PathLike):
+        # A path is reported as the caller wrote it, so that results of several directories can be told apart.
+        return without_password(os.fspath(source))
+    name = getattr(source, "name", None)
+    return Path(name).name if isinstance(name, str) else None
+
+
+def open_source(source: AsyncSource, *, name: str | None = None) -> Media:
+    """Open one input of any kind; `Media` is returned as it is.
+
+    Args:
+        source: the input; not an asynchronous one (`deepfake_client.sources.async_inputs.opened`).
+        name: what to call it in messages and reports; by default what it is called itself.
+
+    Raises:
+        MediaNotFoundError: there is no such file.
+        MediaOpenError: it cannot be used; the message says why.
+    """
+    name = name or name_of(source)
+    if isinstance(source, Media):
+        return source
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        if is_url(path):
+            return open_url(path)
+        if Path(path).is_dir():
+            raise MediaOpenError(f"{path} is a folder; name a file in it, or use analyze_many for all of them")
+        return open_media(path, name=name)
+    if isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "read"):
+        return open_media(cast("BinaryIO", source), name=name)
+    if isinstance(source, np.ndarray):
+        return open_array(source, name=name or "the given image")
+    if isinstance(source, Iterable):
+        return open_frames(source, name=name or "the given frames")
+    raise MediaOpenError(
+        f"an input is a path, an address, bytes, a binary file, an opened media, or RGB arrays; got a "
+        f"{type(source).__name__}"
+    )

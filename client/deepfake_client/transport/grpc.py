@@ -1,0 +1,230 @@
+"""KServe v2 over gRPC. The only module that knows gRPC; its errors are translated in `_as_server_error` alone.
+
+Requests are written to the wire format here instead of by ``tritonclient``'s request classes: those copy the crops
+three times, this once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepfake_client.transport.protocol import (
+    DEFAULT_TIMEOUT_S,
+    Health,
+    ServedModel,
+    not_offered,
+    probabilities,
+    refuse_changed,
+    served_model,
+)
+from deepfake_client.transport.address import ProtocolName, check_headers, parse_address
+from deepfake_client.transport.errors import server_error
+from deepfake_client.transport.tls import Tls, diagnose
+from deepfake_preprocess.errors import InferenceError, ModelNotFoundError, ServerError, ServerTlsError
+from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
+
+# gRPC writes failed handshakes to standard error; ours are exceptions. It reads this once, when it is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+import grpc
+from tritonclient.grpc import service_pb2 as kserve
+
+_SERVICE: Final = "/inference.GRPCInferenceService/"
+_RAW_INPUT_TAG: Final = b"\x3a"
+"""Field 7 (`raw_input_contents`), wire type 2, of `ModelInferRequest`."""
+
+KEEPALIVE_S: Final = 60.0
+"""A silent connection with calls under way is probed this often. Triton's default allows a probe every 5 minutes and
+forgives two that come too early; gRPC sends two without data at most."""
+KEEPALIVE_TIMEOUT_S: Final = 10.0
+"""A peer that acknowledges neither probe nor data for so long is taken for dead (also set as TCP_USER_TIMEOUT)."""
+MAX_RECONNECT_BACKOFF_S: Final = 1.0
+"""gRPC's own default grows to 2 minutes, during which a server that is back would count as absent."""
+
+_OPTIONS: Final = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1_000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1_000)),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", int(MAX_RECONNECT_BACKOFF_S * 1_000)),
+)
+
+
+class GrpcTransport:
+    """KServe v2 over gRPC.
+
+    Built on the threaded gRPC stack with futures, not on ``grpc.aio``: that one ties a channel to a single event
+    loop for the whole process, so that two clients in two threads disturb each other.
+
+    Args:
+        url: ``host:port`` of the server's gRPC endpoint; ``grpcs://host:port`` for TLS with public certificates.
+        tls: secures the connection.
+        headers: sent with every call, for example ``{"authorization": "Bearer ..."}``.
+        timeout_s: deadline of every call, in seconds. The server learns it and drops a request that waited longer.
+
+    Raises:
+        OptionError: the URL, a header or a certificate file cannot be used.
+    """
+
+    protocol: ProtocolName = "grpc"
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self._address = parse_address(url, protocol=self.protocol, tls=tls)
+        self.url = str(self._address)
+        self._timeout_s = timeout_s
+        self._headers = check_headers(headers)
+        self._channel = _channel(self._address.target, self._address.tls)
+        self._methods: dict[str, Any] = {}
+        self._has_answered = False
+
+    async def health(self) -> Health:
+        """See `Transport.health`."""
+        alive = await self._call("ServerLive", kserve.ServerLiveRequest(), kserve.ServerLiveResponse)
+        ready = await self._call("ServerReady", kserve.ServerReadyRequest(), kserve.ServerReadyResponse)
+        return Health(bool(alive.live), bool(ready.ready))
+
+    async def list_models(self) -> list[str]:
+        """See `Transport.list_models`."""
+        index = await self._call("RepositoryIndex", kserve.RepositoryIndexRequest(), kserve.RepositoryIndexResponse)
+        return sorted({item.name for item in index.models if item.state in ("READY", "")})
+
+    async def describe(self, model: str) -> ServedModel:
+        """See `Transport.describe`."""
+        try:
+            answer = await self._call(
+                "ModelConfig", kserve.ModelConfigRequest(name=model), kserve.ModelConfigResponse
+            )
+            metadata = await self._call(
+                "ModelMetadata", kserve.ModelMetadataRequest(name=model), kserve.ModelMetadataResponse
+            )
+        except ModelNotFoundError:
+            raise await not_offered(self, model) from None
+        return served_model(answer.config, version=max((int(item) for item in metadata.versions), default=1))
+
+    async def infer(
+        self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """See `Transport.infer`."""
+        timeout_s = timeout_s or self._timeout_s
+        crops = np.ascontiguousarray(faces)
+        # Serialised messages may be joined: the crops follow as one more field, copied once.
+        head = infer_request(model, crops.shape, timeout_s=timeout_s).SerializeToString()
+        request = b"".join((head, _RAW_INPUT_TAG, _varint(crops.nbytes), crops.data))
+        return await self._score(model, request, num_faces=len(faces), timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        await asyncio.to_thread(self._channel.close)
+
+    async def _score(
+        self, model: ServedModel, request: bytes, *, num_faces: int, timeout_s: float
+    ) -> NDArray[np.float32]:
+        """Send an encoded `ModelInferRequest` and read the probabilities."""
+        try:
+            answer = await self._call("ModelInfer", request, kserve.ModelInferResponse, timeout_s=timeout_s)
+        except (InferenceError, ModelNotFoundError):
+            await refuse_changed(self, model)
+            raise
+        found = [item.name for item in answer.outputs]
+        if PROBABILITY_NAME not in found or len(answer.raw_output_contents) != len(found):
+            return probabilities(model, b"", [], num_faces=num_faces)
+        place = found.index(PROBABILITY_NAME)
+        shape = list(answer.outputs[place].shape)
+        return probabilities(model, answer.raw_output_contents[place], shape, num_faces=num_faces)
+
+    async def _call(self, method: str, request: Any, answer_type: Any, *, timeout_s: float | None = None) -> Any:
+        """Call one method of the service, with a protobuf message or an encoded one; returns its answer."""
+        timeout_s = timeout_s or self._timeout_s
+        loop = asyncio.get_running_loop()
+        finished: asyncio.Future[None] = loop.create_future()
+        call = self._begin(method, request, timeout_s)
+
+        def wake() -> None:
+            if not finished.done():
+                finished.set_result(None)
+
+        def on_done(_: Any) -> None:
+            # Called on a gRPC thread, possibly after the loop of a cancelled caller has gone.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(wake)
+
+        call.add_done_callback(on_done)
+        try:
+            await finished
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if call.code() is grpc.StatusCode.OK:
+            self._has_answered = True
+            return answer_type.FromString(call.result())
+        raise await asyncio.to_thread(self._as_server_error, call.code(), call.details() or "", timeout_s)
+
+    def _begin(self, method: str, request: Any, timeout_s: float) -> Any:
+        """Start a call and return gRPC's future of the encoded answer."""
+        if method not in self._methods:
+            # Without serialisers: bytes in, bytes out.
+            self._methods[method] = self._channel.unary_unary(_SERVICE + method)
+        encoded = request if isinstance(request, bytes) else request.SerializeToString()
+        try:
+            return self._methods[method].future(encoded, timeout=timeout_s, metadata=self._headers)
+        except ValueError as exc:  # the channel was closed
+            raise server_error("CANCELLED", str(exc), url=self.url, timeout_s=timeout_s) from exc
+
+    def _as_server_error(self, code: grpc.StatusCode, details: str, timeout_s: float) -> ServerError:
+        """Translate a failed call; may block while it finds out what is wrong with TLS."""
+        # Where nobody answers at all, a probe would only wait once more.
+        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details and "timed out" not in details:
+            address = self._address
+            reason = diagnose(address.host, address.port, address.tls, alpn="h2", worked_before=self._has_answered)
+            if reason is not None:
+                return ServerTlsError(f"the server at {self.url} {reason}")
+        return server_error(code.name, details, url=self.url, timeout_s=timeout_s)
+
+
+def infer_request(model: ServedModel, shape: tuple[int, ...], *, timeout_s: float) -> Any:
+    """Return a `ModelInferRequest` message without the crops.
+
+    Args:
+        model: the model that is to score.
+        shape: shape of the uint8 crops, ``(N, H, W, 3)``.
+        timeout_s: how long the request may wait in the server's queue, in seconds.
+    """
+    request = kserve.ModelInferRequest(model_name=model.name, model_version=str(model.version))
+    request.inputs.add(name=INPUT_NAME, datatype="UINT8", shape=shape)
+    request.outputs.add(name=PROBABILITY_NAME)
+    request.parameters["timeout"].int64_param = int(timeout_s * 1e6)
+    return request
+
+
+def _channel(target: str, tls: Tls | None) -> Any:
+    if tls is None:
+        return grpc.insecure_channel(target, options=_OPTIONS)
+    # gRPC would report a bad file only when it connects, as a failed handshake.
+    tls.context()
+    ca, key, certificate = tls.read()
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca, key, certificate), options=_OPTIONS)
+
+
+def _varint(value: int) -> bytes:
+    """Return a length as protobuf writes it: seven bits a byte, lowest first."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

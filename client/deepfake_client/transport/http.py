@@ -1,0 +1,290 @@
+"""KServe v2 over HTTP, with tensors in binary.
+
+The only module that knows aiohttp; its errors are translated in `_as_server_error` alone.
+
+For networks whose proxies let nothing but HTTP/1.1 through. Needs the extra ``http``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import threading
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+import numpy as np
+from google.protobuf import json_format
+from numpy.typing import NDArray
+from tritonclient.grpc import model_config_pb2
+
+from deepfake_client.transport.protocol import (
+    DEFAULT_TIMEOUT_S,
+    Health,
+    ServedModel,
+    not_offered,
+    probabilities,
+    refuse_changed,
+    served_model,
+)
+from deepfake_client.transport.address import check_headers, parse_address
+from deepfake_client.transport.errors import server_error
+from deepfake_client.transport.tls import Tls, diagnose
+from deepfake_preprocess.errors import (
+    InferenceError,
+    ModelNotFoundError,
+    ServerError,
+    ServerTlsError,
+    ServerUnavailableError,
+)
+from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
+
+T = TypeVar("T")
+
+_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
+"""Length of the JSON part of a body, which raw tensors follow (KServe v2's binary tensor data extension)."""
+_STATUS_NAMES: Final = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+"""What Triton and proxies mean by a status, in gRPC's names."""
+
+
+class HttpTransport:
+    """KServe v2 over HTTP/1.1.
+
+    aiohttp's connections belong to one event loop; they live on one of their own, in a thread, so that callers may
+    use any.
+
+    Args:
+        url: ``http://host:port`` or ``https://host:port``, with a path where a proxy serves Triton below one.
+        tls: secures the connection.
+        headers: sent with every request, for example ``{"authorization": "Bearer ..."}``.
+        timeout_s: deadline of every request, in seconds. The server learns it and drops a request that waited longer.
+
+    Raises:
+        OptionError: the URL, a header or a certificate file cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self._address = parse_address(url, protocol="http", tls=tls)
+        self.url = str(self._address)
+        self._timeout_s = timeout_s
+        # Compressing a few numbers would only cost.
+        self._headers = {"accept-encoding": "identity", **dict(check_headers(headers))}
+        self._context: ssl.SSLContext | bool = self._address.tls.context() if self._address.tls else True
+        self._session: aiohttp.ClientSession | None = None
+        self._loop = _LoopThread()
+        self._closed = False
+        self._has_answered = False
+
+    async def health(self) -> Health:
+        """See `Transport.health`."""
+        return Health(await self._says_yes("health/live"), await self._says_yes("health/ready"))
+
+    async def list_models(self) -> list[str]:
+        """See `Transport.list_models`."""
+        index = await self._json("POST", "repository/index", {})
+        return sorted({item["name"] for item in index if item.get("state", "READY") == "READY"})
+
+    async def describe(self, model: str) -> ServedModel:
+        """See `Transport.describe`."""
+        try:
+            config = await self._json("GET", f"models/{quote(model, safe='')}/config")
+            metadata = await self._json("GET", f"models/{quote(model, safe='')}")
+        except ModelNotFoundError:
+            raise await not_offered(self, model) from None
+        message = json_format.ParseDict(config, model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
+        return served_model(message, version=max((int(item) for item in metadata.get("versions", ())), default=1))
+
+    async def infer(
+        self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """See `Transport.infer`."""
+        timeout_s = timeout_s or self._timeout_s
+        crops = np.ascontiguousarray(faces)
+        tensor = {
+            "name": INPUT_NAME,
+            "datatype": "UINT8",
+            "shape": crops.shape,
+            "parameters": {"binary_data_size": crops.nbytes},
+        }
+        wanted = {"name": PROBABILITY_NAME, "parameters": {"binary_data": True}}
+        parameters = {"timeout": int(timeout_s * 1e6)}
+        head = json.dumps({"inputs": [tensor], "outputs": [wanted], "parameters": parameters}).encode()
+        try:
+            status, headers, body = await self._request(
+                "POST",
+                f"models/{model.name}/versions/{model.version}/infer",
+                [head, crops.data.cast("B")],
+                {"content-type": "application/octet-stream", _LENGTH_HEADER: str(len(head))},
+                timeout_s,
+            )
+            self._check(status, body, timeout_s)
+        except (InferenceError, ModelNotFoundError):
+            await refuse_changed(self, model)
+            raise
+        return self._read_answer(model, headers, body, num_faces=len(faces))
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        self._closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await self._loop.run(session.close())
+        await self._loop.stop()
+
+    def _read_answer(
+        self, model: ServedModel, headers: Mapping[str, str], body: bytes, *, num_faces: int
+    ) -> NDArray[np.float32]:
+        try:
+            head_length = int(headers[_LENGTH_HEADER])
+            start = head_length
+            for output in json.loads(body[:head_length])["outputs"]:
+                length = output["parameters"]["binary_data_size"]
+                if output["name"] == PROBABILITY_NAME:
+                    return probabilities(model, body[start : start + length], output["shape"], num_faces=num_faces)
+                start += length
+        except (KeyError, TypeError, ValueError) as exc:
+            raise InferenceError(f"the server at {self.url} sent an answer that is not KServe v2 in binary") from exc
+        return probabilities(model, b"", [], num_faces=num_faces)
+
+    async def _says_yes(self, path: str) -> bool:
+        status, _, body = await self._request("GET", path)
+        # Triton answers 400, newer ones 503, for a plain no.
+        if status not in (400, 503):
+            self._check(status, body, self._timeout_s)
+        return status == 200
+
+    async def _json(self, method: str, path: str, data: Any = None) -> Any:
+        body = [] if data is None else [memoryview(json.dumps(data).encode())]
+        status, _, answer = await self._request(method, path, body)
+        self._check(status, answer, self._timeout_s)
+        try:
+            return json.loads(answer)
+        except ValueError as exc:
+            raise InferenceError(f"the server at {self.url} answered /v2/{path} with no JSON; is it Triton?") from exc
+
+    def _check(self, status: int, body: bytes, timeout_s: float) -> None:
+        if status == 200:
+            return
+        name = _STATUS_NAMES.get(status, "INTERNAL")
+        try:
+            message = str(json.loads(body)["error"])
+        except (KeyError, TypeError, ValueError):
+            message = f"HTTP status {status}"
+            # A page that does not exist says nothing about models.
+            name = "UNIMPLEMENTED" if status == 404 else name
+        raise server_error(name, message, url=self.url, timeout_s=timeout_s)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Sequence[bytes | memoryview] = (),
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Send one request; returns status, headers and body."""
+        timeout_s = timeout_s or self._timeout_s
+
+        async def parts() -> AsyncIterator[bytes | memoryview]:
+            for part in body:
+                yield part
+
+        async def exchange() -> tuple[int, Mapping[str, str], bytes]:
+            if self._session is None:
+                # The client bounds requests in flight; a second bound would only hide it.
+                connector = aiohttp.TCPConnector(ssl=self._context, limit=0)
+                self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
+            async with self._session.request(
+                method,
+                f"{self.url}/v2/{path}",
+                # In parts, so that the crops are not copied; with their length, so that they are not sent in chunks.
+                data=parts() if body else None,
+                headers={**(headers or {}), **({"content-length": str(sum(map(len, body)))} if body else {})},
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+                allow_redirects=False,
+            ) as response:
+                return response.status, response.headers, await response.read()
+
+        if self._closed:
+            raise server_error("CANCELLED", "the connection is closed", url=self.url, timeout_s=timeout_s)
+        try:
+            answer = await self._loop.run(exchange())
+        except (aiohttp.ClientError, OSError) as exc:
+            raise await asyncio.to_thread(self._as_server_error, exc, timeout_s) from exc
+        self._has_answered = True
+        return answer
+
+    def _as_server_error(self, exc: Exception, timeout_s: float) -> ServerError:
+        """Translate what aiohttp raises; may block while it finds out what is wrong with TLS."""
+        if isinstance(exc, TimeoutError):
+            return server_error("DEADLINE_EXCEEDED", "", url=self.url, timeout_s=timeout_s)
+        address = self._address
+        reason = diagnose(address.host, address.port, address.tls, alpn="http/1.1", worked_before=self._has_answered)
+        if reason is not None:
+            return ServerTlsError(f"the server at {self.url} {reason}")
+        if isinstance(exc, aiohttp.ClientConnectorDNSError):
+            return server_error("UNAVAILABLE", "name resolution failed", url=self.url, timeout_s=timeout_s)
+        if isinstance(exc, aiohttp.ClientResponseError):
+            return ServerUnavailableError(
+                f"what listens at {self.url} does not speak HTTP; Triton's HTTP port is usually 8000, "
+                "its gRPC port (8001) needs --protocol grpc"
+            )
+        return server_error("UNAVAILABLE", str(exc), url=self.url, timeout_s=timeout_s)
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, started with the first piece of work."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there, from any other loop; cancelling the caller cancels it."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="deepfake-http", daemon=True)
+                self._thread.start()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def stop(self) -> None:
+        """Cancel the work that is left, and end loop and thread. Stopping twice is harmless."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is None or thread is None:
+            return
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_cancel_others(), loop))
+        loop.call_soon_threadsafe(loop.stop)
+        await asyncio.to_thread(thread.join)
+        loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
