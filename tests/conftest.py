@@ -20,7 +20,7 @@ def missing_for_gpu_tests(needs: tuple[str, ...]) -> str:
     """
     import importlib.util
 
-    from deepfake_export.gpu import find_gpu
+    from deepfake_export.tensorrt.gpu import find_gpu
 
     if find_gpu() is None:
         return "no NVIDIA GPU was found"

@@ -173,11 +173,11 @@ def _write_models(file: Path, place: Path) -> tuple[tuple[str, ...], ModelSpec]:
     import torch
     from torch import nn
 
-    from deepfake_export.ensemble import load_ensemble
-    from deepfake_export.ensemble_spec import EnsembleSpec
-    from deepfake_export.graph import ServedDetector
-    from deepfake_export.onnx_export import export_onnx
-    from deepfake_export.repository import refresh_configs
+    from deepfake_export.ensemble.network import load_ensemble
+    from deepfake_export.ensemble.spec import EnsembleSpec
+    from deepfake_export.graph.served_detector import ServedDetector
+    from deepfake_export.graph.onnx_export import export_onnx
+    from deepfake_export.repository.layout import refresh_configs
 
     network, _ = load_ensemble(file)
     spec = replace(EnsembleSpec.from_yaml(file).spec, name=FUSED)
@@ -251,7 +251,7 @@ def write_demo_ensemble(directory: Path, members: Sequence[str] = DEMO_MEMBERS, 
     """Write an ensemble of timm networks with made-up weights, and return its YAML file."""
     from safetensors.torch import save_file
 
-    from deepfake_export.untrained import build_untrained_network
+    from deepfake_export.checkpoint.untrained import build_untrained_network
 
     entries = []
     for name in members:

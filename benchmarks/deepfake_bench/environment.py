@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from deepfake_export.gpu import find_gpu
+from deepfake_export.tensorrt.gpu import find_gpu
 
 DEFAULT_RESULTS_DIR = Path("benchmarks/results")
 

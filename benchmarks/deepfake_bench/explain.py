@@ -60,7 +60,7 @@ def explain(
     import torch
 
     from deepfake_explain import CheckpointExplainer
-    from deepfake_export.architectures import build_network
+    from deepfake_export.checkpoint.architectures import build_network
 
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
@@ -123,7 +123,7 @@ def verify(explainer: CheckpointExplainer, by_hand: nn.Module, crops: NDArray[np
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     from deepfake_explain.cam import CAMS
-    from deepfake_export.graph import ServedDetector
+    from deepfake_export.graph.served_detector import ServedDetector
 
     ours = np.stack([item.heatmap for item in explainer.explain(crops, ExplainOptions(method))])
     inputs = ServedDetector(by_hand, explainer.spec).normalise(torch.from_numpy(crops))

@@ -20,7 +20,7 @@ from rich.table import Table
 from deepfake_bench.environment import default_path, environment, write_results
 from deepfake_bench.gpu_measure import DIFFERS, MEASURED, NOT_MEASURED, Batch, EngineResult, measure_engine
 from deepfake_bench.tables import table_console
-from deepfake_export.gpu import find_gpu
+from deepfake_export.tensorrt.gpu import find_gpu
 from deepfake_preprocess.errors import EngineError, OptionError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -175,8 +175,8 @@ def parse_networks(text: str) -> list[ModelSpec]:
 def _models(network: str, checkpoint: Path | None, spec: Path | None) -> list[ModelSpec]:
     if checkpoint is None:
         return parse_networks(network)
-    from deepfake_export.checkpoint_file import pin_checkpoint
-    from deepfake_export.cli import default_spec_path
+    from deepfake_export.checkpoint.file import pin_checkpoint
+    from deepfake_export.cli.export import default_spec_path
 
     return [pin_checkpoint(checkpoint, ModelSpec.from_yaml(spec or default_spec_path(checkpoint)))]
 
@@ -210,14 +210,14 @@ def _ceilings(device: str, problem: str, seconds: float) -> tuple[Ceilings | Non
 def _load(checkpoint: Path | None, spec: ModelSpec, *, to_run: bool) -> nn.Module:
     """Return the network; with random weights and not `to_run`, one that has not been scaled to give scores."""
     if checkpoint is not None:
-        from deepfake_export.checkpoint import load_checkpoint
+        from deepfake_export.checkpoint.loading import load_checkpoint
 
         return load_checkpoint(checkpoint, spec).network
     if to_run:
-        from deepfake_export.untrained import build_untrained_network
+        from deepfake_export.checkpoint.untrained import build_untrained_network
 
         return build_untrained_network(spec)
-    from deepfake_export.architectures import build_network
+    from deepfake_export.checkpoint.architectures import build_network
 
     return build_network(spec)
 
@@ -226,8 +226,8 @@ def _subject(spec: ModelSpec, network: nn.Module, folder: Path, max_batch_size: 
     import torch
 
     from deepfake_bench.gpu_engines import Subject
-    from deepfake_export.crops import batches_of, generate_crops
-    from deepfake_export.graph import ServedDetector
+    from deepfake_export.proof.crops import batches_of, generate_crops
+    from deepfake_export.graph.served_detector import ServedDetector
 
     detector = ServedDetector(network, spec).eval()
     crops = generate_crops(min(VERIFIED_CROPS, max_batch_size), spec.input_size_wh)

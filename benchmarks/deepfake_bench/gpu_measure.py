@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deepfake_bench.stopwatch import Timing, measure
-from deepfake_export.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
+from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
 from deepfake_preprocess.errors import DeepfakeError, ParityError
 
 if TYPE_CHECKING:

@@ -64,7 +64,7 @@ def usual_pipeline(
     import cv2
     import torch
 
-    from deepfake_export.checkpoint import load_model
+    from deepfake_export.checkpoint.loading import load_model
 
     network = load_model(checkpoint, spec)
     mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)

@@ -368,7 +368,7 @@ def tune(
 
 
 def _write(tuning: Tuning) -> Path:
-    from deepfake_export.repository_admin import rollback, write_serving_options
+    from deepfake_export.repository.admin import rollback, write_serving_options
 
     name = tuning.model.spec.name
     if tuning.best.version != tuning.start.version:

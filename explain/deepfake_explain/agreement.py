@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.explain.types import ServedScores
-from deepfake_export.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
+from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
 from deepfake_preprocess.errors import ExplainDisagreementError, OptionError
 
 

@@ -27,11 +27,11 @@ from deepfake_explain.cam import check_method, heatmaps_of
 from deepfake_explain.faithfulness import RANDOMISED, compare_maps, measure_faithfulness, randomised
 from deepfake_explain.regions import find_regions, part_map, part_shares
 from deepfake_explain.target_layer import TargetLayer, find_target_layer, list_names, spatial_layers
-from deepfake_export.checkpoint import load_checkpoint
-from deepfake_export.cli import default_spec_path
-from deepfake_export.ensemble import EnsembleNetwork
-from deepfake_export.ensemble_spec import read_spec
-from deepfake_export.graph import ServedDetector
+from deepfake_export.checkpoint.loading import load_checkpoint
+from deepfake_export.cli.export import default_spec_path
+from deepfake_export.ensemble.network import EnsembleNetwork
+from deepfake_export.ensemble.spec import read_spec
+from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.errors import ExplainError, OptionError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfake_export import repository as repo
-from deepfake_export.checkpoint_file import pin_checkpoint
-from deepfake_export.engines import EngineOptions, add_engine, ensure_plan, find_maker
-from deepfake_export.export_request import REQUEST_KEY, ExportRequest, what_changed
-from deepfake_export.gate import BEST, check_precisions
+from deepfake_export.repository import layout as repo
+from deepfake_export.checkpoint.file import pin_checkpoint
+from deepfake_export.tensorrt.plans import EngineOptions, add_engine, ensure_plan, find_maker
+from deepfake_export.request import REQUEST_KEY, ExportRequest, what_changed
+from deepfake_export.proof.gate import BEST, check_precisions
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.contract.manifest import Manifest
@@ -30,10 +30,10 @@ from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 if TYPE_CHECKING:
     from torch import nn
 
-    from deepfake_export.crops import UInt8Array
-    from deepfake_export.faces import FaceSet
-    from deepfake_export.graph import ServedDetector
-    from deepfake_export.parity import ParityReport
+    from deepfake_export.proof.crops import UInt8Array
+    from deepfake_export.proof.faces import FaceSet
+    from deepfake_export.graph.served_detector import ServedDetector
+    from deepfake_export.proof.parity import ParityReport
 
 MAX_BATCH_LIMIT = 1024
 TOOLS = ("deepfake-serving", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -90,7 +90,7 @@ class ExportResult:
 
 
 def load_model(checkpoint: str | Path, spec: ModelSpec) -> nn.Module:
-    """Load a checkpoint into its network; see `deepfake_export.checkpoint.load_checkpoint`.
+    """Load a checkpoint into its network; see `deepfake_export.checkpoint.loading.load_checkpoint`.
 
     Raises:
         CheckpointError: the file cannot be read safely, or does not fit the spec.
@@ -98,7 +98,7 @@ def load_model(checkpoint: str | Path, spec: ModelSpec) -> nn.Module:
         MissingExtraError: the `export` extra is not installed.
     """
     _require_modules()
-    from deepfake_export.checkpoint import load_model
+    from deepfake_export.checkpoint.loading import load_model
 
     return load_model(checkpoint, spec)
 
@@ -134,11 +134,11 @@ def export_checkpoint(
         trust_pickle: load an ensemble's meta-model from a pickle, which may run any code.
         force: make a new version even where the latest one is the same.
         tensorrt: also build a TensorRT plan, or check without a GPU that one can be built; see
-            `deepfake_export.engines`.
+            `deepfake_export.tensorrt.plans`.
         verbose: let PyTorch's exporter print its messages.
         precisions: what to make and measure; FP32 always is among them.
         calibration: directory of the user's videos and face images: ranges of INT8, and, without `crops`, the crops
-            of the proof. See `deepfake_export.faces` for what is taken from it.
+            of the proof. See `deepfake_export.proof.faces` for what is taken from it.
         labels: CSV of real and fake for the files of `calibration`; None takes its folders ``real`` and ``fake``.
         promote: ``best`` serves the fastest precision that passes; a precision's name serves that one if it is
             accurate, and falls back INT8 -> FP16 -> FP32.
@@ -194,11 +194,11 @@ def export_checkpoint(
 
         on_step("Loading PyTorch")
         _require_modules()
-        from deepfake_export.checkpoint import load_checkpoint
-        from deepfake_export.faces import FaceSet
-        from deepfake_export.graph import ServedDetector
-        from deepfake_export.onnx_export import export_onnx
-        from deepfake_export.parity import prove_onnx
+        from deepfake_export.checkpoint.loading import load_checkpoint
+        from deepfake_export.proof.faces import FaceSet
+        from deepfake_export.graph.served_detector import ServedDetector
+        from deepfake_export.graph.onnx_export import export_onnx
+        from deepfake_export.proof.parity import prove_onnx
 
         on_step(f"Loading {Path(checkpoint).name} into {spec.architecture}")
         loaded = load_checkpoint(checkpoint, spec, trust_pickle=trust_pickle)
@@ -251,7 +251,7 @@ def export_checkpoint(
             figures = report.to_dict() | {REQUEST_KEY: identity}
             page = report.to_markdown()
             if spec.architecture_family == "ensemble":
-                from deepfake_export.ensemble_proof import members_markdown, prove_members
+                from deepfake_export.ensemble.proof import members_markdown, prove_members
 
                 figures |= prove_members(
                     checkpoint, loaded.network, stage.version_dir, proof_crops,
@@ -303,8 +303,8 @@ def _prove(
     on_step: Callable[[str], None],
 ) -> tuple[ParityReport, dict[str, Any], str, tuple[str, ...]]:
     """Make and measure all precisions; leave the promoted one at `model_path`, and the report beside it."""
-    from deepfake_export.precisions import prove_precisions
-    from deepfake_export.report import calibration_data, report_data, write_report
+    from deepfake_export.precision.candidates import prove_precisions
+    from deepfake_export.proof.report import calibration_data, report_data, write_report
 
     with tempfile.TemporaryDirectory(prefix="deepfake-export-") as work_dir:
         proof = prove_precisions(
@@ -353,7 +353,7 @@ def _keep_artifacts(directory: Path, spec: ModelSpec, paths: dict[str, Path]) ->
 
 def _proof_crops(directory: str | Path | None, spec: ModelSpec, max_batch_size: int) -> tuple[UInt8Array, str]:
     """Return the crops of the proof, and where they came from."""
-    from deepfake_export.crops import GENERATED_SEED, generate_crops, read_crops
+    from deepfake_export.proof.crops import GENERATED_SEED, generate_crops, read_crops
 
     # One full batch of the largest size, and some more, so that the last batch is a smaller one.
     count = max_batch_size + 4

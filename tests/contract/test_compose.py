@@ -15,7 +15,7 @@ from compose import ROOT, TOKEN, read_compose
 
 from deepfake_client.cli.main import COMMANDS
 from deepfake_explain.cli import explain_serve
-from deepfake_export.cli_engines import build_engines
+from deepfake_export.cli.engines import build_engines
 
 REFERENCE = json.loads((ROOT / "tests/assets/triton_reference.json").read_text(encoding="utf-8"))
 SCHEMA = json.loads(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "export/deepfake_export/gpu.py"
+SOURCE = Path(__file__).parents[2] / "export/deepfake_export/tensorrt/gpu.py"
 
 
 @pytest.fixture(scope="module")

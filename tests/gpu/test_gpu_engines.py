@@ -15,9 +15,9 @@ from deepfake_bench.gpu_engines import ENGINES, Subject
 from deepfake_bench.gpu_measure import LIMITS
 from deepfake_bench.roofline import measure_ceilings
 from deepfake_client.cli import main as cli
-from deepfake_export.crops import generate_crops
-from deepfake_export.graph import ServedDetector
-from deepfake_export.untrained import UNTRAINED_SPEC, build_untrained_network
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC, build_untrained_network
 
 NEEDS = {"onnxruntime": "onnxruntime-gpu", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 BATCHES = (1, 3, 32, 48)
@@ -59,8 +59,8 @@ def test_an_engine_gives_the_scores_of_float32_pytorch_at_every_batch(name, subj
 
 def skip_where_rtx_cannot_run() -> None:
     """TensorRT-RTX is for the GPUs of workstations; on a server's it builds nothing, and that is no fault of ours."""
-    from deepfake_export.gpu import find_gpu
-    from deepfake_export.tensorrt_library import load_tensorrt_rtx
+    from deepfake_export.tensorrt.gpu import find_gpu
+    from deepfake_export.tensorrt.library import load_tensorrt_rtx
 
     gpu = find_gpu()
     assert gpu is not None

@@ -8,13 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from deepfake_export import repository as repo
-from deepfake_export.crops import generate_crops
-from deepfake_export.engines import EngineOptions, build_engines
-from deepfake_export.gpu import find_gpu
-from deepfake_export.tensorrt_engine import build_engine, tensorrt_runner
-from deepfake_export.tensorrt_library import load_tensorrt
-from deepfake_export.tolerances import PLAN_PROBABILITY_ABS
+from deepfake_export.repository import layout as repo
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.tensorrt.plans import EngineOptions, build_engines
+from deepfake_export.tensorrt.gpu import find_gpu
+from deepfake_export.tensorrt.engine import build_engine, tensorrt_runner
+from deepfake_export.tensorrt.library import load_tensorrt
+from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS
 from deepfake_preprocess.contract.plan_info import check_plan
 from deepfake_preprocess.errors import EngineError, RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
@@ -29,7 +29,7 @@ def exported(tmp_path_factory):
     from safetensors.torch import save_file
 
     from deepfake_export import export_checkpoint
-    from deepfake_export.untrained import UNTRAINED_SPEC, build_untrained_network
+    from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC, build_untrained_network
 
     folder = tmp_path_factory.mktemp("demo")
     checkpoint = folder / "demo.safetensors"

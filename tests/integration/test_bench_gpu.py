@@ -15,11 +15,11 @@ from deepfake_bench.gpu_measure import LIMITS, measure_engine
 from deepfake_bench.plots import write_plots
 from deepfake_bench.roofline import count_operations
 from deepfake_client.cli import main as cli
-from deepfake_export.crops import generate_crops
-from deepfake_export.gpu import Gpu
-from deepfake_export.graph import ServedDetector
-from deepfake_export.tensorrt_library import load_tensorrt_rtx
-from deepfake_export.untrained import build_untrained_network
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.tensorrt.gpu import Gpu
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.tensorrt.library import load_tensorrt_rtx
+from deepfake_export.checkpoint.untrained import build_untrained_network
 from deepfake_preprocess.errors import DeepfakeError, EngineError
 
 NETWORK = """

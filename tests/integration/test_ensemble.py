@@ -23,13 +23,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from deepfake_export import export_checkpoint, load_model
-from deepfake_export.architectures import build_network
-from deepfake_export.cli import export
-from deepfake_export.crops import generate_crops
-from deepfake_export.ensemble_spec import EnsembleSpec, read_spec
-from deepfake_export.graph import ServedDetector
-from deepfake_export.parity import onnxruntime_runner, reference_outputs
-from deepfake_export.untrained import build_untrained_network
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.cli.export import export
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.ensemble.spec import EnsembleSpec, read_spec
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
+from deepfake_export.checkpoint.untrained import build_untrained_network
 from deepfake_preprocess.errors import CheckpointError, ParityError, SpecError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_serve import EmbeddedTriton
@@ -210,7 +210,7 @@ def test_a_member_that_does_not_reproduce_its_checkpoint_stops_the_export(folder
         onnx.save(model, path)
         return onnxruntime_runner(path)
 
-    monkeypatch.setattr("deepfake_export.parity.onnxruntime_runner", tampering)
+    monkeypatch.setattr("deepfake_export.proof.parity.onnxruntime_runner", tampering)
     frequency = ENSEMBLE["members"][3]
     path = mean_of(folder, "tampered.yaml", [{**frequency, "name": "first"}, {**frequency, "name": "second"}])
     with pytest.raises(ParityError, match="the member 'first'"):

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from deepfake_bench import ensemble
 from deepfake_export import load_model
-from deepfake_export.architectures import build_network
-from deepfake_export.ensemble_spec import EnsembleSpec
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.ensemble.spec import EnsembleSpec
 
 LAYERS = ["conv:4", "relu", "avgpool", "flatten", "linear:1"]
 

@@ -9,10 +9,10 @@ import sys
 import pytest
 from safetensors.torch import save_file
 
-from deepfake_export import repository as repo
-from deepfake_export.architectures import build_network
-from deepfake_export.repository_admin import inspect_repository
-from deepfake_export.untrained import build_untrained_network
+from deepfake_export.repository import layout as repo
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.repository.admin import inspect_repository
+from deepfake_export.checkpoint.untrained import build_untrained_network
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_serve.repository import check_repository

@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from deepfake_export import export_checkpoint, load_model
-from deepfake_export.cli import demo_checkpoint, export
-from deepfake_export.crops import generate_crops
-from deepfake_export.demo import demo_spec
-from deepfake_export.graph import ServedDetector
-from deepfake_export.onnx_export import MAX_IR_VERSION, OPSET
-from deepfake_export.parity import onnxruntime_runner, reference_outputs
-from deepfake_export.untrained import UNTRAINED_SPEC, build_untrained_network
+from deepfake_export.cli.export import demo_checkpoint, export
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.checkpoint.demo import demo_spec
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET
+from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
+from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC, build_untrained_network
 from deepfake_preprocess.errors import ExportError, OptionError, ParityError, RepositoryError, SpecError
 from deepfake_preprocess.contract.manifest import Manifest, sha256_file
 from deepfake_preprocess.contract.spec import Head, ModelSpec
@@ -221,7 +221,7 @@ def test_a_tampered_model_fails_and_nothing_is_added(nets, tmp_path, monkeypatch
         return onnxruntime_runner(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr("deepfake_export.parity.onnxruntime_runner", tampering)
+        patched.setattr("deepfake_export.proof.parity.onnxruntime_runner", tampering)
         with pytest.raises(ParityError, match=r"fake_probability differs by up to 0\.01\d* \(limit 0\.0001\)"):
             export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=2)
     assert listing(tmp_path / "m") == {"tiny.lock"}

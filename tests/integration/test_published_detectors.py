@@ -22,8 +22,8 @@ import tritonclient.grpc
 from safetensors.torch import save_file
 
 from deepfake_export import export_checkpoint
-from deepfake_export.crops import generate_crops
-from deepfake_export.untrained import build_untrained_network
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.checkpoint.untrained import build_untrained_network
 from deepfake_preprocess.errors import CheckpointError, ExportError, SpecError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_serve import EmbeddedTriton

@@ -11,8 +11,8 @@ import pytest
 import tritonclient.grpc
 from tiny_model import TINY_SPEC, write_tiny_onnx
 
-from deepfake_export import repository as repo
-from deepfake_export.repository_admin import inspect_repository, prune, rollback
+from deepfake_export.repository import layout as repo
+from deepfake_export.repository.admin import inspect_repository, prune, rollback
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import lock_holders, versions_of

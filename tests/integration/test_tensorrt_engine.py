@@ -18,17 +18,23 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from deepfake_export import cli_engines, engines, export_checkpoint, int8, load_model
-from deepfake_export.cli import export
-from deepfake_export.crops import generate_crops
-from deepfake_export.engines import EngineOptions, build_engines
-from deepfake_export.fp16 import export_fp16
-from deepfake_export.gpu import Gpu
-from deepfake_export.graph import ServedDetector
-from deepfake_export.onnx_export import export_onnx
-from deepfake_export.tensorrt_engine import build_engine
-from deepfake_export.tensorrt_library import load_tensorrt_rtx
-from deepfake_export.untrained import UNTRAINED_SPEC, build_untrained_network, write_untrained_checkpoint
+from deepfake_export import export_checkpoint, load_model
+
+from deepfake_export.cli import engines as cli_engines
+
+from deepfake_export.tensorrt import plans as engines
+
+from deepfake_export.precision import int8
+from deepfake_export.cli.export import export
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.tensorrt.plans import EngineOptions, build_engines
+from deepfake_export.precision.fp16 import export_fp16
+from deepfake_export.tensorrt.gpu import Gpu
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.graph.onnx_export import export_onnx
+from deepfake_export.tensorrt.engine import build_engine
+from deepfake_export.tensorrt.library import load_tensorrt_rtx
+from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC, build_untrained_network, write_untrained_checkpoint
 from deepfake_preprocess.contract.plan_info import check_plan, engine_of
 from deepfake_preprocess.errors import EngineError, OptionError, ParityError, RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
@@ -187,7 +193,7 @@ def test_batches_and_gpus_out_of_range(b0_graphs):
 
 
 def without_gpu(monkeypatch):
-    monkeypatch.setattr("deepfake_export.gpu.find_gpu", lambda: None)
+    monkeypatch.setattr("deepfake_export.tensorrt.gpu.find_gpu", lambda: None)
 
 
 def test_an_export_without_a_gpu_says_what_is_missing_and_what_was_checked(tiny_checkpoint, tmp_path, monkeypatch):

@@ -14,8 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
-from deepfake_export import repository as repo
-from deepfake_export.repository_admin import prune, rollback
+from deepfake_export.repository import layout as repo
+from deepfake_export.repository.admin import prune, rollback
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deepfake_bench import stopwatch
 from deepfake_bench.roofline import Ceilings, Operation, bound_s, count_operations
-from deepfake_export.architectures import build_network
-from deepfake_export.untrained import UNTRAINED_SPEC
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC
 
 
 def test_convolutions_products_and_poolings_are_counted_and_what_is_fused_is_not():

@@ -14,7 +14,7 @@ from deepfake_bench.traffic import Traffic
 from deepfake_bench.tune import _versions
 from deepfake_bench.tune_search import CLOSE, Setting, divisions, highest_rate, respects, search
 from deepfake_bench.tune_server import Replay
-from deepfake_export.repository_admin import rollback
+from deepfake_export.repository.admin import rollback
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_serve.repository import check_repository

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepfake_export.comparison import auc, measure_speed, video_flips
-from deepfake_export.crops import generate_crops
-from deepfake_export.faces import FaceSet
+from deepfake_export.proof.comparison import auc, measure_speed, video_flips
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.proof.faces import FaceSet
 
 CROPS = generate_crops(4, (16, 16))
 

@@ -18,9 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from deepfake_export.checkpoint_file import pin_checkpoint
-from deepfake_export.ensemble_spec import EnsembleSpec, MetaModel, read_spec
-from deepfake_export.meta_model import load_meta_model
+from deepfake_export.checkpoint.file import pin_checkpoint
+from deepfake_export.ensemble.spec import EnsembleSpec, MetaModel, read_spec
+from deepfake_export.ensemble.meta_model import load_meta_model
 from deepfake_preprocess.errors import CheckpointError, SpecError
 from deepfake_preprocess.contract.spec import Crop, ModelSpec
 

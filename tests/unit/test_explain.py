@@ -23,10 +23,10 @@ from deepfake_explain.cam import CAMS
 from deepfake_explain.faithfulness import compare_maps, measure_faithfulness, randomised
 from deepfake_explain.regions import find_regions, part_map, part_shares
 from deepfake_explain.target_layer import find_target_layer, spatial_layers
-from deepfake_export.architectures import build_network
-from deepfake_export.crops import generate_crops
-from deepfake_export.graph import ServedDetector
-from deepfake_export.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.geometry import crop_geometry
 from deepfake_preprocess.errors import ExplainDisagreementError, ExplainError, OptionError

@@ -28,7 +28,7 @@ from deepfake_client.transport.testing import FakeTransport
 from deepfake_client.transport.retry import NO_RETRY
 from deepfake_explain import service as service_module
 from deepfake_explain.service import Agreement, Limits, build_app
-from deepfake_export.crops import generate_crops
+from deepfake_export.proof.crops import generate_crops
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.errors import (
     ExplainDisagreementError,

@@ -17,7 +17,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from deepfake_export import load_model
-from deepfake_export.checkpoint import load_checkpoint
+from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_preprocess.errors import CheckpointError, SpecError
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import Head, ModelSpec

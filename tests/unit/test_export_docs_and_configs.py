@@ -8,12 +8,12 @@ from pathlib import Path
 
 import yaml
 
-from deepfake_export.checkpoint import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
-from deepfake_export.demo import DEMO_NAME, demo_spec
-from deepfake_export.ensemble_spec import EnsembleSpec, read_spec
-from deepfake_export.meta_model import load_meta_model
-from deepfake_export.repository import refresh_configs
-from deepfake_export.untrained import UNTRAINED_SPEC
+from deepfake_export.checkpoint.loading import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
+from deepfake_export.checkpoint.demo import DEMO_NAME, demo_spec
+from deepfake_export.ensemble.spec import EnsembleSpec, read_spec
+from deepfake_export.ensemble.meta_model import load_meta_model
+from deepfake_export.repository.layout import refresh_configs
+from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import PLAIN_LAYERS, SIZED_LAYERS, ModelSpec
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, PRODUCTION_MAX_BATCH_SIZE
@@ -68,5 +68,5 @@ def test_the_committed_configurations_are_what_an_export_writes(tmp_path):
     committed = ROOT / "model_repository" / DEMO_NAME
     for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
         assert (committed / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), (
-            f"regenerate with deepfake_export.repository.refresh_configs: {name}"
+            f"regenerate with deepfake_export.repository.layout.refresh_configs: {name}"
         )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_export.crops import batches_of, generate_crops, read_crops
-from deepfake_export.graph import ServedDetector
+from deepfake_export.proof.crops import batches_of, generate_crops, read_crops
+from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 

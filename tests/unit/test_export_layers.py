@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from deepfake_export.architectures import build_network
-from deepfake_export.checkpoint import load_checkpoint
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_preprocess.errors import CheckpointError, SpecError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 

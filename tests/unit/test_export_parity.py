@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_export.crops import generate_crops
-from deepfake_export.graph import ServedDetector
-from deepfake_export.parity import ParityReport, measure_parity, reference_outputs, require_parity
-from deepfake_export.tolerances import TOLERANCES
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.proof.parity import ParityReport, measure_parity, reference_outputs, require_parity
+from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.errors import ParityError
 from deepfake_preprocess.contract.spec import ModelSpec
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deepfake_export import repository as repo
+from deepfake_export.repository import layout as repo
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of

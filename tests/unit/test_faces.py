@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from media import make_clip, picture
 
-from deepfake_export.crops import generate_crops
-from deepfake_export.faces import FRAMES_PER_VIDEO, MIN_CROPS, hash_media, read_faces
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.proof.faces import FRAMES_PER_VIDEO, MIN_CROPS, hash_media, read_faces
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import ModelSpec
 

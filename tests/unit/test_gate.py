@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepfake_export.gate import Candidate, Decision, check_precisions, decide, parse_precisions
+from deepfake_export.proof.gate import Candidate, Decision, check_precisions, decide, parse_precisions
 from deepfake_preprocess.errors import OptionError
 
 FP32 = Candidate("fp32", (), {})

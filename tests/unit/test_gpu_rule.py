@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deepfake_export.gpu import find_gpu
+from deepfake_export.tensorrt.gpu import find_gpu
 
 ROOT = Path(__file__).parents[2]
 

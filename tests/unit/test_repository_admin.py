@@ -15,8 +15,8 @@ import pytest
 from repository_crashes import add_version
 
 from deepfake_client.cli import main as cli
-from deepfake_export import repository as repo
-from deepfake_export.repository_admin import inspect_repository, prune, rollback, write_serving_options
+from deepfake_export.repository import layout as repo
+from deepfake_export.repository.admin import inspect_repository, prune, rollback, write_serving_options
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.plan_info import PLAN_FILE, EngineInfo
 from deepfake_preprocess.errors import OptionError, RepositoryError
@@ -91,7 +91,7 @@ def test_help_is_quick_and_needs_no_torch():
         assert name in out
     assert not modules & {"torch", "onnx", "onnxruntime"}
     # What it mounts adds nothing heavy to the command line itself.
-    _, modules = imported_after("import deepfake_export.cli_repository")
+    _, modules = imported_after("import deepfake_export.cli.repository")
     assert not modules & {"torch", "grpc", "numpy", "google.protobuf"}
 
 
@@ -314,7 +314,7 @@ def test_verify_checks_plans_for_the_tensorrt_and_gpu_that_load_them(capsys, roo
 
 
 def test_verify_on_a_machine_without_a_gpu_says_that_plans_were_not_compared(capsys, root, monkeypatch):
-    monkeypatch.setattr("deepfake_export.gpu.find_gpu", lambda: None)
+    monkeypatch.setattr("deepfake_export.tensorrt.gpu.find_gpu", lambda: None)
     assert "--tensorrt" not in deepfake(capsys, "verify", "-r", root)[1]
     add_plan(root, 3)
     code, out, _ = deepfake(capsys, "verify", "-r", root)
@@ -455,7 +455,7 @@ def test_prune_does_not_guess_what_is_served(root):
 HOLD = """
 import sys
 from pathlib import Path
-from deepfake_export import repository as repo
+from deepfake_export.repository import layout as repo
 from deepfake_preprocess.contract.model_dir import hold_version
 root = Path(sys.argv[1])
 if sys.argv[2] == "change":

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import repository_crashes
 
-from deepfake_export import repository as repo
-from deepfake_export.repository_admin import inspect_repository
+from deepfake_export.repository import layout as repo
+from deepfake_export.repository.admin import inspect_repository
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of

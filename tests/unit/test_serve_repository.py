@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deepfake_export.repository import refresh_configs
+from deepfake_export.repository.layout import refresh_configs
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest

@@ -16,8 +16,8 @@ from sklearn.metrics import roc_auc_score
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_client.result.verdict import FaceScore, FrameResult
-from deepfake_export.architectures import build_network
-from deepfake_export.graph import ServedDetector
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.media.opening import Sampling

@@ -18,8 +18,8 @@ from drawn_faces import QUICK, TINY, make_faces
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deepfake_export.architectures import build_network
-from deepfake_export.checkpoint import load_checkpoint
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training import loop

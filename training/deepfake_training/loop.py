@@ -28,8 +28,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAUROC
 
-from deepfake_export.architectures import build_network
-from deepfake_export.graph import ServedDetector
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training.checkpointing import load_state, save_best, save_last, write_whole

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_export.faces import media_of
+from deepfake_export.proof.faces import media_of
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.faces.detector import Face, FaceDetector
 from deepfake_preprocess.media.frame import Frame

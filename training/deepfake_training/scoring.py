@@ -20,9 +20,9 @@ from deepfake_client.analysis.aggregation import most_suspicious, score_tracks, 
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.transport.protocol import Health, ServedModel
 from deepfake_client.result.verdict import FrameResult
-from deepfake_export.checkpoint import load_checkpoint
-from deepfake_export.faces import media_of
-from deepfake_export.graph import ServedDetector
+from deepfake_export.checkpoint.loading import load_checkpoint
+from deepfake_export.proof.faces import media_of
+from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.errors import InputError, ModelNotFoundError, OptionError
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.opening import Media, Sampling, open_media

@@ -61,10 +61,10 @@ COMMANDS = {
         "deepfake_serve.cli:serve", "serve", "Serve a model repository on a real Triton, without Docker."
     ),
     "export": Command(
-        "deepfake_export.cli:export", "export", "Turn a PyTorch checkpoint into a served model, with proof."
+        "deepfake_export.cli.export:export", "export", "Turn a PyTorch checkpoint into a served model, with proof."
     ),
     "repository": Command(
-        "deepfake_export.cli_repository:app", "export", "Look after a model repository: versions, rollback, pruning."
+        "deepfake_export.cli.repository:app", "export", "Look after a model repository: versions, rollback, pruning."
     ),
     "train": Command("deepfake_training.cli:train", "train", "Train a detector; real faces alone are enough."),
     "pack-faces": Command(
@@ -82,7 +82,7 @@ COMMANDS = {
         "deepfake_training.cli:publish_checkpoint", "train", "Write a run's best weights in half precision."
     ),
     "build-engines": Command(
-        "deepfake_export.cli_engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
+        "deepfake_export.cli.engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
     ),
     "bench": Command("deepfake_bench.cli:app", "bench", "Measure speed: server, comparisons, plots."),
     "explain": Command(
@@ -92,7 +92,7 @@ COMMANDS = {
         "deepfake_explain.cli:explain_serve", "explain", "Serve heatmaps of one checkpoint over HTTP, beside Triton."
     ),
     "demo-checkpoint": Command(
-        "deepfake_export.cli:demo_checkpoint", "export", "Write the demo checkpoint, its spec and its model card."
+        "deepfake_export.cli.export:demo_checkpoint", "export", "Write the demo checkpoint, its spec and its model card."
     ),
 }
 

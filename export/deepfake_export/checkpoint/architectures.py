@@ -1,0 +1,146 @@
+"""Builds the empty network that a spec's `architecture` names; weights are put in by `checkpoint`.
+
+Nothing is downloaded: networks are built without pretrained weights. ``python:package.module:factory`` runs the
+named function, so a spec is as trusted as the code it names; a checkpoint alone never runs code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from deepfake_export.checkpoint.layers import attach_head, build_layers
+from deepfake_preprocess.errors import SpecError
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.spec import ModelSpec
+
+
+def build_network(spec: ModelSpec, *, in_channels: int = 3, code_dir: Path | None = None) -> nn.Module:
+    """Build the network of a spec with random weights and the right number of outputs.
+
+    Args:
+        spec: its `architecture` must not be ``torchscript`` or ``ensemble``, whose files bring the network along.
+        in_channels: channels of the network's input: 3 for pixels; a spectrum may have one.
+        code_dir: where the module of a ``python:`` architecture is looked for, too, after the current directory.
+
+    Returns:
+        A network that takes FP32 ``[N, in_channels, H, W]`` and gives ``[N, spec.head.num_logits]``.
+
+    Raises:
+        SpecError: the architecture is unknown (the nearest name is suggested) or cannot be built.
+        MissingExtraError: timm or torchvision is not installed.
+    """
+    builders: dict[str, Callable[[ModelSpec, int], nn.Module]] = {
+        "timm": _build_timm,
+        "torchvision": _build_torchvision,
+        "python": lambda spec, _: _build_python(spec, code_dir),
+        "layers": _build_layers,
+    }
+    network = builders[spec.architecture_family](spec, in_channels)
+    if spec.head.layers and spec.architecture_family != "layers":
+        attach_head(network, spec)
+    return network
+
+
+def _build_layers(spec: ModelSpec, in_channels: int) -> nn.Module:
+    return build_layers(spec.head.layers, (in_channels, spec.input_height_px, spec.input_width_px))
+
+
+def _build_timm(spec: ModelSpec, in_channels: int) -> nn.Module:
+    timm = require_extra("timm", extra="export")
+    name = spec.architecture_name
+    # A "hf-hub:" name would be fetched from the network; `is_model` knows built-in names only.
+    if not timm.is_model(name):
+        raise _unknown_architecture(spec, timm.list_models())
+    options: dict[str, Any] = {} if in_channels == 3 else {"in_chans": in_channels}
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        # Transformers size their position embedding when they are built.
+        options["img_size"] = (spec.input_height_px, spec.input_width_px)
+    return _call(spec, lambda: timm.create_model(name, pretrained=False, num_classes=spec.head.num_logits, **options))
+
+
+def _build_torchvision(spec: ModelSpec, in_channels: int) -> nn.Module:
+    if in_channels != 3:
+        raise SpecError(
+            f"field 'architecture' is {spec.architecture!r}, which takes 3 channels and not {in_channels}; use a "
+            "timm or python: architecture, or 'spectrum: {channels: rgb}'"
+        )
+    models = require_extra("torchvision.models", extra="export")
+    name = spec.architecture_name
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown_architecture(spec, known)
+    builder = models.get_model_builder(name)
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # Their slow random initialisation warns, and is overwritten by the checkpoint anyway.
+        options["init_weights"] = False
+    if name.startswith("vit_"):
+        options["image_size"] = spec.input_height_px
+    return _call(spec, lambda: builder(weights=None, num_classes=spec.head.num_logits, **options))
+
+
+def _build_python(spec: ModelSpec, code_dir: Path | None) -> nn.Module:
+    module_name, _, factory_name = spec.architecture_name.partition(":")
+    places = list(dict.fromkeys([Path.cwd(), *([code_dir] if code_dir else [])]))
+    with _importable_from(places):
+        try:
+            module = importlib.import_module(module_name)
+        # Whatever the module's own code raises when it is run.
+        except Exception as exc:
+            where = " or ".join(map(str, places))
+            raise SpecError(
+                f"field 'architecture' is {spec.architecture!r}, but importing {module_name!r} failed "
+                f"({type(exc).__name__}: {exc}); install what is missing, or put the module into {where}"
+            ) from exc
+        factory = getattr(module, factory_name, None)
+        if not callable(factory):
+            raise SpecError(
+                f"field 'architecture' is {spec.architecture!r}, but {module_name!r} has no function "
+                f"{factory_name!r}; name a function without arguments that returns the network"
+            )
+        return _call(spec, factory)
+
+
+def _call(spec: ModelSpec, build: Callable[[], object]) -> nn.Module:
+    """Run a builder; whatever it raises is about the architecture that the spec asked for."""
+    try:
+        network = build()
+    except Exception as exc:
+        raise SpecError(
+            f"field 'architecture' is {spec.architecture!r}, which cannot be built for {spec.input_width_px}x"
+            f"{spec.input_height_px} px and {spec.head.num_logits} output(s) ({type(exc).__name__}: {exc})"
+        ) from exc
+    if not isinstance(network, nn.Module):
+        raise SpecError(
+            f"field 'architecture' is {spec.architecture!r}, which returned {type(network).__name__}; "
+            "it must return a torch.nn.Module"
+        )
+    return network
+
+
+def _unknown_architecture(spec: ModelSpec, known: Sequence[str]) -> SpecError:
+    near = difflib.get_close_matches(spec.architecture_name, known, n=3, cutoff=0.5)
+    family = spec.architecture_family
+    hint = f"did you mean {' or '.join(f'{family}:{name}' for name in near)}?" if near else "see its list_models()"
+    return SpecError(f"field 'architecture' is {spec.architecture!r}, which {family} does not know; {hint}")
+
+
+@contextmanager
+def _importable_from(directories: Sequence[Path]) -> Iterator[None]:
+    """Let imports find modules in directories, as `python -m` does and an installed command does not."""
+    names = [str(directory) for directory in directories]
+    sys.path[:0] = names
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.path.remove(name)

@@ -1,0 +1,428 @@
+"""Loads a training checkpoint into its network, without ever running code from the file.
+
+What does not fit is reported; nothing is skipped silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.checkpoint.file import pin_checkpoint
+from deepfake_export.checkpoint.reading import read_checkpoint
+from deepfake_export.checkpoint.layers import head_path
+from deepfake_preprocess.errors import CheckpointError
+from deepfake_preprocess.contract.spec import ModelSpec
+
+EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
+WEIGHTS_KEYS = (*EMA_KEYS, "state_dict", "model_state_dict", "model", "network", "net", "weights")
+"""Where training scripts put the weights, in the order they are tried. Averaged (EMA) weights come first, as in
+timm: where a script keeps them, they are what it validates and publishes."""
+
+WRAPPER_PREFIXES = ("module.", "model.", "ema_model.", "network.", "net.")
+"""What DataParallel, Lightning and other wrappers put before every name."""
+COMPILED_MARK = "_orig_mod."
+"""What `torch.compile` puts into names, at any depth."""
+
+SHOWN = 4
+"""How many names of each kind a message shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCheckpoint:
+    """A network with its weights, and where in the file they were.
+
+    Attributes:
+        network: in eval mode, float32, on the CPU; FP32 ``[N, 3, H, W]`` -> ``[N, num_logits]``.
+        spec: the spec with `checkpoint_sha256` filled in.
+        weights_key: key path of the weights in the file, such as ``state_dict``; empty for the top level.
+        prefix: wrapper prefix that was taken off every name; mostly empty.
+        ignored: names outside of that prefix, which belong to the training script and not to the network.
+        renamed_head: where the file keeps the head, if not where the network does; with its dot, like `prefix`.
+        wrapper: where the network keeps what the file holds, if it is a module around that; with its dot.
+        notes: what else the user should know, as sentences.
+    """
+
+    network: nn.Module
+    spec: ModelSpec
+    weights_key: str = ""
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    renamed_head: str = ""
+    wrapper: str = ""
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> list[str]:
+        """Return what was taken from the file and what was left out, as sentences."""
+        found = list(self.notes)
+        if self.weights_key or self.prefix:
+            under = f" under {self.weights_key!r}" if self.weights_key else ""
+            without = f", without the prefix {self.prefix!r}" if self.prefix else ""
+            found.append(f"the weights were taken from the checkpoint{under}{without}")
+        if self.wrapper:
+            found.append(f"the weights were put under {self.wrapper!r} of the network")
+        if self.renamed_head:
+            found.append(f"the head was taken from {self.renamed_head!r}")
+        if self.ignored:
+            found.append(
+                f"{len(self.ignored)} tensor(s) outside of the network were left out ({', '.join(self.ignored[:4])})"
+            )
+        return found
+
+
+def load_model(checkpoint: str | Path, spec: ModelSpec) -> nn.Module:
+    """Load a checkpoint into the network of its spec; see `load_checkpoint` for the details.
+
+    Returns:
+        The network in eval mode, float32, on the CPU; FP32 ``[N, 3, H, W]`` -> ``[N, num_logits]``.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or does not fit the spec.
+        SpecError: the architecture is unknown.
+    """
+    return load_checkpoint(checkpoint, spec).network
+
+
+def load_checkpoint(
+    checkpoint: str | Path, spec: ModelSpec, *, in_channels: int = 3, trust_pickle: bool = False
+) -> LoadedCheckpoint:
+    """Load a checkpoint into the network of its spec.
+
+    Args:
+        checkpoint: a ``.safetensors`` file, a file of `torch.save`, for ``torchscript`` one of `torch.jit.save`, or
+            for ``ensemble`` the YAML file that names the members.
+        spec: contract of the model. Where it holds a `checkpoint_sha256`, the file must have that hash.
+        in_channels: channels of the network's input.
+        trust_pickle: load the meta-model of an ensemble from a pickle, which may run any code.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, refused as unsafe, has another hash, holds NaN or Inf, or
+            does not fit the architecture (the message lists what is missing, unexpected or of another shape).
+        SpecError: the architecture is unknown or cannot be built.
+    """
+    path = Path(checkpoint)
+    spec = pin_checkpoint(path, spec)
+    if spec.architecture_family == "ensemble":
+        # That module loads its members with this one.
+        from deepfake_export.ensemble.network import load_ensemble
+
+        ensemble, notes = load_ensemble(path, trust_pickle=trust_pickle)
+        loaded = LoadedCheckpoint(ensemble, spec, notes=notes)
+    elif spec.architecture_family == "torchscript":
+        loaded = LoadedCheckpoint(_load_torchscript(path), spec)
+    else:
+        network = build_network(spec, in_channels=in_channels, code_dir=path.absolute().parent)
+        loaded = _fit(path, network, spec)
+    loaded.network.float().eval()
+    _check_finite(path, loaded.network)
+    _check_outputs(path, loaded.network, spec, in_channels)
+    return loaded
+
+
+def _load_torchscript(path: Path) -> nn.Module:
+    try:
+        with warnings.catch_warnings():
+            # PyTorch deprecates TorchScript as a whole; people who hold such a file know what it is.
+            warnings.filterwarnings("ignore", message=r"`torch\.jit", category=FutureWarning)
+            network: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as exc:
+        raise CheckpointError(
+            f"{path} is no TorchScript file; for a plain state dict name the network in the spec, for example "
+            "'architecture: timm:efficientnet_b0'"
+        ) from exc
+    return network
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One reading of the file: these tensors, under this key, with this prefix taken off."""
+
+    weights_key: str
+    prefix: str
+    tensors: Mapping[str, Tensor]
+    ignored: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    wrong_shape: tuple[str, ...]
+    renamed_head: str = ""
+    wrapper: str = ""
+
+    @property
+    def problems(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.wrong_shape)
+
+
+def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
+    """Put the weights of the first reading of the file that fits into `network`."""
+    expected = network.state_dict()
+    best: _Candidate | None = None
+    data = read_checkpoint(path)
+    for key, tensors in _weight_sets(data):
+        for wrapper, prefix in itertools.product(_wrappers(expected), _prefixes(tensors)):
+            candidate = _compare(key, prefix, tensors, expected, wrapper)
+            if best is None or candidate.problems < best.problems:
+                best = candidate
+        if best is not None and best.problems:
+            best = _elsewhere(path, key, tensors, expected, head_path(network)) or best
+        if best is not None and not best.problems:
+            break
+    if best is None:
+        raise CheckpointError(f"{path} holds no weights; {_describe(data)}")
+    if best.problems:
+        raise CheckpointError(_why_unfit(path, best, spec, expected))
+    # Not strict, only because the counters of `_compare` may be missing; everything else is known to fit.
+    network.load_state_dict(dict(best.tensors), strict=False)
+    return LoadedCheckpoint(
+        network, spec, best.weights_key, best.prefix, best.ignored, best.renamed_head, best.wrapper
+    )
+
+
+def _elsewhere(
+    path: Path, key: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
+) -> _Candidate | None:
+    """Return the reading with prefixes that no wrapper of `WRAPPER_PREFIXES` puts there, if one fits.
+
+    Training code often keeps body and head side by side in a module of its own (``backbone.conv_stem.weight``,
+    ``classifier.weight``), where the architecture has the head inside; or the network beside other ones.
+
+    Raises:
+        CheckpointError: several networks or heads in the file fit, and any choice would be a guess.
+    """
+    inside = f"{head}." if head else "\n"
+    head_names = [name for name in expected if name.startswith(inside)]
+    body_names = [name for name in expected if not name.startswith(inside)]
+    fitting: dict[tuple[str, str], _Candidate] = {}
+    for body_prefix in _prefixes_of(body_names[:1], tensors):
+        for head_prefix in _prefixes_of([name.removeprefix(inside) for name in head_names[:1]], tensors):
+            old_names = {name: body_prefix + name for name in body_names} | {
+                name: head_prefix + name.removeprefix(inside) for name in head_names
+            }
+            old_names = {new: old for new, old in old_names.items() if old in tensors}
+            taken = set(old_names.values())
+            # What lies under the same prefixes belongs to the same modules, and may not be left out.
+            others = [name for name in tensors if name not in taken]
+            if any(name.startswith(prefix) for name in others for prefix in (body_prefix, head_prefix)):
+                continue
+            found = _compare(key, "", {new: tensors[old] for new, old in old_names.items()}, expected)
+            if not found.problems:
+                fitting[body_prefix, head_prefix] = dataclasses.replace(
+                    found,
+                    prefix=body_prefix,
+                    ignored=tuple(others),
+                    renamed_head=head_prefix if head_prefix != body_prefix + inside else "",
+                )
+    if len(fitting) > 1:
+        found_at = ", ".join(sorted({repr(body or head) for body, head in fitting}))
+        raise CheckpointError(
+            f"{path} holds several networks or heads that fit ({found_at}), and which one is meant cannot be known; "
+            "save the weights of one"
+        )
+    return next(iter(fitting.values()), None)
+
+
+def _prefixes_of(names: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return what stands before a name in those that end with it; without a name, that nothing does."""
+    if not names:
+        return [""]
+    (part,) = names
+    return [name.removesuffix(part) for name in tensors if name == part or name.endswith(f".{part}")]
+
+
+def _weight_sets(data: Any, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every set of named tensors in the file with its key path, likeliest first."""
+    if not isinstance(data, Mapping):
+        return
+    for inner in WEIGHTS_KEYS:
+        yield from _weight_sets(data.get(inner), f"{key}.{inner}" if key else inner)
+    tensors = {
+        str(name).replace(COMPILED_MARK, ""): value for name, value in data.items() if isinstance(value, Tensor)
+    }
+    if tensors:
+        yield key, tensors
+
+
+def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the prefixes worth a try, the empty one first; wrappers may be nested."""
+    found = [""]
+    for prefix in found:
+        found += [
+            prefix + wrapper
+            for wrapper in WRAPPER_PREFIXES
+            if any(name.startswith(prefix + wrapper) for name in tensors)
+        ]
+    return found
+
+
+def _wrappers(expected: Mapping[str, Tensor]) -> list[str]:
+    """Return the prefixes that all names of the network share, the empty one first.
+
+    A factory may put a module around the published network, to pick its logits out of what that returns.
+    """
+    found = [""]
+    parts = next(iter(expected), "").split(".")[:-1]
+    for part in parts:
+        longer = f"{found[-1]}{part}."
+        if not all(name.startswith(longer) for name in expected):
+            break
+        found.append(longer)
+    return found
+
+
+def _compare(
+    key: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], wrapper: str = ""
+) -> _Candidate:
+    inside = {
+        wrapper + name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+    }
+    return _Candidate(
+        weights_key=key,
+        prefix=prefix,
+        tensors=inside,
+        ignored=tuple(name for name in tensors if not name.startswith(prefix)),
+        # Batch norm's step counter is used in training only, and files from before PyTorch 0.4.1 lack it.
+        missing=tuple(name for name in expected if name not in inside and not name.endswith(".num_batches_tracked")),
+        unexpected=tuple(name for name in inside if name not in expected),
+        wrong_shape=tuple(
+            name for name, value in inside.items() if name in expected and value.shape != expected[name].shape
+        ),
+        wrapper=wrapper,
+    )
+
+
+def _why_unfit(path: Path, found: _Candidate, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
+    shapes = [
+        f"{name} is {list(found.tensors[name].shape)} and should be {list(expected[name].shape)}"
+        for name in found.wrong_shape
+    ]
+    parts = [
+        f"{len(names)} {what} ({_first(names)})"
+        for what, names in (
+            ("missing", found.missing),
+            ("unexpected", found.unexpected),
+            ("of another shape", tuple(shapes)),
+        )
+        if names
+    ]
+    where = f" under {found.weights_key!r}" if found.weights_key else ""
+    what = f"of its weights{where} {'; '.join(parts)}"
+    return f"{path} does not fit {spec.architecture}: {what}. {_hint(found, spec, expected)}"
+
+
+def _hint(found: _Candidate, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
+    """Return what to do about a checkpoint that does not fit."""
+    written = _head_layers(found, spec)
+    if written:
+        return written
+    pairs = [(found.tensors[name].shape, expected[name].shape) for name in found.wrong_shape]
+    only_last_layer = found.problems == len(pairs) and all(
+        given[1:] == wanted[1:] and wanted[0] == spec.head.num_logits for given, wanted in pairs
+    )
+    if not only_last_layer:
+        return "Name the architecture and the input size that this checkpoint was trained with in the spec"
+    outputs = pairs[0][0][0]
+    if outputs > 2:
+        return f"Its last layer has {outputs} outputs, and a detector has 1 or 2"
+    return f"Its last layer has {outputs} output(s): set 'head: {{kind: {'sigmoid' if outputs == 1 else 'softmax'}}}'"
+
+
+def _head_layers(found: _Candidate, spec: ModelSpec) -> str:
+    """Return how to state a head of several layers, where that is what does not fit; empty where it is not."""
+    if spec.head.layers or spec.architecture_family not in ("timm", "torchvision"):
+        return ""
+    numbered: dict[str, dict[int, Tensor]] = {}
+    for name in (*found.unexpected, *found.wrong_shape):
+        match = re.fullmatch(r"(.*?)\.?(\d+)\.weight", name)
+        if match and found.tensors[name].ndim == 2:
+            numbered.setdefault(match[1], {})[int(match[2])] = found.tensors[name]
+    heads = [(path, layers) for path, layers in numbered.items() if len(layers) > 1]
+    # All but the usual head's weight and bias must be there, under whatever prefix: else the body is another one.
+    starts = _prefixes_of(list(found.missing[:1]), found.tensors) or [""]
+    body_fits = any(sum(start + name not in found.tensors for name in found.missing) <= 2 for start in starts)
+    if len(heads) != 1 or not body_fits:
+        return ""
+    path, layers = heads[0]
+    entries = [f"linear:{layers[index].shape[0]}" if index in layers else "?" for index in range(max(layers) + 1)]
+    # What stands between two linear layers has no weights, so the file cannot tell; this is what is usual.
+    for index, entry in enumerate(entries):
+        if entry == "?":
+            entries[index] = "relu" if index and entries[index - 1].startswith("linear") else "dropout"
+    outputs = layers[max(layers)].shape[0]
+    kind = {1: "sigmoid", 2: "softmax"}.get(int(outputs))
+    if kind is None:
+        return f"Its last layer has {outputs} outputs, and a detector has 1 or 2"
+    return (
+        f"Its head has several layers (under {path!r}): state them as in the training code, for example "
+        f"'head: {{kind: {kind}, layers: [{', '.join(entries)}]}}'"
+    )
+
+
+def _first(names: tuple[str, ...]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f", and {rest} more" if rest > 0 else "")
+
+
+def _describe(data: Any) -> str:
+    if not isinstance(data, Mapping):
+        return f"it holds a {type(data).__name__}, and a mapping from names to tensors is needed"
+    return f"its keys are {_first(tuple(str(key) for key in data)) or 'none'}; looked under {', '.join(WEIGHTS_KEYS)}"
+
+
+def _check_finite(path: Path, network: nn.Module) -> None:
+    broken = tuple(
+        name
+        for name, value in network.state_dict().items()
+        if value.is_floating_point() and not value.isfinite().all()
+    )
+    if broken:
+        raise CheckpointError(
+            f"{path} holds NaN or Inf in {len(broken)} tensor(s) ({_first(broken)}); the training diverged, "
+            "so take an earlier checkpoint"
+        )
+
+
+def _check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels: int) -> None:
+    """Run two grey crops through the network, so that a wrong input size or head shows here and not in service."""
+    crops = torch.full((2, in_channels, spec.input_height_px, spec.input_width_px), 0.1)
+    try:
+        with torch.inference_mode():
+            outputs = network(crops)
+    except Exception as exc:
+        reason = str(exc).strip().splitlines()[-1] if str(exc).strip() else type(exc).__name__
+        raise CheckpointError(
+            f"{path}: the network does not run on {spec.input_width_px}x{spec.input_height_px} px crops ({reason}); "
+            "set the input size that it was trained with in the spec, or put a module around it that takes such "
+            "crops (docs/export.md shows one)"
+        ) from exc
+    allowed = [(2, spec.head.num_logits)] + ([(2,)] if spec.head.num_logits == 1 else [])
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
+    if shape not in allowed:
+        raise CheckpointError(
+            f"{path}: for 2 crops the network gives {_shown_output(outputs)}, but head {spec.head.kind!r} needs "
+            f"{[2, spec.head.num_logits]}; correct 'head' in the spec, or return that from a module "
+            "around the network (docs/export.md shows one)"
+        )
+
+
+def _shown_output(outputs: object) -> str:
+    if isinstance(outputs, Tensor):
+        return f"a tensor of shape {list(outputs.shape)}"
+    entries: list[tuple[str, object]] = []
+    if isinstance(outputs, Mapping):
+        entries = [(f"{key!r}: ", value) for key, value in outputs.items()]
+    elif isinstance(outputs, tuple | list):
+        entries = [("", value) for value in outputs]
+    held = ", ".join(
+        name + (str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__)
+        for name, value in entries
+    )
+    return f"a {type(outputs).__name__}" + (f" with {held}" if held else "")

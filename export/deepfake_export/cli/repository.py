@@ -1,0 +1,242 @@
+"""`deepfake repository`: thin shells around `repository_admin`; no PyTorch, no server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deepfake_export.tensorrt.plans import parse_target, plan_target
+from deepfake_export.repository.admin import ModelInfo, Problem, Pruning, inspect_repository
+from deepfake_export.repository.admin import prune as prune_model
+from deepfake_export.repository.admin import rollback as rollback_model
+from deepfake_preprocess.contract.plan_info import PLAN_FILE
+from deepfake_preprocess.errors import OptionError, RepositoryError
+
+DEFAULT_REPOSITORY = Path("model_repository")
+PLAIN_WIDTH = 120
+"""Of a table that goes into a file or a pipe, where there is no terminal to fit."""
+
+app = typer.Typer(
+    help="""Look after a model repository: its versions, which one is served, whether all is whole.
+
+    `deepfake export` adds versions; the newest export is served. Every command
+    works beside running servers, which take changes when they are started again.
+
+    [bold]Examples[/]
+
+      deepfake repository list
+
+      deepfake repository verify my_detector
+
+      deepfake repository rollback my_detector
+
+      deepfake repository prune my_detector --keep 3 --dry-run
+
+    [bold]Exit codes[/]  0 done, or all is whole · 2 something is wrong; the
+    message says what to do
+    """,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Repository = Annotated[
+    Path, typer.Option("--repository", "-r", help="Model repository, as `deepfake export` writes it.")
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_models(repository: Repository = DEFAULT_REPOSITORY, as_json: AsJson = False) -> None:
+    """Show models and versions, which one is served, and what is damaged.
+
+    Every file is compared with its manifest. Half and damaged models are shown,
+    with the reason below the table. `size` is that of all files of a version.
+    """
+    models = inspect_repository(repository)
+    if as_json:
+        _print_json([model.to_dict() for model in models])
+        return
+    console = _console()
+    if not models:
+        console.print(f"{escape(str(repository))} holds no model; put one there with `deepfake export`")
+        return
+    console.print(_table(models))
+    problems = [problem for model in models for problem in model.all_problems]
+    if problems:
+        console.print()
+        _print_problems(console, problems)
+
+
+@app.command()
+def verify(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to check. Default: all.")
+    ] = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+    tensorrt: Annotated[
+        str,
+        typer.Option(
+            metavar="VERSION/CAPABILITY",
+            help="TensorRT and GPU that load the plans, as 11.4.0/8.9. Default: this machine's, where it has both.",
+        ),
+    ] = "here",
+    as_json: AsJson = False,
+) -> None:
+    """Check every version against its manifest, and every configuration against its version.
+
+    Says per file what is wrong and what to do. TensorRT plans must be for the
+    TensorRT and the GPU that will load them. Exit code 0 when nothing is wrong, 2
+    otherwise; what is not served, as a plan of an older version or what a killed
+    export left behind, is named, and counts only where it keeps Triton from
+    starting.
+    """
+    target = parse_target(tensorrt, "--tensorrt") or plan_target()
+    found = inspect_repository(repository, models or (), plan_target=target)
+    problems = [problem for model in found for problem in model.all_problems]
+    wrong = [problem for problem in problems if not problem.harmless]
+    if as_json:
+        _print_json(
+            {
+                "repository": str(repository),
+                "ok": not wrong,
+                "plans_checked_for": None if target is None else "/".join(target),
+                "models": [model.to_dict() for model in found],
+                "problems": [problem.to_dict() for problem in problems],
+            }
+        )
+    else:
+        console = _console()
+        versions = sum(len(model.versions) for model in found)
+        _print_problems(console, problems)
+        if target is None and any(list((repository / model.name).glob(f"*/{PLAN_FILE}")) for model in found):
+            what = "plans were not compared with a TensorRT and a GPU, because this machine lacks them"
+            console.print(f"[dim]note[/]  {what}; name those that shall load them, as --tensorrt 11.4.0/8.9")
+        summary = f"{len(found)} model(s), {versions} version(s) checked: "
+        console.print(summary + (f"[bold red]{len(wrong)} problem(s)[/]" if wrong else "[green]all is whole[/]"))
+    if wrong:
+        raise typer.Exit(RepositoryError.exit_code)
+
+
+@app.command()
+def rollback(
+    model: Model,
+    to: Annotated[
+        int | None, typer.Option("--to", metavar="VERSION", help="Version to serve. Default: the one before.", min=1)
+    ] = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the previous version of a model again, or the one named with --to.
+
+    Nothing is deleted: both configurations are written for that version, with its
+    threshold and input size. The next export serves its own version again.
+    With --to and the served version, damaged configurations are repaired.
+    """
+    result = rollback_model(repository, model, to=to)
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    console = _console()
+    name = f"[bold]{escape(result.model)}[/]"
+    if result.before == result.served:
+        console.print(f"{name} serves version {result.served} as before; its configurations were written again.")
+    else:
+        console.print(f"{name} serves version {result.served} now, before: {result.before or 'unknown'}.")
+    console.print(f"  written  {escape(', '.join(result.files))}")
+    if result.before != result.served:
+        console.print("A running server goes on with what it loaded: start it again to take the change.")
+    if result.still_used_by:
+        processes = ", ".join(map(str, result.still_used_by))
+        console.print(f"On this machine, these processes serve another version: {processes}")
+
+
+@app.command()
+def prune(
+    model: Model,
+    keep: Annotated[int, typer.Option("--keep", metavar="N", help="How many of the newest versions stay.", min=1)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    repository: Repository = DEFAULT_REPOSITORY,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old versions of a model, never the served one nor one that a running `deepfake serve` uses."""
+
+    def confirm(plan: Pruning) -> bool:
+        if yes or not plan.removed:
+            return True
+        if not sys.stdin.isatty():
+            raise OptionError("there is no terminal to ask on; say --yes to remove, or --dry-run to look first")
+        return typer.confirm(f"Remove {_removal(plan)}?", err=True)
+
+    plan = prune_model(repository, model, keep=keep, dry_run=dry_run, confirm=confirm)
+    if as_json:
+        _print_json(plan.to_dict())
+        return
+    console = _console()
+    if not plan.removed:
+        console.print(f"Nothing to remove: {escape(model)} has version(s) {_numbers(plan.kept)}.")
+    elif plan.done:
+        console.print(f"Removed {_removal(plan)}.")
+    else:
+        console.print(f"{'Would remove' if dry_run else 'Nothing was removed; it would be'} {_removal(plan)}.")
+    if plan.removed:
+        console.print(f"  kept  {_numbers(plan.kept)} (served: {_numbers(plan.served)})")
+
+
+def _table(models: Sequence[ModelInfo]) -> Table:
+    table = Table(box=None, header_style="bold")
+    for heading in ("model", "version", "served", "precision", "size", "date", "checkpoint", "threshold", "status"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading in ("version", "size") else "left")
+    for model in models:
+        broken = [problem for problem in model.problems if not problem.harmless]
+        for version in model.versions:
+            served = f"yes, by {_numbers(version.in_use_by)}" if version.in_use_by else "yes"
+            unserved = f"by {_numbers(version.in_use_by)}" if version.in_use_by else ""
+            table.add_row(
+                escape(model.name),
+                str(version.version),
+                served if version.served else unserved,
+                escape(version.precision),
+                f"{version.size_bytes / 1e6:.1f} MB",
+                version.created[:16].replace("T", " "),
+                (version.checkpoint_sha256 or "-")[:8],
+                "-" if version.threshold is None else f"{version.threshold:g}",
+                "[red]damaged[/]" if version.status == "damaged" or (version.served and broken) else "[green]ok[/]",
+            )
+        if not model.versions:
+            table.add_row(escape(model.name), "-", "", "-", "-", "", "-", "-", "[red]no version[/]")
+    return table
+
+
+def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        mark = "[dim]note[/]" if problem.harmless else "[red]wrong[/]"
+        console.print(f"{mark}  {escape(problem.file)}: {escape(problem.what)}")
+        console.print(f"       {escape(problem.fix)}")
+
+
+def _removal(plan: Pruning) -> str:
+    return f"version(s) {_numbers(plan.removed)} of {plan.model} ({plan.freed_bytes / 1e6:.1f} MB)"
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _console() -> Console:
+    console = Console(soft_wrap=True, highlight=False)
+    return console if console.is_terminal else Console(soft_wrap=True, highlight=False, width=PLAIN_WIDTH)
+
+
+def _print_json(data: object) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))

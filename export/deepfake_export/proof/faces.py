@@ -1,0 +1,211 @@
+"""The user's own faces for calibration and proof: crops with the file each came from, and labels where there are any.
+
+What a file of the directory is used for:
+
+- A **video** gives `FRAMES_PER_VIDEO` evenly spaced frames; every face in them is cut out as in service.
+- An **image of exactly the model's input size** is a crop already, and is used as it is.
+- Any **other image** is searched for faces, and each is cut out as in service.
+
+So calibration sees what the server will see: our own detector, and the spec's margin and alignment.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from deepfake_export.proof.crops import IMAGE_SUFFIXES, UInt8Array, hash_files
+from deepfake_preprocess.faces.crop import crop_face
+from deepfake_preprocess.errors import MediaOpenError, OptionError
+from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.media.opening import Media, Sampling, open_media
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".3gp")
+FRAMES_PER_VIDEO = 16
+"""Enough for the median of a verdict; neighbouring frames of one clip add hardly any new range."""
+MIN_CROPS = 16
+"""Fewer do not show the range of a layer's activations; the export refuses them."""
+RECOMMENDED_CROPS = 500
+"""Below this a flip rate of 0.5% is less than three crops, and one unlucky crop decides."""
+MAX_CROPS = 1024
+LABEL_NAMES = {"real": 0, "fake": 1, "0": 0, "1": 1}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaceSet:
+    """Face crops and where they came from.
+
+    Attributes:
+        crops: uint8 ``[N, H, W, 3]``, RGB.
+        sources: for each crop the path of its file, relative to the directory.
+        videos: those of the `sources` that are videos.
+        labels: for each crop 1 for fake and 0 for real; None where the files do not say it for all.
+        sha256: hash over names and contents of the directory's media; None for generated crops.
+        origin: where they came from, for people.
+        notes: what a reader should know, as sentences without a full stop.
+    """
+
+    crops: UInt8Array
+    sources: tuple[str, ...]
+    videos: frozenset[str]
+    labels: npt.NDArray[np.int64] | None
+    sha256: str | None
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+def media_of(directory: str | Path) -> list[Path]:
+    """Return the images and videos under a directory, sorted by path; hidden ones are left out.
+
+    Raises:
+        OptionError: no such directory, or no image or video in it.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise OptionError(f"{directory}: there is no such directory of faces; name one that holds videos or images")
+    found = sorted(
+        path
+        for path in directory.rglob("*")
+        if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    )
+    if not found:
+        raise OptionError(f"{directory} holds no videos and no images; put clips or face images there")
+    return found
+
+
+def hash_media(directory: str | Path) -> str:
+    """Return the SHA-256 over relative path and content of every image and video under a directory.
+
+    Raises:
+        OptionError: see `media_of`.
+    """
+    return hash_files(media_of(directory), Path(directory))
+
+
+def read_faces(
+    directory: str | Path, spec: ModelSpec, *, labels: str | Path | None = None, limit: int = MAX_CROPS
+) -> FaceSet:
+    """Cut the faces out of a directory's videos and images, by the rule of this module.
+
+    Args:
+        directory: holds videos and images, in sub-directories too.
+        spec: input size, margin and alignment of the model.
+        labels: CSV with ``path,label`` per line, the path relative to the directory, the label real, fake, 0 or 1.
+            None takes folders called ``real`` and ``fake`` as labels.
+        limit: at most about so many crops; where there are more files, they are taken evenly from all of them.
+
+    Raises:
+        OptionError: no media, no face in them, fewer than `MIN_CROPS` crops, or a wrong CSV.
+    """
+    directory = Path(directory)
+    paths = media_of(directory)
+    label_of = _read_labels(Path(labels), directory) if labels is not None else None
+    per_file = [FRAMES_PER_VIDEO if _is_video(path) else 1 for path in paths]
+    step = max(1.0, sum(per_file) / limit)
+    chosen = [paths[int(position * step)] for position in range(int(len(paths) / step))]
+
+    # Loaded on use: it brings ONNX Runtime, and `--help` and the repository's commands come through this module too.
+    from deepfake_preprocess.faces.mtcnn import MtcnnDetector
+
+    detector = MtcnnDetector()
+    crops: list[UInt8Array] = []
+    sources: list[str] = []
+    without, damaged = [], []
+    for path in chosen:
+        name = path.relative_to(directory).as_posix()
+        before = len(crops)
+        try:
+            with open_media(path) as media:
+                crops += _crops_of(media, detector, spec)
+        except MediaOpenError:
+            damaged.append(name)
+            continue
+        sources += [name] * (len(crops) - before)
+        if len(crops) == before:
+            without.append(name)
+    width, height = spec.input_size_wh
+    hint = f"images that are crops already must be {width}x{height} px, the model's input size"
+    if not crops:
+        raise OptionError(f"{directory}: no face was found in any of {len(chosen)} files; {hint}")
+    if len(crops) < MIN_CROPS:
+        raise OptionError(
+            f"{directory}: only {len(crops)} face crops were found in {len(chosen)} files; at least {MIN_CROPS} are "
+            f"needed and {RECOMMENDED_CROPS} recommended ({hint})"
+        )
+    notes = []
+    if len(crops) < RECOMMENDED_CROPS:
+        notes.append(
+            f"{len(crops)} face crops are few for calibration and proof; {RECOMMENDED_CROPS} are recommended"
+        )
+    if without:
+        notes.append(f"no face was found in {len(without)} of {len(chosen)} files ({', '.join(without[:3])}); {hint}")
+    if damaged:
+        notes.append(f"{len(damaged)} damaged files were left out ({', '.join(damaged[:3])})")
+    return FaceSet(
+        np.stack(crops),
+        tuple(sources),
+        frozenset(path.relative_to(directory).as_posix() for path in chosen if _is_video(path)),
+        _labels_of(sources, label_of),
+        hash_media(directory),
+        f"{len(crops)} face crops from {len(set(sources))} files of the directory {directory.name!r}",
+        tuple(notes),
+    )
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _crops_of(media: Media, detector: FaceDetector, spec: ModelSpec) -> Iterator[UInt8Array]:
+    for frame in media.frames(Sampling(num_frames=FRAMES_PER_VIDEO)):
+        if media.kind == "image" and (frame.width_px, frame.height_px) == spec.input_size_wh:
+            yield frame.to_rgb()
+            continue
+        size_wh = detector.detection_size_wh(frame.width_px, frame.height_px)
+        (faces,) = detector.detect([frame.to_rgb(size_wh)])
+        for face in faces:
+            scaled = face.scaled(frame.width_px / size_wh[0], frame.height_px / size_wh[1])
+            yield crop_face(frame, scaled, spec)
+
+
+def _read_labels(path: Path, directory: Path) -> dict[str, int]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        raise OptionError(f"{path}: the labels cannot be read ({exc})") from exc
+    if rows and rows[0][1:2] == ["label"]:
+        rows = rows[1:]
+    found = {}
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 2 or row[1].lower() not in LABEL_NAMES:
+            raise OptionError(
+                f"{path}: entry {number} is {','.join(row)!r}; allowed: path,real or path,fake (or 0, 1)"
+            )
+        if not (directory / row[0]).is_file():
+            raise OptionError(f"{path}: entry {number} names {row[0]!r}, which is not in {directory}")
+        found[Path(row[0]).as_posix()] = LABEL_NAMES[row[1].lower()]
+    return found
+
+
+def _labels_of(sources: list[str], label_of: dict[str, int] | None) -> npt.NDArray[np.int64] | None:
+    """Return one label per crop; None where one is missing, or where there is one class only."""
+    found = []
+    for source in sources:
+        if label_of is not None:
+            label = label_of.get(source)
+        else:
+            folders = [part.lower() for part in Path(source).parts[:-1] if part.lower() in ("real", "fake")]
+            label = LABEL_NAMES[folders[-1]] if folders else None
+        if label is None:
+            return None
+        found.append(label)
+    return np.array(found, dtype=np.int64) if len(set(found)) == 2 else None
