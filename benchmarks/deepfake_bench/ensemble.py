@@ -34,7 +34,7 @@ from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
-from deepfake_serve.repository import MODEL_FILE
+from deepfake_serve._repository import MODEL_FILE
 from deepfake_serve.server import EmbeddedTriton
 
 PACKAGES = ("numpy", "onnxruntime", "torch", "timm", "tritonclient", "grpcio")
@@ -71,7 +71,7 @@ class TritonPythonModel:
             responses.append(pb_utils.InferenceResponse(tensors))
         return responses
 """
-"""The model behind the members. By DLPack, for the reason in `deepfake_serve.backend`."""
+"""The model behind the members. By DLPack, for the reason in `deepfake_serve._backend`."""
 
 
 @dataclass(frozen=True, slots=True)

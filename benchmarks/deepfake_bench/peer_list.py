@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from deepfake_bench.senders import Crops, HttpRequest, plain_http
-from deepfake_serve.cores import CROPS_PER_THREAD
+from deepfake_serve._cores import CROPS_PER_THREAD
 
 PEERS_DIR = Path(__file__).parent / "peers"
 IN_PROCESS = "in-process"

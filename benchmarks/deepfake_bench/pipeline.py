@@ -37,7 +37,7 @@ from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import ArrayFrame
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_serve.cores import CROPS_PER_THREAD
+from deepfake_serve._cores import CROPS_PER_THREAD
 
 PACKAGES = (
     "av",

@@ -41,7 +41,7 @@ from deepfake_bench.senders import PROTOCOLS, Crops, protocols_named
 from deepfake_bench.serving import Server, embedded_server
 from deepfake_bench.tables import table_console
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_serve.cores import CROPS_PER_THREAD
+from deepfake_serve._cores import CROPS_PER_THREAD
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio")
 RAMP_S = 0.5

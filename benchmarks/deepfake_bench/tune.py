@@ -37,7 +37,7 @@ from deepfake_preprocess.errors import DeepfakeError, RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of
 from deepfake_preprocess.contract.triton_config import ServingOptions
-from deepfake_serve.repository import MODEL_FILE, ServedModel, available_cores, check_repository, model_share
+from deepfake_serve._repository import MODEL_FILE, ServedModel, available_cores, check_repository, model_share
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")
 VERIFIED_CROPS = 16

@@ -27,8 +27,8 @@ from typing import Self
 from deepfake_preprocess.errors import OptionError, ServerStartError
 from deepfake_preprocess.contract.model_dir import hold_version
 from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
-from deepfake_serve import supervisor
-from deepfake_serve.repository import (
+from deepfake_serve import _supervisor as supervisor
+from deepfake_serve._repository import (
     CpuShare,
     ServedModel,
     available_cores,
@@ -36,7 +36,7 @@ from deepfake_serve.repository import (
     model_share,
     write_view,
 )
-from deepfake_serve.runtime import Announce, TritonRuntime, ensure_runtime, library_path
+from deepfake_serve._runtime import Announce, TritonRuntime, ensure_runtime, library_path
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
@@ -60,7 +60,7 @@ class EmbeddedTriton:
             client = tritonclient.grpc.InferenceServerClient(triton.grpc_url)
 
     The server ends with the context, and also when this process dies in any way. Starting fetches Triton the
-    first time (see `deepfake_serve.runtime`).
+    first time (see `deepfake_serve._runtime`).
 
     Attributes:
         grpc_url: ``127.0.0.1:PORT``, as gRPC clients take it; known after the start.
@@ -321,7 +321,7 @@ def _write_backends(runtime: TritonRuntime, target: Path) -> None:
     (ours / "model.py").write_text(
         "import sys\n\n"
         f"sys.path[:0] = {search_path!r}\n"
-        "from deepfake_serve.backend import TritonPythonModel  # noqa: E402, F401\n",
+        "from deepfake_serve._backend import TritonPythonModel  # noqa: E402, F401\n",
         encoding="utf-8",
     )
 

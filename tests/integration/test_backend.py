@@ -77,9 +77,9 @@ def backend(monkeypatch, logged):
     utils.Logger = SimpleNamespace(log_error=logged.append)
     utils.get_input_tensor_by_name = lambda request, name: request.faces
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
-    monkeypatch.delitem(sys.modules, "deepfake_serve.backend", raising=False)
-    yield importlib.import_module("deepfake_serve.backend")
-    del sys.modules["deepfake_serve.backend"]
+    monkeypatch.delitem(sys.modules, "deepfake_serve._backend", raising=False)
+    yield importlib.import_module("deepfake_serve._backend")
+    del sys.modules["deepfake_serve._backend"]
 
 
 @pytest.fixture

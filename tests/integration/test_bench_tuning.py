@@ -16,7 +16,7 @@ from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_serve import EmbeddedTriton
-from deepfake_serve.repository import CpuShare, available_cores
+from deepfake_serve._repository import CpuShare, available_cores
 
 
 @pytest.fixture(scope="module")

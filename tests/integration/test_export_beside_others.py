@@ -15,7 +15,7 @@ from deepfake_export.repository.admin import inspect_repository
 from deepfake_export.checkpoint.untrained import build_untrained_network
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
-from deepfake_serve.repository import check_repository
+from deepfake_serve._repository import check_repository
 
 SPEC = ModelSpec(
     name="tiny", architecture="timm:test_efficientnet", input_height_px=64, input_width_px=64, training_data="none"

@@ -30,7 +30,7 @@ from deepfake_preprocess.errors import OptionError, RepositoryError, ServerStart
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_serve import EmbeddedTriton
-from deepfake_serve.repository import CpuShare
+from deepfake_serve._repository import CpuShare
 
 SHM = Path("/dev/shm")
 END_TIMEOUT_S = 30

@@ -17,7 +17,7 @@ from deepfake_bench.tune_server import Replay
 from deepfake_export.repository.admin import rollback
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.triton_config import ServingOptions
-from deepfake_serve.repository import check_repository
+from deepfake_serve._repository import check_repository
 
 START = Setting(1, ServingOptions(tuned_for_cores=2))
 

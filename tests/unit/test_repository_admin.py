@@ -22,7 +22,7 @@ from deepfake_preprocess.contract.plan_info import PLAN_FILE, EngineInfo
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest, sha256_file
 from deepfake_preprocess.contract.model_dir import claimed_versions, hold_version, lock_holders, versions_of
-from deepfake_serve.repository import check_repository
+from deepfake_serve._repository import check_repository
 
 PYTHON = [sys.executable, "-c"]
 ENGINE = EngineInfo(

@@ -18,7 +18,7 @@ from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, config_parameters, read_config
-from deepfake_serve.repository import check_repository
+from deepfake_serve._repository import check_repository
 
 THRESHOLDS = {1: "0.5", 2: "0.6", 3: "0.7"}
 """Of each version, so that one served with the parameters of another is seen."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deepfake_serve import cores
-from deepfake_serve.cores import cores_are_idle, running_alone
+from deepfake_serve import _cores as cores
+from deepfake_serve._cores import cores_are_idle, running_alone
 
 
 @pytest.fixture

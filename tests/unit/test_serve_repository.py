@@ -9,8 +9,8 @@ from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_serve import repository
-from deepfake_serve.repository import CpuShare, check_repository, cpu_share, model_share, write_view
+from deepfake_serve import _repository as repository
+from deepfake_serve._repository import CpuShare, check_repository, cpu_share, model_share, write_view
 
 SPEC = ModelSpec(name="detector", architecture="timm:efficientnet_b0")
 

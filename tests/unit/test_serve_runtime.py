@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepfake_preprocess.errors import ServerStartError
-from deepfake_serve import runtime
+from deepfake_serve import _runtime as runtime
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 TARGET = f"triton-{runtime.TRITON_VERSION}"

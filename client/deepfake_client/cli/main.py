@@ -58,7 +58,7 @@ COMMANDS = {
     "models": Command("deepfake_client.cli.server:models", "serve", "Show the detectors that a server offers."),
     "health": Command("deepfake_client.cli.server:health", "serve", "Ask a server whether it is alive and ready."),
     "serve": Command(
-        "deepfake_serve.cli:serve", "serve", "Serve a model repository on a real Triton, without Docker."
+        "deepfake_serve.cli.serve:serve", "serve", "Serve a model repository on a real Triton, without Docker."
     ),
     "export": Command(
         "deepfake_export.cli.export:export", "export", "Turn a PyTorch checkpoint into a served model, with proof."

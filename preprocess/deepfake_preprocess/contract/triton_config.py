@@ -24,7 +24,7 @@ EMBEDDED_CONFIG_NAME = "configs/embedded.pbtxt"
 PRODUCTION_BACKENDS = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 """Backends of NVIDIA's container that we write configurations for, and the file each one loads."""
 EMBEDDED_BACKEND = "deepfake_onnxruntime"
-"""Our Python-based backend that runs ONNX Runtime inside the embedded server (see `deepfake_serve.backend`)."""
+"""Our Python-based backend that runs ONNX Runtime inside the embedded server (see `deepfake_serve._backend`)."""
 
 PRODUCTION_MAX_BATCH_SIZE = 32
 """A GPU's throughput on 224 px classifiers is nearly flat from here on, and 32 crops are 4.8 MB on the wire."""

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from deepfake_serve.cores import CROPS_PER_THREAD, MIN_AHEAD_S, running_alone
+from deepfake_serve._cores import CROPS_PER_THREAD, MIN_AHEAD_S, running_alone
 
 Array = npt.NDArray[Any]
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from deepfake_preprocess.errors import ServerStartError
-from deepfake_serve.runtime import TRITON_VERSION, cache_dir
+from deepfake_serve._runtime import TRITON_VERSION, cache_dir
 from deepfake_serve.server import EmbeddedTriton
 
 DEFAULT_REPOSITORY = Path("model_repository")
