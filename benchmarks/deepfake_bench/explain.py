@@ -122,7 +122,7 @@ def verify(explainer: CheckpointExplainer, by_hand: nn.Module, crops: NDArray[np
     import torch
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    from deepfake_explain.cam import CAMS
+    from deepfake_explain._cam import CAMS
     from deepfake_export.graph.served_detector import ServedDetector
 
     ours = np.stack([item.heatmap for item in explainer.explain(crops, ExplainOptions(method))])

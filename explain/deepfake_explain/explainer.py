@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from deepfake_client.explain.draw import overlay_heatmap
 from deepfake_client.explain.types import ExplainOptions, Explanation, MemberHeatmap, ServedScores
-from deepfake_explain.agreement import check_checkpoint, check_scores
-from deepfake_explain.cam import check_method, heatmaps_of
+from deepfake_explain._agreement import check_checkpoint, check_scores
+from deepfake_explain._cam import check_method, heatmaps_of
 from deepfake_explain.faithfulness import RANDOMISED, compare_maps, measure_faithfulness, randomised
 from deepfake_explain.regions import find_regions, part_map, part_shares
-from deepfake_explain.target_layer import TargetLayer, find_target_layer, list_names, spatial_layers
+from deepfake_explain._target_layer import TargetLayer, find_target_layer, list_names, spatial_layers
 from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_export.cli.export import default_spec_path
 from deepfake_export.ensemble.network import EnsembleNetwork

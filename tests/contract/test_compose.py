@@ -14,7 +14,7 @@ import yaml
 from compose import ROOT, TOKEN, read_compose
 
 from deepfake_client.cli.main import COMMANDS
-from deepfake_explain.cli import explain_serve
+from deepfake_explain.cli.explain_serve import explain_serve
 from deepfake_export.cli.engines import build_engines
 
 REFERENCE = json.loads((ROOT / "tests/assets/triton_reference.json").read_text(encoding="utf-8"))

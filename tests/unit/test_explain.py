@@ -18,11 +18,11 @@ from torch import nn
 
 import deepfake_explain
 from deepfake_explain import METHODS, PARTS, CheckpointExplainer, ExplainOptions, ServedScores
-from deepfake_explain.agreement import check_scores, tolerance_of
-from deepfake_explain.cam import CAMS
+from deepfake_explain._agreement import check_scores, tolerance_of
+from deepfake_explain._cam import CAMS
 from deepfake_explain.faithfulness import compare_maps, measure_faithfulness, randomised
 from deepfake_explain.regions import find_regions, part_map, part_shares
-from deepfake_explain.target_layer import find_target_layer, spatial_layers
+from deepfake_explain._target_layer import find_target_layer, spatial_layers
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.graph.served_detector import ServedDetector

@@ -26,8 +26,8 @@ from deepfake_client.explain.types import ExplainOptions, ServedScores
 from deepfake_client.explain.wire import NPZ_TYPE, explanation_from_npz, explanation_to_npz
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_client.transport.retry import NO_RETRY
-from deepfake_explain import service as service_module
-from deepfake_explain.service import Agreement, Limits, build_app
+from deepfake_explain.service import app as service_module
+from deepfake_explain.service.app import Agreement, Limits, build_app
 from deepfake_export.proof.crops import generate_crops
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.errors import (

@@ -89,7 +89,7 @@ COMMANDS = {
         "deepfake_client.cli.explain:explain", "explain", "Show where the model saw the fake: heatmaps of a verdict."
     ),
     "explain-serve": Command(
-        "deepfake_explain.cli:explain_serve", "explain", "Serve heatmaps of one checkpoint over HTTP, beside Triton."
+        "deepfake_explain.cli.explain_serve:explain_serve", "explain", "Serve heatmaps of one checkpoint over HTTP, beside Triton."
     ),
     "demo-checkpoint": Command(
         "deepfake_export.cli.export:demo_checkpoint", "export", "Write the demo checkpoint, its spec and its model card."

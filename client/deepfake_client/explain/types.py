@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 METHODS = ("grad-cam", "grad-cam++", "eigen-cam", "layer-cam", "hires-cam")
-"""Names of the methods; see `deepfake_explain.cam`."""
+"""Names of the methods; see `deepfake_explain._cam`."""
 DEFAULT_METHOD = "grad-cam"
 
 

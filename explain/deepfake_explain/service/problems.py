@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deepfake_client.explain.wire import PROBLEM_TYPE
-from deepfake_explain.intake import TooManyPixelsError
+from deepfake_explain.service.intake import TooManyPixelsError
 from deepfake_preprocess.errors import (
     DeepfakeError,
     ExplainDisagreementError,

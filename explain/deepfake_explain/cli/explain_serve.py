@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_explain.explainer import DEFAULT_MAX_BATCH, CheckpointExplainer
-from deepfake_explain.service import Agreement, Limits, build_app
+from deepfake_explain.service.app import Agreement, Limits, build_app
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 

@@ -23,7 +23,7 @@ from pytorch_grad_cam.base_cam import BaseCAM
 from torch import Tensor, nn
 
 from deepfake_client.explain.types import METHODS
-from deepfake_explain.target_layer import TargetLayer
+from deepfake_explain._target_layer import TargetLayer
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import Head
 
