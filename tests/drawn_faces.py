@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from deepfake_preprocess.contract.spec import Crop, ModelSpec
-from deepfake_training.config import TrainConfig
-from deepfake_training.faces import FAKE, REAL, FaceSet
+from deepfake_training.loop.config import TrainConfig
+from deepfake_training.data.faces import FAKE, REAL, FaceSet
 
 SIDE_PX = 72
 BOX = (12.0, 8.0, 60.0, 66.0)

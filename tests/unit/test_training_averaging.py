@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_training.averaging import average_runs
-from deepfake_training.checkpointing import BEST, BEST_SPEC
-from deepfake_training.config import TrainConfig
-from deepfake_training.held_out import score_held_out
-from deepfake_training.loop import Run
+from deepfake_training.loop.averaging import average_runs
+from deepfake_training.loop.checkpointing import BEST, BEST_SPEC
+from deepfake_training.loop.config import TrainConfig
+from deepfake_training.data.held_out import score_held_out
+from deepfake_training.loop.loop import Run
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from drawn_faces import BOX, LANDMARKS, QUICK, TINY, draw_face, make_faces
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.detector import Face
-from deepfake_training.augment import Augmentation, compress_h264, compress_jpeg
-from deepfake_training.config import Mixture, TrainConfig
-from deepfake_training.data import FaceDataset, split_datasets
-from deepfake_training.faces import FAKE, FaceSet
-from deepfake_training.packing import pack_faces
-from deepfake_training.selfblend import self_blend, swap_source
+from deepfake_training.data.augment import Augmentation, compress_h264, compress_jpeg
+from deepfake_training.loop.config import Mixture, TrainConfig
+from deepfake_training.data.dataset import FaceDataset, split_datasets
+from deepfake_training.data.faces import FAKE, FaceSet
+from deepfake_training.data.packing import pack_faces
+from deepfake_training.data.selfblend import self_blend, swap_source
 
 FACE = Face(np.array(BOX, np.float32), 1.0, np.array(LANDMARKS, np.float32))
 NOTHING = Augmentation(color=0, resize=0, blur=0, noise=0, jpeg=0, h264=0, flip=0)

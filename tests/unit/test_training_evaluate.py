@@ -21,15 +21,15 @@ from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.media.opening import Sampling
-from deepfake_training.calibration import apply_temperature, find_temperature, find_threshold
-from deepfake_training.cli_evaluate import evaluate_command
-from deepfake_training.evaluate import calibrated_spec, evaluate
-from deepfake_training.held_out import score_held_out
-from deepfake_training.loop import Run
-from deepfake_training.metrics import equal_error_rate, measure
-from deepfake_training.report import write_report
-from deepfake_training.robustness import DEGRADATIONS, view_of
-from deepfake_training.scoring import CheckpointTransport, ScoredFile, labelled_files, score_files
+from deepfake_training.evaluate.calibration import apply_temperature, find_temperature, find_threshold
+from deepfake_training.cli.evaluate import evaluate_command
+from deepfake_training.evaluate.evaluation import calibrated_spec, evaluate
+from deepfake_training.data.held_out import score_held_out
+from deepfake_training.loop.loop import Run
+from deepfake_training.evaluate.metrics import equal_error_rate, measure
+from deepfake_training.evaluate.report import write_report
+from deepfake_training.evaluate.robustness import DEGRADATIONS, view_of
+from deepfake_training.evaluate.scoring import CheckpointTransport, ScoredFile, labelled_files, score_files
 
 
 def scored_file(name: str, label: int, *probabilities: float) -> ScoredFile:

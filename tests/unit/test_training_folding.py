@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from deepfake_training.folding import fold_frozen_norms
+from deepfake_training.loop.folding import fold_frozen_norms
 
 
 def moved_statistics(network: nn.Module) -> nn.Module:

@@ -22,20 +22,20 @@ from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_training import loop
-from deepfake_training.augment import Augmentation
-from deepfake_training.checkpointing import BEST, BEST_SPEC, LAST, publish, save_last
-from deepfake_training.config import Mixture, TrainConfig
-from deepfake_training.initial import load_initial
-from deepfake_training.loop import LOG, Run
-from deepfake_training.memory import fitting_batch_size
+from deepfake_training.loop import loop
+from deepfake_training.data.augment import Augmentation
+from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, LAST, publish, save_last
+from deepfake_training.loop.config import Mixture, TrainConfig
+from deepfake_training.loop.initial import load_initial
+from deepfake_training.loop.loop import LOG, Run
+from deepfake_training.loop.memory import fitting_batch_size
 
 # A run in a process of its own, which kills itself as a power cut would: in the middle of an epoch, without warning.
 KILLED = """
 import os, signal, sys
 import torch
 from drawn_faces import QUICK, TINY, make_faces
-from deepfake_training.loop import Run
+from deepfake_training.loop.loop import Run
 
 torch.set_num_threads(1)
 
@@ -185,7 +185,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from deepfake_training.checkpointing import save_last
+from deepfake_training.loop.checkpointing import save_last
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

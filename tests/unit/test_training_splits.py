@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_training.splits import find_groups, split_by_group
+from deepfake_training.data.splits import find_groups, split_by_group
 
 
 def different(count: int) -> np.ndarray:

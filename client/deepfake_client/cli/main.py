@@ -66,20 +66,20 @@ COMMANDS = {
     "repository": Command(
         "deepfake_export.cli.repository:app", "export", "Look after a model repository: versions, rollback, pruning."
     ),
-    "train": Command("deepfake_training.cli:train", "train", "Train a detector; real faces alone are enough."),
+    "train": Command("deepfake_training.cli.train:train", "train", "Train a detector; real faces alone are enough."),
     "pack-faces": Command(
-        "deepfake_training.cli:pack_faces_command", "train", "Find the faces of folders once, for `train --pack`."
+        "deepfake_training.cli.train:pack_faces_command", "train", "Find the faces of folders once, for `train --pack`."
     ),
     "evaluate": Command(
-        "deepfake_training.cli_evaluate:evaluate_command",
+        "deepfake_training.cli.evaluate:evaluate_command",
         "train",
         "Measure a detector on labelled files.",
     ),
     "average-runs": Command(
-        "deepfake_training.cli:average_runs_command", "train", "Take the mean of several runs' best weights."
+        "deepfake_training.cli.train:average_runs_command", "train", "Take the mean of several runs' best weights."
     ),
     "publish-checkpoint": Command(
-        "deepfake_training.cli:publish_checkpoint", "train", "Write a run's best weights in half precision."
+        "deepfake_training.cli.train:publish_checkpoint", "train", "Write a run's best weights in half precision."
     ),
     "build-engines": Command(
         "deepfake_export.cli.engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."

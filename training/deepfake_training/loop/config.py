@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_training.augment import Augmentation
+from deepfake_training.data.augment import Augmentation
 
 CONFIG = "config.json"
 """Where a run keeps it."""

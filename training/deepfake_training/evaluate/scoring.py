@@ -26,8 +26,8 @@ from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.errors import InputError, ModelNotFoundError, OptionError
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.opening import Media, Sampling, open_media
-from deepfake_training.calibration import apply_temperature
-from deepfake_training.faces import FAKE, REAL
+from deepfake_training.evaluate.calibration import apply_temperature
+from deepfake_training.data.faces import FAKE, REAL
 
 BATCH_SIZE = 8
 """Crops per forward pass of a checkpoint; larger ones are slower on a CPU."""

@@ -18,8 +18,8 @@ from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.faces.detector import Face, FaceDetector
 from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.opening import Media, Sampling, open_media
-from deepfake_training.faces import FAKE, REAL, FaceSet
-from deepfake_training.splits import find_groups
+from deepfake_training.data.faces import FAKE, REAL, FaceSet
+from deepfake_training.data.splits import find_groups
 
 SURROUNDINGS = 0.5
 """What is kept around a face on each side, as a share of its box's longer side; enough for crop margins in use."""

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_training.checkpointing import BEST, BEST_SPEC, write_whole
-from deepfake_training.config import CONFIG, TrainConfig
+from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, write_whole
+from deepfake_training.loop.config import CONFIG, TrainConfig
 
 _NOT_FOUND_YET: Final[dict[str, Any]] = {
     "temperature": 1.0, "threshold": 0.5, "checkpoint_sha256": None, "training_data": ""

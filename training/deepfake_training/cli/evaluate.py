@@ -18,13 +18,13 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.opening import Media, Sampling
-from deepfake_training.calibration import check_rule
-from deepfake_training.evaluate import calibrated_spec, evaluate, robustness_row, write_spec
-from deepfake_training.held_out import score_held_out
-from deepfake_training.metrics import Estimate
-from deepfake_training.report import TITLES, Evaluation, write_report
-from deepfake_training.robustness import DEGRADATIONS, check_kinds, view_of
-from deepfake_training.scoring import CheckpointTransport, ScoredFile, labelled_files, score_files
+from deepfake_training.evaluate.calibration import check_rule
+from deepfake_training.evaluate.evaluation import calibrated_spec, evaluate, robustness_row, write_spec
+from deepfake_training.data.held_out import score_held_out
+from deepfake_training.evaluate.metrics import Estimate
+from deepfake_training.evaluate.report import TITLES, Evaluation, write_report
+from deepfake_training.evaluate.robustness import DEGRADATIONS, check_kinds, view_of
+from deepfake_training.evaluate.scoring import CheckpointTransport, ScoredFile, labelled_files, score_files
 
 
 def evaluate_command(

@@ -11,8 +11,8 @@ import numpy as np
 from sklearn.metrics import roc_curve
 
 from deepfake_preprocess.errors import OptionError
-from deepfake_training.calibration import Float, Int
-from deepfake_training.metrics import CALIBRATION_BINS, Estimate, Metrics
+from deepfake_training.evaluate.calibration import Float, Int
+from deepfake_training.evaluate.metrics import CALIBRATION_BINS, Estimate, Metrics
 
 TITLES = {
     "roc_auc": "ROC-AUC",
