@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_bench.gpu_engines import ENGINES, Subject
-from deepfake_bench.gpu_measure import LIMITS
-from deepfake_bench.roofline import measure_ceilings
+from deepfake_bench.gpu.engines import ENGINES, Subject
+from deepfake_bench.gpu.measure import LIMITS
+from deepfake_bench.gpu.roofline import measure_ceilings
 from deepfake_client.cli import main as cli
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.graph.served_detector import ServedDetector

@@ -11,13 +11,13 @@ import psutil
 import pytest
 from tiny_model import write_tiny_onnx
 
-from deepfake_bench import peer_env
-from deepfake_bench.compare import SERVED
-from deepfake_bench.contenders import start_peer
-from deepfake_bench.peer_env import PeerUnavailableError, peer_python
-from deepfake_bench.peer_list import Peer, peers
-from deepfake_bench.reference import OnnxReference
-from deepfake_bench.senders import plain_http
+from deepfake_bench.compare import environments as peer_env
+from deepfake_bench.compare.compare import SERVED
+from deepfake_bench.compare.contenders import start_peer
+from deepfake_bench.compare.environments import PeerUnavailableError, peer_python
+from deepfake_bench.compare.peer_list import Peer, peers
+from deepfake_bench.server.reference import OnnxReference
+from deepfake_bench.load.senders import plain_http
 from deepfake_client.cli import main as cli
 
 CROPS = np.random.default_rng(5).integers(0, 256, (3, 24, 32, 3), dtype=np.uint8)
@@ -123,7 +123,7 @@ def test_the_command_reports_ratios_and_what_it_could_not_measure(
     def refuse(name, requirements, *, announce):
         raise PeerUnavailableError(f"{name} cannot be installed: no network")
 
-    monkeypatch.setattr("deepfake_bench.contenders.peer_python", refuse)
+    monkeypatch.setattr("deepfake_bench.compare.contenders.peer_python", refuse)
     arguments = ["--peer", "onnx,litserve", "--rounds", "1", "--seconds", "0.2", "--output", str(output)]
     with pytest.raises(SystemExit) as left:
         cli.main(["bench", "compare", "--repository", str(shared_tiny_repository), *arguments])

@@ -9,11 +9,15 @@ import onnxruntime
 import pytest
 import torch
 
-from deepfake_bench import gpu, gpu_engines, gpu_measure
-from deepfake_bench.gpu_engines import ENGINES, EngineKind, OnnxRuntimeEngine, Subject, TensorRTEngine
-from deepfake_bench.gpu_measure import LIMITS, measure_engine
-from deepfake_bench.plots import write_plots
-from deepfake_bench.roofline import count_operations
+from deepfake_bench.gpu import gpu
+
+from deepfake_bench.gpu import engines as gpu_engines
+
+from deepfake_bench.gpu import measure as gpu_measure
+from deepfake_bench.gpu.engines import ENGINES, EngineKind, OnnxRuntimeEngine, Subject, TensorRTEngine
+from deepfake_bench.gpu.measure import LIMITS, measure_engine
+from deepfake_bench.report.plots import write_plots
+from deepfake_bench.gpu.roofline import count_operations
 from deepfake_client.cli import main as cli
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.tensorrt.gpu import Gpu

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tiny_model import TINY_SPEC, write_tiny_onnx
 
-from deepfake_bench.floors import onnxruntime_alone
-from deepfake_bench.pipeline import Bench
-from deepfake_bench.plots import write_plots
-from deepfake_bench.readme import pipeline_rows
-from deepfake_bench.serving import embedded_server
+from deepfake_bench.pipeline.lower_bounds import onnxruntime_alone
+from deepfake_bench.pipeline.pipeline import Bench
+from deepfake_bench.report.plots import write_plots
+from deepfake_bench.report.readme import pipeline_rows
+from deepfake_bench.server.serving import embedded_server
 from deepfake_client.cli import main as cli
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -97,7 +97,7 @@ def test_sampling_is_checked_and_timed(clips, tmp_path, capsys) -> None:
 def test_the_usual_pipeline_scores_every_face_of_the_same_frames(clips, tmp_path) -> None:
     from safetensors.torch import save_file
 
-    from deepfake_bench.pipeline import usual_pipeline
+    from deepfake_bench.pipeline.pipeline import usual_pipeline
     from deepfake_export.checkpoint.untrained import build_untrained_network
 
     spec = ModelSpec("net", "timm:test_efficientnet", input_height_px=64, input_width_px=64)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deepfake_bench.readme import served_rows
+from deepfake_bench.report.readme import served_rows
 from deepfake_client.cli import main as cli
 
 

@@ -9,12 +9,12 @@ import psutil
 import pytest
 from tiny_model import write_tiny_repository
 
-from deepfake_bench.environment import environment
-from deepfake_bench.load_process import LoadProcesses
-from deepfake_bench.measure import Level, Stopping, measure_level
-from deepfake_bench.plots import FORMATS, write_plots
-from deepfake_bench.reference import OnnxReference, verify_served
-from deepfake_bench.serving import embedded_server, running_server
+from deepfake_bench.machine.environment import environment
+from deepfake_bench.load.process import LoadProcesses
+from deepfake_bench.load.measure import Level, Stopping, measure_level
+from deepfake_bench.report.plots import FORMATS, write_plots
+from deepfake_bench.server.reference import OnnxReference, verify_served
+from deepfake_bench.server.serving import embedded_server, running_server
 from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import DeepfakeError

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from deepfake_bench import ensemble
+from deepfake_bench.server import ensemble
 from deepfake_export import load_model
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.ensemble.spec import EnsembleSpec

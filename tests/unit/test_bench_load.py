@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from deepfake_bench.load import Load, Trace, run_load
-from deepfake_bench.load_process import share_out
-from deepfake_bench.measure import Level, Stopping, falls_behind, parse_levels
-from deepfake_bench.senders import RequestFailedError
+from deepfake_bench.load.generator import Load, Trace, run_load
+from deepfake_bench.load.process import share_out
+from deepfake_bench.load.measure import Level, Stopping, falls_behind, parse_levels
+from deepfake_bench.load.senders import RequestFailedError
 from deepfake_preprocess.errors import OptionError
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from deepfake_bench import perf_analyzer
-from deepfake_bench.perf_analyzer import PerfAnalyzerUnavailableError, Report, find_binary, read_report
-from deepfake_bench.senders import Target
+from deepfake_bench.server import perf_analyzer
+from deepfake_bench.server.perf_analyzer import PerfAnalyzerUnavailableError, Report, find_binary, read_report
+from deepfake_bench.load.senders import Target
 from deepfake_client.cli import main as cli
 
 # Written by perf_analyzer 2.60.0 with `--concurrency-range 4:8:4 -f`; times are in microseconds.

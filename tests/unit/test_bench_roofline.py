@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepfake_bench import stopwatch
-from deepfake_bench.roofline import Ceilings, Operation, bound_s, count_operations
+from deepfake_bench.machine import stopwatch
+from deepfake_bench.gpu.roofline import Ceilings, Operation, bound_s, count_operations
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC
 

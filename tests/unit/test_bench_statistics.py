@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from deepfake_bench.statistics import Latency, half_width, relative_half_width
+from deepfake_bench.load.statistics import Latency, half_width, relative_half_width
 
 
 def test_percentiles_are_in_milliseconds() -> None:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from repository_crashes import add_version
 
-from deepfake_bench.readme import tune_rows
-from deepfake_bench.statistics import Latency
-from deepfake_bench.traffic import Traffic
-from deepfake_bench.tune import _versions
-from deepfake_bench.tune_search import CLOSE, Setting, divisions, highest_rate, respects, search
-from deepfake_bench.tune_server import Replay
+from deepfake_bench.report.readme import tune_rows
+from deepfake_bench.load.statistics import Latency
+from deepfake_bench.load.traffic import Traffic
+from deepfake_bench.tune.tune import _versions
+from deepfake_bench.tune.search import CLOSE, Setting, divisions, highest_rate, respects, search
+from deepfake_bench.tune.server import Replay
 from deepfake_export.repository.admin import rollback
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.triton_config import ServingOptions

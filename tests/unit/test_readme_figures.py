@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from deepfake_bench import readme
+from deepfake_bench.report import readme
 
 ROOT = Path(__file__).parents[2]
 

@@ -84,7 +84,7 @@ COMMANDS = {
     "build-engines": Command(
         "deepfake_export.cli.engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
     ),
-    "bench": Command("deepfake_bench.cli:app", "bench", "Measure speed: server, comparisons, plots."),
+    "bench": Command("deepfake_bench.cli.main:app", "bench", "Measure speed: server, comparisons, plots."),
     "explain": Command(
         "deepfake_client.cli.explain:explain", "explain", "Show where the model saw the fake: heatmaps of a verdict."
     ),

@@ -1,0 +1,338 @@
+"""The contenders of a comparison: servers under the same load, and engines in a process of their own.
+
+All but the one that is measured are paused: waiting servers also poll, and would take the cores from the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from deepfake_bench.machine import processes
+from deepfake_bench.load.process import LoadProcesses
+from deepfake_bench.compare.environments import PeerUnavailableError, peer_python
+from deepfake_bench.compare.peer_list import PEERS_DIR, Peer
+from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
+from deepfake_bench.load.senders import Crops, RequestFailedError, Target, make_sender
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 90.0
+POLL_INTERVAL_S = 0.1
+REQUEST_TIMEOUT_S = 10.0
+RAMP_S = 0.5
+LOG_TAIL_LINES = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One measurement of a contender.
+
+    Attributes:
+        crops_per_s: throughput.
+        latencies_s: float64 ``[N]``, of single requests; None where an engine runs many crops at a time.
+        errors: failed requests by status.
+        cpu_ms_per_crop: CPU time of the contender's processes.
+    """
+
+    crops_per_s: float
+    latencies_s: npt.NDArray[np.float64] | None
+    errors: Mapping[str, int]
+    cpu_ms_per_crop: float
+
+
+class Contender(Protocol):
+    """Something that scores crops; paused, but while it is measured.
+
+    Attributes:
+        name: as results call it.
+        setting: how it is set up, in words.
+        difference: largest difference of its probabilities from the reference's.
+    """
+
+    name: str
+    setting: str
+    difference: float
+
+    def measure(self, concurrency: int, seconds: float) -> Sample:
+        """Measure it with so many crops in flight."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+class ServerContender:
+    """A running server, with answers that were checked, under the load of `deepfake_bench.load.process`.
+
+    Args:
+        name: see `Contender`.
+        setting: see `Contender`.
+        difference: see `Contender`.
+        target: where the load goes.
+        crops: uint8 ``[K, H, W, 3]``.
+        root: root of the server's processes.
+        stop: ends the server.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        setting: str,
+        difference: float,
+        *,
+        target: Target,
+        crops: Crops,
+        root: psutil.Process,
+        stop: Callable[[], None],
+    ) -> None:
+        self.name, self.setting, self.difference = name, setting, difference
+        self._root, self._stop = root, stop
+        self._load = LoadProcesses(target, crops)
+        self._load.__enter__()
+        processes.pause(root)
+
+    def measure(self, concurrency: int, seconds: float) -> Sample:
+        """See `Contender.measure`."""
+        with processes.running(self._root):
+            cpu_before = processes.cpu_seconds(self._root) or 0.0
+            (trace,) = self._load.run(concurrency=concurrency, ramp_s=RAMP_S, measure_s=seconds)
+            cpu_s = (processes.cpu_seconds(self._root) or 0.0) - cpu_before
+        latencies = (trace.answered_s - trace.due_s)[~trace.failed]
+        # The ramp's crops cost CPU time too; in a closed loop they come at the same rate.
+        crops = trace.answered * (seconds + RAMP_S) / seconds
+        return Sample(trace.answered / seconds, latencies, trace.errors, 1_000 * cpu_s / max(1.0, crops))
+
+    def close(self) -> None:
+        """See `Contender.close`."""
+        self._load.__exit__(None, None, None)
+        processes.resume(self._root)
+        self._stop()
+
+
+class EngineContender:
+    """An in-process engine, in a process of its own that obeys orders (see ``peers/engine.py``).
+
+    Args:
+        name: see `Contender`.
+        setting: see `Contender`.
+        process: as it starts.
+        log: where its errors go.
+        crops_file: uint8 ``[K, H, W, 3]`` as ``.npy``.
+        expected: float32 ``[K]``, the reference's probabilities of the crops.
+
+    Raises:
+        PeerUnavailableError: it does not start, or gives other probabilities.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        setting: str,
+        *,
+        process: subprocess.Popen[str],
+        log: Path,
+        crops_file: Path,
+        expected: npt.NDArray[np.float32],
+    ) -> None:
+        self.name, self.setting = name, setting
+        self._process, self._log = process, log
+        self._root = psutil.Process(process.pid)
+        self._answer()  # it is ready
+        answers = np.asarray(self._order(crops=str(crops_file))["probabilities"], np.float32)
+        self.difference = check_difference(name, answers, expected)
+        processes.pause(self._root)
+
+    def measure(self, concurrency: int, seconds: float) -> Sample:
+        """See `Contender.measure`."""
+        with processes.running(self._root):
+            cpu_before = processes.cpu_seconds(self._root) or 0.0
+            started = time.perf_counter()
+            answer = self._order(concurrency=concurrency, seconds=seconds)
+            elapsed_s = time.perf_counter() - started
+            cpu_s = (processes.cpu_seconds(self._root) or 0.0) - cpu_before
+        latencies = np.asarray(answer["latencies_s"], np.float64) if "latencies_s" in answer else None
+        rate = float(answer["crops_per_s"]) if latencies is None else len(latencies) / float(latencies.sum())
+        return Sample(rate, latencies, {}, 1_000 * cpu_s / (rate * elapsed_s))
+
+    def close(self) -> None:
+        """See `Contender.close`."""
+        end_process(self._process)
+
+    def _order(self, **order: object) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # why it ended is found out next
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise PeerUnavailableError(f"{self.name} ended: {tail(self._log)}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def start_peer(
+    peer: Peer,
+    *,
+    crops: Crops,
+    expected: npt.NDArray[np.float32],
+    scratch: Path,
+    announce: Callable[[str], None],
+) -> Contender:
+    """Install a peer if need be, start it and check its probabilities.
+
+    Args:
+        peer: what to start.
+        crops: uint8 ``[K, H, W, 3]``.
+        expected: float32 ``[K]``, the reference's probabilities.
+        scratch: folder for logs and crops.
+        announce: called with one line before something slow.
+
+    Raises:
+        PeerUnavailableError: any of it failed.
+    """
+    python, env = Path(sys.executable), dict(peer.env)
+    if peer.requirements:
+        python = peer_python(peer.name.split()[0].lower(), peer.requirements, announce=announce)
+        env["PYTHONPATH"] = ""  # this project's modules must not reach it
+    announce(f"starting {peer.name}: {peer.setting}")
+    port = free_port()
+    command = [str(python), *(part.replace("{port}", str(port)) for part in peer.command)]
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    log = folder / "log"
+    process = start_process(command, log=log, env=env, cwd=PEERS_DIR, pipes=peer.http is None)
+    try:
+        if peer.http is None:
+            crops_file = folder / "crops.npy"
+            np.save(crops_file, crops)
+            return EngineContender(
+                peer.name, peer.setting, process=process, log=log, crops_file=crops_file, expected=expected
+            )
+        target = Target("http", f"{HOST}:{port}", peer.name, http=peer.http)
+        wait_until_answers(peer.name, process, target, crops, log)
+        difference = check_difference(peer.name, asyncio.run(ask_plain(target, crops)), expected)
+        return ServerContender(
+            peer.name,
+            peer.setting,
+            difference,
+            target=target,
+            crops=crops,
+            root=psutil.Process(process.pid),
+            stop=lambda: end_process(process),
+        )
+    except RequestFailedError as exc:
+        end_process(process)
+        raise PeerUnavailableError(f"{peer.name} failed a request: {exc}") from exc
+    except BaseException:
+        end_process(process)
+        raise
+
+
+def start_process(
+    command: Sequence[str], *, log: Path, env: Mapping[str, str], cwd: Path, pipes: bool = False
+) -> subprocess.Popen[str]:
+    """Start a peer in a process group of its own, with its output in `log`, or only its errors with `pipes`."""
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else stream,
+            stderr=stream,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, **env},
+            start_new_session=True,
+        )
+
+
+def end_process(process: subprocess.Popen[str]) -> None:
+    """End a process of `start_process` with everything it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(process.pid)
+        processes.resume(root)
+        processes.end(root)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+    process.wait()
+
+
+def wait_until_answers(name: str, process: subprocess.Popen[str], target: Target, crops: Crops, log: Path) -> None:
+    """Return when a server answers its first request.
+
+    Raises:
+        PeerUnavailableError: it ended, or does not answer in time.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            asyncio.run(ask_plain(target, crops[:1]))
+            return
+        except RequestFailedError as exc:
+            failure = str(exc)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_INTERVAL_S)
+        if process.returncode is not None:
+            raise PeerUnavailableError(f"{name} ended as it started: {tail(log)}")
+        if time.monotonic() > deadline:
+            raise PeerUnavailableError(f"{name} did not answer within {START_TIMEOUT_S:g} s ({failure}): {tail(log)}")
+
+
+async def ask_plain(target: Target, crops: Crops) -> npt.NDArray[np.float32]:
+    """Return float32 ``[N]`` probabilities of crops, sent one by one to a server that answers with a JSON list.
+
+    Raises:
+        RequestFailedError: it does not answer.
+    """
+    async with make_sender(target, crops) as sender:
+        answers = [await sender.send(REQUEST_TIMEOUT_S) for _ in crops]
+    return np.asarray([np.ravel(json.loads(answer)) for answer in answers], np.float32)[:, 0]
+
+
+def check_difference(name: str, answers: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """Return the largest difference.
+
+    Raises:
+        PeerUnavailableError: it is above the tolerance, or not a number.
+    """
+    largest = float(np.abs(answers - expected).max())
+    if not largest <= PROBABILITY_TOLERANCE:
+        raise PeerUnavailableError(f"{name} gives other probabilities, by up to {largest:g}")
+    return largest
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def tail(log: Path) -> str:
+    """Return the end of a log, on one line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return " / ".join(lines[-LOG_TAIL_LINES:]) or "it wrote no log"

@@ -1,0 +1,210 @@
+"""Keeps a server under load and notes when each request was due, sent and answered.
+
+There are three kinds of load:
+
+- closed loop: a number of requests is kept in flight; the next one is sent when an answer arrives. Shows the
+  throughput that many callers get, but hides waiting: a slow server is asked less often.
+- open loop: requests are due at random times (Poisson arrivals), whether or not earlier ones were answered. Latency
+  counts from the time a request was due, not from when it could be sent, so that no waiting is hidden ("coordinated
+  omission", G. Tene, "How NOT to Measure Latency", 2013).
+- replay: an open loop whose arrival times and requests are given, as recorded from real traffic.
+
+Runs in a process of its own, see `deepfake_bench.load.process`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import time
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepfake_bench.load.senders import RequestFailedError, Sender
+from deepfake_preprocess.errors import OptionError
+
+MAX_IN_FLIGHT = 4096
+"""Open loop: a request that is due while this many are unanswered is not sent, and counted as an error."""
+PAUSE_AFTER_ERROR_S = 0.01
+"""Closed loop: a server that refuses at once must not be asked in a tight loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How a measurement loads the server: exactly one of concurrency, rate and arrivals is set.
+
+    Attributes:
+        concurrency: closed loop: requests kept in flight by this process.
+        requests_per_s: open loop: mean rate of this process's Poisson arrivals.
+        start_at: `time.perf_counter` at which the first request is sent; the clock is the machine's, so that several
+            processes start together.
+        ramp_s: time after `start_at` that is not measured.
+        measure_s: time that is measured.
+        seed: of the arrival times.
+        timeout_s: deadline of one request.
+        arrivals: replay: when each request is due, in seconds after `start_at` and ascending, and its number among
+            the requests that the sender was given.
+    """
+
+    concurrency: int | None
+    requests_per_s: float | None
+    start_at: float
+    ramp_s: float
+    measure_s: float
+    seed: int = 0
+    timeout_s: float = 30.0
+    arrivals: Sequence[tuple[float, int]] | None = None
+
+    def __post_init__(self) -> None:
+        if sum(item is not None for item in (self.concurrency, self.requests_per_s, self.arrivals)) != 1:
+            raise OptionError("a load has a concurrency, a rate or arrivals, and only one of them")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """What one process saw; times in seconds after the start of the measured time.
+
+    The rows are the requests that were answered in the measured time (closed loop), or were due in it (open loop,
+    however late they were answered).
+
+    Attributes:
+        due_s: float64 ``[N]``: when each request was due; in a closed loop when it was sent.
+        sent_s: float64 ``[N]``: when it was sent.
+        answered_s: float64 ``[N]``: when its answer was there, or its failure.
+        failed: bool ``[N]``: whether it failed.
+        answered: requests answered well in the measured time, whenever they were due: the throughput.
+        succeeded: requests of the whole run that were answered well, which are those in the server's statistics.
+        exchange_s: their time from sending to the answer, summed.
+        errors: the rows that failed, by status.
+        cpu_s: CPU time of the process during the measured time.
+    """
+
+    due_s: npt.NDArray[np.float64]
+    sent_s: npt.NDArray[np.float64]
+    answered_s: npt.NDArray[np.float64]
+    failed: npt.NDArray[np.bool_]
+    answered: int
+    succeeded: int
+    exchange_s: float
+    errors: dict[str, int]
+    cpu_s: float
+
+
+async def run_load(sender: Sender, load: Load) -> Trace:
+    """Load the server as asked and return what was seen.
+
+    Args:
+        sender: connected.
+        load: what to do.
+    """
+    recorder = _Recorder(sender, load)
+    cpu = asyncio.create_task(recorder.cpu_while_measuring())
+    try:
+        await asyncio.sleep(max(0.0, load.start_at - time.perf_counter()))
+        if load.concurrency is not None:
+            await recorder.closed_loop(load.concurrency)
+        if load.requests_per_s is not None:
+            await recorder.open_loop(recorder.random_arrivals(load.requests_per_s))
+        if load.arrivals is not None:
+            await recorder.open_loop((load.start_at + due, number) for due, number in load.arrivals)
+        return recorder.trace(await cpu)
+    finally:
+        cpu.cancel()
+
+
+class _Recorder:
+    def __init__(self, sender: Sender, load: Load) -> None:
+        self._sender, self._load = sender, load
+        self._begin = load.start_at + load.ramp_s
+        self._end = self._begin + load.measure_s
+        self._rows: list[tuple[float, float, float]] = []
+        self._statuses: list[str | None] = []
+
+    async def closed_loop(self, concurrency: int) -> None:
+        async def one() -> None:
+            while time.perf_counter() < self._end:
+                if not await self._send():
+                    await asyncio.sleep(PAUSE_AFTER_ERROR_S)
+
+        await _together([one() for _ in range(concurrency)])
+
+    def random_arrivals(self, requests_per_s: float) -> Iterator[tuple[float, int | None]]:
+        random = np.random.default_rng(self._load.seed)
+        due = self._load.start_at
+        while (due := due + float(random.exponential(1 / requests_per_s))) < self._end:
+            yield due, None
+
+    async def open_loop(self, arrivals: Iterable[tuple[float, int | None]]) -> None:
+        under_way: set[asyncio.Task[bool]] = set()
+        for due, number in arrivals:
+            # Also where it is late: the loop must read answers, or it would see none until it has caught up.
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            if len(under_way) >= MAX_IN_FLIGHT:
+                now = time.perf_counter()
+                self._note(due, now, now, "too many in flight")
+                continue
+            task = asyncio.create_task(self._send(due=due, number=number))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        await asyncio.gather(*under_way)
+
+    async def cpu_while_measuring(self) -> float:
+        spent = []
+        for moment in (self._begin, self._end):
+            await asyncio.sleep(max(0.0, moment - time.perf_counter()))
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            spent.append(usage.ru_utime + usage.ru_stime)
+        return spent[1] - spent[0]
+
+    async def _send(self, *, due: float | None = None, number: int | None = None) -> bool:
+        sent, status = time.perf_counter(), None
+        try:
+            await self._sender.send(self._load.timeout_s, number)
+        except RequestFailedError as exc:
+            status = str(exc)
+        self._note(sent if due is None else due, sent, time.perf_counter(), status)
+        return status is None
+
+    def _note(self, due: float, sent: float, answered: float, status: str | None) -> None:
+        self._rows.append((due, sent, answered))
+        self._statuses.append(status)
+
+    def trace(self, cpu_s: float) -> Trace:
+        rows = np.array(self._rows, dtype=np.float64).reshape(-1, 3) - self._begin
+        failed = np.array([status is not None for status in self._statuses], dtype=np.bool_)
+        answered = _inside(rows[:, 2], self._load.measure_s)
+        rows_kept = answered if self._load.concurrency is not None else _inside(rows[:, 0], self._load.measure_s)
+        errors: dict[str, int] = {}
+        for index in np.flatnonzero(failed & rows_kept):
+            status = str(self._statuses[index])
+            errors[status] = errors.get(status, 0) + 1
+        due_s, sent_s, answered_s = rows[rows_kept].T
+        return Trace(
+            due_s,
+            sent_s,
+            answered_s,
+            failed[rows_kept],
+            answered=int((answered & ~failed).sum()),
+            succeeded=int((~failed).sum()),
+            exchange_s=float((rows[:, 2] - rows[:, 1])[~failed].sum()),
+            errors=errors,
+            cpu_s=cpu_s,
+        )
+
+
+def _inside(moments_s: npt.NDArray[np.float64], measure_s: float) -> npt.NDArray[np.bool_]:
+    return (moments_s >= 0) & (moments_s < measure_s)
+
+
+async def _together(works: list[Coroutine[Any, Any, None]]) -> None:
+    """Await all; the first one's error ends the others and is raised as it is, not in a group."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,216 @@
+"""Measures one level of load in windows, until the throughput is known well enough."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from deepfake_bench.load.generator import Trace
+from deepfake_bench.load.process import LoadProcesses
+from deepfake_bench.machine.processes import cpu_seconds, rss_mb
+from deepfake_bench.load.counters import Counters, ServerShare, share_between
+from deepfake_bench.load.statistics import Latency, half_width, relative_half_width
+from deepfake_preprocess.errors import OptionError
+
+RAMP_S = 0.5
+"""Time before each window, in which queues fill and the first batches form."""
+MIN_WINDOWS = 4
+BUSY_GENERATOR = 0.9
+"""Share of a core from which on a load process, which runs one event loop, is taken for the bottleneck."""
+LATE_SHARE = 0.1
+"""Open loop: requests sent later than this share of the median latency were held up by the generator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of load: `concurrency` requests in flight, or `requests_per_s` at random times."""
+
+    concurrency: int | None = None
+    requests_per_s: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.concurrency} in flight" if self.concurrency is not None else f"{self.requests_per_s:g} req/s"
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """When a level has been measured enough.
+
+    Closed loop: when the half width of the throughput's 95% interval is at most `tolerance` of the mean. Open loop:
+    after `max_windows`, because there the arrivals make the throughput, and their randomness its spread.
+    """
+
+    window_s: float = 2.0
+    tolerance: float = 0.02
+    max_windows: int = 10
+
+    def enough(self, rates: list[float], level: Level) -> bool:
+        """Return whether the windows' throughputs suffice."""
+        if len(rates) >= self.max_windows:
+            return True
+        closed = level.concurrency is not None
+        return closed and len(rates) >= MIN_WINDOWS and relative_half_width(rates) <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one level of load gave.
+
+    Attributes:
+        mode: ``closed`` or ``open``.
+        concurrency: requests in flight (closed loop).
+        requests_per_s: rate of arrivals (open loop).
+        windows: measured windows.
+        crops_per_s: mean throughput of answered crops.
+        crops_per_s_half_width: half width of its 95% confidence interval, from the windows' means; None for one.
+        latency: from when a request was due to its answer; failed requests are not in it.
+        errors: failed requests by their status.
+        server: what the server counted, in the windows and the ramps before them.
+        client_and_network_ms: mean time from sending to the answer, less the server's queue and compute time.
+        load_cores: cores the load processes used in the windows.
+        load_rss_mb: their memory, pages they share counted in each.
+        server_cores: cores the server's processes used; None for a server elsewhere.
+        server_rss_mb: their memory; None for a server elsewhere.
+        falls_behind: open loop: the server answered fewer requests than were due, so that the latencies grow with the
+            length of the window and say nothing else.
+        generator_limited: why the generator, not the server, may have been the bottleneck; empty when it was not.
+    """
+
+    mode: str
+    concurrency: int | None
+    requests_per_s: float | None
+    windows: int
+    crops_per_s: float
+    crops_per_s_half_width: float | None
+    latency: Latency
+    errors: dict[str, int]
+    server: ServerShare
+    client_and_network_ms: float | None
+    load_cores: float
+    load_rss_mb: float
+    server_cores: float | None
+    server_rss_mb: float | None
+    falls_behind: bool
+    generator_limited: str
+
+    @property
+    def level(self) -> Level:
+        """The load."""
+        return Level(self.concurrency, self.requests_per_s)
+
+
+def measure_level(
+    load: LoadProcesses,
+    level: Level,
+    *,
+    crops_per_request: int,
+    counters: Callable[[], Counters],
+    server: psutil.Process | None,
+    stopping: Stopping,
+) -> Measurement:
+    """Measure one level of load.
+
+    Args:
+        load: started processes.
+        level: what to load the server with.
+        crops_per_request: crops in one request.
+        counters: reads the server's totals.
+        server: root of the server's processes on this machine.
+        stopping: how long.
+    """
+    rates: list[float] = []
+    traces: list[Trace] = []
+    started, cpu_before, before = time.perf_counter(), cpu_seconds(server), counters()
+    while not stopping.enough(rates, level):
+        window = load.run(
+            concurrency=level.concurrency,
+            requests_per_s=level.requests_per_s,
+            ramp_s=RAMP_S,
+            measure_s=stopping.window_s,
+            seed=100 * len(rates),
+        )
+        rates.append(sum(trace.answered for trace in window) * crops_per_request / stopping.window_s)
+        traces.extend(window)
+    share = share_between(before, counters())
+    cpu_after, elapsed_s = cpu_seconds(server), time.perf_counter() - started
+    due, sent, answered = (
+        np.concatenate([getattr(trace, name)[~trace.failed] for trace in traces])
+        for name in ("due_s", "sent_s", "answered_s")
+    )
+    latency = Latency.of(answered - due)
+    measured_s = len(rates) * stopping.window_s
+    succeeded = sum(trace.succeeded for trace in traces)
+    exchange_ms = 1_000 * sum(trace.exchange_s for trace in traces)
+    interval = half_width(rates)
+    return Measurement(
+        mode="closed" if level.concurrency is not None else "open",
+        concurrency=level.concurrency,
+        requests_per_s=level.requests_per_s,
+        windows=len(rates),
+        crops_per_s=round(fmean(rates), 2),
+        crops_per_s_half_width=round(interval, 2) if math.isfinite(interval) else None,
+        latency=latency,
+        errors=dict(sum((Counter(trace.errors) for trace in traces), Counter())),
+        server=share,
+        client_and_network_ms=(
+            round(exchange_ms / succeeded - share.queue_ms - share.compute_ms, 3) if succeeded else None
+        ),
+        load_cores=round(sum(trace.cpu_s for trace in traces) / measured_s, 3),
+        load_rss_mb=round(sum(rss_mb(psutil.Process(pid)) or 0.0 for pid in load.pids), 1),
+        server_cores=(
+            None if cpu_before is None or cpu_after is None else round((cpu_after - cpu_before) / elapsed_s, 3)
+        ),
+        server_rss_mb=rss_mb(server),
+        falls_behind=level.requests_per_s is not None and falls_behind(traces),
+        generator_limited=_generator_limit(
+            max(trace.cpu_s for trace in traces) / stopping.window_s, sent - due, latency
+        ),
+    )
+
+
+def falls_behind(traces: list[Trace]) -> bool:
+    """Return whether fewer requests were answered than were due, by more than chance at the windows' ends."""
+    due = sum(len(trace.due_s) for trace in traces)
+    missing = due - sum(trace.answered for trace in traces)
+    return missing > max(0.05 * due, 3 * math.sqrt(due))
+
+
+def _generator_limit(busiest: float, lateness_s: npt.NDArray[np.float64], latency: Latency) -> str:
+    if busiest >= BUSY_GENERATOR:
+        return f"a load process used {busiest:.2f} of a core; add --processes"
+    late_ms = float(np.quantile(lateness_s, 0.99)) * 1_000 if len(lateness_s) else 0.0
+    if latency.p50_ms is not None and late_ms > max(1.0, LATE_SHARE * latency.p50_ms):
+        return f"1% of the requests were sent more than {late_ms:.1f} ms late; add --processes or free cores"
+    return ""
+
+
+def parse_levels(concurrency: str, rate: str) -> list[Level]:
+    """Return the levels of two comma-separated lists.
+
+    Raises:
+        OptionError: an entry is no positive number, or both lists are empty.
+    """
+    try:
+        levels = [
+            *(Level(concurrency=int(item)) for item in _items(concurrency)),
+            *(Level(requests_per_s=float(item)) for item in _items(rate)),
+        ]
+    except ValueError:
+        raise OptionError(
+            f"concurrency {concurrency!r} and rate {rate!r} must be comma-separated numbers, such as 1,8,32"
+        ) from None
+    if not levels or not all(0 < (level.concurrency or level.requests_per_s or 0) < math.inf for level in levels):
+        raise OptionError(f"concurrency {concurrency!r} and rate {rate!r} must hold at least one number, all above 0")
+    return levels
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]

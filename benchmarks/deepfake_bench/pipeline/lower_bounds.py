@@ -1,0 +1,89 @@
+"""What an analysis cannot be faster than: its parts alone, each with all the cores and nothing else to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import av
+import numpy as np
+
+from deepfake_bench.machine.environment import usable_cores
+from deepfake_bench.server.reference import OnnxReference
+from deepfake_bench.load.senders import Crops
+from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.faces.following import DETECT_EVERY, find_faces
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.media.opening import open_media
+
+
+def decode_alone(clip: Path) -> int:
+    """Decode the whole clip with PyAV's automatic threading and return the number of frames."""
+    with av.open(str(clip)) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        return sum(1 for _ in container.decode(video=0))
+
+
+def detector_alone(clip: Path, sampling: Sampling, detector: FaceDetector) -> Callable[[], int]:
+    """Return the face detection of one analysis as a function; frames are decoded and scaled here, before the clock.
+
+    Faces are followed from frame to frame as in an analysis, and frames that start anew run side by side, one thread
+    per core. The function returns how many faces it found.
+    """
+    images: list[tuple[Crops, float]] = []
+    with open_media(clip) as media:
+        for frame in media.frames(sampling):
+            small_wh = detector.detection_size_wh(frame.width_px, frame.height_px)
+            images.append((frame.to_rgb(small_wh), frame.pts_seconds))
+    chains = [images[start : start + DETECT_EVERY] for start in range(0, len(images), DETECT_EVERY)]
+
+    def follow(chain: Sequence[tuple[Crops, float]]) -> int:
+        before, faces = None, 0
+        for image, pts_seconds in chain:
+            before = find_faces(detector, image, pts_seconds, before)
+            faces += len(before.faces)
+        return faces
+
+    def run() -> int:
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            return sum(pool.map(follow, chains))
+
+    return run
+
+
+def onnxruntime_alone(
+    model_file: Path, crops: Crops, arrangement: dict[str, Any], *, batch: int
+) -> Callable[[], Crops]:
+    """Return the inference of one analysis as a function: ONNX Runtime in-process, as it is arranged in the server.
+
+    Args:
+        model_file: the ONNX file that is served.
+        crops: uint8 ``[N, H, W, 3]``, the crops of the analysis; N at least 1.
+        arrangement: of the server, with its ``instances`` and ``threads``: so many sessions with so many threads.
+        batch: crops in one run.
+
+    Returns:
+        A function that returns float32 ``[N]`` fake probabilities.
+    """
+    sessions: SimpleQueue[OnnxReference] = SimpleQueue()
+    for _ in range(arrangement["instances"]):
+        session = OnnxReference(model_file, threads=arrangement["threads"])
+        session(crops[:batch])  # the first run allocates
+        sessions.put(session)
+
+    def score(part: Crops) -> Any:
+        session = sessions.get()
+        try:
+            return session(part)
+        finally:
+            sessions.put(session)
+
+    def run() -> Any:
+        parts = [crops[start : start + batch] for start in range(0, len(crops), batch)]
+        with ThreadPoolExecutor(arrangement["instances"]) as pool:
+            return np.concatenate(list(pool.map(score, parts)))
+
+    return run

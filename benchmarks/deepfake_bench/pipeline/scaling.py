@@ -1,0 +1,148 @@
+"""Whether cost grows linearly: copies of the clips, analyzed in one run, with time per clip and memory.
+
+Each number of copies has a process of its own, since peak memory can only be seen from one that did nothing else.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from deepfake_bench.machine.processes import cpu_seconds, own_peak_mb, rss_mb
+from deepfake_bench.server.serving import Server
+from deepfake_client import DeepfakeClient, Sampling
+from deepfake_preprocess.errors import OptionError
+
+MAX_REPEATS = 5
+"""Of a small number of clips, whose time would be known worse than that of many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a number of clips cost, in a process that had analyzed one clip before.
+
+    Attributes:
+        clips: how many.
+        repeats: how often they were analyzed; times are medians, memory is that of the first time.
+        s_per_clip: wall clock.
+        cpu_s_per_clip: CPU time of client and server.
+        peak_mb: largest resident memory of the client, in MiB.
+        growth_mb: its resident memory after the last clip less that after the first.
+        late_growth_mb: the part of that in the second half of the clips: what a leak would go on with, while what
+            threads and allocators set aside once is mostly in the first.
+        server_mb: resident memory of the server's processes afterwards.
+    """
+
+    clips: int
+    repeats: int
+    s_per_clip: float
+    cpu_s_per_clip: float
+    peak_mb: float
+    growth_mb: float
+    late_growth_mb: float
+    server_mb: float
+
+
+def measure_scaling(
+    server: Server,
+    clips: Sequence[Path],
+    counts: Sequence[int],
+    *,
+    num_frames: int,
+    announce: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Return the `Cost` of each number of clips as plain JSON data, with what they say against the smallest number.
+
+    Args:
+        server: on this machine.
+        clips: are taken in turn.
+        counts: numbers of clips, in ascending order.
+        num_frames: sampled of each.
+        announce: called with one line before each number.
+
+    Raises:
+        DeepfakeError: a clip cannot be analyzed.
+    """
+    assert server.root is not None
+    costs = []
+    for count in counts:
+        announce(f"{count} clip{'s' * (count > 1)} in one run")
+        repeats = max(1, min(MAX_REPEATS, counts[-1] // count))
+        with (
+            tempfile.TemporaryDirectory(prefix="deepfake-bench-") as folder,
+            multiprocessing.get_context("spawn").Pool(1) as pool,
+        ):
+            for number in range(count):
+                clip = clips[number % len(clips)].absolute()
+                (Path(folder) / f"{number:05d}{clip.suffix}").symlink_to(clip)
+            costs.append(
+                pool.apply(_cost, (server.grpc_url, server.model, server.root.pid, folder, repeats, num_frames))
+            )
+    one = costs[0]
+    return [
+        {
+            **asdict(cost),
+            "time_ratio": round(cost.s_per_clip / one.s_per_clip, 3),
+            "cpu_ratio": round(cost.cpu_s_per_clip / one.cpu_s_per_clip, 3),
+            "peak_growth_mb": round(cost.peak_mb - one.peak_mb, 1),
+        }
+        for cost in costs
+    ]
+
+
+def parse_counts(text: str) -> list[int]:
+    """Return the numbers of a comma-separated list in ascending order.
+
+    Raises:
+        OptionError: an entry is no whole number from 1.
+    """
+    try:
+        counts = sorted({int(item) for item in text.split(",") if item.strip()})
+    except ValueError:
+        counts = []
+    if not counts or counts[0] < 1:
+        raise OptionError(f"--repeat-clips is {text!r}; allowed: whole numbers from 1, such as 1,10,100")
+    return counts
+
+
+def _cost(grpc_url: str, model: str, server_pid: int, folder: str, repeats: int, num_frames: int) -> Cost:
+    server, sampling = psutil.Process(server_pid), Sampling(num_frames=num_frames)
+    count = len(list(Path(folder).iterdir()))
+    seconds, cpu, resident = [], [], []
+    peak_mb = 0.0
+    with DeepfakeClient(grpc_url, model=model) as client:
+        client.analyze(min(Path(folder).iterdir()), sampling=sampling)
+        for repeat in range(repeats):
+            started, busy = time.perf_counter(), _cpu_s(server)
+            for outcome in client.analyze_many(folder, sampling=sampling):
+                if outcome.error is not None:
+                    raise outcome.error
+                if repeat == 0:
+                    resident.append(psutil.Process().memory_info().rss / 2**20)
+            seconds.append(time.perf_counter() - started)
+            cpu.append(_cpu_s(server) - busy)
+            peak_mb = peak_mb or own_peak_mb()
+    return Cost(
+        count,
+        repeats,
+        round(statistics.median(seconds) / count, 4),
+        round(statistics.median(cpu) / count, 4),
+        peak_mb,
+        round(resident[-1] - resident[0], 1),
+        round(resident[-1] - resident[len(resident) // 2], 1),
+        rss_mb(server) or 0.0,
+    )
+
+
+def _cpu_s(server: psutil.Process) -> float:
+    own = os.times()
+    return own.user + own.system + (cpu_seconds(server) or 0.0)

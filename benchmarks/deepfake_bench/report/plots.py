@@ -1,0 +1,238 @@
+"""`deepfake bench plots`: pictures of result files, and of nothing else; each lies beside its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deepfake_bench.machine.environment import DEFAULT_RESULTS_DIR
+from deepfake_bench.gpu.plot import roofline
+from deepfake_preprocess.errors import OptionError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Results = Mapping[str, Any]
+
+FORMATS = ("png", "svg")
+WIDTH_INCHES, HEIGHT_INCHES, DPI = 9.0, 4.0, 120
+STAGES = {
+    "client_and_network_ms": "client and network",
+    "queue_ms": "server: queue",
+    "compute_ms": "server: compute",
+}
+
+
+def latency_throughput(data: Results) -> Figure:
+    """Curve of a ``server`` result: median and 99th percentile of latency against throughput."""
+    figure = _figure()
+    axes = figure.subplots()
+    for number, (protocol, items) in enumerate(data["protocols"].items()):
+        for mode, marker in (("closed", "o"), ("open", "^")):
+            levels = [item for item in items if item["mode"] == mode and item["latency"]["p50_ms"] is not None]
+            levels.sort(key=lambda item: float(item["concurrency"] or item["requests_per_s"]))
+            for percentile, line in (("p50_ms", "-"), ("p99_ms", "--")):
+                axes.plot(
+                    [item["crops_per_s"] for item in levels],
+                    [item["latency"][percentile] for item in levels],
+                    color=f"C{number}",
+                    linestyle=line,
+                    marker=marker,
+                    label=f"{protocol}, {mode} loop, {percentile[:3]}" if levels else None,
+                )
+            for item in levels:
+                load = item["concurrency"] or f"{item['requests_per_s']:g}/s"
+                place = (item["crops_per_s"], item["latency"]["p50_ms"])
+                axes.annotate(str(load), place, textcoords="offset points", xytext=(4, -11), fontsize=7)
+    axes.set(xlabel="crops/s", ylabel="latency, ms", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="both", labelsize=7)
+    return _finish(figure, data, "Latency against throughput")
+
+
+def stages(data: Results) -> Figure:
+    """Bars of a ``server`` result: where the mean latency of each load goes."""
+    figure = _figure()
+    axes = figure.subplots()
+    levels = [(f"{protocol}\n{_load(item)}", item) for protocol, items in data["protocols"].items() for item in items]
+    base = [0.0] * len(levels)
+    for key, label in STAGES.items():
+        values = [max(0.0, (item["server"].get(key) or item.get(key) or 0.0)) for _, item in levels]
+        axes.bar(range(len(levels)), values, bottom=base, label=label)
+        base = [below + value for below, value in zip(base, values, strict=True)]
+    axes.set_xticks(range(len(levels)), [name for name, _ in levels], fontsize=7)
+    axes.set(ylabel="mean, ms")
+    return _finish(figure, data, "Where a request's time goes")
+
+
+def batches(data: Results) -> Figure:
+    """Histogram of a ``server`` result: crops run in batches of each size, by the server's counters."""
+    figure = _figure()
+    axes = figure.subplots()
+    levels = [
+        (f"{protocol}, {_load(item)}", item["server"]["executions_by_batch"])
+        for protocol, items in data["protocols"].items()
+        for item in items
+    ]
+    width = 0.8 / max(1, len(levels))
+    for number, (name, executions) in enumerate(levels):
+        crops = {int(size): int(size) * count for size, count in executions.items()}
+        total = max(1, sum(crops.values()))
+        axes.bar(
+            [size + (number - (len(levels) - 1) / 2) * width for size in crops],
+            [100 * count / total for count in crops.values()],
+            width,
+            label=name,
+        )
+    axes.set(xlabel="batch size formed", ylabel="share of crops, %")
+    return _finish(figure, data, "Batches the server formed")
+
+
+def contenders(data: Results) -> Figure:
+    """Bars of a ``compare`` result: throughput with many requests in flight."""
+    figure = _figure()
+    axes = figure.subplots()
+    items = sorted(data["contenders"], key=lambda item: float(item["concurrency"]["32"]["crops_per_s"]))
+    colors = ["C1" if item["name"] == data["ours"] else "C0" for item in items]
+    bars = axes.barh(
+        [item["name"] for item in items],
+        [item["concurrency"]["32"]["crops_per_s"] for item in items],
+        color=colors,
+    )
+    axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    axes.set(xlabel="crops/s, 32 in flight")
+    return _finish(figure, data, "The same model, served otherwise", legend=False)
+
+
+def analysis_stages(data: Results) -> Figure:
+    """Bars of a ``pipeline`` result: where the time of one analysis of each clip goes; stages overlap."""
+    figure = _figure()
+    axes = figure.subplots()
+    clips = [(_short(clip["clip"]), clip["stages_s"]) for clip in data["clips"]]
+    base = [0.0] * len(clips)
+    for stage in (name for name in clips[0][1] if name != "total"):
+        values = [split[stage] for _, split in clips]
+        axes.bar(range(len(clips)), values, 0.6, bottom=base, label=stage)
+        base = [below + value for below, value in zip(base, values, strict=True)]
+    totals = [split["total"] for _, split in clips]
+    axes.hlines(
+        totals, [x - 0.4 for x in range(len(clips))], [x + 0.4 for x in range(len(clips))], "k", label="total"
+    )
+    axes.set_xticks(range(len(clips)), [name for name, _ in clips], fontsize=7)
+    axes.set(ylabel="seconds at work")
+    return _finish(figure, data, "Where the time of an analysis goes (stages overlap)")
+
+
+def tuning(data: Results) -> Figure:
+    """Curves of a ``tune`` result: the 99th percentile of each setting against the rate of videos, and the bound."""
+    figure = _figure()
+    axes = figure.subplots()
+    for number, item in enumerate(data["tried"]):
+        replays = [part for part in item["replays"] if part["latency"]["p99_ms"] is not None]
+        replays.sort(key=lambda part: float(part["videos_per_s"]))
+        shown = number == 0 or item["better"]
+        axes.plot(
+            [part["videos_per_s"] for part in replays],
+            [part["latency"]["p99_ms"] for part in replays],
+            marker="o" if shown else ".",
+            color=None if shown else "0.75",
+            linewidth=1.5 if shown else 0.5,
+            zorder=2 if shown else 1,
+            label=f"{item['instances']} x {item['threads']}, batch {item['max_batch_size']}, "
+            f"{item['queue_delay_us']} us, {item['precision']}"
+            if shown
+            else None,
+        )
+    axes.axhline(data["p99_bound_ms"], color="k", linestyle="--", linewidth=0.8, label="bound")
+    axes.set(xlabel="videos/s", ylabel="p99 of a request, ms", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    return _finish(figure, data, "Settings tried, on recorded traffic")
+
+
+PLOTS: Mapping[str, Mapping[str, Callable[[Results], Figure]]] = {
+    "server": {"latency-throughput": latency_throughput, "stages": stages, "batches": batches},
+    "compare": {"throughput": contenders},
+    "pipeline": {"stages": analysis_stages},
+    "tune": {"settings": tuning},
+    "gpu": {"roofline": roofline},
+}
+"""By kind of result, which is how its file's name ends, and by name of the plot."""
+
+
+def write_plots(path: Path, *, form: str) -> list[Path]:
+    """Write the plots of one results file beside it and return their paths; none for kinds without plots.
+
+    Args:
+        path: results file.
+        form: one of `FORMATS`.
+    """
+    kind = path.stem.rpartition("-")[2]
+    if kind not in PLOTS:
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # Files that are made again from the same figures are the same.
+    matplotlib.rcParams["svg.hashsalt"] = path.name
+    data = json.loads(path.read_text(encoding="utf-8"))
+    written = []
+    for name, draw in PLOTS[kind].items():
+        target = path.with_name(f"{path.stem}-{name}.{form}")
+        draw(data).savefig(target, metadata={"Date": None} if form == "svg" else {"Software": None})
+        written.append(target)
+    return written
+
+
+def plots(
+    results: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Results files; all of the project by default.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help=" or ".join(FORMATS))] = "svg",
+) -> None:
+    """Draw result files, each beside its file: latency against throughput, stages, batches, settings tried."""
+    if form not in FORMATS:
+        raise OptionError(f"--format is {form!r}; allowed: {', '.join(FORMATS)}")
+    paths = results or sorted(DEFAULT_RESULTS_DIR.glob("*.json"))
+    written = []
+    for path in paths:
+        if not path.is_file():
+            raise OptionError(f"{path} is no file; give results of `deepfake bench {', '.join(PLOTS)}`")
+        written += write_plots(path, form=form)
+    if not written:
+        raise OptionError(
+            f"there is nothing to draw: {', '.join(PLOTS)} results are drawn (NAME-{next(iter(PLOTS))}.json)"
+        )
+    for target in written:
+        typer.echo(target)
+
+
+def _short(name: str, length: int = 18) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def _load(item: Mapping[str, Any]) -> str:
+    return f"{item['concurrency']} in flight" if item["concurrency"] else f"{item['requests_per_s']:g} req/s"
+
+
+def _figure() -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DPI, layout="constrained")
+
+
+def _finish(figure: Figure, data: Results, title: str, *, legend: bool = True) -> Figure:
+    machine, model = data["environment"], data["model"]
+    name = (
+        f"{data['model']} {data['precision']}" if isinstance(model, str) else f"{model['name']} {model['precision']}"
+    )
+    (axes,) = figure.axes
+    axes.set_title(f"{title}\n{name}, {machine['cpu']}, {machine['cores']} cores", size=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        figure.legend(loc="outside right upper", fontsize=7, frameon=False, handlelength=3)
+    return figure

@@ -1,0 +1,76 @@
+"""What a served model must answer: its ONNX file in-process. Nothing is timed before the answers agree."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from deepfake_bench.load.senders import Crops, Target
+from deepfake_client import connect
+from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
+
+PROBABILITY_TOLERANCE = 1e-4
+"""Float32 on the same machine; only the batch size, and so the order of sums, differs."""
+
+
+class OnnxReference:
+    """One ONNX Runtime session on the CPU, as an application without a server would run the file.
+
+    Args:
+        path: the model file.
+        threads: threads of the session; all cores when None.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        options = ort.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # As in the server; threads that spin would also go on while the other side is measured.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, crops: Crops) -> npt.NDArray[np.float32]:
+        """Return float32 ``[N]`` fake probabilities of uint8 ``[N, H, W, 3]`` crops."""
+        (probabilities,) = self._session.run([PROBABILITY_NAME], {INPUT_NAME: crops})
+        return np.asarray(probabilities[:, 0], dtype=np.float32)
+
+
+def random_crops(count: int, size_wh: tuple[int, int]) -> Crops:
+    """Return uint8 ``[count, H, W, 3]`` noise, the same at every call; speed does not depend on the pixels."""
+    width, height = size_wh
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def verify_served(target: Target, crops: Crops, reference: OnnxReference) -> float:
+    """Return the largest difference of probability between server and file, one crop and many at a time.
+
+    Raises:
+        DeepfakeError: it is above `PROBABILITY_TOLERANCE`.
+    """
+
+    async def ask() -> float:
+        transport = connect(target.url, protocol=target.protocol)
+        try:
+            model = await transport.describe(target.model)
+            largest = 0.0
+            for size in {1, min(len(crops), model.max_batch_size)}:
+                for start in range(0, len(crops), size):
+                    part = crops[start : start + size]
+                    answer = await transport.infer(model, part)
+                    largest = max(largest, float(np.abs(answer - reference(part)).max()))
+            return largest
+        finally:
+            await transport.close()
+
+    largest = asyncio.run(ask())
+    if not largest <= PROBABILITY_TOLERANCE:
+        raise DeepfakeError(
+            f"probabilities served over {target.protocol} differ from the file's by {largest:g}; nothing was measured"
+        )
+    return largest
