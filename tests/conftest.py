@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 # Before anything loads PyTorch, and for every process that a test starts. The networks are tiny, and several
 # processes share the cores: threads that wait for each other would only take time from the others.

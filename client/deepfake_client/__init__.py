@@ -12,16 +12,10 @@ Works without torch. Errors are in `deepfake_preprocess.errors` and can be impor
 """
 
 from deepfake_client.analysis.aggregation import STRATEGIES
+from deepfake_client.analysis.pipeline import Progress
 from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.sources.inputs import AsyncSource, Source
 from deepfake_client.result.outcome import Outcome
-from deepfake_client.analysis.pipeline import Progress
-from deepfake_client.transport.protocol import Health, ServedModel, Transport
-from deepfake_client.transport.connect import connect
-from deepfake_client.transport.grpc import GrpcTransport
-from deepfake_client.transport.retry import NO_RETRY, Retry, RetryingTransport
-from deepfake_client.transport.tls import Tls
 from deepfake_client.result.verdict import (
     Concern,
     Consistency,
@@ -35,6 +29,12 @@ from deepfake_client.result.verdict import (
     Track,
     Verdict,
 )
+from deepfake_client.sources.inputs import AsyncSource, Source
+from deepfake_client.transport.connect import connect
+from deepfake_client.transport.grpc import GrpcTransport
+from deepfake_client.transport.protocol import Health, ServedModel, Transport
+from deepfake_client.transport.retry import NO_RETRY, Retry, RetryingTransport
+from deepfake_client.transport.tls import Tls
 from deepfake_preprocess.errors import (
     DeepfakeError,
     InferenceError,

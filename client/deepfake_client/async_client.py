@@ -15,11 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY, check_threshold, strategy_named
-from deepfake_client.sources.async_inputs import each_over, is_async, opened
-from deepfake_client.explain.findings import ExplainedFace, explain_verdict
-from deepfake_client.explain.service import ServiceExplainer
-from deepfake_client.explain.types import Explainer, ExplainOptions
-from deepfake_client.sources.inputs import AsyncSource, Source, each_source, name_of, open_source
 from deepfake_client.analysis.live import (
     DEFAULT_FPS,
     DEFAULT_MAX_LATENCY_S,
@@ -30,8 +25,6 @@ from deepfake_client.analysis.live import (
     Watching,
     watch_frames,
 )
-from deepfake_client.sources.concurrency import each_finished
-from deepfake_client.result.outcome import Outcome
 from deepfake_client.analysis.pipeline import (
     DEFAULT_MAX_REQUESTS_IN_FLIGHT,
     OnProgress,
@@ -41,11 +34,18 @@ from deepfake_client.analysis.pipeline import (
     infer_in_chunks,
 )
 from deepfake_client.analysis.stopping import confidence_of
-from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, ServedModel, Transport, check_timeout
+from deepfake_client.explain.findings import ExplainedFace, explain_verdict
+from deepfake_client.explain.service import ServiceExplainer
+from deepfake_client.explain.types import Explainer, ExplainOptions
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.verdict import ModelIdentity, Verdict
+from deepfake_client.sources.async_inputs import each_over, is_async, opened
+from deepfake_client.sources.concurrency import each_finished
+from deepfake_client.sources.inputs import AsyncSource, Source, each_source, name_of, open_source
 from deepfake_client.transport.connect import connect
+from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, ServedModel, Transport, check_timeout
 from deepfake_client.transport.retry import Retry
 from deepfake_client.transport.tls import Tls
-from deepfake_client.result.verdict import ModelIdentity, Verdict
 from deepfake_preprocess.errors import (
     DeepfakeError,
     MediaNotFoundError,
@@ -55,8 +55,8 @@ from deepfake_preprocess.errors import (
 )
 from deepfake_preprocess.faces.detector import FaceDetector
 from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS, live_media, open_live
-from deepfake_preprocess.media.remote import TIMEOUT_S
 from deepfake_preprocess.media.opening import Media, Sampling
+from deepfake_preprocess.media.remote import TIMEOUT_S
 
 DEFAULT_CONCURRENCY = 2
 """Inputs that `analyze_many` works on at once."""
@@ -191,7 +191,7 @@ class AsyncDeepfakeClient:
             aggregation: name of a strategy in `deepfake_client.analysis.aggregation.STRATEGIES`.
             threshold: FAKE at or above it, in (0, 1); the model's own when None.
             until_sure: stop when the frames looked at suffice, at this confidence or at 0.99 when True; see
-                `deepfake_client.analysis.stopping`. `Verdict.frames_saved` says how many frames that saved. With fast sampling
+                `analysis.stopping`. `Verdict.frames_saved` says how many frames that saved. With fast sampling
                 all frames are looked at.
             timeout_s: deadline of each request of this call, in seconds; the client's own when None.
             on_progress: called after each frame, in the client's event loop.
@@ -459,7 +459,7 @@ class AsyncDeepfakeClient:
             source: the input again; the path that the verdict names when None.
             top: at most that many faces of each track.
             at_most: at most that many faces in all, for which the tracks take turns; None for no such bound.
-            explainer: see `deepfake_client.explain.findings.open_explainer`; the service at its default address when None.
+            explainer: see `explain.findings.open_explainer`; the service at its default address when None.
             options: method, layer and extra checks.
 
         Raises:

@@ -14,10 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY
-from deepfake_client.async_client import AsyncDeepfakeClient
-from deepfake_client.explain.findings import ExplainedFace
-from deepfake_client.explain.types import Explainer, ExplainOptions
-from deepfake_client.sources.inputs import Source
 from deepfake_client.analysis.live import (
     DEFAULT_FPS,
     DEFAULT_MAX_LATENCY_S,
@@ -26,20 +22,24 @@ from deepfake_client.analysis.live import (
     DEFAULT_WINDOW_S,
     OnSlow,
 )
-from deepfake_client.result.outcome import Outcome
 from deepfake_client.analysis.pipeline import (
     DEFAULT_MAX_REQUESTS_IN_FLIGHT,
     OnProgress,
     Progress,
 )
+from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.explain.findings import ExplainedFace
+from deepfake_client.explain.types import Explainer, ExplainOptions
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.verdict import Verdict
+from deepfake_client.sources.inputs import Source
 from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, ServedModel, Transport
 from deepfake_client.transport.retry import Retry
 from deepfake_client.transport.tls import Tls
-from deepfake_client.result.verdict import Verdict
 from deepfake_preprocess.faces.detector import FaceDetector
 from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
-from deepfake_preprocess.media.remote import TIMEOUT_S
 from deepfake_preprocess.media.opening import Sampling
+from deepfake_preprocess.media.remote import TIMEOUT_S
 
 T = TypeVar("T")
 

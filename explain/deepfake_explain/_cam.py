@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from deepfake_client.explain.types import METHODS
 from deepfake_explain._target_layer import TargetLayer
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import Head
+from deepfake_preprocess.errors import OptionError
 
 CAMS: dict[str, type[BaseCAM]] = {
     "grad-cam": GradCAM,

@@ -24,16 +24,16 @@ from deepfake_client.explain.draw import overlay_heatmap
 from deepfake_client.explain.types import ExplainOptions, Explanation, MemberHeatmap, ServedScores
 from deepfake_explain._agreement import check_checkpoint, check_scores
 from deepfake_explain._cam import check_method, heatmaps_of
+from deepfake_explain._target_layer import TargetLayer, find_target_layer, list_names, spatial_layers
 from deepfake_explain.faithfulness import RANDOMISED, compare_maps, measure_faithfulness, randomised
 from deepfake_explain.regions import find_regions, part_map, part_shares
-from deepfake_explain._target_layer import TargetLayer, find_target_layer, list_names, spatial_layers
 from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_export.cli.export import default_spec_path
 from deepfake_export.ensemble.network import EnsembleNetwork
 from deepfake_export.ensemble.spec import read_spec
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_preprocess.errors import ExplainError, OptionError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_preprocess.errors import ExplainError, OptionError
 
 DEFAULT_MAX_BATCH = 8
 """Crops per pass: larger batches win nothing on a CPU, and memory grows with them."""

@@ -16,23 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfake_export.repository import layout as repo
 from deepfake_export.checkpoint.file import pin_checkpoint
-from deepfake_export.tensorrt.plans import EngineOptions, add_engine, ensure_plan, find_maker
-from deepfake_export.request import REQUEST_KEY, ExportRequest, what_changed
 from deepfake_export.proof.gate import BEST, check_precisions
-from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.support.extras import require_extra
+from deepfake_export.repository import layout as repo
+from deepfake_export.request import REQUEST_KEY, ExportRequest, what_changed
+from deepfake_export.tensorrt.plans import EngineOptions, add_engine, ensure_plan, find_maker
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.extras import require_extra
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from deepfake_export.graph.served_detector import ServedDetector
     from deepfake_export.proof.crops import UInt8Array
     from deepfake_export.proof.faces import FaceSet
-    from deepfake_export.graph.served_detector import ServedDetector
     from deepfake_export.proof.parity import ParityReport
 
 MAX_BATCH_LIMIT = 1024
@@ -195,9 +195,9 @@ def export_checkpoint(
         on_step("Loading PyTorch")
         _require_modules()
         from deepfake_export.checkpoint.loading import load_checkpoint
-        from deepfake_export.proof.faces import FaceSet
-        from deepfake_export.graph.served_detector import ServedDetector
         from deepfake_export.graph.onnx_export import export_onnx
+        from deepfake_export.graph.served_detector import ServedDetector
+        from deepfake_export.proof.faces import FaceSet
         from deepfake_export.proof.parity import prove_onnx
 
         on_step(f"Loading {Path(checkpoint).name} into {spec.architecture}")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from deepfake_export.proof.gate import BEST
 from deepfake_export.proof.tolerances import TOLERANCES
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import OptionError
 
 if TYPE_CHECKING:
     from deepfake_export.proof.faces import FaceSet

@@ -14,11 +14,11 @@ from typing import Any
 
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.config_check import contract_problems
-from deepfake_preprocess.contract.plan_info import PLAN_FILE
-from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import served_version, versions_of
+from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import OptionError, RepositoryError
 
 MODEL_FILE = "model.onnx"
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deepfake_preprocess.errors import OptionError, ServerStartError
 from deepfake_preprocess.contract.model_dir import hold_version
 from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
+from deepfake_preprocess.errors import OptionError, ServerStartError
 from deepfake_serve import _supervisor as supervisor
 from deepfake_serve._repository import (
     CpuShare,

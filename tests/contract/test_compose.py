@@ -17,7 +17,7 @@ from deepfake_client.cli.main import COMMANDS
 from deepfake_explain.cli.explain_serve import explain_serve
 from deepfake_export.cli.engines import build_engines
 
-REFERENCE = json.loads((ROOT / "tests/assets/triton_reference.json").read_text(encoding="utf-8"))
+REFERENCE = json.loads((ROOT / "tests/support/assets/triton_reference.json").read_text(encoding="utf-8"))
 SCHEMA = json.loads(
     # The Compose specification's own schema (Apache-2.0), as the package check-jsonschema carries it.
     (importlib.resources.files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text()

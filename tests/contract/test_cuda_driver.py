@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-SOURCE = Path(__file__).parents[2] / "export/deepfake_export/tensorrt/gpu.py"
+SOURCE = ROOT / "export/deepfake_export/tensorrt/gpu.py"
 
 
 @pytest.fixture(scope="module")

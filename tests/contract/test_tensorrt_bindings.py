@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("tensorrt_source.py")
+SCRIPT = ROOT / "tests/support/tensorrt_source.py"
 PACKAGE = "tensorrt-cu13-bindings==11.4.0.106"
 LIBRARIES = ("libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11")
 SYMBOLS = (

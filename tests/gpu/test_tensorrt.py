@@ -8,17 +8,17 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from deepfake_export.repository import layout as repo
 from deepfake_export.proof.crops import generate_crops
-from deepfake_export.tensorrt.plans import EngineOptions, build_engines
-from deepfake_export.tensorrt.gpu import find_gpu
-from deepfake_export.tensorrt.engine import build_engine, tensorrt_runner
-from deepfake_export.tensorrt.library import load_tensorrt
 from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS
-from deepfake_preprocess.contract.plan_info import check_plan
-from deepfake_preprocess.errors import EngineError, RepositoryError
+from deepfake_export.repository import layout as repo
+from deepfake_export.tensorrt.engine import build_engine, tensorrt_runner
+from deepfake_export.tensorrt.gpu import find_gpu
+from deepfake_export.tensorrt.library import load_tensorrt
+from deepfake_export.tensorrt.plans import EngineOptions, build_engines
 from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.plan_info import check_plan
 from deepfake_preprocess.contract.triton_config import read_config
+from deepfake_preprocess.errors import EngineError, RepositoryError
 
 pytestmark = pytest.mark.needs("tensorrt")
 

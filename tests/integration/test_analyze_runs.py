@@ -18,12 +18,13 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from checkout import ROOT
 from media import make_clip, write_video
 
 from deepfake_serve import EmbeddedTriton
 
 NUM_CLIPS = 6
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "verdict.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((ROOT / "docs" / "verdict.schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

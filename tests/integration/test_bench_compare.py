@@ -16,8 +16,8 @@ from deepfake_bench.compare.compare import SERVED
 from deepfake_bench.compare.contenders import start_peer
 from deepfake_bench.compare.environments import PeerUnavailableError, peer_python
 from deepfake_bench.compare.peer_list import Peer, peers
-from deepfake_bench.server.reference import OnnxReference
 from deepfake_bench.load.senders import plain_http
+from deepfake_bench.server.reference import OnnxReference
 from deepfake_client.cli import main as cli
 
 CROPS = np.random.default_rng(5).integers(0, 256, (3, 24, 32, 3), dtype=np.uint8)

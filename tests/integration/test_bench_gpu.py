@@ -9,21 +9,19 @@ import onnxruntime
 import pytest
 import torch
 
-from deepfake_bench.gpu import gpu
-
 from deepfake_bench.gpu import engines as gpu_engines
-
+from deepfake_bench.gpu import gpu
 from deepfake_bench.gpu import measure as gpu_measure
 from deepfake_bench.gpu.engines import ENGINES, EngineKind, OnnxRuntimeEngine, Subject, TensorRTEngine
 from deepfake_bench.gpu.measure import LIMITS, measure_engine
-from deepfake_bench.report.plots import write_plots
 from deepfake_bench.gpu.roofline import count_operations
+from deepfake_bench.report.plots import write_plots
 from deepfake_client.cli import main as cli
+from deepfake_export.checkpoint.untrained import build_untrained_network
+from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.tensorrt.gpu import Gpu
-from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.tensorrt.library import load_tensorrt_rtx
-from deepfake_export.checkpoint.untrained import build_untrained_network
 from deepfake_preprocess.errors import DeepfakeError, EngineError
 
 NETWORK = """

@@ -15,8 +15,8 @@ from deepfake_bench.report.plots import write_plots
 from deepfake_bench.report.readme import pipeline_rows
 from deepfake_bench.server.serving import embedded_server
 from deepfake_client.cli import main as cli
-from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import DeepfakeError
 
 STAGES = ["decode", "detect", "crop", "wire", "queue", "compute", "aggregate", "total"]
 

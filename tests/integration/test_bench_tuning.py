@@ -9,12 +9,10 @@ import media
 import pytest
 from tiny_model import write_tiny_onnx
 
-from deepfake_bench.tune import tune
-
-from deepfake_bench.tune import search as tune_search
-
-from deepfake_bench.tune import server as tune_server
 from deepfake_bench.report.plots import write_plots
+from deepfake_bench.tune import search as tune_search
+from deepfake_bench.tune import server as tune_server
+from deepfake_bench.tune import tune
 from deepfake_bench.tune.search import Setting
 from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract import triton_config

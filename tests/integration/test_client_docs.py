@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from media import make_clip
 
 from deepfake_serve import EmbeddedTriton
 
-PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 

@@ -24,14 +24,14 @@ from typer.testing import CliRunner
 
 from deepfake_export import export_checkpoint, load_model
 from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.checkpoint.untrained import build_untrained_network
 from deepfake_export.cli.export import export
-from deepfake_export.proof.crops import generate_crops
 from deepfake_export.ensemble.spec import EnsembleSpec, read_spec
 from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
-from deepfake_export.checkpoint.untrained import build_untrained_network
-from deepfake_preprocess.errors import CheckpointError, ParityError, SpecError
 from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_preprocess.errors import CheckpointError, ParityError, SpecError
 from deepfake_serve import EmbeddedTriton
 
 SIZE_PX = 96

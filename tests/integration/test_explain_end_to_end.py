@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from deepfake_client.cli import main as cli
 from deepfake_export import export_checkpoint
 from deepfake_export.checkpoint.untrained import build_untrained_network
-from deepfake_preprocess.errors import ExplainDisagreementError
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import ExplainDisagreementError
 from deepfake_serve import EmbeddedTriton
 
 SPEC = ModelSpec("small", "timm:test_efficientnet", input_height_px=64, input_width_px=64)

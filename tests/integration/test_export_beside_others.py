@@ -9,12 +9,12 @@ import sys
 import pytest
 from safetensors.torch import save_file
 
-from deepfake_export.repository import layout as repo
 from deepfake_export.checkpoint.architectures import build_network
-from deepfake_export.repository.admin import inspect_repository
 from deepfake_export.checkpoint.untrained import build_untrained_network
-from deepfake_preprocess.errors import RepositoryError
+from deepfake_export.repository import layout as repo
+from deepfake_export.repository.admin import inspect_repository
 from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_preprocess.errors import RepositoryError
 from deepfake_serve._repository import check_repository
 
 SPEC = ModelSpec(

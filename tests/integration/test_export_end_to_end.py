@@ -18,17 +18,17 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from deepfake_export import export_checkpoint, load_model
-from deepfake_export.cli.export import demo_checkpoint, export
-from deepfake_export.proof.crops import generate_crops
 from deepfake_export.checkpoint.demo import demo_spec
-from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET
-from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
 from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC, build_untrained_network
-from deepfake_preprocess.errors import ExportError, OptionError, ParityError, RepositoryError, SpecError
+from deepfake_export.cli.export import demo_checkpoint, export
+from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
 from deepfake_preprocess.contract.manifest import Manifest, sha256_file
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.contract.triton_config import config_parameters, read_config
+from deepfake_preprocess.errors import ExportError, OptionError, ParityError, RepositoryError, SpecError
 
 SIZE_PX = 64
 SPEC = ModelSpec(

@@ -17,24 +17,23 @@ from torch import nn
 from typer.testing import CliRunner
 
 from deepfake_export import export_checkpoint
-
-from deepfake_export.tensorrt import plans as engines
 from deepfake_export.cli.export import export as export_command
-from deepfake_export.proof.crops import generate_crops
-from deepfake_export.request import ExportRequest, what_changed
-from deepfake_export.precision.fp16 import FLOAT16_MAX, activation_ranges, export_fp16, half_detector
-from deepfake_export.tensorrt.gpu import Gpu
-from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.precision.int8 import TARGETS, quantize_int8
 from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.precision.fp16 import FLOAT16_MAX, activation_ranges, export_fp16, half_detector
+from deepfake_export.precision.int8 import TARGETS, quantize_int8
+from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
-from deepfake_export.tensorrt.engine import build_engine
-from deepfake_export.tensorrt.library import load_tensorrt_rtx
 from deepfake_export.proof.tolerances import TOLERANCES
-from deepfake_preprocess.errors import EngineError, OptionError
+from deepfake_export.request import ExportRequest, what_changed
+from deepfake_export.tensorrt import plans as engines
+from deepfake_export.tensorrt.engine import build_engine
+from deepfake_export.tensorrt.gpu import Gpu
+from deepfake_export.tensorrt.library import load_tensorrt_rtx
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import read_config
+from deepfake_preprocess.errors import EngineError, OptionError
 from deepfake_serve import EmbeddedTriton
 
 SIZE_PX = 32

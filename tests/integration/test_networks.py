@@ -13,15 +13,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deepfake_export import export_checkpoint
-
-from deepfake_export.precision import int8
-from deepfake_export.proof.crops import generate_crops
-from deepfake_export.precision.fp16 import export_fp16
+from deepfake_export.checkpoint.untrained import build_untrained_network
 from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.precision import int8
+from deepfake_export.precision.fp16 import export_fp16
 from deepfake_export.precision.int8 import quantize_int8
+from deepfake_export.proof.crops import generate_crops
 from deepfake_export.tensorrt.engine import build_engine
 from deepfake_export.tensorrt.library import load_tensorrt_rtx
-from deepfake_export.checkpoint.untrained import build_untrained_network
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_serve import EmbeddedTriton
 

@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc
+from checkout import ROOT
 from safetensors.torch import save_file
 
 from deepfake_export import export_checkpoint
-from deepfake_export.proof.crops import generate_crops
 from deepfake_export.checkpoint.untrained import build_untrained_network
-from deepfake_preprocess.errors import CheckpointError, ExportError, SpecError
+from deepfake_export.proof.crops import generate_crops
 from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_preprocess.errors import CheckpointError, ExportError, SpecError
 from deepfake_serve import EmbeddedTriton
 
 SIZE_PX = 64
@@ -157,7 +158,7 @@ def needs_options(backbone):
     return Meso()
 """,
 }
-PAGE = (Path(__file__).parents[2] / "docs/export.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/export.md").read_text(encoding="utf-8")
 EXAMPLE = dict(re.findall(r"^```\w+\n# (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 """What the documentation puts beside the checkpoint of `bench`, by name."""
 

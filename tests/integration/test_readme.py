@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from checkout import ROOT
 from media import make_clip
 
 from deepfake_preprocess.contract.spec import ModelSpec
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 

@@ -13,11 +13,11 @@ from tiny_model import TINY_SPEC, write_tiny_onnx
 
 from deepfake_export.repository import layout as repo
 from deepfake_export.repository.admin import inspect_repository, prune, rollback
-from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import config_parameters
+from deepfake_preprocess.errors import RepositoryError
 from deepfake_serve import EmbeddedTriton
 
 END_TIMEOUT_S = 30

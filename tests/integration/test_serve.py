@@ -26,9 +26,9 @@ from tritonclient.utils import InferenceServerException
 
 from deepfake_export.repository.layout import refresh_configs
 from deepfake_preprocess.contract import triton_config
-from deepfake_preprocess.errors import OptionError, RepositoryError, ServerStartError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import OptionError, RepositoryError, ServerStartError
 from deepfake_serve import EmbeddedTriton
 from deepfake_serve._repository import CpuShare
 

@@ -19,27 +19,24 @@ from torch import nn
 from typer.testing import CliRunner
 
 from deepfake_export import export_checkpoint, load_model
-
-from deepfake_export.cli import engines as cli_engines
-
-from deepfake_export.tensorrt import plans as engines
-
-from deepfake_export.precision import int8
-from deepfake_export.cli.export import export
-from deepfake_export.proof.crops import generate_crops
-from deepfake_export.tensorrt.plans import EngineOptions, build_engines
-from deepfake_export.precision.fp16 import export_fp16
-from deepfake_export.tensorrt.gpu import Gpu
-from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.graph.onnx_export import export_onnx
-from deepfake_export.tensorrt.engine import build_engine
-from deepfake_export.tensorrt.library import load_tensorrt_rtx
 from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC, build_untrained_network, write_untrained_checkpoint
-from deepfake_preprocess.contract.plan_info import check_plan, engine_of
-from deepfake_preprocess.errors import EngineError, OptionError, ParityError, RepositoryError
+from deepfake_export.cli import engines as cli_engines
+from deepfake_export.cli.export import export
+from deepfake_export.graph.onnx_export import export_onnx
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.precision import int8
+from deepfake_export.precision.fp16 import export_fp16
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.tensorrt import plans as engines
+from deepfake_export.tensorrt.engine import build_engine
+from deepfake_export.tensorrt.gpu import Gpu
+from deepfake_export.tensorrt.library import load_tensorrt_rtx
+from deepfake_export.tensorrt.plans import EngineOptions, build_engines
 from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.plan_info import check_plan, engine_of
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import read_config
+from deepfake_preprocess.errors import EngineError, OptionError, ParityError, RepositoryError
 
 TINY_SPEC = dataclasses.replace(
     UNTRAINED_SPEC, name="tiny", architecture="timm:test_efficientnet", input_height_px=64, input_width_px=64

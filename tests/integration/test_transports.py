@@ -22,7 +22,22 @@ from media import make_clip
 from tiny_model import TINY_SPEC, write_tiny_repository
 
 import deepfake_serve.server as server
-from deepfake_client import NO_RETRY, DeepfakeClient, ModelContractError, ModelNotFoundError, Progress, Retry, Sampling, ServerAccessError, ServerBusyError, ServerTimeoutError, ServerUnavailableError, SharedMemoryError, Transport, connect
+from deepfake_client import (
+    NO_RETRY,
+    DeepfakeClient,
+    ModelContractError,
+    ModelNotFoundError,
+    Progress,
+    Retry,
+    Sampling,
+    ServerAccessError,
+    ServerBusyError,
+    ServerTimeoutError,
+    ServerUnavailableError,
+    SharedMemoryError,
+    Transport,
+    connect,
+)
 from deepfake_client.cli import main as cli
 from deepfake_client.transport import shm as transport_shm
 from deepfake_preprocess.contract import triton_config

@@ -5,17 +5,17 @@ from __future__ import annotations
 import typer
 
 from deepfake_bench.compare.compare import compare
+from deepfake_bench.compare.served import served
+from deepfake_bench.gpu.gpu import gpu
 from deepfake_bench.pipeline.decode import decode
 from deepfake_bench.pipeline.detector import detector
-from deepfake_bench.server.ensemble import ensemble
 from deepfake_bench.pipeline.explain import explain
-from deepfake_bench.gpu.gpu import gpu
-from deepfake_bench.server.perf_analyzer import perf_analyzer
 from deepfake_bench.pipeline.pipeline import pipeline
 from deepfake_bench.report.plots import plots
 from deepfake_bench.report.readme import readme
-from deepfake_bench.compare.served import served
+from deepfake_bench.server.ensemble import ensemble
 from deepfake_bench.server.levels import server
+from deepfake_bench.server.perf_analyzer import perf_analyzer
 from deepfake_bench.tune.tune import tune
 
 app = typer.Typer(

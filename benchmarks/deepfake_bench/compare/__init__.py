@@ -1,1 +1,1 @@
-"""TODO"""
+"""The same crops through everything that a user could have chosen instead."""

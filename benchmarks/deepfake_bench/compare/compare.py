@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from deepfake_bench.compare.contenders import Contender, Sample, ServerContender, start_peer
-from deepfake_bench.machine.environment import environment, usable_cores, write_results
 from deepfake_bench.compare.environments import PeerUnavailableError
 from deepfake_bench.compare.peer_list import IN_PROCESS, Peer, peers
+from deepfake_bench.load.statistics import Latency
+from deepfake_bench.machine.environment import environment, usable_cores, write_results
+from deepfake_bench.machine.tables import table_console
 from deepfake_bench.server.reference import OnnxReference
 from deepfake_bench.server.serving import Server, embedded_server
-from deepfake_bench.load.statistics import Latency
-from deepfake_bench.machine.tables import table_console
 from deepfake_preprocess.errors import OptionError
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "torch", "timm", "fastapi", "uvicorn")

@@ -24,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from deepfake_bench.machine import processes
-from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.compare.environments import PeerUnavailableError, peer_python
 from deepfake_bench.compare.peer_list import PEERS_DIR, Peer
-from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
+from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.senders import Crops, RequestFailedError, Target, make_sender
+from deepfake_bench.machine import processes
+from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 90.0

@@ -34,12 +34,12 @@ import psutil
 import typer
 from rich.table import Table
 
-from deepfake_bench.machine.environment import environment, write_results
 from deepfake_bench.load.process import LoadProcesses
-from deepfake_bench.server.reference import OnnxReference, verify_served
 from deepfake_bench.load.senders import PROTOCOLS, Crops, protocols_named
-from deepfake_bench.server.serving import Server, embedded_server
+from deepfake_bench.machine.environment import environment, write_results
 from deepfake_bench.machine.tables import table_console
+from deepfake_bench.server.reference import OnnxReference, verify_served
+from deepfake_bench.server.serving import Server, embedded_server
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_serve._cores import CROPS_PER_THREAD
 

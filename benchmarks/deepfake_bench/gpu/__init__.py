@@ -1,1 +1,1 @@
-"""TODO"""
+"""One network through every engine of a GPU, against the roofline."""

@@ -20,16 +20,16 @@ import torch
 from torch import nn
 
 from deepfake_bench.gpu.roofline import release, synchronize
-from deepfake_export.proof.crops import UInt8Array
-from deepfake_export.precision.fp16 import export_fp16, half_detector
-from deepfake_export.tensorrt.gpu import find_gpu
-from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.graph.onnx_export import export_onnx
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.precision.fp16 import export_fp16, half_detector
+from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.tensorrt.engine import BoundPlan, LoadedPlan, build_engine
+from deepfake_export.tensorrt.gpu import find_gpu
 from deepfake_export.tensorrt.library import TensorRTLibrary, load_tensorrt, load_tensorrt_rtx
-from deepfake_preprocess.errors import EngineError
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
+from deepfake_preprocess.errors import EngineError
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -17,13 +17,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deepfake_bench.machine.environment import default_path, environment, write_results
 from deepfake_bench.gpu.measure import DIFFERS, MEASURED, NOT_MEASURED, Batch, EngineResult, measure_engine
+from deepfake_bench.machine.environment import default_path, environment, write_results
 from deepfake_bench.machine.tables import table_console
 from deepfake_export.tensorrt.gpu import find_gpu
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import EngineError, OptionError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_preprocess.contract.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -226,8 +226,8 @@ def _subject(spec: ModelSpec, network: nn.Module, folder: Path, max_batch_size: 
     import torch
 
     from deepfake_bench.gpu.engines import Subject
-    from deepfake_export.proof.crops import batches_of, generate_crops
     from deepfake_export.graph.served_detector import ServedDetector
+    from deepfake_export.proof.crops import batches_of, generate_crops
 
     detector = ServedDetector(network, spec).eval()
     crops = generate_crops(min(VERIFIED_CROPS, max_batch_size), spec.input_size_wh)

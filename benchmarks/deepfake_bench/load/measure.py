@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from deepfake_bench.load.counters import Counters, ServerShare, share_between
 from deepfake_bench.load.generator import Trace
 from deepfake_bench.load.process import LoadProcesses
-from deepfake_bench.machine.processes import cpu_seconds, rss_mb
-from deepfake_bench.load.counters import Counters, ServerShare, share_between
 from deepfake_bench.load.statistics import Latency, half_width, relative_half_width
+from deepfake_bench.machine.processes import cpu_seconds, rss_mb
 from deepfake_preprocess.errors import OptionError
 
 RAMP_S = 0.5

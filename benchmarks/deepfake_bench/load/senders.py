@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.errors import OptionError
 
 Crops = npt.NDArray[np.uint8]
 

@@ -1,1 +1,1 @@
-"""TODO"""
+"""From clip to verdict, and its stages: decoding, detection, explanation."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from deepfake_client.sources.inputs import expand
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.media.remote import is_url
 from deepfake_preprocess.media.opening import open_media
+from deepfake_preprocess.media.remote import is_url
 
 
 def find_clips(sources: Sequence[str]) -> list[Path]:

@@ -19,13 +19,13 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.machine.environment import environment, write_results
 from deepfake_bench.machine.processes import own_peak_mb
 from deepfake_bench.machine.tables import table_console
+from deepfake_bench.pipeline.clips import find_clips
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.media.opening import open_media
+from deepfake_preprocess.media.sampling import Sampling
 
 
 def decode(

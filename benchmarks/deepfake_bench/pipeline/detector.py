@@ -28,18 +28,18 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
-from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.machine.environment import environment, write_results
-from deepfake_bench.pipeline.facenet import Boxes, Peer, load_peer
 from deepfake_bench.machine.tables import table_console
+from deepfake_bench.pipeline.clips import find_clips
+from deepfake_bench.pipeline.facenet import Boxes, Peer, load_peer
 from deepfake_preprocess.errors import MediaOpenError
-from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.faces.following import DETECT_EVERY, Sighting, find_faces
-from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
-from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.opening import open_media
+from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.support.extras import require_extra
 
 MATCH_IOU = 0.7
 SURE = 0.95

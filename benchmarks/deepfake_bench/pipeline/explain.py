@@ -20,9 +20,9 @@ from rich.table import Table
 from deepfake_bench.machine.environment import environment, usable_cores, write_results
 from deepfake_bench.machine.tables import table_console
 from deepfake_client.explain.types import METHODS, ExplainOptions
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_preprocess.contract.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn

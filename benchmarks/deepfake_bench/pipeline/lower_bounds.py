@@ -11,13 +11,13 @@ from typing import Any
 import av
 import numpy as np
 
+from deepfake_bench.load.senders import Crops
 from deepfake_bench.machine.environment import usable_cores
 from deepfake_bench.server.reference import OnnxReference
-from deepfake_bench.load.senders import Crops
 from deepfake_preprocess.faces.detector import FaceDetector
 from deepfake_preprocess.faces.following import DETECT_EVERY, find_faces
-from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.media.opening import open_media
+from deepfake_preprocess.media.sampling import Sampling
 
 
 def decode_alone(clip: Path) -> int:

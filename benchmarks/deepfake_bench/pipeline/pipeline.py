@@ -1,7 +1,7 @@
 """`deepfake bench pipeline`: clip to verdict on a warm embedded Triton, against its parts and the usual pipeline.
 
 Ours runs with uniform and with fast sampling. The floors are PyAV decoding the clip, the detector on the sampled
-frames, and ONNX Runtime in-process on the crops (`deepfake_bench.pipeline.lower_bounds`). The usual pipeline is what the field's
+frames, and ONNX Runtime in-process on the crops (`pipeline.lower_bounds`). The usual pipeline is what the field's
 projects do with a clip: OpenCV seeks to each frame, facenet-pytorch's MTCNN finds the faces, eager PyTorch scores the
 crops. All run in turn in every round, so that a noisy machine disturbs them alike; ratios are medians over rounds.
 All but the fast one look at the same frames.
@@ -20,23 +20,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deepfake_bench.pipeline.clips import find_clips
+from deepfake_bench.load.counters import Counters
+from deepfake_bench.load.observed import ObservingTransport
 from deepfake_bench.machine.environment import environment, write_results
+from deepfake_bench.machine.tables import table_console
+from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.pipeline.facenet import Peer, load_peer
 from deepfake_bench.pipeline.lower_bounds import decode_alone, detector_alone, onnxruntime_alone
-from deepfake_bench.load.observed import ObservingTransport
-from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
 from deepfake_bench.pipeline.scaling import measure_scaling, parse_counts
-from deepfake_bench.load.counters import Counters
+from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
 from deepfake_bench.server.serving import Server, embedded_server
-from deepfake_bench.machine.tables import table_console
 from deepfake_client import DeepfakeClient, Reason, Sampling, Verdict, connect
-from deepfake_preprocess.faces.crop import crop_face
-from deepfake_preprocess.errors import DeepfakeError, OptionError
-from deepfake_preprocess.faces.detector import Face
-from deepfake_preprocess.media.frame import ArrayFrame
-from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import DeepfakeError, OptionError
+from deepfake_preprocess.faces.crop import crop_face
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
+from deepfake_preprocess.media.frame import ArrayFrame
 from deepfake_serve._cores import CROPS_PER_THREAD
 
 PACKAGES = (

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Plots and README tables, made from result files and from nothing else."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepfake_bench.machine.environment import DEFAULT_RESULTS_DIR
 from deepfake_bench.gpu.plot import roofline
+from deepfake_bench.machine.environment import DEFAULT_RESULTS_DIR
 from deepfake_preprocess.errors import OptionError
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""TODO"""
+"""What one server takes, and how long its callers wait."""

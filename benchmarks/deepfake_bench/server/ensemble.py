@@ -25,15 +25,15 @@ import numpy as np
 import typer
 import yaml
 
-from deepfake_bench.machine.environment import environment, write_results
-from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.measure import RAMP_S
+from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.senders import Crops, Target
+from deepfake_bench.machine.environment import environment, write_results
 from deepfake_preprocess.contract import triton_config
-from deepfake_preprocess.errors import DeepfakeError
-from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.support.extras import require_extra
 from deepfake_serve._repository import MODEL_FILE
 from deepfake_serve.server import EmbeddedTriton
 
@@ -175,8 +175,8 @@ def _write_models(file: Path, place: Path) -> tuple[tuple[str, ...], ModelSpec]:
 
     from deepfake_export.ensemble.network import load_ensemble
     from deepfake_export.ensemble.spec import EnsembleSpec
-    from deepfake_export.graph.served_detector import ServedDetector
     from deepfake_export.graph.onnx_export import export_onnx
+    from deepfake_export.graph.served_detector import ServedDetector
     from deepfake_export.repository.layout import refresh_configs
 
     network, _ = load_ensemble(file)

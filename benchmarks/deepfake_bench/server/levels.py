@@ -1,7 +1,7 @@
 """`deepfake bench server`: how much a server takes, and how long its callers wait.
 
 Each level of load is measured in windows until the confidence interval of the throughput is tight or the windows run
-out; before the first one, the answers are compared with the model file's own. See `deepfake_bench.load.generator` for the two
+out; before the first one, the answers are compared with the model file's own. See `load.generator` for the two
 kinds of load, and for why latency counts from when a request was due.
 """
 
@@ -16,12 +16,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deepfake_bench.machine.environment import environment, write_results
-from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.measure import Measurement, Stopping, measure_level, parse_levels
+from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.senders import PROTOCOLS, protocols_named
-from deepfake_bench.server.serving import Server, embedded_server, running_server
+from deepfake_bench.machine.environment import environment, write_results
 from deepfake_bench.machine.tables import table_console
+from deepfake_bench.server.serving import Server, embedded_server, running_server
 from deepfake_preprocess.errors import OptionError
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")

@@ -22,12 +22,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deepfake_bench.machine.environment import environment, write_results
-from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.measure import Level, Measurement, Stopping, measure_level, parse_levels
+from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.senders import Target
-from deepfake_bench.server.serving import Server, embedded_server, running_server
+from deepfake_bench.machine.environment import environment, write_results
 from deepfake_bench.machine.tables import table_console
+from deepfake_bench.server.serving import Server, embedded_server, running_server
 from deepfake_preprocess.errors import DeepfakeError
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio")

@@ -11,8 +11,8 @@ import onnxruntime as ort
 
 from deepfake_bench.load.senders import Crops, Target
 from deepfake_client import connect
-from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.errors import DeepfakeError
 
 PROBABILITY_TOLERANCE = 1e-4
 """Float32 on the same machine; only the batch size, and so the order of sums, differs."""

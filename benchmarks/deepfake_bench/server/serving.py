@@ -10,12 +10,12 @@ from typing import Any
 
 import psutil
 
-from deepfake_bench.server.reference import OnnxReference, random_crops, verify_served
-from deepfake_bench.load.senders import Crops, Target
 from deepfake_bench.load.counters import Counters, read_counters
+from deepfake_bench.load.senders import Crops, Target
+from deepfake_bench.server.reference import OnnxReference, random_crops, verify_served
 from deepfake_client import DeepfakeClient
-from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.errors import RepositoryError
 
 VERIFIED_CROPS = 16
 

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The serving options that suit this machine, found on recorded traffic."""

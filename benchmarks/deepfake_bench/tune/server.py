@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 
-from deepfake_bench.load.process import LoadProcesses
-from deepfake_bench.load.measure import falls_behind
 from deepfake_bench.load.counters import read_counters, share_between
+from deepfake_bench.load.measure import falls_behind
+from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.statistics import Latency
 from deepfake_bench.load.traffic import Traffic
 from deepfake_preprocess.contract import triton_config

@@ -22,21 +22,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deepfake_bench.machine import processes
-from deepfake_bench.pipeline.clips import find_clips
-from deepfake_bench.machine.environment import environment, write_results
 from deepfake_bench.load.process import LoadProcesses
-from deepfake_bench.server.reference import OnnxReference, verify_served
 from deepfake_bench.load.senders import Target
-from deepfake_bench.machine.tables import table_console
 from deepfake_bench.load.traffic import Traffic, labels_of, record
+from deepfake_bench.machine import processes
+from deepfake_bench.machine.environment import environment, write_results
+from deepfake_bench.machine.tables import table_console
+from deepfake_bench.pipeline.clips import find_clips
+from deepfake_bench.server.reference import OnnxReference, verify_served
 from deepfake_bench.tune.search import CLIMB, STEP, Setting, highest_rate, respects, search
 from deepfake_bench.tune.server import Replay, Running, TunedTriton
 from deepfake_preprocess.contract import triton_config
-from deepfake_preprocess.errors import DeepfakeError, RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of
 from deepfake_preprocess.contract.triton_config import ServingOptions
+from deepfake_preprocess.errors import DeepfakeError, RepositoryError
 from deepfake_serve._repository import MODEL_FILE, ServedModel, available_cores, check_repository, model_share
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")

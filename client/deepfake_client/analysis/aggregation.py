@@ -6,7 +6,7 @@ manipulated face among several real ones is not averaged away.
 Within a track the default is the mean of the frames' probabilities: it is the figure that papers and benchmarks of
 the field report for a video, moves little with any one frame, and keeps the meaning of a calibrated probability.
 
-Every rule takes weights (see `deepfake_client.analysis.quality`). A face of weight 0 takes no part; weights that are all 1
+Every rule takes weights (see `analysis.quality`). A face of weight 0 takes no part; weights that are all 1
 give the plain rule. But for `confident`, which counts frames, only the weights' proportions matter.
 """
 

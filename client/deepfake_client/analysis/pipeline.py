@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from deepfake_client.analysis.aggregation import Strategy
 from deepfake_client.analysis.scoring import ScoredFrame, judge
 from deepfake_client.analysis.stopping import StopRule
-from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_client.result.verdict import Label, Timing, Verdict
-from deepfake_preprocess.faces.crop import crop_face
+from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_preprocess.errors import ModelContractError, ServerError
+from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import FaceDetector
 from deepfake_preprocess.faces.following import DETECT_EVERY, Sighting, find_faces
 from deepfake_preprocess.media.frame import Frame
@@ -138,7 +138,7 @@ async def analyze_media(
         sampling: which frames to take.
         strategy: how a track's frames become its score.
         threshold: FAKE at or above it; the model's own when None.
-        sure_at: confidence at which frames are saved when those looked at suffice (`deepfake_client.analysis.stopping`); all
+        sure_at: confidence at which frames are saved when those looked at suffice (`analysis.stopping`); all
             are looked at when None, and where looking at the video several times would not pay.
         on_progress: called in the event loop after each frame.
         let_go: makes a wait for the input's next frame end; called in the event loop when the analysis is cut off.

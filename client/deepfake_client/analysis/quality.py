@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.result.verdict import Concern
-from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.faces.detector import Face
 
 SIZE_RAMP = (0.25, 0.125)
 """Box side in pixels of the frame, as a share of the network's input side: 56 and 28 px for 224."""

@@ -17,9 +17,9 @@ from deepfake_client.analysis.appearance import Colours, face_colours, picture_c
 from deepfake_client.analysis.quality import Quality, assess, inner_face
 from deepfake_client.analysis.tracking import Candidate, Tracker
 from deepfake_client.result.verdict import FaceScore, FrameResult, Interval, Label, Reason, Track
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InferenceError, ServerError
 from deepfake_preprocess.faces.detector import Face
-from deepfake_preprocess.contract.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, eq=False)

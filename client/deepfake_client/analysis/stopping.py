@@ -12,7 +12,7 @@ at last all others. After each pass but the last there is one look:
 Looking several times would let chance stop it sooner or later, so the allowed error is spent in equal parts over all
 looks (alpha spending: K. Lan and D. DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 1983,
 in its plainest form, Bonferroni's), and for FAKE over the tracks as well. The interval is that of
-`deepfake_client.analysis.consistency`. Frames at equal distances represent a video at least as well as frames at random do
+`analysis.consistency`. Frames at equal distances represent a video at least as well as frames at random do
 when the resemblance of frames fades with their distance (W. Cochran, "Sampling Techniques", 3rd ed., 8.5).
 """
 

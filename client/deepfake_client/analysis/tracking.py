@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.assignment import assign
 from deepfake_client.analysis.appearance import Colours, likeness
+from deepfake_client.analysis.assignment import assign
 
 MIN_IOU = 0.2
 """Overlap that continues a track. Lower than for consecutive frames, since samples are tenths of seconds apart."""
@@ -92,7 +92,7 @@ class Tracker:
         Args:
             faces: the faces of the frame.
             pts_seconds: the frame's time; not before that of the frame before.
-            picture: the frame's colours (`deepfake_client.analysis.appearance.picture_colours`); without them no cut is seen.
+            picture: the frame's colours (`analysis.appearance.picture_colours`); without them no cut is seen.
         """
         same_shot = [_alike(track.picture, picture, SAME_SHOT, unknown=True) for track in self._open]
         affinity = np.zeros((len(self._open), len(faces)))

@@ -17,16 +17,16 @@ from deepfake_client.async_client import DEFAULT_CONCURRENCY
 from deepfake_client.cli.batch import Batch
 from deepfake_client.cli.connection import SERVER_PANEL, Connection, with_connection
 from deepfake_client.cli.explain import CheckpointOption, ServiceOption
+from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.output import Csv, JsonLines, Kept, Output, Report, Screen
 from deepfake_client.cli.progress import RunProgress
 from deepfake_client.cli.run import Run, Session
 from deepfake_client.explain.findings import open_explainer
 from deepfake_client.sources.inputs import expand
-from deepfake_client.cli.journal import Journal
 from deepfake_client.transport.retry import Retry
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.media.sampling import SAMPLING_MODES
 from deepfake_preprocess.media.opening import Sampling
+from deepfake_preprocess.media.sampling import SAMPLING_MODES
 
 DEFAULT_FRAMES = 32
 DEFAULT_RETRY_S = Retry().total_s

@@ -10,14 +10,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from deepfake_client.client import DeepfakeClient
-from deepfake_client.cli.journal import Journal
-from deepfake_client.result.outcome import Outcome
 from deepfake_client.analysis.pipeline import Progress
+from deepfake_client.cli.journal import Journal
+from deepfake_client.client import DeepfakeClient
+from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity
 from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerUnavailableError
-from deepfake_preprocess.media.remote import is_url, without_password
 from deepfake_preprocess.media.opening import open_media
+from deepfake_preprocess.media.remote import is_url, without_password
 
 MAX_SERVER_FAILURES = 3
 """Inputs in a row that the server may fail before the rest is given up: each has waited for it already."""

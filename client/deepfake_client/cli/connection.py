@@ -12,9 +12,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, Transport
 from deepfake_client.transport.address import DEFAULT_URLS, PROTOCOLS, parse_address
 from deepfake_client.transport.connect import connect
+from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, Transport
 from deepfake_client.transport.retry import Retry
 from deepfake_client.transport.tls import Tls
 from deepfake_preprocess.errors import OptionError

@@ -13,15 +13,15 @@ from rich.markup import escape
 
 from deepfake_client.cli.connection import Connection, with_connection
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.explain.findings import ExplainedFace, contact_sheet, open_explainer
 from deepfake_client.explain.draw import encode_png
+from deepfake_client.explain.findings import ExplainedFace, contact_sheet, open_explainer
 from deepfake_client.explain.service import DEFAULT_SERVICE_URL
 from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.result.verdict_json import outcome_from_dict
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.media.opening import Sampling, open_media
+from deepfake_preprocess.support.extras import require_extra
 
 SHEET_NAME = "contact_sheet.png"
 DATA_NAME = "explanation.json"

@@ -68,7 +68,9 @@ COMMANDS = {
     ),
     "train": Command("deepfake_training.cli.train:train", "train", "Train a detector; real faces alone are enough."),
     "pack-faces": Command(
-        "deepfake_training.cli.train:pack_faces_command", "train", "Find the faces of folders once, for `train --pack`."
+        "deepfake_training.cli.train:pack_faces_command",
+        "train",
+        "Find the faces in folders once, for `train --pack`.",
     ),
     "evaluate": Command(
         "deepfake_training.cli.evaluate:evaluate_command",
@@ -89,10 +91,14 @@ COMMANDS = {
         "deepfake_client.cli.explain:explain", "explain", "Show where the model saw the fake: heatmaps of a verdict."
     ),
     "explain-serve": Command(
-        "deepfake_explain.cli.explain_serve:explain_serve", "explain", "Serve heatmaps of one checkpoint over HTTP, beside Triton."
+        "deepfake_explain.cli.explain_serve:explain_serve",
+        "explain",
+        "Serve one checkpoint's heatmaps over HTTP.",
     ),
     "demo-checkpoint": Command(
-        "deepfake_export.cli.export:demo_checkpoint", "export", "Write the demo checkpoint, its spec and its model card."
+        "deepfake_export.cli.export:demo_checkpoint",
+        "export",
+        "Write the demo checkpoint, its spec and model card.",
     ),
 }
 

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from rich.console import Console
 
 from deepfake_client.cli.batch import Result
-from deepfake_client.explain.findings import ExplainedFace, overlays_png
 from deepfake_client.cli.journal import Journal
-from deepfake_client.result.outcome import Outcome
 from deepfake_client.cli.render import print_summary, print_verdict
+from deepfake_client.explain.findings import ExplainedFace, overlays_png
+from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity, Verdict
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, OptionError
-from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.media.remote import without_password
 from deepfake_preprocess.media.sampling import Sampling
-from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.support.extras import require_extra
 
 if TYPE_CHECKING:
     from deepfake_client.report import Heatmaps, ReportContext

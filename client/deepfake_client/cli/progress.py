@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-from deepfake_client.result.outcome import Outcome
 from deepfake_client.analysis.pipeline import Progress
 from deepfake_client.cli.render import LABEL_STYLE
+from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label
 
 _NAME_CELLS = 36

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_client.cli.batch import Batch, Result
-from deepfake_client.cli.main import print_error
 from deepfake_client.cli.connection import Connection
+from deepfake_client.cli.main import print_error
 from deepfake_client.cli.output import Kept, Output
 from deepfake_client.cli.progress import RunProgress
 from deepfake_client.client import DeepfakeClient
@@ -21,11 +21,11 @@ from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK
 from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.types import Explainer
 from deepfake_client.result.outcome import Outcome
-from deepfake_client.transport.retry import Retry
 from deepfake_client.result.verdict import Label, Verdict
+from deepfake_client.transport.retry import Retry
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_preprocess.contract.spec import ModelSpec
 
 EXIT_INCONCLUSIVE = 3
 EXIT_SERVER = 4

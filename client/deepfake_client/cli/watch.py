@@ -14,8 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY, STRATEGIES
-from deepfake_client.cli.connection import Connection, with_connection
-from deepfake_client.client import DeepfakeClient
 from deepfake_client.analysis.live import (
     DEFAULT_FPS,
     DEFAULT_MAX_LATENCY_S,
@@ -24,7 +22,9 @@ from deepfake_client.analysis.live import (
     DEFAULT_WINDOW_S,
     OnSlow,
 )
+from deepfake_client.cli.connection import Connection, with_connection
 from deepfake_client.cli.render import headline, track_table
+from deepfake_client.client import DeepfakeClient
 from deepfake_client.result.verdict import Label, Verdict
 from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.result.verdict import FaceScore, FrameResult, Verdict
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import Frame
-from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.opening import Media, Sampling
 
 SHOWN_PER_TRACK = 4

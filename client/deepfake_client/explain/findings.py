@@ -15,17 +15,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.explain.evidence import Evidence, Pick, cut_out, suspicious_faces
 from deepfake_client.explain.draw import SheetRow, draw_contact_sheet, encode_png, overlay_heatmap
+from deepfake_client.explain.evidence import Evidence, Pick, cut_out, suspicious_faces
 from deepfake_client.explain.service import DEFAULT_SERVICE_URL, ServiceExplainer
 from deepfake_client.explain.types import Explainer, ExplainOptions, Explanation, ServedScores
-from deepfake_client.transport.protocol import ServedModel
 from deepfake_client.result.verdict import Label, Verdict
-from deepfake_preprocess.faces.geometry import CropGeometry, crop_geometry
-from deepfake_preprocess.errors import ExplainDisagreementError, NoFaceError, OptionError
-from deepfake_preprocess.support.extras import require_extra
+from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import ExplainDisagreementError, NoFaceError, OptionError
+from deepfake_preprocess.faces.geometry import CropGeometry, crop_geometry
 from deepfake_preprocess.media.opening import Media
+from deepfake_preprocess.support.extras import require_extra
 
 PREVIEW_PX = 960
 """Longer side of the frames that are kept for pictures; ten full frames of 4K would be 250 MB."""

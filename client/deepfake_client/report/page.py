@@ -21,13 +21,13 @@ import jinja2
 from markupsafe import Markup
 
 from deepfake_client.analysis.aggregation import num_frames_needed
-from deepfake_client.result.outcome import Outcome
 from deepfake_client.cli.render import notes
 from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, take_pictures
 from deepfake_client.report.plots import timeline_svg, track_looks, write_frame_analysis, write_timeline
+from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import FaceScore, Label, Verdict
-from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.media.sampling import Sampling
 
 PAGE_NAME = "report.html"
 INDEX_NAME = "index.html"

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, Pick, cut_out, suspicious_faces
-from deepfake_client.sources.inputs import open_source
 from deepfake_client.result.verdict import FaceScore, FrameResult, Verdict
+from deepfake_client.sources.inputs import open_source
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InputError
 from deepfake_preprocess.media.frame import Frame
-from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.opening import Sampling
 
 MAX_FRAMES = 8

@@ -56,7 +56,7 @@ class FaceScore:
         fake_probability: in [0, 1]; None when the server did not answer for it.
         weight: how much the face counts in its track's score, in [0, 1]; 0 leaves it out.
         concerns: why `weight` is below 1; empty when it is 1.
-        landmarks_xy: the five landmarks in the order of `deepfake_preprocess.faces.detector.LANDMARK_NAMES`, in pixels of the
+        landmarks_xy: the five landmarks in the order of `faces.detector.LANDMARK_NAMES`, in pixels of the
             upright frame; None when the detector gave none.
     """
 

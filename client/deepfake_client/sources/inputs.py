@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
-from deepfake_preprocess.media.remote import is_url, open_url, without_password
 from deepfake_preprocess.media.frames_source import GivenFrame, open_array, open_frames
 from deepfake_preprocess.media.opening import Media, open_media
+from deepfake_preprocess.media.remote import is_url, open_url, without_password
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Media | NDArray[np.uint8] | Iterable[GivenFrame]
 """One input: a path, an address (http, https, rtsp), an encoded file in memory, a seekable binary file object, what
@@ -69,7 +69,7 @@ def each_source(
     has no name of its own is called ``source`` and its position.
 
     Raises:
-        OptionError: `sources` is a single input that is no path, or asynchronous (`deepfake_client.sources.async_inputs`).
+        OptionError: `sources` is a single input that is no path, or asynchronous (`sources.async_inputs`).
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]

@@ -1,1 +1,1 @@
-"""TODO"""
+"""How a server is reached: KServe v2 over gRPC, HTTP and shared memory; retries, TLS and errors."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, Transport, check_timeout
 from deepfake_client.transport.address import parse_address
+from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, Transport, check_timeout
 from deepfake_client.transport.retry import NO_RETRY, Retry, RetryingTransport
 from deepfake_client.transport.tls import Tls
 from deepfake_preprocess.support.extras import require_extra
@@ -39,10 +39,10 @@ def connect(
     # By name: HTTP has an extra, and who uses one protocol need not load the others.
     name = parse_address(url, protocol=protocol, tls=tls).protocol
     module, kind = {
-        "grpc": ("transport_grpc", "GrpcTransport"),
-        "http": ("transport_http", "HttpTransport"),
-        "grpc-shm": ("transport_shm", "SharedMemoryTransport"),
+        "grpc": ("grpc", "GrpcTransport"),
+        "http": ("http", "HttpTransport"),
+        "grpc-shm": ("shm", "SharedMemoryTransport"),
     }[name]
-    make = getattr(require_extra(f"deepfake_client.{module}", extra="http"), kind)
+    make = getattr(require_extra(f"deepfake_client.transport.{module}", extra="http"), kind)
     inner: Transport = make(url, tls=tls, headers=headers, timeout_s=timeout_s)
     return inner if retry == NO_RETRY else RetryingTransport(inner, retry)

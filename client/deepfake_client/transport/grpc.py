@@ -15,6 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from deepfake_client.transport.address import ProtocolName, check_headers, parse_address
+from deepfake_client.transport.errors import server_error
 from deepfake_client.transport.protocol import (
     DEFAULT_TIMEOUT_S,
     Health,
@@ -24,11 +26,9 @@ from deepfake_client.transport.protocol import (
     refuse_changed,
     served_model,
 )
-from deepfake_client.transport.address import ProtocolName, check_headers, parse_address
-from deepfake_client.transport.errors import server_error
 from deepfake_client.transport.tls import Tls, diagnose
-from deepfake_preprocess.errors import InferenceError, ModelNotFoundError, ServerError, ServerTlsError
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.errors import InferenceError, ModelNotFoundError, ServerError, ServerTlsError
 
 # gRPC writes failed handshakes to standard error; ours are exceptions. It reads this once, when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

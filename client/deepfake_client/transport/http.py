@@ -21,6 +21,8 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
+from deepfake_client.transport.address import check_headers, parse_address
+from deepfake_client.transport.errors import server_error
 from deepfake_client.transport.protocol import (
     DEFAULT_TIMEOUT_S,
     Health,
@@ -30,9 +32,8 @@ from deepfake_client.transport.protocol import (
     refuse_changed,
     served_model,
 )
-from deepfake_client.transport.address import check_headers, parse_address
-from deepfake_client.transport.errors import server_error
 from deepfake_client.transport.tls import Tls, diagnose
+from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import (
     InferenceError,
     ModelNotFoundError,
@@ -40,7 +41,6 @@ from deepfake_preprocess.errors import (
     ServerTlsError,
     ServerUnavailableError,
 )
-from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 
 T = TypeVar("T")
 

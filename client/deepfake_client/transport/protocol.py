@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.result.verdict import ModelIdentity
+from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+from deepfake_preprocess.contract.triton_config import PRECISION_PARAMETER, config_parameters
 from deepfake_preprocess.errors import (
     ModelContractError,
     ModelNotFoundError,
@@ -20,8 +22,6 @@ from deepfake_preprocess.errors import (
     ServerAccessError,
     SpecError,
 )
-from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
-from deepfake_preprocess.contract.triton_config import PRECISION_PARAMETER, config_parameters
 
 DEFAULT_TIMEOUT_S = 30.0
 

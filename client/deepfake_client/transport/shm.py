@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as kserve
 
-from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, ServedModel
 from deepfake_client.transport.address import ProtocolName
 from deepfake_client.transport.grpc import GrpcTransport, infer_request
+from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, ServedModel
 from deepfake_client.transport.tls import Tls
 from deepfake_preprocess.errors import ServerError, SharedMemoryError
 

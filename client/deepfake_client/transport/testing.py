@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.transport.protocol import Health, ServedModel
-from deepfake_preprocess.errors import DeepfakeError, ModelNotFoundError, ServerTimeoutError
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import DeepfakeError, ModelNotFoundError, ServerTimeoutError
 
 Scorer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Takes uint8 ``[N, H, W, 3]`` RGB crops and returns float32 ``[N]`` fake probabilities."""

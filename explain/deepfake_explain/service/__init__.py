@@ -1,1 +1,1 @@
-"""TODO"""
+"""The explain service over HTTP."""

@@ -30,8 +30,8 @@ from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOption
 from deepfake_client.explain.wire import NPZ_TYPE, explanation_to_npz
 from deepfake_client.transport.retry import NO_RETRY
 from deepfake_explain._agreement import check_checkpoint, check_scores
-from deepfake_explain.service.batcher import Batcher
 from deepfake_explain.explainer import CheckpointExplainer
+from deepfake_explain.service.batcher import Batcher
 from deepfake_explain.service.intake import Intake, parse_numbers, read_picture, take_crop, take_frame
 from deepfake_explain.service.problems import Problem, RefusedError
 from deepfake_preprocess.errors import DeepfakeError, OptionError, ServerError

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.faces.crop import crop_face
-from deepfake_preprocess.faces.geometry import crop_geometry
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import MediaOpenError, NoFaceError, OptionError
+from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face, FaceDetector
+from deepfake_preprocess.faces.geometry import crop_geometry
 from deepfake_preprocess.media.frame import ArrayFrame
 from deepfake_preprocess.media.image import SNIFF_BYTES, decode_image, image_codec, stored_size_wh
-from deepfake_preprocess.contract.spec import ModelSpec
 
 SAME_FACE_IOU = 0.3
 """Overlap from which a detected face is the one whose box was given."""

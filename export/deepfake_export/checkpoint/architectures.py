@@ -17,9 +17,9 @@ from typing import Any
 from torch import nn
 
 from deepfake_export.checkpoint.layers import attach_head, build_layers
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import SpecError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_preprocess.contract.spec import ModelSpec
 
 
 def build_network(spec: ModelSpec, *, in_channels: int = 3, code_dir: Path | None = None) -> nn.Module:

@@ -9,12 +9,12 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import OptionError
 
 DEMO_NAME = "deepfake_efficientnet_b0"
 CARD_NAME = "MODEL_CARD.md"
-_DATA = files("deepfake_export") / "demo_checkpoint"
+_DATA = files("deepfake_export.checkpoint") / "demo_checkpoint"
 
 
 def demo_spec() -> ModelSpec:

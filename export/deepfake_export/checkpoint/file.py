@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from deepfake_preprocess.errors import CheckpointError
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import CheckpointError
 
 LFS_MARK = b"version https://git-lfs"
 

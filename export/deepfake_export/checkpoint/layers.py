@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepfake_preprocess.errors import SpecError
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import SpecError
 
 PLAIN: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.checkpoint.file import pin_checkpoint
-from deepfake_export.checkpoint.reading import read_checkpoint
 from deepfake_export.checkpoint.layers import head_path
-from deepfake_preprocess.errors import CheckpointError
+from deepfake_export.checkpoint.reading import read_checkpoint
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import CheckpointError
 
 EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
 WEIGHTS_KEYS = (*EMA_KEYS, "state_dict", "model_state_dict", "model", "network", "net", "weights")

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from deepfake_export.checkpoint.architectures import build_network
-from deepfake_export.proof.crops import UInt8Array, generate_crops
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_preprocess.errors import OptionError
+from deepfake_export.proof.crops import UInt8Array, generate_crops
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import OptionError
 
 UNTRAINED_SPEC = ModelSpec(
     name="untrained_efficientnet_b0",

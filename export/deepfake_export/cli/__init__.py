@@ -1,1 +1,1 @@
-"""TODO"""
+"""The commands around export: `export`, `build-engines`, `repository`, `demo-checkpoint`."""

@@ -16,13 +16,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepfake_export.api import ExportResult, export_checkpoint
-from deepfake_export.tensorrt.plans import EngineOptions
 from deepfake_export.ensemble.spec import read_spec
 from deepfake_export.proof.gate import BEST, parse_precisions
-from deepfake_preprocess.errors import OptionError, SpecError
-from deepfake_preprocess.support.extras import require_extra
+from deepfake_export.tensorrt.plans import EngineOptions
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
+from deepfake_preprocess.errors import OptionError, SpecError
+from deepfake_preprocess.support.extras import require_extra
 
 
 def export(

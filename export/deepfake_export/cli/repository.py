@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deepfake_export.tensorrt.plans import parse_target, plan_target
 from deepfake_export.repository.admin import ModelInfo, Problem, Pruning, inspect_repository
 from deepfake_export.repository.admin import prune as prune_model
 from deepfake_export.repository.admin import rollback as rollback_model
+from deepfake_export.tensorrt.plans import parse_target, plan_target
 from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Several checkpoints as one network."""

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.ensemble.network import EnsembleNetwork
 from deepfake_export.ensemble.spec import EnsembleSpec
-from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.graph.onnx_export import export_onnx
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.proof.parity import prove_onnx
 
 DESCRIPTION_FILE = "ensemble.json"

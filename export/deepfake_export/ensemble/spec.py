@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from deepfake_export.checkpoint.file import check_file
-from deepfake_preprocess.errors import CheckpointError, SpecError
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import Crop, ModelSpec
+from deepfake_preprocess.errors import CheckpointError, SpecError
 
 INPUTS = ("pixels", "log_spectrum")
 SPECTRUM_CHANNELS = ("luma", "rgb")

@@ -13,11 +13,11 @@ from typing import Any
 import onnx
 import torch
 
-from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.graph.onnx_nodes import keep_layer, last_operator
 from deepfake_export.graph.onnx_rewrites import pool_globally
-from deepfake_preprocess.errors import ExportError
+from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+from deepfake_preprocess.errors import ExportError
 
 OPSET = 18
 """What PyTorch's exporter writes natively. A lower one goes through a converter that fails on these graphs (seen

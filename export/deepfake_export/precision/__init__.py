@@ -1,1 +1,1 @@
-"""TODO"""
+"""FP16 and INT8 forms of a network, and which of them is served."""

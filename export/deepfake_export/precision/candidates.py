@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.precision.fp16 import export_fp16
+from deepfake_export.precision.int8 import quantize_int8
 from deepfake_export.proof.comparison import Comparison, auc, measure_speed, video_flips
 from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.proof.faces import FaceSet
-from deepfake_export.precision.fp16 import export_fp16
 from deepfake_export.proof.gate import Candidate, Decision, decide
-from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.precision.int8 import quantize_int8
 from deepfake_export.proof.parity import (
     Float32Array,
     Runner,
@@ -28,9 +28,9 @@ from deepfake_export.proof.parity import (
     reference_outputs,
     require_parity,
 )
-from deepfake_preprocess.errors import ExportError
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import EMBEDDED_THREADS
+from deepfake_preprocess.errors import ExportError
 
 SPEED_BATCH = 8
 

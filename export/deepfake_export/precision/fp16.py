@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepfake_export.proof.crops import UInt8Array, batches_of
-from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.graph.onnx_export import export_onnx
-from deepfake_preprocess.errors import ExportError
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.proof.crops import UInt8Array, batches_of
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import ExportError
 
 FLOAT16_MAX = 65504.0
 HEADROOM = 2.0

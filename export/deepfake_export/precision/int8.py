@@ -27,9 +27,9 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from deepfake_export.proof.crops import UInt8Array, batches_of
 from deepfake_export.proof.tolerances import TOLERANCES
+from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, ModelSpec
 from deepfake_preprocess.errors import ExportError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, ModelSpec
 
 Float = npt.NDArray[np.float32]
 

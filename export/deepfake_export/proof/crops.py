@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.manifest import sha256_file
+from deepfake_preprocess.errors import OptionError
 
 UInt8Array = npt.NDArray[np.uint8]
 

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from deepfake_export.proof.crops import IMAGE_SUFFIXES, UInt8Array, hash_files
-from deepfake_preprocess.faces.crop import crop_face
-from deepfake_preprocess.errors import MediaOpenError, OptionError
-from deepfake_preprocess.faces.detector import FaceDetector
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import MediaOpenError, OptionError
+from deepfake_preprocess.faces.crop import crop_face
+from deepfake_preprocess.faces.detector import FaceDetector
 from deepfake_preprocess.media.opening import Media, Sampling, open_media
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".3gp")

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deepfake_export.proof.crops import UInt8Array, batches_of
 from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.proof.crops import UInt8Array, batches_of
 from deepfake_export.proof.tolerances import TOLERANCES
+from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import ExportError, ParityError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 
 Float32Array = npt.NDArray[np.float32]
 Runner = Callable[[UInt8Array], tuple[Float32Array, Float32Array]]

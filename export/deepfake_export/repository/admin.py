@@ -15,10 +15,9 @@ from typing import Any
 
 from deepfake_export.repository import layout as repo
 from deepfake_preprocess.contract.config_check import contract_problems, production_problems
-from deepfake_preprocess.contract.plan_info import PLAN_FILE, REBUILD, check_plan, engine_of
-from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest
 from deepfake_preprocess.contract.model_dir import claimed_versions, lock_holders, served_version, versions_of
+from deepfake_preprocess.contract.plan_info import PLAN_FILE, REBUILD, check_plan, engine_of
 from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
     EMBEDDED_BACKEND,
@@ -28,6 +27,7 @@ from deepfake_preprocess.contract.triton_config import (
     read_config,
     tuned_options,
 )
+from deepfake_preprocess.errors import OptionError, RepositoryError
 
 CONFIG_NAMES = (CONFIG_NAME, EMBEDDED_CONFIG_NAME)
 

@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepfake_preprocess.contract.plan_info import served_precision
-from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import served_version, who_locks
 from deepfake_preprocess.contract.model_dir import versions_of as versions_of
+from deepfake_preprocess.contract.plan_info import served_precision
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
@@ -34,6 +33,7 @@ from deepfake_preprocess.contract.triton_config import (
     read_config,
     tuned_options,
 )
+from deepfake_preprocess.errors import RepositoryError
 
 MODEL_FILE = "model.onnx"
 ENGINE_SOURCE = "engine.onnx"

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 
-from deepfake_export.tensorrt.gpu import GpuMemory, cuda_version, find_gpu, gpu_memory
 from deepfake_export.graph.onnx_nodes import find_node, origin_of, precision_of
+from deepfake_export.tensorrt.gpu import GpuMemory, cuda_version, find_gpu, gpu_memory
 from deepfake_export.tensorrt.library import (
     RTX_CUDA_VERSION,
     IBuilderConfig,
@@ -34,8 +34,8 @@ from deepfake_export.tensorrt.library import (
     target_gpu,
 )
 from deepfake_preprocess.contract.plan_info import EngineInfo
-from deepfake_preprocess.errors import EngineError, OptionError
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.errors import EngineError, OptionError
 
 TYPICAL_BATCH_SIZE = 8
 """The batch that kernels are picked for. Single crops and full batches are the ends of what a video brings; its

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfake_export.repository import layout as repo
-from deepfake_preprocess.contract.plan_info import PLAN_FILE, EngineInfo, check_plan, engine_of
-from deepfake_preprocess.errors import EngineError, MissingExtraError, OptionError, ParityError, RepositoryError
-from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.contract.manifest import Manifest, sha256_file
+from deepfake_preprocess.contract.plan_info import PLAN_FILE, EngineInfo, check_plan, engine_of
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, read_config
+from deepfake_preprocess.errors import EngineError, MissingExtraError, OptionError, ParityError, RepositoryError
+from deepfake_preprocess.support.extras import require_extra
 
 if TYPE_CHECKING:
     from deepfake_export.tensorrt.gpu import Gpu
@@ -190,8 +190,8 @@ def compare_plan(model_path: Path, plan_path: Path, engine: EngineInfo) -> float
     import onnxruntime
 
     from deepfake_export.proof.crops import generate_crops
-    from deepfake_export.tensorrt.engine import tensorrt_runner
     from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS
+    from deepfake_export.tensorrt.engine import tensorrt_runner
 
     session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
     height, width = session.get_inputs()[0].shape[1:3]

@@ -1,1 +1,1 @@
-"""TODO"""
+"""What a served model is: its spec, manifest, Triton configuration, directory and TensorRT plans."""

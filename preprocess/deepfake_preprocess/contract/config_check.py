@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepfake_preprocess.contract.plan_info import served_precision
 from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.plan_info import served_precision
 from deepfake_preprocess.contract.spec import INPUT_NAME, PARAMETER_PREFIX
 from deepfake_preprocess.contract.triton_config import (
     EMBEDDED_BACKEND,

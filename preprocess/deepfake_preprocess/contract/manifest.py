@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepfake_preprocess.errors import RepositoryError, SpecError
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import RepositoryError, SpecError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -37,7 +37,7 @@ class Manifest:
         precision: of the ONNX file: ``fp32``, ``fp16`` or ``int8``.
         promotion: why that precision is served, and what it was chosen from (plain JSON data); empty where FP32
             was the only one.
-        engine: what is known of the TensorRT engine (`deepfake_preprocess.contract.plan_info.EngineInfo`); empty without one.
+        engine: what is known of the TensorRT engine (`contract.plan_info.EngineInfo`); empty without one.
     """
 
     spec: ModelSpec

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.errors import RepositoryError
 
 PLAN_FILE = "model.plan"
 """The file that Triton's `tensorrt` backend loads."""

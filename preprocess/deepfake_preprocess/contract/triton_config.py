@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+from deepfake_preprocess.errors import OptionError, RepositoryError
 
 CONFIG_NAME = "config.pbtxt"
 """The production configuration, in the model's directory."""
@@ -99,7 +99,9 @@ class ServingOptions:
             )
 
 
-_HEADER = "# Written by deepfake_preprocess.contract.triton_config from the model's spec; change that, not this file.\n"
+_HEADER = (
+    "# Written by deepfake_preprocess (contract.triton_config) from the model's spec; change that, not this file.\n"
+)
 
 
 def production_config(

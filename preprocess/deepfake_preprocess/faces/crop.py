@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.faces.geometry import place_cut
-from deepfake_preprocess.faces.detector import Face
-from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.faces.geometry import place_cut
+from deepfake_preprocess.media.frame import Frame
 
 
 def crop_face(frame: Frame, face: Face, spec: ModelSpec) -> NDArray[np.uint8]:

@@ -83,7 +83,7 @@ class FaceDetector(Protocol):
 
 @runtime_checkable
 class FaceFollower(FaceDetector, Protocol):
-    """A detector that finds known faces again for less than detection costs; see `deepfake_preprocess.faces.following`."""
+    """A detector that finds known faces again for less than detection costs; see `faces.following`."""
 
     def follow(self, image_rgb: NDArray[np.uint8], faces: Sequence[Face]) -> list[Face | None]:
         """Find faces again in a picture that was taken shortly after.

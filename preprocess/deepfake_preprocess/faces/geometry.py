@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.faces.detector import Face
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ class MtcnnDetector:
         options.intra_op_num_threads = num_threads
         # Idle workers would otherwise spin on the cores that decode the next frames.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        weights = files("deepfake_preprocess") / "weights"
+        weights = files("deepfake_preprocess.faces") / "weights"
         self._pnet, self._rnet, self._onet = (
             onnxruntime.InferenceSession(
                 (weights / f"{network}.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]

@@ -1,1 +1,1 @@
-"""TODO"""
+"""From a file, an address, a camera or arrays to the sampled frames."""

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
-from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.media.opening import Media
+from deepfake_preprocess.media.sampling import Sampling
 
 GivenFrame: TypeAlias = NDArray[np.uint8] | tuple[float, NDArray[np.uint8]]
 """A uint8 ``[H, W, 3]`` RGB array, or a pair of its time in seconds and the array."""

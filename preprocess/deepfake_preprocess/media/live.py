@@ -1,6 +1,6 @@
 """Sources that are still going on: files that grow, addresses, cameras. `open_live` yields their frames as they come.
 
-Unlike `deepfake_preprocess.media.opening` nothing is sought, read ahead or read twice. Frames are taken at a rate, and times
+Unlike `media.opening` nothing is sought, read ahead or read twice. Frames are taken at a rate, and times
 run on where a source restarts its clock. All of it happens in the thread that asks for the next frame; whoever calls
 decides in which.
 """
@@ -20,9 +20,17 @@ from typing import Final, TypeAlias
 
 import av
 
-from deepfake_preprocess.media.decoding import DecodeStats
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
+from deepfake_preprocess.media.decoding import DecodeStats
 from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.media.opening import (
+    CONTAINERS,
+    MAX_PIXELS,
+    Media,
+    check_size,
+    foreign_errors,
+    video_stream,
+)
 from deepfake_preprocess.media.planar import Orientation, PlanarFrame
 from deepfake_preprocess.media.remote import (
     TIMEOUT_S,
@@ -33,14 +41,6 @@ from deepfake_preprocess.media.remote import (
     without_password,
 )
 from deepfake_preprocess.media.sampling import Sampling
-from deepfake_preprocess.media.opening import (
-    CONTAINERS,
-    MAX_PIXELS,
-    Media,
-    check_size,
-    foreign_errors,
-    video_stream,
-)
 
 DEFAULT_IDLE_S: Final = 5.0
 DEFAULT_RECONNECTS: Final = 5

@@ -19,8 +19,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.media.decoding import SKIPPING_CODECS, DecodeStats, Decoding
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
+from deepfake_preprocess.media.decoding import SKIPPING_CODECS, DecodeStats, Decoding
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
 from deepfake_preprocess.media.image import SNIFF_BYTES, decode_image, image_codec, stored_size_wh
 from deepfake_preprocess.media.planar import Orientation

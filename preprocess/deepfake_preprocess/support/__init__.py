@@ -1,1 +1,1 @@
-"""TODO"""
+"""Small helpers that every part of the project needs."""

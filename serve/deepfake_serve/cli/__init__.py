@@ -1,1 +1,1 @@
-"""TODO"""
+"""`deepfake serve`."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""`deepfake train`, `evaluate` and their helpers."""

@@ -14,13 +14,13 @@ from rich.table import Table
 
 from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY, strategy_named
 from deepfake_client.client import DeepfakeClient
-from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media, Sampling
+from deepfake_preprocess.support.extras import require_extra
+from deepfake_training.data.held_out import score_held_out
 from deepfake_training.evaluate.calibration import check_rule
 from deepfake_training.evaluate.evaluation import calibrated_spec, evaluate, robustness_row, write_spec
-from deepfake_training.data.held_out import score_held_out
 from deepfake_training.evaluate.metrics import Estimate
 from deepfake_training.evaluate.report import TITLES, Evaluation, write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, check_kinds, view_of

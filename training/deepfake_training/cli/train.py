@@ -11,15 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import Crop, ModelSpec
+from deepfake_preprocess.errors import OptionError
 from deepfake_training.data.augment import Augmentation
+from deepfake_training.data.faces import FaceSet
+from deepfake_training.data.packing import JPEG_QUALITY, MAX_PICTURE_PX, pack_faces
 from deepfake_training.loop.averaging import average_runs
 from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, publish
 from deepfake_training.loop.config import Mixture, TrainConfig
-from deepfake_training.data.faces import FaceSet
 from deepfake_training.loop.loop import EpochResult, Run
-from deepfake_training.data.packing import JPEG_QUALITY, MAX_PICTURE_PX, pack_faces
 
 DEFAULTS = TrainConfig()
 MIXTURE = Mixture()

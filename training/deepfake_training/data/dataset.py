@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deepfake_preprocess.faces.crop import crop_face
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import ArrayFrame
-from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training.data.augment import Augmentation
-from deepfake_training.loop.config import Mixture, TrainConfig
 from deepfake_training.data.faces import FAKE, REAL, FaceSet
 from deepfake_training.data.selfblend import misfit, self_blend, swap_source
 from deepfake_training.data.splits import split_by_group
+from deepfake_training.loop.config import Mixture, TrainConfig
 
 DONORS = 12
 """Other faces that are looked at for one that fits, where another person's face is blended in."""

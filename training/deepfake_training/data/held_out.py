@@ -10,11 +10,11 @@ import numpy as np
 from deepfake_client.result.verdict import FaceScore, FrameResult
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_training.loop.checkpointing import BEST, BEST_SPEC
-from deepfake_training.loop.config import TrainConfig
 from deepfake_training.data.dataset import split_datasets
 from deepfake_training.data.faces import FaceSet
 from deepfake_training.evaluate.scoring import BATCH_SIZE, CheckpointTransport, ScoredFile
+from deepfake_training.loop.checkpointing import BEST, BEST_SPEC
+from deepfake_training.loop.config import TrainConfig
 
 SELF_BLENDED = "self-blended"
 """Kind of the fakes that were made of real faces."""

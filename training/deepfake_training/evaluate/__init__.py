@@ -1,1 +1,1 @@
-"""TODO"""
+"""How good a detector is: scores, metrics, calibration, robustness and reports."""

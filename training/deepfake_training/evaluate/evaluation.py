@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_training.evaluate.calibration import apply_temperature, find_temperature, find_threshold
-from deepfake_training.loop.checkpointing import write_whole
+from deepfake_preprocess.errors import OptionError
 from deepfake_training.data.faces import FAKE
+from deepfake_training.evaluate.calibration import apply_temperature, find_temperature, find_threshold
 from deepfake_training.evaluate.metrics import Estimate, measure
 from deepfake_training.evaluate.report import Evaluation, Scores
 from deepfake_training.evaluate.scoring import ScoredFile
+from deepfake_training.loop.checkpointing import write_whole
 
 LABELS = ("real", "fake")
 FALSE_POSITIVE_RATE = 0.05

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 
 from deepfake_client.analysis.aggregation import most_suspicious, score_tracks, strategy_named
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.transport.protocol import Health, ServedModel
 from deepfake_client.result.verdict import FrameResult
+from deepfake_client.transport.protocol import Health, ServedModel
 from deepfake_export.checkpoint.loading import load_checkpoint
-from deepfake_export.proof.faces import media_of
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_preprocess.errors import InputError, ModelNotFoundError, OptionError
+from deepfake_export.proof.faces import media_of
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import InputError, ModelNotFoundError, OptionError
 from deepfake_preprocess.media.opening import Media, Sampling, open_media
-from deepfake_training.evaluate.calibration import apply_temperature
 from deepfake_training.data.faces import FAKE, REAL
+from deepfake_training.evaluate.calibration import apply_temperature
 
 BATCH_SIZE = 8
 """Crops per forward pass of a checkpoint; larger ones are slower on a CPU."""

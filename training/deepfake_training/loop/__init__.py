@@ -1,1 +1,1 @@
-"""TODO"""
+"""One training run: its configuration, epochs, checkpoints, and what is made of several runs."""

@@ -15,8 +15,8 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file, save_file
 
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import OptionError
 from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, write_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
 

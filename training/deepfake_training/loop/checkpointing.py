@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 
 LAST = "last.pt"
 BEST = "best.safetensors"

@@ -30,12 +30,12 @@ from torchmetrics.classification import BinaryAUROC
 
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_training.loop.checkpointing import load_state, save_best, save_last, write_whole
-from deepfake_training.loop.config import CONFIG, TrainConfig
+from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_training.data.dataset import FaceDataset, split_datasets
 from deepfake_training.data.faces import FaceSet
+from deepfake_training.loop.checkpointing import load_state, save_best, save_last, write_whole
+from deepfake_training.loop.config import CONFIG, TrainConfig
 from deepfake_training.loop.folding import fold_frozen_norms
 from deepfake_training.loop.initial import load_initial
 from deepfake_training.loop.memory import fitting_batch_size, is_out_of_memory

@@ -1,0 +1,287 @@
+"""Loading checkpoints: every shape that training scripts leave them in, and every way in which one is unusable."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from deepfake_export import load_model
+from deepfake_export.checkpoint.loading import load_checkpoint
+from deepfake_preprocess.contract.manifest import sha256_file
+from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_preprocess.errors import CheckpointError, SpecError
+
+TINY_NETS = """
+from torch import nn
+
+def detector(outputs=1):
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, outputs),
+    )
+
+def two_class():
+    return detector(2)
+
+def broken():
+    raise RuntimeError("no such dataset")
+
+def number():
+    return 3
+"""
+
+SPEC = ModelSpec(name="tiny", architecture="python:tiny_nets:detector", input_height_px=32, input_width_px=32)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a directory that holds the factories, as the user of a `python:` architecture does."""
+    (tmp_path / "tiny_nets.py").write_text(TINY_NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "tiny_nets", raising=False)
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    namespace: dict = {}
+    exec(TINY_NETS, namespace)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return namespace["detector"]().state_dict()
+
+
+def with_spec(**changes: object) -> ModelSpec:
+    return dataclasses.replace(SPEC, **changes)
+
+
+def prefixed(weights: dict, prefix: str) -> dict:
+    return {prefix + name: value for name, value in weights.items()}
+
+
+def assert_same(network: torch.nn.Module, weights: dict) -> None:
+    loaded = network.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("wrap", "weights_key", "prefix"),
+    [
+        (lambda w: w, "", ""),
+        (lambda w: prefixed(w, "module."), "", "module."),
+        (lambda w: prefixed(w, "model."), "", "model."),
+        (lambda w: prefixed(w, "_orig_mod."), "", ""),
+        (lambda w: prefixed(w, "module._orig_mod.model."), "", "module.model."),
+        (lambda w: {"state_dict": w, "epoch": 3}, "state_dict", ""),
+        (lambda w: {"model_state_dict": w, "optimizer": {"state": {}}}, "model_state_dict", ""),
+        (lambda w: {"model": {"state_dict": prefixed(w, "module.")}}, "model.state_dict", "module."),
+        (lambda w: {"state_dict": w, "args": argparse.Namespace(lr=0.1), "auc": np.float64(0.9)}, "state_dict", ""),
+        (lambda w: {k: v for k, v in w.items() if not k.endswith("num_batches_tracked")}, "", ""),
+    ],
+    ids=["plain", "ddp", "lightning", "compiled", "all-wrappers", "nested", "nested-2", "twice", "extras", "old"],
+)
+def test_weights_are_found_however_they_are_wrapped(weights, wrap, weights_key, prefix):
+    torch.save(wrap(weights), "c.pt")
+    loaded = load_checkpoint("c.pt", SPEC)
+    assert (loaded.weights_key, loaded.prefix, loaded.ignored) == (weights_key, prefix, ())
+    assert not loaded.network.training
+    assert_same(loaded.network, {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")})
+
+
+def test_averaged_weights_are_preferred_and_reported(weights):
+    averaged = {name: value * 0 for name, value in weights.items()}
+    torch.save({"state_dict": weights, "state_dict_ema": averaged}, "c.pt")
+    loaded = load_checkpoint("c.pt", SPEC)
+    assert loaded.weights_key == "state_dict_ema"
+    assert_same(loaded.network, averaged)
+
+
+def test_tensors_of_the_training_wrapper_are_left_out_and_reported(weights):
+    torch.save({"state_dict": prefixed(weights, "model.") | {"loss.pos_weight": torch.ones(1)}}, "c.pt")
+    assert load_checkpoint("c.pt", SPEC).ignored == ("loss.pos_weight",)
+
+
+def test_safetensors_and_half_precision_become_float32(weights):
+    save_file(
+        {name: value.half() if value.is_floating_point() else value for name, value in weights.items()},
+        "c.safetensors",
+    )
+    network = load_model("c.safetensors", SPEC)
+    assert {value.dtype for value in network.parameters()} == {torch.float32}
+
+
+def test_torchscript(weights):
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(network), "ts.pt")
+    crops = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(load_model("ts.pt", with_spec(architecture="torchscript"))(crops), network(crops))
+    with pytest.raises(CheckpointError, match="set 'architecture: torchscript'"):
+        load_model("ts.pt", SPEC)
+    torch.save(weights, "c.pt")
+    with pytest.raises(CheckpointError, match="no TorchScript file"):
+        load_model("c.pt", with_spec(architecture="torchscript"))
+
+
+def test_timm_and_torchvision_heads_get_the_outputs_of_the_spec():
+    two = Head("softmax")
+    for architecture, network, size in (
+        ("timm:test_efficientnet", timm.create_model("test_efficientnet", num_classes=2), 64),
+        # A fixed input size is set when the network is built.
+        ("timm:test_vit", timm.create_model("test_vit", num_classes=2, img_size=96), 96),
+        ("torchvision:shufflenet_v2_x0_5", torchvision.models.shufflenet_v2_x0_5(weights=None, num_classes=2), 64),
+    ):
+        torch.save(network.state_dict(), "c.pt")
+        spec = with_spec(architecture=architecture, head=two, input_height_px=size, input_width_px=size)
+        assert_same(load_model("c.pt", spec), network.state_dict())
+
+
+class Mkdir:
+    """Unpickling this would run a command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(weights, tmp_path):
+    proof = tmp_path / "executed"
+    torch.save({"state_dict": weights, "extra": Mkdir(proof)}, "c.pt")
+    with pytest.raises(CheckpointError, match=r"refused, because it refers to '\w+\.mkdir'.*safetensors"):
+        load_model("c.pt", SPEC)
+    Path("raw.pt").write_bytes(pickle.dumps({"state_dict": Mkdir(proof)}, protocol=2))
+    with pytest.raises(CheckpointError, match="refused"):
+        load_model("raw.pt", SPEC)
+    assert not proof.exists()
+    # The trap works: the plain pickle module does run it.
+    pickle.loads(Path("raw.pt").read_bytes())
+    assert proof.exists()
+
+
+def test_a_whole_pickled_module_is_refused():
+    torch.save(torch.nn.Linear(2, 1), "c.pt")
+    with pytest.raises(CheckpointError, match=r"'torch\.nn\.modules\.linear\.Linear'.*safetensors"):
+        load_model("c.pt", SPEC)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"this is no checkpoint", "no file that torch.save wrote"),
+        (b"\x80\x02garbage", "no file that torch.save wrote"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (pickle.dumps({"epoch": 1}), "no file that torch.save wrote"),
+    ],
+    ids=["empty", "text", "garbage", "lfs-pointer", "plain-pickle"],
+)
+def test_files_that_are_no_checkpoints(content, message):
+    Path("c.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_model("c.pt", SPEC)
+
+
+def test_damaged_and_missing_files(weights):
+    torch.save(weights, "c.pt")
+    Path("short.pt").write_bytes(Path("c.pt").read_bytes()[:-400])
+    for name, message in (
+        ("short.pt", "or a damaged one"),
+        ("absent.pt", "no such checkpoint"),
+        (".", "is a directory"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_model(name, SPEC)
+    Path("c.safetensors").write_bytes(b"abc")
+    with pytest.raises(CheckpointError, match="no valid safetensors file"):
+        load_model("c.safetensors", SPEC)
+
+
+@pytest.mark.parametrize(("content", "message"), [([1], "it holds a list"), ({"epoch": 3}, "its keys are epoch")])
+def test_files_without_weights(content, message):
+    torch.save(content, "c.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load_model("c.pt", SPEC)
+
+
+def test_what_does_not_fit_is_listed(weights):
+    del weights["5.weight"]
+    weights["0.weight"] = torch.zeros(4, 3, 5, 5)
+    weights["extra.bias"] = torch.zeros(2)
+    torch.save({"state_dict": prefixed(weights, "module.")}, "c.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_model("c.pt", SPEC)
+    message = str(caught.value)
+    assert "under 'state_dict'" in message
+    assert "1 missing (5.weight); 1 unexpected (extra.bias); 1 of another shape (0.weight is [4, 3, 5, 5]" in message
+    assert "\n" not in message
+
+
+def test_another_network_is_counted_and_shortened(weights):
+    torch.save(weights, "c.pt")
+    with pytest.raises(CheckpointError, match=r"75 missing \(conv_stem.weight, .*, and 71 more\); 8 unexpected"):
+        load_model("c.pt", with_spec(architecture="timm:test_efficientnet"))
+
+
+def test_the_wrong_head_is_named(weights):
+    torch.save(weights, "c.pt")
+    two_class = with_spec(architecture="python:tiny_nets:two_class", head=Head("softmax"))
+    with pytest.raises(CheckpointError, match=r"last layer has 1 output\(s\): set 'head: {kind: sigmoid}'"):
+        load_model("c.pt", two_class)
+    with pytest.raises(CheckpointError, match=r"gives a tensor of shape \[2, 1\], but head 'softmax' needs \[2, 2\]"):
+        load_model("c.pt", with_spec(head=Head("softmax")))
+
+
+def test_an_input_that_the_network_cannot_take(weights):
+    torch.save(timm.create_model("test_vit", num_classes=1, img_size=96).state_dict(), "c.pt")
+    with pytest.raises(CheckpointError, match=r"pos_embed.*the input size"):
+        load_model("c.pt", with_spec(architecture="timm:test_vit", input_height_px=64, input_width_px=64))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_diverged_are_named(weights, value):
+    weights["5.weight"][0, 1] = value
+    torch.save(weights, "c.pt")
+    with pytest.raises(CheckpointError, match=r"NaN or Inf in 1 tensor\(s\) \(5.weight\)"):
+        load_model("c.pt", SPEC)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("timm:efficentnet_b0", "did you mean timm:efficientnet_b0"),
+        ("timm:hf-hub:timm/resnet18", "timm does not know"),
+        ("torchvision:resnet_18", "did you mean torchvision:resnet18"),
+        ("python:no_such_module:detector", "importing 'no_such_module' failed"),
+        ("python:tiny_nets:absent", "has no function 'absent'"),
+        ("python:tiny_nets:broken", "RuntimeError: no such dataset"),
+        ("python:tiny_nets:number", "returned int"),
+    ],
+)
+def test_unknown_architectures(weights, architecture, message):
+    torch.save(weights, "c.pt")
+    with pytest.raises(SpecError, match=message):
+        load_model("c.pt", with_spec(architecture=architecture))
+
+
+def test_the_hash_is_filled_in_and_checked(weights):
+    torch.save(weights, "c.pt")
+    sha256 = sha256_file(Path("c.pt"))
+    assert load_checkpoint("c.pt", SPEC).spec.checkpoint_sha256 == sha256
+    assert load_checkpoint("c.pt", with_spec(checkpoint_sha256=sha256)).spec.checkpoint_sha256 == sha256
+    with pytest.raises(CheckpointError, match=f"{sha256}.*{'0' * 64}"):
+        load_checkpoint("c.pt", with_spec(checkpoint_sha256="0" * 64))

@@ -1,0 +1,58 @@
+"""A manifest finds every kind of difference between what was exported and what lies there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import RepositoryError
+
+SPEC = ModelSpec(name="m", architecture="timm:efficientnet_b0")
+
+
+@pytest.fixture
+def version_dir(tmp_path: Path) -> Path:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "model.onnx").write_bytes(b"weights")
+    (tmp_path / "sub" / "data.bin").write_bytes(b"more")
+    Manifest.of_directory(tmp_path, SPEC, tools={"torch": "2"}, parity={"max": 1e-6}).write(tmp_path)
+    return tmp_path
+
+
+def test_it_reads_back_and_verifies(version_dir: Path) -> None:
+    manifest = Manifest.read(version_dir)
+    manifest.verify(version_dir)
+    assert manifest.spec == SPEC
+    assert set(manifest.files) == {"model.onnx", "sub/data.bin"}
+    assert manifest.tools == {"torch": "2"}
+    assert manifest.parity == {"max": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda d: (d / "model.onnx").write_bytes(b"weightz"), "model.onnx has changed"),
+        (lambda d: (d / "sub" / "data.bin").unlink(), "sub/data.bin is missing"),
+        (lambda d: (d / "extra.py").write_text(""), "extra.py is not in the manifest"),
+    ],
+)
+def test_a_difference_is_named(version_dir: Path, harm: Callable[[Path], object], message: str) -> None:
+    harm(version_dir)
+    with pytest.raises(RepositoryError, match=message):
+        Manifest.read(version_dir).verify(version_dir)
+
+
+def test_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"has no manifest.json; put models there with `deepfake export`"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "spec": {}}', "\x00"])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(content)
+    with pytest.raises(RepositoryError, match="export the model again"):
+        Manifest.read(tmp_path)

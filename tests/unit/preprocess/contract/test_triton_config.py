@@ -1,0 +1,238 @@
+"""The generated Triton configurations say what the model contract says."""
+
+import pytest
+
+from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.contract.config_check import contract_problems, production_problems
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.plan_info import EngineInfo
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import ServingOptions
+from deepfake_preprocess.errors import OptionError, RepositoryError
+
+SPEC = ModelSpec(
+    name="detector",
+    architecture="timm:efficientnet_b0",
+    version=3,
+    input_height_px=128,
+    input_width_px=96,
+    threshold=0.37,
+    checkpoint_sha256="ab" * 32,
+    training_data='Größe 12, "quoted"\nand a second line',
+)
+
+
+def parsed(text, tmp_path):
+    path = tmp_path / "config.pbtxt"
+    path.write_text(text, encoding="utf-8")
+    return triton_config.read_config(path)
+
+
+@pytest.fixture(
+    params=[
+        triton_config.production_config(SPEC),
+        triton_config.production_config(SPEC, backend="tensorrt"),
+        triton_config.embedded_config(SPEC),
+    ],
+    ids=["onnxruntime", "tensorrt", "embedded"],
+)
+def config(request, tmp_path):
+    return parsed(request.param, tmp_path)
+
+
+def test_every_variant_has_the_same_tensors(config):
+    assert config.name == "detector"
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [("faces", 2, [128, 96, 3])]
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [
+        ("fake_probability", 11, [1]),
+        ("logit", 11, [1]),
+    ]
+
+
+def test_the_spec_reads_back_from_the_parameters(config):
+    assert ModelSpec.from_parameters(triton_config.config_parameters(config)) == SPEC
+
+
+def test_the_queue_is_bounded_and_refuses(config):
+    policy = config.dynamic_batching.default_queue_policy
+    assert policy.max_queue_size >= config.max_batch_size
+    assert policy.default_timeout_microseconds > 0
+    assert policy.timeout_action == type(policy).REJECT
+
+
+def test_exactly_the_described_version_is_served_and_nothing_is_cached(config):
+    assert list(config.version_policy.specific.versions) == [SPEC.version]
+    assert config.HasField("response_cache")
+    assert not config.response_cache.enable
+
+
+def test_single_crops_are_batched_without_waiting_for_a_preferred_size(config):
+    on_cpu = config.backend == triton_config.EMBEDDED_BACKEND
+    assert (config.dynamic_batching.max_queue_delay_microseconds == 0) is on_cpu
+    assert config.HasField("dynamic_batching")
+    assert not config.dynamic_batching.preferred_batch_size
+
+
+def test_the_precision_is_that_of_the_file_that_a_backend_serves(tmp_path):
+    engine = EngineInfo("tensorrt", "11.4.0", "8.9", "13.0", "fp16", 1, 8, 8, 1, 1, 1.0, plan="model.plan")
+    manifest = Manifest(SPEC, {}, precision="int8", engine=engine.to_dict())
+    texts = {
+        ("int8", True): triton_config.production_config(SPEC, precision="int8"),
+        ("fp16", True): triton_config.production_config(SPEC, backend="tensorrt", precision="fp16"),
+        ("fp16", False): triton_config.embedded_config(SPEC, precision="fp16"),
+    }
+    for (precision, right), text in texts.items():
+        config = parsed(text, tmp_path)
+        assert triton_config.config_parameters(config)[triton_config.PRECISION_PARAMETER] == precision
+        problems = [] if right else ["parameter 'served_precision' is 'fp16', but 'int8' is served"]
+        assert contract_problems(config, manifest) == problems
+    # Configurations of version 0.1 do not state it, and are served all the same.
+    del config.parameters[triton_config.PRECISION_PARAMETER]
+    assert contract_problems(config, manifest) == []
+
+
+def test_every_variant_has_what_production_needs(config):
+    assert production_problems(config) == []
+    assert contract_problems(config, Manifest(SPEC, {})) == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "count"),
+    [("onnxruntime", "KIND_AUTO", 1), ("tensorrt", "KIND_GPU", triton_config.PRODUCTION_TENSORRT_INSTANCES)],
+)
+def test_production_states_where_instances_run(tmp_path, backend, kind, count):
+    (group,) = parsed(triton_config.production_config(SPEC, backend=backend), tmp_path).instance_group
+    assert (group.Kind.Name(group.kind), group.count) == (kind, count)
+
+
+def no_batching(config):
+    config.ClearField("dynamic_batching")
+
+
+def no_bound(config):
+    config.dynamic_batching.default_queue_policy.max_queue_size = 0
+
+
+def no_timeout(config):
+    config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 0
+
+
+def delay_on_timeout(config):
+    policy = config.dynamic_batching.default_queue_policy
+    policy.timeout_action = type(policy).DELAY
+
+
+def no_instances(config):
+    del config.instance_group[:]
+
+
+def cached(config):
+    config.response_cache.enable = True
+
+
+def foreign_backend(config):
+    config.backend = "openvino"
+
+
+def no_file(config):
+    config.default_model_filename = ""
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (no_batching, "dynamic_batching is off"),
+        (no_bound, "no bound"),
+        (no_timeout, "without end"),
+        (delay_on_timeout, "without end"),
+        (no_instances, "instance_group"),
+        (cached, "cache is on"),
+        (foreign_backend, "'openvino'"),
+        (no_file, "default_model_filename"),
+    ],
+)
+def test_a_configuration_that_lacks_something_is_told(config, change, named):
+    change(config)
+    (problem,) = production_problems(config)
+    assert named in problem
+
+
+def test_a_warm_up_that_does_not_fit_is_told(tmp_path):
+    config = parsed(triton_config.production_config(SPEC), tmp_path)
+    config.max_batch_size = 4
+    config.model_warmup[0].inputs["faces"].dims[0] = 7
+    assert production_problems(config) == [
+        "warm-up 'batch_1' does not send what the model takes",
+        "warm-up 'batch_32' is larger than max_batch_size 4",
+    ]
+
+
+def test_production_warms_up_the_smallest_and_the_largest_batch(tmp_path):
+    config = parsed(triton_config.production_config(SPEC, max_batch_size=16), tmp_path)
+    assert [w.batch_size for w in config.model_warmup] == [1, 16]
+    assert list(config.model_warmup[0].inputs["faces"].dims) == [128, 96, 3]
+
+
+@pytest.mark.parametrize(("backend", "filename"), [("onnxruntime", "model.onnx"), ("tensorrt", "model.plan")])
+def test_each_backend_loads_its_own_file(tmp_path, backend, filename):
+    config = parsed(triton_config.production_config(SPEC, backend=backend), tmp_path)
+    assert (config.backend, config.default_model_filename) == (backend, filename)
+
+
+def test_embedded_states_instances_and_threads(tmp_path):
+    config = parsed(triton_config.embedded_config(SPEC, options=ServingOptions(instances=3, threads=4)), tmp_path)
+    assert (config.instance_group[0].count, config.instance_group[0].Kind.Name(config.instance_group[0].kind)) == (
+        3,
+        "KIND_CPU",
+    )
+    assert triton_config.config_parameters(config)[triton_config.THREADS_PARAMETER] == "4"
+
+
+def test_tuned_options_read_back_and_defaults_are_not_tuned(tmp_path):
+    options = ServingOptions(4, 250, 2, instances=3, threads=2, tuned_for_cores=6)
+    config = parsed(triton_config.embedded_config(SPEC, options=options), tmp_path)
+    assert triton_config.tuned_options(config) == options
+    assert production_problems(config) == contract_problems(config, Manifest(SPEC, {})) == []
+    # A video's requests in flight must fit the queue, however small the batches are.
+    default = parsed(triton_config.embedded_config(SPEC), tmp_path)
+    queues = [item.dynamic_batching.default_queue_policy.max_queue_size for item in (config, default)]
+    assert queues[0] == queues[1]
+    assert triton_config.tuned_options(default) is None
+
+
+def test_damaged_tuned_options_are_named(tmp_path):
+    options = ServingOptions(tuned_for_cores=2)
+    config = parsed(triton_config.embedded_config(SPEC, options=options), tmp_path)
+    config.parameters[triton_config.CORES_PARAMETER].string_value = "two"
+    with pytest.raises(RepositoryError, match="bench tune"):
+        triton_config.tuned_options(config)
+
+
+def test_the_text_is_the_same_each_time():
+    assert triton_config.production_config(SPEC) == triton_config.production_config(SPEC)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: triton_config.production_config(SPEC, backend="openvino"),
+        lambda: triton_config.production_config(SPEC, max_batch_size=0),
+        lambda: ServingOptions(instances=0),
+        lambda: ServingOptions(threads=-1),
+        lambda: ServingOptions(max_batch_size=0),
+        lambda: ServingOptions(queue_delay_us=-1),
+        lambda: ServingOptions(max_batch_size=4, preferred_batch_size=8),
+    ],
+)
+def test_wrong_options_are_refused(call):
+    with pytest.raises(OptionError, match="allowed"):
+        call()
+
+
+@pytest.mark.parametrize("content", [b"max_batch_sise: 8", b"\xff\xfe", None])
+def test_a_damaged_or_missing_file_is_named(tmp_path, content):
+    path = tmp_path / "config.pbtxt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RepositoryError, match=r"config\.pbtxt: .*export"):
+        triton_config.read_config(path)

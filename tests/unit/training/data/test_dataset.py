@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import cv2
+import media
+import numpy as np
+import pytest
+from drawn_faces import BOX, LANDMARKS, QUICK, TINY, draw_face, make_faces
+
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.faces.detector import Face
+from deepfake_training.data.augment import Augmentation, compress_h264, compress_jpeg
+from deepfake_training.data.dataset import FaceDataset, split_datasets
+from deepfake_training.data.faces import FAKE, FaceSet
+from deepfake_training.data.packing import pack_faces
+from deepfake_training.data.selfblend import self_blend, swap_source
+from deepfake_training.loop.config import Mixture, TrainConfig
+
+FACE = Face(np.array(BOX, np.float32), 1.0, np.array(LANDMARKS, np.float32))
+NOTHING = Augmentation(color=0, resize=0, blur=0, noise=0, jpeg=0, h264=0, flip=0)
+
+
+def dataset(faces: FaceSet, mixture: Mixture, augmentation: Augmentation = NOTHING) -> FaceDataset:
+    return FaceDataset(
+        faces, np.arange(len(faces)), TINY, mixture=mixture, augmentation=augmentation, jitter=True, seed=5
+    )
+
+
+def test_a_blend_changes_the_face_and_follows_its_random_numbers() -> None:
+    picture = draw_face(np.random.default_rng(0))
+    fakes = [self_blend(picture, FACE, np.random.default_rng(seed)) for seed in range(8)]
+    again = self_blend(picture, FACE, np.random.default_rng(3))
+    assert np.array_equal(fakes[3], again)
+    assert all(fake.shape == picture.shape and fake.dtype == np.uint8 for fake in fakes)
+    inside = np.s_[25:55, 20:52]
+    changes = [np.abs(fake[inside].astype(int) - picture[inside]).mean() for fake in fakes]
+    assert min(changes) > 0.2
+    assert len({fake.tobytes() for fake in fakes}) == 8
+
+
+def test_the_background_is_the_targets_when_another_face_is_blended_in() -> None:
+    rng = np.random.default_rng(0)
+    picture, donor = draw_face(rng), draw_face(rng)
+    source = swap_source(picture, FACE, donor, FACE)
+    fake = self_blend(picture, FACE, np.random.default_rng(1), source=source)
+    assert np.array_equal(fake[:4, :4], picture[:4, :4])
+    assert not np.array_equal(fake, picture)
+
+
+def test_another_face_gets_the_targets_colours() -> None:
+    rng = np.random.default_rng(0)
+    picture, donor = draw_face(rng), draw_face(rng)
+    source = swap_source(picture, FACE, donor, FACE)
+    inside = np.s_[30:50, 25:47]
+    before = np.abs(donor[inside].mean((0, 1)) - picture[inside].mean((0, 1))).sum()
+    after = np.abs(source[inside].mean((0, 1)) - picture[inside].mean((0, 1))).sum()
+    assert after < before / 2
+
+
+@pytest.mark.parametrize("compress", [lambda p: compress_jpeg(p, 30), lambda p: compress_h264(p, 35)])
+def test_compression_keeps_shape_and_content(compress: object) -> None:
+    picture = cv2.resize(draw_face(np.random.default_rng(0)), (71, 65))  # odd sides
+    worse = compress(picture)  # type: ignore[operator]
+    assert worse.shape == picture.shape
+    error = np.abs(worse.astype(int) - picture).mean()
+    assert 0.3 < error < 12
+
+
+def test_a_pair_differs_by_the_blend_alone() -> None:
+    faces = make_faces()
+    heavy = Augmentation(color=1, resize=1, blur=1, noise=1, jpeg=1, h264=0, flip=0.5)
+    data = dataset(faces, Mixture(self_blend=1.0, swap=0.0), heavy)
+    for place in range(0, 12, 2):
+        (real, zero), (fake, one) = data[place], data[place + 1]
+        assert (float(zero), float(one)) == (0.0, 1.0)
+        assert data.draws[place].face == data.draws[place + 1].face
+        # The same crop, mirrored or not: the surroundings agree far better than with another picture.
+        other = data[(place + 2) % 12][0]
+        assert (real.int() - fake.int()).abs().float().mean() < (real.int() - other.int()).abs().float().mean()
+
+
+def test_every_crop_can_be_made_again_and_epochs_differ() -> None:
+    data = dataset(make_faces(), Mixture(), Augmentation())
+    first = [data[place][0] for place in range(6)]
+    data.set_epoch(1)
+    second = [data[place][0] for place in range(6)]
+    data.set_epoch(0)
+    assert all((crop == data[place][0]).all() for place, crop in enumerate(first))
+    assert not all((a == b).all() for a, b in zip(first, second, strict=True))
+
+
+def test_the_sampler_balances_classes_whatever_the_set_holds() -> None:
+    data = dataset(make_faces(real=20, fake=4), Mixture(self_blend=0.5))
+    labels = [float(data[place][1]) for place in range(len(data))]
+    assert sum(labels) == len(labels) / 2
+    labels_of = [0] * 20 + [FAKE] * 4
+    kinds = {(draw.blended, labels_of[draw.face]) for draw in data.draws}
+    assert kinds == {(False, 0), (True, 0), (False, FAKE)}
+
+
+def test_the_loss_balances_where_the_sampler_does_not() -> None:
+    data = dataset(make_faces(real=20, fake=5), Mixture(self_blend=0.0, balance="loss"))
+    assert len(data) == 25
+    assert data.positive_weight == 4.0
+    assert dataset(make_faces(real=20, fake=5), Mixture(self_blend=0.0, balance="none")).positive_weight == 1.0
+
+
+def test_what_cannot_be_learnt_from_is_refused() -> None:
+    with pytest.raises(OptionError, match="there is no real face"):
+        dataset(make_faces(real=0, fake=4), Mixture())
+    with pytest.raises(OptionError, match=r"there is no fake; .*self-blending"):
+        dataset(make_faces(), Mixture(self_blend=0.0))
+    with pytest.raises(OptionError, match=r"swap must lie between 0 and 1, got 2"):
+        Mixture(swap=2)
+    with pytest.raises(OptionError, match="schedule must be one of cosine, plateau, step, got 'line'"):
+        TrainConfig(schedule="line")  # type: ignore[arg-type]
+
+
+def test_a_split_that_leaves_no_real_face_is_refused() -> None:
+    faces = make_faces(4, 40, group_size=4)  # all reals are one group
+    config = dataclasses.replace(QUICK, validation_share=0.05)
+    with pytest.raises(OptionError, match="no real face is left to"):
+        split_datasets(faces, TINY, config)
+
+
+def test_training_and_validation_share_no_group() -> None:
+    faces = make_faces(40)
+    train, validation = split_datasets(faces, TINY, dataclasses.replace(QUICK, validation_crops=1000))
+    sides = [{faces.groups[draw.face] for draw in part.draws} for part in (train, validation)]
+    assert sides[0]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+
+
+def test_packed_faces_come_back_from_their_file(tmp_path: Path) -> None:
+    faces = make_faces(3, 2)
+    faces.save(tmp_path / "faces.safetensors")
+    again = FaceSet.load(tmp_path / "faces.safetensors")
+    assert (again.groups, again.sources) == (faces.groups, faces.sources)
+    assert all(np.array_equal(again.picture_rgb(index), faces.picture_rgb(index)) for index in range(5))
+    with pytest.raises(OptionError, match="no such file of packed faces"):
+        FaceSet.load(tmp_path / "other.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "faces.safetensors").read_bytes()[:500])
+    with pytest.raises(OptionError, match="is damaged"):
+        FaceSet.load(tmp_path / "cut.safetensors")
+
+
+def test_faces_are_found_and_what_is_unusable_is_listed(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    astronaut = media.astronaut()
+    bgr = astronaut[..., ::-1]
+    cv2.imwrite(str(real / "portrait.png"), bgr)
+    cv2.imwrite(str(real / "tight.png"), bgr[60:190, 160:290])  # a crop already, the face up to its edges
+    cv2.imwrite(str(real / "wall.png"), np.full((120, 120, 3), 90, np.uint8))
+    (real / "broken.jpg").write_bytes(b"\xff\xd8\xff" + b"junk" * 20)
+    media.write_video(real / "clip.mp4", [astronaut] * 6)
+    faces = pack_faces([real], frames_per_video=2)
+    assert sorted(faces.sources) == ["real/clip.mp4"] * 2 + ["real/portrait.png", "real/tight.png"]
+    assert faces.notes == (
+        "1 of 5 files are damaged and were left out (real/broken.jpg)",
+        "no face was found in 1 of 5 files (real/wall.png)",
+    )
+    for index in range(len(faces)):
+        picture, face = faces.picture_rgb(index), faces.face(index)
+        assert face.landmarks_xy is not None
+        # Both eyes and the mouth lie inside the kept picture.
+        assert (face.landmarks_xy >= 0).all()
+        assert (face.landmarks_xy < [picture.shape[1], picture.shape[0]]).all()
+
+
+def test_folders_without_a_face_are_refused(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "wall.png"), np.full((120, 120, 3), 90, np.uint8))
+    with pytest.raises(OptionError, match="no face was found in any of 1 files"):
+        pack_faces([tmp_path])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OptionError, match="holds no videos and no images"):
+        pack_faces([tmp_path / "empty"])

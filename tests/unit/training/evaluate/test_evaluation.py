@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import cv2
+import media
+import numpy as np
+import pytest
+import torch
+from drawn_faces import QUICK, TINY, make_faces
+from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
+
+from deepfake_client.client import DeepfakeClient
+from deepfake_client.result.verdict import FaceScore, FrameResult
+from deepfake_client.transport.testing import FakeTransport
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.media.opening import Sampling
+from deepfake_training.cli.evaluate import evaluate_command
+from deepfake_training.data.held_out import score_held_out
+from deepfake_training.evaluate.calibration import apply_temperature, find_temperature, find_threshold
+from deepfake_training.evaluate.evaluation import calibrated_spec, evaluate
+from deepfake_training.evaluate.metrics import equal_error_rate, measure
+from deepfake_training.evaluate.report import write_report
+from deepfake_training.evaluate.robustness import DEGRADATIONS, view_of
+from deepfake_training.evaluate.scoring import CheckpointTransport, ScoredFile, labelled_files, score_files
+from deepfake_training.loop.loop import Run
+
+
+def scored_file(name: str, label: int, *probabilities: float) -> ScoredFile:
+    frames = tuple(
+        FrameResult(number, float(number), (FaceScore(0, (0.0, 0.0, 9.0, 9.0), 1.0, probability),))
+        for number, probability in enumerate(probabilities)
+    )
+    return ScoredFile(name, label, float(np.mean(probabilities)), "", frames)
+
+
+SCORED = [
+    scored_file("r1", 0, 0.1, 0.2, 0.3),
+    scored_file("r2", 0, 0.4, 0.5, 0.6),
+    scored_file("f1", 1, 0.4, 0.4, 0.4),
+    scored_file("f2", 1, 0.9, 0.9, 0.9),
+    ScoredFile("f3", 1, None, "no_face: no face was found"),
+]
+SPEC = dataclasses.replace(TINY, threshold=0.45)
+
+
+def evaluation_of(scored: list[ScoredFile] = SCORED, **options: object) -> object:
+    return evaluate(
+        scored,
+        SPEC,
+        through="server",
+        settings={},
+        aggregation="mean",
+        resamples=50,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_figures_by_hand() -> None:
+    metrics = measure([0, 0, 1, 1], [0.2, 0.5, 0.4, 0.9], 0.45, resamples=0)
+    assert metrics.confusion == (1, 1, 1, 1)
+    values = {name: estimate.value for name, estimate in metrics.figures.items()}
+    assert values["roc_auc"] == 0.75
+    assert values["accuracy"] == values["precision"] == values["recall"] == values["f1"] == 0.5
+    assert values["eer"] == 0.5
+    assert values["pr_auc"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert values["ece"] == pytest.approx((0.2 + 0.5 + 0.6 + 0.1) / 4)
+
+
+def test_equal_error_rate_of_a_perfect_and_of_a_blind_detector() -> None:
+    labels = np.array([0, 0, 1, 1])
+    assert equal_error_rate(labels, np.array([0.1, 0.2, 0.8, 0.9])) == 0.0
+    assert equal_error_rate(labels, np.array([0.5, 0.5, 0.5, 0.5])) == pytest.approx(0.5)
+    assert equal_error_rate(labels, np.array([0.8, 0.9, 0.1, 0.2])) == 1.0
+
+
+def test_intervals_hold_the_truth_and_draw_whole_videos() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 300)
+    scores = np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1)
+    alone = measure(labels, scores, 0.5, resamples=60).figures["roc_auc"]
+    assert alone.low is not None
+    assert alone.high is not None
+    assert alone.low < roc_auc_score(labels, scores) < alone.high
+    assert 0.03 < alone.high - alone.low < 0.12
+    # Frames of ten videos each, all alike, say no more than ten scores: the interval must widen.
+    units = [f"video{number // 30}" for number in range(600)]
+    alike = np.repeat(scores[::30], 30)
+    together = measure(labels, alike, 0.5, units=units, resamples=60).figures["roc_auc"]
+    assert together.high is not None
+    assert together.low is not None
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+
+
+def test_figures_that_need_both_classes_are_missing_without_them() -> None:
+    metrics = measure([1, 1], [0.2, 0.9], 0.5, resamples=20)
+    assert metrics.figures["roc_auc"].value is None
+    assert metrics.figures["eer"].value is None
+    assert metrics.figures["recall"].value == 0.5
+    assert measure([], [], 0.5).figures["accuracy"].value is None
+
+
+def test_temperature_undoes_overconfidence() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.uniform(0.05, 0.95, 4000)
+    labels = (rng.random(4000) < true).astype(np.int64)
+    sharp = apply_temperature(true, 1 / 3)
+    assert find_temperature(labels, sharp) == pytest.approx(3, rel=0.15)
+    assert np.allclose(apply_temperature(sharp, 3), true, atol=1e-6)
+    assert find_temperature(np.ones(5, np.int64), np.full(5, 0.9)) == 1.0
+
+
+def test_thresholds_follow_their_rule() -> None:
+    labels = np.array([0] * 20 + [1] * 20)
+    scores = np.concatenate([np.linspace(0.0, 0.6, 20), np.linspace(0.4, 1.0, 20)])
+    strict = find_threshold(labels, scores, "fpr=0.05")
+    assert strict is not None
+    assert (scores[:20] >= strict).mean() <= 0.05
+    assert (scores[20:] >= strict).mean() > 0.6
+    best = find_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.6, 0.9]), "max-accuracy")
+    assert best == pytest.approx(0.4)
+    assert find_threshold(np.array([1, 1]), np.array([0.1, 0.2]), "max-f1") is None
+    with pytest.raises(OptionError, match=r"'best' is unknown; choose one of max-f1, max-accuracy, fpr=SHARE"):
+        find_threshold(labels, scores, "best")
+
+
+def test_files_without_a_verdict_are_reported_and_left_out() -> None:
+    evaluation = evaluation_of()
+    assert [item["source"] for item in evaluation.inconclusive] == ["f3"]  # type: ignore[attr-defined]
+    assert evaluation.per_file.num_fake == 2  # type: ignore[attr-defined]
+    assert "1 files (1 fake) got no verdict" in " ".join(evaluation.notes)  # type: ignore[attr-defined]
+
+
+def test_each_kind_of_fake_is_measured_against_all_reals() -> None:
+    kinds = [dataclasses.replace(item, kind="swap" if item.source == "f2" else "mask") for item in SCORED[:4]]
+    evaluation = evaluation_of(kinds)
+    by_kind = evaluation.by_kind  # type: ignore[attr-defined]
+    assert (by_kind["swap"]["roc_auc"].value, by_kind["mask"]["roc_auc"].value) == (1.0, 0.5)
+    assert by_kind["mask"]["recall"].value == 0.0
+    assert not evaluation_of().by_kind  # type: ignore[attr-defined]
+
+
+def test_one_class_only_is_measured_as_far_as_it_goes() -> None:
+    evaluation = evaluation_of(SCORED[:2])
+    assert "there is no fake file" in " ".join(evaluation.notes)  # type: ignore[attr-defined]
+    assert evaluation.per_file.figures["accuracy"].value == 0.5  # type: ignore[attr-defined]
+    with pytest.raises(OptionError, match="without real and fake files"):
+        calibrated_spec(SPEC, evaluation, "max-accuracy")  # type: ignore[arg-type]
+
+
+def test_what_was_found_goes_into_the_spec_and_works_there() -> None:
+    evaluation = evaluation_of(rule="max-f1")
+    found = calibrated_spec(SPEC, evaluation, "max-f1")  # type: ignore[arg-type]
+    assert found.temperature == round(evaluation.found["temperature"], 4)  # type: ignore[attr-defined]
+    assert found.threshold == round(evaluation.found["threshold (max-f1)"], 4)  # type: ignore[attr-defined]
+    # What the graph answers with this temperature is what the threshold was chosen on.
+    raw = torch.tensor([[0.3], [-1.2]])
+    with_temperature = ServedDetector(torch.nn.Identity(), found).logit_of(raw)
+    expected = apply_temperature(torch.sigmoid(raw[:, 0]).double().numpy(), found.temperature)
+    assert torch.sigmoid(with_temperature)[:, 0].numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_temperature_divides_the_fake_logit_of_every_head() -> None:
+    two = dataclasses.replace(TINY, head=Head("softmax", 0), temperature=2.0)
+    assert ServedDetector(torch.nn.Identity(), two).logit_of(torch.tensor([[5.0, 1.0]])).tolist() == [[2.0]]
+    negated = dataclasses.replace(TINY, head=Head("sigmoid", 0), temperature=2.0)
+    assert ServedDetector(torch.nn.Identity(), negated).logit_of(torch.tensor([[5.0]])).tolist() == [[-2.5]]
+
+
+def test_a_report_is_json_markdown_and_plots(tmp_path: Path) -> None:
+    evaluation = dataclasses.replace(
+        evaluation_of(),  # type: ignore[type-var]
+        robustness={"jpeg": [{"level": 50, "roc_auc": 0.8, "accuracy": 0.5, "inconclusive": 1}]},
+    )
+    written = {path.name for path in write_report(evaluation, tmp_path)}  # type: ignore[arg-type]
+    assert written == {"evaluation.json", "evaluation.md", "roc.png", "reliability.png", "robustness.png"}
+    data = json.loads((tmp_path / "evaluation.json").read_text())
+    assert data["per_file"]["roc_auc"]["value"] == 0.75
+    text = (tmp_path / "evaluation.md").read_text()
+    assert "| ROC-AUC | 0.750 [" in text
+    assert "f3 (fake): no_face" in text
+    assert "| jpeg | 50 | 0.800 | 0.500 | 1 |" in text
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    for label in ("real", "fake"):
+        (tmp_path / label).mkdir()
+    face = media.picture(240, 240)
+    cv2.imwrite(
+        str(tmp_path / "real" / "bright.png"), np.clip(face[..., ::-1].astype(int) + 60, 0, 255).astype(np.uint8)
+    )
+    cv2.imwrite(str(tmp_path / "fake" / "dark.png"), face[..., ::-1] // 2)
+    cv2.imwrite(str(tmp_path / "fake" / "wall.png"), np.full((120, 120, 3), 90, np.uint8))
+    (tmp_path / "fake" / "broken.jpg").write_bytes(b"\xff\xd8\xff" + b"junk" * 20)
+    return tmp_path
+
+
+def test_files_are_scored_through_the_clients_pipeline(clips: Path) -> None:
+    darkness = FakeTransport(lambda faces: 1 - faces.reshape(len(faces), -1).mean(1).astype(np.float32) / 255)
+    files = labelled_files([clips / "real"], [clips / "fake"])
+    with DeepfakeClient(transport=darkness) as client:
+        scored = score_files(files, client, sampling=Sampling(num_frames=2), aggregation="mean")
+        blurred = score_files(
+            files[:1],
+            client,
+            sampling=Sampling(num_frames=2),
+            aggregation="mean",
+            view=view_of(DEGRADATIONS["blur"], 1),
+        )
+    by_name = {Path(item.source).name: item for item in scored}
+    bright, dark = by_name["bright.png"].probability, by_name["dark.png"].probability
+    assert bright is not None
+    assert dark is not None
+    assert bright < dark
+    assert by_name["wall.png"].reason.startswith("no_face")
+    assert "damaged" in by_name["broken.jpg"].reason
+    assert blurred[0].probability not in (None, bright)
+
+
+def test_the_command_evaluates_a_checkpoint_and_writes_its_spec(clips: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "tiny.safetensors"
+    save_file(build_network(TINY).state_dict(), checkpoint)
+    checkpoint.with_suffix(".yaml").write_text(TINY.to_yaml())
+    evaluate_command(
+        real=[clips / "real"],
+        fake=[clips / "fake" / "dark.png"],
+        checkpoint=checkpoint,
+        out=tmp_path / "out",
+        write=checkpoint.with_suffix(".yaml"),
+        robustness=["jpeg"],
+        bootstrap=10,
+        frames=2,
+    )
+    data = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert data["through"] == "checkpoint"
+    assert len(data["robustness"]["jpeg"]) == len(DEGRADATIONS["jpeg"].levels)
+    spec = ModelSpec.from_yaml(checkpoint.with_suffix(".yaml"))
+    assert (spec.threshold, spec.temperature) != (TINY.threshold, TINY.temperature)
+    assert dataclasses.replace(spec, threshold=0.5, temperature=1.0) == TINY
+
+
+def test_a_checkpoint_answers_as_its_graph_does(tmp_path: Path) -> None:
+    network = build_network(TINY).eval()
+    save_file(network.state_dict(), tmp_path / "tiny.safetensors")
+    faces = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = ServedDetector(network, TINY)(torch.from_numpy(faces))[0][:, 0].numpy()
+    assert CheckpointTransport(tmp_path / "tiny.safetensors", TINY).score(faces) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_run_is_evaluated_on_what_it_held_out(tmp_path: Path) -> None:
+    faces = make_faces()
+    faces.save(tmp_path / "faces.safetensors")
+    run = Run(faces, TINY, dataclasses.replace(QUICK, epochs=1), tmp_path / "run")
+    best = run.train()
+    spec, scored = score_held_out(tmp_path / "run", tmp_path / "faces.safetensors")
+    assert spec.checkpoint_sha256 is not None
+    auc = roc_auc_score([item.label for item in scored], [item.probability for item in scored])
+    assert auc == pytest.approx(best.validation_auc, abs=1e-6)
+    with pytest.raises(OptionError, match="no readable config"):
+        score_held_out(tmp_path, tmp_path / "faces.safetensors")

@@ -1,0 +1,72 @@
+"""The mean of several runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from drawn_faces import QUICK, TINY, make_faces
+from safetensors.torch import load_file
+
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import OptionError
+from deepfake_training.data.held_out import score_held_out
+from deepfake_training.loop.averaging import average_runs
+from deepfake_training.loop.checkpointing import BEST, BEST_SPEC
+from deepfake_training.loop.config import TrainConfig
+from deepfake_training.loop.loop import Run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two runs, the second with the weights of the first, and others that do not fit."""
+    place = tmp_path_factory.mktemp("runs")
+    config = dataclasses.replace(QUICK, epochs=1)
+    made = {
+        "first": (TINY, config),
+        "second": (dataclasses.replace(TINY, temperature=2.0, threshold=0.7), dataclasses.replace(config, seed=4)),
+        "other crops": (dataclasses.replace(TINY, input_width_px=64), config),
+        "other split": (TINY, dataclasses.replace(config, split_seed=9)),
+    }
+    for name, (spec, how) in made.items():
+        Run(make_faces(), spec, how, place / name).train()
+    return {name: place / name for name in made}
+
+
+def test_the_mean_is_a_run_of_its_own(runs: dict[str, Path], tmp_path: Path) -> None:
+    weights = average_runs([runs["first"], runs["second"]], tmp_path / "mean")
+    mean, first, second = (load_file(path) for path in (weights, runs["first"] / BEST, runs["second"] / BEST))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    for name, value in mean.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (first[name] + second[name]) / 2)
+    spec = ModelSpec.from_yaml(tmp_path / "mean" / BEST_SPEC)
+    assert (spec.name, spec.temperature, spec.threshold) == ("tiny", 1.0, 0.5), "to be found for the new weights"
+    assert TrainConfig.of_run(tmp_path / "mean") == TrainConfig.of_run(runs["second"])
+    pack = tmp_path / "faces.safetensors"
+    make_faces().save(pack)
+    assert len(score_held_out(tmp_path / "mean", pack)[1]) == QUICK.validation_crops
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["first"], "at least two runs"),
+        (["first", "other crops"], "hold different networks"),
+        (["other split", "second"], "held out other faces"),
+        (["first", "nothing"], "no readable config.json"),
+    ],
+)
+def test_runs_that_do_not_fit_are_refused(
+    runs: dict[str, Path], names: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        average_runs([runs.get(name, tmp_path / name) for name in names], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
+def test_a_run_is_not_overwritten(runs: dict[str, Path]) -> None:
+    with pytest.raises(OptionError, match="holds a run already"):
+        average_runs([runs["first"], runs["second"]], runs["first"])
