@@ -79,7 +79,7 @@ def test_a_failed_fetch_says_why_and_leaves_nothing(calls, tmp_path, monkeypatch
 
 def fetch_in_another_process(**environment):
     code = (
-        "import sys; from deepfake_serve import runtime\n"
+        "import sys; from deepfake_serve import _runtime as runtime\n"
         f"sys.executable = {sys.executable!r}\n"
         "runtime.ensure_runtime(announce=lambda line: None)"
     )
