@@ -26,7 +26,8 @@ QUEUE_DELAY_US = 20_000
 def write_tiny_onnx(path: Path, spec: ModelSpec = TINY_SPEC) -> None:
     """A linear model under the wire contract: Cast, scale, Flatten, Gemm, Sigmoid."""
     size = spec.input_height_px * spec.input_width_px * 3
-    weights = np.random.default_rng(7).normal(0, 0.1, (size, 1)).astype(np.float32)
+    spread = 0.1 * (24 * 32 * 3 / size) ** 0.5  # logits of the same spread, whatever the input size
+    weights = np.random.default_rng(7).normal(0, spread, (size, 1)).astype(np.float32)
     nodes = [
         helper.make_node("Cast", ["faces"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
