@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REPOSITORY := work/model_repository
 CHECKPOINT := work/demo/deepfake_efficientnet_b0.safetensors
-DEMO := export/deepfake_export/checkpoint/demo_checkpoint
+DEMO := export/deepfake_export/demo
 SAMPLE := work/demo/sample.mp4
 VIDEO ?=
 

@@ -15,7 +15,7 @@ from deepfake_bench.gpu.engines import ENGINES, Subject
 from deepfake_bench.gpu.measure import LIMITS
 from deepfake_bench.gpu.roofline import measure_ceilings
 from deepfake_client.cli import main as cli
-from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC, build_untrained_network
+from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops
 

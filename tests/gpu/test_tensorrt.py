@@ -29,7 +29,7 @@ def exported(tmp_path_factory):
     from safetensors.torch import save_file
 
     from deepfake_export import export_checkpoint
-    from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC, build_untrained_network
+    from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network
 
     folder = tmp_path_factory.mktemp("demo")
     checkpoint = folder / "demo.safetensors"

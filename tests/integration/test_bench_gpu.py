@@ -17,7 +17,7 @@ from deepfake_bench.gpu.measure import LIMITS, measure_engine
 from deepfake_bench.gpu.roofline import count_operations
 from deepfake_bench.report.plots import write_plots
 from deepfake_client.cli import main as cli
-from deepfake_export.checkpoint.untrained import build_untrained_network
+from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.tensorrt.gpu import Gpu

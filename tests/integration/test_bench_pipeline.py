@@ -98,7 +98,7 @@ def test_the_usual_pipeline_scores_every_face_of_the_same_frames(clips, tmp_path
     from safetensors.torch import save_file
 
     from deepfake_bench.pipeline.pipeline import usual_pipeline
-    from deepfake_export.checkpoint.untrained import build_untrained_network
+    from deepfake_export.demo.untrained import build_untrained_network
 
     spec = ModelSpec("net", "timm:test_efficientnet", input_height_px=64, input_width_px=64)
     save_file(build_untrained_network(spec).state_dict(), tmp_path / "net.safetensors")

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 from deepfake_export import export_checkpoint, load_model
 from deepfake_export.checkpoint.architectures import build_network
-from deepfake_export.checkpoint.untrained import build_untrained_network
 from deepfake_export.cli.export import export
+from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.ensemble.spec import EnsembleSpec, read_spec
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from deepfake_client.cli import main as cli
 from deepfake_export import export_checkpoint
-from deepfake_export.checkpoint.untrained import build_untrained_network
+from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import ExplainDisagreementError
 from deepfake_serve import EmbeddedTriton

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from deepfake_export.checkpoint.architectures import build_network
-from deepfake_export.checkpoint.untrained import build_untrained_network
+from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.repository import layout as repo
 from deepfake_export.repository.admin import inspect_repository
 from deepfake_preprocess.contract.spec import Head, ModelSpec

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from deepfake_export import export_checkpoint, load_model
-from deepfake_export.checkpoint.demo import demo_spec
-from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC, build_untrained_network
 from deepfake_export.cli.export import demo_checkpoint, export
+from deepfake_export.demo.checkpoint import demo_spec
+from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network
 from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops

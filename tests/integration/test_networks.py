@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deepfake_export import export_checkpoint
-from deepfake_export.checkpoint.untrained import build_untrained_network
+from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision import int8
 from deepfake_export.precision.fp16 import export_fp16

@@ -23,7 +23,7 @@ from checkout import ROOT
 from safetensors.torch import save_file
 
 from deepfake_export import export_checkpoint
-from deepfake_export.checkpoint.untrained import build_untrained_network
+from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.proof.crops import generate_crops
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import CheckpointError, ExportError, SpecError

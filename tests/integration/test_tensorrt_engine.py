@@ -19,9 +19,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from deepfake_export import export_checkpoint, load_model
-from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC, build_untrained_network, write_untrained_checkpoint
 from deepfake_export.cli import engines as cli_engines
 from deepfake_export.cli.export import export
+from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network, write_untrained_checkpoint
 from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision import int8

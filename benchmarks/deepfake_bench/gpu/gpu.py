@@ -214,7 +214,7 @@ def _load(checkpoint: Path | None, spec: ModelSpec, *, to_run: bool) -> nn.Modul
 
         return load_checkpoint(checkpoint, spec).network
     if to_run:
-        from deepfake_export.checkpoint.untrained import build_untrained_network
+        from deepfake_export.demo.untrained import build_untrained_network
 
         return build_untrained_network(spec)
     from deepfake_export.checkpoint.architectures import build_network

@@ -251,7 +251,7 @@ def write_demo_ensemble(directory: Path, members: Sequence[str] = DEMO_MEMBERS, 
     """Write an ensemble of timm networks with made-up weights, and return its YAML file."""
     from safetensors.torch import save_file
 
-    from deepfake_export.checkpoint.untrained import build_untrained_network
+    from deepfake_export.demo.untrained import build_untrained_network
 
     entries = []
     for name in members:

@@ -139,9 +139,9 @@ def demo_checkpoint(
     if untrained:
         for module in ("torch", "timm", "safetensors"):
             require_extra(module, extra="export")
-        from deepfake_export.checkpoint.untrained import write_untrained_checkpoint as write
+        from deepfake_export.demo.untrained import write_untrained_checkpoint as write
     else:
-        from deepfake_export.checkpoint.demo import write_demo_checkpoint as write
+        from deepfake_export.demo.checkpoint import write_demo_checkpoint as write
     checkpoint, spec_path = write(directory)
     if as_json:
         typer.echo(json.dumps({"checkpoint": str(checkpoint), "spec": str(spec_path)}))

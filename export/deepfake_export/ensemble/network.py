@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_export.ensemble.meta_model import LinearWeights, load_meta_model
 from deepfake_export.ensemble.spec import EnsembleSpec, Member
+from deepfake_export.ensemble.transforms import KeepsFloat32, LogSpectrum, Shrink
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.graph.transforms import KeepsFloat32, LogSpectrum, Shrink
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import CheckpointError, SpecError
 

@@ -8,9 +8,9 @@ import re
 import yaml
 from checkout import ROOT
 
-from deepfake_export.checkpoint.demo import DEMO_NAME, demo_spec
 from deepfake_export.checkpoint.loading import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
-from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC
+from deepfake_export.demo.checkpoint import DEMO_NAME, demo_spec
+from deepfake_export.demo.untrained import UNTRAINED_SPEC
 from deepfake_export.ensemble.meta_model import load_meta_model
 from deepfake_export.ensemble.spec import EnsembleSpec, read_spec
 from deepfake_export.repository.layout import refresh_configs

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepfake_bench.gpu.roofline import Ceilings, Operation, bound_s, count_operations
 from deepfake_bench.machine import stopwatch
 from deepfake_export.checkpoint.architectures import build_network
-from deepfake_export.checkpoint.untrained import UNTRAINED_SPEC
+from deepfake_export.demo.untrained import UNTRAINED_SPEC
 
 
 def test_convolutions_products_and_poolings_are_counted_and_what_is_fused_is_not():

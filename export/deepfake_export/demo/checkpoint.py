@@ -14,7 +14,7 @@ from deepfake_preprocess.errors import OptionError
 
 DEMO_NAME = "deepfake_efficientnet_b0"
 CARD_NAME = "MODEL_CARD.md"
-_DATA = files("deepfake_export.checkpoint") / "demo_checkpoint"
+_DATA = files("deepfake_export.demo")
 
 
 def demo_spec() -> ModelSpec:

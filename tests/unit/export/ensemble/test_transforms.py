@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deepfake_export.ensemble.spec import Spectrum
-from deepfake_export.graph.transforms import LUMA, LogSpectrum, Shrink
+from deepfake_export.ensemble.transforms import LUMA, LogSpectrum, Shrink
 
 RANDOM = np.random.default_rng(5)
 
