@@ -32,6 +32,7 @@ from deepfake_bench.machine.environment import environment, usable_cores, write_
 from deepfake_bench.machine.tables import table_console
 from deepfake_bench.server.reference import OnnxReference
 from deepfake_bench.server.serving import Server, embedded_server
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "torch", "timm", "fastapi", "uvicorn")
@@ -174,7 +175,7 @@ def _median_ratio(pairs: Iterable[tuple[float | None, float | None]]) -> float |
 
 
 def compare(
-    repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = Path("model_repository"),
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     model: Annotated[str | None, typer.Option(help="Model to measure; the first one by default.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Its checkpoint, with its spec beside it, for the server with eager PyTorch.")

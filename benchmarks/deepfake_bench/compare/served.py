@@ -40,6 +40,7 @@ from deepfake_bench.machine.environment import environment, write_results
 from deepfake_bench.machine.tables import table_console
 from deepfake_bench.server.reference import OnnxReference, verify_served
 from deepfake_bench.server.serving import Server, embedded_server
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_serve._cores import CROPS_PER_THREAD
 
@@ -239,7 +240,7 @@ def _median(values: Iterable[float]) -> float:
 
 
 def served(
-    repository: Annotated[Path, typer.Option(help="Model repository to serve.")] = Path("model_repository"),
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     model: Annotated[str | None, typer.Option(help="Model to measure; the first one by default.")] = None,
     protocol: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(PROTOCOLS),
     concurrency: Annotated[int, typer.Option(help="Requests of one crop in flight.", min=1)] = 32,

@@ -31,6 +31,7 @@ from deepfake_bench.pipeline.scaling import measure_scaling, parse_counts
 from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
 from deepfake_bench.server.serving import Server, embedded_server
 from deepfake_client import DeepfakeClient, Reason, Sampling, Verdict, connect
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.faces.crop import crop_face
@@ -261,9 +262,7 @@ def in_turn(
 
 def pipeline(
     clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Videos, folders or patterns.")],
-    repository: Annotated[Path, typer.Option(help="Model repository to serve on a private Triton.")] = Path(
-        "model_repository"
-    ),
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     model: Annotated[str | None, typer.Option(help="Model to measure; may be left out where there is one.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Checkpoint of the served model: measures the usual pipeline too.")

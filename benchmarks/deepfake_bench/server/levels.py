@@ -22,6 +22,7 @@ from deepfake_bench.load.senders import PROTOCOLS, protocols_named
 from deepfake_bench.machine.environment import environment, write_results
 from deepfake_bench.machine.tables import table_console
 from deepfake_bench.server.serving import Server, embedded_server, running_server
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")
@@ -30,9 +31,7 @@ WARM_UP_CONCURRENCY = 8
 
 
 def server(
-    repository: Annotated[Path, typer.Option(help="Model repository to serve on a private Triton.")] = Path(
-        "model_repository"
-    ),
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     url: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Measure this running server (its gRPC port) instead.")
     ] = None,

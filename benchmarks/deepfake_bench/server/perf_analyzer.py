@@ -28,6 +28,7 @@ from deepfake_bench.load.senders import Target
 from deepfake_bench.machine.environment import environment, write_results
 from deepfake_bench.machine.tables import table_console
 from deepfake_bench.server.serving import Server, embedded_server, running_server
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import DeepfakeError
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio")
@@ -201,9 +202,7 @@ def _median_difference(theirs: Sequence[float], ours: Sequence[float]) -> float 
 
 def perf_analyzer(
     binary: Annotated[Path | None, typer.Option(help="The binary; found on the PATH by default.")] = None,
-    repository: Annotated[Path, typer.Option(help="Model repository to serve on a private Triton.")] = Path(
-        "model_repository"
-    ),
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     url: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Measure this running server (its gRPC port) instead.")
     ] = None,

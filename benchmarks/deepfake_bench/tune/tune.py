@@ -32,6 +32,7 @@ from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.server.reference import OnnxReference, verify_served
 from deepfake_bench.tune.search import CLIMB, STEP, Setting, highest_rate, respects, search
 from deepfake_bench.tune.server import Replay, Running, TunedTriton
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of
@@ -302,9 +303,7 @@ def tune(
     p99: Annotated[
         float, typer.Option(metavar="MS", help="Bound: 99% of the requests must be answered within it.", min=0.1)
     ],
-    repository: Annotated[Path, typer.Option(help="Model repository; the winner is written into it.")] = Path(
-        "model_repository"
-    ),
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     model: Annotated[str | None, typer.Option(help="Model to tune; may be left out where there is one.")] = None,
     minutes: Annotated[float, typer.Option(help="Try no further setting after so long.", min=0.01)] = 10.0,
     frames: Annotated[int, typer.Option(help="Frames sampled of each clip.", min=1)] = 32,

@@ -24,13 +24,13 @@ from deepfake_client.cli.run import Run, Session
 from deepfake_client.explain.findings import open_explainer
 from deepfake_client.sources.inputs import expand
 from deepfake_client.transport.retry import Retry
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Sampling
 from deepfake_preprocess.media.sampling import SAMPLING_MODES
 
 DEFAULT_FRAMES = 32
 DEFAULT_RETRY_S = Retry().total_s
-DEFAULT_REPOSITORY = Path("model_repository")
 REPORT_JOURNAL = "results.jsonl"
 """File in the directory of a report that keeps its results."""
 
@@ -161,9 +161,7 @@ def analyze(
             rich_help_panel=SERVER_PANEL,
         ),
     ] = False,
-    repository: Annotated[
-        Path, typer.Option(help="Model repository that --embedded serves.", rich_help_panel=SERVER_PANEL)
-    ] = DEFAULT_REPOSITORY,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
 ) -> None:
     """Say whether videos or images show a manipulated face.
 

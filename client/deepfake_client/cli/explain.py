@@ -19,6 +19,7 @@ from deepfake_client.explain.service import DEFAULT_SERVICE_URL
 from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.result.verdict_json import outcome_from_dict
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Sampling, open_media
 from deepfake_preprocess.support.extras import require_extra
@@ -85,9 +86,7 @@ def explain(
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Start a private Triton for this run and stop it at the end.")
     ] = False,
-    repository: Annotated[Path, typer.Option(help="Model repository that --embedded serves.")] = Path(
-        "model_repository"
-    ),
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     frames: Annotated[int, typer.Option(min=1, help="Frames to analyze, evenly spaced in time.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON as well.")] = False,
 ) -> None:

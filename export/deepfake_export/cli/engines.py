@@ -12,12 +12,11 @@ from rich.markup import escape
 
 from deepfake_export.tensorrt.plans import EngineOptions, check_plans, parse_target
 from deepfake_export.tensorrt.plans import build_engines as build
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 
 
 def build_engines(
-    repository: Annotated[Path, typer.Option("--repository", "-r", help="Model repository.")] = Path(
-        "model_repository"
-    ),
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", metavar="NAME", help="Only this model; may be repeated.")
     ] = None,

@@ -19,6 +19,7 @@ from deepfake_export.api import ExportResult, export_checkpoint
 from deepfake_export.ensemble.spec import read_spec
 from deepfake_export.proof.gate import BEST, parse_precisions
 from deepfake_export.tensorrt.plans import EngineOptions
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 from deepfake_preprocess.errors import OptionError, SpecError
@@ -33,9 +34,7 @@ def export(
         Path | None,
         typer.Option("--spec", help="Model spec (YAML). Default: the .yaml with the checkpoint's name beside it."),
     ] = None,
-    repository: Annotated[
-        Path, typer.Option("--repository", help="Triton model repository to add the model to.")
-    ] = Path("model_repository"),
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     max_batch: Annotated[
         int, typer.Option("--max-batch", help="Largest batch the server will form.")
     ] = PRODUCTION_MAX_BATCH_SIZE,

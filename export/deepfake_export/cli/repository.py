@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,10 +16,10 @@ from deepfake_export.repository.admin import ModelInfo, Problem, Pruning, inspec
 from deepfake_export.repository.admin import prune as prune_model
 from deepfake_export.repository.admin import rollback as rollback_model
 from deepfake_export.tensorrt.plans import parse_target, plan_target
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 
-DEFAULT_REPOSITORY = Path("model_repository")
 PLAIN_WIDTH = 120
 """Of a table that goes into a file or a pipe, where there is no terminal to fit."""
 
@@ -48,15 +47,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Repository = Annotated[
-    Path, typer.Option("--repository", "-r", help="Model repository, as `deepfake export` writes it.")
-]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
-def list_models(repository: Repository = DEFAULT_REPOSITORY, as_json: AsJson = False) -> None:
+def list_models(repository: RepositoryOption = DEFAULT_REPOSITORY, as_json: AsJson = False) -> None:
     """Show models and versions, which one is served, and what is damaged.
 
     Every file is compared with its manifest. Half and damaged models are shown,
@@ -82,7 +78,7 @@ def verify(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to check. Default: all.")
     ] = None,
-    repository: Repository = DEFAULT_REPOSITORY,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     tensorrt: Annotated[
         str,
         typer.Option(
@@ -133,7 +129,7 @@ def rollback(
     to: Annotated[
         int | None, typer.Option("--to", metavar="VERSION", help="Version to serve. Default: the one before.", min=1)
     ] = None,
-    repository: Repository = DEFAULT_REPOSITORY,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     as_json: AsJson = False,
 ) -> None:
     """Serve the previous version of a model again, or the one named with --to.
@@ -166,7 +162,7 @@ def prune(
     keep: Annotated[int, typer.Option("--keep", metavar="N", help="How many of the newest versions stay.", min=1)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    repository: Repository = DEFAULT_REPOSITORY,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     as_json: AsJson = False,
 ) -> None:
     """Remove old versions of a model, never the served one nor one that a running `deepfake serve` uses."""

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import ServerStartError
 from deepfake_serve._runtime import TRITON_VERSION, cache_dir
 from deepfake_serve.server import EmbeddedTriton
 
-DEFAULT_REPOSITORY = Path("model_repository")
-
 
 def serve(
-    repository: Annotated[
-        Path, typer.Option("--repository", "-r", help="Model repository, as `deepfake export` writes it.")
-    ] = DEFAULT_REPOSITORY,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", metavar="NAME", help="Serve only this model; may be repeated. Default: all."),

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY, strategy_named
 from deepfake_client.client import DeepfakeClient
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media, Sampling
@@ -50,7 +51,7 @@ def evaluate_command(
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Start a private Triton on --repository for this evaluation.")
     ] = False,
-    repository: Annotated[Path, typer.Option("--repository")] = Path("model_repository"),
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="Evaluate these weights with PyTorch, without a server.")
     ] = None,

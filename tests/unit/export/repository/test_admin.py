@@ -158,6 +158,11 @@ def test_list_as_data(capsys, root):
     assert version["created"].endswith("+00:00")
 
 
+def test_the_environment_names_the_repository(capsys, root, monkeypatch):
+    monkeypatch.setenv("DEEPFAKE_REPOSITORY", str(root))
+    assert "tiny" in deepfake(capsys, "list")[1]
+
+
 def test_an_empty_repository_says_how_to_fill_it(capsys, tmp_path):
     code, out, _ = deepfake(capsys, "list", "-r", tmp_path)
     assert (code, "deepfake export" in out) == (0, True)

@@ -152,7 +152,8 @@ def test_a_system_that_refuses_a_write_in_the_middle_is_told_and_nothing_is_half
     root = template(tmp_path / "models", 1)
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from deepfake_export.repository import layout as repo; from deepfake_preprocess.errors import RepositoryError\n"
+        "from deepfake_export.repository import layout as repo\n"
+        "from deepfake_preprocess.errors import RepositoryError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n"
         "    with repo.locked(Path(sys.argv[1]), 'tiny'), repo.staged(Path(sys.argv[1]), 'tiny') as stage:\n"

@@ -1,0 +1,1 @@
+"""What the commands of all packages share; no library module imports it."""

@@ -1,0 +1,24 @@
+"""Options that commands of several packages have, each declared once.
+
+It lies in the lowest package because client, export and serve do not know each other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, TypeAlias
+
+import typer
+
+DEFAULT_REPOSITORY: Final = Path("model_repository")
+
+RepositoryOption: TypeAlias = Annotated[
+    Path,
+    typer.Option(
+        "--repository",
+        "-r",
+        metavar="DIR",
+        envvar="DEEPFAKE_REPOSITORY",
+        help="Model repository, as `deepfake export` writes it.",
+    ),
+]
