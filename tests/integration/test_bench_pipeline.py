@@ -182,7 +182,7 @@ def test_wrong_methods_and_missing_extras_are_sentences(monkeypatch, capsys) -> 
 
 
 def test_every_command_teaches(capsys) -> None:
-    for command in ("pipeline", "detector", "decode", "explain", "ensemble"):
+    for command in ("pipeline", "detector", "decode", "explain"):
         assert bench(command, "--help") == 0
         text = capsys.readouterr().out
         assert f"deepfake bench {command}" in text

@@ -13,9 +13,7 @@ from deepfake_bench.pipeline.explain import explain
 from deepfake_bench.pipeline.pipeline import pipeline
 from deepfake_bench.report.plots import plots
 from deepfake_bench.report.readme import readme
-from deepfake_bench.server.ensemble import ensemble
 from deepfake_bench.server.levels import server
-from deepfake_bench.server.perf_analyzer import perf_analyzer
 from deepfake_bench.tune.tune import tune
 
 app = typer.Typer(
@@ -24,8 +22,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 COMMANDS = (
-    *(server, served, pipeline, tune, compare, perf_analyzer, gpu),
-    *(decode, detector, explain, ensemble),
+    *(server, served, pipeline, tune, compare, gpu),
+    *(decode, detector, explain),
     *(plots, readme),
 )
 for command in COMMANDS:

@@ -137,17 +137,6 @@ def compare_rows(data: Results) -> list[Row]:
     return rows + [(what, name, f"not measured: {reason}") for name, reason in reasons.items()]
 
 
-def perf_analyzer_rows(data: Results) -> list[Row]:
-    """Rows of a ``*-perf-analyzer.json`` file."""
-    what = "throughput by NVIDIA's perf_analyzer"
-    if isinstance(data["levels"], str):
-        return [(what, "by our load generator", f"not measured: {data['reason']}")]
-    return [
-        (what, f"by our load generator, {item['concurrency']} in flight", f"{item['throughput_difference']:+.1%}")
-        for item in data["levels"]
-    ]
-
-
 def tune_rows(data: Results) -> list[Row]:
     """Rows of a ``*-tune.json`` file: the setting that was found."""
     what = f"{_model(data)}, recorded video traffic, 99% of the requests within {data['p99_bound_ms']:g} ms"
@@ -168,7 +157,6 @@ KINDS: Mapping[str, Callable[[Results], list[Row]]] = {
     "served": served_rows,
     "server": server_rows,
     "compare": compare_rows,
-    "perf-analyzer": perf_analyzer_rows,
     "tune": tune_rows,
     "detector": detector_rows,
     "decode": decode_rows,

@@ -56,10 +56,3 @@ def test_a_peer_that_was_not_measured_is_in_the_table_with_the_reason() -> None:
         ("Lit (2 workers)", "1.50 x the throughput, 0.80 x the p99, alone 0.70 x the latency"),
         ("Bento", "not measured: no network"),
     ]
-
-
-def test_perf_analyzer_is_in_the_table_measured_or_not() -> None:
-    levels = [{"concurrency": 8, "throughput_difference": -0.021}]
-    assert readme.perf_analyzer_rows({"levels": levels})[0][1:] == ("by our load generator, 8 in flight", "-2.1%")
-    absent = {"levels": "not measured", "reason": "no binary"}
-    assert readme.perf_analyzer_rows(absent)[0][2] == "not measured: no binary"
