@@ -33,6 +33,7 @@ from deepfake_bench.machine.tables import table_console
 from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.pipeline.facenet import Boxes, Peer, load_peer
 from deepfake_preprocess.errors import MediaOpenError
+from deepfake_preprocess.faces.boxes import iou
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.faces.following import DETECT_EVERY, Sighting, find_faces
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
@@ -192,7 +193,7 @@ def compare(
         before = find_faces(counting, small, frame.pts_seconds, before if number % DETECT_EVERY else None)
         followed = np.array([face.box_xyxy for face in before.faces], np.float32).reshape(-1, 4) * factor
 
-        overlaps = iou(theirs, ours)
+        overlaps = _overlaps(theirs, ours)
         our_best, peer_best = overlaps.max(axis=0, initial=0), overlaps.max(axis=1, initial=0)
         ours_large, theirs_large = (
             (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= min_face_px * min(wh) / 1080 for boxes in (ours, theirs)
@@ -203,7 +204,7 @@ def compare(
         result.matched += int((best >= MATCH_IOU).sum())
         result.peer_sure += int(sure.sum())
         result.matched_sure += int((best[sure] >= MATCH_IOU).sum())
-        best_followed = iou(theirs, followed).max(axis=1, initial=0)[theirs_large]
+        best_followed = _overlaps(theirs, followed).max(axis=1, initial=0)[theirs_large]
         result.matched_following += int((best_followed >= MATCH_IOU).sum())
         result.matched_sure_following += int((best_followed[sure] >= MATCH_IOU).sum())
         result.detections_following = counting.detections
@@ -220,13 +221,9 @@ def compare(
     return result
 
 
-def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
+def _overlaps(a: Boxes, b: Boxes) -> NDArray[np.float32]:
     """Return intersection over union of all pairs, ``[len(a), len(b)]``."""
-    low = np.maximum(a[:, None, :2], b[:, :2])
-    high = np.minimum(a[:, None, 2:], b[:, 2:])
-    shared = np.maximum(high - low, 0).prod(axis=2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (a, b)]
-    return np.asarray(shared / (areas[0][:, None] + areas[1] - shared), dtype=np.float32)
+    return np.array([[iou(one, other) for other in b] for one in a], dtype=np.float32).reshape(len(a), len(b))
 
 
 class _Counting:

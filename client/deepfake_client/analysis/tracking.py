@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from deepfake_client.analysis.appearance import Colours, likeness
 from deepfake_client.analysis.assignment import assign
+from deepfake_preprocess.faces.boxes import iou
 
 MIN_IOU = 0.2
 """Overlap that continues a track. Lower than for consecutive frames, since samples are tenths of seconds apart."""
@@ -127,16 +128,16 @@ class Tracker:
 
 def _affinity(a: Candidate, b: Candidate, *, passed_s: float, same_shot: bool) -> float:
     """Return how likely two faces are of one person, in (0, 3]; 0 where they must not be joined."""
-    iou = _iou(a.box_xyxy, b.box_xyxy)
+    overlap = iou(a.box_xyxy, b.box_xyxy)
     # Places come first: colours cost more, and most pairs of a crowd lie far apart.
     if not same_shot:
-        near = iou >= MIN_IOU_ACROSS_CUT
-        return 1.0 + iou if near and _alike(a.colours, b.colours, SAME_FACE, unknown=False) else 0.0
+        near = overlap >= MIN_IOU_ACROSS_CUT
+        return 1.0 + overlap if near and _alike(a.colours, b.colours, SAME_FACE, unknown=False) else 0.0
     side_a, side_b = _side(a.box_xyxy), _side(b.box_xyxy)
     shift = _shift(a, b) / max(side_a, side_b)
     closeness = max(0.0, 1.0 - shift / (MAX_SHIFT + MAX_SPEED_PER_S * passed_s))
-    if iou >= MIN_IOU:
-        return 1.0 + iou + closeness if _alike(a.colours, b.colours, OTHER_FACE, unknown=True) else 0.0
+    if overlap >= MIN_IOU:
+        return 1.0 + overlap + closeness if _alike(a.colours, b.colours, OTHER_FACE, unknown=True) else 0.0
     if max(side_a, side_b) > MAX_SIZE_RATIO * min(side_a, side_b):
         return 0.0
     if passed_s >= LONG_GAP_S and _alike(a.colours, b.colours, SAME_FACE, unknown=False):
@@ -150,18 +151,6 @@ def _affinity(a: Candidate, b: Candidate, *, passed_s: float, same_shot: bool) -
 
 def _alike(a: Colours | None, b: Colours | None, least: float, *, unknown: bool) -> bool:
     return unknown if a is None or b is None else likeness(a, b) >= least
-
-
-def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    left, top, right, bottom = (float(value) for value in a)
-    other_left, other_top, other_right, other_bottom = (float(value) for value in b)
-    width = min(right, other_right) - max(left, other_left)
-    height = min(bottom, other_bottom) - max(top, other_top)
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    both = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top)
-    return shared / (both - shared)
 
 
 def _side(box_xyxy: NDArray[np.float32]) -> float:

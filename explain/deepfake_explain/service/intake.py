@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import MediaOpenError, NoFaceError, OptionError
+from deepfake_preprocess.faces.boxes import iou
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face, FaceDetector
 from deepfake_preprocess.faces.geometry import crop_geometry
@@ -122,8 +123,8 @@ def take_frame(
                 )
             face = faces[0]
         else:
-            same = max(faces, key=lambda other: _iou(other.box_xyxy, box_xyxy), default=None)
-            found = same is not None and _iou(same.box_xyxy, box_xyxy) >= SAME_FACE_IOU
+            same = max(faces, key=lambda other: iou(other.box_xyxy, box_xyxy), default=None)
+            found = same is not None and iou(same.box_xyxy, box_xyxy) >= SAME_FACE_IOU
             face = Face(box_xyxy, 1.0, same.landmarks_xy if same is not None and found else None)
     else:
         face = Face(box_xyxy, 1.0, landmarks_xy)
@@ -167,10 +168,3 @@ def _check_box(box_xyxy: NDArray[np.float32], image: NDArray[np.uint8]) -> None:
 
 def _middle(face: Face) -> NDArray[np.float32]:
     return np.asarray((face.box_xyxy[:2] + face.box_xyxy[2:]) / 2, dtype=np.float32)
-
-
-def _iou(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
-    shared = float(np.prod(np.maximum(sides, 0)))
-    areas = [float(np.prod(box[2:] - box[:2])) for box in (one, other)]
-    return shared / max(sum(areas) - shared, 1e-9)

@@ -10,6 +10,7 @@ import pytest
 from skimage.data import astronaut
 
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.faces.boxes import iou
 from deepfake_preprocess.faces.detector import Face, FaceDetector
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
@@ -25,12 +26,6 @@ def detector() -> MtcnnDetector:
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
     return np.ascontiguousarray(astronaut())
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
-    areas = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])
-    return float(sides.prod() / (areas - sides.prod()))
 
 
 def placed(photo: np.ndarray, size_wh: tuple[int, int], places: list[tuple[int, int, float]]) -> np.ndarray:
