@@ -18,6 +18,7 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity
 from deepfake_client.result.verdict_json import outcome_from_dict
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.files import write_whole
 
 
 class Journal:
@@ -136,12 +137,7 @@ class Journal:
         return self._file.read(1) == b"\n"
 
     def _rewrite(self) -> None:
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
-            file.writelines(map(_encoded, self._lines.values()))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        write_whole(self.path, b"".join(map(_encoded, self._lines.values())))
 
     def _input_of(self, source: str) -> dict[str, Any] | None:
         try:

@@ -28,6 +28,7 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import FaceScore, Label, Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.support.files import write_whole
 
 PAGE_NAME = "report.html"
 INDEX_NAME = "index.html"
@@ -135,7 +136,8 @@ def write_page(verdict: Verdict, directory: Path, context: ReportContext, heatma
         stages=_stages(verdict),
         version=metadata.version("deepfake-serving"),
     )
-    return _write(path, page)
+    write_whole(path, page)
+    return path
 
 
 def write_index(outcomes: Sequence[Outcome], directory: Path) -> Path:
@@ -156,7 +158,9 @@ def write_index(outcomes: Sequence[Outcome], directory: Path) -> Path:
         models=list(dict.fromkeys(verdict.model for verdict in verdicts)),
         version=metadata.version("deepfake-serving"),
     )
-    return _write(directory / INDEX_NAME, page)
+    index = directory / INDEX_NAME
+    write_whole(index, page)
+    return index
 
 
 def _link(directory: Path, source: str) -> str | None:
@@ -166,14 +170,6 @@ def _link(directory: Path, source: str) -> str | None:
 
 def _suspicion(verdict: Verdict) -> tuple[bool, float]:
     return verdict.label is Label.FAKE, -1.0 if verdict.fake_probability is None else verdict.fake_probability
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a text so that a reader finds the old one or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-    return path
 
 
 def _headline(verdict: Verdict) -> str:

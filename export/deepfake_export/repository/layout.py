@@ -34,6 +34,7 @@ from deepfake_preprocess.contract.triton_config import (
     tuned_options,
 )
 from deepfake_preprocess.errors import RepositoryError
+from deepfake_preprocess.support.files import prepared, sync
 
 MODEL_FILE = "model.onnx"
 ENGINE_SOURCE = "engine.onnx"
@@ -157,8 +158,8 @@ def publish(repository: Path, manifest: Manifest, *, max_batch_size: int) -> Pat
                         if not _is_named(model_dir, spec.version):
                             version_dir.rename(made)
                         raise
-        _sync(model_dir)
-        _sync(repository)
+        sync(model_dir)
+        sync(repository)
     return model_dir
 
 
@@ -325,24 +326,18 @@ def _prepared_configs(
             precision=manifest.precision,
         ),
     }
-    moves: list[tuple[Path, Path]] = []
+    moves: list[Callable[[], None]] = []
 
     def switch() -> None:
-        for partial, path in moves:
-            partial.replace(path)
-            _sync(path.parent)
+        for put_in_place in moves:
+            put_in_place()
 
-    try:
+    with contextlib.ExitStack() as stack:
         for name, text in texts.items():
             path = model_dir / name
             path.parent.mkdir(exist_ok=True)
-            moves.append((_partial_of(path), path))
-            _partial_of(path).write_text(text, encoding="utf-8")
-            _sync(_partial_of(path))
+            moves.append(stack.enter_context(prepared(path, text)))
         yield switch
-    finally:
-        for partial, _ in moves:
-            partial.unlink(missing_ok=True)
 
 
 def _options_in(model_dir: Path) -> ServingOptions:
@@ -361,25 +356,9 @@ def _with_batches_up_to(size: int, options: ServingOptions) -> ServingOptions:
     )
 
 
-def _partial_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
 def _sync_tree(directory: Path) -> None:
     for path in (*directory.rglob("*"), directory):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or a directory's entries to the disk, so that a power cut cannot leave a name without content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:  # not every file system can do it for directories
-            raise
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def writing(where: Path) -> contextlib.AbstractContextManager[None]:

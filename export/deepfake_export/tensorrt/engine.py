@@ -36,6 +36,7 @@ from deepfake_export.tensorrt.library import (
 from deepfake_preprocess.contract.plan_info import EngineInfo
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import EngineError, OptionError
+from deepfake_preprocess.support.files import write_whole
 
 TYPICAL_BATCH_SIZE = 8
 """The batch that kernels are picked for. Single crops and full batches are the ends of what a video brings; its
@@ -329,11 +330,7 @@ def _save_timing_cache(config: IBuilderConfig, path: Path | None) -> None:
 
 
 def _write(path: Path, content: memoryview) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(path, content)
     except OSError as exc:
         raise EngineError(f"{path} cannot be written ({exc.strerror}); free space or name another place") from exc
-    finally:
-        partial.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from deepfake_training.evaluate.calibration import apply_temperature, find_tempe
 from deepfake_training.evaluate.metrics import Estimate, measure
 from deepfake_training.evaluate.report import Evaluation, Scores
 from deepfake_training.evaluate.scoring import ScoredFile
-from deepfake_training.loop.checkpointing import write_whole
+from deepfake_training.loop.checkpointing import save_whole
 
 LABELS = ("real", "fake")
 FALSE_POSITIVE_RATE = 0.05
@@ -141,7 +141,7 @@ def write_spec(path: str | Path, spec: ModelSpec) -> None:
     Raises:
         TrainingError: it cannot be written; the file is as it was.
     """
-    write_whole(Path(path), lambda partial: partial.write_text(spec.to_yaml(), encoding="utf-8"))
+    save_whole(Path(path), spec.to_yaml())
 
 
 def _frames(usable: Sequence[ScoredFile]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], list[str]]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
-from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, write_whole
+from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, save_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
 
 _NOT_FOUND_YET: Final[dict[str, Any]] = {
@@ -69,8 +69,8 @@ def average_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(last / CONFIG, out / CONFIG)
     spec = dataclasses.replace(ModelSpec.from_yaml(last / BEST_SPEC), **_NOT_FOUND_YET)
-    write_whole(out / BEST_SPEC, lambda path: path.write_text(spec.to_yaml(), encoding="utf-8"))
-    write_whole(out / BEST, lambda path: save_file(mean, path))
+    save_whole(out / BEST_SPEC, spec.to_yaml())
+    save_whole(out / BEST, lambda path: save_file(mean, path))
     return out / BEST
 
 

@@ -8,9 +8,7 @@ epoch follow from seed and epoch alone.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import nn
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
+from deepfake_preprocess.support.files import Content, write_whole
 
 LAST = "last.pt"
 BEST = "best.safetensors"
@@ -40,9 +39,9 @@ def save_last(directory: Path, state: dict[str, Any], *, keep_epoch: int | None 
         TrainingError: it cannot be written; the one before is untouched.
     """
     content = {"format": FORMAT, **state}
-    write_whole(directory / LAST, lambda path: torch.save(content, path))
+    save_whole(directory / LAST, lambda path: torch.save(content, path))
     if keep_epoch is not None:
-        write_whole(directory / f"epoch_{keep_epoch:04d}.pt", lambda path: torch.save(content, path))
+        save_whole(directory / f"epoch_{keep_epoch:04d}.pt", lambda path: torch.save(content, path))
 
 
 def save_best(directory: Path, network: nn.Module, spec: ModelSpec) -> None:
@@ -52,8 +51,8 @@ def save_best(directory: Path, network: nn.Module, spec: ModelSpec) -> None:
         TrainingError: they cannot be written; the ones before are untouched.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    write_whole(directory / BEST, lambda path: save_file(weights, path))
-    write_whole(directory / BEST_SPEC, lambda path: path.write_text(spec.to_yaml(), encoding="utf-8"))
+    save_whole(directory / BEST, lambda path: save_file(weights, path))
+    save_whole(directory / BEST_SPEC, spec.to_yaml())
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -77,25 +76,16 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then put it in the place of `path` in one step.
+def save_whole(path: Path, content: Content) -> None:
+    """Replace a file in one step (`write_whole`).
 
     Raises:
         TrainingError: it cannot be written; `path` is as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.touch()
-        usual = partial.stat().st_mode
-        write(partial)
-        # Some writers make files that nobody else may read.
-        partial.chmod(usual)
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        write_whole(path, content)
     # PyTorch and safetensors report a full disk as errors of their own.
     except Exception as exc:
-        partial.unlink(missing_ok=True)
         good = f"the last good one ({path}) is untouched" if path.exists() else "there is none before it"
         raise TrainingError(
             f"{path} cannot be written ({exc}); {good}; free space, then go on with --resume {path.parent}"
@@ -133,10 +123,10 @@ def publish(run: str | Path, out: str | Path, *, training_data: str = "") -> tup
         raise CheckpointError(f"{run / BEST}: {infinite[0]} does not fit into half precision; export {BEST} itself")
     spec = ModelSpec.from_yaml(run / BEST_SPEC)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, lambda path: save_file(half, path))
+    save_whole(out, lambda path: save_file(half, path))
     spec = dataclasses.replace(
         spec, checkpoint_sha256=sha256_file(out), training_data=training_data or spec.training_data
     )
     spec_path = out.with_suffix(".yaml")
-    write_whole(spec_path, lambda path: path.write_text(spec.to_yaml(), encoding="utf-8"))
+    save_whole(spec_path, spec.to_yaml())
     return spec_path, spec

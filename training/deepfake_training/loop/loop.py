@@ -34,7 +34,7 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_training.data.dataset import FaceDataset, split_datasets
 from deepfake_training.data.faces import FaceSet
-from deepfake_training.loop.checkpointing import load_state, save_best, save_last, write_whole
+from deepfake_training.loop.checkpointing import load_state, save_best, save_last, save_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
 from deepfake_training.loop.folding import fold_frozen_norms
 from deepfake_training.loop.initial import load_initial
@@ -192,7 +192,7 @@ class Run:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self._identity(), indent=2)
-        write_whole(self.directory / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+        save_whole(self.directory / CONFIG, text)
         while self.epoch < self.config.epochs and not self._stopped_improving():
             result = self._one_epoch(on_batch)
             self.history.append(result)
@@ -201,7 +201,7 @@ class Run:
                 save_best(self.directory, self.ema.module.network, self.spec)
             save_last(self.directory, self._state(), keep_epoch=self.epoch if keep_all else None)
             lines = "".join(json.dumps(dataclasses.asdict(line)) + "\n" for line in self.history)
-            write_whole(self.directory / LOG, lambda path: path.write_text(lines, encoding="utf-8"))  # noqa: B023
+            save_whole(self.directory / LOG, lines)
             if on_epoch is not None:
                 on_epoch(result)
         assert self.best is not None
