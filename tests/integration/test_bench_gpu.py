@@ -212,7 +212,7 @@ def test_an_onnxruntime_that_falls_back_to_the_cpu_is_not_measured_as_cuda(subje
     asked = {}
     real = onnxruntime.InferenceSession
 
-    def session(path, providers):
+    def session(path, options, providers):
         asked["providers"] = providers
         return real(path, providers=["CPUExecutionProvider"])
 

@@ -30,6 +30,7 @@ from deepfake_export.tensorrt.library import TensorRTLibrary, load_tensorrt, loa
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 from deepfake_preprocess.errors import EngineError
+from deepfake_preprocess.support.sessions import open_session
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -113,7 +114,7 @@ class OnnxRuntimeEngine:
                 ort.preload_dlls()
             options = {"device_id": "0", "use_tf32": "1" if precision == "tf32" else "0"}
         path = subject.onnx("fp16" if precision == "fp16" else "fp32")
-        self._session = ort.InferenceSession(str(path), providers=[(provider, options)])
+        self._session = open_session(path, provider=provider, provider_options=options)
         if self._session.get_providers()[0] != provider:
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} could not start {provider}; its message names the library it misses"

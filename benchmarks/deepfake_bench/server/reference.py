@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from deepfake_bench.load.senders import Crops, Target
 from deepfake_client import connect
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.support.sessions import open_session
 
 PROBABILITY_TOLERANCE = 1e-4
 """Float32 on the same machine; only the batch size, and so the order of sums, differs."""
@@ -27,13 +27,7 @@ class OnnxReference:
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        options = ort.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # As in the server; threads that spin would also go on while the other side is measured.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = open_session(path, threads=threads)
 
     def __call__(self, crops: Crops) -> npt.NDArray[np.float32]:
         """Return float32 ``[N]`` fake probabilities of uint8 ``[N, H, W, 3]`` crops."""

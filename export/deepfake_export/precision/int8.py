@@ -29,7 +29,7 @@ from deepfake_export.proof.crops import UInt8Array, batches_of
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, ModelSpec
 from deepfake_preprocess.errors import ExportError
-from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.sessions import open_session
 
 Float = npt.NDArray[np.float32]
 
@@ -273,7 +273,7 @@ def _measure_ranges(model: Any, crops: UInt8Array) -> dict[str, dict[str, tuple[
     ]
     present = {item.name for item in probe.graph.output}
     probe.graph.output.extend(typed[name] for name in names if name not in present)
-    session = _session(probe.SerializeToString())
+    session = open_session(probe.SerializeToString())
     low = dict.fromkeys(names, np.float32(0))  # zero must be representable: padding adds it
     high = dict.fromkeys(names, np.float32(0))
     samples: dict[str, list[Float]] = {name: [] for name in names}
@@ -369,19 +369,6 @@ def _sigmoid(logits: Float) -> npt.NDArray[np.float64]:
 
 
 def _logits(model: bytes, crops: UInt8Array) -> Float:
-    session = _session(model)
+    session = open_session(model)
     outputs = [session.run([LOGIT_NAME], {INPUT_NAME: batch})[0] for batch in batches_of(crops, 8)]
     return np.asarray(np.concatenate(outputs), dtype=np.float32)
-
-
-def _session(model: bytes) -> Any:
-    runtime = require_extra("onnxruntime", extra="export")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    # Threads that spin while they wait made each run twice as slow on a machine that others use too.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    # Its exceptions have no common base but Exception.
-    except Exception as exc:
-        raise ExportError(f"ONNX Runtime cannot load the quantised graph: {exc}") from exc

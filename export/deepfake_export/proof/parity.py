@@ -24,8 +24,8 @@ from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import UInt8Array, batches_of
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
-from deepfake_preprocess.errors import ExportError, ParityError
-from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.errors import ParityError
+from deepfake_preprocess.support.sessions import open_session
 
 Float32Array = npt.NDArray[np.float32]
 Runner = Callable[[UInt8Array], tuple[Float32Array, Float32Array]]
@@ -330,7 +330,7 @@ def reference_outputs(detector: ServedDetector, crops: UInt8Array) -> tuple[Floa
 
 
 def onnxruntime_runner(path: Path, *, num_threads: int | None = None) -> Runner:
-    """Return a runner of an ONNX file on the CPU, with the provider's default optimisations, as it is served.
+    """Return a runner of an ONNX file on the CPU, with the provider's default optimizations, as it is served.
 
     Args:
         path: the file.
@@ -339,18 +339,7 @@ def onnxruntime_runner(path: Path, *, num_threads: int | None = None) -> Runner:
     Raises:
         ExportError: ONNX Runtime cannot load the file.
     """
-    runtime = require_extra("onnxruntime", extra="export")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    # As the embedded server has it: threads that spin while they wait take the cores from other programs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if num_threads is not None:
-        options.intra_op_num_threads = num_threads
-    try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    # Its exceptions have no common base but Exception.
-    except Exception as exc:
-        raise ExportError(f"ONNX Runtime cannot load {path.name}: {exc}") from exc
+    session = open_session(path, threads=num_threads)
 
     def run(faces: UInt8Array) -> tuple[Float32Array, Float32Array]:
         probability, logit = session.run([PROBABILITY_NAME, LOGIT_NAME], {INPUT_NAME: faces})

@@ -21,6 +21,7 @@ from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILIT
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, read_config
 from deepfake_preprocess.errors import EngineError, MissingExtraError, OptionError, ParityError, RepositoryError
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.sessions import open_session
 
 if TYPE_CHECKING:
     from deepfake_export.tensorrt.gpu import Gpu
@@ -187,13 +188,12 @@ def compare_plan(model_path: Path, plan_path: Path, engine: EngineInfo) -> float
         EngineError: the plan does not run.
     """
     import numpy as np
-    import onnxruntime
 
     from deepfake_export.proof.crops import generate_crops
     from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS
     from deepfake_export.tensorrt.engine import tensorrt_runner
 
-    session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
+    session = open_session(model_path)
     height, width = session.get_inputs()[0].shape[1:3]
     run = tensorrt_runner(plan_path)
     largest = 0.0

@@ -22,14 +22,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.support.sessions import open_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -111,15 +115,9 @@ class MtcnnDetector:
         self.short_side_px = round(_WINDOW_PX / min_face_fraction)
         # The graphs return logits: p >= t is the same as logit(p) >= logit(t), without a sigmoid per window.
         self._logits = [math.log(threshold / (1 - threshold)) for threshold in thresholds]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        # Idle workers would otherwise spin on the cores that decode the next frames.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         weights = files("deepfake_preprocess.faces") / "weights"
         self._pnet, self._rnet, self._onet = (
-            onnxruntime.InferenceSession(
-                (weights / f"{network}.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
+            open_session((weights / f"{network}.onnx").read_bytes(), threads=num_threads)
             for network in ("pnet", "rnet", "onet")
         )
 
@@ -361,9 +359,7 @@ def _clipped(squares: Float, pyramids: list[_Pyramid], owners: Int) -> Float:
     return np.concatenate([low, np.clip(squares[:, 2:], low + 1, sizes_wh)], axis=1)
 
 
-def _run(
-    session: onnxruntime.InferenceSession, pyramids: list[_Pyramid], squares: Float, owners: Int, size_px: int
-) -> Float:
+def _run(session: InferenceSession, pyramids: list[_Pyramid], squares: Float, owners: Int, size_px: int) -> Float:
     """Crop all squares and return the network's output, float32 ``[N, outputs]``."""
     outputs = [np.empty((0, session.get_outputs()[0].shape[1]), dtype=np.float32)]
     if len(squares):

@@ -1,0 +1,52 @@
+"""ONNX Runtime sessions, set up the same way wherever a graph runs in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepfake_preprocess.errors import ExportError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+CPU = "CPUExecutionProvider"
+_ERRORS_ONLY = 3
+
+
+def open_session(
+    model: Path | bytes,
+    *,
+    threads: int | None = None,
+    provider: str = CPU,
+    provider_options: Mapping[str, str] | None = None,
+) -> InferenceSession:
+    """Load an ONNX graph into ONNX Runtime.
+
+    Args:
+        model: path or content of the ONNX file.
+        threads: threads of one call; all cores when None.
+        provider: ONNX Runtime's execution provider.
+        provider_options: for that provider.
+
+    Raises:
+        ExportError: ONNX Runtime cannot load the graph.
+    """
+    # Imported on use: it takes a tenth of a second, which most commands never need.
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.inter_op_num_threads = 1  # nodes run one after another
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Threads that spin while they wait take the cores from other threads and programs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=[(provider, dict(provider_options or {}))])
+    # Its exceptions have no common base but Exception.
+    except Exception as exc:
+        name = "the graph" if isinstance(model, bytes) else model.name
+        raise ExportError(f"ONNX Runtime cannot load {name}: {exc}") from exc
