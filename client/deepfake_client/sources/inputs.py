@@ -15,6 +15,7 @@ from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, Optio
 from deepfake_preprocess.media.frames_source import GivenFrame, open_array, open_frames
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.media.remote import is_url, open_url, without_password
+from deepfake_preprocess.media.suffixes import MEDIA_SUFFIXES
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Media | NDArray[np.uint8] | Iterable[GivenFrame]
 """One input: a path, an address (http, https, rtsp), an encoded file in memory, a seekable binary file object, what
@@ -24,13 +25,7 @@ each alone (25 frames per second; `open_frames` takes another rate) or as a pair
 AsyncSource: TypeAlias = Source | AsyncIterable[GivenFrame]
 """A `Source`, or an asynchronous iterable of the frames of one video (`AsyncDeepfakeClient`)."""
 
-VIDEO_SUFFIXES = (
-    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
-)  # fmt: skip
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _ONE_INPUT = (bytes, bytearray, memoryview, Media, np.ndarray)
-MEDIA_SUFFIXES = frozenset(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
-"""What is taken from a directory; files that are named one by one are tried whatever they are called."""
 
 
 def expand(paths: Sequence[str]) -> Iterator[str]:

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.media.suffixes import IMAGE_SUFFIXES
 
 UInt8Array = npt.NDArray[np.uint8]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 GENERATED_SEED = 20240607
 
 

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deepfake_export.proof.crops import IMAGE_SUFFIXES, UInt8Array, hash_files
+from deepfake_export.proof.crops import UInt8Array, hash_files
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import FaceDetector
 from deepfake_preprocess.media.opening import Media, Sampling, open_media
+from deepfake_preprocess.media.suffixes import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".3gp")
 FRAMES_PER_VIDEO = 16
 """Enough for the median of a verdict; neighbouring frames of one clip add hardly any new range."""
 MIN_CROPS = 16
@@ -72,7 +72,7 @@ def media_of(directory: str | Path) -> list[Path]:
     found = sorted(
         path
         for path in directory.rglob("*")
-        if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+        if path.suffix.lower() in MEDIA_SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(directory).parts)
     )
