@@ -34,7 +34,7 @@ from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.pipeline.facenet import Boxes, Peer, load_peer
 from deepfake_preprocess.errors import MediaOpenError
 from deepfake_preprocess.faces.boxes import iou
-from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.faces.detector import Face, detection_image, faces_in, faces_in_frame
 from deepfake_preprocess.faces.following import DETECT_EVERY, Sighting, find_faces
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.media.frame import Frame
@@ -177,21 +177,19 @@ def compare(
     before: Sighting | None = None
     for number, frame in enumerate(_frames(clip, frames)):
         wh = (frame.width_px, frame.height_px)
-        small_wh = detector.detection_size_wh(*wh)
         if result is None:
-            result = Comparison(clip.name, wh, small_wh)
+            result = Comparison(clip.name, wh, detector.detection_size_wh(*wh))
             # First calls allocate; they are not what a clip costs.
-            detector.detect([frame.to_rgb(small_wh)])
+            faces_in(frame, detector)
             peer(frame.to_rgb())
         clock = _Clock(result.times_ms)
-        small = clock.time("convert_ours", frame.to_rgb, small_wh)
+        small = clock.time("convert_ours", detection_image, frame, detector)
         faces = clock.time("ours", detector.detect, [small])[0]
         full = clock.time("convert_peer", frame.to_rgb)
         theirs, confidences = clock.time("peer", peer, full)
-        factor = np.tile(np.divide(wh, small_wh), 2).astype(np.float32)
-        ours = np.array([face.box_xyxy for face in faces], np.float32).reshape(-1, 4) * factor
+        ours = _boxes_of(faces_in_frame(frame, small, faces))
         before = find_faces(counting, small, frame.pts_seconds, before if number % DETECT_EVERY else None)
-        followed = np.array([face.box_xyxy for face in before.faces], np.float32).reshape(-1, 4) * factor
+        followed = _boxes_of(faces_in_frame(frame, small, before.faces))
 
         overlaps = _overlaps(theirs, ours)
         our_best, peer_best = overlaps.max(axis=0, initial=0), overlaps.max(axis=1, initial=0)
@@ -219,6 +217,10 @@ def compare(
     if result is None:
         raise MediaOpenError(f"{clip.name}: no frame of it could be decoded; it may be damaged")
     return result
+
+
+def _boxes_of(faces: Sequence[Face]) -> Boxes:
+    return np.array([face.box_xyxy for face in faces], np.float32).reshape(-1, 4)
 
 
 def _overlaps(a: Boxes, b: Boxes) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import numpy as np
 from deepfake_bench.load.senders import Crops
 from deepfake_bench.machine.environment import usable_cores
 from deepfake_bench.server.reference import OnnxReference
-from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.faces.detector import FaceDetector, detection_image
 from deepfake_preprocess.faces.following import DETECT_EVERY, find_faces
 from deepfake_preprocess.media.opening import open_media
 from deepfake_preprocess.media.sampling import Sampling
@@ -33,11 +33,8 @@ def detector_alone(clip: Path, sampling: Sampling, detector: FaceDetector) -> Ca
     Faces are followed from frame to frame as in an analysis, and frames that start anew run side by side, one thread
     per core. The function returns how many faces it found.
     """
-    images: list[tuple[Crops, float]] = []
     with open_media(clip) as media:
-        for frame in media.frames(sampling):
-            small_wh = detector.detection_size_wh(frame.width_px, frame.height_px)
-            images.append((frame.to_rgb(small_wh), frame.pts_seconds))
+        images = [(detection_image(frame, detector), frame.pts_seconds) for frame in media.frames(sampling)]
     chains = [images[start : start + DETECT_EVERY] for start in range(0, len(images), DETECT_EVERY)]
 
     def follow(chain: Sequence[tuple[Crops, float]]) -> int:

@@ -29,7 +29,7 @@ from deepfake_client.result.verdict import Label, Timing, Verdict
 from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_preprocess.errors import ModelContractError, ServerError
 from deepfake_preprocess.faces.crop import crop_face
-from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.faces.detector import FaceDetector, detection_image, faces_in_frame
 from deepfake_preprocess.faces.following import DETECT_EVERY, Sighting, find_faces
 from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.opening import Media, Sampling
@@ -320,11 +320,9 @@ class Run:
         """Find, crop and look at the faces of one frame; runs on a worker thread."""
         spec = self._stages.model.spec
         with self.detect_clock:
-            size_wh = self._stages.detector.detection_size_wh(frame.width_px, frame.height_px)
-            small = frame.to_rgb(size_wh)
+            small = detection_image(frame, self._stages.detector)
             sighting = find_faces(self._stages.detector, small, frame.pts_seconds, before)
-            factor_x, factor_y = frame.width_px / size_wh[0], frame.height_px / size_wh[1]
-            scored.faces = [face.scaled(factor_x, factor_y) for face in sighting.faces]
+            scored.faces = faces_in_frame(frame, small, sighting.faces)
         with self.crop_clock:
             crops = np.stack([crop_face(frame, face, spec) for face in scored.faces]) if scored.faces else None
             scored.look_at(small, crops, frame_wh=(frame.width_px, frame.height_px), spec=spec)

@@ -14,7 +14,7 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import MediaOpenError, NoFaceError, OptionError
 from deepfake_preprocess.faces.boxes import iou
 from deepfake_preprocess.faces.crop import crop_face
-from deepfake_preprocess.faces.detector import Face, FaceDetector
+from deepfake_preprocess.faces.detector import Face, FaceDetector, faces_in
 from deepfake_preprocess.faces.geometry import crop_geometry
 from deepfake_preprocess.media.frame import ArrayFrame
 from deepfake_preprocess.media.image import SNIFF_BYTES, decode_image, image_codec, stored_size_wh
@@ -86,8 +86,9 @@ def take_crop(
         )
     if landmarks_xy is None:
         middle = np.array([width, height]) / 2
-        faces = sorted(_detect(image, detector), key=lambda face: float(np.linalg.norm(_middle(face) - middle)))
-        landmarks_xy = faces[0].landmarks_xy if faces else None
+        faces = faces_in(ArrayFrame.from_rgb(image), detector)
+        nearest = min(faces, key=lambda face: float(np.linalg.norm(_middle(face) - middle)), default=None)
+        landmarks_xy = None if nearest is None else nearest.landmarks_xy
     return Intake(image, landmarks_xy)
 
 
@@ -114,7 +115,7 @@ def take_frame(
     if box_xyxy is not None:
         _check_box(box_xyxy, image)
     if box_xyxy is None or landmarks_xy is None:
-        faces = _detect(image, detector)
+        faces = faces_in(ArrayFrame.from_rgb(image), detector)
         if box_xyxy is None:
             if not faces:
                 raise NoFaceError(
@@ -147,13 +148,6 @@ def parse_numbers(text: str, count: int, *, name: str, allowed: str) -> NDArray[
     if values.shape != (count,) or not np.isfinite(values).all():
         raise OptionError(f"{name} is {text[:80]!r}; allowed: {allowed}")
     return values
-
-
-def _detect(image: NDArray[np.uint8], detector: FaceDetector) -> list[Face]:
-    height, width = image.shape[:2]
-    size_wh = detector.detection_size_wh(width, height)
-    small = ArrayFrame.from_rgb(image).to_rgb(size_wh)
-    return [face.scaled(width / size_wh[0], height / size_wh[1]) for face in detector.detect([small])[0]]
 
 
 def _check_box(box_xyxy: NDArray[np.float32], image: NDArray[np.uint8]) -> None:

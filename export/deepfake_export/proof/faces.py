@@ -23,7 +23,7 @@ from deepfake_export.proof.crops import UInt8Array, hash_files
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.faces.crop import crop_face
-from deepfake_preprocess.faces.detector import FaceDetector
+from deepfake_preprocess.faces.detector import FaceDetector, faces_in
 from deepfake_preprocess.media.opening import Media, Sampling, open_media
 from deepfake_preprocess.media.suffixes import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 
@@ -169,11 +169,8 @@ def _crops_of(media: Media, detector: FaceDetector, spec: ModelSpec) -> Iterator
         if media.kind == "image" and (frame.width_px, frame.height_px) == spec.input_size_wh:
             yield frame.to_rgb()
             continue
-        size_wh = detector.detection_size_wh(frame.width_px, frame.height_px)
-        (faces,) = detector.detect([frame.to_rgb(size_wh)])
-        for face in faces:
-            scaled = face.scaled(frame.width_px / size_wh[0], frame.height_px / size_wh[1])
-            yield crop_face(frame, scaled, spec)
+        for face in faces_in(frame, detector):
+            yield crop_face(frame, face, spec)
 
 
 def _read_labels(path: Path, directory: Path) -> dict[str, int]:

@@ -1,16 +1,19 @@
 """`Face`, what a detector finds, and the protocols that let another detector be put in.
 
-`FaceDetector` is all that is needed. A detector that is also a `FaceFollower` saves time on neighbouring frames.
+`FaceDetector` is all that is needed. A detector that is also a `FaceFollower` saves time on neighboring frames.
+Detectors see small pictures: `faces_in` finds the faces of a frame at its full size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deepfake_preprocess.media.frame import Frame
 
 LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 """Order of `Face.landmarks_xy`; left and right as seen in the picture."""
@@ -96,3 +99,25 @@ class FaceFollower(FaceDetector, Protocol):
             For each of `faces` the same face in `image_rgb`, or None where it is lost or not certain.
         """
         ...
+
+
+def faces_in(frame: Frame, detector: FaceDetector) -> list[Face]:
+    """Detect the faces of a frame.
+
+    Returns:
+        The faces in pixels of the frame, largest confidence first.
+    """
+    image_rgb = detection_image(frame, detector)
+    return faces_in_frame(frame, image_rgb, detector.detect([image_rgb])[0])
+
+
+def detection_image(frame: Frame, detector: FaceDetector) -> NDArray[np.uint8]:
+    """Return the frame as the detector wants to see it: uint8 ``[H, W, 3]`` RGB of `detection_size_wh`."""
+    return frame.to_rgb(detector.detection_size_wh(frame.width_px, frame.height_px))
+
+
+def faces_in_frame(frame: Frame, image_rgb: NDArray[np.uint8], faces: Iterable[Face]) -> list[Face]:
+    """Return faces that were found in a frame's `detection_image` in pixels of the frame."""
+    height, width = image_rgb.shape[:2]
+    factor_x, factor_y = frame.width_px / width, frame.height_px / height
+    return [face.scaled(factor_x, factor_y) for face in faces]

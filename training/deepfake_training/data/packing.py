@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from deepfake_export.proof.faces import media_of
 from deepfake_preprocess.errors import MediaOpenError, OptionError
-from deepfake_preprocess.faces.detector import Face, FaceDetector
-from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.faces.detector import Face, FaceDetector, faces_in
+from deepfake_preprocess.media.frame import ArrayFrame, Frame
 from deepfake_preprocess.media.opening import Media, Sampling, open_media
 from deepfake_training.data.faces import FAKE, REAL, FaceSet
 from deepfake_training.data.splits import find_groups
@@ -134,12 +134,8 @@ def _faces_of(
 ) -> Iterator[tuple[NDArray[np.uint8], Face]]:
     """Yield each face with the part of the frame around it; of a still picture the surest face only."""
     for frame in media.frames(Sampling(num_frames=frames_per_video)):
-        if media.kind == "image":
-            faces = _detect_in_still(frame.to_rgb(), detector)[:1]
-        else:
-            size_wh = detector.detection_size_wh(frame.width_px, frame.height_px)
-            (found,) = detector.detect([frame.to_rgb(size_wh)])
-            faces = [face.scaled(frame.width_px / size_wh[0], frame.height_px / size_wh[1]) for face in found]
+        still = media.kind == "image"
+        faces = _detect_in_still(frame.to_rgb(), detector)[:1] if still else faces_in(frame, detector)
         for face in faces:
             if face.landmarks_xy is not None:
                 yield _surroundings(frame, face)
@@ -148,11 +144,8 @@ def _faces_of(
 def _detect_in_still(image_rgb: NDArray[np.uint8], detector: FaceDetector) -> list[Face]:
     border = round(BORDER * min(image_rgb.shape[:2]))
     padded = cv2.copyMakeBorder(image_rgb, border, border, border, border, cv2.BORDER_CONSTANT)
-    size_wh = detector.detection_size_wh(padded.shape[1], padded.shape[0])
-    small = cv2.resize(padded, size_wh, interpolation=cv2.INTER_AREA)
-    (faces,) = detector.detect([np.asarray(small, dtype=np.uint8)])
-    scaled = [face.scaled(padded.shape[1] / size_wh[0], padded.shape[0] / size_wh[1]) for face in faces]
-    return [_moved(face, -border, -border) for face in scaled]
+    frame = ArrayFrame.from_rgb(np.asarray(padded, dtype=np.uint8))
+    return [_moved(face, -border, -border) for face in faces_in(frame, detector)]
 
 
 def _moved(face: Face, x: float, y: float) -> Face:
