@@ -125,7 +125,7 @@ def video_flips(reference: Float32Array, probability: Float32Array, faces: FaceS
     return flips
 
 
-def auc(scores: Float32Array, labels: npt.NDArray[np.int64]) -> float:
+def auc(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:
     """Return the area under the ROC curve: the share of (fake, real) pairs in the right order, ties counting half."""
     _, ranks, counts = np.unique(scores, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(counts) - (counts - 1) / 2

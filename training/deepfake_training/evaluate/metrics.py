@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, roc_curve
 from torchmetrics.functional.classification import binary_calibration_error
+
+from deepfake_export.proof.comparison import auc
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -143,7 +145,7 @@ def _has_both(labels: Int) -> bool:
 
 
 def _roc_auc(labels: Int, scores: Float, _: float) -> float | None:
-    return float(roc_auc_score(labels, scores)) if _has_both(labels) else None
+    return auc(scores, labels) if _has_both(labels) else None
 
 
 def _pr_auc(labels: Int, scores: Float, _: float) -> float | None:

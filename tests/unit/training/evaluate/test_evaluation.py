@@ -70,6 +70,10 @@ def test_figures_by_hand() -> None:
     assert values["accuracy"] == values["precision"] == values["recall"] == values["f1"] == 0.5
     assert values["eer"] == 0.5
     assert values["pr_auc"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    many = np.random.default_rng(1)
+    labels, scores = many.integers(0, 2, 200), many.random(200).round(1)
+    value = measure(labels, scores, 0.5, resamples=0).figures["roc_auc"].value
+    assert value == pytest.approx(roc_auc_score(labels, scores))
     assert values["ece"] == pytest.approx((0.2 + 0.5 + 0.6 + 0.1) / 4)
 
 
