@@ -27,7 +27,7 @@ def add_version(root, threshold):
     with repo.locked(root, "tiny"), repo.staged(root, "tiny") as stage:
         spec = dataclasses.replace(TINY_SPEC, version=stage.version, threshold=threshold)
         write_tiny_onnx(stage.version_dir / repo.MODEL_FILE, spec)
-        manifest = Manifest.of_directory(stage.version_dir, spec, tools={}, parity={})
+        manifest = Manifest.of_directory(stage.version_dir, spec, precision="fp32", tools={}, parity={})
         manifest.write(stage.version_dir)
         repo.publish(root, manifest, max_batch_size=8)
 

@@ -30,7 +30,7 @@ def add_version(root: Path, threshold: float, name: str = SPEC.name) -> None:
     with repo.locked(root, name), repo.staged(root, name) as stage:
         spec = dataclasses.replace(SPEC, name=name, version=stage.version, threshold=threshold)
         (stage.version_dir / repo.MODEL_FILE).write_bytes(b"weights of %d" % stage.version)
-        manifest = Manifest.of_directory(stage.version_dir, spec, tools={}, parity={})
+        manifest = Manifest.of_directory(stage.version_dir, spec, precision="fp32", tools={}, parity={})
         manifest.write(stage.version_dir)
         repo.publish(root, manifest, max_batch_size=4)
 
@@ -85,7 +85,8 @@ def one_try(change: str, how: str, step: int, root: Path, result: Path) -> None:
 
 
 def main(change: str, how: str, template: Path, target: Path) -> None:
-    production_config(SPEC)  # what is imported late is imported before the hook, and before the first fork
+    # What is imported late is imported before the hook, and before the first fork.
+    production_config(SPEC, precision="fp32")
     outcomes = []
     for step in range(200):
         root = target / str(step) / "models"

@@ -59,7 +59,7 @@ def write_tiny_repository(root: Path, spec: ModelSpec = TINY_SPEC) -> Path:
     version_dir = root / spec.name / str(spec.version)
     version_dir.mkdir(parents=True)
     write_tiny_onnx(version_dir / "model.onnx", spec)
-    manifest = Manifest.of_directory(version_dir, spec, tools={}, parity={})
+    manifest = Manifest.of_directory(version_dir, spec, precision="fp32", tools={}, parity={})
     manifest.write(version_dir)
     refresh_configs(root / spec.name, manifest, max_batch_size=triton_config.PRODUCTION_MAX_BATCH_SIZE)
     embedded = root / spec.name / triton_config.EMBEDDED_CONFIG_NAME

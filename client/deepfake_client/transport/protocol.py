@@ -159,8 +159,9 @@ def served_model(config: Any, *, version: int) -> ServedModel:
         raise ModelContractError(f"{where} takes {found}, expected {{'{INPUT_NAME}': {expected}}}; export it again")
     if missing := {PROBABILITY_NAME, LOGIT_NAME} - outputs:
         raise ModelContractError(f"{where} has no output {', '.join(sorted(missing))}; export it again")
-    # A configuration of version 0.1 does not state the precision. FP32 has the smallest tolerance.
-    precision = parameters.get(PRECISION_PARAMETER, "fp32")
+    precision = parameters.get(PRECISION_PARAMETER)
+    if precision is None:
+        raise ModelContractError(f"{where} has no parameter {PRECISION_PARAMETER!r}; export it again")
     return ServedModel(
         config.name, version, spec, max(1, config.max_batch_size), precision, config.backend == "tensorrt"
     )

@@ -36,9 +36,8 @@ def contract_problems(config: Any, manifest: Manifest) -> list[str]:
     ]
     if _tensors(config) != _tensors(reference):
         problems.append("inputs or outputs are not those of the wire contract")
-    # Configurations of version 0.1 do not state the precision.
     precision = served_precision(manifest, config.backend)
-    if (named := config_parameters(config).get(PRECISION_PARAMETER, precision)) != precision:
+    if (named := config_parameters(config).get(PRECISION_PARAMETER)) != precision:
         problems.append(f"parameter {PRECISION_PARAMETER!r} is {named!r}, but {precision!r} is served")
     if config.max_batch_size < 1:
         problems.append(f"max_batch_size is {config.max_batch_size}; allowed: from 1")

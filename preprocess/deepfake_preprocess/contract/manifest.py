@@ -32,9 +32,9 @@ class Manifest:
     Attributes:
         spec: the model's contract, with version and checkpoint hash filled in.
         files: SHA-256 of every file of the version directory but the manifest, by POSIX relative path.
+        precision: of the ONNX file: ``fp32``, ``fp16`` or ``int8``.
         tools: versions of the tools that made the files, by name.
         parity: figures of the proof against the checkpoint (plain JSON data).
-        precision: of the ONNX file: ``fp32``, ``fp16`` or ``int8``.
         promotion: why that precision is served, and what it was chosen from (plain JSON data); empty where FP32
             was the only one.
         engine: what is known of the TensorRT engine (`contract.plan_info.EngineInfo`); empty without one.
@@ -42,9 +42,9 @@ class Manifest:
 
     spec: ModelSpec
     files: Mapping[str, str]
+    precision: str
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
-    precision: str = "fp32"
     promotion: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,9 +54,9 @@ class Manifest:
         version_dir: Path,
         spec: ModelSpec,
         *,
+        precision: str,
         tools: Mapping[str, str],
         parity: Mapping[str, Any],
-        precision: str = "fp32",
         promotion: Mapping[str, Any] | None = None,
         engine: Mapping[str, Any] | None = None,
     ) -> Manifest:
@@ -64,9 +64,9 @@ class Manifest:
         return cls(
             spec,
             _hash_files(version_dir),
+            precision,
             tools=dict(tools),
             parity=dict(parity),
-            precision=precision,
             promotion=dict(promotion or {}),
             engine=dict(engine or {}),
         )
@@ -77,13 +77,12 @@ class Manifest:
             "format": MANIFEST_FORMAT,
             "spec": self.spec.to_dict(),
             "files": dict(self.files),
+            "precision": self.precision,
             "tools": dict(self.tools),
             "parity": dict(self.parity),
-            "precision": self.precision,
             "promotion": dict(self.promotion),
+            "engine": dict(self.engine),
         }
-        if self.engine:
-            data["engine"] = dict(self.engine)
         path = version_dir / MANIFEST_NAME
         path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
@@ -103,15 +102,14 @@ class Manifest:
                     f"{path}: manifest format {data['format']!r} is not {MANIFEST_FORMAT}; export the model again"
                 )
             spec = ModelSpec.from_dict(data["spec"], where=str(path))
-            # Manifests of version 0.1 know neither precision, promotion nor engine: FP32 files, and no plan.
             return cls(
                 spec,
                 dict(data["files"]),
+                str(data["precision"]),
                 tools=dict(data["tools"]),
                 parity=dict(data["parity"]),
-                precision=str(data.get("precision", "fp32")),
-                promotion=dict(data.get("promotion", {})),
-                engine=dict(data.get("engine", {})),
+                promotion=dict(data["promotion"]),
+                engine=dict(data["engine"]),
             )
         except FileNotFoundError:
             raise RepositoryError(

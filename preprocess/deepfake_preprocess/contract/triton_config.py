@@ -107,17 +107,17 @@ _HEADER = (
 def production_config(
     spec: ModelSpec,
     *,
+    precision: str,
     max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE,
     backend: str = "onnxruntime",
-    precision: str = "fp32",
 ) -> str:
     """Return the text of ``config.pbtxt`` for NVIDIA's Triton container.
 
     Args:
         spec: contract of the model.
+        precision: of the file that is served.
         max_batch_size: largest batch the server forms and accepts; at least 1.
         backend: ``onnxruntime`` (loads ``model.onnx``) or ``tensorrt`` (loads ``model.plan``).
-        precision: of that file.
 
     Raises:
         OptionError: an unknown backend or a batch size below 1.
@@ -143,15 +143,15 @@ def production_config(
 def embedded_config(
     spec: ModelSpec,
     *,
+    precision: str,
     options: ServingOptions | None = None,
-    precision: str = "fp32",
 ) -> str:
     """Return the text of ``configs/embedded.pbtxt`` for the Triton that `deepfake serve` starts.
 
     Args:
         spec: contract of the model.
-        options: batching and instances; the defaults when None.
         precision: of the ONNX file.
+        options: batching and instances; the defaults when None.
     """
     options = options or ServingOptions()
     config = _base_config(spec, options.max_batch_size, precision, queue_delay_us=options.queue_delay_us)

@@ -63,7 +63,7 @@ def test_the_keys_and_prefixes_are_those_of_the_loader():
 
 def test_the_committed_configurations_are_what_an_export_writes(tmp_path):
     """Of the demo model, with the default options; only the checkpoint's hash is not known before an export."""
-    refresh_configs(tmp_path, Manifest(demo_spec(), {}), max_batch_size=PRODUCTION_MAX_BATCH_SIZE)
+    refresh_configs(tmp_path, Manifest(demo_spec(), {}, "fp32"), max_batch_size=PRODUCTION_MAX_BATCH_SIZE)
     committed = ROOT / "model_repository" / DEMO_NAME
     for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
         assert (committed / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), (

@@ -19,14 +19,14 @@ def write_model(root, spec=SPEC, file_name="model.onnx"):
     version_dir = root / spec.name / str(spec.version)
     version_dir.mkdir(parents=True)
     (version_dir / file_name).write_bytes(b"weights")
-    manifest = Manifest.of_directory(version_dir, spec, tools={}, parity={})
+    manifest = Manifest.of_directory(version_dir, spec, precision="fp32", tools={}, parity={})
     manifest.write(version_dir)
     refresh_configs(root / spec.name, manifest, max_batch_size=triton_config.PRODUCTION_MAX_BATCH_SIZE)
     return version_dir
 
 
 def write_configs_only(root, name):
-    manifest = Manifest(ModelSpec(name=name, architecture="torchscript"), {})
+    manifest = Manifest(ModelSpec(name=name, architecture="torchscript"), {}, "fp32")
     refresh_configs(root / name, manifest, max_batch_size=triton_config.PRODUCTION_MAX_BATCH_SIZE)
 
 
@@ -317,7 +317,7 @@ def test_what_was_tuned_for_so_many_cores_is_used_unless_something_else_is_asked
     write_model(tmp_path)
     options = triton_config.ServingOptions(instances=3, threads=2, tuned_for_cores=4)
     path = tmp_path / "detector" / triton_config.EMBEDDED_CONFIG_NAME
-    path.write_text(triton_config.embedded_config(SPEC, options=options), encoding="utf-8")
+    path.write_text(triton_config.embedded_config(SPEC, precision="fp32", options=options), encoding="utf-8")
     (model,) = check_repository(tmp_path)
     assert model_share(model, 4) == CpuShare(3, 2)
     assert model_share(model, 8) == CpuShare(8, 1)

@@ -394,7 +394,7 @@ def test_rollback_to_a_damaged_version_is_refused_and_changes_nothing(root):
 
 def test_rollback_does_not_configure_larger_batches_than_were_proved(root):
     manifest = Manifest.read(root / "tiny/2")
-    Manifest(manifest.spec, manifest.files, manifest.tools, {"batch_sizes": [1, 2]}).write(root / "tiny/2")
+    dataclasses.replace(manifest, parity={"batch_sizes": [1, 2]}).write(root / "tiny/2")
     rollback(root, "tiny")
     assert triton_config.read_config(root / "tiny/config.pbtxt").max_batch_size == 2
 
@@ -580,7 +580,7 @@ def test_tuned_options_outlive_exports_and_rollbacks_and_verify(capsys, root):
     assert deepfake(capsys, "verify", "-r", root)[0] == 0
     # What was not proved is not configured, whatever was tuned for another version.
     manifest = Manifest.read(root / "tiny/2")
-    Manifest(manifest.spec, manifest.files, manifest.tools, {"batch_sizes": [1]}).write(root / "tiny/2")
+    dataclasses.replace(manifest, parity={"batch_sizes": [1]}).write(root / "tiny/2")
     rollback(root, "tiny")
     assert tuned(root) == dataclasses.replace(options, max_batch_size=1, preferred_batch_size=1)
 

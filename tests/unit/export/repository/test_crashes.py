@@ -101,7 +101,7 @@ def test_a_killed_first_export_leaves_nothing_that_is_served(tmp_path, committed
     source.mkdir()
     if committed:
         spec = ModelSpec(name="tiny", architecture="timm:other", threshold=0.9)
-        repo.refresh_configs(source / "tiny", Manifest(spec, {}), max_batch_size=4)
+        repo.refresh_configs(source / "tiny", Manifest(spec, {}, "fp32"), max_batch_size=4)
     tries = run_tries("export", "kill", source, tmp_path / "tries")
     assert tries[-1][1] == "done"
     for root, outcome in tries:

@@ -22,7 +22,7 @@ def add_version(root: Path, spec: ModelSpec = SPEC, *, content: bytes = b"onnx",
     with repo.locked(root, spec.name), repo.staged(root, spec.name) as stage:
         spec = dataclasses.replace(spec, version=stage.version)
         (stage.version_dir / repo.MODEL_FILE).write_bytes(content)
-        manifest = Manifest.of_directory(stage.version_dir, spec, tools={}, parity={})
+        manifest = Manifest.of_directory(stage.version_dir, spec, precision="fp32", tools={}, parity={})
         manifest.write(stage.version_dir)
         repo.publish(root, manifest, max_batch_size=max_batch_size)
     return stage.version
@@ -185,7 +185,9 @@ def test_production_runs_the_plan_where_a_version_has_one(tmp_path):
     add_version(tmp_path)
     with repo.locked(tmp_path, "tiny"), repo.staged(tmp_path, "tiny") as stage:
         (stage.version_dir / "model.plan").write_bytes(b"plan")
-        repo.publish(tmp_path, Manifest(dataclasses.replace(SPEC, version=stage.version), {}), max_batch_size=4)
+        repo.publish(
+            tmp_path, Manifest(dataclasses.replace(SPEC, version=stage.version), {}, "fp32"), max_batch_size=4
+        )
     assert read_config(tmp_path / "tiny/config.pbtxt").backend == "tensorrt"
     repo.refresh_configs(tmp_path / "tiny", Manifest.read(tmp_path / "tiny/1"), max_batch_size=4)
     assert read_config(tmp_path / "tiny/config.pbtxt").backend == "onnxruntime"

@@ -19,7 +19,8 @@ def version_dir(tmp_path: Path) -> Path:
     (tmp_path / "sub").mkdir()
     (tmp_path / "model.onnx").write_bytes(b"weights")
     (tmp_path / "sub" / "data.bin").write_bytes(b"more")
-    Manifest.of_directory(tmp_path, SPEC, tools={"torch": "2"}, parity={"max": 1e-6}).write(tmp_path)
+    manifest = Manifest.of_directory(tmp_path, SPEC, precision="fp16", tools={"torch": "2"}, parity={"max": 1e-6})
+    manifest.write(tmp_path)
     return tmp_path
 
 
@@ -27,6 +28,7 @@ def test_it_reads_back_and_verifies(version_dir: Path) -> None:
     manifest = Manifest.read(version_dir)
     manifest.verify(version_dir)
     assert manifest.spec == SPEC
+    assert manifest.precision == "fp16"
     assert set(manifest.files) == {"model.onnx", "sub/data.bin"}
     assert manifest.tools == {"torch": "2"}
     assert manifest.parity == {"max": 1e-6}
@@ -49,6 +51,13 @@ def test_a_difference_is_named(version_dir: Path, harm: Callable[[Path], object]
 def test_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"has no manifest.json; put models there with `deepfake export`"):
         Manifest.read(tmp_path)
+
+
+def test_a_manifest_without_the_precision_is_damaged(version_dir: Path) -> None:
+    path = version_dir / MANIFEST_NAME
+    path.write_text(path.read_text().replace('"precision"', '"accuracy"'))
+    with pytest.raises(RepositoryError, match=r"damaged \('precision'\); export the model again"):
+        Manifest.read(version_dir)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "spec": {}}', "\x00"])

@@ -30,7 +30,7 @@ SPEC = ModelSpec(name="tiny", architecture="timm:test_efficientnet", training_da
 
 def manifest(engine: EngineInfo | None = ENGINE, **changes) -> Manifest:
     data = dataclasses.replace(engine, **changes).to_dict() if engine else {}
-    return Manifest(SPEC, {PLAN_FILE: "0" * 64}, engine=data)
+    return Manifest(SPEC, {PLAN_FILE: "0" * 64}, "fp32", engine=data)
 
 
 @pytest.mark.parametrize("version", ["11.4.0.106", "11.4.0", "11.4.0.99"])
@@ -66,7 +66,7 @@ def test_a_plan_of_which_nothing_is_known_is_refused():
     for unknown in (manifest(None), manifest(plan="")):
         with pytest.raises(RepositoryError, match="no entry in its manifest"):
             check_plan(unknown, tensorrt_version="11.4.0", compute_capability="8.9")
-    damaged = Manifest(SPEC, {PLAN_FILE: "0" * 64}, engine={"builder": "tensorrt"})
+    damaged = Manifest(SPEC, {PLAN_FILE: "0" * 64}, "fp32", engine={"builder": "tensorrt"})
     with pytest.raises(RepositoryError, match="TensorRT engine is damaged"):
         check_plan(damaged, tensorrt_version="11.4.0", compute_capability="8.9")
     with pytest.raises(RepositoryError, match="'new' is no TensorRT version"):
@@ -74,12 +74,12 @@ def test_a_plan_of_which_nothing_is_known_is_refused():
 
 
 def test_a_version_without_a_plan_has_nothing_to_refuse():
-    check_plan(Manifest(SPEC, {"model.onnx": "0" * 64}), tensorrt_version="1.0", compute_capability="1.0")
+    check_plan(Manifest(SPEC, {"model.onnx": "0" * 64}, "fp32"), tensorrt_version="1.0", compute_capability="1.0")
 
 
 def test_the_manifest_keeps_the_engine(tmp_path):
     written = manifest()
     written.write(tmp_path)
     assert engine_of(Manifest.read(tmp_path)) == ENGINE
-    Manifest(SPEC, {}).write(tmp_path)
+    Manifest(SPEC, {}, "fp32").write(tmp_path)
     assert engine_of(Manifest.read(tmp_path)) is None

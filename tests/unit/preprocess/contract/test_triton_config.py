@@ -1,5 +1,7 @@
 """The generated Triton configurations say what the model contract says."""
 
+from functools import partial
+
 import pytest
 
 from deepfake_preprocess.contract import triton_config
@@ -22,6 +24,10 @@ SPEC = ModelSpec(
 )
 
 
+production_config = partial(triton_config.production_config, SPEC, precision="fp32")
+embedded_config = partial(triton_config.embedded_config, SPEC, precision="fp32")
+
+
 def parsed(text, tmp_path):
     path = tmp_path / "config.pbtxt"
     path.write_text(text, encoding="utf-8")
@@ -30,9 +36,9 @@ def parsed(text, tmp_path):
 
 @pytest.fixture(
     params=[
-        triton_config.production_config(SPEC),
-        triton_config.production_config(SPEC, backend="tensorrt"),
-        triton_config.embedded_config(SPEC),
+        production_config(),
+        production_config(backend="tensorrt"),
+        embedded_config(),
     ],
     ids=["onnxruntime", "tensorrt", "embedded"],
 )
@@ -86,14 +92,13 @@ def test_the_precision_is_that_of_the_file_that_a_backend_serves(tmp_path):
         assert triton_config.config_parameters(config)[triton_config.PRECISION_PARAMETER] == precision
         problems = [] if right else ["parameter 'served_precision' is 'fp16', but 'int8' is served"]
         assert contract_problems(config, manifest) == problems
-    # Configurations of version 0.1 do not state it, and are served all the same.
     del config.parameters[triton_config.PRECISION_PARAMETER]
-    assert contract_problems(config, manifest) == []
+    assert contract_problems(config, manifest) == ["parameter 'served_precision' is None, but 'int8' is served"]
 
 
 def test_every_variant_has_what_production_needs(config):
     assert production_problems(config) == []
-    assert contract_problems(config, Manifest(SPEC, {})) == []
+    assert contract_problems(config, Manifest(SPEC, {}, "fp32")) == []
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_every_variant_has_what_production_needs(config):
     [("onnxruntime", "KIND_AUTO", 1), ("tensorrt", "KIND_GPU", triton_config.PRODUCTION_TENSORRT_INSTANCES)],
 )
 def test_production_states_where_instances_run(tmp_path, backend, kind, count):
-    (group,) = parsed(triton_config.production_config(SPEC, backend=backend), tmp_path).instance_group
+    (group,) = parsed(production_config(backend=backend), tmp_path).instance_group
     assert (group.Kind.Name(group.kind), group.count) == (kind, count)
 
 
@@ -158,7 +163,7 @@ def test_a_configuration_that_lacks_something_is_told(config, change, named):
 
 
 def test_a_warm_up_that_does_not_fit_is_told(tmp_path):
-    config = parsed(triton_config.production_config(SPEC), tmp_path)
+    config = parsed(production_config(), tmp_path)
     config.max_batch_size = 4
     config.model_warmup[0].inputs["faces"].dims[0] = 7
     assert production_problems(config) == [
@@ -168,19 +173,22 @@ def test_a_warm_up_that_does_not_fit_is_told(tmp_path):
 
 
 def test_production_warms_up_the_smallest_and_the_largest_batch(tmp_path):
-    config = parsed(triton_config.production_config(SPEC, max_batch_size=16), tmp_path)
+    config = parsed(production_config(max_batch_size=16), tmp_path)
     assert [w.batch_size for w in config.model_warmup] == [1, 16]
     assert list(config.model_warmup[0].inputs["faces"].dims) == [128, 96, 3]
 
 
 @pytest.mark.parametrize(("backend", "filename"), [("onnxruntime", "model.onnx"), ("tensorrt", "model.plan")])
 def test_each_backend_loads_its_own_file(tmp_path, backend, filename):
-    config = parsed(triton_config.production_config(SPEC, backend=backend), tmp_path)
+    config = parsed(production_config(backend=backend), tmp_path)
     assert (config.backend, config.default_model_filename) == (backend, filename)
 
 
 def test_embedded_states_instances_and_threads(tmp_path):
-    config = parsed(triton_config.embedded_config(SPEC, options=ServingOptions(instances=3, threads=4)), tmp_path)
+    config = parsed(
+        embedded_config(options=ServingOptions(instances=3, threads=4)),
+        tmp_path,
+    )
     assert (config.instance_group[0].count, config.instance_group[0].Kind.Name(config.instance_group[0].kind)) == (
         3,
         "KIND_CPU",
@@ -190,11 +198,11 @@ def test_embedded_states_instances_and_threads(tmp_path):
 
 def test_tuned_options_read_back_and_defaults_are_not_tuned(tmp_path):
     options = ServingOptions(4, 250, 2, instances=3, threads=2, tuned_for_cores=6)
-    config = parsed(triton_config.embedded_config(SPEC, options=options), tmp_path)
+    config = parsed(embedded_config(options=options), tmp_path)
     assert triton_config.tuned_options(config) == options
-    assert production_problems(config) == contract_problems(config, Manifest(SPEC, {})) == []
+    assert production_problems(config) == contract_problems(config, Manifest(SPEC, {}, "fp32")) == []
     # A video's requests in flight must fit the queue, however small the batches are.
-    default = parsed(triton_config.embedded_config(SPEC), tmp_path)
+    default = parsed(embedded_config(), tmp_path)
     queues = [item.dynamic_batching.default_queue_policy.max_queue_size for item in (config, default)]
     assert queues[0] == queues[1]
     assert triton_config.tuned_options(default) is None
@@ -202,21 +210,21 @@ def test_tuned_options_read_back_and_defaults_are_not_tuned(tmp_path):
 
 def test_damaged_tuned_options_are_named(tmp_path):
     options = ServingOptions(tuned_for_cores=2)
-    config = parsed(triton_config.embedded_config(SPEC, options=options), tmp_path)
+    config = parsed(embedded_config(options=options), tmp_path)
     config.parameters[triton_config.CORES_PARAMETER].string_value = "two"
     with pytest.raises(RepositoryError, match="bench tune"):
         triton_config.tuned_options(config)
 
 
 def test_the_text_is_the_same_each_time():
-    assert triton_config.production_config(SPEC) == triton_config.production_config(SPEC)
+    assert production_config() == production_config()
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: triton_config.production_config(SPEC, backend="openvino"),
-        lambda: triton_config.production_config(SPEC, max_batch_size=0),
+        lambda: production_config(backend="openvino"),
+        lambda: production_config(max_batch_size=0),
         lambda: ServingOptions(instances=0),
         lambda: ServingOptions(threads=-1),
         lambda: ServingOptions(max_batch_size=0),
