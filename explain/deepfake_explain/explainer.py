@@ -27,11 +27,9 @@ from deepfake_explain._cam import check_method, heatmaps_of
 from deepfake_explain._target_layer import TargetLayer, find_target_layer, list_names, spatial_layers
 from deepfake_explain.faithfulness import RANDOMISED, compare_maps, measure_faithfulness, randomised
 from deepfake_explain.regions import find_regions, part_map, part_shares
-from deepfake_export.checkpoint.loading import load_checkpoint
-from deepfake_export.cli.export import default_spec_path
 from deepfake_export.ensemble.network import EnsembleNetwork
-from deepfake_export.ensemble.spec import read_spec
 from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.network import load_network
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import ExplainError, OptionError
 
@@ -84,7 +82,7 @@ class CheckpointExplainer:
         """Take over a network, which must not be used elsewhere meanwhile.
 
         Args:
-            network: FP32 ``[N, 3, H, W]`` -> ``[N, num_logits]``; what `load_checkpoint` returns.
+            network: FP32 ``[N, 3, H, W]`` -> ``[N, num_logits]``; that of `load_network`.
             spec: its contract, with `checkpoint_sha256`.
             device: PyTorch's name of the device, such as ``cpu`` or ``cuda:0``.
             max_batch: most crops per pass.
@@ -122,7 +120,6 @@ class CheckpointExplainer:
         *,
         device: str = "cpu",
         max_batch: int = DEFAULT_MAX_BATCH,
-        trust_pickle: bool = False,
     ) -> Self:
         """Load a checkpoint, as `deepfake export` does.
 
@@ -131,7 +128,6 @@ class CheckpointExplainer:
             spec: contract or its YAML file; the one beside the checkpoint when None.
             device: PyTorch's name of the device.
             max_batch: most crops per pass.
-            trust_pickle: load the meta-model of an ensemble from a pickle, which may run any code.
 
         Raises:
             CheckpointError: the file cannot be read safely, or does not fit the spec.
@@ -139,9 +135,7 @@ class CheckpointExplainer:
             OptionError: the device is not there.
             ExplainError: the network cannot be listened to (TorchScript).
         """
-        if not isinstance(spec, ModelSpec):
-            spec = read_spec(default_spec_path(Path(checkpoint)) if spec is None else spec)
-        loaded = load_checkpoint(checkpoint, spec, trust_pickle=trust_pickle)
+        loaded = load_network(checkpoint, spec)
         return cls(loaded.network, loaded.spec, device=device, max_batch=max_batch)
 
     def close(self) -> None:

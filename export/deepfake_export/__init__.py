@@ -1,5 +1,15 @@
 """Turns a PyTorch checkpoint into a served model, and proves that it gives the checkpoint's verdicts."""
 
-from deepfake_export.api import ExportResult, export_checkpoint, load_model
+from deepfake_export.api import ExportResult, export_checkpoint
+from deepfake_export.network import LoadedNetwork, load_network
+from deepfake_export.spec_file import PinnedCheckpoint, pin_checkpoint, read_spec
 
-__all__ = ["ExportResult", "export_checkpoint", "load_model"]
+__all__ = [
+    "ExportResult",
+    "LoadedNetwork",
+    "PinnedCheckpoint",
+    "export_checkpoint",
+    "load_network",
+    "pin_checkpoint",
+    "read_spec",
+]

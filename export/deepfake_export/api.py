@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfake_export.checkpoint.file import pin_checkpoint
+from deepfake_export.network import load_network
 from deepfake_export.proof.gate import BEST, check_precisions
 from deepfake_export.repository import layout as repo
 from deepfake_export.request import REQUEST_KEY, ExportRequest, what_changed
+from deepfake_export.spec_file import pin_checkpoint
 from deepfake_export.tensorrt.plans import EngineOptions, add_engine, ensure_plan, find_maker
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -28,8 +29,6 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from deepfake_export.graph.served_detector import ServedDetector
     from deepfake_export.proof.crops import UInt8Array
     from deepfake_export.proof.faces import FaceSet
@@ -89,20 +88,6 @@ class ExportResult:
         }
 
 
-def load_model(checkpoint: str | Path, spec: ModelSpec) -> nn.Module:
-    """Load a checkpoint into its network; see `deepfake_export.checkpoint.loading.load_checkpoint`.
-
-    Raises:
-        CheckpointError: the file cannot be read safely, or does not fit the spec.
-        SpecError: the architecture is unknown.
-        MissingExtraError: the `export` extra is not installed.
-    """
-    _require_modules()
-    from deepfake_export.checkpoint.loading import load_model
-
-    return load_model(checkpoint, spec)
-
-
 def export_checkpoint(
     checkpoint: str | Path,
     spec: ModelSpec,
@@ -110,7 +95,6 @@ def export_checkpoint(
     *,
     max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE,
     crops: str | Path | None = None,
-    trust_pickle: bool = False,
     force: bool = False,
     tensorrt: EngineOptions | None = None,
     verbose: bool = False,
@@ -131,7 +115,6 @@ def export_checkpoint(
         repository: Triton model repository; created where missing.
         max_batch_size: largest batch the server will form, 1 to 1024; proved, and written to the configuration.
         crops: directory of face crops for the proof; None generates face-like ones.
-        trust_pickle: load an ensemble's meta-model from a pickle, which may run any code.
         force: make a new version even where the latest one is the same.
         tensorrt: also build a TensorRT plan, or check without a GPU that one can be built; see
             `deepfake_export.tensorrt.plans`.
@@ -165,7 +148,8 @@ def export_checkpoint(
         check_precisions(precisions), calibration, labels, promote, int8_target, artifacts, crops, spec_path
     )
     identity = request.identity()
-    spec = pin_checkpoint(checkpoint, spec)
+    pinned = pin_checkpoint(checkpoint, spec)
+    spec = pinned.spec
     # Before minutes of work: is there anything to build or to check engines with?
     maker = find_maker(check_only_allowed=True) if tensorrt is not None else None
     engine_notes: list[str] = []
@@ -194,14 +178,13 @@ def export_checkpoint(
 
         on_step("Loading PyTorch")
         _require_modules()
-        from deepfake_export.checkpoint.loading import load_checkpoint
         from deepfake_export.graph.onnx_export import export_onnx
         from deepfake_export.graph.served_detector import ServedDetector
         from deepfake_export.proof.faces import FaceSet
         from deepfake_export.proof.parity import prove_onnx
 
         on_step(f"Loading {Path(checkpoint).name} into {spec.architecture}")
-        loaded = load_checkpoint(checkpoint, spec, trust_pickle=trust_pickle)
+        loaded = load_network(pinned)
         if request.calibration is not None:
             on_step("Cutting out faces")
         faces = request.read_faces(spec)
@@ -250,11 +233,12 @@ def export_checkpoint(
                 )
             figures = report.to_dict() | {REQUEST_KEY: identity}
             page = report.to_markdown()
-            if spec.architecture_family == "ensemble":
-                from deepfake_export.ensemble.proof import members_markdown, prove_members
+            if pinned.ensemble is not None:
+                from deepfake_export.proof.members import DESCRIPTION_FILE, members_markdown, prove_members
 
+                (stage.version_dir / DESCRIPTION_FILE).write_text(pinned.description, encoding="utf-8")
                 figures |= prove_members(
-                    checkpoint, loaded.network, stage.version_dir, proof_crops,
+                    pinned.ensemble, loaded.network, proof_crops,
                     max_batch_size=max_batch_size, crops_source=crops_source, verbose=verbose, on_step=on_step,
                 )  # fmt: skip
                 page += members_markdown(figures["members"])
@@ -285,7 +269,7 @@ def export_checkpoint(
             f"version {same.spec.version} has the same checkpoint and spec, but this export differs in "
             f"{', '.join(changed)}, so this is a new version"
         )
-    notes = (*loaded.describe(), *report.notes, *notes, *engine_notes)
+    notes = (*loaded.notes, *report.notes, *notes, *engine_notes)
     return ExportResult(repository, spec.version, created=True, manifest=manifest, notes=notes)
 
 

@@ -22,11 +22,11 @@ import yaml
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from deepfake_export import export_checkpoint, load_model
+from deepfake_export import export_checkpoint, load_network, read_spec
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.cli.export import export
 from deepfake_export.demo.untrained import build_untrained_network
-from deepfake_export.ensemble.spec import EnsembleSpec, read_spec
+from deepfake_export.ensemble.spec import EnsembleSpec
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
@@ -134,7 +134,7 @@ def test_every_member_and_the_whole_are_proved_and_described(exported):
     for name, figures in parity["members"].items():
         shown = f"{figures['probability']['max_abs']:.2e}"
         assert re.search(rf"^\| {name} \| {re.escape(shown)} .*\| 0 of 8 \|", page, re.MULTILINE), page
-    assert parity["meta_model"] == META | {"intercept": -0.2}
+    assert parity["meta_model"] == META | {"features": "probability", "fake_index": 1}
     described = (exported.version_dir / "ensemble.json").read_bytes()
     assert hashlib.sha256(described).hexdigest() == exported.manifest.spec.checkpoint_sha256
     assert [member["spec"]["name"] for member in json.loads(described)["members"]] == [*MEMBERS, "frequency"]
@@ -268,7 +268,7 @@ def test_every_kind_of_checkpoint_is_exported_and_served(tmp_path, monkeypatch):
         tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client,
     ):
         for spec, result in zip(specs, results, strict=True):
-            detector = ServedDetector(load_model(f"{spec.name}.pt", spec), spec).eval()
+            detector = ServedDetector(load_network(f"{spec.name}.pt", spec).network, spec).eval()
             expected, _ = reference_outputs(detector, crops)
             tensor = tritonclient.grpc.InferInput("faces", list(crops.shape), "UINT8")
             tensor.set_data_from_numpy(crops)
@@ -340,7 +340,7 @@ def test_a_malicious_meta_model_is_refused_and_nothing_is_added(folder, tmp_path
     (folder / "evil.joblib").write_bytes(pickle.dumps(Mkdir()))
     (folder / "evil.yaml").write_text(yaml.safe_dump({**ENSEMBLE, "meta_model": "evil.joblib"}))
     arguments = [str(folder / "evil.yaml"), "--repository", str(tmp_path / "m")]
-    with pytest.raises(CheckpointError, match="refused, because it is a pickle"):
+    with pytest.raises(SpecError, match="deepfake convert-meta-model"):
         CliRunner().invoke(app_of(export), arguments, catch_exceptions=False)
     assert not (tmp_path / "executed").exists()
     assert not (tmp_path / "m" / "ensemble").exists()

@@ -17,7 +17,7 @@ import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from deepfake_export import export_checkpoint, load_model
+from deepfake_export import export_checkpoint, load_network
 from deepfake_export.cli.export import demo_checkpoint, export
 from deepfake_export.demo.checkpoint import demo_spec
 from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network
@@ -146,7 +146,7 @@ def test_the_graph_is_what_runtimes_like(exported):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 11])
 def test_every_batch_size_gives_the_checkpoints_results(exported, checkpoint, batch_size):
     crops = generate_crops(batch_size, SPEC.input_size_wh, seed=99)
-    detector = ServedDetector(load_model(checkpoint, SPEC), SPEC).eval()
+    detector = ServedDetector(load_network(checkpoint, SPEC).network, SPEC).eval()
     probability, logit = onnxruntime_runner(exported.version_dir / "model.onnx")(crops)
     expected_probability, expected_logit = reference_outputs(detector, crops)
     np.testing.assert_allclose(probability, expected_probability, atol=1e-4)

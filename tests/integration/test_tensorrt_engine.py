@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from deepfake_export import export_checkpoint, load_model
+from deepfake_export import export_checkpoint, load_network
 from deepfake_export.cli import engines as cli_engines
 from deepfake_export.cli.export import export
 from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network, write_untrained_checkpoint
@@ -77,7 +77,7 @@ def b0_exported(tmp_path_factory):
 def b0_graphs(b0_exported):
     """It in every precision; INT8 in all layers, without the search for those that bear it."""
     folder, crops = b0_exported.repository.parent, generate_crops(2, UNTRAINED_SPEC.input_size_wh)
-    network = load_model(folder / f"{UNTRAINED_SPEC.name}.safetensors", UNTRAINED_SPEC)
+    network = load_network(folder / f"{UNTRAINED_SPEC.name}.safetensors", UNTRAINED_SPEC).network
     detector = ServedDetector(network, UNTRAINED_SPEC).eval()
     paths = {name: folder / f"{name}.onnx" for name in ("fp16", "int8")}
     paths["fp32"] = b0_exported.version_dir / "model.onnx"

@@ -175,10 +175,9 @@ def parse_networks(text: str) -> list[ModelSpec]:
 def _models(network: str, checkpoint: Path | None, spec: Path | None) -> list[ModelSpec]:
     if checkpoint is None:
         return parse_networks(network)
-    from deepfake_export.checkpoint.file import pin_checkpoint
-    from deepfake_export.cli.export import default_spec_path
+    from deepfake_export import pin_checkpoint
 
-    return [pin_checkpoint(checkpoint, ModelSpec.from_yaml(spec or default_spec_path(checkpoint)))]
+    return [pin_checkpoint(checkpoint, spec).spec]
 
 
 def _parse_engines(text: str) -> dict[str, EngineKind]:
@@ -210,9 +209,9 @@ def _ceilings(device: str, problem: str, seconds: float) -> tuple[Ceilings | Non
 def _load(checkpoint: Path | None, spec: ModelSpec, *, to_run: bool) -> nn.Module:
     """Return the network; with random weights and not `to_run`, one that has not been scaled to give scores."""
     if checkpoint is not None:
-        from deepfake_export.checkpoint.loading import load_checkpoint
+        from deepfake_export import load_network
 
-        return load_checkpoint(checkpoint, spec).network
+        return load_network(checkpoint, spec).network
     if to_run:
         from deepfake_export.demo.untrained import build_untrained_network
 

@@ -65,9 +65,9 @@ def usual_pipeline(
     import cv2
     import torch
 
-    from deepfake_export.checkpoint.loading import load_model
+    from deepfake_export import load_network
 
-    network = load_model(checkpoint, spec)
+    network = load_network(checkpoint, spec).network
     mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)
 
     def run() -> list[float]:

@@ -86,6 +86,11 @@ COMMANDS = {
     "build-engines": Command(
         "deepfake_export.cli.engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
     ),
+    "convert-meta-model": Command(
+        "deepfake_export.cli.convert_meta_model:convert_meta_model",
+        "ensemble",
+        "Convert a pickled meta-model to plain numbers.",
+    ),
     "bench": Command("deepfake_bench.cli.main:app", "bench", "Measure speed: server, comparisons, plots."),
     "explain": Command(
         "deepfake_client.cli.explain:explain", "explain", "Show where the model saw the fake: heatmaps of a verdict."

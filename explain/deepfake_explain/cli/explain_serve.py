@@ -53,10 +53,6 @@ def explain_serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Most crops in one pass.")] = DEFAULT_MAX_BATCH,
     max_upload_mb: Annotated[float, typer.Option(help="Largest upload, in MiB.")] = 10.0,
     timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = 30.0,
-    trust_pickle: Annotated[
-        bool,
-        typer.Option("--trust-pickle", help="Load an ensemble's meta-model from a pickle. This can run any code."),
-    ] = False,
 ) -> None:
     """Serve heatmaps of one detector: POST /v1/explain, GET /v1/model, /health and /metrics.
 
@@ -78,9 +74,7 @@ def explain_serve(
     cv2.setNumThreads(threads)
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     with screen.status("loading the checkpoint"):
-        explainer = CheckpointExplainer.load(
-            checkpoint, spec, device=device, max_batch=max_batch, trust_pickle=trust_pickle
-        )
+        explainer = CheckpointExplainer.load(checkpoint, spec, device=device, max_batch=max_batch)
     agreement = None if url is None else Agreement(url, model, precision, tensorrt)
     app = build_app(explainer, MtcnnDetector(), limits=limits, agreement=agreement)
     with _listening(host, port) as listener:

@@ -1,48 +1,49 @@
-"""What can be said of a checkpoint file without reading its tensors: is it there, and is it the right one.
+"""What can be said of a checkpoint file without reading its tensors: can it be one, and is it the right one.
 
-Kept apart from `checkpoint`, so that an export that has nothing to do answers without loading PyTorch.
+Kept apart from `loading`, so that an export that has nothing to do answers without loading PyTorch.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from deepfake_preprocess.contract.manifest import sha256_file
-from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError
 
 LFS_MARK = b"version https://git-lfs"
 
 
-def pin_checkpoint(checkpoint: str | Path, spec: ModelSpec) -> ModelSpec:
-    """Return the spec with the checkpoint's hash filled in.
+def sha256_of(path: Path, expected: str | None = None) -> str:
+    """Return the SHA-256 of a checkpoint file.
+
+    Args:
+        path: the file.
+        expected: the hash that its spec holds, if any.
 
     Raises:
-        CheckpointError: the file cannot be a checkpoint, or the spec holds another hash.
+        CheckpointError: the file is missing, empty, a directory or a Git LFS pointer, cannot be read, or has another
+            hash than `expected`.
     """
-    path = Path(checkpoint)
-    if spec.architecture_family == "ensemble":
-        from deepfake_export.ensemble.spec import EnsembleSpec
+    _check_file(path)
+    sha256 = sha256_file(path)
+    require_sha256(path, sha256, expected)
+    return sha256
 
-        sha256 = EnsembleSpec.from_yaml(path).identity_sha256()
-    else:
-        check_file(path)
-        sha256 = sha256_file(path)
-    if spec.checkpoint_sha256 not in (None, sha256):
+
+def require_sha256(path: Path, sha256: str, expected: str | None) -> None:
+    """Check that what a spec holds is the hash of its checkpoint.
+
+    Raises:
+        CheckpointError: `sha256` is not `expected`.
+    """
+    if expected not in (None, sha256):
         raise CheckpointError(
-            f"{path} is not the checkpoint of this spec: its SHA-256 is {sha256}, the spec says "
-            f"{spec.checkpoint_sha256}; get the right file, or correct 'checkpoint_sha256' in the spec"
+            f"{path} is not the checkpoint of this spec: its SHA-256 is {sha256}, the spec says {expected}; get the "
+            "right file, or correct 'checkpoint_sha256' in the spec"
         )
-    return dataclasses.replace(spec, checkpoint_sha256=sha256)
 
 
-def check_file(path: Path) -> None:
-    """Do nothing where a file can be a checkpoint.
-
-    Raises:
-        CheckpointError: it is missing, empty, a directory or a Git LFS pointer, or cannot be read.
-    """
+def _check_file(path: Path) -> None:
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
     try:

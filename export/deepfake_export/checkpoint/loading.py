@@ -1,4 +1,4 @@
-"""Loads a training checkpoint into its network, without ever running code from the file.
+"""Loads one training checkpoint into its network, without ever running code from the file.
 
 What does not fit is reported; nothing is skipped silently.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from deepfake_export.checkpoint.architectures import build_network
-from deepfake_export.checkpoint.file import pin_checkpoint
+from deepfake_export.checkpoint.checks import SHOWN, check_finite, check_outputs, first_names
 from deepfake_export.checkpoint.layers import head_path
 from deepfake_export.checkpoint.reading import read_checkpoint
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -34,9 +34,6 @@ WRAPPER_PREFIXES = ("module.", "model.", "ema_model.", "network.", "net.")
 COMPILED_MARK = "_orig_mod."
 """What `torch.compile` puts into names, at any depth."""
 
-SHOWN = 4
-"""How many names of each kind a message shows."""
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedCheckpoint:
@@ -44,27 +41,23 @@ class LoadedCheckpoint:
 
     Attributes:
         network: in eval mode, float32, on the CPU; FP32 ``[N, 3, H, W]`` -> ``[N, num_logits]``.
-        spec: the spec with `checkpoint_sha256` filled in.
         weights_key: key path of the weights in the file, such as ``state_dict``; empty for the top level.
         prefix: wrapper prefix that was taken off every name; mostly empty.
         ignored: names outside of that prefix, which belong to the training script and not to the network.
         renamed_head: where the file keeps the head, if not where the network does; with its dot, like `prefix`.
         wrapper: where the network keeps what the file holds, if it is a module around that; with its dot.
-        notes: what else the user should know, as sentences.
     """
 
     network: nn.Module
-    spec: ModelSpec
     weights_key: str = ""
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     renamed_head: str = ""
     wrapper: str = ""
-    notes: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
         """Return what was taken from the file and what was left out, as sentences."""
-        found = list(self.notes)
+        found = []
         if self.weights_key or self.prefix:
             under = f" under {self.weights_key!r}" if self.weights_key else ""
             without = f", without the prefix {self.prefix!r}" if self.prefix else ""
@@ -74,58 +67,33 @@ class LoadedCheckpoint:
         if self.renamed_head:
             found.append(f"the head was taken from {self.renamed_head!r}")
         if self.ignored:
-            found.append(
-                f"{len(self.ignored)} tensor(s) outside of the network were left out ({', '.join(self.ignored[:4])})"
-            )
+            names = ", ".join(self.ignored[:SHOWN])
+            found.append(f"{len(self.ignored)} tensor(s) outside of the network were left out ({names})")
         return found
 
 
-def load_model(checkpoint: str | Path, spec: ModelSpec) -> nn.Module:
-    """Load a checkpoint into the network of its spec; see `load_checkpoint` for the details.
-
-    Returns:
-        The network in eval mode, float32, on the CPU; FP32 ``[N, 3, H, W]`` -> ``[N, num_logits]``.
-
-    Raises:
-        CheckpointError: the file cannot be read safely, or does not fit the spec.
-        SpecError: the architecture is unknown.
-    """
-    return load_checkpoint(checkpoint, spec).network
-
-
-def load_checkpoint(
-    checkpoint: str | Path, spec: ModelSpec, *, in_channels: int = 3, trust_pickle: bool = False
-) -> LoadedCheckpoint:
-    """Load a checkpoint into the network of its spec.
+def load_checkpoint(path: Path, spec: ModelSpec, *, in_channels: int = 3) -> LoadedCheckpoint:
+    """Load one checkpoint file into the network of its spec.
 
     Args:
-        checkpoint: a ``.safetensors`` file, a file of `torch.save`, for ``torchscript`` one of `torch.jit.save`, or
-            for ``ensemble`` the YAML file that names the members.
-        spec: contract of the model. Where it holds a `checkpoint_sha256`, the file must have that hash.
+        path: a ``.safetensors`` file, a file of `torch.save`, or for ``torchscript`` one of `torch.jit.save`; its
+            hash is checked already.
+        spec: contract of the model, not an ensemble's.
         in_channels: channels of the network's input.
-        trust_pickle: load the meta-model of an ensemble from a pickle, which may run any code.
 
     Raises:
-        CheckpointError: the file is missing, damaged, refused as unsafe, has another hash, holds NaN or Inf, or
-            does not fit the architecture (the message lists what is missing, unexpected or of another shape).
+        CheckpointError: the file is damaged, refused as unsafe, holds NaN or Inf, or does not fit the architecture
+            (the message lists what is missing, unexpected or of another shape).
         SpecError: the architecture is unknown or cannot be built.
     """
-    path = Path(checkpoint)
-    spec = pin_checkpoint(path, spec)
-    if spec.architecture_family == "ensemble":
-        # That module loads its members with this one.
-        from deepfake_export.ensemble.network import load_ensemble
-
-        ensemble, notes = load_ensemble(path, trust_pickle=trust_pickle)
-        loaded = LoadedCheckpoint(ensemble, spec, notes=notes)
-    elif spec.architecture_family == "torchscript":
-        loaded = LoadedCheckpoint(_load_torchscript(path), spec)
+    if spec.architecture_family == "torchscript":
+        loaded = LoadedCheckpoint(_load_torchscript(path))
     else:
         network = build_network(spec, in_channels=in_channels, code_dir=path.absolute().parent)
         loaded = _fit(path, network, spec)
     loaded.network.float().eval()
-    _check_finite(path, loaded.network)
-    _check_outputs(path, loaded.network, spec, in_channels)
+    check_finite(path, loaded.network)
+    check_outputs(path, loaded.network, spec, in_channels)
     return loaded
 
 
@@ -137,7 +105,7 @@ def _load_torchscript(path: Path) -> nn.Module:
             network: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as exc:
         raise CheckpointError(
-            f"{path} is no TorchScript file; for a plain state dict name the network in the spec, for example "
+            f"{path} is not a TorchScript file; for a plain state dict name the network in the spec, for example "
             "'architecture: timm:efficientnet_b0'"
         ) from exc
     return network
@@ -182,9 +150,7 @@ def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
         raise CheckpointError(_why_unfit(path, best, spec, expected))
     # Not strict, only because the counters of `_compare` may be missing; everything else is known to fit.
     network.load_state_dict(dict(best.tensors), strict=False)
-    return LoadedCheckpoint(
-        network, spec, best.weights_key, best.prefix, best.ignored, best.renamed_head, best.wrapper
-    )
+    return LoadedCheckpoint(network, best.weights_key, best.prefix, best.ignored, best.renamed_head, best.wrapper)
 
 
 def _elsewhere(
@@ -305,7 +271,7 @@ def _why_unfit(path: Path, found: _Candidate, spec: ModelSpec, expected: Mapping
         for name in found.wrong_shape
     ]
     parts = [
-        f"{len(names)} {what} ({_first(names)})"
+        f"{len(names)} {what} ({first_names(names)})"
         for what, names in (
             ("missing", found.missing),
             ("unexpected", found.unexpected),
@@ -366,63 +332,8 @@ def _head_layers(found: _Candidate, spec: ModelSpec) -> str:
     )
 
 
-def _first(names: tuple[str, ...]) -> str:
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f", and {rest} more" if rest > 0 else "")
-
-
 def _describe(data: Any) -> str:
     if not isinstance(data, Mapping):
         return f"it holds a {type(data).__name__}, and a mapping from names to tensors is needed"
-    return f"its keys are {_first(tuple(str(key) for key in data)) or 'none'}; looked under {', '.join(WEIGHTS_KEYS)}"
-
-
-def _check_finite(path: Path, network: nn.Module) -> None:
-    broken = tuple(
-        name
-        for name, value in network.state_dict().items()
-        if value.is_floating_point() and not value.isfinite().all()
-    )
-    if broken:
-        raise CheckpointError(
-            f"{path} holds NaN or Inf in {len(broken)} tensor(s) ({_first(broken)}); the training diverged, "
-            "so take an earlier checkpoint"
-        )
-
-
-def _check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels: int) -> None:
-    """Run two grey crops through the network, so that a wrong input size or head shows here and not in service."""
-    crops = torch.full((2, in_channels, spec.input_height_px, spec.input_width_px), 0.1)
-    try:
-        with torch.inference_mode():
-            outputs = network(crops)
-    except Exception as exc:
-        reason = str(exc).strip().splitlines()[-1] if str(exc).strip() else type(exc).__name__
-        raise CheckpointError(
-            f"{path}: the network does not run on {spec.input_width_px}x{spec.input_height_px} px crops ({reason}); "
-            "set the input size that it was trained with in the spec, or put a module around it that takes such "
-            "crops (docs/export.md shows one)"
-        ) from exc
-    allowed = [(2, spec.head.num_logits)] + ([(2,)] if spec.head.num_logits == 1 else [])
-    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
-    if shape not in allowed:
-        raise CheckpointError(
-            f"{path}: for 2 crops the network gives {_shown_output(outputs)}, but head {spec.head.kind!r} needs "
-            f"{[2, spec.head.num_logits]}; correct 'head' in the spec, or return that from a module "
-            "around the network (docs/export.md shows one)"
-        )
-
-
-def _shown_output(outputs: object) -> str:
-    if isinstance(outputs, Tensor):
-        return f"a tensor of shape {list(outputs.shape)}"
-    entries: list[tuple[str, object]] = []
-    if isinstance(outputs, Mapping):
-        entries = [(f"{key!r}: ", value) for key, value in outputs.items()]
-    elif isinstance(outputs, tuple | list):
-        entries = [("", value) for value in outputs]
-    held = ", ".join(
-        name + (str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__)
-        for name, value in entries
-    )
-    return f"a {type(outputs).__name__}" + (f" with {held}" if held else "")
+    keys = first_names(tuple(str(key) for key in data)) or "none"
+    return f"its keys are {keys}; looked under {', '.join(WEIGHTS_KEYS)}"

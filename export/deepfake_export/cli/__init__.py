@@ -1,1 +1,1 @@
-"""The commands around export: `export`, `build-engines`, `repository`, `demo-checkpoint`."""
+"""The commands around export: `export`, `build-engines`, `repository`, `convert-meta-model`, `demo-checkpoint`."""

@@ -16,13 +16,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepfake_export.api import ExportResult, export_checkpoint
-from deepfake_export.ensemble.spec import read_spec
 from deepfake_export.proof.gate import BEST, parse_precisions
+from deepfake_export.spec_file import default_spec_path, read_spec
 from deepfake_export.tensorrt.plans import EngineOptions
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
-from deepfake_preprocess.errors import OptionError, SpecError
+from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
 
 
@@ -42,10 +42,6 @@ def export(
         Path | None,
         typer.Option("--crops", help="Directory of face crops for the proof. Default: generated images."),
     ] = None,
-    trust_pickle: Annotated[
-        bool,
-        typer.Option("--trust-pickle", help="Load an ensemble's meta-model from a pickle. This can run any code."),
-    ] = False,
     precision: Annotated[
         str, typer.Option("--precision", help="Precisions to make and measure, for example fp32,fp16,int8.")
     ] = "fp32",
@@ -104,7 +100,6 @@ def export(
             repository,
             max_batch_size=max_batch,
             crops=crops,
-            trust_pickle=trust_pickle,
             force=force,
             tensorrt=engine_options,
             verbose=verbose,
@@ -149,24 +144,6 @@ def demo_checkpoint(
     console.print(f"Wrote {escape(str(checkpoint))} and {escape(spec_path.name)}", highlight=False, soft_wrap=True)
     console.print(escape(ModelSpec.from_yaml(spec_path).training_data), highlight=False, soft_wrap=True)
     console.print(f"Next: deepfake export {escape(str(checkpoint))}", highlight=False, soft_wrap=True)
-
-
-def default_spec_path(checkpoint: Path) -> Path:
-    """Return the spec beside a checkpoint: the same name with ``.yaml`` or ``.yml``.
-
-    Raises:
-        SpecError: neither exists.
-    """
-    if checkpoint.suffix in (".yaml", ".yml"):  # an ensemble's file is spec and checkpoint in one
-        return checkpoint
-    for suffix in (".yaml", ".yml"):
-        path = checkpoint.with_suffix(suffix)
-        if path.is_file():
-            return path
-    raise SpecError(
-        f"{checkpoint.with_suffix('.yaml')}: there is no such spec file; write one as in docs/model-spec.md, or name "
-        "it with --spec"
-    )
 
 
 def _print_summary(console: Console, result: ExportResult) -> None:

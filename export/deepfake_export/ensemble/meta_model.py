@@ -1,12 +1,11 @@
-"""Reads a logistic-regression meta-model (and its scaler) into plain numbers.
+"""`MetaModel`: the logistic regression that combines the members of an ensemble, in plain numbers.
 
-Weights come from YAML, JSON or safetensors, which hold nothing else. scikit-learn's own files are pickles, and a
-pickle runs whatever it says: one is opened only where the user has said that its source is trusted.
+scikit-learn's own files are pickles, which run whatever they say. They are never opened here; `pickled_meta_model`
+converts one, for a command of its own.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,42 +14,71 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deepfake_export.ensemble.spec import MetaModel, read_yaml
-from deepfake_preprocess.errors import CheckpointError, MissingExtraError, SpecError
-from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.contract.fields import check_choice, check_known, read_mapping, refuse
+from deepfake_preprocess.errors import SpecError
 
 FloatArray = npt.NDArray[np.float64]
 
-TEXT_SUFFIXES = (".yaml", ".yml", ".json")
-CONVERSION_LIMIT = 1e-9
-"""Largest difference of a probability between scikit-learn and the converted weights: both compute in double."""
+FEATURES = ("probability", "logit")
+NUMBERS = ("mean", "scale", "coef", "intercept")
+FIELDS = ("features", "fake_index", "file", *NUMBERS)
+FILE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
-@dataclass(frozen=True, slots=True)
-class LinearWeights:
-    """Logistic regression with its scaler: fake logit = ``((x - mean) / scale) @ coef + intercept``.
+@dataclass(frozen=True, slots=True, eq=False)
+class MetaModel:
+    """Logistic regression with its scaler: logit = ``((x - mean) / scale) @ coef + intercept``.
 
     Attributes:
-        coef: one weight per member, towards fake.
+        coef: one weight per member, towards `fake_index`.
         intercept: added at the end.
         mean: of the scaler, per member.
         scale: of the scaler, per member; nowhere 0.
-        source: where it came from, for people.
+        features: what x is: each member's fake `probability`, or its `logit`.
+        fake_index: class of the regression that means fake.
     """
 
     coef: FloatArray
     intercept: float
     mean: FloatArray
     scale: FloatArray
-    source: str
+    features: str = "probability"
+    fake_index: int = 1
+
+    @classmethod
+    def from_numbers(cls, data: Mapping[str, Any], num_members: int, **meaning: Any) -> MetaModel:
+        """Return the meta-model of `coef` and `intercept`, and of `mean` and `scale` where there is a scaler.
+
+        Args:
+            data: the numbers by name.
+            num_members: how many of each but `intercept` there must be.
+            meaning: `features` and `fake_index`.
+
+        Raises:
+            SpecError: a number is missing, not finite, or a scale is 0; or there are too many or too few.
+        """
+        for key in ("coef", "intercept"):
+            if key not in data:
+                raise SpecError(f"field '{key}' is missing; a logistic regression needs coef and intercept")
+        scale = _vector("scale", data.get("scale", [1.0] * num_members), num_members)
+        if not (scale > 0).all():
+            raise refuse("scale", scale.tolist(), "numbers above 0")
+        return cls(
+            _vector("coef", data["coef"], num_members),
+            float(_vector("intercept", data["intercept"], 1)[0]),
+            _vector("mean", data.get("mean", [0.0] * num_members), num_members),
+            scale,
+            **meaning,
+        )
 
     def folded(self) -> tuple[FloatArray, float]:
-        """Return weights and constant with the scaler multiplied in."""
-        weights = self.coef / self.scale
-        return weights, float(self.intercept - (weights * self.mean).sum())
+        """Return weights and constant of the fake logit, with the scaler multiplied in."""
+        sign = 1.0 if self.fake_index == 1 else -1.0
+        weights = sign * self.coef / self.scale
+        return weights, float(sign * self.intercept - (weights * self.mean).sum())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data in the form that a YAML file of weights has."""
+    def numbers(self) -> dict[str, Any]:
+        """Return the numbers in the form that a YAML file has."""
         return {
             "mean": self.mean.tolist(),
             "scale": self.scale.tolist(),
@@ -58,160 +86,65 @@ class LinearWeights:
             "intercept": self.intercept,
         }
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data that says all."""
+        return {"features": self.features, "fake_index": self.fake_index, **self.numbers()}
 
-def load_meta_model(meta: MetaModel, num_features: int, *, trust_pickle: bool = False) -> LinearWeights:
-    """Read a meta-model's weights.
+
+def read_meta_model(data: object, base: Path, num_members: int) -> MetaModel:
+    """Read the field `meta_model` of an ensemble.
 
     Args:
-        meta: what the ensemble's YAML says.
-        num_features: number of members.
-        trust_pickle: open files that are pickles. This runs whatever they say.
+        data: path of a YAML or JSON file with the numbers; or a mapping with them, or with such a `file`.
+        base: directory that paths are relative to.
+        num_members: members of the ensemble.
 
     Raises:
-        CheckpointError: a file is a pickle and not trusted, is damaged, or holds no logistic regression.
-        SpecError: numbers are missing, too many or too few, not finite, or a scale is 0.
-        MissingExtraError: joblib or scikit-learn is not installed.
+        SpecError: a field or the file is wrong.
     """
-    if meta.file is None:
-        return _from_numbers(meta.weights, meta.fake_index, num_features, "field 'meta_model'")
-    source = meta.file.name
-    if meta.file.suffix in TEXT_SUFFIXES:
-        numbers: Mapping[str, Any] = read_yaml(meta.file)
-    elif meta.file.suffix == ".safetensors":
-        numbers = _read_safetensors(meta.file)
-    else:
-        numbers = _read_pickles(meta, num_features, trusted=trust_pickle)
-    if meta.scaler is not None and meta.file.suffix in (*TEXT_SUFFIXES, ".safetensors"):
-        raise SpecError(
-            f"field 'meta_model.scaler' is {meta.scaler.name!r}; put 'mean' and 'scale' into {source} instead"
+    if isinstance(data, str):
+        data = {"file": data}
+    if not isinstance(data, Mapping):
+        raise refuse("meta_model", data, f"the path of a file, or a mapping with {', '.join(FIELDS)}")
+    check_known(data, FIELDS, prefix="meta_model.")
+    meaning = {"features": data.get("features", "probability"), "fake_index": data.get("fake_index", 1)}
+    check_choice("meta_model.features", meaning["features"], FEATURES)
+    check_choice("meta_model.fake_index", meaning["fake_index"], (0, 1))
+    numbers = {key: data[key] for key in NUMBERS if key in data}
+    if ("file" in data) == bool(numbers):
+        raise SpecError("field 'meta_model' needs either a 'file', or 'coef' and 'intercept'")
+    where = "field 'meta_model'"
+    if not numbers:
+        numbers, where = _read_file(data["file"], base)
+    try:
+        check_known(numbers, NUMBERS)
+        return MetaModel.from_numbers(numbers, num_members, **meaning)
+    except SpecError as exc:
+        raise SpecError(f"{where}: {exc}") from None
+
+
+def _read_file(name: object, base: Path) -> tuple[dict[str, Any], str]:
+    if not isinstance(name, str):
+        raise refuse("meta_model.file", name, "the path of a file")
+    path = base / name
+    if path.suffix not in FILE_SUFFIXES:
+        raise refuse(
+            "meta_model.file",
+            name,
+            f"a {', '.join(FILE_SUFFIXES)} file with {', '.join(NUMBERS)}; `deepfake convert-meta-model` makes one "
+            "from a pickled scikit-learn model",
         )
-    return _from_numbers(numbers, meta.fake_index, num_features, str(meta.file))
+    return dict(read_mapping(path)), str(path)
 
 
-def _from_numbers(data: Mapping[str, Any], fake_index: int, num_features: int, where: str) -> LinearWeights:
-    for key in data:
-        if key not in ("mean", "scale", "coef", "intercept"):
-            raise SpecError(f"{where}: field '{key}' is unknown; allowed: mean, scale, coef, intercept")
-    for key in ("coef", "intercept"):
-        if key not in data:
-            raise SpecError(f"{where}: field '{key}' is missing; a logistic regression needs coef and intercept")
-    coef = _vector(data["coef"], "coef", num_features, where)
-    intercept = _vector(data["intercept"], "intercept", 1, where)[0]
-    mean = _vector(data.get("mean", [0.0] * num_features), "mean", num_features, where)
-    scale = _vector(data.get("scale", [1.0] * num_features), "scale", num_features, where)
-    if not (scale > 0).all():
-        raise SpecError(f"{where}: field 'scale' is {scale.tolist()}; allowed: numbers above 0")
-    sign = 1.0 if fake_index == 1 else -1.0
-    return LinearWeights(sign * coef, sign * float(intercept), mean, scale, where)
-
-
-def _vector(value: Any, name: str, length: int, where: str) -> FloatArray:
+def _vector(name: str, value: Any, length: int) -> FloatArray:
     try:
         array = np.asarray(value, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError):
-        raise SpecError(f"{where}: field '{name}' is {value!r}; allowed: {length} number(s)") from None
+        raise refuse(name, value, f"{length} number(s)") from None
     if len(array) != length:
         per = "" if name == "intercept" else ", one per member"
-        raise SpecError(f"{where}: field '{name}' holds {len(array)} number(s); allowed: {length}{per}")
+        raise SpecError(f"field '{name}' holds {len(array)} number(s); allowed: {length}{per}")
     if not np.isfinite(array).all():
-        raise SpecError(f"{where}: field '{name}' is {array.tolist()}; allowed: finite numbers")
+        raise refuse(name, array.tolist(), "finite numbers")
     return array
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    safetensors = require_extra("safetensors", extra="export")
-    numpy_io = require_extra("safetensors.numpy", extra="export")
-    try:
-        return dict(numpy_io.load_file(path))
-    except (safetensors.SafetensorError, OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} is no valid safetensors file ({exc})") from exc
-
-
-def _read_pickles(meta: MetaModel, num_features: int, *, trusted: bool) -> dict[str, Any]:
-    """Return the numbers of scikit-learn objects, and check that they give what scikit-learn gives."""
-    assert meta.file is not None
-    files = [file for file in (meta.file, meta.scaler) if file is not None]
-    if not trusted:
-        raise CheckpointError(
-            f"{files[0]} is refused, because it is a pickle and loading one can run any code; put mean, scale, coef "
-            "and intercept into a YAML file where it comes from, or pass --trust-pickle if you trust its source as "
-            "you trust a program"
-        )
-    models, scalers = [], []
-    for file in files:
-        for part in _parts(_unpickle(file)):
-            kind = type(part).__name__
-            if kind in ("LogisticRegression", "LogisticRegressionCV"):
-                models.append(part)
-            elif kind == "StandardScaler":
-                scalers.append(part)
-            else:
-                raise CheckpointError(
-                    f"{file} holds a {kind}, and a meta-model is a LogisticRegression after at most a StandardScaler"
-                )
-    if len(models) != 1 or len(scalers) > 1:
-        raise CheckpointError(
-            f"{' and '.join(file.name for file in files)}: found {len(models)} LogisticRegression and {len(scalers)} "
-            "StandardScaler object(s); a meta-model is one regression, and at most one scaler"
-        )
-    model, scaler = models[0], scalers[0] if scalers else None
-    try:
-        numbers = _numbers(model, scaler)
-    except AttributeError as exc:
-        raise CheckpointError(f"{meta.file}: the meta-model is not trained ({exc})") from exc
-    if len(model.classes_) != 2:
-        raise CheckpointError(f"{meta.file} tells {len(model.classes_)} classes apart; a detector has two")
-    weights = _from_numbers(numbers, 1, num_features, str(meta.file))
-    _check_conversion(meta.file, model, scaler, weights)
-    return numbers
-
-
-def _unpickle(file: Path) -> Any:
-    joblib = require_extra("joblib", extra="ensemble")
-    require_extra("sklearn", extra="ensemble")
-    try:
-        with warnings.catch_warnings():
-            # Another scikit-learn wrote it; whether that matters is checked by `_check_conversion`.
-            warnings.simplefilter("ignore")
-            return joblib.load(file)
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(
-            f"{file} needs the module {exc.name!r}, which is not installed", name=exc.name
-        ) from exc
-    # A pickle raises whatever the code in it raises.
-    except Exception as exc:
-        raise CheckpointError(f"{file} cannot be loaded ({type(exc).__name__}: {exc})") from exc
-
-
-def _parts(found: Any) -> list[Any]:
-    """Return the single objects in what training code may save: a pipeline, a mapping, a sequence, or one object."""
-    if hasattr(found, "steps"):
-        return [part for _, step in found.steps for part in _parts(step)]
-    if isinstance(found, Mapping):
-        return [part for value in found.values() if hasattr(value, "get_params") for part in _parts(value)]
-    if isinstance(found, list | tuple):
-        return [part for value in found for part in _parts(value)]
-    return [found]
-
-
-def _numbers(model: Any, scaler: Any) -> dict[str, Any]:
-    numbers = {"coef": model.coef_, "intercept": model.intercept_}
-    if scaler is not None:
-        if scaler.with_mean:
-            numbers["mean"] = scaler.mean_
-        if scaler.with_std:
-            numbers["scale"] = scaler.scale_
-    return numbers
-
-
-def _check_conversion(file: Path, model: Any, scaler: Any, weights: LinearWeights) -> None:
-    features = np.random.default_rng(0).normal(0.5, 1.0, (64, len(weights.coef)))
-    linear, constant = weights.folded()
-    ours = 1 / (1 + np.exp(-(features @ linear + constant)))
-    theirs = model.predict_proba(scaler.transform(features) if scaler is not None else features)[:, 1]
-    difference = float(np.abs(ours - theirs).max())
-    if not difference <= CONVERSION_LIMIT:
-        raise CheckpointError(
-            f"{file}: the converted weights differ from the meta-model's own probabilities by {difference:.1e}; it "
-            "is no plain logistic regression"
-        )

@@ -1,24 +1,23 @@
 """`EnsembleNetwork`: several checkpoints as one network, which is exported, proved and served like any other.
 
 It sees what `ServedDetector` gives every network (here plain RGB in [0, 1], at the size of the largest member) and
-returns one logit. Each member resizes, reorders and normalises for itself inside the graph.
+returns one logit. Each member resizes, reorders and normalizes for itself inside the graph.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from deepfake_export.checkpoint.loading import load_checkpoint
-from deepfake_export.ensemble.meta_model import LinearWeights, load_meta_model
+from deepfake_export.ensemble.meta_model import MetaModel
 from deepfake_export.ensemble.spec import EnsembleSpec, Member
 from deepfake_export.ensemble.transforms import KeepsFloat32, LogSpectrum, Shrink
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_preprocess.contract.spec import Head
 from deepfake_preprocess.errors import CheckpointError, SpecError
 
 SMALLEST_PROBABILITY = 1e-30
@@ -85,10 +84,10 @@ class Regression(KeepsFloat32):
     coef: Tensor
     intercept: Tensor
 
-    def __init__(self, weights: LinearWeights, *, of_probabilities: bool) -> None:
+    def __init__(self, meta_model: MetaModel) -> None:
         super().__init__()
-        coef, intercept = weights.folded()
-        self._of_probabilities = of_probabilities
+        coef, intercept = meta_model.folded()
+        self._of_probabilities = meta_model.features == "probability"
         self.register_buffer("coef", torch.from_numpy(coef).float().reshape(-1, 1), persistent=False)
         self.register_buffer("intercept", torch.tensor(intercept, dtype=torch.float32), persistent=False)
 
@@ -106,20 +105,19 @@ class EnsembleNetwork(nn.Module):
         branches: one per member, in the order of the YAML file.
         combine: from the members' logits ``[N, M]`` to one, ``[N, 1]``.
         member_specs: one per member: the branch alone, as a detector on the ensemble's pixels.
-        meta_weights: the meta-model's numbers; None for the weighted mean.
     """
 
-    def __init__(
-        self, branches: Sequence[Branch], combine: nn.Module, spec: ModelSpec, members: Sequence[Member],
-        meta_weights: LinearWeights | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, branches: Sequence[Branch], ensemble: EnsembleSpec) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
-        self.combine = combine
-        self.meta_weights = meta_weights
+        self.combine: nn.Module = (
+            Regression(ensemble.meta_model)
+            if ensemble.meta_model
+            else WeightedMean([member.weight for member in ensemble.members])
+        )
         self.member_specs = tuple(
-            dataclasses.replace(spec, name=member.spec.name, head=Head(), checkpoint_sha256=None)
-            for member in members
+            dataclasses.replace(ensemble.spec, name=member.spec.name, head=Head(), checkpoint_sha256=None)
+            for member in ensemble.members
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -127,36 +125,22 @@ class EnsembleNetwork(nn.Module):
         return self.combine(torch.cat([branch(pixels) for branch in self.branches], dim=1))  # type: ignore[no-any-return]
 
 
-def load_ensemble(path: str | Path, *, trust_pickle: bool = False) -> tuple[EnsembleNetwork, tuple[str, ...]]:
+def load_ensemble(ensemble: EnsembleSpec) -> tuple[EnsembleNetwork, tuple[str, ...]]:
     """Load all members of an ensemble and what combines them.
-
-    Args:
-        path: the YAML file that names the members.
-        trust_pickle: open a meta-model that is a pickle. This runs whatever it says.
 
     Returns:
         The network in eval mode, float32, on the CPU, and notes about what was read, as sentences.
 
     Raises:
-        SpecError: the YAML file or a member's architecture is wrong.
-        CheckpointError: a member's checkpoint, or the meta-model, cannot be read safely or does not fit.
+        SpecError: a member's architecture is wrong.
+        CheckpointError: a member's checkpoint cannot be read safely or does not fit.
     """
-    ensemble = EnsembleSpec.from_yaml(path)
-    meta = ensemble.meta_model
-    # Before the members, which take long to load.
-    weights = load_meta_model(meta, len(ensemble.members), trust_pickle=trust_pickle) if meta else None
     branches, notes = [], []
     for index, member in enumerate(ensemble.members):
         try:
             loaded = load_checkpoint(member.checkpoint, member.spec, in_channels=member.in_channels)
         except (CheckpointError, SpecError) as exc:
-            raise type(exc)(f"{path}: members[{index}] ({member.spec.name!r}): {exc}") from exc
+            raise type(exc)(f"{ensemble.path}: members[{index}] ({member.spec.name!r}): {exc}") from exc
         notes += [f"member {member.spec.name!r}: {note}" for note in loaded.describe()]
         branches.append(Branch(loaded.network, member, ensemble.spec.input_size_wh))
-    combine: nn.Module
-    if meta and weights:
-        combine = Regression(weights, of_probabilities=meta.features == "probability")
-        notes.append(f"the meta-model's weights come from {weights.source}")
-    else:
-        combine = WeightedMean([member.weight for member in ensemble.members])
-    return EnsembleNetwork(branches, combine, ensemble.spec, ensemble.members, weights).eval(), tuple(notes)
+    return EnsembleNetwork(branches, ensemble).eval(), tuple(notes)

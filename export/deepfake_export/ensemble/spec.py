@@ -7,30 +7,34 @@ servers and clients ever see. This module reads no weights and imports no PyTorc
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from deepfake_export.checkpoint.file import check_file
-from deepfake_preprocess.contract.manifest import sha256_file
+from deepfake_export.checkpoint.file import sha256_of
+from deepfake_export.ensemble.meta_model import MetaModel, read_meta_model
+from deepfake_preprocess.contract.fields import (
+    check_choice,
+    check_known,
+    check_number,
+    field_names,
+    keywords_of,
+    read_mapping,
+    refuse,
+)
 from deepfake_preprocess.contract.spec import Crop, ModelSpec
 from deepfake_preprocess.errors import CheckpointError, SpecError
 
 INPUTS = ("pixels", "log_spectrum")
 SPECTRUM_CHANNELS = ("luma", "rgb")
-FEATURES = ("probability", "logit")
 
 ENSEMBLE_FIELDS = ("name", "architecture", "members", "meta_model", "crop", "threshold", "checkpoint_sha256",
                    "training_data")  # fmt: skip
 SHARED_FIELDS = ("version", "crop", "threshold")
 """Fields of a member's own spec that the ensemble's take the place of."""
 MEMBER_FIELDS = ("name", "checkpoint", "spec", "weight", "input", "spectrum")
-META_FIELDS = ("features", "fake_index", "file", "scaler", "mean", "scale", "coef", "intercept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,10 @@ class Spectrum:
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.channels not in SPECTRUM_CHANNELS:
-            raise _refuse("spectrum.channels", self.channels, " or ".join(SPECTRUM_CHANNELS))
-        if self.pixel_max not in (1, 255) or isinstance(self.pixel_max, bool):
-            raise _refuse("spectrum.pixel_max", self.pixel_max, "1 or 255")
+        check_choice("spectrum.channels", self.channels, SPECTRUM_CHANNELS)
+        check_choice("spectrum.pixel_max", self.pixel_max, (1, 255))
         for name, low, high in (("epsilon", 1e-12, 10.0), ("gain", -100.0, 100.0)):
-            object.__setattr__(self, name, _number(f"spectrum.{name}", getattr(self, name), low, high))
+            object.__setattr__(self, name, check_number(f"spectrum.{name}", getattr(self, name), low, high))
 
     @property
     def num_channels(self) -> int:
@@ -68,7 +70,7 @@ class Member:
     """One checkpoint of an ensemble.
 
     Attributes:
-        spec: its own contract: architecture, head, input size, normalisation. `spec.name` is its name.
+        spec: its own contract: architecture, head, input size, normalization. `spec.name` is its name.
         checkpoint: the file with its weights.
         weight: its share of the weighted mean; without meaning where there is a meta-model.
         input: ``pixels``, or ``log_spectrum`` for a frequency branch.
@@ -85,25 +87,6 @@ class Member:
     def in_channels(self) -> int:
         """Channels that the member's network takes."""
         return self.spectrum.num_channels if self.spectrum else 3
-
-
-@dataclass(frozen=True, slots=True)
-class MetaModel:
-    """A logistic regression over the members' outputs, in the members' order.
-
-    Attributes:
-        features: what it was trained on: each member's fake `probability` or its `logit`.
-        fake_index: class of the regression that means fake.
-        file: where the weights are; None where they are in `weights`.
-        scaler: a file of its own for the scaler, if any.
-        weights: `coef`, `intercept`, and `mean` and `scale` of the scaler, as the YAML holds them.
-    """
-
-    features: str = "probability"
-    fake_index: int = 1
-    file: Path | None = None
-    scaler: Path | None = None
-    weights: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +110,23 @@ class EnsembleSpec:
         """Read an ensemble from its YAML file; see docs/model-spec.md.
 
         Raises:
-            SpecError: the file is missing, no YAML mapping, or a field is wrong; the message names it.
+            SpecError: the file is missing, not a YAML mapping, or a field is wrong; the message names it.
         """
         path = Path(path)
-        return cls._from_data(path, read_yaml(path))
+        return cls.from_dict(read_mapping(path), path)
 
     @classmethod
-    def _from_data(cls, path: Path, data: Mapping[str, Any]) -> EnsembleSpec:
+    def from_dict(cls, data: Mapping[str, Any], path: Path) -> EnsembleSpec:
+        """Read an ensemble from what its YAML file `path` holds; see `from_yaml`."""
         try:
-            _check_known(data, ENSEMBLE_FIELDS, "")
+            check_known(data, ENSEMBLE_FIELDS)
             given = data.get("members")
             if not isinstance(given, list) or len(given) < 2:
-                raise _refuse("members", given, "a list of at least two members, each with a checkpoint")
+                raise refuse("members", given, "a list of at least two members, each with a checkpoint")
             members = tuple(_member(path, index, item) for index, item in enumerate(given))
             _check_together(members)
-            meta_model = _meta_model(path.parent, data["meta_model"]) if data.get("meta_model") is not None else None
+            meta = data.get("meta_model")
+            meta_model = None if meta is None else read_meta_model(meta, path.parent, len(members))
         except SpecError as exc:
             raise SpecError(f"{path}: {exc}") from None
         largest = max(members, key=lambda member: member.spec.input_height_px)
@@ -153,7 +138,7 @@ class EnsembleSpec:
                 "architecture": "ensemble",
                 "input_height_px": largest.spec.input_height_px,
                 "input_width_px": largest.spec.input_width_px,
-                # Members normalise for themselves; what reaches them are plain pixels in [0, 1].
+                # Members normalize for themselves; what reaches them are plain pixels in [0, 1].
                 "mean": [0.0, 0.0, 0.0],
                 "std": [1.0, 1.0, 1.0],
             },
@@ -165,13 +150,11 @@ class EnsembleSpec:
         """Return what the ensemble is, as canonical JSON: its members' hashes and specs, and how they are combined.
 
         Raises:
-            CheckpointError: a member's checkpoint is missing, unreadable or another one than its spec says.
+            CheckpointError: a member's checkpoint is missing, unreadable or differs from what its spec says.
         """
         members = [
             {
-                "checkpoint_sha256": _hash(
-                    member.checkpoint, member.spec, f"members[{index}] ({member.spec.name!r})"
-                ),
+                "checkpoint_sha256": _hash(member, f"members[{index}] ({member.spec.name!r})"),
                 "input": member.input,
                 "spec": {
                     key: value
@@ -183,105 +166,62 @@ class EnsembleSpec:
             }
             for index, member in enumerate(self.members)
         ]
-        meta = self.meta_model
-        meta_model = meta and {
-            "fake_index": meta.fake_index,
-            "features": meta.features,
-            "sha256": [_hash(file, None, "meta_model") for file in (meta.file, meta.scaler) if file is not None],
-            "weights": dict(meta.weights),
-        }
+        meta_model = self.meta_model.to_dict() if self.meta_model else None
         return json.dumps({"members": members, "meta_model": meta_model}, sort_keys=True, indent=2) + "\n"
-
-    def identity_sha256(self) -> str:
-        """Return the SHA-256 of `identity`, which is the `checkpoint_sha256` of the ensemble.
-
-        Raises:
-            CheckpointError: as `identity`.
-        """
-        return hashlib.sha256(self.identity().encode()).hexdigest()
-
-
-def read_spec(path: str | Path) -> ModelSpec:
-    """Read the contract that a YAML file describes, of a single checkpoint or of an ensemble.
-
-    Raises:
-        SpecError: the file is missing, no YAML mapping, or a field is wrong.
-    """
-    path = Path(path)
-    try:
-        data = read_yaml(path)
-    except SpecError:
-        return ModelSpec.from_yaml(path)
-    if data.get("architecture") == "ensemble" or "members" in data:
-        return EnsembleSpec._from_data(path, data).spec
-    return ModelSpec.from_dict(data, where=str(path))
-
-
-def read_yaml(path: Path) -> Mapping[str, Any]:
-    """Read a YAML (or JSON) mapping.
-
-    Raises:
-        SpecError: the file is missing, cannot be read, or is no mapping.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(f"{path}: there is no such file; write one as in docs/model-spec.md") from None
-    except (OSError, UnicodeDecodeError) as exc:
-        raise SpecError(f"{path}: the file cannot be read: {exc}") from exc
-    except yaml.YAMLError as exc:
-        raise SpecError(f"{path}: the file is no valid YAML: {' '.join(str(exc).split())}") from exc
-    if not isinstance(data, Mapping):
-        raise SpecError(f"{path}: the file must hold a YAML mapping, got {type(data).__name__}")
-    return data
 
 
 def _member(path: Path, index: int, data: object) -> Member:
     where = f"members[{index}]"
     if not isinstance(data, Mapping):
-        raise _refuse(where, data, f"a mapping with {', '.join(MEMBER_FIELDS)}, and fields of a model spec")
-    spec_fields = [item.name for item in dataclasses.fields(ModelSpec) if item.name not in SHARED_FIELDS]
-    _check_known(data, (*MEMBER_FIELDS, *(name for name in spec_fields if name != "name")), f"{where}.")
+        raise refuse(where, data, f"a mapping with {', '.join(MEMBER_FIELDS)}, and fields of a model spec")
+    own_fields = (name for name in field_names(ModelSpec) if name not in (*SHARED_FIELDS, "name"))
+    check_known(data, (*MEMBER_FIELDS, *own_fields), prefix=f"{where}.")
     if not isinstance(data.get("checkpoint"), str):
-        raise _refuse(f"{where}.checkpoint", data.get("checkpoint"), "the path of the member's weights")
+        raise refuse(f"{where}.checkpoint", data.get("checkpoint"), "the path of the member's weights")
     checkpoint = path.parent / data["checkpoint"]
+    spectrum = _spectrum(where, data)
+    spec = _member_spec(where, data, path.parent, checkpoint, has_spectrum=spectrum is not None)
+    if spec.architecture_family == "ensemble":
+        raise refuse(f"{where}.architecture", spec.architecture, "a single network; name its members here instead")
+    weight = check_number(f"{where}.weight", data.get("weight", 1.0), 0.0, 1e6)
+    return Member(spec, checkpoint, weight, data.get("input", "pixels"), spectrum)
+
+
+def _member_spec(
+    where: str, data: Mapping[str, Any], base: Path, checkpoint: Path, *, has_spectrum: bool
+) -> ModelSpec:
+    """Return a member's own contract: from its spec file, the one beside its checkpoint, or the fields here."""
     own = {key: value for key, value in data.items() if key not in MEMBER_FIELDS}
     beside = next((file for file in (checkpoint.with_suffix(s) for s in (".yaml", ".yml")) if file.is_file()), None)
-    if "spec" in data or ("architecture" not in own and beside is not None):
+    spec_path = base / str(data["spec"]) if "spec" in data else beside
+    if spec_path is not None and ("spec" in data or "architecture" not in own):
         if own:
             raise SpecError(f"field '{where}.{next(iter(own))}' is given, and so is a spec file; keep one of them")
-        spec_path = path.parent / str(data["spec"]) if "spec" in data else beside
-        assert spec_path is not None
         try:
             spec = ModelSpec.from_yaml(spec_path)
         except SpecError as exc:
             raise SpecError(f"field '{where}.spec': {exc}") from None
-        if "name" in data:
-            spec = ModelSpec.from_dict({**spec.to_dict(), "name": data["name"]}, where=where)
-    else:
-        spec = ModelSpec.from_dict({"name": checkpoint.stem, **own, **_only(data, "name")}, where=where)
-    if spec.architecture_family == "ensemble":
-        raise _refuse(f"{where}.architecture", spec.architecture, "a single network; name its members here instead")
-    kind = data.get("input", "pixels")
-    if kind not in INPUTS:
-        raise _refuse(f"{where}.input", kind, " or ".join(INPUTS))
-    spectrum = None
-    if kind == "log_spectrum":
-        options = data.get("spectrum", {})
-        if not isinstance(options, Mapping):
-            raise _refuse(f"{where}.spectrum", options, "a mapping")
-        _check_known(options, tuple(item.name for item in dataclasses.fields(Spectrum)), f"{where}.spectrum.")
-        try:
-            spectrum = Spectrum(**options)
-        except SpecError as exc:
-            raise SpecError(f"{where}: {exc}") from None
-    elif "spectrum" in data:
-        raise _refuse(f"{where}.spectrum", data["spectrum"], "nothing, unless 'input: log_spectrum' is set")
-    if kind == "log_spectrum" and "mean" not in own and "std" not in own and "spec" not in data and beside is None:
+        return ModelSpec.from_dict({**spec.to_dict(), "name": data.get("name", spec.name)}, where=where)
+    if has_spectrum and "mean" not in own and "std" not in own:
         # ImageNet's figures are those of pixels.
-        spec = dataclasses.replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    weight = _number(f"{where}.weight", data.get("weight", 1.0), 0.0, 1e6)
-    return Member(spec, checkpoint, weight, kind, spectrum)
+        own |= {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    return ModelSpec.from_dict({"name": data.get("name", checkpoint.stem), **own}, where=where)
+
+
+def _spectrum(where: str, data: Mapping[str, Any]) -> Spectrum | None:
+    kind = data.get("input", "pixels")
+    check_choice(f"{where}.input", kind, INPUTS)
+    if kind == "pixels":
+        if "spectrum" in data:
+            raise refuse(f"{where}.spectrum", data["spectrum"], "nothing, unless 'input: log_spectrum' is set")
+        return None
+    options = data.get("spectrum", {})
+    if not isinstance(options, Mapping):
+        raise refuse(f"{where}.spectrum", options, "a mapping")
+    try:
+        return Spectrum(**keywords_of(Spectrum, options, prefix="spectrum."))
+    except SpecError as exc:
+        raise SpecError(f"{where}: {exc}") from None
 
 
 def _check_together(members: tuple[Member, ...]) -> None:
@@ -309,60 +249,8 @@ def _crop_text(crop: Crop) -> str:
     return f"margin {crop.margin:g}, align {crop.align}"
 
 
-def _meta_model(base: Path, data: object) -> MetaModel:
-    if isinstance(data, str):
-        return MetaModel(file=base / data)
-    if not isinstance(data, Mapping):
-        raise _refuse("meta_model", data, f"the path of a file, or a mapping with {', '.join(META_FIELDS)}")
-    _check_known(data, META_FIELDS, "meta_model.")
-    features, fake_index = data.get("features", "probability"), data.get("fake_index", 1)
-    if features not in FEATURES:
-        raise _refuse("meta_model.features", features, " or ".join(FEATURES))
-    if fake_index not in (0, 1) or isinstance(fake_index, bool):
-        raise _refuse("meta_model.fake_index", fake_index, "0 or 1")
-    files = {}
-    for key in ("file", "scaler"):
-        if key in data:
-            if not isinstance(data[key], str):
-                raise _refuse(f"meta_model.{key}", data[key], "the path of a file")
-            files[key] = base / data[key]
-    weights = {key: data[key] for key in ("mean", "scale", "coef", "intercept") if key in data}
-    if ("file" in files) == bool(weights) or ("scaler" in files and "file" not in files):
-        raise SpecError(
-            "field 'meta_model' needs either a 'file' (and maybe a 'scaler' file), or 'coef' and 'intercept'"
-        )
-    return MetaModel(features, fake_index, files.get("file"), files.get("scaler"), weights)
-
-
-def _hash(file: Path, spec: ModelSpec | None, where: str) -> str:
+def _hash(member: Member, where: str) -> str:
     try:
-        check_file(file)
+        return sha256_of(member.checkpoint, member.spec.checkpoint_sha256)
     except CheckpointError as exc:
         raise CheckpointError(f"field '{where}': {exc}") from None
-    sha256 = sha256_file(file)
-    if spec is not None and spec.checkpoint_sha256 not in (None, sha256):
-        raise CheckpointError(
-            f"field '{where}': {file} is not the checkpoint of its spec: its SHA-256 is {sha256}, the spec says "
-            f"{spec.checkpoint_sha256}; get the right file, or correct 'checkpoint_sha256'"
-        )
-    return sha256
-
-
-def _only(data: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {key: data[key]} if key in data else {}
-
-
-def _check_known(data: Mapping[str, Any], allowed: tuple[str, ...], prefix: str) -> None:
-    for key in data:
-        if key not in allowed:
-            raise SpecError(f"field '{prefix}{key}' is unknown; allowed: {', '.join(allowed)}")
-
-
-def _number(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise _refuse(name, value, f"a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def _refuse(name: str, value: object, allowed: str) -> SpecError:
-    return SpecError(f"field '{name}' is {value!r}; allowed: {allowed}")

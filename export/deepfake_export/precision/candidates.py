@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import numpy as np
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision.fp16 import export_fp16
 from deepfake_export.precision.int8 import quantize_int8
-from deepfake_export.proof.comparison import Comparison, auc, measure_speed, video_flips
+from deepfake_export.proof.comparison import Comparison, Proof, auc, measure_speed, video_flips
 from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.proof.faces import FaceSet
-from deepfake_export.proof.gate import Candidate, Decision, decide
+from deepfake_export.proof.gate import Candidate, decide
 from deepfake_export.proof.parity import (
     Float32Array,
     Runner,
@@ -33,33 +32,6 @@ from deepfake_preprocess.contract.triton_config import EMBEDDED_THREADS
 from deepfake_preprocess.errors import ExportError
 
 SPEED_BATCH = 8
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Proof:
-    """All that was measured, and the decision.
-
-    Attributes:
-        comparisons: one per precision, FP32 first.
-        decision: what is served.
-        paths: files of the precisions that are accurate enough, by precision.
-        reference: ``[N]`` probabilities of the checkpoint in float32 PyTorch.
-    """
-
-    comparisons: tuple[Comparison, ...]
-    decision: Decision
-    paths: dict[str, Path]
-    reference: Float32Array
-
-    @property
-    def promoted_path(self) -> Path:
-        """The file of what is served."""
-        return self.paths[self.decision.promoted]
-
-    @property
-    def promoted(self) -> Comparison:
-        """The comparison of what is served."""
-        return next(item for item in self.comparisons if item.precision == self.decision.promoted)
 
 
 def prove_precisions(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.proof.faces import FaceSet
+from deepfake_export.proof.gate import Decision
 from deepfake_export.proof.parity import Float32Array, ParityReport, Runner
 from deepfake_export.proof.tolerances import TOLERANCES
 
@@ -106,6 +108,33 @@ class Comparison:
             "speed": None if self.speed is None else self.speed.to_dict(),
             "details": dict(self.details),
         }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proof:
+    """All that was measured, and the decision.
+
+    Attributes:
+        comparisons: one per precision, FP32 first.
+        decision: what is served.
+        paths: files of the precisions that are accurate enough, by precision.
+        reference: ``[N]`` probabilities of the checkpoint in float32 PyTorch.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    decision: Decision
+    paths: dict[str, Path]
+    reference: Float32Array
+
+    @property
+    def promoted_path(self) -> Path:
+        """The file of what is served."""
+        return self.paths[self.decision.promoted]
+
+    @property
+    def promoted(self) -> Comparison:
+        """The comparison of what is served."""
+        return next(item for item in self.comparisons if item.precision == self.decision.promoted)
 
 
 def video_flips(reference: Float32Array, probability: Float32Array, faces: FaceSet, threshold: float) -> int:

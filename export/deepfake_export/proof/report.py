@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deepfake_export.precision.candidates import Proof
+from deepfake_export.proof.comparison import Proof
 from deepfake_export.proof.faces import FaceSet
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import ModelSpec

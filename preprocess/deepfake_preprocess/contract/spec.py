@@ -17,6 +17,15 @@ from typing import Any
 
 import yaml
 
+from deepfake_preprocess.contract.fields import (
+    check_choice,
+    check_int,
+    check_number,
+    field_names,
+    keywords_of,
+    read_mapping,
+    refuse,
+)
 from deepfake_preprocess.errors import SpecError
 
 CONTRACT_VERSION = 1
@@ -68,8 +77,8 @@ class Head:
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_choice("head.kind", self.kind, HEAD_KINDS)
-        _check_choice("head.fake_index", self.fake_index, (0, 1))
+        check_choice("head.kind", self.kind, HEAD_KINDS)
+        check_choice("head.fake_index", self.fake_index, (0, 1))
         object.__setattr__(self, "layers", _check_layers(self.layers, self.num_logits))
 
     @property
@@ -91,8 +100,8 @@ class Crop:
     align: str = "none"
 
     def __post_init__(self) -> None:
-        _check_range("crop.margin", self.margin, 0.0, 2.0)
-        _check_choice("crop.align", self.align, ALIGNMENTS)
+        check_number("crop.margin", self.margin, 0.0, 2.0)
+        check_choice("crop.align", self.align, ALIGNMENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,24 +144,24 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.name):
-            raise _refuse("name", self.name, "1 to 64 letters, digits, '_', '-' or '.', not starting with a sign")
+            raise refuse("name", self.name, "1 to 64 letters, digits, '_', '-' or '.', not starting with a sign")
         _check_architecture(self.architecture)
         _check_head_fits(self.architecture_family, self.head)
-        _check_int("version", self.version, 1, 2**31 - 1)
-        _check_int("input_height_px", self.input_height_px, 16, 1024)
-        _check_int("input_width_px", self.input_width_px, 16, 1024)
-        _check_choice("color_order", self.color_order, COLOR_ORDERS)
+        check_int("version", self.version, 1, 2**31 - 1)
+        check_int("input_height_px", self.input_height_px, 16, 1024)
+        check_int("input_width_px", self.input_width_px, 16, 1024)
+        check_choice("color_order", self.color_order, COLOR_ORDERS)
         object.__setattr__(self, "mean", _triple("mean", self.mean, -10.0, 10.0))
         object.__setattr__(self, "std", _triple("std", self.std, 1e-6, 10.0))
-        _check_range("threshold", self.threshold, 0.0, 1.0)
+        check_number("threshold", self.threshold, 0.0, 1.0)
         if self.threshold in (0.0, 1.0):
-            raise _refuse("threshold", self.threshold, "a number strictly between 0 and 1")
-        _check_range("temperature", self.temperature, 0.01, 100.0)
+            raise refuse("threshold", self.threshold, "a number strictly between 0 and 1")
+        check_number("temperature", self.temperature, 0.01, 100.0)
         sha = self.checkpoint_sha256
         if sha is not None and not (isinstance(sha, str) and re.fullmatch(r"[0-9a-f]{64}", sha)):
-            raise _refuse("checkpoint_sha256", sha, "64 lower-case hexadecimal digits")
+            raise refuse("checkpoint_sha256", sha, "64 lower-case hexadecimal digits")
         if not isinstance(self.training_data, str):
-            raise _refuse("training_data", self.training_data, "text")
+            raise refuse("training_data", self.training_data, "text")
 
     @property
     def architecture_family(self) -> str:
@@ -188,12 +197,12 @@ class ModelSpec:
             SpecError: a field is unknown, missing or wrong; the message names it.
         """
         try:
-            values = _known_fields(cls, data, prefix="")
+            values = keywords_of(cls, data)
             for key, part in (("head", Head), ("crop", Crop)):
                 if key in values:
                     if not isinstance(values[key], Mapping):
-                        raise _refuse(key, values[key], f"a mapping with {_field_names(part)}")
-                    values[key] = part(**_known_fields(part, values[key], prefix=f"{key}."))
+                        raise refuse(key, values[key], f"a mapping with {', '.join(field_names(part))}")
+                    values[key] = part(**keywords_of(part, values[key], prefix=f"{key}."))
             return cls(**values)
         except SpecError as exc:
             raise SpecError(f"{where}: {exc}") from None
@@ -207,20 +216,9 @@ class ModelSpec:
         """Read a spec from a YAML file.
 
         Raises:
-            SpecError: the file is missing, no YAML mapping, or a field is wrong.
+            SpecError: the file is missing, not a YAML mapping, or a field is wrong.
         """
-        path = Path(path)
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise SpecError(f"{path}: there is no such spec file; write one as in docs/model-spec.md") from None
-        except (OSError, UnicodeDecodeError) as exc:
-            raise SpecError(f"{path}: the spec cannot be read: {exc}") from exc
-        except yaml.YAMLError as exc:
-            raise SpecError(f"{path}: the spec is no valid YAML: {' '.join(str(exc).split())}") from exc
-        if not isinstance(data, Mapping):
-            raise SpecError(f"{path}: the spec must be a YAML mapping, got {type(data).__name__}")
-        return cls.from_dict(data, where=str(path))
+        return cls.from_dict(read_mapping(Path(path)), where=str(path))
 
     def to_parameters(self) -> dict[str, str]:
         """Return the spec as flat text parameters, for ONNX metadata and Triton's model configuration."""
@@ -279,60 +277,22 @@ class ModelSpec:
         return cls.from_dict(data, where=where)
 
 
-def _refuse(name: str, value: object, allowed: str) -> SpecError:
-    return SpecError(f"field '{name}' is {value!r}; allowed: {allowed}")
-
-
-def _field_names(cls: type) -> str:
-    return ", ".join(item.name for item in dataclasses.fields(cls))
-
-
-def _known_fields(cls: type, data: Mapping[str, Any], *, prefix: str) -> dict[str, Any]:
-    """Return `data` as keyword arguments of dataclass `cls`, refusing unknown and missing keys."""
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    for key in data:
-        if key not in fields:
-            raise SpecError(f"field '{prefix}{key}' is unknown; allowed: {_field_names(cls)}")
-    for name, item in fields.items():
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if required and name not in data:
-            raise SpecError(f"field '{prefix}{name}' is missing; it has no default")
-    return dict(data)
-
-
-def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if isinstance(value, bool) or value not in allowed:
-        raise _refuse(name, value, ", ".join(repr(item) for item in allowed))
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise _refuse(name, value, f"a whole number from {low} to {high}")
-
-
-def _check_range(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise _refuse(name, value, f"a number from {low:g} to {high:g}")
-
-
 def _triple(name: str, value: object, low: float, high: float) -> tuple[float, float, float]:
     if not isinstance(value, list | tuple) or len(value) != 3:
-        raise _refuse(name, value, "three numbers, one per channel")
-    for item in value:
-        _check_range(name, item, low, high)
-    first, second, third = (float(item) for item in value)
+        raise refuse(name, value, "three numbers, one per channel")
+    first, second, third = (check_number(name, item, low, high) for item in value)
     return first, second, third
 
 
 def _check_architecture(value: object) -> None:
     forms = "timm:NAME, torchvision:NAME, torchscript, python:package.module:factory, layers, ensemble"
     if not isinstance(value, str):
-        raise _refuse("architecture", value, forms)
+        raise refuse("architecture", value, forms)
     family, _, rest = value.partition(":")
     if family not in ARCHITECTURE_FAMILIES or (family in BARE_FAMILIES) == bool(rest):
-        raise _refuse("architecture", value, forms)
+        raise refuse("architecture", value, forms)
     if family == "python" and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", rest):
-        raise _refuse("architecture", value, forms)
+        raise refuse("architecture", value, forms)
 
 
 def _check_layers(value: object, num_logits: int) -> tuple[str, ...]:
@@ -341,19 +301,19 @@ def _check_layers(value: object, num_logits: int) -> tuple[str, ...]:
         f"which ends with linear:{num_logits}"
     )
     if not isinstance(value, list | tuple):
-        raise _refuse("head.layers", value, allowed)
+        raise refuse("head.layers", value, allowed)
     for item in value:
         name, colon, size = item.partition(":") if isinstance(item, str) else ("", "", "")
         sized = name in SIZED_LAYERS and re.fullmatch(r"[1-9]\d{0,4}", size)
         if not sized and not (name in PLAIN_LAYERS and not colon):
-            raise _refuse("head.layers", item, allowed)
+            raise refuse("head.layers", item, allowed)
     if value and value[-1] != f"linear:{num_logits}":
-        raise _refuse("head.layers", list(value), allowed)
+        raise refuse("head.layers", list(value), allowed)
     return tuple(value)
 
 
 def _check_head_fits(family: str, head: Head) -> None:
     if family == "layers" and not head.layers:
-        raise _refuse("head.layers", [], "the layers of the network, because the architecture is 'layers'")
+        raise refuse("head.layers", [], "the layers of the network, because the architecture is 'layers'")
     if family in ("torchscript", "python", "ensemble") and head.layers:
-        raise _refuse("head.layers", list(head.layers), f"nothing, because {family!r} brings its own head along")
+        raise refuse("head.layers", list(head.layers), f"nothing, because {family!r} brings its own head along")

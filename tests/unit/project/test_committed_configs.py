@@ -11,9 +11,9 @@ from checkout import ROOT
 from deepfake_export.checkpoint.loading import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
 from deepfake_export.demo.checkpoint import DEMO_NAME, demo_spec
 from deepfake_export.demo.untrained import UNTRAINED_SPEC
-from deepfake_export.ensemble.meta_model import load_meta_model
-from deepfake_export.ensemble.spec import EnsembleSpec, read_spec
+from deepfake_export.ensemble.spec import EnsembleSpec
 from deepfake_export.repository.layout import refresh_configs
+from deepfake_export.spec_file import read_spec
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import PLAIN_LAYERS, SIZED_LAYERS, ModelSpec
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, PRODUCTION_MAX_BATCH_SIZE
@@ -41,7 +41,7 @@ def test_the_head_and_the_ensemble_of_the_page_can_be_read(tmp_path):
     assert whole.spec.input_size_wh == (380, 380)
     assert whole.members[3].in_channels == 1
     assert whole.meta_model is not None
-    assert load_meta_model(whole.meta_model, 4).coef.tolist() == [1.9, 1.4, 1.2, 0.3]
+    assert whole.meta_model.coef.tolist() == [1.9, 1.4, 1.2, 0.3]
     for layer in (*SIZED_LAYERS, *PLAIN_LAYERS):
         assert f"`{layer}`" in PAGE or f"`{layer}:N`" in PAGE
 

@@ -20,8 +20,8 @@ from deepfake_client.analysis.aggregation import most_suspicious, score_tracks, 
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.result.verdict import FrameResult
 from deepfake_client.transport.protocol import Health, ServedModel
-from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.network import load_network
 from deepfake_export.proof.faces import media_of
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InputError, ModelNotFoundError, OptionError
@@ -98,7 +98,7 @@ class CheckpointTransport:
     """
 
     def __init__(self, checkpoint: str | Path, spec: ModelSpec, *, device: str = "cpu") -> None:
-        loaded = load_checkpoint(checkpoint, spec)
+        loaded = load_network(checkpoint, spec)
         self.url = str(checkpoint)
         self._device = torch.device(device)
         self._detector = ServedDetector(loaded.network, loaded.spec).eval().to(self._device)

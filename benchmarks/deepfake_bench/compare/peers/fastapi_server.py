@@ -11,7 +11,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI, Request
 
-from deepfake_export import load_model
+from deepfake_export import load_network
 from deepfake_preprocess.contract.spec import ModelSpec
 
 parser = argparse.ArgumentParser()
@@ -21,7 +21,7 @@ parser.add_argument("--port", type=int)
 args = parser.parse_args()
 
 spec = ModelSpec.from_yaml(args.spec)
-network = load_model(args.checkpoint, spec)
+network = load_network(args.checkpoint, spec).network
 mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
 app = FastAPI()
 

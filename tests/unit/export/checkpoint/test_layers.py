@@ -84,7 +84,7 @@ def torchvision_last() -> nn.Module:
 def test_a_head_of_several_layers_gives_what_training_gave(architecture, make):
     network = make().eval()
     torch.save({"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, "c.pt")
-    loaded = load_checkpoint("c.pt", spec_of(architecture))
+    loaded = load_checkpoint(Path("c.pt"), spec_of(architecture))
     crops = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(loaded.network(crops), network(crops))
@@ -92,7 +92,7 @@ def test_a_head_of_several_layers_gives_what_training_gave(architecture, make):
 
 def test_what_was_taken_is_said():
     torch.save(Wrapped().state_dict() | {"loss.weight": torch.ones(2)}, "c.pt")
-    loaded = load_checkpoint("c.pt", spec_of())
+    loaded = load_checkpoint(Path("c.pt"), spec_of())
     assert (loaded.prefix, loaded.renamed_head, loaded.ignored) == ("backbone.", "fc.", ("loss.weight",))
     assert "the head was taken from 'fc.'" in loaded.describe()
 
@@ -101,20 +101,20 @@ def test_two_networks_that_fit_are_not_chosen_between():
     weights = timm.create_model("test_efficientnet", num_classes=2).state_dict()
     torch.save({f"{who}.{key}": value for who in ("student", "teacher") for key, value in weights.items()}, "c.pt")
     with pytest.raises(CheckpointError, match=r"several networks or heads that fit \('student\.', 'teacher\.'\)"):
-        load_checkpoint("c.pt", spec_of(layers=()))
+        load_checkpoint(Path("c.pt"), spec_of(layers=()))
 
 
 @pytest.mark.parametrize("make", [in_place, Wrapped])
 def test_a_head_that_the_spec_does_not_state_is_explained(make):
     torch.save(make().state_dict(), "c.pt")
     with pytest.raises(CheckpointError, match=r"layers: \[linear:32, relu, dropout, linear:2\]\}"):
-        load_checkpoint("c.pt", spec_of(layers=(), kind="sigmoid"))
+        load_checkpoint(Path("c.pt"), spec_of(layers=(), kind="sigmoid"))
 
 
 def test_a_stated_head_of_other_numbers_is_refused():
     torch.save(in_place().state_dict(), "c.pt")
     with pytest.raises(CheckpointError, match=r"does not fit.*classifier\.2\.weight"):
-        load_checkpoint("c.pt", spec_of(layers=("linear:32", "relu", "linear:2")))
+        load_checkpoint(Path("c.pt"), spec_of(layers=("linear:32", "relu", "linear:2")))
 
 
 def test_networks_of_layers_alone_and_of_one_channel():
@@ -123,7 +123,7 @@ def test_networks_of_layers_alone_and_of_one_channel():
     for channels in (1, 3):
         network = build_network(spec, in_channels=channels).eval()
         torch.save({f"frequency.{key}": value for key, value in network.state_dict().items()}, "c.pt")
-        loaded = load_checkpoint("c.pt", spec, in_channels=channels)
+        loaded = load_checkpoint(Path("c.pt"), spec, in_channels=channels)
         picture = torch.rand(2, channels, 64, 64)
         torch.testing.assert_close(loaded.network(picture), network(picture))
 

@@ -16,7 +16,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from deepfake_export import load_model
+from deepfake_export import load_network
 from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import Head, ModelSpec
@@ -92,7 +92,7 @@ def assert_same(network: torch.nn.Module, weights: dict) -> None:
 )
 def test_weights_are_found_however_they_are_wrapped(weights, wrap, weights_key, prefix):
     torch.save(wrap(weights), "c.pt")
-    loaded = load_checkpoint("c.pt", SPEC)
+    loaded = load_checkpoint(Path("c.pt"), SPEC)
     assert (loaded.weights_key, loaded.prefix, loaded.ignored) == (weights_key, prefix, ())
     assert not loaded.network.training
     assert_same(loaded.network, {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")})
@@ -101,14 +101,14 @@ def test_weights_are_found_however_they_are_wrapped(weights, wrap, weights_key, 
 def test_averaged_weights_are_preferred_and_reported(weights):
     averaged = {name: value * 0 for name, value in weights.items()}
     torch.save({"state_dict": weights, "state_dict_ema": averaged}, "c.pt")
-    loaded = load_checkpoint("c.pt", SPEC)
+    loaded = load_checkpoint(Path("c.pt"), SPEC)
     assert loaded.weights_key == "state_dict_ema"
     assert_same(loaded.network, averaged)
 
 
 def test_tensors_of_the_training_wrapper_are_left_out_and_reported(weights):
     torch.save({"state_dict": prefixed(weights, "model.") | {"loss.pos_weight": torch.ones(1)}}, "c.pt")
-    assert load_checkpoint("c.pt", SPEC).ignored == ("loss.pos_weight",)
+    assert load_checkpoint(Path("c.pt"), SPEC).ignored == ("loss.pos_weight",)
 
 
 def test_safetensors_and_half_precision_become_float32(weights):
@@ -116,7 +116,7 @@ def test_safetensors_and_half_precision_become_float32(weights):
         {name: value.half() if value.is_floating_point() else value for name, value in weights.items()},
         "c.safetensors",
     )
-    network = load_model("c.safetensors", SPEC)
+    network = load_network("c.safetensors", SPEC).network
     assert {value.dtype for value in network.parameters()} == {torch.float32}
 
 
@@ -128,12 +128,14 @@ def test_torchscript(weights):
         torch.jit.save(torch.jit.script(network), "ts.pt")
     crops = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(load_model("ts.pt", with_spec(architecture="torchscript"))(crops), network(crops))
+        assert torch.equal(
+            load_network("ts.pt", with_spec(architecture="torchscript")).network(crops), network(crops)
+        )
     with pytest.raises(CheckpointError, match="set 'architecture: torchscript'"):
-        load_model("ts.pt", SPEC)
+        load_network("ts.pt", SPEC)
     torch.save(weights, "c.pt")
-    with pytest.raises(CheckpointError, match="no TorchScript file"):
-        load_model("c.pt", with_spec(architecture="torchscript"))
+    with pytest.raises(CheckpointError, match="not a TorchScript file"):
+        load_network("c.pt", with_spec(architecture="torchscript"))
 
 
 def test_timm_and_torchvision_heads_get_the_outputs_of_the_spec():
@@ -146,7 +148,7 @@ def test_timm_and_torchvision_heads_get_the_outputs_of_the_spec():
     ):
         torch.save(network.state_dict(), "c.pt")
         spec = with_spec(architecture=architecture, head=two, input_height_px=size, input_width_px=size)
-        assert_same(load_model("c.pt", spec), network.state_dict())
+        assert_same(load_network("c.pt", spec).network, network.state_dict())
 
 
 class Mkdir:
@@ -163,10 +165,10 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(weights, tmp_path):
     proof = tmp_path / "executed"
     torch.save({"state_dict": weights, "extra": Mkdir(proof)}, "c.pt")
     with pytest.raises(CheckpointError, match=r"refused, because it refers to '\w+\.mkdir'.*safetensors"):
-        load_model("c.pt", SPEC)
+        load_network("c.pt", SPEC)
     Path("raw.pt").write_bytes(pickle.dumps({"state_dict": Mkdir(proof)}, protocol=2))
     with pytest.raises(CheckpointError, match="refused"):
-        load_model("raw.pt", SPEC)
+        load_network("raw.pt", SPEC)
     assert not proof.exists()
     # The trap works: the plain pickle module does run it.
     pickle.loads(Path("raw.pt").read_bytes())
@@ -176,7 +178,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(weights, tmp_path):
 def test_a_whole_pickled_module_is_refused():
     torch.save(torch.nn.Linear(2, 1), "c.pt")
     with pytest.raises(CheckpointError, match=r"'torch\.nn\.modules\.linear\.Linear'.*safetensors"):
-        load_model("c.pt", SPEC)
+        load_network("c.pt", SPEC)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_a_whole_pickled_module_is_refused():
 def test_files_that_are_no_checkpoints(content, message):
     Path("c.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
-        load_model("c.pt", SPEC)
+        load_network("c.pt", SPEC)
 
 
 def test_damaged_and_missing_files(weights):
@@ -205,17 +207,17 @@ def test_damaged_and_missing_files(weights):
         (".", "is a directory"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            load_model(name, SPEC)
+            load_network(name, SPEC)
     Path("c.safetensors").write_bytes(b"abc")
     with pytest.raises(CheckpointError, match="no valid safetensors file"):
-        load_model("c.safetensors", SPEC)
+        load_network("c.safetensors", SPEC)
 
 
 @pytest.mark.parametrize(("content", "message"), [([1], "it holds a list"), ({"epoch": 3}, "its keys are epoch")])
 def test_files_without_weights(content, message):
     torch.save(content, "c.pt")
     with pytest.raises(CheckpointError, match=message):
-        load_model("c.pt", SPEC)
+        load_network("c.pt", SPEC)
 
 
 def test_what_does_not_fit_is_listed(weights):
@@ -224,7 +226,7 @@ def test_what_does_not_fit_is_listed(weights):
     weights["extra.bias"] = torch.zeros(2)
     torch.save({"state_dict": prefixed(weights, "module.")}, "c.pt")
     with pytest.raises(CheckpointError) as caught:
-        load_model("c.pt", SPEC)
+        load_network("c.pt", SPEC)
     message = str(caught.value)
     assert "under 'state_dict'" in message
     assert "1 missing (5.weight); 1 unexpected (extra.bias); 1 of another shape (0.weight is [4, 3, 5, 5]" in message
@@ -234,22 +236,22 @@ def test_what_does_not_fit_is_listed(weights):
 def test_another_network_is_counted_and_shortened(weights):
     torch.save(weights, "c.pt")
     with pytest.raises(CheckpointError, match=r"75 missing \(conv_stem.weight, .*, and 71 more\); 8 unexpected"):
-        load_model("c.pt", with_spec(architecture="timm:test_efficientnet"))
+        load_network("c.pt", with_spec(architecture="timm:test_efficientnet"))
 
 
 def test_the_wrong_head_is_named(weights):
     torch.save(weights, "c.pt")
     two_class = with_spec(architecture="python:tiny_nets:two_class", head=Head("softmax"))
     with pytest.raises(CheckpointError, match=r"last layer has 1 output\(s\): set 'head: {kind: sigmoid}'"):
-        load_model("c.pt", two_class)
+        load_network("c.pt", two_class)
     with pytest.raises(CheckpointError, match=r"gives a tensor of shape \[2, 1\], but head 'softmax' needs \[2, 2\]"):
-        load_model("c.pt", with_spec(head=Head("softmax")))
+        load_network("c.pt", with_spec(head=Head("softmax")))
 
 
 def test_an_input_that_the_network_cannot_take(weights):
     torch.save(timm.create_model("test_vit", num_classes=1, img_size=96).state_dict(), "c.pt")
     with pytest.raises(CheckpointError, match=r"pos_embed.*the input size"):
-        load_model("c.pt", with_spec(architecture="timm:test_vit", input_height_px=64, input_width_px=64))
+        load_network("c.pt", with_spec(architecture="timm:test_vit", input_height_px=64, input_width_px=64))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -257,7 +259,7 @@ def test_weights_that_diverged_are_named(weights, value):
     weights["5.weight"][0, 1] = value
     torch.save(weights, "c.pt")
     with pytest.raises(CheckpointError, match=r"NaN or Inf in 1 tensor\(s\) \(5.weight\)"):
-        load_model("c.pt", SPEC)
+        load_network("c.pt", SPEC)
 
 
 @pytest.mark.parametrize(
@@ -275,13 +277,13 @@ def test_weights_that_diverged_are_named(weights, value):
 def test_unknown_architectures(weights, architecture, message):
     torch.save(weights, "c.pt")
     with pytest.raises(SpecError, match=message):
-        load_model("c.pt", with_spec(architecture=architecture))
+        load_network("c.pt", with_spec(architecture=architecture))
 
 
 def test_the_hash_is_filled_in_and_checked(weights):
     torch.save(weights, "c.pt")
     sha256 = sha256_file(Path("c.pt"))
-    assert load_checkpoint("c.pt", SPEC).spec.checkpoint_sha256 == sha256
-    assert load_checkpoint("c.pt", with_spec(checkpoint_sha256=sha256)).spec.checkpoint_sha256 == sha256
+    assert load_network("c.pt", SPEC).spec.checkpoint_sha256 == sha256
+    assert load_network("c.pt", with_spec(checkpoint_sha256=sha256)).spec.checkpoint_sha256 == sha256
     with pytest.raises(CheckpointError, match=f"{sha256}.*{'0' * 64}"):
-        load_checkpoint("c.pt", with_spec(checkpoint_sha256="0" * 64))
+        load_network("c.pt", with_spec(checkpoint_sha256="0" * 64))

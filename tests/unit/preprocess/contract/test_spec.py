@@ -109,7 +109,7 @@ def test_a_missing_field_is_named(missing: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"- 1\n- 2\n", "must be a YAML mapping"), (b"a: [", "no valid YAML"), (b"\xff\xfe\x00", "cannot be read")],
+    [(b"- 1\n- 2\n", "must be a YAML mapping"), (b"a: [", "not valid YAML"), (b"\xff\xfe\x00", "cannot be read")],
 )
 def test_a_file_that_is_no_spec_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "spec.yaml"

@@ -24,9 +24,8 @@ DESCRIPTION_FILE = "ensemble.json"
 
 
 def prove_members(
-    path: str | Path,
+    ensemble: EnsembleSpec,
     network: nn.Module,
-    version_dir: Path,
     crops: UInt8Array,
     *,
     max_batch_size: int,
@@ -34,12 +33,11 @@ def prove_members(
     verbose: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """Prove every member of an ensemble, and write `DESCRIPTION_FILE`.
+    """Prove every member of an ensemble.
 
     Args:
-        path: the YAML file of the ensemble.
+        ensemble: members and how they are combined.
         network: what `load_ensemble` returned for it.
-        version_dir: directory of the new version.
         crops: uint8 ``[N, H, W, 3]`` RGB at the ensemble's input size.
         max_batch_size: the largest batch that will be served.
         crops_source: where the crops came from, for the reports.
@@ -54,8 +52,6 @@ def prove_members(
         ExportError: a member cannot be exported.
     """
     assert isinstance(network, EnsembleNetwork)
-    identity = EnsembleSpec.from_yaml(path).identity()
-    (version_dir / DESCRIPTION_FILE).write_text(identity, encoding="utf-8")
     reports = {}
     with tempfile.TemporaryDirectory() as scratch:
         for branch, spec in zip(network.branches, network.member_specs, strict=True):
@@ -74,8 +70,8 @@ def prove_members(
             )
             reports[spec.name] = report.to_dict()
             model_path.unlink()
-    weights = network.meta_weights
-    return {"members": reports, "meta_model": weights.to_dict() if weights else None}
+    meta_model = ensemble.meta_model
+    return {"members": reports, "meta_model": meta_model.to_dict() if meta_model else None}
 
 
 def members_markdown(members: Mapping[str, Mapping[str, Any]]) -> str:

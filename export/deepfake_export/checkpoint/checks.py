@@ -1,0 +1,81 @@
+"""Checks of a loaded network, before anything is exported from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import CheckpointError
+
+SHOWN = 4
+"""How many names of each kind a message shows."""
+
+
+def check_finite(path: Path, network: nn.Module) -> None:
+    """Check that all weights are numbers.
+
+    Raises:
+        CheckpointError: some are NaN or Inf.
+    """
+    broken = tuple(
+        name
+        for name, value in network.state_dict().items()
+        if value.is_floating_point() and not value.isfinite().all()
+    )
+    if broken:
+        raise CheckpointError(
+            f"{path} holds NaN or Inf in {len(broken)} tensor(s) ({first_names(broken)}); the training diverged, "
+            "so take an earlier checkpoint"
+        )
+
+
+def check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels: int) -> None:
+    """Run two gray crops through the network: a wrong input size or head shows here and not in service.
+
+    Raises:
+        CheckpointError: the network does not run on such crops, or gives something else than its head says.
+    """
+    crops = torch.full((2, in_channels, spec.input_height_px, spec.input_width_px), 0.1)
+    try:
+        with torch.inference_mode():
+            outputs = network(crops)
+    except Exception as exc:
+        reason = str(exc).strip().splitlines()[-1] if str(exc).strip() else type(exc).__name__
+        raise CheckpointError(
+            f"{path}: the network does not run on {spec.input_width_px}x{spec.input_height_px} px crops ({reason}); "
+            "set the input size that it was trained with in the spec, or put a module around it that takes such "
+            "crops (docs/export.md shows one)"
+        ) from exc
+    allowed = [(2, spec.head.num_logits)] + ([(2,)] if spec.head.num_logits == 1 else [])
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
+    if shape not in allowed:
+        raise CheckpointError(
+            f"{path}: for 2 crops the network gives {_shown_output(outputs)}, but head {spec.head.kind!r} needs "
+            f"{[2, spec.head.num_logits]}; correct 'head' in the spec, or return that from a module "
+            "around the network (docs/export.md shows one)"
+        )
+
+
+def _shown_output(outputs: object) -> str:
+    if isinstance(outputs, Tensor):
+        return f"a tensor of shape {list(outputs.shape)}"
+    entries: list[tuple[str, object]] = []
+    if isinstance(outputs, Mapping):
+        entries = [(f"{key!r}: ", value) for key, value in outputs.items()]
+    elif isinstance(outputs, tuple | list):
+        entries = [("", value) for value in outputs]
+    held = ", ".join(
+        name + (str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__)
+        for name, value in entries
+    )
+    return f"a {type(outputs).__name__}" + (f" with {held}" if held else "")
+
+
+def first_names(names: tuple[str, ...]) -> str:
+    """Return the first names, for a message, and how many more there are."""
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f", and {rest} more" if rest > 0 else "")
