@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from deepfake_export import export_checkpoint, load_network
 from deepfake_export.cli.export import demo_checkpoint, export
-from deepfake_export.demo.checkpoint import demo_spec
 from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network
 from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET
 from deepfake_export.graph.served_detector import ServedDetector
@@ -302,7 +301,6 @@ def test_the_demo_checkpoint_comes_with_its_card_and_exports(tmp_path):
     checkpoint = tmp_path / "deepfake_efficientnet_b0.safetensors"
     assert checkpoint.stat().st_size <= 10 * 2**20
     spec = ModelSpec.from_yaml(checkpoint.with_suffix(".yaml"))
-    assert spec == demo_spec()
     assert "UNTRAINED" not in spec.training_data
     assert "not for decisions about people" in (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8").lower()
     parity = export_checkpoint(checkpoint, spec, tmp_path / "m", max_batch_size=4).manifest.parity

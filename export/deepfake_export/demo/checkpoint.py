@@ -9,18 +9,11 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 
 DEMO_NAME = "deepfake_efficientnet_b0"
 CARD_NAME = "MODEL_CARD.md"
 _DATA = files("deepfake_export.demo")
-
-
-def demo_spec() -> ModelSpec:
-    """Return the contract of the demo model."""
-    with as_file(_DATA / f"{DEMO_NAME}.yaml") as path:
-        return ModelSpec.from_yaml(path)
 
 
 def write_demo_checkpoint(directory: str | Path) -> tuple[Path, Path]:

@@ -50,10 +50,6 @@ class CropGeometry:
     to_frame: NDArray[np.float64]
     crop_wh: tuple[int, int]
 
-    def points_to_frame(self, points_xy: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return points ``[N, 2]`` of the crop in pixels of the frame."""
-        return np.asarray(points_xy @ self.to_frame[:, :2].T + self.to_frame[:, 2], dtype=np.float64)
-
     def points_to_crop(self, points_xy: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return points ``[N, 2]`` of the frame in pixels of the crop; outside of it where the frame goes on."""
         turn, shift = self.to_frame[:, :2], self.to_frame[:, 2]

@@ -8,7 +8,7 @@ from the usual implementations:
 * The levels of one image's pyramid are packed into one picture, so that PNet runs once per image.
 * All crops of one stage and image come out of that picture with one `cv2.remap`, each from the level where the
   window has about the size the network wants; the crops of all images go through the network together.
-* The networks are written in the form ONNX Runtime runs fastest (`deepfake_preprocess.faces.mtcnn_graphs`).
+* The networks are written in the form ONNX Runtime runs fastest (``scripts/make_mtcnn_weights.py``).
 * In a picture taken shortly after another, windows around the known faces take the place of PNet's
   (`MtcnnDetector.follow`); PNet takes most of the time.
 

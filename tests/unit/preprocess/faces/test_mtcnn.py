@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import pytest
+from checkout import ROOT
 from skimage.data import astronaut
 
 from deepfake_preprocess.errors import OptionError
@@ -206,10 +208,20 @@ def test_wrong_options_are_refused(options):
         MtcnnDetector(**options)
 
 
+def weights_script():
+    """The script that makes the committed networks, as a module."""
+    for package in ("joblib", "onnx"):
+        pytest.importorskip(package)
+    spec = importlib.util.spec_from_file_location("make_mtcnn_weights", ROOT / "scripts/make_mtcnn_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("network", ["pnet", "rnet", "onet"])
 def test_the_committed_networks_are_what_the_builder_makes(network):
     onnx = pytest.importorskip("onnx")
-    graphs = pytest.importorskip("deepfake_preprocess.faces.mtcnn_graphs")
+    graphs = weights_script()
     built = graphs.build(network)
     committed = onnx.load(graphs.WEIGHTS_DIR / f"{network}.onnx")
     onnx.checker.check_model(committed, full_check=True)
@@ -226,7 +238,7 @@ def test_the_networks_compute_what_the_plain_layers_compute(network, size):
     """The rewritten graphs against the layers of the paper, one after the other, in float64."""
     onnxruntime = pytest.importorskip("onnxruntime")
     torch = pytest.importorskip("torch")
-    graphs = pytest.importorskip("deepfake_preprocess.faces.mtcnn_graphs")
+    graphs = weights_script()
     crops = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
     weights = [torch.from_numpy(array) for array in graphs.load_weights(network)]
     functional = torch.nn.functional

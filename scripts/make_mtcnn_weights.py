@@ -1,17 +1,17 @@
-"""Builds the three networks of MTCNN as ONNX files. Run by developers only; never imported at run time.
+"""Builds the three networks of MTCNN as ONNX files; run by developers, from a checkout with the extra `dev`.
 
 ::
 
-    python -m deepfake_preprocess.faces.mtcnn_graphs            # rewrites weights/{pnet,rnet,onet}.onnx
+    python scripts/make_mtcnn_weights.py            # rewrites {pnet,rnet,onet}.onnx in faces/weights
 
-The weights come from the PyPI package ``mtcnn`` (MIT licence, see ``weights/LICENSE.mtcnn``), which must be
-installed together with ``onnx``; TensorFlow is not needed. The committed files make the base install free of all
-of them, and no pickle is loaded on a user's machine.
+The weights come from the PyPI package ``mtcnn`` (MIT license, see ``weights/LICENSE.mtcnn``); TensorFlow is not
+needed. Because the files are committed, the base install needs neither package, and no pickle is loaded on a user's
+machine.
 
 The graphs compute what the networks of Zhang et al. (2016, https://arxiv.org/abs/1604.02878) compute, in a form
 that ONNX Runtime's CPU provider runs two to three times faster:
 
-* Normalisation ``(x - 127.5) / 128`` is folded into the first convolution.
+* Normalization ``(x - 127.5) / 128`` is folded into the first convolution.
 * ``PRelu`` costs ONNX Runtime more than all convolutions together. With slope ``a`` it is written as
   ``|1 - a|``-scaled ``Relu`` plus ``a`` times the input, both as 1x1 convolutions, which the runtime fuses with
   ``Relu`` and ``Add`` in its blocked (NCHWc) layout.
@@ -36,12 +36,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from deepfake_preprocess.support.extras import require_extra
-
-WEIGHTS_DIR = Path(__file__).parent / "weights"
+WEIGHTS_DIR = Path(__file__).parents[1] / "preprocess/deepfake_preprocess/faces/weights"
 NETWORKS = ("pnet", "rnet", "onet")
 _OUTPUT_SHAPES = {"pnet": ("n", 8, "cells_high", "cells_wide"), "rnet": ("n", 5), "onet": ("n", 15)}
 
@@ -65,11 +65,7 @@ def load_weights(network: str) -> list[Array]:
         float64 arrays in layer order: per convolution ``[H, W, in, out]``, bias ``[out]`` and, where an activation
         follows, slopes ``[out]``; per dense layer ``[in, out]`` and bias. The heads come last: box, (landmarks,)
         class.
-
-    Raises:
-        MissingExtraError: ``mtcnn`` or ``joblib`` is not installed.
     """
-    joblib = require_extra("joblib", extra="dev")
     # The package itself cannot be imported: it imports TensorFlow.
     files = importlib.metadata.files("mtcnn") or []
     path = next(file for file in files if file.match(f"assets/weights/{network}.lz4"))
@@ -98,7 +94,7 @@ def build(network: str) -> Any:
 
     if network == "pnet":
         graph.input("image", "FLOAT", ["n", 3, "height", "width"])
-        graph.conv_pool_prelu(*_normalised(*layers[:3]), pool=2)
+        graph.conv_pool_prelu(*_normalized(*layers[:3]), pool=2)
         graph.conv(*layers[3:5])
         graph.prelu(layers[5])
         graph.conv(*layers[6:8])
@@ -108,7 +104,7 @@ def build(network: str) -> Any:
         graph.input("crops", "UINT8", ["n", size, size, 3])
         graph.node("Cast", to=1)
         graph.node("Transpose", perm=[0, 3, 1, 2])
-        graph.conv_pool_prelu(*_normalised(*layers[:3]), pool=3)
+        graph.conv_pool_prelu(*_normalized(*layers[:3]), pool=3)
         graph.conv_pool_prelu(*layers[3:6], pool=3)
         if network == "onet":
             graph.conv_pool_prelu(*layers[6:9], pool=2)
@@ -124,7 +120,7 @@ def build(network: str) -> Any:
     return graph.model(network, _OUTPUT_SHAPES[network])
 
 
-def _normalised(kernel: Array, bias: Array, slope: Array) -> tuple[Array, Array, Array]:
+def _normalized(kernel: Array, bias: Array, slope: Array) -> tuple[Array, Array, Array]:
     """Fold ``(x - 127.5) / 128`` into a first convolution."""
     return kernel / 128, bias - kernel.sum(axis=(0, 1, 2)) * (127.5 / 128), slope
 
@@ -147,7 +143,6 @@ class _Graph:
     """
 
     def __init__(self) -> None:
-        self._onnx = require_extra("onnx", extra="dev")
         self._nodes: list[Any] = []
         self._initializers: list[Any] = []
         self._inputs: list[Any] = []
@@ -156,8 +151,8 @@ class _Graph:
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> None:
         """Declare the input."""
-        element = getattr(self._onnx.TensorProto, dtype)
-        self._inputs.append(self._onnx.helper.make_tensor_value_info(name, element, shape))
+        element = getattr(onnx.TensorProto, dtype)
+        self._inputs.append(onnx.helper.make_tensor_value_info(name, element, shape))
         self._value = name
 
     def node(self, operator: str, *parameters: Array, inputs: Sequence[str] = (), **attributes: Any) -> str:
@@ -166,9 +161,9 @@ class _Graph:
         output = f"{operator.lower()}_{len(self._nodes)}"
         for index, parameter in enumerate(parameters):
             names.append(f"{output}_parameter_{index}")
-            tensor = self._onnx.numpy_helper.from_array(np.ascontiguousarray(parameter, dtype=np.float32), names[-1])
+            tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(parameter, dtype=np.float32), names[-1])
             self._initializers.append(tensor)
-        self._nodes.append(self._onnx.helper.make_node(operator, names, [output], **attributes))
+        self._nodes.append(onnx.helper.make_node(operator, names, [output], **attributes))
         self._value = output
         return output
 
@@ -236,8 +231,8 @@ class _Graph:
 
     def model(self, name: str, shape: Sequence[int | str]) -> Any:
         """Close the chain."""
-        helper = self._onnx.helper
-        output = helper.make_tensor_value_info(self._value, self._onnx.TensorProto.FLOAT, shape)
+        helper = onnx.helper
+        output = helper.make_tensor_value_info(self._value, onnx.TensorProto.FLOAT, shape)
         graph = helper.make_graph(self._nodes, name, self._inputs, [output], self._initializers)
         return helper.make_model(
             graph,
