@@ -6,18 +6,14 @@ converts one, for a command of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from deepfake_preprocess.contract.fields import check_choice, check_known, read_mapping, refuse
 from deepfake_preprocess.errors import SpecError
-
-FloatArray = npt.NDArray[np.float64]
 
 FEATURES = ("probability", "logit")
 NUMBERS = ("mean", "scale", "coef", "intercept")
@@ -25,7 +21,7 @@ FIELDS = ("features", "fake_index", "file", *NUMBERS)
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class MetaModel:
     """Logistic regression with its scaler: logit = ``((x - mean) / scale) @ coef + intercept``.
 
@@ -38,10 +34,10 @@ class MetaModel:
         fake_index: class of the regression that means fake.
     """
 
-    coef: FloatArray
+    coef: tuple[float, ...]
     intercept: float
-    mean: FloatArray
-    scale: FloatArray
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
     features: str = "probability"
     fake_index: int = 1
 
@@ -60,29 +56,31 @@ class MetaModel:
         for key in ("coef", "intercept"):
             if key not in data:
                 raise SpecError(f"field '{key}' is missing; a logistic regression needs coef and intercept")
+        (intercept,) = _vector("intercept", data["intercept"], 1)
         scale = _vector("scale", data.get("scale", [1.0] * num_members), num_members)
-        if not (scale > 0).all():
-            raise refuse("scale", scale.tolist(), "numbers above 0")
+        if min(scale) <= 0:
+            raise refuse("scale", list(scale), "numbers above 0")
         return cls(
             _vector("coef", data["coef"], num_members),
-            float(_vector("intercept", data["intercept"], 1)[0]),
+            intercept,
             _vector("mean", data.get("mean", [0.0] * num_members), num_members),
             scale,
             **meaning,
         )
 
-    def folded(self) -> tuple[FloatArray, float]:
+    def folded(self) -> tuple[list[float], float]:
         """Return weights and constant of the fake logit, with the scaler multiplied in."""
         sign = 1.0 if self.fake_index == 1 else -1.0
-        weights = sign * self.coef / self.scale
-        return weights, float(sign * self.intercept - (weights * self.mean).sum())
+        weights = [sign * coef / scale for coef, scale in zip(self.coef, self.scale, strict=True)]
+        shift = math.fsum(weight * mean for weight, mean in zip(weights, self.mean, strict=True))
+        return weights, sign * self.intercept - shift
 
     def numbers(self) -> dict[str, Any]:
         """Return the numbers in the form that a YAML file has."""
         return {
-            "mean": self.mean.tolist(),
-            "scale": self.scale.tolist(),
-            "coef": self.coef.tolist(),
+            "mean": list(self.mean),
+            "scale": list(self.scale),
+            "coef": list(self.coef),
             "intercept": self.intercept,
         }
 
@@ -137,14 +135,23 @@ def _read_file(name: object, base: Path) -> tuple[dict[str, Any], str]:
     return dict(read_mapping(path)), str(path)
 
 
-def _vector(name: str, value: Any, length: int) -> FloatArray:
+def _vector(name: str, value: Any, length: int) -> tuple[float, ...]:
     try:
-        array = np.asarray(value, dtype=np.float64).reshape(-1)
+        numbers = tuple(_flat(value))
     except (TypeError, ValueError):
         raise refuse(name, value, f"{length} number(s)") from None
-    if len(array) != length:
+    if len(numbers) != length:
         per = "" if name == "intercept" else ", one per member"
-        raise SpecError(f"field '{name}' holds {len(array)} number(s); allowed: {length}{per}")
-    if not np.isfinite(array).all():
-        raise refuse(name, array.tolist(), "finite numbers")
-    return array
+        raise SpecError(f"field '{name}' holds {len(numbers)} number(s); allowed: {length}{per}")
+    if not all(map(math.isfinite, numbers)):
+        raise refuse(name, list(numbers), "finite numbers")
+    return numbers
+
+
+def _flat(value: Any) -> Iterator[float]:
+    """Yield the numbers of nested lists: scikit-learn's `coef_` has a row per class."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield float(value)

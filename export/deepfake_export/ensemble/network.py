@@ -88,7 +88,7 @@ class Regression(KeepsFloat32):
         super().__init__()
         coef, intercept = meta_model.folded()
         self._of_probabilities = meta_model.features == "probability"
-        self.register_buffer("coef", torch.from_numpy(coef).float().reshape(-1, 1), persistent=False)
+        self.register_buffer("coef", torch.tensor(coef, dtype=torch.float64).float().reshape(-1, 1), persistent=False)
         self.register_buffer("intercept", torch.tensor(intercept, dtype=torch.float32), persistent=False)
 
     def forward(self, logits: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def _numbers(model: Any, scaler: Any) -> dict[str, Any]:
             numbers["mean"] = scaler.mean_
         if scaler.with_std:
             numbers["scale"] = scaler.scale_
-    return numbers
+    return {name: value.tolist() for name, value in numbers.items()}
 
 
 def _check_conversion(names: str, model: Any, scaler: Any, meta_model: MetaModel) -> None:

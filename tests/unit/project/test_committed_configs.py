@@ -41,7 +41,7 @@ def test_the_head_and_the_ensemble_of_the_page_can_be_read(tmp_path):
     assert whole.spec.input_size_wh == (380, 380)
     assert whole.members[3].in_channels == 1
     assert whole.meta_model is not None
-    assert whole.meta_model.coef.tolist() == [1.9, 1.4, 1.2, 0.3]
+    assert whole.meta_model.coef == (1.9, 1.4, 1.2, 0.3)
     for layer in (*SIZED_LAYERS, *PLAIN_LAYERS):
         assert f"`{layer}`" in PAGE or f"`{layer}:N`" in PAGE
 
