@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -15,8 +16,12 @@ from media import make_clip
 from safetensors.torch import save_file
 
 from deepfake_client.cli import main as cli
+from deepfake_client.explain.service import ServiceExplainer
+from deepfake_client.explain.types import ExplainOptions
 from deepfake_export import export_checkpoint
 from deepfake_export.demo.untrained import build_untrained_network
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import ExplainDisagreementError
 from deepfake_serve import EmbeddedTriton
@@ -114,21 +119,43 @@ def test_heatmaps_are_added_to_the_pages_of_an_earlier_run(folder, triton, tmp_p
     assert run(*explaining) == made, "what has heatmaps is left as it is"
 
 
-def test_the_service_explains_what_triton_serves(folder, triton, tmp_path, capsys):
-    command = [sys.executable, "-m", "deepfake_client.cli.main", "explain-serve", folder / "small.safetensors"]
+@contextmanager
+def service(checkpoint, triton):
+    """Yield the address of `deepfake explain-serve`, which compares every score with that of `triton`."""
+    command = [sys.executable, "-m", "deepfake_client.cli.main", "explain-serve", checkpoint]
     options = ["--url", triton.grpc_url, "--port", "0"]
-    with subprocess.Popen([*map(str, command), *options], stderr=subprocess.PIPE, text=True) as service:
+    with subprocess.Popen([*map(str, command), *options], stderr=subprocess.PIPE, text=True) as process:
         try:
-            assert service.stderr is not None
+            assert process.stderr is not None
             lines = []
             while not (found := re.search(r"on (http://127\.0\.0\.1:\d+);", "".join(lines))):
-                lines.append(service.stderr.readline())
+                lines.append(process.stderr.readline())
                 assert lines[-1], f"the service ended: {lines}"
-            code = explain(folder, triton, "--service", found[1], "-o", tmp_path, "--method", "hires-cam", "--top", 1)
-            assert code == 0
-            (face,) = json.loads((tmp_path / "explanation.json").read_text())["faces"]
-            assert face["method"] == "hires-cam"
-            assert face["served_probability"] == pytest.approx(face["fake_probability"], abs=1e-4)
+            yield found[1]
         finally:
-            service.terminate()
-            assert service.wait(30) in (0, -15)
+            process.terminate()
+            assert process.wait(30) in (0, -15)
+
+
+def test_the_service_explains_what_triton_serves(folder, triton, tmp_path, capsys):
+    with service(folder / "small.safetensors", triton) as url:
+        code = explain(folder, triton, "--service", url, "-o", tmp_path, "--method", "hires-cam", "--top", 1)
+    assert code == 0
+    (face,) = json.loads((tmp_path / "explanation.json").read_text())["faces"]
+    assert face["method"] == "hires-cam"
+    assert face["served_probability"] == pytest.approx(face["fake_probability"], abs=1e-4)
+
+
+def test_the_service_allows_what_the_served_precision_allows(folder, tmp_path):
+    repository = tmp_path / "repository"
+    exported = export_checkpoint(
+        folder / "small.safetensors", SPEC, repository, max_batch_size=4, precisions=("fp16",), promote="fp16"
+    )
+    assert exported.manifest.precision == "fp16"
+    crops = generate_crops(12, SPEC.input_size_wh, seed=3)
+    with EmbeddedTriton(repository) as triton, service(folder / "small.safetensors", triton) as url:
+        found = ServiceExplainer(url).explain(crops, ExplainOptions())
+    tolerance = TOLERANCES["fp16"].probability_abs
+    assert {item.tolerance for item in found} == {tolerance}
+    differences = [abs(item.fake_probability - item.served_probability) for item in found]
+    assert TOLERANCES["fp32"].probability_abs < max(differences) <= tolerance

@@ -37,8 +37,6 @@ def explain_serve(
         typer.Option(metavar="HOST:PORT", help="gRPC address of the server whose scores answers must agree with."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Its model; needed only when it offers several.")] = None,
-    precision: Annotated[str, typer.Option(help="Precision that it serves: fp32, fp16 or int8.")] = "fp32",
-    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="It serves a TensorRT plan.")] = False,
     host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
@@ -75,7 +73,7 @@ def explain_serve(
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     with screen.status("loading the checkpoint"):
         explainer = CheckpointExplainer.load(checkpoint, spec, device=device, max_batch=max_batch)
-    agreement = None if url is None else Agreement(url, model, precision, tensorrt)
+    agreement = None if url is None else Agreement(url, model)
     app = build_app(explainer, MtcnnDetector(), limits=limits, agreement=agreement)
     with _listening(host, port) as listener:
         address = f"http://{host}:{listener.getsockname()[1]}"

@@ -79,14 +79,10 @@ class Agreement:
     Attributes:
         url: ``host:port`` of its gRPC endpoint.
         model: its name; may be left out where the server offers exactly one.
-        precision: of the served model, which decides about the tolerance.
-        tensorrt: whether a TensorRT plan is served.
     """
 
     url: str
     model: str | None = None
-    precision: str = "fp32"
-    tensorrt: bool = False
 
 
 class Metrics:
@@ -283,7 +279,7 @@ class _Service:
             # A client remembers the model's version; a new one finds the one that is served now.
             await self._drop_client()
             raise
-        return ServedScores(probabilities, model.spec.checkpoint_sha256, agreement.precision, agreement.tensorrt)
+        return ServedScores(probabilities, model.spec.checkpoint_sha256, model.precision, model.tensorrt)
 
     async def _drop_client(self) -> None:
         if self._client is not None:
