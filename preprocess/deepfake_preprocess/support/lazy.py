@@ -1,27 +1,38 @@
-"""Public names of a package that are imported on first use (PEP 562), which keeps the import of the package cheap."""
+"""Packages whose public names are imported on first use, by a stub that lists them.
+
+The way of scientific Python's SPEC 1 (https://scientific-python.org/specs/spec-0001/): the package's
+``__init__.pyi`` is its one list of public names, for type checkers, for people and at run time.
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
-def lazy_attributes(package: str, names_of: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a package.
+def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], list[str]]:
+    """Return the `__getattr__` (PEP 562) and the `__all__` of a package.
 
     Args:
-        package: its dotted name.
-        names_of: by module, relative to the package, the names that come from it, separated by spaces.
+        package: `__name__` of the package.
+        file: `__file__` of the package; the stub is in the same folder. It holds ``from module import name, ...``
+            and nothing else that matters here.
     """
-    module_of = {name: module for module, names in names_of.items() for name in names.split()}
+    stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
+    module_of = {
+        alias.name: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
 
     def get(name: str) -> Any:
-        if name not in module_of:
+        module = module_of.get(name)
+        if module is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+        value = getattr(importlib.import_module(module), name)
         setattr(sys.modules[package], name, value)
         return value
 
-    return get
+    return get, list(module_of)
