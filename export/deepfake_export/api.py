@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from deepfake_export.network import load_network
 from deepfake_export.proof.gate import BEST, check_precisions
-from deepfake_export.repository import layout as repo
+from deepfake_export.repository.configs import refresh_configs
+from deepfake_export.repository.locks import locked
+from deepfake_export.repository.staging import find_identical, publish, staged
 from deepfake_export.request import REQUEST_KEY, ExportRequest, what_changed
 from deepfake_export.spec_file import pin_checkpoint
-from deepfake_export.tensorrt.plans import EngineOptions, add_engine, ensure_plan, find_maker
+from deepfake_export.tensorrt.options import EngineOptions
+from deepfake_export.tensorrt.plans import add_plan, find_maker
 from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.repository import ENGINE_SOURCE, MODEL_FILE
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 from deepfake_preprocess.errors import OptionError
@@ -153,13 +157,14 @@ def export_checkpoint(
     # Before minutes of work: is there anything to build or to check engines with?
     maker = find_maker(check_only_allowed=True) if tensorrt is not None else None
     engine_notes: list[str] = []
-    with repo.locked(repository, spec.name):
-        same = None if force else repo.find_identical(repository, spec)
+    with locked(repository, spec.name):
+        same = None if force else find_identical(repository, spec)
         changed = what_changed(same.parity, identity, max_batch_size) if same is not None else ()
         if same is not None and not changed:
             # Heals configurations that were edited, or left behind by a crash after the last rename; and serves the
             # newest version again after a rollback, for that is what an export is asked to bring about.
-            repo.refresh_configs(repository / spec.name, same, max_batch_size=max_batch_size)
+            model_dir = repository / spec.name
+            refresh_configs(model_dir, same, max_batch_size=max_batch_size)
             note = (
                 f"version {same.spec.version} was made of the same checkpoint and spec by the same request, and its "
                 "files are intact, so that is the one that is served; --force makes a new one"
@@ -168,11 +173,12 @@ def export_checkpoint(
                 note += f", and fills {artifacts}"
             if maker is not None and tensorrt is not None:
                 on_step("Building the TensorRT engine")
-                same, created, engine_note = ensure_plan(
-                    maker, repository / spec.name, same, max_batch_size=max_batch_size, options=tensorrt
-                )
+                version_dir = model_dir / str(same.spec.version)
+                added = add_plan(maker, version_dir, same, max_batch_size=max_batch_size, options=tensorrt)
+                same = added.manifest
+                refresh_configs(model_dir, same, max_batch_size=max_batch_size)
                 return ExportResult(
-                    repository, same.spec.version, created=created, manifest=same, notes=(note, engine_note)
+                    repository, same.spec.version, created=added.created, manifest=same, notes=(note, added.note)
                 )
             return ExportResult(repository, same.spec.version, created=False, manifest=same, notes=(note,))
 
@@ -191,10 +197,10 @@ def export_checkpoint(
         proof_crops, crops_source = (
             _proof_crops(crops, spec, max_batch_size) if faces is None or crops else (faces.crops, faces.origin)
         )
-        with repo.staged(repository, spec.name) as stage:
+        with staged(repository, spec.name) as stage:
             spec = dataclasses.replace(spec, version=stage.version)
             detector = ServedDetector(loaded.network, spec).eval()
-            model_path = stage.version_dir / repo.MODEL_FILE
+            model_path = stage.version_dir / MODEL_FILE
             on_step("Exporting to ONNX")
             export_onnx(detector, model_path, spec, verbose=verbose)
 
@@ -242,15 +248,6 @@ def export_checkpoint(
                     max_batch_size=max_batch_size, crops_source=crops_source, verbose=verbose, on_step=on_step,
                 )  # fmt: skip
                 page += members_markdown(figures["members"])
-            engine = None
-            if maker is not None and tensorrt is not None:
-                on_step("Building the TensorRT engine")
-                engine, engine_note = add_engine(
-                    maker, stage.version_dir, stage.version_dir, max_batch_size=max_batch_size, options=tensorrt
-                )
-                engine_notes.append(engine_note)
-
-            on_step(f"Adding version {spec.version} to {repository}")
             (stage.version_dir / "parity.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
             (stage.version_dir / "parity.md").write_text(page, encoding="utf-8")
             manifest = Manifest.of_directory(
@@ -260,10 +257,15 @@ def export_checkpoint(
                 parity=figures,
                 precision=precision,
                 promotion=promotion,
-                engine=engine.to_dict() if engine is not None else None,
             )
+            if maker is not None and tensorrt is not None:
+                on_step("Building the TensorRT engine")
+                added = add_plan(maker, stage.version_dir, manifest, max_batch_size=max_batch_size, options=tensorrt)
+                manifest = added.manifest
+                engine_notes.append(added.note)
+            on_step(f"Adding version {spec.version} to {repository}")
             manifest.write(stage.version_dir)
-            repo.publish(repository, manifest, max_batch_size=max_batch_size)
+            publish(repository, manifest, max_batch_size=max_batch_size)
     if same is not None and changed:
         engine_notes.append(
             f"version {same.spec.version} has the same checkpoint and spec, but this export differs in "
@@ -310,7 +312,7 @@ def _prove(
             _keep_artifacts(Path(request.artifacts), spec, proof.paths)
         if proof.decision.promoted == "int8" and request.int8_target == "cpu":
             other = proof.paths.get("fp16", model_path)
-            shutil.copyfile(other, model_path.with_name(repo.ENGINE_SOURCE))
+            shutil.copyfile(other, model_path.with_name(ENGINE_SOURCE))
         if proof.promoted_path != model_path:
             shutil.copyfile(proof.promoted_path, model_path)
     write_report(model_path.parent, data)

@@ -17,10 +17,9 @@ from deepfake_preprocess.contract.config_check import contract_problems
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import served_version, versions_of
 from deepfake_preprocess.contract.plan_info import PLAN_FILE
+from deepfake_preprocess.contract.repository import MODEL_FILE, model_dirs
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError, RepositoryError
-
-MODEL_FILE = "model.onnx"
 
 MAX_INSTANCES = 8
 """Past this, cores go into threads: each instance is a process with a copy of the model, and eight of them
@@ -112,21 +111,7 @@ def check_repository(repository: Path, models: Sequence[str] = ()) -> list[Serve
         RepositoryError: nothing to serve, a version does not match its manifest, or a configuration is
             missing or says something else than the manifest; names the model and the file.
     """
-    export = "put a model there with `deepfake export`"
-    if not repository.is_dir():
-        raise RepositoryError(f"{repository}: there is no such model repository; {export}, or name another one")
-    present = sorted(path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
-    for name in models:
-        if name not in present:
-            raise RepositoryError(f"{repository} holds no model {name!r}, only: {', '.join(present) or 'nothing'}")
-    versions = {name: versions_of(repository / name) for name in (dict.fromkeys(models) or present)}
-    # A configuration without weights is normal (the weights are not in git), but only serving it is an error.
-    without = [name for name, found in versions.items() if not found]
-    if without and (models or len(without) == len(versions)):
-        raise RepositoryError(f"{repository / without[0]} holds no version, so there are no weights; {export}")
-    if not versions:
-        raise RepositoryError(f"{repository} holds no model; {export}")
-    return [_check_model(repository / name, found) for name, found in versions.items() if found]
+    return [_check_model(model_dir) for model_dir in model_dirs(repository, models)]
 
 
 def write_view(models: Sequence[ServedModel], target: Path, shares: Mapping[str, CpuShare]) -> None:
@@ -156,40 +141,19 @@ def write_view(models: Sequence[ServedModel], target: Path, shares: Mapping[str,
         (directory / triton_config.CONFIG_NAME).write_text(text, encoding="utf-8")
 
 
-def _check_model(model_dir: Path, versions: Sequence[int]) -> ServedModel:
+def _check_model(model_dir: Path) -> ServedModel:
     path = model_dir / triton_config.EMBEDDED_CONFIG_NAME
     config = triton_config.read_config(path)
-    version_dir = model_dir / str(served_version(config, versions, where=path))
+    version_dir = model_dir / str(served_version(config, versions_of(model_dir), where=path))
     manifest = Manifest.read(version_dir)
-    spec = manifest.spec
-    if (spec.name, str(spec.version)) != (model_dir.name, version_dir.name):
-        raise RepositoryError(
-            f"{version_dir}: the manifest is that of {spec.name!r} version {spec.version}; "
-            "a version cannot be copied or renamed, export the model again"
-        )
-    if MODEL_FILE not in manifest.files and PLAN_FILE in manifest.files:
-        raise RepositoryError(
-            f"{version_dir} has no {MODEL_FILE}, only a TensorRT plan, and the embedded server has neither TensorRT "
-            "nor a GPU; serve it with NVIDIA's container (`docker compose up`)"
-        )
     if MODEL_FILE not in manifest.files:
+        lacks = "only a TensorRT plan, which the embedded server cannot run" if PLAN_FILE in manifest.files else ""
         raise RepositoryError(
-            f"{version_dir} has no {MODEL_FILE}, which the embedded server runs; export the model to ONNX, or serve "
-            "it with NVIDIA's container (`docker compose up`)"
+            f"{version_dir} has no {MODEL_FILE}, {lacks or 'which the embedded server runs'}; export the model to "
+            "ONNX, or serve it with NVIDIA's container (`docker compose up`)"
         )
     manifest.verify(version_dir)
-    _check_config(config, manifest, path)
-    return ServedModel(spec, version_dir, config)
-
-
-def _check_config(config: Any, manifest: Manifest, path: Path) -> None:
-    """Check what a configuration says of its version; batching and instances may be tuned by hand."""
-    spec = manifest.spec
-    again = "export the model again, or restore the file"
-    if config.name != spec.name or config.backend != triton_config.EMBEDDED_BACKEND:
-        raise RepositoryError(
-            f"{path} configures {config.name!r} with backend {config.backend!r}; "
-            f"expected {spec.name!r} with {triton_config.EMBEDDED_BACKEND!r}: {again}"
-        )
-    for problem in contract_problems(config, manifest):
-        raise RepositoryError(f"{path}: {problem}; {again}")
+    # Batching and instances may be tuned by hand; what the contract fixes may not.
+    for problem in contract_problems(config, manifest, embedded=True):
+        raise RepositoryError(f"{path}: {problem}; export the model again, or restore the file")
+    return ServedModel(manifest.spec, version_dir, config)

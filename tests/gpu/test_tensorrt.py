@@ -10,12 +10,13 @@ import pytest
 
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS
-from deepfake_export.repository import layout as repo
 from deepfake_export.tensorrt.engine import build_engine, tensorrt_runner
 from deepfake_export.tensorrt.gpu import find_gpu
 from deepfake_export.tensorrt.library import load_tensorrt
-from deepfake_export.tensorrt.plans import EngineOptions, build_engines
+from deepfake_export.tensorrt.options import EngineOptions
+from deepfake_export.tensorrt.plans import build_engines
 from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.model_dir import versions_of
 from deepfake_preprocess.contract.plan_info import check_plan
 from deepfake_preprocess.contract.triton_config import read_config
 from deepfake_preprocess.errors import EngineError, RepositoryError
@@ -39,7 +40,7 @@ def exported(tmp_path_factory):
 
 def test_a_plan_gives_what_onnx_runtime_gives(exported, tmp_path):
     onnx_path, plan, cache = exported.version_dir / "model.onnx", tmp_path / "model.plan", tmp_path / "timing.cache"
-    engine = build_engine(onnx_path, plan, max_batch_size=16, timing_cache=cache)
+    engine = build_engine(onnx_path, plan, max_batch_size=16, options=EngineOptions(timing_cache=cache))
     gpu = find_gpu()
     assert gpu is not None
     assert (engine.builder, engine.compute_capability) == ("tensorrt", gpu.compute_capability)
@@ -58,13 +59,14 @@ def test_a_plan_gives_what_onnx_runtime_gives(exported, tmp_path):
         run(generate_crops(17, exported.manifest.spec.input_size_wh))
     # A second build reads the cache; a damaged one is replaced.
     cache.write_bytes(b"damaged")
-    build_engine(onnx_path, plan, max_batch_size=16, timing_cache=cache)
+    build_engine(onnx_path, plan, max_batch_size=16, options=EngineOptions(timing_cache=cache))
     assert cache.stat().st_size > 7
 
 
 def test_a_version_compatible_plan_says_so(exported, tmp_path):
     plan = tmp_path / "model.plan"
-    engine = build_engine(exported.version_dir / "model.onnx", plan, max_batch_size=2, version_compatible=True)
+    options = EngineOptions(version_compatible=True)
+    engine = build_engine(exported.version_dir / "model.onnx", plan, max_batch_size=2, options=options)
     assert engine.version_compatible
 
 
@@ -89,7 +91,7 @@ def test_engines_are_put_into_a_repository_and_kept_while_they_fit(exported):
     (healed,) = build_engines(exported.repository, options=EngineOptions(typical_batch_size=4))
     assert healed.created
     Manifest.read(exported.version_dir).verify(exported.version_dir)
-    assert repo.versions_of(exported.model_dir) == [1]
+    assert versions_of(exported.model_dir) == [1]
 
 
 def test_a_file_that_is_no_plan_is_refused(tmp_path):

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.demo.untrained import build_untrained_network
-from deepfake_export.repository import layout as repo
-from deepfake_export.repository.admin import inspect_repository
+from deepfake_export.repository.listing import inspect_repository
+from deepfake_export.repository.staging import leftovers
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_serve._repository import check_repository
@@ -46,7 +46,7 @@ def test_a_second_export_waits_for_nobody_and_a_killed_one_leaves_nothing_half(c
         for line in first.stderr:
             if line.startswith("Exporting to ONNX"):
                 break
-        assert repo.leftovers(root, "tiny")
+        assert leftovers(root, "tiny")
         second = run(checkpoint, root)
         assert second.returncode == 2
         assert f"another export of 'tiny', or a rollback or prune, is running on {root}" in second.stderr
@@ -61,7 +61,7 @@ def test_a_second_export_waits_for_nobody_and_a_killed_one_leaves_nothing_half(c
 
     done = run(checkpoint, root)
     assert done.returncode == 0, done.stderr
-    assert repo.leftovers(root, "tiny") == []
+    assert leftovers(root, "tiny") == []
     assert [model.spec.version for model in check_repository(root)] == [1]
     assert inspect_repository(root)[0].all_problems == ()
 
@@ -79,4 +79,4 @@ def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path):
     assert f"error: no space is left for {tmp_path / 'models'}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny.lock"]
-    assert repo.leftovers(tmp_path / "models", "tiny") == []
+    assert leftovers(tmp_path / "models", "tiny") == []

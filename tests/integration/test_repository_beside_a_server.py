@@ -11,10 +11,14 @@ import pytest
 import tritonclient.grpc
 from tiny_model import TINY_SPEC, write_tiny_onnx
 
-from deepfake_export.repository import layout as repo
-from deepfake_export.repository.admin import inspect_repository, prune, rollback
+from deepfake_export.repository.activation import rollback
+from deepfake_export.repository.listing import inspect_repository
+from deepfake_export.repository.locks import locked
+from deepfake_export.repository.pruning import prune
+from deepfake_export.repository.staging import publish, staged
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
+from deepfake_preprocess.contract.repository import MODEL_FILE
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import config_parameters
 from deepfake_preprocess.errors import RepositoryError
@@ -24,12 +28,12 @@ END_TIMEOUT_S = 30
 
 
 def add_version(root, threshold):
-    with repo.locked(root, "tiny"), repo.staged(root, "tiny") as stage:
+    with locked(root, "tiny"), staged(root, "tiny") as stage:
         spec = dataclasses.replace(TINY_SPEC, version=stage.version, threshold=threshold)
-        write_tiny_onnx(stage.version_dir / repo.MODEL_FILE, spec)
+        write_tiny_onnx(stage.version_dir / MODEL_FILE, spec)
         manifest = Manifest.of_directory(stage.version_dir, spec, precision="fp32", tools={}, parity={})
         manifest.write(stage.version_dir)
-        repo.publish(root, manifest, max_batch_size=8)
+        publish(root, manifest, max_batch_size=8)
 
 
 def what_triton_serves(triton):
@@ -69,7 +73,7 @@ def test_a_version_is_in_use_until_the_server_of_a_killed_process_has_ended(tiny
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         supervisor = psutil.Process(int(parent.stdout.readline()))
         assert lock_holders(version_dir) == (parent.pid,)
-        rollback(tiny_repository, "tiny", to=2)
+        rollback(tiny_repository, "tiny", version=2)
         with pytest.raises(RepositoryError, match=f"in use by process {parent.pid}"):
             prune(tiny_repository, "tiny", keep=1)
         parent.kill()

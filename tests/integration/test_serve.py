@@ -24,7 +24,7 @@ import tritonclient.http
 from tiny_model import TINY_SPEC
 from tritonclient.utils import InferenceServerException
 
-from deepfake_export.repository.layout import refresh_configs
+from deepfake_export.repository.configs import refresh_configs
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec

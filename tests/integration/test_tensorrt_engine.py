@@ -16,11 +16,11 @@ import typer
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from deepfake_export import export_checkpoint, load_network
-from deepfake_export.cli import engines as cli_engines
 from deepfake_export.cli.export import export
+from deepfake_export.cli.repository import app as repository_app
 from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network, write_untrained_checkpoint
 from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
@@ -31,7 +31,8 @@ from deepfake_export.tensorrt import plans as engines
 from deepfake_export.tensorrt.engine import build_engine
 from deepfake_export.tensorrt.gpu import Gpu
 from deepfake_export.tensorrt.library import load_tensorrt_rtx
-from deepfake_export.tensorrt.plans import EngineOptions, build_engines
+from deepfake_export.tensorrt.options import EngineOptions
+from deepfake_export.tensorrt.plans import build_engines
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.plan_info import check_plan, engine_of
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -176,15 +177,16 @@ def test_a_file_that_is_no_graph_of_ours_is_refused(tmp_path):
     with pytest.raises(OptionError, match="cannot be read"):
         build_engine(tmp_path / "absent.onnx", None, max_batch_size=4, library=library)
     (tmp_path / "no.onnx").write_bytes(b"this is no graph")
-    with pytest.raises(EngineError, match=r"no\.onnx.*no ONNX"):
+    with pytest.raises(EngineError, match=r"no\.onnx is not an ONNX file"):
         build_engine(tmp_path / "no.onnx", None, max_batch_size=4, library=library)
 
 
 def test_batches_and_gpus_out_of_range(b0_graphs):
     library = load_tensorrt_rtx()
     for typical, largest in ((9, 8), (0, 8), (None, 0)):
+        options = EngineOptions(typical_batch_size=typical)
         with pytest.raises(OptionError, match="allowed: 1 <= typical <= largest"):
-            build_engine(b0_graphs["fp32"], None, max_batch_size=largest, typical_batch_size=typical, library=library)
+            build_engine(b0_graphs["fp32"], None, max_batch_size=largest, options=options, library=library)
     with pytest.raises(EngineError, match=r"compute capability 3\.5; it knows SM75"):
         build_engine(b0_graphs["fp32"], None, max_batch_size=1, library=library, compute_capability="3.5")
 
@@ -253,24 +255,19 @@ def test_plans_are_put_beside_the_onnx_file_and_kept_while_they_fit(repository_w
     assert build_engines(repository_with_gpu, force=True)[0].created
 
 
-def test_the_check_says_before_a_start_whether_plans_fit(repository_with_gpu):
-    app = typer.Typer()
-    app.command()(cli_engines.build_engines)
+def test_verify_says_before_a_start_whether_plans_fit(repository_with_gpu):
+    def verify(target: str) -> Result:
+        arguments = ["verify", "--repository", str(repository_with_gpu), "--tensorrt", target]
+        return CliRunner().invoke(repository_app, arguments)
 
-    def check(target: str) -> str:
-        arguments = ["--repository", str(repository_with_gpu), "--check", target]
-        return CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
-
-    assert "tiny/1: can be served" in check("11.4.0/9.0")  # without a plan there is nothing to refuse
+    assert verify("11.4.0/9.0").exit_code == 0  # without a plan there is nothing to refuse
     (built,) = build_engines(repository_with_gpu)
-    assert "tiny/1: can be served" in check("here")
-    assert "tiny/1: can be served" in check(f"{built.engine.tensorrt_version}/8.9")
-    with pytest.raises(RepositoryError, match=r"but 11\.4\.0 runs here.*build it again"):
-        check("11.4.0/8.9")
-    with pytest.raises(RepositoryError, match=r"but this one has 9\.0"):
-        check(f"{built.engine.tensorrt_version}/9.0")
-    with pytest.raises(OptionError, match=r"--check is '11\.4'"):
-        check("11.4")
+    assert verify(f"{built.engine.tensorrt_version}/8.9").exit_code == 0
+    for target, what in (("11.4.0/8.9", "but 11.4.0 runs here"), ("{}/9.0", "but this one has 9.0")):
+        told = verify(target.format(built.engine.tensorrt_version))
+        assert told.exit_code == 2
+        assert what in told.stdout
+        assert "build it again" in told.stdout
 
 
 def damage_plan(version_dir: Path) -> None:
@@ -318,7 +315,7 @@ def test_what_is_no_plan_is_not_healed_and_a_plan_that_differs_is_not_published(
     (version_dir / "model.onnx").write_bytes(b"another file")
     with pytest.raises(RepositoryError, match=r"model\.onnx has changed"):
         build_engines(repository_with_gpu)
-    with pytest.raises(RepositoryError, match="no version of 'absent'; put one there"):
+    with pytest.raises(RepositoryError, match="holds no model 'absent', only: tiny"):
         build_engines(repository_with_gpu, ["absent"])
 
 

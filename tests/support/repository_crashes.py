@@ -14,9 +14,12 @@ import signal
 import sys
 from pathlib import Path
 
-from deepfake_export.repository import layout as repo
-from deepfake_export.repository.admin import prune, rollback
+from deepfake_export.repository.activation import rollback
+from deepfake_export.repository.locks import locked
+from deepfake_export.repository.pruning import prune
+from deepfake_export.repository.staging import publish, staged
 from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.repository import MODEL_FILE
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import production_config
 from deepfake_preprocess.errors import RepositoryError
@@ -27,12 +30,12 @@ TAKES_SPACE = {"os.mkdir", "open"}
 
 
 def add_version(root: Path, threshold: float, name: str = SPEC.name) -> None:
-    with repo.locked(root, name), repo.staged(root, name) as stage:
+    with locked(root, name), staged(root, name) as stage:
         spec = dataclasses.replace(SPEC, name=name, version=stage.version, threshold=threshold)
-        (stage.version_dir / repo.MODEL_FILE).write_bytes(b"weights of %d" % stage.version)
+        (stage.version_dir / MODEL_FILE).write_bytes(b"weights of %d" % stage.version)
         manifest = Manifest.of_directory(stage.version_dir, spec, precision="fp32", tools={}, parity={})
         manifest.write(stage.version_dir)
-        repo.publish(root, manifest, max_batch_size=4)
+        publish(root, manifest, max_batch_size=4)
 
 
 CHANGES = {

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deepfake_export.repository.layout import refresh_configs
+from deepfake_export.repository.configs import refresh_configs
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec

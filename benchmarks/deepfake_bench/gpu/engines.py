@@ -27,6 +27,7 @@ from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.tensorrt.engine import BoundPlan, LoadedPlan, build_engine
 from deepfake_export.tensorrt.gpu import find_gpu
 from deepfake_export.tensorrt.library import TensorRTLibrary, load_tensorrt, load_tensorrt_rtx
+from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 from deepfake_preprocess.errors import EngineError
@@ -245,7 +246,7 @@ class TensorRTEngine:
                 self._onnx,
                 path,
                 max_batch_size=largest,
-                typical_batch_size=None if served else largest,
+                options=EngineOptions(typical_batch_size=None if served else largest),
                 library=self._library,
                 compute_capability=self._compute_capability,
             )

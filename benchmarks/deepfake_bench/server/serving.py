@@ -75,7 +75,7 @@ def embedded_server(
     Raises:
         DeepfakeError: the server does not start.
     """
-    from deepfake_serve._repository import MODEL_FILE  # psutil and Triton's wheel: only where it is asked for
+    from deepfake_preprocess.contract.repository import MODEL_FILE
     from deepfake_serve.server import EmbeddedTriton
 
     with EmbeddedTriton(repository, models=[model] if model else (), instances=instances, threads=threads) as triton:

@@ -36,9 +36,10 @@ from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of
+from deepfake_preprocess.contract.repository import MODEL_FILE
 from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_preprocess.errors import DeepfakeError, RepositoryError
-from deepfake_serve._repository import MODEL_FILE, ServedModel, available_cores, check_repository, model_share
+from deepfake_serve._repository import ServedModel, available_cores, check_repository, model_share
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")
 VERIFIED_CROPS = 16
@@ -367,11 +368,11 @@ def tune(
 
 
 def _write(tuning: Tuning) -> Path:
-    from deepfake_export.repository.admin import rollback, write_serving_options
+    from deepfake_export.repository.activation import rollback, write_serving_options
 
     name = tuning.model.spec.name
     if tuning.best.version != tuning.start.version:
-        rollback(tuning.repository, name, to=tuning.best.version)
+        rollback(tuning.repository, name, version=tuning.best.version)
     return write_serving_options(tuning.repository, name, tuning.best.options)
 
 

@@ -10,16 +10,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_export.tensorrt.plans import EngineOptions, check_plans, parse_target
+from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_export.tensorrt.plans import build_engines as build
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 
 
 def build_engines(
-    repository: RepositoryOption = DEFAULT_REPOSITORY,
-    model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", metavar="NAME", help="Only this model; may be repeated.")
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to build for. Default: all.")
     ] = None,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     typical_batch: Annotated[
         int | None, typer.Option("--typical-batch", help="Batch that kernels are picked for. Default: 8.", min=1)
     ] = None,
@@ -30,37 +30,25 @@ def build_engines(
         bool, typer.Option("--version-compatible", help="Plans that later TensorRT minor versions load, too.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build even where the plan fits this machine.")] = False,
-    check: Annotated[
-        str | None,
-        typer.Option(
-            "--check",
-            metavar="VERSION/CAPABILITY",
-            help="Build nothing: check the served plans for a TensorRT and a GPU, as 11.4.0/8.9; 'here' takes this "
-            "machine's.",
-        ),
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build TensorRT plans from the ONNX files of a repository, and let Triton serve them.
 
     Needs TensorRT and the kind of GPU that will serve the plans. A plan that was
     built by this TensorRT for this GPU is kept, so this can run before every start
-    of Triton, as docker-compose.yml does.
+    of Triton, as docker-compose.yml does. `deepfake repository verify` checks plans
+    without building any.
 
     [bold]Exit codes[/]  0 every model has a plan that fits · 1 no plan could be
     built · 2 the repository or an option is wrong
     """
-    if check is not None:
-        for version_dir in check_plans(repository, model or (), target=parse_target(check, "--check")):
-            typer.echo(f"{version_dir}: can be served")
-        return
     console = Console(stderr=True)
 
     def show(step: str) -> None:
         console.print(f"[dim]{escape(step)}[/dim]", highlight=False, soft_wrap=True)
 
     options = EngineOptions(typical_batch, timing_cache, version_compatible)
-    results = build(repository, model or (), options=options, force=force, on_step=show)
+    results = build(repository, models or (), options=options, force=force, on_step=show)
     if as_json:
         data = [
             {"version_dir": str(item.version_dir), "created": item.created, "engine": item.engine.to_dict()}

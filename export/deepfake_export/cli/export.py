@@ -18,7 +18,7 @@ from rich.table import Table
 from deepfake_export.api import ExportResult, export_checkpoint
 from deepfake_export.proof.gate import BEST, parse_precisions
 from deepfake_export.spec_file import default_spec_path, read_spec
-from deepfake_export.tensorrt.plans import EngineOptions
+from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE

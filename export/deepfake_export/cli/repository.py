@@ -1,4 +1,4 @@
-"""`deepfake repository`: thin shells around `repository_admin`; no PyTorch, no server."""
+"""`deepfake repository`: thin shells around `deepfake_export.repository`; no PyTorch, no server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deepfake_export.repository.admin import ModelInfo, Problem, Pruning, inspect_repository
-from deepfake_export.repository.admin import prune as prune_model
-from deepfake_export.repository.admin import rollback as rollback_model
-from deepfake_export.tensorrt.plans import parse_target, plan_target
+from deepfake_export.repository.activation import rollback as rollback_model
+from deepfake_export.repository.listing import ModelInfo, inspect_repository
+from deepfake_export.repository.pruning import Pruning
+from deepfake_export.repository.pruning import prune as prune_model
+from deepfake_export.repository.verification import Problem
+from deepfake_export.tensorrt.plans import plan_target
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
@@ -24,7 +26,7 @@ PLAIN_WIDTH = 120
 """Of a table that goes into a file or a pipe, where there is no terminal to fit."""
 
 app = typer.Typer(
-    help="""Look after a model repository: its versions, which one is served, whether all is whole.
+    help="""Manage a model repository: its versions, which one is served, whether everything is intact.
 
     `deepfake export` adds versions; the newest export is served. Every command
     works beside running servers, which take changes when they are started again.
@@ -39,7 +41,7 @@ app = typer.Typer(
 
       deepfake repository prune my_detector --keep 3 --dry-run
 
-    [bold]Exit codes[/]  0 done, or all is whole · 2 something is wrong; the
+    [bold]Exit codes[/]  0 done, or everything is intact · 2 something is wrong; the
     message says what to do
     """,
     no_args_is_help=True,
@@ -55,8 +57,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_models(repository: RepositoryOption = DEFAULT_REPOSITORY, as_json: AsJson = False) -> None:
     """Show models and versions, which one is served, and what is damaged.
 
-    Every file is compared with its manifest. Half and damaged models are shown,
-    with the reason below the table. `size` is that of all files of a version.
+    Every file is compared with its manifest. Damaged and incomplete models are
+    shown, with the reason below the table. `size` is that of all files of a version.
     """
     models = inspect_repository(repository)
     if as_json:
@@ -92,11 +94,11 @@ def verify(
 
     Says per file what is wrong and what to do. TensorRT plans must be for the
     TensorRT and the GPU that will load them. Exit code 0 when nothing is wrong, 2
-    otherwise; what is not served, as a plan of an older version or what a killed
-    export left behind, is named, and counts only where it keeps Triton from
-    starting.
+    otherwise; what is not served, such as a plan of an older version or what a
+    killed export left behind, is reported, and counts only where it keeps Triton
+    from starting.
     """
-    target = parse_target(tensorrt, "--tensorrt") or plan_target()
+    target = _plan_target(tensorrt)
     found = inspect_repository(repository, models or (), plan_target=target)
     problems = [problem for model in found for problem in model.all_problems]
     wrong = [problem for problem in problems if not problem.harmless]
@@ -116,9 +118,9 @@ def verify(
         _print_problems(console, problems)
         if target is None and any(list((repository / model.name).glob(f"*/{PLAN_FILE}")) for model in found):
             what = "plans were not compared with a TensorRT and a GPU, because this machine lacks them"
-            console.print(f"[dim]note[/]  {what}; name those that shall load them, as --tensorrt 11.4.0/8.9")
-        summary = f"{len(found)} model(s), {versions} version(s) checked: "
-        console.print(summary + (f"[bold red]{len(wrong)} problem(s)[/]" if wrong else "[green]all is whole[/]"))
+            console.print(f"[dim]note[/]  {what}; name those that will load them, as in --tensorrt 11.4.0/8.9")
+        result = f"[bold red]{len(wrong)} problem(s)[/]" if wrong else "[green]everything is intact[/]"
+        console.print(f"{len(found)} model(s), {versions} version(s) checked: {result}")
     if wrong:
         raise typer.Exit(RepositoryError.exit_code)
 
@@ -126,19 +128,19 @@ def verify(
 @app.command()
 def rollback(
     model: Model,
-    to: Annotated[
-        int | None, typer.Option("--to", metavar="VERSION", help="Version to serve. Default: the one before.", min=1)
+    version: Annotated[
+        int | None, typer.Argument(metavar="[VERSION]", help="Version to serve. Default: the one before.", min=1)
     ] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     as_json: AsJson = False,
 ) -> None:
-    """Serve the previous version of a model again, or the one named with --to.
+    """Serve the previous version of a model again, or the one that is named.
 
     Nothing is deleted: both configurations are written for that version, with its
     threshold and input size. The next export serves its own version again.
-    With --to and the served version, damaged configurations are repaired.
+    Naming the served version repairs damaged configurations.
     """
-    result = rollback_model(repository, model, to=to)
+    result = rollback_model(repository, model, version=version)
     if as_json:
         _print_json(result.to_dict())
         return
@@ -171,7 +173,7 @@ def prune(
         if yes or not plan.removed:
             return True
         if not sys.stdin.isatty():
-            raise OptionError("there is no terminal to ask on; say --yes to remove, or --dry-run to look first")
+            raise OptionError("there is no terminal to ask on; add --yes to remove, or --dry-run to look first")
         return typer.confirm(f"Remove {_removal(plan)}?", err=True)
 
     plan = prune_model(repository, model, keep=keep, dry_run=dry_run, confirm=confirm)
@@ -187,6 +189,14 @@ def prune(
         console.print(f"{'Would remove' if dry_run else 'Nothing was removed; it would be'} {_removal(plan)}.")
     if plan.removed:
         console.print(f"  kept  {_numbers(plan.kept)} (served: {_numbers(plan.served)})")
+
+
+def _plan_target(text: str) -> tuple[str, str] | None:
+    """Return the TensorRT version and compute capability of ``11.4.0/8.9``, or those of this machine for ``here``."""
+    version, slash, capability = text.partition("/")
+    if text != "here" and not slash:
+        raise OptionError(f"--tensorrt is {text!r}; allowed: 'here', or a pair like 11.4.0/8.9")
+    return plan_target() if text == "here" else (version, capability)
 
 
 def _table(models: Sequence[ModelInfo]) -> Table:

@@ -11,6 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from deepfake_export.tensorrt.library import (
     load_tensorrt,
     target_gpu,
 )
+from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_preprocess.contract.plan_info import EngineInfo
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import EngineError, OptionError
@@ -54,11 +56,9 @@ def build_engine(
     plan_path: Path | None,
     *,
     max_batch_size: int,
-    typical_batch_size: int | None = None,
-    timing_cache: Path | None = None,
-    version_compatible: bool = False,
+    options: EngineOptions | None = None,
     library: TensorRTLibrary | None = None,
-    compute_capability: str | None = None,
+    compute_capability: str = CHECK_COMPUTE_CAPABILITY,
 ) -> EngineInfo:
     """Parse an ONNX file and build an engine for batches of 1 to `max_batch_size`.
 
@@ -66,78 +66,65 @@ def build_engine(
         onnx_path: a model under the wire contract, with a dynamic batch.
         plan_path: where to write the engine, in one step; None builds it as a check only.
         max_batch_size: largest batch of the optimization profile, at least 1.
-        typical_batch_size: batch that kernels are picked for; None takes 8, or `max_batch_size` where smaller.
-        timing_cache: file with kernel timings of earlier builds; read where it exists, and written. A file of
-            another TensorRT or GPU is replaced. TensorRT-RTX has no use for it.
-        version_compatible: let later TensorRT versions of the same major version load the plan; somewhat slower,
-            and Triton then needs ``--backend-config=tensorrt,version-compatible=true``. Not for TensorRT-RTX.
+        options: how to build; the defaults when None.
         library: what builds; None takes `load_tensorrt`, which needs a GPU.
-        compute_capability: GPU that TensorRT-RTX builds for; None takes 8.9. The full library builds for this
-            machine's.
+        compute_capability: GPU that TensorRT-RTX builds for. The full library builds for this machine's.
 
     Returns:
         What was built.
 
     Raises:
-        OptionError: a batch size is out of range, or the file does not exist.
+        OptionError: a batch size is out of range, or the file cannot be read.
         EngineError: no GPU where one is needed, or TensorRT cannot parse or build the graph; names the node and
             the layer that it came from.
         MissingExtraError: TensorRT is not installed.
     """
-    typical = min(TYPICAL_BATCH_SIZE, max_batch_size) if typical_batch_size is None else typical_batch_size
+    options = options or EngineOptions()
+    typical = options.typical_batch_size
+    typical = min(TYPICAL_BATCH_SIZE, max_batch_size) if typical is None else typical
     if not 1 <= typical <= max_batch_size:
         raise OptionError(
             f"the typical batch is {typical} and the largest {max_batch_size}; allowed: 1 <= typical <= largest"
         )
     library = load_tensorrt() if library is None else library
     gpu = find_gpu()
-    if gpu is None and not library.is_rtx:
-        raise EngineError("no NVIDIA GPU was found, and TensorRT builds only on the kind of GPU that runs the plan")
-    if gpu is None or library.is_rtx:
-        capability = compute_capability or CHECK_COMPUTE_CAPABILITY
+    if library.is_rtx:
         # It times no kernels, and warns when it is handed a cache; and it has no lean runtime to put into the plan.
-        timing_cache, version_compatible = None, False
+        options = replace(options, timing_cache=None, version_compatible=False)
+    elif gpu is None:
+        raise EngineError("no NVIDIA GPU was found, and TensorRT builds only on the kind of GPU that runs the plan")
     else:
-        capability = gpu.compute_capability
+        compute_capability = gpu.compute_capability
 
     started = time.perf_counter()
-    model_bytes = _read(onnx_path)
-    try:
-        model = onnx.load_from_string(model_bytes)
-    except DecodeError as exc:
-        raise EngineError(f"{onnx_path} is no ONNX file ({_one_line(str(exc))}); export the model again") from exc
-    library.log.clear()
     trt: TensorRT = library.module
     builder = trt.Builder(library.logger)
     # Version 11 knows nothing else and ignores the flag; version 10 needs it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, library.logger)
-    if not parser.parse(model_bytes):
-        raise EngineError(_parser_message(parser, library, onnx_path, model))
-
+    model = _parse(network, library, onnx_path)
     config = builder.create_builder_config()
     # TF32 keeps ten bits of each factor, and an FP32 plan that differs from the checkpoint is not an FP32 plan.
     config.clear_flag(trt.BuilderFlag.TF32)
-    if version_compatible:
+    if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if library.is_rtx:
-        target_gpu(trt, config, capability)
+        target_gpu(trt, config, compute_capability)
     profile = builder.create_optimization_profile()
     crop = _crop_shape(network, onnx_path)
     profile.set_shape(INPUT_NAME, (1, *crop), (typical, *crop), (max_batch_size, *crop))
     config.add_optimization_profile(profile)
-    _load_timing_cache(config, timing_cache)
-    library.log.clear()  # what it said of an old timing cache is no reason for anything that follows
+    _load_timing_cache(config, options.timing_cache)
+    library.errors.clear()  # what it said of an old timing cache is not a reason for anything that follows
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(_build_message(library, onnx_path, model))
-    _save_timing_cache(config, timing_cache)
+    _save_timing_cache(config, options.timing_cache)
     if plan_path is not None:
         _write(plan_path, memoryview(plan))
     return EngineInfo(
         builder=library.name,
         tensorrt_version=library.version,
-        compute_capability=capability,
+        compute_capability=compute_capability,
         cuda_version=RTX_CUDA_VERSION if library.is_rtx else cuda_version(),
         precision=precision_of(model),
         min_batch_size=1,
@@ -146,7 +133,7 @@ def build_engine(
         num_layers=int(network.num_layers),
         size_bytes=int(plan.nbytes),
         build_seconds=round(time.perf_counter() - started, 3),
-        version_compatible=version_compatible,
+        version_compatible=options.version_compatible,
         plan=plan_path.name if plan_path is not None else "",
     )
 
@@ -202,7 +189,7 @@ class LoadedPlan:
         if find_gpu() is None:
             raise EngineError("no NVIDIA GPU was found, and a TensorRT plan runs only on one")
         trt: TensorRT = library.module
-        library.log.clear()
+        library.errors.clear()
         runtime = trt.Runtime(library.logger)
         engine = runtime.deserialize_cuda_engine(plan_path.read_bytes())
         if engine is None:
@@ -245,11 +232,21 @@ def _execute(context: IExecutionContext, memory: GpuMemory) -> None:
     memory.synchronize()
 
 
-def _read(path: Path) -> bytes:
+def _parse(network: INetworkDefinition, library: TensorRTLibrary, onnx_path: Path) -> onnx.ModelProto:
+    """Read an ONNX file into TensorRT's network, and return it."""
     try:
-        return path.read_bytes()
+        model_bytes = onnx_path.read_bytes()
+        model = onnx.load_from_string(model_bytes)
     except OSError as exc:
-        raise OptionError(f"{path} cannot be read ({exc.strerror}); `deepfake export` writes the model") from exc
+        raise OptionError(f"{onnx_path} cannot be read ({exc.strerror}); `deepfake export` writes the model") from exc
+    except DecodeError as exc:
+        raise EngineError(f"{onnx_path} is not an ONNX file ({_one_line(str(exc))}); export the model again") from exc
+    library.errors.clear()
+    trt: TensorRT = library.module
+    parser = trt.OnnxParser(network, library.logger)
+    if not parser.parse(model_bytes):
+        raise EngineError(_parser_message(parser, library, onnx_path, model))
+    return model
 
 
 def _crop_shape(network: INetworkDefinition, onnx_path: Path) -> tuple[int, ...]:
@@ -267,7 +264,7 @@ def _parser_message(parser: OnnxParser, library: TensorRTLibrary, onnx_path: Pat
     what = f"{_title(library)} cannot parse {onnx_path.name}"
     if not parser.num_errors:
         return f"{what} ({_reason(library)}); export the model again"
-    # One cause is often told several times, and first where it was found.
+    # One cause is often reported several times, and first where it was found.
     error = parser.get_error(0)
     found = find_node(model, index=error.node(), name=error.node_name(), operator=error.node_operator())
     name = error.node_name() or (found.name if found is not None else "") or f"number {error.node()}"
@@ -280,7 +277,7 @@ def _parser_message(parser: OnnxParser, library: TensorRTLibrary, onnx_path: Pat
     if operator in ("QuantizeLinear", "DequantizeLinear"):
         advice = (
             "quantize with signed symmetric activations and weights (QInt8, zero point 0) and leave biases in float, "
-            "as `deepfake export --int8-target tensorrt` does, or serve the ONNX file"
+            "as an export with int8_target tensorrt does, or serve the ONNX file"
         )
     return f"{what}: node {name!r} (ONNX operator {operator}){where} is refused ({reason}); {advice}"
 
@@ -301,7 +298,7 @@ def _title(library: TensorRTLibrary) -> str:
 
 
 def _reason(library: TensorRTLibrary) -> str:
-    return _one_line(library.log.errors[0]) if library.log.errors else "it gave no reason"
+    return _one_line(library.errors[0]) if library.errors else "it gave no reason"
 
 
 def _one_line(text: str) -> str:
@@ -313,7 +310,7 @@ def _load_timing_cache(config: IBuilderConfig, path: Path | None) -> None:
         return
     content = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(content)
-    # A cache of another TensorRT or GPU is refused; then one starts anew, because a build must not fail for it.
+    # A cache of another TensorRT or GPU is refused; then a new one is begun, because a build must not fail for it.
     if content and (cache is None or not config.set_timing_cache(cache, False)):
         config.set_timing_cache(config.create_timing_cache(b""), False)
     elif not content:

@@ -1,6 +1,6 @@
 """Finds NVIDIA's builder: `tensorrt` where a GPU is, TensorRT-RTX's CPU builder where none is.
 
-Both have the same interface, as far as `tensorrt_engine` uses it; `target_gpu` is the one thing that only
+Both have the same interface, as far as `tensorrt.engine` uses it; `target_gpu` is the one thing that only
 TensorRT-RTX has, because the full library always builds for the GPU that it finds.
 
 The libraries come without type information. The names below stand for their classes in annotations, and the
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from deepfake_preprocess.errors import EngineError, MissingExtraError
@@ -38,21 +38,6 @@ OLDEST_TENSORRT = (10, 12)
 """The first version that takes everything we do the way version 11 does."""
 
 
-@dataclass(slots=True)
-class MessageLog:
-    """What TensorRT said since the last `clear`, errors and warnings only.
-
-    Attributes:
-        errors: messages of the severities ERROR and INTERNAL_ERROR.
-    """
-
-    errors: list[str] = field(default_factory=list)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.errors.clear()
-
-
 @dataclass(frozen=True, slots=True)
 class TensorRTLibrary:
     """An imported builder.
@@ -62,14 +47,14 @@ class TensorRTLibrary:
         version: of the library.
         module: its Python module.
         logger: the one logger that all of its objects share; the library warns of a second one.
-        log: what `logger` collected.
+        errors: what `logger` collected: messages of the severities ERROR and INTERNAL_ERROR. May be cleared.
     """
 
     name: str
     version: str
     module: TensorRT
     logger: ILogger
-    log: MessageLog
+    errors: list[str]
 
     @property
     def is_rtx(self) -> bool:
@@ -90,8 +75,8 @@ def load_tensorrt() -> TensorRTLibrary:
     # An OSError or a FileNotFoundError where the package is there but its libraries are not.
     except (ImportError, OSError) as exc:
         raise MissingExtraError(
-            "TensorRT is not installed; use NVIDIA's container (`docker compose run --rm engines`), or run: pip "
-            "install 'deepfake-serving[gpu]' with NVIDIA's package index as --extra-index-url",
+            "TensorRT is not installed; use NVIDIA's container (`docker compose run --rm engines`), or install "
+            "'deepfake-serving[gpu]' with NVIDIA's package index as pip's extra index",
             name="tensorrt",
         ) from exc
     library = _library("tensorrt", module)
@@ -138,11 +123,11 @@ def target_gpu(trt: TensorRTRTX, config: IBuilderConfig, compute_capability: str
 
 
 def _library(name: str, module: TensorRT) -> TensorRTLibrary:
-    log = MessageLog()
-    return TensorRTLibrary(name, str(module.__version__), module, _make_logger(module, log), log)
+    errors: list[str] = []
+    return TensorRTLibrary(name, str(module.__version__), module, _make_logger(module, errors), errors)
 
 
-def _make_logger(trt: TensorRT, log: MessageLog) -> ILogger:
+def _make_logger(trt: TensorRT, errors: list[str]) -> ILogger:
     class CollectingLogger(trt.ILogger):  # type: ignore[misc]  # without type information
         """Collects instead of printing: what matters is said in one sentence by the error that follows."""
 
@@ -151,6 +136,6 @@ def _make_logger(trt: TensorRT, log: MessageLog) -> ILogger:
 
         def log(self, severity: object, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                log.errors.append(message)
+                errors.append(message)
 
     return CollectingLogger()

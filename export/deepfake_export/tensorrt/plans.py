@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfake_export.repository import layout as repo
-from deepfake_preprocess.contract.manifest import Manifest, sha256_file
+from deepfake_export.repository.configs import refresh_configs
+from deepfake_export.repository.locks import locked, writing
+from deepfake_export.tensorrt.options import EngineOptions
+from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest, sha256_file
 from deepfake_preprocess.contract.plan_info import PLAN_FILE, EngineInfo, check_plan, engine_of
+from deepfake_preprocess.contract.repository import ENGINE_SOURCE, MODEL_FILE, model_dirs, served_in
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, read_config
-from deepfake_preprocess.errors import EngineError, MissingExtraError, OptionError, ParityError, RepositoryError
+from deepfake_preprocess.errors import EngineError, MissingExtraError, ParityError, RepositoryError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.sessions import open_session
 
@@ -28,21 +31,6 @@ if TYPE_CHECKING:
     from deepfake_export.tensorrt.library import TensorRTLibrary
 
 BUILD_LATER = "on the machine with the GPU run `deepfake build-engines`, or `docker compose up`"
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How plans are built; see `deepfake_export.tensorrt.engine.build_engine`.
-
-    Attributes:
-        typical_batch_size: batch that kernels are picked for; None takes 8, or the largest batch where smaller.
-        timing_cache: file with kernel timings of earlier builds; None keeps none.
-        version_compatible: let later TensorRT versions of the same major version load the plans.
-    """
-
-    typical_batch_size: int | None = None
-    timing_cache: Path | None = None
-    version_compatible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +50,21 @@ class EngineMaker:
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """What `build_engines` did for one model.
+    """What was done for the plan of one version.
 
     Attributes:
-        version_dir: the version that the plan belongs to.
-        engine: how the plan was built, now or earlier.
-        created: False where a plan that fits was there already.
+        version_dir: the version.
+        manifest: of the version, with what was built or checked; that of a mere check is not written.
+        engine: how the plan was built, now or earlier, or what was checked.
+        created: whether a plan was added; False where one that fits was there, or none can be built here.
+        note: the same in words.
     """
 
     version_dir: Path
+    manifest: Manifest
     engine: EngineInfo
     created: bool
+    note: str
 
 
 def find_maker(*, check_only_allowed: bool) -> EngineMaker:
@@ -118,63 +110,69 @@ def plan_target() -> tuple[str, str] | None:
         return None
 
 
-def parse_target(text: str, option: str) -> tuple[str, str] | None:
-    """Return TensorRT version and compute capability of a text like ``11.4.0/8.9``; None for ``here``.
+def add_plan(
+    maker: EngineMaker,
+    version_dir: Path,
+    manifest: Manifest,
+    *,
+    max_batch_size: int,
+    options: EngineOptions,
+    force: bool = False,
+) -> EngineResult:
+    """Give a version a plan that fits this machine; where none can be built, check that TensorRT takes its graph.
 
-    Raises:
-        OptionError: it is neither; the message names `option`.
-    """
-    version, slash, capability = text.partition("/")
-    if text != "here" and not slash:
-        raise OptionError(f"{option} is {text!r}; allowed: 'here', or a pair like 11.4.0/8.9")
-    return None if text == "here" else (version, capability)
+    The plan and the manifest that lists it are moved in one after the other. That production runs it is for the
+    configuration to say, which the caller writes.
 
-
-def add_engine(
-    maker: EngineMaker, version_dir: Path, target_dir: Path, *, max_batch_size: int, options: EngineOptions
-) -> tuple[EngineInfo, str]:
-    """Build the engine of `version_dir`'s ONNX file, and put it into `target_dir` where it is a plan that runs here.
-
-    Returns:
-        What was built, and a sentence for the user.
+    Args:
+        maker: what this machine builds with.
+        version_dir: a version that is published or staged, with the model's lock held.
+        manifest: of the version.
+        max_batch_size: largest batch of the optimization profile.
+        options: how to build.
+        force: build even where the plan fits.
 
     Raises:
         EngineError: TensorRT refuses the graph.
-        ParityError: the plan gives other results than the ONNX file; it is removed.
+        ParityError: the plan gives other results than the ONNX file; it is not added.
+        RepositoryError: the repository cannot be written.
     """
+    known = engine_of(manifest)
+    if known is not None and not force and _plan_fits(maker, manifest, known, max_batch_size, options):
+        return EngineResult(version_dir, manifest, known, False, "the plan fits this machine's TensorRT and GPU")
     from deepfake_export.tensorrt.engine import build_engine
 
-    model_path, plan_path = source_of(version_dir), target_dir / PLAN_FILE
-    engine = build_engine(
-        model_path,
-        plan_path if maker.gpu is not None else None,
-        max_batch_size=max_batch_size,
-        typical_batch_size=options.typical_batch_size,
-        timing_cache=options.timing_cache,
-        version_compatible=options.version_compatible,
-        library=maker.library,
+    source = version_dir / ENGINE_SOURCE
+    source = source if source.is_file() else version_dir / MODEL_FILE
+    aside = version_dir.parent / ".engine.partial"
+    with writing(version_dir.parent):
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir()
+            plan = aside / PLAN_FILE if maker.gpu is not None else None
+            engine = build_engine(source, plan, max_batch_size=max_batch_size, options=options, library=maker.library)
+            what = f"{engine.precision.upper()} graph for compute capability {engine.compute_capability}"
+            if plan is None:
+                checked = dataclasses.replace(manifest, engine=manifest.engine or engine.to_dict())
+                note = (
+                    f"no TensorRT plan was written, because {maker.missing}; instead NVIDIA's parser and builder "
+                    f"(TensorRT-RTX {engine.tensorrt_version}) took the {what} in {engine.build_seconds:.1f} s; "
+                    f"{BUILD_LATER}"
+                )
+                return EngineResult(version_dir, checked, engine, False, note)
+            difference = compare_plan(source, plan, engine)
+            files = {**manifest.files, PLAN_FILE: sha256_file(plan)}
+            manifest = dataclasses.replace(manifest, files=files, engine=engine.to_dict())
+            manifest.write(aside)
+            for name in (PLAN_FILE, MANIFEST_NAME):
+                (aside / name).replace(version_dir / name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    note = (
+        f"the plan of the {what} (TensorRT {engine.tensorrt_version}) differs from ONNX Runtime by at most "
+        f"{difference:.2g}"
     )
-    if maker.gpu is None:
-        return engine, (
-            f"no TensorRT plan was written, because {maker.missing}; instead NVIDIA's parser and builder "
-            f"(TensorRT-RTX {engine.tensorrt_version}) took the {engine.precision.upper()} graph for compute "
-            f"capability {engine.compute_capability} in {engine.build_seconds:.1f} s; {BUILD_LATER}"
-        )
-    try:
-        difference = compare_plan(model_path, plan_path, engine)
-    except ParityError:
-        plan_path.unlink()
-        raise
-    return engine, (
-        f"the {engine.precision.upper()} plan for {maker.gpu.name} (compute capability {engine.compute_capability}, "
-        f"TensorRT {engine.tensorrt_version}) differs from ONNX Runtime by at most {difference:.2g}"
-    )
-
-
-def source_of(version_dir: Path) -> Path:
-    """Return the ONNX file that a version's plan is built from."""
-    source = version_dir / repo.ENGINE_SOURCE
-    return source if source.is_file() else version_dir / repo.MODEL_FILE
+    return EngineResult(version_dir, manifest, engine, True, note)
 
 
 def compare_plan(model_path: Path, plan_path: Path, engine: EngineInfo) -> float:
@@ -212,48 +210,6 @@ def compare_plan(model_path: Path, plan_path: Path, engine: EngineInfo) -> float
     return largest
 
 
-def ensure_plan(
-    maker: EngineMaker,
-    model_dir: Path,
-    manifest: Manifest,
-    *,
-    max_batch_size: int,
-    options: EngineOptions,
-    force: bool = False,
-) -> tuple[Manifest, bool, str]:
-    """Give a published version a plan that fits this machine, with the model's lock held.
-
-    Returns:
-        The manifest, whether something was built, and a sentence for the user.
-
-    Raises:
-        EngineError: TensorRT refuses the graph.
-        ParityError: the plan gives other results than the ONNX file.
-        RepositoryError: the repository cannot be written.
-    """
-    version_dir = model_dir / str(manifest.spec.version)
-    if not force and _plan_fits(maker, manifest, max_batch_size, options):
-        repo.refresh_configs(model_dir, manifest, max_batch_size=max_batch_size)
-        return manifest, False, "the plan fits this machine's TensorRT and GPU"
-    with repo.writing(model_dir):
-        stage = model_dir / ".engine.partial"
-        shutil.rmtree(stage, ignore_errors=True)
-        try:
-            stage.mkdir()
-            engine, note = add_engine(maker, version_dir, stage, max_batch_size=max_batch_size, options=options)
-            if not engine.plan:
-                return manifest, False, note
-            files = {**manifest.files, PLAN_FILE: sha256_file(stage / PLAN_FILE)}
-            manifest = dataclasses.replace(manifest, files=files, engine=engine.to_dict())
-            manifest.write(stage)
-            for path in (stage / PLAN_FILE, *(item for item in stage.iterdir() if item.name != PLAN_FILE)):
-                path.replace(version_dir / path.name)
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-        repo.refresh_configs(model_dir, manifest, max_batch_size=max_batch_size)
-    return manifest, True, note
-
-
 def build_engines(
     repository: Path,
     models: Sequence[str] = (),
@@ -278,90 +234,41 @@ def build_engines(
         MissingExtraError: TensorRT or `onnx` is not installed.
     """
     options = options or EngineOptions()
-    names = _models_of(repository, models)
+    dirs = model_dirs(repository, models)
     maker = find_maker(check_only_allowed=False)
     results = []
-    for name in names:
-        with repo.locked(repository, name):
-            model_dir = repository / name
+    for model_dir in dirs:
+        with locked(repository, model_dir.name):
             # The one that is served; after a rollback that is not the newest.
-            version_dir = model_dir / str(repo.served_in(model_dir))
+            version_dir = model_dir / str(served_in(model_dir))
             manifest = _read_verified(version_dir)
-            on_step(f"Building the TensorRT plan of {name} version {version_dir.name}")
+            on_step(f"Building the TensorRT plan of {model_dir.name} version {version_dir.name}")
             max_batch_size = int(read_config(model_dir / CONFIG_NAME).max_batch_size)
-            manifest, created, note = ensure_plan(
-                maker, model_dir, manifest, max_batch_size=max_batch_size, options=options, force=force
+            result = add_plan(
+                maker, version_dir, manifest, max_batch_size=max_batch_size, options=options, force=force
             )
-            on_step(f"{name}: {note}")
-            engine = engine_of(manifest)
-            assert engine is not None
-            results.append(EngineResult(version_dir, engine, created))
+            refresh_configs(model_dir, result.manifest, max_batch_size=max_batch_size)
+            on_step(f"{model_dir.name}: {result.note}")
+            results.append(result)
     return results
 
 
-def check_plans(repository: Path, models: Sequence[str] = (), *, target: tuple[str, str] | None = None) -> list[Path]:
-    """Check that the plans of the served versions can be loaded, and build nothing.
-
-    Args:
-        repository: model repository.
-        models: names of the models; all that have a version where empty.
-        target: TensorRT version and compute capability that shall load them; None takes this machine's.
-
-    Returns:
-        The served versions; those without a plan pass.
-
-    Raises:
-        RepositoryError: a plan does not fit, or a version does not match its manifest; says what to rebuild.
-        EngineError: no `target`, and this machine has no TensorRT or no GPU.
-    """
-    names = _models_of(repository, models)
-    if target is None:
-        maker = find_maker(check_only_allowed=False)
-        assert maker.gpu is not None
-        target = maker.library.version, maker.gpu.compute_capability
-    checked = []
-    for name in names:
-        version_dir = repository / name / str(repo.served_in(repository / name))
-        manifest = Manifest.read(version_dir)
-        manifest.verify(version_dir)
-        check_plan(manifest, tensorrt_version=target[0], compute_capability=target[1])
-        checked.append(version_dir)
-    return checked
-
-
-def _models_of(repository: Path, models: Sequence[str]) -> list[str]:
-    """Return the names of the models that are meant, each once.
-
-    Raises:
-        RepositoryError: there is no such repository, or no version of one of them.
-    """
-    if not repository.is_dir():
-        raise RepositoryError(f"{repository}: there is no such model repository; `deepfake export` makes one")
-    present = [
-        path.name
-        for path in sorted(repository.iterdir())
-        if path.is_dir() and not path.name.startswith(".") and repo.versions_of(path)
-    ]
-    absent = [name for name in models if name not in present]
-    if absent or not present:
-        what = f"no version of {absent[0]!r}" if absent else "no model version"
-        raise RepositoryError(f"{repository} holds {what}; put one there with `deepfake export`")
-    return list(dict.fromkeys(models) or present)
-
-
-def _plan_fits(maker: EngineMaker, manifest: Manifest, max_batch_size: int, options: EngineOptions) -> bool:
-    engine = engine_of(manifest)
-    if maker.gpu is None or PLAN_FILE not in manifest.files or engine is None:
-        return False
+def _plan_fits(
+    maker: EngineMaker, manifest: Manifest, engine: EngineInfo, max_batch_size: int, options: EngineOptions
+) -> bool:
     wanted = (max_batch_size, options.version_compatible)
-    if (engine.max_batch_size, engine.version_compatible) != wanted:
+    if (
+        maker.gpu is None
+        or PLAN_FILE not in manifest.files
+        or wanted
+        != (
+            engine.max_batch_size,
+            engine.version_compatible,
+        )
+    ):
         return False
     try:
-        check_plan(
-            manifest,
-            tensorrt_version=maker.library.version,
-            compute_capability=maker.gpu.compute_capability,
-        )
+        check_plan(manifest, tensorrt_version=maker.library.version, compute_capability=maker.gpu.compute_capability)
     except RepositoryError:
         return False
     return True
@@ -370,8 +277,8 @@ def _plan_fits(maker: EngineMaker, manifest: Manifest, max_batch_size: int, opti
 def _read_verified(version_dir: Path) -> Manifest:
     """Return the manifest, of which only the plan may be wrong; then nothing is said of a plan, so one is built."""
     manifest = Manifest.read(version_dir)
-    if repo.MODEL_FILE not in manifest.files:
-        raise RepositoryError(f"{version_dir} has no {repo.MODEL_FILE} to build from; export the model again")
+    if MODEL_FILE not in manifest.files:
+        raise RepositoryError(f"{version_dir} has no {MODEL_FILE} to build from; export the model again")
     plan = version_dir / PLAN_FILE
     actual: dict[str, Any] = {PLAN_FILE: sha256_file(plan)} if plan.is_file() else {}
     others = {name: digest for name, digest in manifest.files.items() if name != PLAN_FILE}

@@ -20,12 +20,20 @@ from deepfake_preprocess.contract.triton_config import (
 )
 
 
-def contract_problems(config: Any, manifest: Manifest) -> list[str]:
-    """Return where a ``ModelConfig`` message says something else than the manifest of its version."""
+def contract_problems(config: Any, manifest: Manifest, *, embedded: bool) -> list[str]:
+    """Return where a ``ModelConfig`` message says something else than the manifest of its version.
+
+    Args:
+        config: the message.
+        manifest: of the version that it serves.
+        embedded: whether it is the configuration of the embedded server.
+    """
     spec = manifest.spec
     problems = []
     if config.name != spec.name:
         problems.append(f"it configures {config.name!r}, expected {spec.name!r}")
+    if (config.backend == EMBEDDED_BACKEND) != embedded:
+        problems.append(f"it has the backend {config.backend!r}, which belongs in the other configuration")
     reference = contract_config(spec)
     stated, expected = _contract_parameters(config), _contract_parameters(reference)
     problems += [

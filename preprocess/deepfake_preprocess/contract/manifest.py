@@ -119,10 +119,10 @@ class Manifest:
             raise RepositoryError(f"{path}: the manifest is damaged ({exc}); export the model again") from exc
 
     def verify(self, version_dir: Path) -> None:
-        """Check that the directory holds exactly the files of the manifest, unchanged.
+        """Check that the manifest is that of the directory, and that it holds exactly these files, unchanged.
 
         Raises:
-            RepositoryError: names the first few files that are missing, changed or unexpected.
+            RepositoryError: names the first few `problems`.
         """
         problems = [f"{name} {what}" for name, what in self.problems(version_dir)]
         if problems:
@@ -132,13 +132,19 @@ class Manifest:
             )
 
     def problems(self, version_dir: Path) -> list[tuple[str, str]]:
-        """Return the files that are missing, changed or unexpected, each with what is wrong with it."""
+        """Return the files that are missing, changed or unexpected, each with what is wrong with it.
+
+        A manifest that names another model or version than its directory ``<model>/<version>`` is among them.
+        """
         actual = _hash_files(version_dir)
         problems = [(name, "is missing") for name in self.files if name not in actual]
         problems += [
             (name, "has changed") for name in self.files if actual.get(name, self.files[name]) != self.files[name]
         ]
         problems += [(name, "is not in the manifest") for name in actual if name not in self.files]
+        if (self.spec.name, str(self.spec.version)) != version_dir.absolute().parts[-2:]:
+            what = f"is that of {self.spec.name!r} version {self.spec.version}: the folder was copied or renamed"
+            problems.append((MANIFEST_NAME, what))
         return problems
 
 

@@ -54,7 +54,7 @@ def served_version(config: Any, versions: Sequence[int], *, where: Path) -> int:
     """
     policy = config.version_policy
     kind = policy.WhichOneof("policy_choice")
-    fix = f"`deepfake repository rollback {config.name or where.parent.name} --to VERSION` writes it again"
+    fix = f"`deepfake repository rollback {config.name or where.parent.name} VERSION` writes it again"
     present = ", ".join(map(str, versions))
     if kind == "specific":
         named = list(policy.specific.versions)

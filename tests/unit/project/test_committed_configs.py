@@ -12,7 +12,7 @@ from deepfake_export.checkpoint.loading import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_P
 from deepfake_export.demo.checkpoint import DEMO_NAME
 from deepfake_export.demo.untrained import UNTRAINED_SPEC
 from deepfake_export.ensemble.spec import EnsembleSpec
-from deepfake_export.repository.layout import refresh_configs
+from deepfake_export.repository.configs import refresh_configs
 from deepfake_export.spec_file import read_spec
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import PLAIN_LAYERS, SIZED_LAYERS, ModelSpec
@@ -68,5 +68,5 @@ def test_the_committed_configurations_are_what_an_export_writes(tmp_path):
     committed = ROOT / "model_repository" / DEMO_NAME
     for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
         assert (committed / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), (
-            f"regenerate with deepfake_export.repository.layout.refresh_configs: {name}"
+            f"regenerate with deepfake_export.repository.configs.refresh_configs: {name}"
         )

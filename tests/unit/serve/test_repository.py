@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deepfake_export.repository.layout import refresh_configs
+from deepfake_export.repository.configs import refresh_configs
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -150,7 +150,7 @@ def cut_manifest(version_dir):
         (remove_file, "model.onnx is missing"),
         (add_file, "extra.bin is not in the manifest"),
         (remove_manifest, "has no manifest.json"),
-        (copy_manifest, "version 7; a version cannot be"),
+        (copy_manifest, "version 7: the folder was copied"),
         (cut_manifest, "manifest is damaged"),
     ],
 )
@@ -209,7 +209,7 @@ def test_several_versions_under_one_description_are_refused(tmp_path, change):
     for version in (1, 2):
         write_model(tmp_path, ModelSpec(name="detector", architecture="torchscript", version=version))
     edit_config(tmp_path, change)
-    with pytest.raises(RepositoryError, match=r"embedded\.pbtxt serves .*one; .*rollback detector --to VERSION"):
+    with pytest.raises(RepositoryError, match=r"embedded\.pbtxt serves .*one; .*rollback detector VERSION"):
         check_repository(tmp_path)
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import repository_crashes
 
-from deepfake_export.repository import layout as repo
-from deepfake_export.repository.admin import inspect_repository
+from deepfake_export.repository.configs import refresh_configs
+from deepfake_export.repository.listing import inspect_repository
+from deepfake_export.repository.staging import leftovers
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of
+from deepfake_preprocess.contract.repository import served_in
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
@@ -49,7 +51,7 @@ def served_whole(root: Path) -> set[int]:
     """Assert that what Triton and `deepfake serve` would load is whole; return the versions."""
     served = set()
     for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
-        version = repo.served_in(root / "tiny", name)
+        version = served_in(root / "tiny", name)
         parameters = config_parameters(read_config(root / "tiny" / name))
         assert parameters["deepfake.version"] == str(version)
         assert parameters["deepfake.threshold"] == THRESHOLDS[version]
@@ -87,10 +89,10 @@ def test_a_killed_change_leaves_the_old_or_the_new_version_served(tmp_path, chan
             assert all(
                 problem.harmless or "a change was interrupted" in problem.what for problem in model.all_problems
             )
-            assert bool(model.problems) == (bool(repo.leftovers(root, "tiny")) or len(served) > 1)
+            assert bool(model.problems) == (bool(leftovers(root, "tiny")) or len(served) > 1)
         # The next export works, and clears away what was left.
         repository_crashes.add_version(root, 0.7)
-        assert repo.leftovers(root, "tiny") == []
+        assert leftovers(root, "tiny") == []
     assert seen[0] == {before}
     assert seen[-1] == {after}
 
@@ -101,7 +103,7 @@ def test_a_killed_first_export_leaves_nothing_that_is_served(tmp_path, committed
     source.mkdir()
     if committed:
         spec = ModelSpec(name="tiny", architecture="timm:other", threshold=0.9)
-        repo.refresh_configs(source / "tiny", Manifest(spec, {}, "fp32"), max_batch_size=4)
+        refresh_configs(source / "tiny", Manifest(spec, {}, "fp32"), max_batch_size=4)
     tries = run_tries("export", "kill", source, tmp_path / "tries")
     assert tries[-1][1] == "done"
     for root, outcome in tries:
@@ -120,13 +122,13 @@ def test_a_killed_first_export_leaves_nothing_that_is_served(tmp_path, committed
         repository_crashes.add_version(root, 0.7)
         served = versions_of(root / "tiny")[-1]
         assert served_in_each(root) == {(str(served), "0.7")}
-        assert repo.leftovers(root, "tiny") == []
+        assert leftovers(root, "tiny") == []
 
 
 def served_in_each(root: Path) -> set[tuple[str, str]]:
     found = set()
     for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
-        repo.served_in(root / "tiny", name)
+        served_in(root / "tiny", name)
         parameters = config_parameters(read_config(root / "tiny" / name))
         found.add((parameters["deepfake.version"], parameters["deepfake.threshold"]))
     return found
@@ -143,7 +145,7 @@ def test_a_full_disk_is_one_sentence_and_changes_nothing(tmp_path, change, befor
         assert "\n" not in outcome
         after = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
         assert after == content
-        assert repo.leftovers(root, "tiny") == []
+        assert leftovers(root, "tiny") == []
         assert served_whole(root) == {before}
 
 
@@ -152,11 +154,12 @@ def test_a_system_that_refuses_a_write_in_the_middle_is_told_and_nothing_is_half
     root = template(tmp_path / "models", 1)
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from deepfake_export.repository import layout as repo\n"
+        "from deepfake_export.repository.locks import locked\n"
+        "from deepfake_export.repository.staging import staged\n"
         "from deepfake_preprocess.errors import RepositoryError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n"
-        "    with repo.locked(Path(sys.argv[1]), 'tiny'), repo.staged(Path(sys.argv[1]), 'tiny') as stage:\n"
+        "    with locked(Path(sys.argv[1]), 'tiny'), staged(Path(sys.argv[1]), 'tiny') as stage:\n"
         "        (stage.version_dir / 'model.onnx').write_bytes(bytes(10_000))\n"
         "except RepositoryError as exc: print(exc)\n"
     )
@@ -164,7 +167,7 @@ def test_a_system_that_refuses_a_write_in_the_middle_is_told_and_nothing_is_half
     assert "no space is left" in done.stdout
     assert "File too large" in done.stdout
     assert served_whole(root) == {1}
-    assert repo.leftovers(root, "tiny") == []
+    assert leftovers(root, "tiny") == []
 
 
 def test_what_a_killed_first_export_left_is_shown_and_does_no_harm(tmp_path):

@@ -16,12 +16,13 @@ SPEC = ModelSpec(name="m", architecture="timm:efficientnet_b0")
 
 @pytest.fixture
 def version_dir(tmp_path: Path) -> Path:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "model.onnx").write_bytes(b"weights")
-    (tmp_path / "sub" / "data.bin").write_bytes(b"more")
-    manifest = Manifest.of_directory(tmp_path, SPEC, precision="fp16", tools={"torch": "2"}, parity={"max": 1e-6})
-    manifest.write(tmp_path)
-    return tmp_path
+    version_dir = tmp_path / "m" / "1"
+    (version_dir / "sub").mkdir(parents=True)
+    (version_dir / "model.onnx").write_bytes(b"weights")
+    (version_dir / "sub" / "data.bin").write_bytes(b"more")
+    manifest = Manifest.of_directory(version_dir, SPEC, precision="fp16", tools={"torch": "2"}, parity={"max": 1e-6})
+    manifest.write(version_dir)
+    return version_dir
 
 
 def test_it_reads_back_and_verifies(version_dir: Path) -> None:
@@ -46,6 +47,12 @@ def test_a_difference_is_named(version_dir: Path, harm: Callable[[Path], object]
     harm(version_dir)
     with pytest.raises(RepositoryError, match=message):
         Manifest.read(version_dir).verify(version_dir)
+
+
+def test_a_version_that_was_copied_or_renamed_is_not_that_of_its_manifest(version_dir: Path) -> None:
+    copy = version_dir.rename(version_dir.with_name("2"))
+    with pytest.raises(RepositoryError, match=r"manifest.json is that of 'm' version 1: .* copied or renamed"):
+        Manifest.read(copy).verify(copy)
 
 
 def test_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:

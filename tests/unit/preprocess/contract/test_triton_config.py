@@ -34,6 +34,10 @@ def parsed(text, tmp_path):
     return triton_config.read_config(path)
 
 
+def is_embedded(config):
+    return config.backend == triton_config.EMBEDDED_BACKEND
+
+
 @pytest.fixture(
     params=[
         production_config(),
@@ -87,18 +91,21 @@ def test_the_precision_is_that_of_the_file_that_a_backend_serves(tmp_path):
         ("fp16", True): triton_config.production_config(SPEC, backend="tensorrt", precision="fp16"),
         ("fp16", False): triton_config.embedded_config(SPEC, precision="fp16"),
     }
-    for (precision, right), text in texts.items():
+    for (precision, is_right), text in texts.items():
         config = parsed(text, tmp_path)
         assert triton_config.config_parameters(config)[triton_config.PRECISION_PARAMETER] == precision
-        problems = [] if right else ["parameter 'served_precision' is 'fp16', but 'int8' is served"]
-        assert contract_problems(config, manifest) == problems
+        problems = [] if is_right else ["parameter 'served_precision' is 'fp16', but 'int8' is served"]
+        assert contract_problems(config, manifest, embedded=is_embedded(config)) == problems
     del config.parameters[triton_config.PRECISION_PARAMETER]
-    assert contract_problems(config, manifest) == ["parameter 'served_precision' is None, but 'int8' is served"]
+    (problem,) = contract_problems(config, manifest, embedded=True)
+    assert problem == "parameter 'served_precision' is None, but 'int8' is served"
 
 
 def test_every_variant_has_what_production_needs(config):
     assert production_problems(config) == []
-    assert contract_problems(config, Manifest(SPEC, {}, "fp32")) == []
+    assert contract_problems(config, Manifest(SPEC, {}, "fp32"), embedded=is_embedded(config)) == []
+    (problem,) = contract_problems(config, Manifest(SPEC, {}, "fp32"), embedded=not is_embedded(config))
+    assert "belongs in the other configuration" in problem
 
 
 @pytest.mark.parametrize(
@@ -200,7 +207,7 @@ def test_tuned_options_read_back_and_defaults_are_not_tuned(tmp_path):
     options = ServingOptions(4, 250, 2, instances=3, threads=2, tuned_for_cores=6)
     config = parsed(embedded_config(options=options), tmp_path)
     assert triton_config.tuned_options(config) == options
-    assert production_problems(config) == contract_problems(config, Manifest(SPEC, {}, "fp32")) == []
+    assert production_problems(config) == contract_problems(config, Manifest(SPEC, {}, "fp32"), embedded=True) == []
     # A video's requests in flight must fit the queue, however small the batches are.
     default = parsed(embedded_config(), tmp_path)
     queues = [item.dynamic_batching.default_queue_policy.max_queue_size for item in (config, default)]

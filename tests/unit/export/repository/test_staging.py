@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from deepfake_export.repository import layout as repo
+from deepfake_export.repository.configs import refresh_configs
+from deepfake_export.repository.locks import locked
+from deepfake_export.repository.staging import find_identical, leftovers, publish, staged
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of
+from deepfake_preprocess.contract.repository import MODEL_FILE, served_in
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import read_config
 from deepfake_preprocess.errors import RepositoryError
@@ -19,12 +23,12 @@ SPEC = ModelSpec(name="tiny", architecture="timm:none", checkpoint_sha256="a" * 
 
 
 def add_version(root: Path, spec: ModelSpec = SPEC, *, content: bytes = b"onnx", max_batch_size: int = 4) -> int:
-    with repo.locked(root, spec.name), repo.staged(root, spec.name) as stage:
+    with locked(root, spec.name), staged(root, spec.name) as stage:
         spec = dataclasses.replace(spec, version=stage.version)
-        (stage.version_dir / repo.MODEL_FILE).write_bytes(content)
+        (stage.version_dir / MODEL_FILE).write_bytes(content)
         manifest = Manifest.of_directory(stage.version_dir, spec, precision="fp32", tools={}, parity={})
         manifest.write(stage.version_dir)
-        repo.publish(root, manifest, max_batch_size=max_batch_size)
+        publish(root, manifest, max_batch_size=max_batch_size)
     return stage.version
 
 
@@ -69,8 +73,8 @@ def test_a_crash_in_the_middle_leaves_nothing(tmp_path, existing, crash):
     before = listing(tmp_path) | {"tiny.lock"}
 
     def half_an_export() -> None:
-        with repo.locked(tmp_path, "tiny"), repo.staged(tmp_path, "tiny") as stage:
-            (stage.version_dir / repo.MODEL_FILE).write_bytes(b"half")
+        with locked(tmp_path, "tiny"), staged(tmp_path, "tiny") as stage:
+            (stage.version_dir / MODEL_FILE).write_bytes(b"half")
             raise crash
 
     with pytest.raises(crash):
@@ -89,9 +93,9 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
         (root / place / "3/model.onnx").write_bytes(b"half")
     (root / "tiny/.config.pbtxt.partial").write_text("name: ")
     (root / "tiny/configs/.embedded.pbtxt.partial").write_text("name: ")
-    assert len(repo.leftovers(root, "tiny")) == 6
+    assert len(leftovers(root, "tiny")) == 6
     assert add_version(root) == 2
-    assert repo.leftovers(root, "tiny") == []
+    assert leftovers(root, "tiny") == []
     assert versions_of(root / "tiny") == [1, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models"]
 
@@ -104,15 +108,15 @@ def test_while_a_version_is_made_triton_sees_no_folder_that_is_no_model(tmp_path
     """It takes every folder for a model, hidden ones too, and does not start beside one without configuration."""
     root = tmp_path / "models"
     for expected in ([], ["tiny"]):
-        with repo.locked(root, "tiny"), repo.staged(root, "tiny"):
+        with locked(root, "tiny"), staged(root, "tiny"):
             assert folders(root) == expected
         add_version(root)
 
 
 def test_a_new_model_is_made_in_the_repository_where_there_is_no_place_beside_it(tmp_path, monkeypatch):
     root = tmp_path / "models"
-    monkeypatch.setattr(repo.os, "access", lambda path, mode: False)
-    with repo.locked(root, "tiny"), repo.staged(root, "tiny"):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with locked(root, "tiny"), staged(root, "tiny"):
         assert folders(root) == [".tiny.partial"]
     assert add_version(root) == 1
     assert folders(root) == ["tiny"]
@@ -135,12 +139,12 @@ def test_a_repository_that_is_another_mount_gets_a_new_model_in_one_step_all_the
 
 
 def test_two_exports_of_a_model_at_once_are_refused_and_of_two_models_are_not(tmp_path):
-    with repo.locked(tmp_path, "tiny"):
-        with pytest.raises(RepositoryError, match="another export of 'tiny'"), repo.locked(tmp_path, "tiny"):
+    with locked(tmp_path, "tiny"):
+        with pytest.raises(RepositoryError, match="another export of 'tiny'"), locked(tmp_path, "tiny"):
             pytest.fail("locked twice")
-        with repo.locked(tmp_path, "other"):
+        with locked(tmp_path, "other"):
             pass
-    with repo.locked(tmp_path, "tiny"):
+    with locked(tmp_path, "tiny"):
         pass
 
 
@@ -151,8 +155,8 @@ def test_two_exports_of_a_model_at_once_are_refused_and_of_two_models_are_not(tm
 def test_a_full_disk_and_missing_rights_are_said_plainly(tmp_path, code, message):
     with (
         pytest.raises(RepositoryError, match=message),
-        repo.locked(tmp_path, "tiny"),
-        repo.staged(tmp_path, "tiny"),
+        locked(tmp_path, "tiny"),
+        staged(tmp_path, "tiny"),
     ):
         raise OSError(code, "refused", "model.onnx")
     assert listing(tmp_path) == {"tiny.lock"}
@@ -160,7 +164,7 @@ def test_a_full_disk_and_missing_rights_are_said_plainly(tmp_path, code, message
 
 def test_a_file_in_the_repositorys_place(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RepositoryError, match="cannot be written"), repo.locked(tmp_path / "file", "tiny"):
+    with pytest.raises(RepositoryError, match="cannot be written"), locked(tmp_path / "file", "tiny"):
         pytest.fail("locked a file")
 
 
@@ -183,26 +187,24 @@ def test_a_version_that_cannot_be_put_into_service_is_taken_out_again(tmp_path, 
 
 def test_production_runs_the_plan_where_a_version_has_one(tmp_path):
     add_version(tmp_path)
-    with repo.locked(tmp_path, "tiny"), repo.staged(tmp_path, "tiny") as stage:
+    with locked(tmp_path, "tiny"), staged(tmp_path, "tiny") as stage:
         (stage.version_dir / "model.plan").write_bytes(b"plan")
-        repo.publish(
-            tmp_path, Manifest(dataclasses.replace(SPEC, version=stage.version), {}, "fp32"), max_batch_size=4
-        )
+        publish(tmp_path, Manifest(dataclasses.replace(SPEC, version=stage.version), {}, "fp32"), max_batch_size=4)
     assert read_config(tmp_path / "tiny/config.pbtxt").backend == "tensorrt"
-    repo.refresh_configs(tmp_path / "tiny", Manifest.read(tmp_path / "tiny/1"), max_batch_size=4)
+    refresh_configs(tmp_path / "tiny", Manifest.read(tmp_path / "tiny/1"), max_batch_size=4)
     assert read_config(tmp_path / "tiny/config.pbtxt").backend == "onnxruntime"
 
 
 def test_only_an_intact_version_of_the_same_checkpoint_and_spec_is_identical(tmp_path):
-    assert repo.find_identical(tmp_path, SPEC) is None
+    assert find_identical(tmp_path, SPEC) is None
     add_version(tmp_path)
-    found = repo.find_identical(tmp_path, SPEC)
+    found = find_identical(tmp_path, SPEC)
     assert found is not None
     assert found.spec.version == 1
-    assert repo.find_identical(tmp_path, dataclasses.replace(SPEC, threshold=0.6)) is None
-    assert repo.find_identical(tmp_path, dataclasses.replace(SPEC, checkpoint_sha256="b" * 64)) is None
+    assert find_identical(tmp_path, dataclasses.replace(SPEC, threshold=0.6)) is None
+    assert find_identical(tmp_path, dataclasses.replace(SPEC, checkpoint_sha256="b" * 64)) is None
     (tmp_path / "tiny/1/model.onnx").write_bytes(b"tampered")
-    assert repo.find_identical(tmp_path, SPEC) is None
+    assert find_identical(tmp_path, SPEC) is None
 
 
 def test_only_the_served_and_the_newest_version_count(tmp_path):
@@ -210,10 +212,10 @@ def test_only_the_served_and_the_newest_version_count(tmp_path):
     add_version(tmp_path)
     add_version(tmp_path, newest)
     # Version 1 has this spec, but it is not the one that is served.
-    assert repo.find_identical(tmp_path, SPEC) is None
-    repo.refresh_configs(tmp_path / "tiny", Manifest.read(tmp_path / "tiny/1"), max_batch_size=4)
-    assert repo.served_in(tmp_path / "tiny") == 1
+    assert find_identical(tmp_path, SPEC) is None
+    refresh_configs(tmp_path / "tiny", Manifest.read(tmp_path / "tiny/1"), max_batch_size=4)
+    assert served_in(tmp_path / "tiny") == 1
     for spec, version in ((SPEC, 1), (newest, 2)):
-        found = repo.find_identical(tmp_path, spec)
+        found = find_identical(tmp_path, spec)
         assert found is not None
         assert found.spec.version == version

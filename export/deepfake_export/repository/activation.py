@@ -1,0 +1,132 @@
+"""Changes which version of a model is served, and how: `deepfake repository rollback`.
+
+Only the configurations are written, under the lock that an export takes; servers read them when they start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepfake_export.repository.configs import refresh_configs
+from deepfake_export.repository.locks import locked
+from deepfake_export.repository.verification import check_version
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
+from deepfake_preprocess.contract.repository import CONFIG_NAMES, model_dirs, served_in
+from deepfake_preprocess.contract.triton_config import (
+    CONFIG_NAME,
+    EMBEDDED_CONFIG_NAME,
+    PRODUCTION_MAX_BATCH_SIZE,
+    ServingOptions,
+    read_config,
+)
+from deepfake_preprocess.errors import RepositoryError
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """What a rollback changed.
+
+    Attributes:
+        model: name of the model.
+        before: version that was served; None where the configuration did not say.
+        served: version that is served from the next start of a server on.
+        files: configurations that were written, relative to the repository.
+        still_used_by: processes of this machine that go on serving another version until they are started again.
+    """
+
+    model: str
+    before: int | None
+    served: int
+    files: tuple[str, ...]
+    still_used_by: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "model": self.model,
+            "before": self.before,
+            "served": self.served,
+            "files": list(self.files),
+            "still_used_by": list(self.still_used_by),
+        }
+
+
+def rollback(repository: str | Path, model: str, *, version: int | None = None) -> Rollback:
+    """Make an older version the one that is served; newer ones stay where they are.
+
+    Both configurations are written for that version, with its parameters, each in one step. Naming the version that
+    is served already writes its configurations again, which repairs damaged ones.
+
+    Args:
+        repository: the model repository.
+        model: name of the model.
+        version: version to serve; the one before the served one where None.
+
+    Raises:
+        RepositoryError: there is no such version, it is damaged, the repository cannot be written, or another change
+            of the model is under way.
+    """
+    repository = Path(repository)
+    (model_dir,) = model_dirs(repository, [model])
+    with locked(repository, model, create=False):
+        versions = versions_of(model_dir)
+        present = ", ".join(map(str, versions))
+        before: int | None = None
+        with contextlib.suppress(RepositoryError):
+            before = served_in(model_dir)
+        if version is None:
+            if before is None:
+                raise RepositoryError(f"{model_dir / CONFIG_NAME} names no version; name one to serve ({present})")
+            version = max((item for item in versions if item < before), default=None)
+            if version is None:
+                raise RepositoryError(f"{model_dir} holds no version before the served {before}, only: {present}")
+        if version not in versions:
+            raise RepositoryError(f"{model_dir} holds no version {version}, only: {present}")
+        manifest, problems = check_version(model_dir / str(version), served=False)
+        for damage in (problem for problem in problems if not problem.harmless):
+            raise RepositoryError(
+                f"version {version} of {model!r} cannot be served: {damage.file} {damage.what}; serve another one "
+                f"({present}), or export the model again"
+            )
+        assert manifest is not None  # or it would be among the problems
+        refresh_configs(model_dir, manifest, max_batch_size=_max_batch_size(model_dir, manifest))
+        users = {pid for number in versions if number != version for pid in lock_holders(model_dir / str(number))}
+        files = tuple(f"{model}/{name}" for name in CONFIG_NAMES)
+        return Rollback(model, before, version, files, still_used_by=tuple(sorted(users)))
+
+
+def write_serving_options(repository: str | Path, model: str, options: ServingOptions) -> Path:
+    """Write how the embedded server batches and runs a model; every later export and rollback keeps it.
+
+    Args:
+        repository: the model repository.
+        model: name of the model.
+        options: as tuned; batches no larger than were proved for the served version.
+
+    Returns:
+        The embedded configuration.
+
+    Raises:
+        RepositoryError: nothing is served, the repository cannot be written, or another change is under way.
+    """
+    repository = Path(repository)
+    (model_dir,) = model_dirs(repository, [model])
+    with locked(repository, model, create=False):
+        manifest = Manifest.read(model_dir / str(served_in(model_dir)))
+        refresh_configs(model_dir, manifest, max_batch_size=_max_batch_size(model_dir, manifest), options=options)
+    return model_dir / EMBEDDED_CONFIG_NAME
+
+
+def _max_batch_size(model_dir: Path, manifest: Manifest) -> int:
+    """Return the batch size of the configuration that is there, but no more than was proved for the version."""
+    proved = max(map(int, manifest.parity.get("batch_sizes") or ()), default=None)
+    current = 0
+    with contextlib.suppress(RepositoryError):
+        current = int(read_config(model_dir / CONFIG_NAME).max_batch_size)
+    if current < 1:
+        return proved or PRODUCTION_MAX_BATCH_SIZE
+    return min(current, proved or current)

@@ -1,0 +1,102 @@
+"""Writes the two configurations of a model, which name the version that is served: each is replaced in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from deepfake_export.repository.locks import writing
+from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.plan_info import served_precision
+from deepfake_preprocess.contract.triton_config import (
+    CONFIG_NAME,
+    EMBEDDED_CONFIG_NAME,
+    PRODUCTION_BACKENDS,
+    ServingOptions,
+    embedded_config,
+    production_config,
+    read_config,
+    tuned_options,
+)
+from deepfake_preprocess.errors import RepositoryError
+from deepfake_preprocess.support.files import prepared
+
+
+def refresh_configs(
+    model_dir: Path, manifest: Manifest, *, max_batch_size: int, options: ServingOptions | None = None
+) -> None:
+    """Write the configurations of the version that is to be served.
+
+    Args:
+        model_dir: the model's directory.
+        manifest: of the version.
+        max_batch_size: largest batch of the production configuration; of the embedded one at most.
+        options: of the embedded configuration; those that were tuned are kept when None.
+
+    Raises:
+        RepositoryError: the disk is full, or the repository cannot be written.
+    """
+    version_dir = model_dir / str(manifest.spec.version)
+    made = prepared_configs(model_dir, version_dir, manifest, max_batch_size=max_batch_size, options=options)
+    with writing(model_dir), made as switch:
+        switch()
+
+
+@contextlib.contextmanager
+def prepared_configs(
+    model_dir: Path,
+    version_dir: Path,
+    manifest: Manifest,
+    *,
+    max_batch_size: int,
+    options: ServingOptions | None = None,
+) -> Iterator[Callable[[], None]]:
+    """Write both configurations under other names, where a full disk does no harm; the result moves them in.
+
+    Production runs the plan where `version_dir` has one. The other arguments are those of `refresh_configs`.
+    """
+    options = options or _options_in(model_dir)
+    backend = "tensorrt" if (version_dir / PRODUCTION_BACKENDS["tensorrt"]).is_file() else "onnxruntime"
+    texts = {
+        CONFIG_NAME: production_config(
+            manifest.spec,
+            max_batch_size=max_batch_size,
+            backend=backend,
+            precision=served_precision(manifest, backend),
+        ),
+        EMBEDDED_CONFIG_NAME: embedded_config(
+            manifest.spec,
+            options=_with_batches_up_to(max_batch_size, options),
+            precision=manifest.precision,
+        ),
+    }
+    moves: list[Callable[[], None]] = []
+
+    def switch() -> None:
+        for put_in_place in moves:
+            put_in_place()
+
+    with contextlib.ExitStack() as stack:
+        for name, text in texts.items():
+            path = model_dir / name
+            path.parent.mkdir(exist_ok=True)
+            moves.append(stack.enter_context(prepared(path, text)))
+        yield switch
+
+
+def _options_in(model_dir: Path) -> ServingOptions:
+    """Return the options that were tuned for a model, or the defaults, which also replace damaged ones."""
+    with contextlib.suppress(RepositoryError):
+        return tuned_options(read_config(model_dir / EMBEDDED_CONFIG_NAME)) or ServingOptions()
+    return ServingOptions()
+
+
+def _with_batches_up_to(size: int, options: ServingOptions) -> ServingOptions:
+    preferred = options.preferred_batch_size
+    return dataclasses.replace(
+        options,
+        max_batch_size=min(size, options.max_batch_size),
+        preferred_batch_size=None if preferred is None else min(size, preferred),
+    )

@@ -1,0 +1,164 @@
+"""What a model repository holds, version by version, and what is wrong with each: `deepfake repository list`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepfake_export.repository.staging import begun_models
+from deepfake_export.repository.verification import Problem, check_config, check_leftovers, check_version
+from deepfake_preprocess.contract.manifest import MANIFEST_NAME
+from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
+from deepfake_preprocess.contract.repository import CONFIG_NAMES, EXPORT_FIRST, checked_names, model_names
+from deepfake_preprocess.contract.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """One version of a model.
+
+    Attributes:
+        version: its number.
+        served: whether the production configuration names it.
+        precision: as the proof of its export says; ``-`` where unknown.
+        size_bytes: of all its files.
+        created: when its manifest was written, as ISO 8601 in UTC; empty where there is none.
+        checkpoint_sha256: hash of its checkpoint; None where unknown.
+        threshold: decision threshold; None where unknown.
+        in_use_by: ids of the processes of this machine that serve it now.
+        problems: why it is damaged; empty where it is intact.
+    """
+
+    version: int
+    served: bool
+    precision: str
+    size_bytes: int
+    created: str
+    checkpoint_sha256: str | None
+    threshold: float | None
+    in_use_by: tuple[int, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def status(self) -> str:
+        """``ok`` or ``damaged``."""
+        return "ok" if all(problem.harmless for problem in self.problems) else "damaged"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "version": self.version,
+            "served": self.served,
+            "status": self.status,
+            "precision": self.precision,
+            "size_bytes": self.size_bytes,
+            "created": self.created,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "threshold": self.threshold,
+            "in_use_by": list(self.in_use_by),
+            "problems": [problem.to_dict() for problem in self.problems],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model of a repository.
+
+    Attributes:
+        name: its name.
+        served: version that the production configuration names; None where it names none that is there.
+        versions: in ascending order.
+        problems: what is wrong outside of its versions, harmless things included.
+    """
+
+    name: str
+    served: int | None
+    versions: tuple[VersionInfo, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def all_problems(self) -> tuple[Problem, ...]:
+        """What is wrong in its versions and outside of them."""
+        return (*(problem for version in self.versions for problem in version.problems), *self.problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "name": self.name,
+            "served": self.served,
+            "versions": [version.to_dict() for version in self.versions],
+            "problems": [problem.to_dict() for problem in self.problems],
+        }
+
+
+def inspect_repository(
+    repository: str | Path, models: Sequence[str] = (), *, plan_target: tuple[str, str] | None = None
+) -> tuple[ModelInfo, ...]:
+    """Look at every model of a repository, or at some, and check each file against its manifest.
+
+    Args:
+        repository: the model repository; only read.
+        models: names of the models; all of them where empty.
+        plan_target: TensorRT version and compute capability that shall load the plans; None checks only that the
+            manifests say what plans were built for.
+
+    Returns:
+        The models by name, damaged and half-made ones included.
+
+    Raises:
+        RepositoryError: the repository or a named model is missing.
+    """
+    repository = Path(repository)
+    present = sorted({*model_names(repository), *begun_models(repository)})
+    return tuple(_inspect_model(repository, name, plan_target) for name in checked_names(repository, models, present))
+
+
+def size_bytes(directory: Path) -> int:
+    """Return the size of all files in a directory."""
+    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def _inspect_model(repository: Path, name: str, plan_target: tuple[str, str] | None) -> ModelInfo:
+    model_dir = repository / name
+    versions = versions_of(model_dir)
+    problems = list(check_leftovers(repository, name))
+    production: int | None = None
+    if model_dir.is_dir():
+        (production, found), (embedded, also_found) = (check_config(model_dir, item) for item in CONFIG_NAMES)
+        problems += [*found, *also_found]
+        if None not in (production, embedded) and production != embedded:
+            what = f"serves version {embedded}, but {CONFIG_NAME} version {production}: a change was interrupted"
+            fix = f"run `deepfake repository rollback {name} {production}`, or export the model again"
+            problems.append(Problem(name, f"{name}/{EMBEDDED_CONFIG_NAME}", what, fix))
+        if not versions:
+            what = "holds no version, so there are no weights, and Triton does not start with it"
+            problems.append(Problem(name, name, what, EXPORT_FIRST))
+    return ModelInfo(
+        name,
+        production,
+        tuple(_inspect_version(model_dir / str(item), item == production, plan_target) for item in versions),
+        tuple(problems),
+    )
+
+
+def _inspect_version(version_dir: Path, served: bool, plan_target: tuple[str, str] | None) -> VersionInfo:
+    created = ""
+    with contextlib.suppress(OSError):
+        written_s = (version_dir / MANIFEST_NAME).stat().st_mtime
+        created = datetime.datetime.fromtimestamp(written_s, datetime.UTC).isoformat(timespec="seconds")
+    manifest, problems = check_version(version_dir, served=served, plan_target=plan_target)
+    return VersionInfo(
+        int(version_dir.name),
+        served=served,
+        precision=manifest.precision if manifest else "-",
+        size_bytes=size_bytes(version_dir),
+        created=created,
+        checkpoint_sha256=manifest.spec.checkpoint_sha256 if manifest else None,
+        threshold=manifest.spec.threshold if manifest else None,
+        in_use_by=lock_holders(version_dir),
+        problems=tuple(problems),
+    )

@@ -1,0 +1,87 @@
+"""What a model repository holds, for whoever serves or changes it: its models, and which version each one serves.
+
+One model's own folder is described in `contract.model_dir`. This module only reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from deepfake_preprocess.contract.model_dir import served_version, versions_of
+from deepfake_preprocess.contract.triton_config import (
+    CONFIG_NAME,
+    EMBEDDED_CONFIG_NAME,
+    PRODUCTION_BACKENDS,
+    read_config,
+)
+from deepfake_preprocess.errors import RepositoryError
+
+CONFIG_NAMES: Final = (CONFIG_NAME, EMBEDDED_CONFIG_NAME)
+
+MODEL_FILE: Final = PRODUCTION_BACKENDS["onnxruntime"]
+ENGINE_SOURCE: Final = "engine.onnx"
+"""What TensorRT plans are built from, where a version has it; they are built from `MODEL_FILE` otherwise. TensorRT
+refuses INT8 in the form for CPUs, so such a version holds the next best precision as well."""
+
+EXPORT_FIRST: Final = "put a model there with `deepfake export`"
+
+
+def model_names(repository: Path) -> list[str]:
+    """Return the names of all models in ascending order, those without a version included.
+
+    Raises:
+        RepositoryError: the repository is missing or cannot be read.
+    """
+    if not repository.is_dir():
+        what = "this is not a folder" if repository.exists() else "there is no such model repository"
+        raise RepositoryError(f"{repository}: {what}; `deepfake export` makes one, or name another repository")
+    try:
+        return sorted(path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as exc:
+        raise RepositoryError(f"{repository} cannot be read ({exc.strerror}); change its permissions") from exc
+
+
+def model_dirs(repository: Path, models: Sequence[str] = ()) -> list[Path]:
+    """Return the folders of models that hold a version: of those named, or of all where none is.
+
+    A configuration without weights is normal (the weights are not in git); only asking for it is an error.
+
+    Raises:
+        RepositoryError: the repository or a named model is missing or holds no version, or there is no model.
+    """
+    present = model_names(repository)
+    found = [repository / name for name in checked_names(repository, models, present)]
+    filled = [model_dir for model_dir in found if versions_of(model_dir)]
+    if not found:
+        raise RepositoryError(f"{repository} holds no model; {EXPORT_FIRST}")
+    for model_dir in found:
+        if model_dir not in filled and (models or not filled):
+            raise RepositoryError(f"{model_dir} holds no version, so there are no weights; {EXPORT_FIRST}")
+    return filled
+
+
+def checked_names(repository: Path, models: Sequence[str], present: Sequence[str]) -> list[str]:
+    """Return `models` without repetitions, or all that are `present` where it is empty.
+
+    Raises:
+        RepositoryError: one of them is not present.
+    """
+    for name in models:
+        if name not in present:
+            raise RepositoryError(f"{repository} holds no model {name!r}, only: {', '.join(present) or 'nothing'}")
+    return list(dict.fromkeys(models) or present)
+
+
+def served_in(model_dir: Path, config_name: str = CONFIG_NAME) -> int:
+    """Return the version that a model's configuration serves.
+
+    Raises:
+        RepositoryError: there is no version or no configuration, or it does not name exactly one that is there.
+    """
+    versions = versions_of(model_dir)
+    if not versions:
+        raise RepositoryError(f"{model_dir} holds no version; {EXPORT_FIRST}")
+    path = model_dir / config_name
+    return served_version(read_config(path), versions, where=path)
