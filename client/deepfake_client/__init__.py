@@ -11,10 +11,10 @@
 Works without torch. Errors are in `deepfake_preprocess.errors` and can be imported from here as well.
 """
 
-from deepfake_client.analysis.aggregation import STRATEGIES
 from deepfake_client.analysis.pipeline import Progress
 from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.client import DeepfakeClient
+from deepfake_client.options import AGGREGATIONS, AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import (
     Concern,
@@ -31,7 +31,7 @@ from deepfake_client.result.verdict import (
 )
 from deepfake_client.sources.inputs import AsyncSource, Source
 from deepfake_client.transport.connect import connect
-from deepfake_client.transport.grpc import GrpcTransport
+from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import Health, ServedModel, Transport
 from deepfake_client.transport.retry import NO_RETRY, Retry, RetryingTransport
 from deepfake_client.transport.tls import Tls
@@ -58,17 +58,18 @@ from deepfake_preprocess.media.frames_source import open_frames
 from deepfake_preprocess.media.opening import Sampling, open_media
 
 __all__ = [
+    "AGGREGATIONS",
     "NO_RETRY",
-    "STRATEGIES",
+    "AnalyzeOptions",
     "AsyncDeepfakeClient",
     "AsyncSource",
     "Concern",
+    "Connection",
     "Consistency",
     "DeepfakeClient",
     "DeepfakeError",
     "FaceScore",
     "FrameResult",
-    "GrpcTransport",
     "Health",
     "InferenceError",
     "InputError",
@@ -102,6 +103,7 @@ __all__ = [
     "Track",
     "Transport",
     "Verdict",
+    "WatchOptions",
     "connect",
     "open_frames",
     "open_media",

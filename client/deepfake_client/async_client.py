@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import TracebackType
@@ -14,38 +14,20 @@ from typing import Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY, check_threshold, strategy_named
-from deepfake_client.analysis.live import (
-    DEFAULT_FPS,
-    DEFAULT_MAX_LATENCY_S,
-    DEFAULT_MIN_CHANGE,
-    DEFAULT_STEP_S,
-    DEFAULT_WINDOW_S,
-    OnSlow,
-    Watching,
-    watch_frames,
-)
-from deepfake_client.analysis.pipeline import (
-    DEFAULT_MAX_REQUESTS_IN_FLIGHT,
-    OnProgress,
-    Progress,
-    Stages,
-    analyze_media,
-    infer_in_chunks,
-)
-from deepfake_client.analysis.stopping import confidence_of
+from deepfake_client.analysis.live import watch_frames
+from deepfake_client.analysis.pipeline import OnProgress, Progress, Stages, analyze_media, infer_in_chunks
 from deepfake_client.explain.findings import ExplainedFace, explain_verdict
 from deepfake_client.explain.service import ServiceExplainer
 from deepfake_client.explain.types import Explainer, ExplainOptions
+from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity, Verdict
 from deepfake_client.sources.async_inputs import each_over, is_async, opened
 from deepfake_client.sources.concurrency import each_finished
 from deepfake_client.sources.inputs import AsyncSource, Source, each_source, name_of, open_source
 from deepfake_client.transport.connect import connect
-from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, ServedModel, Transport, check_timeout
-from deepfake_client.transport.retry import Retry
-from deepfake_client.transport.tls import Tls
+from deepfake_client.transport.connection import Connection, check_timeout
+from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_preprocess.errors import (
     DeepfakeError,
     MediaNotFoundError,
@@ -54,12 +36,13 @@ from deepfake_preprocess.errors import (
     OptionError,
 )
 from deepfake_preprocess.faces.detector import FaceDetector
-from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS, live_media, open_live
-from deepfake_preprocess.media.opening import Media, Sampling
-from deepfake_preprocess.media.remote import TIMEOUT_S
+from deepfake_preprocess.media.live import live_media, open_live
+from deepfake_preprocess.media.opening import Media
 
 DEFAULT_CONCURRENCY = 2
 """Inputs that `analyze_many` works on at once."""
+DEFAULT_MAX_REQUESTS_IN_FLIGHT = 32
+"""Enough to let the server form full batches on every instance, and far below the bound of its queue."""
 
 T = TypeVar("T")
 
@@ -75,49 +58,39 @@ class AsyncDeepfakeClient:
     Nothing is contacted before the first call.
 
     Args:
-        url: ``host:port`` of the server, or a URL that begins with grpc, grpcs, http or https; Triton's standard port
-            on this host when None.
+        connection: which server, and how: a `Connection`, a URL such as ``host:port``, or a transport of the
+            caller's; Triton's standard port on this host when None.
         model: name of the model; may be left out when the server offers exactly one detector.
-        protocol: ``grpc``, ``http`` or ``grpc-shm`` (crops in shared memory, same host only); by the URL when None,
-            which is gRPC unless it says HTTP.
-        tls: secures the connection, also with a client certificate.
-        headers: sent with every request, for example ``{"authorization": "Bearer ..."}``.
-        timeout_s: deadline of every request, in seconds.
-        retry: how long requests are tried again while the server is away or busy; for 30 s when None.
-        max_requests_in_flight: bound on concurrent requests.
-        detect_threads: threads for face detection; the number of usable cores when None.
         detector: finds faces; `deepfake_preprocess.faces.mtcnn.MtcnnDetector` when None.
-        transport: reaches the server instead; the options of the connection are not looked at then.
+        detect_threads: threads for face detection; the number of usable cores when None.
+        max_requests_in_flight: bound on the concurrent requests of one analysis.
+
+    Raises:
+        OptionError: the URL, a certificate file or a number cannot be used.
+        MissingExtraError: HTTP needs the extra ``http``.
     """
 
     def __init__(
         self,
-        url: str | None = None,
+        connection: Connection | Transport | str | None = None,
         *,
         model: str | None = None,
-        protocol: str | None = None,
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: Retry | None = None,
-        max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT,
-        detect_threads: int | None = None,
         detector: FaceDetector | None = None,
-        transport: Transport | None = None,
+        detect_threads: int | None = None,
+        max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT,
     ) -> None:
         if max_requests_in_flight < 1:
-            raise OptionError(f"max_requests_in_flight must be at least 1, got {max_requests_in_flight}")
-        self._transport = (
-            connect(url, protocol=protocol, tls=tls, headers=headers, timeout_s=timeout_s, retry=retry)
-            if transport is None
-            else transport
-        )
+            raise OptionError(f"`max_requests_in_flight` must be at least 1, got {max_requests_in_flight}")
+        if connection is None or isinstance(connection, Connection | str):
+            self._transport = connect(connection)
+        else:
+            self._transport = connection
         self._wanted_model = model
         self._served: ServedModel | None = None
         self._used: dict[ModelIdentity, ServedModel] = {}
         self._detector = detector
-        self._detector_lock = threading.Lock()
         self._max_requests_in_flight = max_requests_in_flight
+        self._detector_lock = threading.Lock()
         threads = detect_threads or len(os.sched_getaffinity(0))
         self._detect_pool = ThreadPoolExecutor(threads, thread_name_prefix="deepfake-detect")
         self._decode_pool = ThreadPoolExecutor(thread_name_prefix="deepfake-decode")
@@ -149,7 +122,7 @@ class AsyncDeepfakeClient:
             if name is None:
                 names = await self._transport.list_models()
                 if len(names) != 1:
-                    offered = f"offers {', '.join(names)}; name one with --model" if names else "offers no model"
+                    offered = f"offers {', '.join(names)}; name one as `model`" if names else "offers no model"
                     raise ModelNotFoundError(f"the server at {self._transport.url} {offered}")
                 name = names[0]
             self._served = await self._transport.describe(name)
@@ -175,11 +148,7 @@ class AsyncDeepfakeClient:
         self,
         source: AsyncSource,
         *,
-        sampling: Sampling | None = None,
-        aggregation: str = DEFAULT_STRATEGY,
-        threshold: float | None = None,
-        until_sure: bool | float = False,
-        timeout_s: float | None = None,
+        options: AnalyzeOptions = AnalyzeOptions(),
         on_progress: OnProgress | None = None,
     ) -> Verdict:
         """Analyze one video or image.
@@ -187,74 +156,32 @@ class AsyncDeepfakeClient:
         Args:
             source: path, address, bytes, binary file object, opened `Media` (which stays open), RGB array, or an
                 iterable of RGB frames, which may be asynchronous; see `deepfake_client.sources.inputs.Source`.
-            sampling: which frames to take; 32 evenly spaced ones when None.
-            aggregation: name of a strategy in `deepfake_client.analysis.aggregation.STRATEGIES`.
-            threshold: FAKE at or above it, in (0, 1); the model's own when None.
-            until_sure: stop when the frames looked at suffice, at this confidence or at 0.99 when True; see
-                `analysis.stopping`. `Verdict.frames_saved` says how many frames that saved. With fast sampling
-                all frames are looked at.
-            timeout_s: deadline of each request of this call, in seconds; the client's own when None.
+            options: which frames are looked at, and how the verdict is made of them.
             on_progress: called after each frame, in the client's event loop.
 
         Returns:
             The verdict; INCONCLUSIVE with a typed reason rather than a guess, also when the server fails midway.
 
         Raises:
-            InputError: the input cannot be opened, or an option is wrong; found out before any server is asked.
+            InputError: the input cannot be opened; found out before any server is asked.
             ServerError: the server cannot be reached or does not offer a usable model.
         """
-        return await self._analyze(
-            source,
-            None,
-            sampling=sampling,
-            aggregation=aggregation,
-            threshold=threshold,
-            until_sure=until_sure,
-            timeout_s=timeout_s,
-            on_progress=on_progress,
-        )
+        return await self._analyze(source, None, options, on_progress)
 
     async def _analyze(
-        self,
-        source: AsyncSource,
-        name: str | None,
-        *,
-        sampling: Sampling | None,
-        aggregation: str,
-        threshold: float | None,
-        until_sure: bool | float,
-        timeout_s: float | None,
-        on_progress: OnProgress | None,
+        self, source: AsyncSource, name: str | None, options: AnalyzeOptions, on_progress: OnProgress | None
     ) -> Verdict:
-        strategy = strategy_named(aggregation)
-        check_threshold(threshold)
-        sure_at = confidence_of(until_sure)
-        check_timeout(timeout_s)
-        sampling = sampling or Sampling()
-        async with opened(source, name=name) as (media, let_go):
-            stages = await self._stages(timeout_s)
-            return await analyze_media(
-                media,
-                stages,
-                sampling=sampling,
-                strategy=strategy,
-                threshold=threshold,
-                sure_at=sure_at,
-                on_progress=on_progress,
-                let_go=let_go,
-            )
+        async with opened(source, name=name) as (media, release):
+            stages = await self._stages(options.timeout_s)
+            return await analyze_media(media, stages, options, on_progress=on_progress, release=release)
 
     def analyze_many(
         self,
         sources: str | os.PathLike[str] | Iterable[AsyncSource] | AsyncIterable[AsyncSource],
         *,
-        concurrency: int | None = None,
+        options: AnalyzeOptions = AnalyzeOptions(),
+        concurrency: int = DEFAULT_CONCURRENCY,
         ordered: bool = False,
-        sampling: Sampling | None = None,
-        aggregation: str = DEFAULT_STRATEGY,
-        threshold: float | None = None,
-        until_sure: bool | float = False,
-        timeout_s: float | None = None,
         on_progress: Callable[[str, Progress], None] | None = None,
     ) -> AsyncGenerator[Outcome, None]:
         """Analyze many inputs, some at once, and yield what became of each as it is finished.
@@ -266,27 +193,19 @@ class AsyncDeepfakeClient:
         Args:
             sources: a directory, a glob pattern, or an iterable of inputs, which may be asynchronous: whatever
                 `analyze` takes, directories and patterns.
-            concurrency: inputs under way at once; 2 when None.
+            options: how each of them is analyzed.
+            concurrency: inputs under way at once, from 1.
             ordered: yield in the order of `sources`; up to 8 times `concurrency` verdicts wait for their turn.
-            sampling: see `analyze`.
-            aggregation: see `analyze`.
-            threshold: see `analyze`.
-            until_sure: see `analyze`.
-            timeout_s: see `analyze`.
             on_progress: called with the input's name and its progress after each frame, in the event loop.
 
         Yields:
             One `Outcome` for each input. Inputs without a name of their own are called ``source`` and their position.
 
         Raises:
-            OptionError: an option is wrong; raised by this call, before anything is opened.
+            OptionError: `concurrency` is below 1; raised by this call, before anything is opened.
         """
-        strategy_named(aggregation)
-        check_threshold(threshold)
-        confidence_of(until_sure)
-        check_timeout(timeout_s)
-        if concurrency is not None and concurrency < 1:
-            raise OptionError(f"concurrency must be at least 1, got {concurrency}")
+        if concurrency < 1:
+            raise OptionError(f"`concurrency` must be at least 1, got {concurrency}")
 
         async def outcome(item: tuple[str, AsyncSource | MediaNotFoundError]) -> Outcome:
             name, source = item
@@ -294,16 +213,7 @@ class AsyncDeepfakeClient:
                 return Outcome(name, error=source)
             report = None if on_progress is None else (lambda progress: on_progress(name, progress))
             try:
-                verdict = await self._analyze(
-                    source,
-                    name,
-                    sampling=sampling,
-                    aggregation=aggregation,
-                    threshold=threshold,
-                    until_sure=until_sure,
-                    timeout_s=timeout_s,
-                    on_progress=report,
-                )
+                verdict = await self._analyze(source, name, options, report)
             except OptionError:
                 raise
             except DeepfakeError as exc:
@@ -314,7 +224,7 @@ class AsyncDeepfakeClient:
             some: str | os.PathLike[str] | Iterable[AsyncSource] | AsyncIterable[AsyncSource],
         ) -> AsyncGenerator[Outcome, None]:
             named = each_source(some)
-            return each_finished(outcome, named, concurrency=concurrency or DEFAULT_CONCURRENCY, ordered=ordered)
+            return each_finished(outcome, named, concurrency=concurrency, ordered=ordered)
 
         return each_over(sources, each) if is_async(sources) else each(sources)
 
@@ -322,75 +232,46 @@ class AsyncDeepfakeClient:
         self,
         source: AsyncSource,
         *,
-        window_s: float = DEFAULT_WINDOW_S,
-        step_s: float = DEFAULT_STEP_S,
-        fps: float = DEFAULT_FPS,
-        min_change: float = DEFAULT_MIN_CHANGE,
-        on_slow: OnSlow | None = None,
-        max_latency_s: float = DEFAULT_MAX_LATENCY_S,
-        idle_s: float = DEFAULT_IDLE_S,
-        reconnects: int = DEFAULT_RECONNECTS,
-        source_timeout_s: float = TIMEOUT_S,
-        source_ca: str | os.PathLike[str] | None = None,
-        aggregation: str = DEFAULT_STRATEGY,
-        threshold: float | None = None,
+        options: WatchOptions = WatchOptions(),
     ) -> AsyncGenerator[Verdict, None]:
         """Watch a source that is still going on, and yield the verdict on its last seconds whenever it changes.
 
         Each verdict is on one window: its frames and tracks are those of the last `window_s`, its track ids last from
         window to window, and `frames_dropped` counts from the start. One is made every `step_s` of the source's time,
-        and yielded when the label, the reason or the deciding face is another than in the one yielded before, or the
-        score has moved by `min_change`; and once more at the end. While the server fails, verdicts of a source that
-        cannot wait are INCONCLUSIVE with the reason, and go on when it is back; one that can wait ends.
+        and yielded when the label, the reason or the deciding face differs from those of the one yielded before, or
+        the score has moved by `min_change`; and once more at the end. While the server fails, verdicts of a source
+        that cannot wait are INCONCLUSIVE with the reason, and go on when it is back; one that can wait ends.
 
         Args:
             source: a file, which is read on as it grows (MPEG-TS, Matroska, fragmented MP4); an address (``http``,
                 ``https``, ``rtsp``; HLS as well); a camera (``/dev/video0``); or whatever else `analyze` takes.
-            window_s: length of the window, in seconds of the source's time.
-            step_s: time from one verdict to the next.
-            fps: frames looked at per second.
-            min_change: how far the score must move; with 0 every verdict is yielded.
-            on_slow: when the server is slower than the source: ``wait`` keeps the source waiting, ``drop`` leaves out
-                the oldest frames. Cameras and live addresses drop by default, all that loses nothing waits.
-            max_latency_s: with ``drop``, about how old a frame may be when it is scored.
-            idle_s: a file ends when it has not grown for so long.
-            reconnects: how often in a row an address that broke off or stalled is opened again.
-            source_timeout_s: how long opening an address, and each read from it, may take.
-            source_ca: PEM file with the certificates to trust at an address that begins with ``https`` or ``rtsps``;
-                those that this machine trusts when None.
-            aggregation: see `analyze`.
-            threshold: see `analyze`.
+            options: how it is watched.
 
         Yields:
             Verdicts on the last window, whenever they are asked for and there is news.
 
         Raises:
-            OptionError: an option is wrong; raised by this call.
             MediaNotFoundError: there is no such file or camera; raised by this call.
             InputError: the source cannot be opened, or broke off for good; after the last verdict.
             ServerError: the server cannot be reached at the start.
         """
-        how = Watching(
-            window_s, step_s, fps, min_change, on_slow, max_latency_s, strategy_named(aggregation), threshold
-        )
-        check_threshold(threshold)
         stop = threading.Event()
         if isinstance(source, str | os.PathLike):
             live = open_live(
-                source, fps=fps, stop=stop, idle_s=idle_s, reconnects=reconnects, timeout_s=source_timeout_s,
-                authorities=source_ca,
+                source, fps=options.fps, stop=stop, idle_s=options.idle_s, reconnects=options.reconnects,
+                timeout_s=options.source_timeout_s, authorities=options.source_ca,
             )  # fmt: skip
-            return watch_frames(live, stop, self._stages, how)
+            return watch_frames(live, stop, self._stages, options)
         name = name_of(source) or "the given frames"
 
         def each(given: AsyncSource) -> AsyncGenerator[Verdict, None]:
             live = live_media(
                 lambda: nullcontext(given) if isinstance(given, Media) else open_source(given, name=name),
                 name=name,
-                fps=fps,
+                fps=options.fps,
                 stop=stop,
             )
-            return watch_frames(live, stop, self._stages, how)
+            return watch_frames(live, stop, self._stages, options)
 
         return each_over(source, each) if is_async(source) else each(source)
 
@@ -421,7 +302,7 @@ class AsyncDeepfakeClient:
 
         Args:
             faces: uint8 ``[N, H, W, 3]`` RGB of the model's input size; any N.
-            timeout_s: see `analyze`.
+            timeout_s: deadline of each request, in seconds; the connection's own when None.
 
         Returns:
             float32 ``[N]`` fake probabilities in [0, 1].

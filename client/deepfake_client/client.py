@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError, Future, wait
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,33 +13,17 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY
-from deepfake_client.analysis.live import (
-    DEFAULT_FPS,
-    DEFAULT_MAX_LATENCY_S,
-    DEFAULT_MIN_CHANGE,
-    DEFAULT_STEP_S,
-    DEFAULT_WINDOW_S,
-    OnSlow,
-)
-from deepfake_client.analysis.pipeline import (
-    DEFAULT_MAX_REQUESTS_IN_FLIGHT,
-    OnProgress,
-    Progress,
-)
-from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.analysis.pipeline import OnProgress, Progress
+from deepfake_client.async_client import DEFAULT_CONCURRENCY, DEFAULT_MAX_REQUESTS_IN_FLIGHT, AsyncDeepfakeClient
 from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.types import Explainer, ExplainOptions
+from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.sources.inputs import Source
-from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, ServedModel, Transport
-from deepfake_client.transport.retry import Retry
-from deepfake_client.transport.tls import Tls
+from deepfake_client.transport.connection import Connection
+from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_preprocess.faces.detector import FaceDetector
-from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
-from deepfake_preprocess.media.opening import Sampling
-from deepfake_preprocess.media.remote import TIMEOUT_S
 
 T = TypeVar("T")
 
@@ -57,31 +41,19 @@ class DeepfakeClient:
 
     def __init__(
         self,
-        url: str | None = None,
+        connection: Connection | Transport | str | None = None,
         *,
         model: str | None = None,
-        protocol: str | None = None,
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: Retry | None = None,
-        max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT,
-        detect_threads: int | None = None,
         detector: FaceDetector | None = None,
-        transport: Transport | None = None,
+        detect_threads: int | None = None,
+        max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT,
     ) -> None:
         self._client = AsyncDeepfakeClient(
-            url,
+            connection,
             model=model,
-            protocol=protocol,
-            tls=tls,
-            headers=headers,
-            timeout_s=timeout_s,
-            retry=retry,
-            max_requests_in_flight=max_requests_in_flight,
-            detect_threads=detect_threads,
             detector=detector,
-            transport=transport,
+            detect_threads=detect_threads,
+            max_requests_in_flight=max_requests_in_flight,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="deepfake-client", daemon=True)
@@ -114,37 +86,19 @@ class DeepfakeClient:
         self,
         source: Source,
         *,
-        sampling: Sampling | None = None,
-        aggregation: str = DEFAULT_STRATEGY,
-        threshold: float | None = None,
-        until_sure: bool | float = False,
-        timeout_s: float | None = None,
+        options: AnalyzeOptions = AnalyzeOptions(),
         on_progress: OnProgress | None = None,
     ) -> Verdict:
         """See `AsyncDeepfakeClient.analyze`; `on_progress` is called on the client's thread."""
-        return self._run(
-            self._client.analyze(
-                source,
-                sampling=sampling,
-                aggregation=aggregation,
-                threshold=threshold,
-                until_sure=until_sure,
-                timeout_s=timeout_s,
-                on_progress=on_progress,
-            )
-        )
+        return self._run(self._client.analyze(source, options=options, on_progress=on_progress))
 
     def analyze_many(
         self,
         sources: str | os.PathLike[str] | Iterable[Source],
         *,
-        concurrency: int | None = None,
+        options: AnalyzeOptions = AnalyzeOptions(),
+        concurrency: int = DEFAULT_CONCURRENCY,
         ordered: bool = False,
-        sampling: Sampling | None = None,
-        aggregation: str = DEFAULT_STRATEGY,
-        threshold: float | None = None,
-        until_sure: bool | float = False,
-        timeout_s: float | None = None,
         on_progress: Callable[[str, Progress], None] | None = None,
     ) -> Generator[Outcome, None, None]:
         """See `AsyncDeepfakeClient.analyze_many`; leaving the loop over it cancels what is under way.
@@ -153,15 +107,7 @@ class DeepfakeClient:
         """
         return self._each(
             self._client.analyze_many(
-                sources,
-                concurrency=concurrency,
-                ordered=ordered,
-                sampling=sampling,
-                aggregation=aggregation,
-                threshold=threshold,
-                until_sure=until_sure,
-                timeout_s=timeout_s,
-                on_progress=on_progress,
+                sources, options=options, concurrency=concurrency, ordered=ordered, on_progress=on_progress
             )
         )
 
@@ -169,37 +115,10 @@ class DeepfakeClient:
         self,
         source: Source,
         *,
-        window_s: float = DEFAULT_WINDOW_S,
-        step_s: float = DEFAULT_STEP_S,
-        fps: float = DEFAULT_FPS,
-        min_change: float = DEFAULT_MIN_CHANGE,
-        on_slow: OnSlow | None = None,
-        max_latency_s: float = DEFAULT_MAX_LATENCY_S,
-        idle_s: float = DEFAULT_IDLE_S,
-        reconnects: int = DEFAULT_RECONNECTS,
-        source_timeout_s: float = TIMEOUT_S,
-        source_ca: str | os.PathLike[str] | None = None,
-        aggregation: str = DEFAULT_STRATEGY,
-        threshold: float | None = None,
+        options: WatchOptions = WatchOptions(),
     ) -> Generator[Verdict, None, None]:
         """See `AsyncDeepfakeClient.watch`; leaving the loop over it ends the watch."""
-        return self._each(
-            self._client.watch(
-                source,
-                window_s=window_s,
-                step_s=step_s,
-                fps=fps,
-                min_change=min_change,
-                on_slow=on_slow,
-                max_latency_s=max_latency_s,
-                idle_s=idle_s,
-                reconnects=reconnects,
-                source_timeout_s=source_timeout_s,
-                source_ca=source_ca,
-                aggregation=aggregation,
-                threshold=threshold,
-            )
-        )
+        return self._each(self._client.watch(source, options=options))
 
     def score(self, faces: NDArray[np.uint8], *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """See `AsyncDeepfakeClient.score`."""

@@ -17,7 +17,7 @@ import pytest
 from http_files import free_port
 from media import astronaut, make_audio_only, make_clip, make_truncated, picture, write_video
 
-from deepfake_client import NO_RETRY, DeepfakeClient, Label, Progress, Reason, Sampling
+from deepfake_client import NO_RETRY, AnalyzeOptions, Connection, DeepfakeClient, Label, Progress, Reason, Sampling
 from deepfake_client.cli.main import main
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face
@@ -54,7 +54,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_video_gets_a_verdict_for_every_face(embedded_triton: EmbeddedTriton, clip: Path) -> None:
-    run = deepfake("analyze", clip, "--url", embedded_triton.grpc_url, "--json", "--frames", 8)
+    run = deepfake("analyze", clip, "--url", embedded_triton.grpc_url, "--json", "--num-frames", 8)
     assert run.code == 0, run.err
     data = run.json()
     assert data["source"] == str(clip)
@@ -77,7 +77,7 @@ def test_scores_are_those_of_the_model_on_the_same_crops(
     session = onnxruntime.InferenceSession(shared_tiny_repository / "tiny" / "1" / "model.onnx")
     with DeepfakeClient(embedded_triton.grpc_url) as client, open_media(clip) as media:
         spec = client.model().spec
-        verdict = client.analyze(media, sampling=Sampling(num_frames=4))
+        verdict = client.analyze(media, options=AnalyzeOptions(sampling=Sampling(num_frames=4)))
         frames = list(media.frames(Sampling(num_frames=4)))
     assert len(frames) == len(verdict.frames) == 4
     for frame, result in zip(frames, verdict.frames, strict=True):
@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_model_on_the_same_crops(
 
 
 def test_the_table_names_verdict_frames_timing_and_model(embedded_triton: EmbeddedTriton, clip: Path) -> None:
-    run = deepfake("analyze", clip, "--url", embedded_triton.grpc_url, "--frames", 4)
+    run = deepfake("analyze", clip, "--url", embedded_triton.grpc_url, "--num-frames", 4)
     assert run.code == 0
     assert "fake probability" in run.out
     assert "total " in run.out
@@ -111,7 +111,7 @@ def test_images_and_directories(embedded_triton: EmbeddedTriton, tmp_path: Path)
 
 
 def test_an_embedded_server_is_started_for_one_run_and_stopped(tiny_repository: Path, clip: Path) -> None:
-    run = deepfake("analyze", clip, "--embedded", "--repository", tiny_repository, "--json", "--frames", 3)
+    run = deepfake("analyze", clip, "--embedded", "--repository", tiny_repository, "--json", "--num-frames", 3)
     assert run.code == 0, run.err
     assert run.json()["model"]["name"] == "tiny"
 
@@ -214,8 +214,8 @@ def test_a_model_that_is_not_in_the_repository_is_refused(tiny_repository: Path,
 def test_usage_errors_are_exit_code_2(clip: Path, tmp_path: Path) -> None:
     for arguments in (
         ["analyze"],
-        ["analyze", clip, "--frames", 0],
-        ["analyze", clip, "--frames", 4, "--fps", 2],
+        ["analyze", clip, "--num-frames", 0],
+        ["analyze", clip, "--num-frames", 4, "--fps", 2],
         ["analyze", clip, "--fps", -1],
         ["analyze", clip, "--threshold", 2],
         ["analyze", clip, "--aggregation", "best"],
@@ -228,13 +228,16 @@ def test_usage_errors_are_exit_code_2(clip: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_scored_before_the_server_was_killed_is_reported(tiny_repository: Path, clip: Path) -> None:
-    with EmbeddedTriton(tiny_repository) as triton, DeepfakeClient(triton.grpc_url, retry=NO_RETRY) as client:
+    with (
+        EmbeddedTriton(tiny_repository) as triton,
+        DeepfakeClient(Connection(url=triton.grpc_url, retry=NO_RETRY)) as client,
+    ):
 
         def kill(progress: Progress) -> None:
             if progress.frames_done == 5:
                 os.kill(triton.pid or 0, signal.SIGKILL)
 
-        verdict = client.analyze(clip, sampling=Sampling(num_frames=50), on_progress=kill)
+        verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=50)), on_progress=kill)
     assert (verdict.label, verdict.reason) == (Label.INCONCLUSIVE, Reason.SERVER_UNAVAILABLE)
     scored = [face for frame in verdict.frames for face in frame.faces if face.fake_probability is not None]
     assert len(scored) >= 10, "five frames of two faces were scored before the server was killed"

@@ -69,7 +69,7 @@ def test_killing_and_restarting_the_server_loses_no_result(
     tiny_repository: Path, clips: Path, tmp_path: Path
 ) -> None:
     journal = tmp_path / "run.jsonl"
-    options = ("--output", journal, "--frames", 12, "--csv", tmp_path / "run.csv", "--json", "--retry", 1)
+    options = ("--output", journal, "--num-frames", 12, "--csv", tmp_path / "run.csv", "--json", "--retry", 1)
     with EmbeddedTriton(tiny_repository) as triton:
         process = start(clips, *options, "--url", triton.grpc_url, cwd=tmp_path)
         when_done(process, journal, 2, lambda: os.kill(triton.pid or 0, signal.SIGKILL))
@@ -117,7 +117,7 @@ def test_a_run_over_100_clips_outlives_a_restart_of_the_server(tiny_repository: 
     journal = tmp_path / "run.jsonl"
     with EmbeddedTriton(tiny_repository) as triton:
         port = int(triton.grpc_url.rpartition(":")[2])
-        options = ("--output", journal, "--frames", 6, "--json", "--url", triton.grpc_url, "--retry", 120)
+        options = ("--output", journal, "--num-frames", 6, "--json", "--url", triton.grpc_url, "--retry", 120)
         process = start(folder, *options, cwd=tmp_path)
         (server_pid,) = Path(f"/proc/{triton.pid}/task/{triton.pid}/children").read_text().split()
         when_done(process, journal, 40, lambda: os.kill(int(server_pid), signal.SIGKILL))
@@ -141,7 +141,7 @@ def test_a_run_over_100_clips_outlives_a_restart_of_the_server(tiny_repository: 
 
 def test_ctrl_c_and_resume(embedded_triton: EmbeddedTriton, clips: Path, tmp_path: Path) -> None:
     journal = tmp_path / "run.jsonl"
-    options = ("--output", journal, "--frames", 12, "--jsonl", "--url", embedded_triton.grpc_url)
+    options = ("--output", journal, "--num-frames", 12, "--jsonl", "--url", embedded_triton.grpc_url)
     process = start(clips, *options, cwd=tmp_path)
     when_done(process, journal, 1, lambda: process.send_signal(signal.SIGINT))
     code, out, err = finish(process)
@@ -162,7 +162,17 @@ def test_good_and_bad_inputs_in_one_directory(embedded_triton: EmbeddedTriton, c
     (folder / "broken.mp4").write_text("no video")
     write_video(folder / "grey.mp4", [np.full((120, 160, 3), 127, np.uint8)] * 5)
     code, out, err = finish(
-        start("mixed", "--json", "--report", "report", "--frames", 4, "--url", embedded_triton.grpc_url, cwd=tmp_path)
+        start(
+            "mixed",
+            "--json",
+            "--report",
+            "report",
+            "--num-frames",
+            4,
+            "--url",
+            embedded_triton.grpc_url,
+            cwd=tmp_path,
+        )
     )
     assert code == 5
     jsonschema.validate(json.loads(out), SCHEMA)

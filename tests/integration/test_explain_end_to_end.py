@@ -51,7 +51,7 @@ def triton(folder):
 
 def explain(folder, triton, *arguments):
     """Run `deepfake explain` and return its exit code."""
-    command = ["explain", folder / "clip.mp4", "--url", triton.grpc_url, "--frames", "4", *arguments]
+    command = ["explain", folder / "clip.mp4", "--url", triton.grpc_url, "--num-frames", "4", *arguments]
     with pytest.raises(SystemExit) as stopped:
         cli.main([str(item) for item in command])
     return stopped.value.code or 0
@@ -79,7 +79,7 @@ def test_a_report_holds_heatmaps_or_says_why_not(folder, triton, tmp_path):
     texts = {}
     for name, who in (("small", "--checkpoint"), ("other", "--checkpoint"), ("down", "--service")):
         given = "http://127.0.0.1:9" if name == "down" else folder / f"{name}.safetensors"
-        command = ["analyze", folder / "clip.mp4", "--url", triton.grpc_url, "--frames", "4", "-q"]
+        command = ["analyze", folder / "clip.mp4", "--url", triton.grpc_url, "--num-frames", "4", "-q"]
         with pytest.raises(SystemExit) as stopped:
             cli.main([str(item) for item in [*command, "--report", tmp_path / name, "--explain", who, given]])
         assert not stopped.value.code, "the verdict is there whatever becomes of the heatmaps"
@@ -97,7 +97,7 @@ def test_heatmaps_are_added_to_the_pages_of_an_earlier_run(folder, triton, tmp_p
     monkeypatch.setenv("DEEPFAKE_EXPLAIN_URL", "http://127.0.0.1:9")
     for name in ("one.mp4", "two.mp4"):
         shutil.copy(folder / "clip.mp4", name)
-    command = ["analyze", "one.mp4", "two.mp4", "--url", triton.grpc_url, "--frames", 4, "-q", "--report", "out"]
+    command = ["analyze", "one.mp4", "two.mp4", "--url", triton.grpc_url, "--num-frames", 4, "-q", "--report", "out"]
 
     def run(*more):
         with pytest.raises(SystemExit) as stopped:

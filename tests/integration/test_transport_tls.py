@@ -17,7 +17,7 @@ import trustme
 from tiny_model import TINY_SPEC
 
 import deepfake_serve.server as server
-from deepfake_client import NO_RETRY, DeepfakeClient, Health, OptionError, ServerTlsError, Tls, connect
+from deepfake_client import NO_RETRY, Connection, DeepfakeClient, Health, OptionError, ServerTlsError, Tls, connect
 from deepfake_client.transport.tls import diagnose
 from deepfake_serve import EmbeddedTriton
 
@@ -70,7 +70,7 @@ def mutual(files):
 
 def health(url: str, **options: object) -> Health:
     async def scenario() -> Health:
-        transport = connect(url, retry=NO_RETRY, **options)
+        transport = connect(Connection(url=url, retry=NO_RETRY, **options))
         try:
             return await transport.health()
         finally:
@@ -85,7 +85,7 @@ def named(triton: EmbeddedTriton) -> str:
 
 @pytest.mark.parametrize("protocol", ["grpc", "grpc-shm"])
 def test_mutual_tls_with_triton_itself(tls_triton, mutual, protocol):
-    with DeepfakeClient(named(tls_triton), protocol=protocol, tls=mutual) as client:
+    with DeepfakeClient(Connection(url=named(tls_triton), protocol=protocol, tls=mutual)) as client:
         assert client.score(FACES) == pytest.approx([0.5, 0.5])
 
 
@@ -165,7 +165,7 @@ def test_https_with_and_without_a_client_certificate(embedded_triton, authority,
     target = urlsplit(embedded_triton.http_url).netloc
     with relay(target, authority.issue_cert("localhost")) as port:
         trusted = Tls(files / "ours-ca.pem")
-        with DeepfakeClient(f"https://localhost:{port}", tls=trusted) as client:
+        with DeepfakeClient(Connection(url=f"https://localhost:{port}", tls=trusted)) as client:
             assert client.score(FACES) == pytest.approx([0.5, 0.5])
         for url, tls, says in (
             (f"https://localhost:{port}", None, "no trusted authority.*--tls-ca"),
@@ -224,6 +224,6 @@ def test_files_that_are_no_certificates_are_refused_before_connecting(files, pro
         (Tls(None, files / "ours.pem", files / "other.key"), "no PEM certificate and its unencrypted key"),
     ):
         with pytest.raises(OptionError, match=says):
-            connect("localhost:1", protocol=protocol, tls=tls)
+            connect(Connection(url="localhost:1", protocol=protocol, tls=tls))
     with pytest.raises(OptionError, match="belong together"):
         Tls(certificate=files / "ours.pem")

@@ -24,6 +24,8 @@ from tiny_model import TINY_SPEC, write_tiny_repository
 import deepfake_serve.server as server
 from deepfake_client import (
     NO_RETRY,
+    AnalyzeOptions,
+    Connection,
     DeepfakeClient,
     ModelContractError,
     ModelNotFoundError,
@@ -54,7 +56,7 @@ def address(triton: EmbeddedTriton, protocol: str) -> str:
 
 @asynccontextmanager
 async def connected(triton: EmbeddedTriton, protocol: str, *, retry: Retry = NO_RETRY, **options):
-    transport = connect(address(triton, protocol), protocol=protocol, retry=retry, **options)
+    transport = connect(Connection(url=address(triton, protocol), protocol=protocol, retry=retry, **options))
     try:
         yield transport
     finally:
@@ -110,7 +112,7 @@ def test_all_protocols_give_the_same_numbers_bit_by_bit(embedded_triton):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_transport_serves_several_event_loops_and_many_requests_at_once(embedded_triton, protocol):
-    transport = connect(address(embedded_triton, protocol), protocol=protocol)
+    transport = connect(Connection(url=address(embedded_triton, protocol), protocol=protocol))
     model = asyncio.run(transport.describe("tiny"))
     expected = asyncio.run(transport.infer(model, FACES))
 
@@ -175,7 +177,7 @@ def test_models_and_health_work_with_every_protocol(embedded_triton, capsys, pro
 
 def test_a_url_for_the_wrong_port_is_told_with_the_right_one(embedded_triton):
     async def error(url: str, protocol: str) -> str:
-        transport = connect(url, protocol=protocol)
+        transport = connect(Connection(url=url, protocol=protocol))
         try:
             with pytest.raises(ServerUnavailableError) as caught:
                 await transport.health()
@@ -350,9 +352,9 @@ def test_an_analysis_survives_a_restart_with_every_frame_scored(tiny_repository,
             restarting.start()
 
     try:
-        with DeepfakeClient(first.grpc_url, retry=Retry(total_s=120)) as client:
-            expected = client.analyze(clip, sampling=Sampling(num_frames=40))
-            verdict = client.analyze(clip, sampling=Sampling(num_frames=40), on_progress=kill)
+        with DeepfakeClient(Connection(url=first.grpc_url, retry=Retry(total_s=120))) as client:
+            expected = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=40)))
+            verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=40)), on_progress=kill)
         restarting.join()
     finally:
         first.stop()
@@ -371,8 +373,11 @@ def test_another_model_under_the_same_name_is_refused_with_what_changed(tiny_rep
     )
 
     async def scenario() -> None:
-        patient = [connect(address(first, name), protocol=name, retry=Retry(total_s=120)) for name in PROTOCOLS]
-        direct = [connect(address(first, name), protocol=name, retry=NO_RETRY) for name in PROTOCOLS]
+        patient = [
+            connect(Connection(url=address(first, name), protocol=name, retry=Retry(total_s=120)))
+            for name in PROTOCOLS
+        ]
+        direct = [connect(Connection(url=address(first, name), protocol=name, retry=NO_RETRY)) for name in PROTOCOLS]
         model = await patient[0].describe("tiny")
         for transport in (*patient, *direct):
             await transport.infer(model, FACES)
@@ -426,7 +431,7 @@ def test_a_client_that_dies_leaves_no_shared_memory(embedded_triton, number):
 import asyncio, numpy as np
 from deepfake_client import connect
 async def main():
-    transport = connect({embedded_triton.grpc_url!r}, protocol="grpc-shm")
+    transport = connect(Connection(url={embedded_triton.grpc_url!r}, protocol="grpc-shm"))
     model = await transport.describe("tiny")
     faces = np.zeros((8, 24, 32, 3), np.uint8)
     await transport.infer(model, faces)

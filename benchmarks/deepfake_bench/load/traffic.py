@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from deepfake_bench.load.observed import ObservingTransport
 from deepfake_bench.load.senders import Crops
-from deepfake_client import DeepfakeClient, Reason, Sampling, Verdict, connect
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Reason, Sampling, Verdict, connect
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 
 
@@ -97,7 +97,7 @@ def record(grpc_url: str, model: str, clips: Sequence[Path], *, num_frames: int)
     requests: list[Crops] = []
     videos: list[list[tuple[float, int]]] = []
     labels = {}
-    with DeepfakeClient(transport=observed, model=model) as client:
+    with DeepfakeClient(observed, model=model) as client:
         analyzed(client, clips[0], num_frames)  # detector and connection are there before the clock runs
         for clip in clips:
             observed.exchanges.clear()
@@ -127,7 +127,7 @@ def analyzed(client: DeepfakeClient, clip: Path, num_frames: int) -> Verdict:
     Raises:
         DeepfakeError: it did.
     """
-    verdict = client.analyze(clip, sampling=Sampling(num_frames=num_frames))
+    verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=num_frames)))
     if verdict.reason in (Reason.SERVER_ERROR, Reason.SERVER_UNAVAILABLE):
         raise DeepfakeError(f"{clip.name}: {verdict.detail}; nothing was measured")
     return verdict

@@ -30,7 +30,7 @@ from deepfake_bench.pipeline.lower_bounds import decode_alone, detector_alone, o
 from deepfake_bench.pipeline.scaling import measure_scaling, parse_counts
 from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
 from deepfake_bench.server.serving import Server, embedded_server
-from deepfake_client import DeepfakeClient, Reason, Sampling, Verdict, connect
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Reason, Sampling, Verdict, connect
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, OptionError
@@ -105,14 +105,14 @@ class Bench:
         self.sampling = Sampling(num_frames=num_frames)
         self.fast = Sampling(num_frames=num_frames, mode="fast")
         self.observed = ObservingTransport(connect(server.grpc_url))
-        self.client = DeepfakeClient(transport=self.observed, model=server.model, detector=self.detector)
+        self.client = DeepfakeClient(self.observed, model=server.model, detector=self.detector)
 
     def analyze(self, clip: Path, sampling: Sampling) -> tuple[Verdict, dict[str, float]]:
         """Analyze a clip and return its verdict and its `split`."""
         self.observed.exchanges.clear()
         before = self.server.counters()
         started = time.perf_counter()
-        verdict = self.client.analyze(clip, sampling=sampling)
+        verdict = self.client.analyze(clip, options=AnalyzeOptions(sampling=sampling))
         total_s = time.perf_counter() - started
         if verdict.reason in (Reason.SERVER_ERROR, Reason.SERVER_UNAVAILABLE):
             raise DeepfakeError(f"{clip.name}: {verdict.detail}; nothing was measured")
@@ -194,7 +194,7 @@ def measure(
         "detector_alone": detector_alone(clip, bench.sampling, bench.detector),
         **({} if crops is None else {"onnxruntime_alone": bench.floor(crops)}),
         "ours": lambda: splits.append(bench.analyze(clip, bench.sampling)[1]),
-        "ours_fast": lambda: bench.client.analyze(clip, sampling=bench.fast),
+        "ours_fast": lambda: bench.client.analyze(clip, options=AnalyzeOptions(sampling=bench.fast)),
     }
     peer_scores: list[float] | None = None
     if checkpoint is not None and peer is not None:
@@ -230,7 +230,7 @@ def measure_set(
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
-        for outcome in bench.client.analyze_many(clips, sampling=bench.sampling):
+        for outcome in bench.client.analyze_many(clips, options=AnalyzeOptions(sampling=bench.sampling)):
             if outcome.error is not None:
                 raise outcome.error
         seconds.append(time.perf_counter() - started)

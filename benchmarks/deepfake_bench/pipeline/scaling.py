@@ -19,7 +19,7 @@ import psutil
 
 from deepfake_bench.machine.processes import cpu_seconds, own_peak_mb, rss_mb
 from deepfake_bench.server.serving import Server
-from deepfake_client import DeepfakeClient, Sampling
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 from deepfake_preprocess.errors import OptionError
 
 MAX_REPEATS = 5
@@ -115,15 +115,16 @@ def parse_counts(text: str) -> list[int]:
 
 
 def _cost(grpc_url: str, model: str, server_pid: int, folder: str, repeats: int, num_frames: int) -> Cost:
-    server, sampling = psutil.Process(server_pid), Sampling(num_frames=num_frames)
+    server = psutil.Process(server_pid)
+    options = AnalyzeOptions(sampling=Sampling(num_frames=num_frames))
     count = len(list(Path(folder).iterdir()))
     seconds, cpu, resident = [], [], []
     peak_mb = 0.0
     with DeepfakeClient(grpc_url, model=model) as client:
-        client.analyze(min(Path(folder).iterdir()), sampling=sampling)
+        client.analyze(min(Path(folder).iterdir()), options=options)
         for repeat in range(repeats):
             started, busy = time.perf_counter(), _cpu_s(server)
-            for outcome in client.analyze_many(folder, sampling=sampling):
+            for outcome in client.analyze_many(folder, options=options):
                 if outcome.error is not None:
                     raise outcome.error
                 if repeat == 0:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepfake_bench.load.senders import Crops, Target
-from deepfake_client import connect
+from deepfake_client import Connection, connect
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.sessions import open_session
@@ -49,7 +49,7 @@ def verify_served(target: Target, crops: Crops, reference: OnnxReference) -> flo
     """
 
     async def ask() -> float:
-        transport = connect(target.url, protocol=target.protocol)
+        transport = connect(Connection(url=target.url, protocol=target.protocol))
         try:
             model = await transport.describe(target.model)
             largest = 0.0

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from deepfake_client.analysis.consistency import consistency, interval
 from deepfake_client.result.verdict import FrameResult, Label, Track
-from deepfake_preprocess.errors import OptionError
 
 MIN_TRACK_FRAMES = 3
 """Frames on which a face must be scored before its track counts in a video: fewer are often false detections."""
@@ -99,29 +98,7 @@ def log_odds(probabilities: NDArray[np.float64], weights: NDArray[np.float64] | 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
     {rule.__name__: rule for rule in (mean, median, trimmed, top_k, vote, confident, log_odds)}
 )
-DEFAULT_STRATEGY = "mean"
-
-
-def strategy_named(name: str) -> Strategy:
-    """Return the strategy of that name.
-
-    Raises:
-        OptionError: there is none; the message lists them.
-    """
-    try:
-        return STRATEGIES[name]
-    except KeyError:
-        raise OptionError(f"aggregation {name!r} is unknown; choose one of {', '.join(STRATEGIES)}") from None
-
-
-def check_threshold(threshold: float | None) -> None:
-    """Refuse a threshold that would call every face FAKE, or none.
-
-    Raises:
-        OptionError: it is given and not strictly between 0 and 1.
-    """
-    if threshold is not None and not 0.0 < threshold < 1.0:
-        raise OptionError(f"threshold must lie strictly between 0 and 1, got {threshold}")
+"""The rules by name: `deepfake_client.options.AGGREGATIONS`."""
 
 
 def num_frames_needed(num_frames: int, longest: float) -> int:

@@ -15,66 +15,30 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
-from deepfake_client.analysis.aggregation import Strategy
+from deepfake_client.analysis.aggregation import STRATEGIES
 from deepfake_client.analysis.pipeline import MAX_FRAMES_IN_FLIGHT, Run, Stages, frames_in_flight
 from deepfake_client.analysis.scoring import ScoredFrame, judge
 from deepfake_client.analysis.track_ids import StableIds
+from deepfake_client.options import WatchOptions
 from deepfake_client.result.verdict import Timing, Verdict
-from deepfake_preprocess.errors import OptionError, ServerError
+from deepfake_preprocess.errors import ServerError
 from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.live import LiveSource
 from deepfake_preprocess.media.opening import Media, Sampling
 
-OnSlow: TypeAlias = Literal["drop", "wait"]
-"""What happens when the server is slower than the source."""
-
-DEFAULT_WINDOW_S: Final = 10.0
-DEFAULT_STEP_S: Final = 1.0
-DEFAULT_FPS: Final = 5.0
-DEFAULT_MIN_CHANGE: Final = 0.05
-DEFAULT_MAX_LATENCY_S: Final = 3.0
 _JOIN_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Watching:
-    """How a live source is watched; see `AsyncDeepfakeClient.watch`.
-
-    Raises:
-        OptionError: a value is out of its range.
-    """
-
-    window_s: float
-    step_s: float
-    fps: float
-    min_change: float
-    on_slow: OnSlow | None
-    max_latency_s: float
-    strategy: Strategy
-    threshold: float | None
-
-    def __post_init__(self) -> None:
-        for name in ("window_s", "step_s", "fps", "max_latency_s"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise OptionError(f"{name} is {value!r}; allowed: a number above 0")
-        if not 0 <= self.min_change <= 1:
-            raise OptionError(f"min_change is {self.min_change!r}; allowed: a number from 0 to 1")
-        if self.on_slow not in (None, "drop", "wait"):
-            raise OptionError(f"on_slow is {self.on_slow!r}; allowed: 'drop', 'wait', or None for the source's own")
 
 
 class _Feed:
     """Takes frames from a source in a thread of its own, and keeps few of them until they are asked for."""
 
-    def __init__(self, source: LiveSource, stop: threading.Event, how: Watching) -> None:
+    def __init__(self, source: LiveSource, stop: threading.Event, options: WatchOptions) -> None:
         self.dropped = 0
         self._source = source
         self._stop = stop
-        self._how = how
+        self._options = options
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
         self._changed = threading.Condition()
@@ -88,7 +52,7 @@ class _Feed:
     @property
     def drops(self) -> bool:
         """Whether frames are dropped rather than the source made to wait."""
-        return not self._source.can_wait if self._how.on_slow is None else self._how.on_slow == "drop"
+        return not self._source.can_wait if self._options.on_slow is None else self._options.on_slow == "drop"
 
     async def get(self) -> Frame | None:
         """Return the oldest frame that is not too old; None at the end.
@@ -121,7 +85,7 @@ class _Feed:
 
     def _is_late(self, arrived: float) -> bool:
         # Half of the delay is for the queue, the other half for the frames under way.
-        return time.monotonic() - arrived > self._how.max_latency_s / 2
+        return time.monotonic() - arrived > self._options.max_latency_s / 2
 
     def _read(self) -> None:
         try:
@@ -153,12 +117,12 @@ class _Feed:
 class _Window:
     """The frames of the last seconds, and the verdict on them that was shown last."""
 
-    def __init__(self, source: LiveSource, feed: _Feed, stages: Stages, how: Watching) -> None:
+    def __init__(self, source: LiveSource, feed: _Feed, stages: Stages, options: WatchOptions) -> None:
         self.failure: ServerError | None = None
         self._source = source
         self._feed = feed
         self._stages = stages
-        self._how = how
+        self._options = options
         self._started = time.perf_counter()
         self._frames: deque[ScoredFrame] = deque()
         self._ids = StableIds()
@@ -174,15 +138,15 @@ class _Window:
             self.failure = run.failure or self.failure
             run.failure = None  # so that the next frames are tried
         self._frames.append(frame)
-        while self._frames[0].pts_seconds <= frame.pts_seconds - self._how.window_s:
+        while self._frames[0].pts_seconds <= frame.pts_seconds - self._options.window_s:
             self._frames.popleft()
         self._is_shown = False
         if self._next_step is None:
-            self._next_step = frame.pts_seconds + self._how.step_s
+            self._next_step = frame.pts_seconds + self._options.step_s
         if frame.pts_seconds < self._next_step:
             return None
         while self._next_step <= frame.pts_seconds:
-            self._next_step += self._how.step_s
+            self._next_step += self._options.step_s
         verdict = self._judge(run)
         if self._shown is not None and not self._differs(verdict, self._shown):
             return None
@@ -199,14 +163,19 @@ class _Window:
     def _differs(self, new: Verdict, old: Verdict) -> bool:
         if (new.label, new.reason, new.deciding_track) != (old.label, old.reason, old.deciding_track):
             return True
-        return abs((new.fake_probability or 0.0) - (old.fake_probability or 0.0)) >= self._how.min_change
+        return abs((new.fake_probability or 0.0) - (old.fake_probability or 0.0)) >= self._options.min_change
 
     def _judge(self, run: Run | None) -> Verdict:
         model = self._stages.model
-        threshold = model.spec.threshold if self._how.threshold is None else self._how.threshold
+        threshold = model.spec.threshold if self._options.threshold is None else self._options.threshold
         started = time.perf_counter()
         judgement = self._ids.apply(
-            judge(tuple(self._frames), strategy=self._how.strategy, threshold=threshold, failure=self.failure)
+            judge(
+                tuple(self._frames),
+                strategy=STRATEGIES[self._options.aggregation],
+                threshold=threshold,
+                failure=self.failure,
+            )
         )
         ended = time.perf_counter()
         return Verdict(
@@ -235,7 +204,7 @@ class _Window:
 
 
 async def watch_frames(
-    source: LiveSource, stop: threading.Event, get_stages: Callable[[], Awaitable[Stages]], how: Watching
+    source: LiveSource, stop: threading.Event, get_stages: Callable[[], Awaitable[Stages]], options: WatchOptions
 ) -> AsyncGenerator[Verdict, None]:
     """Yield verdicts as they change, and one at the end; see `AsyncDeepfakeClient.watch`.
 
@@ -243,11 +212,11 @@ async def watch_frames(
         source: where the frames come from.
         stop: ends the source's frames.
         get_stages: returns server, detector and threads.
-        how: the options.
+        options: how it is watched.
     """
     stages = await get_stages()
-    feed = _Feed(source, stop, how)
-    window = _Window(source, feed, stages, how)
+    feed = _Feed(source, stop, options)
+    window = _Window(source, feed, stages, options)
     run: Run | None = None
     # In order of time, with the time at which each was started.
     under_way: deque[tuple[float, asyncio.Task[ScoredFrame]]] = deque()
@@ -256,7 +225,7 @@ async def watch_frames(
     error: Exception | None = None
     try:
         while True:
-            if getting is None and not ended and _may_start(under_way, feed, how):
+            if getting is None and not ended and _may_start(under_way, feed, options):
                 getting = asyncio.create_task(feed.get())
             waiting: list[asyncio.Task[Any]] = [task for _, task in list(under_way)[:1]]
             if getting is not None:
@@ -273,7 +242,7 @@ async def watch_frames(
                 if frame is None:
                     ended = True
                 else:
-                    run = run or _run(source, frame, stages, how)
+                    run = run or _run(source, frame, stages, options)
                     under_way.append((time.monotonic(), asyncio.create_task(run.score(frame))))
                     del frame
             failed = False
@@ -299,13 +268,13 @@ async def watch_frames(
         await feed.close()
 
 
-def _may_start(under_way: deque[tuple[float, asyncio.Task[ScoredFrame]]], feed: _Feed, how: Watching) -> bool:
+def _may_start(under_way: deque[tuple[float, asyncio.Task[ScoredFrame]]], feed: _Feed, options: WatchOptions) -> bool:
     if len(under_way) >= MAX_FRAMES_IN_FLIGHT:
         return False
     # With a slow server each frame more under way is more delay for those after it.
-    return not under_way or not feed.drops or time.monotonic() - under_way[0][0] < how.max_latency_s / 2
+    return not under_way or not feed.drops or time.monotonic() - under_way[0][0] < options.max_latency_s / 2
 
 
-def _run(source: LiveSource, frame: Frame, stages: Stages, how: Watching) -> Run:
+def _run(source: LiveSource, frame: Frame, stages: Stages, options: WatchOptions) -> Run:
     media = Media(source.name, "video", frame.width_px, frame.height_px, None, None, "", stats=source.stats)
-    return Run(media, stages, Sampling(num_frames=None, fps=how.fps))
+    return Run(media, stages, Sampling(num_frames=None, fps=options.fps))

@@ -22,9 +22,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.aggregation import Strategy
+from deepfake_client.analysis.aggregation import STRATEGIES, Strategy
 from deepfake_client.analysis.scoring import ScoredFrame, judge
 from deepfake_client.analysis.stopping import StopRule
+from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import Label, Timing, Verdict
 from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_preprocess.errors import ModelContractError, ServerError
@@ -40,8 +41,6 @@ MIN_FRAMES_IN_FLIGHT: Final = 2
 MAX_FRAMES_IN_FLIGHT: Final = 16
 JUDGE_EVERY_S: Final = 0.5
 """How often the frames so far are judged for `Progress`; it takes a millisecond or two."""
-DEFAULT_MAX_REQUESTS_IN_FLIGHT: Final = 32
-"""Enough to let the server form full batches on every instance, and far below the bound of its queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class Stages:
     detector: FaceDetector
     decode_pool: Executor
     detect_pool: Executor
-    max_requests_in_flight: int = DEFAULT_MAX_REQUESTS_IN_FLIGHT
+    max_requests_in_flight: int
 
 
 class BusyClock:
@@ -119,13 +118,10 @@ class BusyClock:
 async def analyze_media(
     media: Media,
     stages: Stages,
+    options: AnalyzeOptions,
     *,
-    sampling: Sampling,
-    strategy: Strategy,
-    threshold: float | None = None,
-    sure_at: float | None = None,
     on_progress: OnProgress | None = None,
-    let_go: Callable[[], None] | None = None,
+    release: Callable[[], None] | None = None,
 ) -> Verdict:
     """Run one opened input through all stages.
 
@@ -135,23 +131,20 @@ async def analyze_media(
     Args:
         media: the input; stays open and belongs to the caller.
         stages: server, detector and threads.
-        sampling: which frames to take.
-        strategy: how a track's frames become its score.
-        threshold: FAKE at or above it; the model's own when None.
-        sure_at: confidence at which frames are saved when those looked at suffice (`analysis.stopping`); all
-            are looked at when None, and where looking at the video several times would not pay.
+        options: how it is analyzed. No frames are saved where looking at the video several times would not pay.
         on_progress: called in the event loop after each frame.
-        let_go: makes a wait for the input's next frame end; called in the event loop when the analysis is cut off.
+        release: makes a wait for the input's next frame end; called in the event loop when the analysis is cut off.
 
     Raises:
         ModelContractError: the server answers with tensors of another shape.
     """
     started = time.perf_counter()
-    threshold = stages.model.spec.threshold if threshold is None else threshold
-    run = Run(media, stages, sampling, let_go)
+    sampling, strategy = options.sampling, STRATEGIES[options.aggregation]
+    threshold = stages.model.spec.threshold if options.threshold is None else options.threshold
+    run = Run(media, stages, sampling, release)
     if on_progress is not None:
-        run.on_progress = _Telling(on_progress, run, strategy, threshold)
-    stop_rule = _stop_rule(media, sampling, strategy, threshold, sure_at)
+        run.on_progress = _ProgressReporter(on_progress, run, strategy, threshold)
+    stop_rule = _stop_rule(media, sampling, strategy, threshold, options.confidence)
     aggregate_clock = BusyClock()
     parts = [sampling] if stop_rule is None else stop_rule.parts(sampling)
     for num_passes, part in enumerate(parts, start=1):
@@ -167,7 +160,9 @@ async def analyze_media(
     frames_saved = 0
     if sure and stop_rule is not None:
         frames_saved = max(0, stop_rule.num_frames - len(run.frames))
-        details.append(f"{len(run.frames)} of {stop_rule.num_frames} frames sufficed, at confidence {sure_at:.4g}")
+        details.append(
+            f"{len(run.frames)} of {stop_rule.num_frames} frames sufficed, at confidence {stop_rule.confidence:.4g}"
+        )
     return Verdict(
         source=media.name,
         label=judgement.label,
@@ -218,7 +213,7 @@ class Run:
     """One analysis under way."""
 
     def __init__(
-        self, media: Media, stages: Stages, sampling: Sampling, let_go: Callable[[], None] | None = None
+        self, media: Media, stages: Stages, sampling: Sampling, release: Callable[[], None] | None = None
     ) -> None:
         self.on_progress: OnProgress | None = None
         self.frames: list[ScoredFrame] = []
@@ -229,7 +224,7 @@ class Run:
         self.infer_clock = BusyClock()
         self._media = media
         self._stages = stages
-        self._let_go = let_go
+        self._release = release
         self._frames_expected = _frames_expected(media, sampling)
         self._faces_scored = 0
         self._frames_seen = 0
@@ -264,8 +259,8 @@ class Run:
             raise errors.exceptions[0] from None
         finally:
             if decoding is not None and not decoding.done():
-                if self._let_go is not None:
-                    self._let_go()
+                if self._release is not None:
+                    self._release()
                 # The decoder must have let go of the container before the caller closes it.
                 await asyncio.to_thread(wait, [decoding])
         self.frames.sort(key=lambda item: item.pts_seconds)
@@ -329,7 +324,7 @@ class Run:
         return crops, sighting
 
 
-class _Telling:
+class _ProgressReporter:
     """Passes progress on, together with what the frames so far say."""
 
     def __init__(self, on_progress: OnProgress, run: Run, strategy: Strategy, threshold: float) -> None:
@@ -349,17 +344,17 @@ class _Telling:
 
 
 def _stop_rule(
-    media: Media, sampling: Sampling, strategy: Strategy, threshold: float, sure_at: float | None
+    media: Media, sampling: Sampling, strategy: Strategy, threshold: float, confidence: float | None
 ) -> StopRule | None:
     """Return the rule for an early stop where one is wanted and several passes over the input make sense."""
     num_frames = _frames_expected(media, sampling)
-    if sure_at is None or media.kind != "video" or num_frames is None or media.duration_s is None:
+    if confidence is None or media.kind != "video" or num_frames is None or media.duration_s is None:
         return None
     if sampling.mode == "fast":
         return None  # several passes would decode the same few stretches again
     if media.frame_rate is not None and num_frames >= media.duration_s * media.frame_rate:
         return None  # every frame is sampled, in the order of decoding
-    return StopRule(num_frames, strategy, threshold, sure_at)
+    return StopRule(num_frames, strategy, threshold, confidence)
 
 
 def _frames_expected(media: Media, sampling: Sampling) -> int | None:

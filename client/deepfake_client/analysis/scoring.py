@@ -179,7 +179,7 @@ def _reason(
         )
     return Reason.TOO_FEW_FRAMES, (
         f"{len(faces)} faces of {len(sightings)} persons were found in {len(frames)} frames, none on enough of them; "
-        "sample more with --frames or --fps"
+        "sample more: raise `num_frames` or `fps`"
     )
 
 

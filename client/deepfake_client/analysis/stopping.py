@@ -27,27 +27,12 @@ from numpy.typing import NDArray
 from deepfake_client.analysis.aggregation import MIN_TRACK_FRAMES, Strategy, num_frames_needed
 from deepfake_client.analysis.consistency import interval
 from deepfake_client.result.verdict import FrameResult, Track
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.sampling import PartOf, Sampling
 
-DEFAULT_CONFIDENCE = 0.99
 FIRST_PASS_FRAMES = 12
 """About as many frames as the first pass takes of a long video: with fewer, no interval is narrow."""
 MIN_SURE_FRAMES = 8
 """Frames on which a face must be scored before its interval is believed."""
-
-
-def confidence_of(until_sure: bool | float) -> float | None:
-    """Return the confidence that `until_sure` asks for, None for no early stop.
-
-    Raises:
-        OptionError: it is neither a truth value nor between 0.5 and 1.
-    """
-    if isinstance(until_sure, bool):
-        return DEFAULT_CONFIDENCE if until_sure else None
-    if not 0.5 <= until_sure < 1.0:
-        raise OptionError(f"until_sure is {until_sure!r}; allowed: True, False, or a confidence from 0.5 to below 1")
-    return float(until_sure)
 
 
 def passes(num_frames: int) -> list[list[int]]:

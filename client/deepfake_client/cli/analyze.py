@@ -7,77 +7,48 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY, STRATEGIES, check_threshold, strategy_named
 from deepfake_client.async_client import DEFAULT_CONCURRENCY
 from deepfake_client.cli.batch import Batch
-from deepfake_client.cli.connection import SERVER_PANEL, Connection, with_connection
 from deepfake_client.cli.explain import CheckpointOption, ServiceOption
+from deepfake_client.cli.groups import (
+    AggregationOption,
+    SamplingOptions,
+    ServerOptions,
+    ThresholdOption,
+    with_groups,
+)
 from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.output import Csv, JsonLines, Kept, Output, Report, Screen
 from deepfake_client.cli.progress import RunProgress
 from deepfake_client.cli.run import Run, Session
 from deepfake_client.explain.findings import open_explainer
+from deepfake_client.options import AnalyzeOptions
 from deepfake_client.sources.inputs import expand
-from deepfake_client.transport.retry import Retry
-from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.media.opening import Sampling
-from deepfake_preprocess.media.sampling import SAMPLING_MODES
 
-DEFAULT_FRAMES = 32
-DEFAULT_RETRY_S = Retry().total_s
 REPORT_JOURNAL = "results.jsonl"
 """File in the directory of a report that keeps its results."""
 
 _ANALYSIS, _OUTPUT, _MANY = "Analysis", "Output", "Many inputs"
 
 
-@with_connection
+@with_groups
 def analyze(
     context: typer.Context,
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Videos, images, directories or globs.")],
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Frames to take, evenly spaced in time.",
-            show_default=str(DEFAULT_FRAMES),
-            rich_help_panel=_ANALYSIS,
-        ),
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Take this many frames per second instead.", rich_help_panel=_ANALYSIS)
-    ] = None,
-    sampling_mode: Annotated[
-        str,
-        typer.Option(
-            "--sampling",
-            metavar="|".join(SAMPLING_MODES),
-            help="uniform: at even times. fast: as many, where decoding is cheap (near keyframes).",
-            rich_help_panel=_ANALYSIS,
-        ),
-    ] = "uniform",
-    aggregation: Annotated[
-        str,
-        typer.Option(
-            help=f"How a face's frames become its score: {', '.join(STRATEGIES)}.", rich_help_panel=_ANALYSIS
-        ),
-    ] = DEFAULT_STRATEGY,
+    server: ServerOptions,
+    sampling: SamplingOptions,
+    aggregation: AggregationOption = "mean",
     until_sure: Annotated[
         bool,
         typer.Option("--until-sure", help="Stop as soon as the frames looked at suffice.", rich_help_panel=_ANALYSIS),
     ] = False,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="FAKE at or above this probability.", show_default="the model's own", rich_help_panel=_ANALYSIS
-        ),
-    ] = None,
+    threshold: ThresholdOption = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -139,29 +110,6 @@ def analyze(
             min=1, help="Inputs to work on at once.", show_default=str(DEFAULT_CONCURRENCY), rich_help_panel=_MANY
         ),
     ] = None,
-    *,
-    connection: Connection,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Model to use; needed only when the server offers several.", rich_help_panel=SERVER_PANEL),
-    ] = None,
-    retry: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="While the server is away or busy, try requests again for so long, in seconds; 0 for never.",
-            rich_help_panel=SERVER_PANEL,
-        ),
-    ] = DEFAULT_RETRY_S,
-    embedded: Annotated[
-        bool,
-        typer.Option(
-            "--embedded",
-            help="Start a private Triton for this run and stop it at the end.",
-            rich_help_panel=SERVER_PANEL,
-        ),
-    ] = False,
-    repository: RepositoryOption = DEFAULT_REPOSITORY,
 ) -> None:
     """Say whether videos or images show a manipulated face.
 
@@ -186,11 +134,7 @@ def analyze(
       5    some of several inputs cannot be opened; the others have verdicts
       130  interrupted; what was done is printed and written
     """
-    if embedded and connection.tls:
-        raise OptionError("--embedded starts a server of its own, without TLS; leave out the options of TLS")
-    sampling = _sampling(frames, fps, sampling_mode)
-    strategy_named(aggregation)
-    check_threshold(threshold)
+    options = AnalyzeOptions(sampling=sampling, aggregation=aggregation, threshold=threshold, until_sure=until_sure)
     _check_printed(as_json=as_json, as_jsonl=as_jsonl, csv=csv)
     if report is None and explain:
         raise OptionError("--explain puts heatmaps into a report; name its directory with --report DIR")
@@ -200,9 +144,6 @@ def analyze(
     # A file name that is not UTF-8 is printed with escapes, which JSON reads back as the same name.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = {
-        "sampling": sampling, "aggregation": aggregation, "threshold": threshold, "until_sure": until_sure
-    }  # fmt: skip
     screen = Console(stderr=True, soft_wrap=True, highlight=False)
     run = Run(sources, screen)
     try:
@@ -219,20 +160,19 @@ def analyze(
             streams = as_jsonl or csv == "-"
             visible = screen.is_terminal and not quiet and not (streams and sys.stdout.isatty())
             progress = RunProgress(screen, len(sources), visible=visible)
-            session = Session(
-                connection, model, Retry(total_s=retry), repository if embedded else None, progress, explainer
-            )
+            session = Session(server, progress, explainer)
             pages = None
             if report is not None and journal is not None:
                 heatmaps = session.explain if explain else None
-                pages = stack.enter_context(closing(Report(report, journal, sampling, aggregation, heatmaps)))
+                pages = stack.enter_context(closing(Report(report, journal, options, heatmaps)))
                 run.outputs.append(pages)
             stack.enter_context(progress)
             stack.enter_context(session)
             batch = Batch(
                 sources,
                 session.client,
-                options | {"concurrency": concurrency},
+                options,
+                concurrency=concurrency or DEFAULT_CONCURRENCY,
                 journal=journal,
                 resume=resume,
                 on_progress=progress.frame_done,
@@ -247,17 +187,7 @@ def analyze(
     raise typer.Exit(run.exit_code())
 
 
-def _sampling(frames: int | None, fps: float | None, mode: str) -> Sampling:
-    if frames is not None and fps is not None:
-        raise OptionError("--frames and --fps exclude each other; give one of them")
-    # What is not allowed is refused by `Sampling`, in the words of its field.
-    chosen: Any = mode
-    if fps is not None:
-        return Sampling(num_frames=None, fps=fps, mode=chosen)
-    return Sampling(num_frames=frames or DEFAULT_FRAMES, mode=chosen)
-
-
-def _journal(output: Path | None, report: Path | None, options: dict[str, Any], *, resume: bool) -> Journal | None:
+def _journal(output: Path | None, report: Path | None, options: AnalyzeOptions, *, resume: bool) -> Journal | None:
     path = output or (None if report is None else report / REPORT_JOURNAL)
     if path is None:
         if resume:
@@ -266,7 +196,7 @@ def _journal(output: Path | None, report: Path | None, options: dict[str, Any], 
                 "give the same option to the first run"
             )
         return None
-    return Journal(path, options | {"sampling": dataclasses.asdict(options["sampling"])})
+    return Journal(path, dataclasses.asdict(options))
 
 
 def _check_printed(*, as_json: bool, as_jsonl: bool, csv: str | None) -> None:

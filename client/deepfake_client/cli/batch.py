@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 from deepfake_client.analysis.pipeline import Progress
+from deepfake_client.async_client import DEFAULT_CONCURRENCY
 from deepfake_client.cli.journal import Journal
 from deepfake_client.client import DeepfakeClient
+from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity
 from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerUnavailableError
@@ -38,7 +39,8 @@ class Batch:
         sources: inputs as named, each once.
         connect: returns the client; called when the first input has been opened, so that inputs that cannot be
             opened are reported whether or not a server is running.
-        options: keyword arguments of `DeepfakeClient.analyze_many`.
+        options: how each input is analyzed.
+        concurrency: inputs that are worked on at once.
         journal: where results are kept, or None.
         resume: whether results in the journal are used again.
         on_progress: called with source and progress after each frame, on the client's thread.
@@ -52,8 +54,9 @@ class Batch:
         self,
         sources: Sequence[str],
         connect: Callable[[], DeepfakeClient],
-        options: dict[str, Any],
+        options: AnalyzeOptions,
         *,
+        concurrency: int = DEFAULT_CONCURRENCY,
         journal: Journal | None = None,
         resume: bool = False,
         on_progress: Callable[[str, Progress], None] | None = None,
@@ -61,7 +64,7 @@ class Batch:
         self.unsettled: list[Outcome] = []
         self._sources = list(sources)
         self._connect = connect
-        self._options = options | {"on_progress": on_progress}
+        self._options, self._concurrency, self._on_progress = options, concurrency, on_progress
         self._journal = journal
         self._resume = resume
 
@@ -131,7 +134,11 @@ class Batch:
         failures = 0
         if not sources:
             return
-        with closing(client.analyze_many(sources, **self._options)) as outcomes:
+        with closing(
+            client.analyze_many(
+                sources, options=self._options, concurrency=self._concurrency, on_progress=self._on_progress
+            )
+        ) as outcomes:
             for outcome in outcomes:
                 yield outcome
                 failures = failures + 1 if outcome.server_failed else 0

@@ -11,18 +11,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_client.cli.connection import Connection, with_connection
-from deepfake_client.client import DeepfakeClient
+from deepfake_client.cli.groups import SamplingOptions, ServerOptions, with_groups
 from deepfake_client.explain.draw import encode_png
 from deepfake_client.explain.findings import ExplainedFace, contact_sheet, open_explainer
 from deepfake_client.explain.service import DEFAULT_SERVICE_URL
 from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
+from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.result.verdict_json import outcome_from_dict
-from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.media.opening import Sampling, open_media
-from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.media.opening import open_media
 
 SHEET_NAME = "contact_sheet.png"
 DATA_NAME = "explanation.json"
@@ -59,11 +57,12 @@ CheckpointOption = Annotated[
 """Who explains: the same two options wherever a command can."""
 
 
-@with_connection
+@with_groups
 def explain(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A video or an image.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the pictures and the JSON.")],
-    connection: Connection,
+    server: ServerOptions,
+    sampling: SamplingOptions,
     top: Annotated[int, typer.Option(min=1, help="At most that many frames of each face.")] = 3,
     verdict: Annotated[
         Path | None, typer.Option(help="What `deepfake analyze --json` said, instead of analyzing again.")
@@ -80,14 +79,6 @@ def explain(
         bool, typer.Option("--faithfulness", help="Measure deletion and insertion curves (slow).")
     ] = False,
     sanity: Annotated[bool, typer.Option("--sanity", help="Compare with randomised weights.")] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Model to use; needed only when the server offers several.")
-    ] = None,
-    embedded: Annotated[
-        bool, typer.Option("--embedded", help="Start a private Triton for this run and stop it at the end.")
-    ] = False,
-    repository: RepositoryOption = DEFAULT_REPOSITORY,
-    frames: Annotated[int, typer.Option(min=1, help="Frames to analyze, evenly spaced in time.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON as well.")] = False,
 ) -> None:
     """Show where the model saw the fake, in the most suspicious frames of each face.
@@ -112,16 +103,10 @@ def explain(
         with screen.status("loading the checkpoint" if checkpoint else "starting"):
             explainer = open_explainer(service=service, checkpoint=checkpoint, spec=spec, device=device)
         stack.callback(explainer.close)
-        url = connection.url
-        if embedded:
-            server = require_extra("deepfake_serve.server", extra="serve")
-            with screen.status("starting a private Triton"):
-                triton = stack.enter_context(server.EmbeddedTriton(repository, models=[model] if model else []))
-            url = triton.http_url if connection.is_http else triton.grpc_url
-        client = stack.enter_context(DeepfakeClient(url, model=model, **connection.options()))
+        client = stack.enter_context(server.client(screen.status))
         if known is None:
             with screen.status(f"analyzing {escape(path)}"):
-                known = client.analyze(media, sampling=Sampling(num_frames=frames))
+                known = client.analyze(media, options=AnalyzeOptions(sampling=sampling))
         with screen.status("explaining"), open_media(path, name=path) as again:
             faces = client.explain(known, again, top=top, explainer=explainer, options=options)
     data = _write(output, known, faces)

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from deepfake_client.cli.option_names import with_options
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.extras import require_extra
 
@@ -157,8 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def print_error(error: DeepfakeError) -> None:
-    """Print an error as one sentence on standard error."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
+    """Print an error as one sentence on standard error, with options in place of parameters."""
+    sentence = escape(with_options(str(error)))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {sentence}")
 
 
 if __name__ == "__main__":

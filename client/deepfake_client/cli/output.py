@@ -20,12 +20,12 @@ from deepfake_client.cli.batch import Result
 from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.render import print_summary, print_verdict
 from deepfake_client.explain.findings import ExplainedFace, overlays_png
+from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity, Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.media.remote import without_password
-from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.support.extras import require_extra
 
 if TYPE_CHECKING:
@@ -150,8 +150,7 @@ class Report:
     Args:
         directory: where the pages go.
         journal: holds the results for the index.
-        sampling: which frames were taken.
-        aggregation: how a face's frames became its score.
+        options: how the inputs were analyzed.
         explain: makes the heatmaps of a verdict's page, called in that thread; None where none are wanted. A page
             without them says why.
 
@@ -163,8 +162,7 @@ class Report:
         self,
         directory: Path,
         journal: Journal,
-        sampling: Sampling,
-        aggregation: str,
+        options: AnalyzeOptions,
         explain: Callable[[Verdict], tuple[ExplainedFace, ...]] | None = None,
     ) -> None:
         # Here and not above: the client must work where the plotting library is not installed.
@@ -174,7 +172,7 @@ class Report:
         self._report = report
         self._directory = directory
         self._journal = journal
-        self._sampling, self._aggregation = sampling, aggregation
+        self._options = options
         self._explain = explain
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="deepfake-report")
         self._pages: list[Future[Path]] = []
@@ -189,7 +187,7 @@ class Report:
             verdict.source, self._directory, heatmaps=self._explain is not None
         ):
             return
-        context = self._report.ReportContext(spec, self._sampling, self._aggregation)
+        context = self._report.ReportContext(spec, self._options.sampling, self._options.aggregation)
         self._pages.append(self._writer.submit(self._write_page, verdict, context))
 
     def wait(self) -> None:

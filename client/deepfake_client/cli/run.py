@@ -6,13 +6,12 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from deepfake_client.cli.batch import Batch, Result
-from deepfake_client.cli.connection import Connection
+from deepfake_client.cli.groups import ServerChoice
 from deepfake_client.cli.main import print_error
 from deepfake_client.cli.output import Kept, Output
 from deepfake_client.cli.progress import RunProgress
@@ -22,10 +21,8 @@ from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.types import Explainer
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, Verdict
-from deepfake_client.transport.retry import Retry
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_preprocess.support.extras import require_extra
 
 EXIT_INCONCLUSIVE = 3
 EXIT_SERVER = 4
@@ -39,17 +36,12 @@ class Session(AbstractContextManager["Session"]):
 
     def __init__(
         self,
-        connection: Connection,
-        model: str | None,
-        retry: Retry,
-        repository: Path | None,
+        server: ServerChoice,
         progress: RunProgress,
         explainer: Explainer | None,
     ) -> None:
         self._client: DeepfakeClient | None = None
-        self._explainer = explainer
-        self._connection, self._model, self._retry, self._repository = connection, model, retry, repository
-        self._progress = progress
+        self._server, self._progress, self._explainer = server, progress, explainer
         self._stack = ExitStack()
 
     def __exit__(self, *exc: object) -> None:
@@ -61,17 +53,7 @@ class Session(AbstractContextManager["Session"]):
         Raises:
             DeepfakeError: the server does not start, or offers no usable model.
         """
-        url = self._connection.url
-        if self._repository is not None:
-            # By name: the client must work where the server's part is not installed.
-            server = require_extra("deepfake_serve.server", extra="serve")
-            models = [self._model] if self._model else []
-            with self._progress.waiting_for("starting a private Triton"):
-                triton = self._stack.enter_context(server.EmbeddedTriton(self._repository, models=models))
-            url = triton.http_url if self._connection.is_http else triton.grpc_url
-        client = self._stack.enter_context(
-            DeepfakeClient(url, model=self._model, retry=self._retry, **self._connection.options())
-        )
+        client = self._stack.enter_context(self._server.client(self._progress.waiting_for))
         self._client = client
         return client
 

@@ -11,16 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepfake_client.cli.connection import Connection, with_connection
+from deepfake_client.cli.groups import ConnectionOptions, with_groups
+from deepfake_client.transport.connect import connect
+from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import Health, ServedModel
-from deepfake_client.transport.retry import NO_RETRY
 from deepfake_preprocess.errors import ModelContractError, ServerUnavailableError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@with_connection
-def models(connection: Connection, as_json: AsJson = False) -> None:
+@with_groups
+def models(connection: ConnectionOptions, as_json: AsJson = False) -> None:
     """Show the detectors that a server offers, with the contract each one publishes.
 
     Models that do not follow this project's contract are listed with the reason.
@@ -53,8 +54,8 @@ def _contract_table(model: ServedModel) -> Table:
     return table
 
 
-@with_connection
-def health(connection: Connection, as_json: AsJson = False) -> None:
+@with_groups
+def health(connection: ConnectionOptions, as_json: AsJson = False) -> None:
     """Ask a server whether it is alive and ready; exit code 0 when it is, 4 when not."""
     url, found = asyncio.run(_health(connection))
     if as_json:
@@ -68,7 +69,7 @@ def health(connection: Connection, as_json: AsJson = False) -> None:
 
 
 async def _describe_all(connection: Connection) -> tuple[str, dict[str, ServedModel | ModelContractError]]:
-    transport = connection.open(retry=NO_RETRY)
+    transport = connect(connection)
     found: dict[str, ServedModel | ModelContractError] = {}
     try:
         for name in await transport.list_models():
@@ -82,7 +83,7 @@ async def _describe_all(connection: Connection) -> tuple[str, dict[str, ServedMo
 
 
 async def _health(connection: Connection) -> tuple[str, Health]:
-    transport = connection.open(retry=NO_RETRY)
+    transport = connect(connection)
     try:
         return transport.url, await transport.health()
     finally:

@@ -13,39 +13,32 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY, STRATEGIES
-from deepfake_client.analysis.live import (
-    DEFAULT_FPS,
-    DEFAULT_MAX_LATENCY_S,
-    DEFAULT_MIN_CHANGE,
-    DEFAULT_STEP_S,
-    DEFAULT_WINDOW_S,
-    OnSlow,
+from deepfake_client.cli.groups import (
+    AggregationOption,
+    ServerOptions,
+    ThresholdOption,
+    with_groups,
 )
-from deepfake_client.cli.connection import Connection, with_connection
 from deepfake_client.cli.render import headline, track_table
-from deepfake_client.client import DeepfakeClient
+from deepfake_client.options import WatchOptions
 from deepfake_client.result.verdict import Label, Verdict
-from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
 
 EXIT_INCONCLUSIVE = 3
+_DEFAULTS = WatchOptions()
 
 
-@with_connection
+@with_groups
 def watch(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="Address (http, https, rtsp), camera (/dev/video0) or file.")
     ],
-    connection: Connection,
-    model: Annotated[
-        str | None, typer.Option(help="Model to use; needed only when the server offers several.")
-    ] = None,
-    window: Annotated[float, typer.Option(help="Length of the window, in seconds.")] = DEFAULT_WINDOW_S,
-    step: Annotated[float, typer.Option(help="Seconds from one verdict to the next.")] = DEFAULT_STEP_S,
-    fps: Annotated[float, typer.Option(help="Frames to look at per second.")] = DEFAULT_FPS,
+    server: ServerOptions,
+    window: Annotated[float, typer.Option(help="Length of the window, in seconds.")] = _DEFAULTS.window_s,
+    step: Annotated[float, typer.Option(help="Seconds from one verdict to the next.")] = _DEFAULTS.step_s,
+    fps: Annotated[float, typer.Option(help="Frames to look at per second.")] = _DEFAULTS.fps,
     min_change: Annotated[
-        float, typer.Option(help="How far the score must move to be told; 0 tells every verdict.")
-    ] = DEFAULT_MIN_CHANGE,
+        float, typer.Option(help="Minimum change of score that triggers a new verdict (0 = every verdict).")
+    ] = _DEFAULTS.min_change,
     on_slow: Annotated[
         str | None,
         typer.Option(
@@ -56,13 +49,13 @@ def watch(
     ] = None,
     max_latency: Annotated[
         float, typer.Option(help="With drop: how old a frame may get, in seconds.")
-    ] = DEFAULT_MAX_LATENCY_S,
+    ] = _DEFAULTS.max_latency_s,
     idle: Annotated[
         float, typer.Option(help="A file ends when it has not grown for so many seconds.")
-    ] = DEFAULT_IDLE_S,
+    ] = _DEFAULTS.idle_s,
     reconnects: Annotated[
         int, typer.Option(help="How often in a row a stream that broke off is opened again.")
-    ] = DEFAULT_RECONNECTS,
+    ] = _DEFAULTS.reconnects,
     source_ca: Annotated[
         Path | None,
         typer.Option(
@@ -71,12 +64,8 @@ def watch(
             show_default="those that this machine trusts",
         ),
     ] = None,
-    aggregation: Annotated[
-        str, typer.Option(help=f"How a face's frames become its score: {', '.join(STRATEGIES)}.")
-    ] = DEFAULT_STRATEGY,
-    threshold: Annotated[
-        float | None, typer.Option(help="FAKE at or above this probability.", show_default="the model's own")
-    ] = None,
+    aggregation: AggregationOption = _DEFAULTS.aggregation,
+    threshold: ThresholdOption = None,
     as_jsonl: Annotated[
         bool, typer.Option("--jsonl", help="Print each verdict as one line of JSON, as it comes.")
     ] = False,
@@ -94,24 +83,25 @@ def watch(
     [bold]Exit codes[/]  0 the last verdict was REAL or FAKE · 3 it was inconclusive, or there was none · 2 input or
     usage error · 4 server unreachable
     """
+    slow: Any = on_slow  # what is not allowed is refused by `WatchOptions`, in the words of its field
+    options = WatchOptions(
+        window_s=window,
+        step_s=step,
+        fps=fps,
+        min_change=min_change,
+        on_slow=slow,
+        max_latency_s=max_latency,
+        aggregation=aggregation,
+        threshold=threshold,
+        idle_s=idle,
+        reconnects=reconnects,
+        source_ca=source_ca,
+    )
     screen = Console(stderr=as_jsonl)
     last: Verdict | None = None
     told = 0
-    with DeepfakeClient(connection.url, model=model, **connection.options()) as client:
-        verdicts = client.watch(
-            source,
-            window_s=window,
-            step_s=step,
-            fps=fps,
-            min_change=min_change,
-            on_slow=_on_slow(on_slow),
-            max_latency_s=max_latency,
-            idle_s=idle,
-            reconnects=reconnects,
-            source_ca=source_ca,
-            aggregation=aggregation,
-            threshold=threshold,
-        )
+    with server.client(screen.status) as client:
+        verdicts = client.watch(source, options=options)
         try:
             with _showing(screen, as_jsonl=as_jsonl) as live:
                 for verdict in verdicts:
@@ -129,11 +119,6 @@ def watch(
                 _tell_end(screen, last, told)
     if last is None or last.label is Label.INCONCLUSIVE:
         raise typer.Exit(EXIT_INCONCLUSIVE)
-
-
-def _on_slow(text: str | None) -> OnSlow | None:
-    # What is not allowed is refused by the client, in the words of its option.
-    return text  # type: ignore[return-value]
 
 
 def _showing(screen: Console, *, as_jsonl: bool) -> AbstractContextManager[Any]:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.transport.address import ProtocolName, check_headers, parse_address
+from deepfake_client.transport.address import check_headers
+from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.errors import server_error
 from deepfake_client.transport.protocol import (
-    DEFAULT_TIMEOUT_S,
     Health,
     ServedModel,
     not_offered,
@@ -65,29 +64,17 @@ class GrpcTransport:
     loop for the whole process, so that two clients in two threads disturb each other.
 
     Args:
-        url: ``host:port`` of the server's gRPC endpoint; ``grpcs://host:port`` for TLS with public certificates.
-        tls: secures the connection.
-        headers: sent with every call, for example ``{"authorization": "Bearer ..."}``.
-        timeout_s: deadline of every call, in seconds. The server learns it and drops a request that waited longer.
+        connection: which server, and how.
 
     Raises:
-        OptionError: the URL, a header or a certificate file cannot be used.
+        OptionError: a certificate file cannot be used.
     """
 
-    protocol: ProtocolName = "grpc"
-
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> None:
-        self._address = parse_address(url, protocol=self.protocol, tls=tls)
+    def __init__(self, connection: Connection) -> None:
+        self._address = connection.address
         self.url = str(self._address)
-        self._timeout_s = timeout_s
-        self._headers = check_headers(headers)
+        self._timeout_s = connection.timeout_s
+        self._headers = check_headers(connection.headers)
         self._channel = _channel(self._address.target, self._address.tls)
         self._methods: dict[str, Any] = {}
         self._has_answered = False

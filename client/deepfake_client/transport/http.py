@@ -21,10 +21,10 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
-from deepfake_client.transport.address import check_headers, parse_address
+from deepfake_client.transport.address import check_headers
+from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.errors import server_error
 from deepfake_client.transport.protocol import (
-    DEFAULT_TIMEOUT_S,
     Health,
     ServedModel,
     not_offered,
@@ -32,7 +32,7 @@ from deepfake_client.transport.protocol import (
     refuse_changed,
     served_model,
 )
-from deepfake_client.transport.tls import Tls, diagnose
+from deepfake_client.transport.tls import diagnose
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import (
     InferenceError,
@@ -68,28 +68,18 @@ class HttpTransport:
     use any.
 
     Args:
-        url: ``http://host:port`` or ``https://host:port``, with a path where a proxy serves Triton below one.
-        tls: secures the connection.
-        headers: sent with every request, for example ``{"authorization": "Bearer ..."}``.
-        timeout_s: deadline of every request, in seconds. The server learns it and drops a request that waited longer.
+        connection: which server, and how.
 
     Raises:
-        OptionError: the URL, a header or a certificate file cannot be used.
+        OptionError: a certificate file cannot be used.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> None:
-        self._address = parse_address(url, protocol="http", tls=tls)
+    def __init__(self, connection: Connection) -> None:
+        self._address = connection.address
         self.url = str(self._address)
-        self._timeout_s = timeout_s
+        self._timeout_s = connection.timeout_s
         # Compressing a few numbers would only cost.
-        self._headers = {"accept-encoding": "identity", **dict(check_headers(headers))}
+        self._headers = {"accept-encoding": "identity", **dict(check_headers(connection.headers))}
         self._context: ssl.SSLContext | bool = self._address.tls.context() if self._address.tls else True
         self._session: aiohttp.ClientSession | None = None
         self._loop = _LoopThread()

@@ -1,7 +1,7 @@
 """What the client needs of a server: the `Transport` protocol, and the check of a served model's contract.
 
-The ways to reach a server are in modules of their own (`transport_grpc`, `transport_http`, `transport_shm`), and
-`transport_connect.connect` chooses. This module knows none of them.
+The ways to reach a server are in modules of their own (`transport.grpc`, `transport.http`, `transport.shm`), and
+`transport.connect.connect` chooses. This module knows none of them.
 """
 
 from __future__ import annotations
@@ -18,22 +18,9 @@ from deepfake_preprocess.contract.triton_config import PRECISION_PARAMETER, conf
 from deepfake_preprocess.errors import (
     ModelContractError,
     ModelNotFoundError,
-    OptionError,
     ServerAccessError,
     SpecError,
 )
-
-DEFAULT_TIMEOUT_S = 30.0
-
-
-def check_timeout(timeout_s: float | None) -> None:
-    """Refuse a deadline that is not positive.
-
-    Raises:
-        OptionError: says what was received.
-    """
-    if timeout_s is not None and not timeout_s > 0:
-        raise OptionError(f"timeout_s must be positive, got {timeout_s}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import mmap
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as kserve
 
-from deepfake_client.transport.address import ProtocolName
+from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.grpc import GrpcTransport, infer_request
-from deepfake_client.transport.protocol import DEFAULT_TIMEOUT_S, ServedModel
-from deepfake_client.transport.tls import Tls
+from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.errors import ServerError, SharedMemoryError
 
 SHARED_MEMORY: Final = Path("/dev/shm")
@@ -43,23 +42,11 @@ class SharedMemoryTransport(GrpcTransport):
     gRPC, so that nobody waits for another's request.
 
     Args:
-        url: see `GrpcTransport`; the server must run on this host and see the same ``/dev/shm``.
-        tls: see `GrpcTransport`.
-        headers: see `GrpcTransport`.
-        timeout_s: see `GrpcTransport`.
+        connection: see `GrpcTransport`; the server must run on this host and see the same ``/dev/shm``.
     """
 
-    protocol: ProtocolName = "grpc-shm"
-
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> None:
-        super().__init__(url, tls=tls, headers=headers, timeout_s=timeout_s)
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
         self._regions: dict[int, _Region] = {}
         self._making = threading.Lock()
 

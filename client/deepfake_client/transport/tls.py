@@ -39,7 +39,7 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
-            raise OptionError("a client certificate and its key belong together; give both or none of them")
+            raise OptionError("`tls.certificate` and `tls.key` belong together; give both or none of them")
 
     def context(self) -> ssl.SSLContext:
         """Return the settings for Python's own TLS.

@@ -28,6 +28,7 @@ from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.explain.draw import encode_png
 from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions, Explanation, ServedScores
 from deepfake_client.explain.wire import NPZ_TYPE, explanation_to_npz
+from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.retry import NO_RETRY
 from deepfake_explain._agreement import check_checkpoint, check_scores
 from deepfake_explain.explainer import CheckpointExplainer
@@ -269,9 +270,8 @@ class _Service:
         """Ask the server for its score of the crop."""
         if self._client is None:
             # Not tried again: who waits has a deadline, and holds one of the few places.
-            self._client = AsyncDeepfakeClient(
-                agreement.url, model=agreement.model, detector=self._detector, retry=NO_RETRY
-            )
+            connection = Connection(url=agreement.url, retry=NO_RETRY)
+            self._client = AsyncDeepfakeClient(connection, model=agreement.model, detector=self._detector)
         try:
             model = await self._client.model()
             probabilities = await self._client.score(intake.crop[None])

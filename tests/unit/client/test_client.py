@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 import deepfake_client
 from deepfake_client import (
+    AnalyzeOptions,
     AsyncDeepfakeClient,
+    Connection,
     DeepfakeClient,
     DeepfakeError,
     InferenceError,
@@ -62,7 +64,7 @@ def transport() -> FakeTransport:
 
 @pytest.fixture
 def client(transport: FakeTransport) -> Iterator[DeepfakeClient]:
-    with DeepfakeClient(transport=transport, detector=FixedDetector(LEFT, RIGHT)) as client:
+    with DeepfakeClient(transport, detector=FixedDetector(LEFT, RIGHT)) as client:
         yield client
 
 
@@ -70,12 +72,13 @@ def test_public_names_are_these() -> None:
     for name in deepfake_client.__all__:
         assert hasattr(deepfake_client, name)
     assert " ".join(sorted(deepfake_client.__all__, key=str.casefold)) == (
-        "AsyncDeepfakeClient AsyncSource Concern connect Consistency DeepfakeClient DeepfakeError FaceScore "
-        "FrameResult GrpcTransport Health InferenceError InputError Interval Label MediaNotFoundError MediaOpenError "
-        "MissingExtraError ModelContractError ModelIdentity ModelNotFoundError NO_RETRY open_frames open_media "
-        "OptionError Outcome Progress Reason Retry RetryingTransport Sampling ServedModel ServerAccessError "
-        "ServerBusyError ServerError ServerStartError ServerTimeoutError ServerTlsError "
-        "ServerUnavailableError SharedMemoryError Source STRATEGIES Timing Tls Track Transport Verdict"
+        "AGGREGATIONS AnalyzeOptions AsyncDeepfakeClient AsyncSource Concern connect Connection Consistency "
+        "DeepfakeClient DeepfakeError FaceScore FrameResult Health InferenceError InputError Interval Label "
+        "MediaNotFoundError MediaOpenError MissingExtraError ModelContractError ModelIdentity ModelNotFoundError "
+        "NO_RETRY open_frames open_media OptionError Outcome Progress Reason Retry RetryingTransport Sampling "
+        "ServedModel ServerAccessError ServerBusyError ServerError ServerStartError ServerTimeoutError "
+        "ServerTlsError ServerUnavailableError SharedMemoryError Source Timing Tls Track Transport Verdict "
+        "WatchOptions"
     )
 
 
@@ -85,7 +88,7 @@ def test_the_fakes_follow_the_protocols() -> None:
 
 
 def test_the_bright_face_decides_and_each_face_has_its_track(client: DeepfakeClient, clip: Path) -> None:
-    verdict = client.analyze(clip, sampling=Sampling(num_frames=10))
+    verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=10)))
     assert verdict.label is Label.FAKE
     assert verdict.source == str(clip)
     assert [track.label for track in verdict.tracks] == [Label.REAL, Label.FAKE]
@@ -120,8 +123,8 @@ def test_json_has_the_promised_fields(client: DeepfakeClient, clip: Path) -> Non
 
 def test_requests_stay_within_the_servers_batch(clip: Path) -> None:
     transport = FakeTransport(max_batch_size=1)
-    with DeepfakeClient(transport=transport, detector=FixedDetector(LEFT, RIGHT)) as client:
-        client.analyze(clip, sampling=Sampling(num_frames=5))
+    with DeepfakeClient(transport, detector=FixedDetector(LEFT, RIGHT)) as client:
+        client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=5)))
     assert transport.batches == [1] * 10
     assert transport.closed
 
@@ -140,17 +143,17 @@ def test_bytes_file_objects_images_and_opened_media_are_inputs_too(client: Deepf
 
 
 def test_the_callers_threshold_and_rule_are_used(client: DeepfakeClient, clip: Path) -> None:
-    assert client.analyze(clip, threshold=0.99).label is Label.REAL
-    assert client.analyze(clip, aggregation="vote").fake_probability == 1.0
-    with pytest.raises(OptionError, match="'best' is unknown"):
-        client.analyze(clip, aggregation="best")
+    assert client.analyze(clip, options=AnalyzeOptions(threshold=0.99)).label is Label.REAL
+    assert client.analyze(clip, options=AnalyzeOptions(aggregation="vote")).fake_probability == 1.0
+    with pytest.raises(OptionError, match="`aggregation` is 'best'"):
+        client.analyze(clip, options=AnalyzeOptions(aggregation="best"))
     with pytest.raises(OptionError, match="strictly between 0 and 1"):
-        client.analyze(clip, threshold=1.0)
+        client.analyze(clip, options=AnalyzeOptions(threshold=1.0))
 
 
 def test_progress_is_reported_for_every_frame(client: DeepfakeClient, clip: Path) -> None:
     seen: list[Progress] = []
-    client.analyze(clip, sampling=Sampling(num_frames=8), on_progress=seen.append)
+    client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=8)), on_progress=seen.append)
     assert [item.frames_done for item in seen] == list(range(1, 9))
     last = seen[-1]
     assert (last.frames_done, last.frames_expected, last.faces_scored) == (8, 8, 16)
@@ -161,7 +164,7 @@ def test_progress_tells_what_the_frames_so_far_say(
 ) -> None:
     monkeypatch.setattr(pipeline, "JUDGE_EVERY_S", 0.0)
     seen: list[Progress] = []
-    verdict = client.analyze(clip, sampling=Sampling(num_frames=8), on_progress=seen.append)
+    verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=8)), on_progress=seen.append)
     assert seen[-1].label is verdict.label is Label.FAKE
     assert seen[-1].fake_probability == verdict.fake_probability
 
@@ -194,8 +197,10 @@ def test_progress_leaves_frames_under_way_alone(clip: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(pipeline, "JUDGE_EVERY_S", 0.0)
     monkeypatch.setattr(pipeline, "judge", judge)
-    with DeepfakeClient(transport=TwoAtOnce(), detector=FixedDetector(LEFT)) as client:
-        client.analyze(clip, sampling=Sampling(num_frames=8), on_progress=lambda progress: None)
+    with DeepfakeClient(TwoAtOnce(), detector=FixedDetector(LEFT)) as client:
+        client.analyze(
+            clip, options=AnalyzeOptions(sampling=Sampling(num_frames=8)), on_progress=lambda progress: None
+        )
     *so_far, last = judged
     assert [len(frames) for frames in so_far] == list(range(1, 9))
     assert all(all(frames) for frames in judged)
@@ -204,7 +209,7 @@ def test_progress_leaves_frames_under_way_alone(clip: Path, monkeypatch: pytest.
 
 def test_no_face_is_inconclusive(clip: Path) -> None:
     transport = FakeTransport()
-    with DeepfakeClient(transport=transport, detector=FixedDetector()) as client:
+    with DeepfakeClient(transport, detector=FixedDetector()) as client:
         verdict = client.analyze(clip)
     assert (verdict.label, verdict.reason, verdict.fake_probability) == (Label.INCONCLUSIVE, Reason.NO_FACE, None)
     assert len(verdict.frames) == 32
@@ -212,7 +217,7 @@ def test_no_face_is_inconclusive(clip: Path) -> None:
 
 
 def test_a_face_on_two_of_many_frames_is_inconclusive(clip: Path) -> None:
-    with DeepfakeClient(transport=FakeTransport(), detector=FixedDetector(LEFT, until=2), detect_threads=1) as client:
+    with DeepfakeClient(FakeTransport(), detector=FixedDetector(LEFT, until=2), detect_threads=1) as client:
         verdict = client.analyze(clip)
     assert (verdict.label, verdict.reason) == (Label.INCONCLUSIVE, Reason.TOO_FEW_FRAMES)
     assert [track.counted for track in verdict.tracks] == [False]
@@ -227,7 +232,7 @@ def test_a_face_on_two_of_many_frames_is_inconclusive(clip: Path) -> None:
 )
 def test_what_was_scored_before_the_server_failed_is_kept(clip: Path, error: DeepfakeError, reason: Reason) -> None:
     transport = FakeTransport(fail_after=4, error=error)
-    with DeepfakeClient(transport=transport, detector=FixedDetector(LEFT), detect_threads=1) as client:
+    with DeepfakeClient(transport, detector=FixedDetector(LEFT), detect_threads=1) as client:
         verdict = client.analyze(clip)
     assert (verdict.label, verdict.reason) == (Label.INCONCLUSIVE, reason)
     assert str(error) in verdict.detail
@@ -254,7 +259,7 @@ def test_a_bad_input_is_found_before_any_server_is_asked(tmp_path: Path, url: st
 
 def test_an_unknown_model_is_named_with_those_offered(clip: Path, transport: FakeTransport) -> None:
     with (
-        DeepfakeClient(transport=transport, model="other") as client,
+        DeepfakeClient(transport, model="other") as client,
         pytest.raises(ModelNotFoundError, match="no model 'other'; it offers fake_model"),
     ):
         client.analyze(clip)
@@ -279,7 +284,7 @@ def test_an_error_in_the_detector_reaches_the_caller(clip: Path) -> None:
             raise RuntimeError("broken detector")
 
     with (
-        DeepfakeClient(transport=FakeTransport(), detector=Broken(LEFT)) as client,
+        DeepfakeClient(FakeTransport(), detector=Broken(LEFT)) as client,
         pytest.raises(RuntimeError, match="broken detector"),
     ):
         client.analyze(clip)
@@ -289,7 +294,7 @@ def test_many_analyses_share_one_client(client: DeepfakeClient, clip: Path) -> N
     verdicts = []
 
     def work() -> None:
-        verdicts.append(client.analyze(clip, sampling=Sampling(num_frames=6)))
+        verdicts.append(client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=6))))
 
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
@@ -302,7 +307,7 @@ def test_many_analyses_share_one_client(client: DeepfakeClient, clip: Path) -> N
 
 def test_the_async_client_gives_the_same_verdict(client: DeepfakeClient, clip: Path) -> None:
     async def analyze() -> float | None:
-        async with AsyncDeepfakeClient(transport=FakeTransport(), detector=FixedDetector(LEFT, RIGHT)) as other:
+        async with AsyncDeepfakeClient(FakeTransport(), detector=FixedDetector(LEFT, RIGHT)) as other:
             first, second = await asyncio.gather(other.analyze(clip), other.analyze(clip))
             assert first.frames == second.frames
             return first.fake_probability
@@ -322,7 +327,7 @@ def test_a_cancelled_analysis_lets_go_of_everything(clip: Path) -> None:
     waiting = asyncio.Event()
 
     async def scenario() -> None:
-        async with AsyncDeepfakeClient(transport=Slow(), detector=FixedDetector(LEFT)) as client:
+        async with AsyncDeepfakeClient(Slow(), detector=FixedDetector(LEFT)) as client:
             task = asyncio.create_task(client.analyze(clip))
             await waiting.wait()
             task.cancel()
@@ -332,32 +337,35 @@ def test_a_cancelled_analysis_lets_go_of_everything(clip: Path) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("options", [{"timeout_s": 0}, {"max_requests_in_flight": 0}])
-def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(OptionError, match=next(iter(options))):
-        DeepfakeClient(**options)  # type: ignore[arg-type]
+def test_options_out_of_range_are_refused() -> None:
+    with pytest.raises(OptionError, match="`timeout_s` must be positive, got 0"):
+        Connection(timeout_s=0)
+    with pytest.raises(OptionError, match="`max_requests_in_flight` must be at least 1, got 0"):
+        DeepfakeClient(max_requests_in_flight=0)
 
 
 def test_one_call_can_have_a_deadline_of_its_own() -> None:
     faces = np.zeros((3, 224, 224, 3), np.uint8)
-    with DeepfakeClient(transport=FakeTransport(latency_s=0.05, max_batch_size=2)) as client:
+    with DeepfakeClient(FakeTransport(latency_s=0.05, max_batch_size=2)) as client:
         with pytest.raises(ServerTimeoutError, match=r"within 0\.01 s"):
             client.score(faces, timeout_s=0.01)
         assert len(client.score(faces)) == 3
-        with pytest.raises(OptionError, match="timeout_s must be positive, got 0"):
+        with pytest.raises(OptionError, match="`timeout_s` must be positive, got 0"):
             client.score(faces, timeout_s=0)
 
 
 def test_an_analysis_passes_its_deadline_on(clip: Path) -> None:
     transport = FakeTransport(latency_s=0.05)
-    with DeepfakeClient(transport=transport, detector=FixedDetector(LEFT)) as client:
-        verdict = client.analyze(clip, sampling=Sampling(num_frames=3), timeout_s=0.01)
+    with DeepfakeClient(transport, detector=FixedDetector(LEFT)) as client:
+        verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=3), timeout_s=0.01))
         assert (verdict.reason, "within 0.01 s" in verdict.detail) == (Reason.SERVER_UNAVAILABLE, True)
-        late = next(client.analyze_many([clip], sampling=Sampling(num_frames=3), timeout_s=0.01)).verdict
+        late = next(
+            client.analyze_many([clip], options=AnalyzeOptions(sampling=Sampling(num_frames=3), timeout_s=0.01))
+        ).verdict
         assert late is not None
         assert late.reason is Reason.SERVER_UNAVAILABLE
-        with pytest.raises(OptionError, match="timeout_s must be positive, got -1"):
-            client.analyze_many([clip], timeout_s=-1)
+        with pytest.raises(OptionError, match="`timeout_s` must be positive, got -1"):
+            client.analyze_many([clip], options=AnalyzeOptions(timeout_s=-1))
 
 
 def test_a_client_goes_on_with_the_model_that_replaced_its_own() -> None:
@@ -376,7 +384,7 @@ def test_a_client_goes_on_with_the_model_that_replaced_its_own() -> None:
 
     transport = Replaced()
     faces = np.zeros((1, 224, 224, 3), np.uint8)
-    with DeepfakeClient(transport=transport) as client:
+    with DeepfakeClient(transport) as client:
         client.score(faces)
         transport.version = 2
         with pytest.raises(ModelContractError, match="version was 1 and is 2"):

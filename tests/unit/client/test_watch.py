@@ -25,6 +25,7 @@ from deepfake_client import (
     ServedModel,
     ServerUnavailableError,
     Verdict,
+    WatchOptions,
     open_frames,
     open_media,
 )
@@ -37,12 +38,12 @@ def image(brightness: int) -> NDArray[np.uint8]:
 
 
 def watched(client: DeepfakeClient, source: object, **options: object) -> list[Verdict]:
-    return list(client.watch(source, **{"fps": 25, "idle_s": 0.2, **options}))  # type: ignore[arg-type]
+    return list(client.watch(source, options=WatchOptions(**{"fps": 25, "idle_s": 0.2, **options})))  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def client() -> Iterator[DeepfakeClient]:
-    with DeepfakeClient(transport=FakeTransport(), detector=FixedDetector(LEFT)) as client:
+    with DeepfakeClient(FakeTransport(), detector=FixedDetector(LEFT)) as client:
         yield client
 
 
@@ -102,7 +103,7 @@ def test_tracks_keep_their_ids_when_faces_come_and_go() -> None:
             size = np.array([width, height, width, height], np.float32)
             return [[Face(np.array(box, np.float32) * size, 0.9) for box in boxes]]
 
-    with DeepfakeClient(transport=FakeTransport(), detector=Scripted(), detect_threads=1) as client:
+    with DeepfakeClient(FakeTransport(), detector=Scripted(), detect_threads=1) as client:
         verdicts = watched(client, [image(80)] * 160, window_s=0.8, step_s=0.2, min_change=0)
     seen = [tuple(track.track for track in verdict.tracks) for verdict in verdicts]
     assert list(dict.fromkeys(seen)) == [(0,), (0, 1), (1,), (1, 2)]
@@ -139,7 +140,7 @@ def opening_at_the_end(transport: Gated, count: int) -> Iterator[NDArray[np.uint
 
 def test_frames_that_a_slow_server_cannot_take_are_dropped_and_counted() -> None:
     transport = Gated()
-    with DeepfakeClient(transport=transport, detector=FixedDetector(LEFT)) as client:
+    with DeepfakeClient(transport, detector=FixedDetector(LEFT)) as client:
         frames = opening_at_the_end(transport, 400)
         (*_, last) = watched(client, frames, on_slow="drop", window_s=100)
     assert last.frames_dropped > 300
@@ -155,8 +156,8 @@ def test_a_source_that_can_wait_waits() -> None:
             taken.append(number)
             yield image(70)
 
-    with DeepfakeClient(transport=transport, detector=FixedDetector(LEFT)) as client:
-        verdicts = client.watch(frames(), window_s=100, fps=25)
+    with DeepfakeClient(transport, detector=FixedDetector(LEFT)) as client:
+        verdicts = client.watch(frames(), options=WatchOptions(window_s=100, fps=25))
         opener = threading.Thread(target=lambda: (transport.asked.wait(30), transport.open()))
         opener.start()
         last = list(verdicts)[-1]
@@ -171,8 +172,8 @@ def test_leaving_the_loop_stops_the_source_and_its_thread() -> None:
             yield image(20)
 
     for on_slow in ("drop", "wait"):
-        with DeepfakeClient(transport=FakeTransport(), detector=FixedDetector(LEFT)) as client:
-            for verdict in client.watch(endless(), on_slow=on_slow, step_s=0.1):  # type: ignore[arg-type]
+        with DeepfakeClient(FakeTransport(), detector=FixedDetector(LEFT)) as client:
+            for verdict in client.watch(endless(), options=WatchOptions(on_slow=on_slow, step_s=0.1)):  # type: ignore[arg-type]
                 assert verdict.label is Label.REAL
                 break
             assert live_threads() == []
@@ -188,7 +189,7 @@ def test_a_server_that_fails_for_a_while_is_told_and_the_watch_goes_on() -> None
             return await super().infer(model, faces, timeout_s=timeout_s)
 
     frames = [image(30)] * 60 + [image(150)] * 60 + [image(40)] * 60
-    with DeepfakeClient(transport=Failing(), detector=FixedDetector(LEFT)) as client:
+    with DeepfakeClient(Failing(), detector=FixedDetector(LEFT)) as client:
         paced = watched(client, frames, on_slow="drop", max_latency_s=60, window_s=1, step_s=0.2, fps=25)
         ended = watched(client, frames, on_slow="wait", window_s=1, step_s=0.2)
     reasons = [verdict.reason for verdict in paced if verdict.frames_dropped == 0]
@@ -204,7 +205,7 @@ def test_a_growing_file_is_read_on_and_ends_when_it_stops_growing(client: Deepfa
     data = whole.read_bytes()
     path = tmp_path / "growing.ts"
     path.write_bytes(data[: len(data) // 2])
-    verdicts = client.watch(path, fps=10, idle_s=2.0, window_s=1.0, step_s=0.5)
+    verdicts = client.watch(path, options=WatchOptions(fps=10, idle_s=2.0, window_s=1.0, step_s=0.5))
     first = next(verdicts)
     assert first.label is Label.REAL
     with path.open("ab") as file:
@@ -263,7 +264,7 @@ def test_an_error_of_the_source_comes_after_the_last_verdict(client: DeepfakeCli
         yield from [image(10)] * 20
         raise OSError("the grabber is gone")
 
-    verdicts = client.watch(broken(), fps=25)
+    verdicts = client.watch(broken(), options=WatchOptions(fps=25))
     assert len(next(verdicts).frames) == 19, "the one after shows how long a frame stays"
     with pytest.raises(OSError, match="grabber"):
         next(verdicts)
@@ -272,31 +273,29 @@ def test_an_error_of_the_source_comes_after_the_last_verdict(client: DeepfakeCli
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"window_s": 0}, "window_s is 0"),
-        ({"step_s": -1}, "step_s is -1"),
-        ({"fps": float("nan")}, "fps is nan"),
-        ({"max_latency_s": 0}, "max_latency_s is 0"),
-        ({"min_change": 2}, "min_change is 2"),
-        ({"on_slow": "block"}, "on_slow is 'block'; allowed: 'drop', 'wait'"),
-        ({"idle_s": -1}, "idle_s is -1"),
-        ({"reconnects": -1}, "reconnects is -1"),
-        ({"aggregation": "best"}, "'best' is unknown"),
+        ({"window_s": 0}, "`window_s` is 0"),
+        ({"step_s": -1}, "`step_s` is -1"),
+        ({"fps": float("nan")}, "`fps` is nan"),
+        ({"max_latency_s": 0}, "`max_latency_s` is 0"),
+        ({"min_change": 2}, "`min_change` is 2"),
+        ({"on_slow": "block"}, "`on_slow` is 'block'; allowed: 'drop', 'wait'"),
+        ({"idle_s": -1}, "`idle_s` is -1"),
+        ({"reconnects": -1}, "`reconnects` is -1"),
+        ({"aggregation": "best"}, "`aggregation` is 'best'; allowed: mean"),
         ({"threshold": 0}, "strictly between"),
     ],
 )
-def test_options_out_of_range_are_refused_at_once(
-    client: DeepfakeClient, options: dict[str, object], words: str
-) -> None:
+def test_options_out_of_range_are_refused_at_once(options: dict[str, object], words: str) -> None:
     with pytest.raises(OptionError, match=words):
-        client.watch(__file__, **options)  # type: ignore[arg-type]
+        WatchOptions(**options)  # type: ignore[arg-type]
 
 
 def test_the_async_client_has_it_too() -> None:
     async def labels(until: Callable[[Verdict], bool]) -> list[Label]:
         found = []
         async with (
-            AsyncDeepfakeClient(transport=FakeTransport(), detector=FixedDetector(LEFT)) as client,
-            aclosing(client.watch([image(200)] * 50, fps=25, min_change=0)) as verdicts,
+            AsyncDeepfakeClient(FakeTransport(), detector=FixedDetector(LEFT)) as client,
+            aclosing(client.watch([image(200)] * 50, options=WatchOptions(fps=25, min_change=0))) as verdicts,
         ):
             async for verdict in verdicts:
                 found.append(verdict.label)

@@ -312,12 +312,12 @@ def test_every_score_is_compared_with_that_of_the_server(monkeypatch):
     explainer = tiny_explainer()
     answers = {"scorer": explainer.score, "error": None}
 
-    def client(url, *, model, detector, retry):
-        assert (url, model, retry) == ("triton:8001", "tiny", NO_RETRY)
+    def client(connection, *, model, detector):
+        assert (connection.url, connection.retry, model) == ("triton:8001", NO_RETRY, "tiny")
         transport = FakeTransport(
             lambda faces: answers["scorer"](faces), spec=explainer.spec, error=answers["error"], fail_after=0
         )
-        return AsyncDeepfakeClient(transport=transport, detector=detector)
+        return AsyncDeepfakeClient(transport, detector=detector)
 
     monkeypatch.setattr(service_module, "AsyncDeepfakeClient", client)
     with running(explainer, agreement=Agreement("triton:8001", "tiny")) as port:

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deepfake_client.analysis.aggregation import DEFAULT_STRATEGY, strategy_named
 from deepfake_client.client import DeepfakeClient
+from deepfake_client.options import AnalyzeOptions
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
@@ -60,7 +60,7 @@ def evaluate_command(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Directory for JSON, Markdown and plots.")] = Path("evaluation"),
     frames: Annotated[int, typer.Option("--frames", help="Frames to sample from each video.")] = 32,
-    aggregation: Annotated[str, typer.Option("--aggregation")] = DEFAULT_STRATEGY,
+    aggregation: Annotated[str, typer.Option("--aggregation")] = "mean",
     rule: Annotated[
         str, typer.Option("--rule", help="How the threshold is chosen: max-f1, max-accuracy or fpr=0.05.")
     ] = "max-accuracy",
@@ -76,7 +76,7 @@ def evaluate_command(
 ) -> None:
     """Measure a detector on labelled videos and images, through the served model or a checkpoint."""
     check_rule(rule)
-    strategy_named(aggregation)
+    analysis = AnalyzeOptions(sampling=Sampling(num_frames=frames), aggregation=aggregation)
     kinds = list(DEGRADATIONS) if robustness and "all" in robustness else robustness or []
     check_kinds(kinds)
     if bootstrap < 0:
@@ -102,17 +102,14 @@ def evaluate_command(
         files = labelled_files(real or (), fake or ())
         with ExitStack() as stack:
             client, model_spec, through = _client(stack, console, url, model, embedded, repository, checkpoint, spec)
-            sampling = Sampling(num_frames=frames)
-            scored = _score(console, files, client, sampling, aggregation, "")
+            scored = _score(console, files, client, analysis, "")
             evaluation = evaluate(scored, model_spec, through=through, settings=settings, **options)
             curves: dict[str, list[dict[str, Any]]] = {}
             for kind in kinds:
                 rows = []
                 for level in DEGRADATIONS[kind].levels:
                     title = f" at {DEGRADATIONS[kind].title} {level:g}"
-                    degraded = _score(
-                        console, files, client, sampling, aggregation, title, view_of(DEGRADATIONS[kind], level)
-                    )
+                    degraded = _score(console, files, client, analysis, title, view_of(DEGRADATIONS[kind], level))
                     rows.append(robustness_row(degraded, level, model_spec.threshold))
                 curves[kind] = rows
             evaluation = dataclasses.replace(evaluation, robustness=curves)
@@ -139,7 +136,7 @@ def _client(
     if checkpoint is not None:
         model_spec = ModelSpec.from_yaml(spec or checkpoint.with_suffix(".yaml"))
         transport = CheckpointTransport(checkpoint, model_spec)
-        client = stack.enter_context(DeepfakeClient(transport=transport))
+        client = stack.enter_context(DeepfakeClient(transport))
         return client, client.model().spec, "checkpoint"
     if embedded:
         server = require_extra("deepfake_serve.server", extra="serve")
@@ -154,8 +151,7 @@ def _score(
     console: Console,
     files: Sequence[tuple[Path, int]],
     client: DeepfakeClient,
-    sampling: Sampling,
-    aggregation: str,
+    options: AnalyzeOptions,
     title: str,
     view: Callable[[Media], Media] | None = None,
 ) -> list[ScoredFile]:
@@ -163,8 +159,7 @@ def _score(
         return score_files(
             files,
             client,
-            sampling=sampling,
-            aggregation=aggregation,
+            options=options,
             view=view,
             on_file=lambda number, _: status.update(f"scored {number} of {len(files)} files{title}"),
         )

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.aggregation import most_suspicious, score_tracks, strategy_named
+from deepfake_client.analysis.aggregation import STRATEGIES, most_suspicious, score_tracks
 from deepfake_client.client import DeepfakeClient
+from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import FrameResult
 from deepfake_client.transport.protocol import Health, ServedModel
 from deepfake_export.graph.served_detector import ServedDetector
@@ -25,7 +26,7 @@ from deepfake_export.network import load_network
 from deepfake_export.proof.faces import media_of
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InputError, ModelNotFoundError, OptionError
-from deepfake_preprocess.media.opening import Media, Sampling, open_media
+from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_training.data.faces import FAKE, REAL
 from deepfake_training.evaluate.calibration import apply_temperature
 
@@ -80,7 +81,7 @@ class ScoredFile:
             )
             for frame in self.frames
         )
-        suspect = most_suspicious(score_tracks(frames, strategy=strategy_named(aggregation), threshold=0.5))
+        suspect = most_suspicious(score_tracks(frames, strategy=STRATEGIES[aggregation], threshold=0.5))
         assert suspect is not None  # it had a verdict, and the same faces count
         return dataclasses.replace(self, probability=suspect.fake_probability, frames=frames)
 
@@ -160,8 +161,7 @@ def score_files(
     files: Sequence[tuple[Path, int]],
     client: DeepfakeClient,
     *,
-    sampling: Sampling,
-    aggregation: str,
+    options: AnalyzeOptions,
     view: Callable[[Media], Media] | None = None,
     on_file: Callable[[int, ScoredFile], None] | None = None,
 ) -> list[ScoredFile]:
@@ -170,8 +170,7 @@ def score_files(
     Args:
         files: paths and labels.
         client: connected to a server, or to a `CheckpointTransport`.
-        sampling: which frames of a video.
-        aggregation: name of the client's strategy.
+        options: how each file is analyzed.
         view: makes of each opened file what is analyzed, for example a degraded version.
         on_file: called after each file with its number, from 1.
 
@@ -182,9 +181,7 @@ def score_files(
     for number, (path, label) in enumerate(files, start=1):
         try:
             with open_media(path, name=str(path)) as media:
-                verdict = client.analyze(
-                    view(media) if view is not None else media, sampling=sampling, aggregation=aggregation
-                )
+                verdict = client.analyze(view(media) if view is not None else media, options=options)
         except OptionError:
             raise
         except InputError as exc:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepfake_client.analysis.aggregation import STRATEGIES, most_suspicious, score_tracks, strategy_named
+from deepfake_client import AGGREGATIONS, AnalyzeOptions
+from deepfake_client.analysis.aggregation import STRATEGIES, most_suspicious, score_tracks
 from deepfake_client.result.verdict import FaceScore, FrameResult, Label
 from deepfake_preprocess.errors import OptionError
 
@@ -135,12 +136,13 @@ def test_faces_count_by_their_weight(name: str, weights: list[float], expected: 
     ],
 )
 def test_strategies_give_known_values(name: str, scores: list[float], expected: float) -> None:
-    assert strategy_named(name)(np.array(scores)) == pytest.approx(expected)
+    assert STRATEGIES[name](np.array(scores)) == pytest.approx(expected)
 
 
 def test_an_unknown_strategy_lists_the_known_ones() -> None:
-    with pytest.raises(OptionError, match=r"'max' is unknown; choose one of mean, median"):
-        strategy_named("max")
+    assert tuple(STRATEGIES) == AGGREGATIONS
+    with pytest.raises(OptionError, match=r"`aggregation` is 'max'; allowed: mean, median"):
+        AnalyzeOptions(aggregation="max")
 
 
 def test_one_fake_face_among_real_ones_is_not_averaged_away() -> None:

@@ -11,7 +11,7 @@ import pytest
 from media import astronaut, write_video
 from numpy.typing import NDArray
 
-from deepfake_client import Concern, DeepfakeClient, Label, Reason, Sampling, ServerUnavailableError
+from deepfake_client import AnalyzeOptions, Concern, DeepfakeClient, Label, Reason, Sampling, ServerUnavailableError
 from deepfake_client.analysis.aggregation import STRATEGIES
 from deepfake_client.analysis.quality import Quality
 from deepfake_client.analysis.scoring import FaceLook, ScoredFrame, judge
@@ -97,8 +97,8 @@ def test_two_people_side_by_side_and_a_hard_cut(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     first, second = scene([1.0, 0.5], (20, 60, 160)), scene([None, 1.0], (180, 90, 10))
     write_video(clip, [first] * 20 + [second] * 20)
-    with DeepfakeClient(transport=FakeTransport(darkness)) as client:
-        verdict = client.analyze(clip, sampling=Sampling(num_frames=16))
+    with DeepfakeClient(FakeTransport(darkness)) as client:
+        verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=16)))
     assert verdict.label is Label.FAKE
     assert len(verdict.tracks) == 3, "two people before the cut, one after"
     assert [track.num_frames for track in verdict.tracks] == [8, 8, 8]

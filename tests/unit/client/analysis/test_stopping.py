@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,18 @@ from hypothesis import strategies as st
 from media import numbered_pictures, read_number, write_video
 from numpy.typing import NDArray
 
-from deepfake_client import DeepfakeClient, Label, OptionError, Reason, Sampling, ServerUnavailableError, Verdict
+from deepfake_client import (
+    AnalyzeOptions,
+    DeepfakeClient,
+    Label,
+    OptionError,
+    Reason,
+    Sampling,
+    ServerUnavailableError,
+    Verdict,
+)
 from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
-from deepfake_client.analysis.stopping import StopRule, confidence_of, passes
+from deepfake_client.analysis.stopping import StopRule, passes
 from deepfake_client.result.verdict import FaceScore, FrameResult
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face
@@ -37,16 +47,13 @@ def test_passes_take_every_frame_once_and_leave_no_gap_for_a_face(num_frames: in
 
 @pytest.mark.parametrize(("value", "confidence"), [(False, None), (True, 0.99), (0.9, 0.9)])
 def test_what_until_sure_means(value: bool | float, confidence: float | None) -> None:
-    assert confidence_of(value) == confidence
+    assert AnalyzeOptions(until_sure=value).confidence == confidence
 
 
 @pytest.mark.parametrize("value", [0.2, 1.0, 2, float("nan")])
 def test_a_confidence_out_of_range_is_refused_before_anything_is_opened(value: float) -> None:
-    with (
-        DeepfakeClient(transport=FakeTransport()) as client,
-        pytest.raises(OptionError, match=r"until_sure is .*; allowed: True, False, or a confidence"),
-    ):
-        client.analyze("no-such-file.mp4", until_sure=value)
+    with pytest.raises(OptionError, match=r"`until_sure` is .*; allowed: True, False, or a confidence"):
+        AnalyzeOptions(until_sure=value)
 
 
 def answer_after(num_passes: int, scores: Sequence[float], strategy: str = "mean") -> bool:
@@ -118,13 +125,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def analyze(
-    clip: Path, scores: Callable[[int], Sequence[float]], sampling: Sampling | None = None, **options: object
+    clip: Path, scores: Callable[[int], Sequence[float]], sampling: Sampling = Sampling(), **options: Any
 ) -> tuple[Verdict, list[int]]:
     script = Script(scores)
     # One thread and one request at a time, so that scores are asked for in the order of detection.
     transport = FakeTransport(script.score)
-    with DeepfakeClient(transport=transport, detector=script, detect_threads=1, max_requests_in_flight=1) as client:
-        return client.analyze(clip, sampling=sampling, **options), script.numbers  # type: ignore[arg-type]
+    with DeepfakeClient(transport, detector=script, detect_threads=1, max_requests_in_flight=1) as client:
+        return client.analyze(clip, options=AnalyzeOptions(sampling=sampling, **options)), script.numbers
 
 
 @pytest.mark.parametrize(("level", "label"), [(0.95, Label.FAKE), (0.05, Label.REAL)])
@@ -187,8 +194,8 @@ def test_fast_sampling_takes_its_frames_in_one_pass(clip: Path) -> None:
 def test_a_server_that_fails_ends_the_passes(clip: Path) -> None:
     script = Script(lambda number: [0.5])
     transport = FakeTransport(script.score, fail_after=5, error=ServerUnavailableError("gone"))
-    with DeepfakeClient(transport=transport, detector=script, detect_threads=1) as client:
-        verdict = client.analyze(clip, until_sure=True)
+    with DeepfakeClient(transport, detector=script, detect_threads=1) as client:
+        verdict = client.analyze(clip, options=AnalyzeOptions(until_sure=True))
     assert verdict.reason is Reason.SERVER_UNAVAILABLE
     assert verdict.frames_saved == 0
     assert len(verdict.frames) <= 11

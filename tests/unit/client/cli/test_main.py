@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from verdicts import inconclusive, verdict
 
 from deepfake_client.analysis.pipeline import Progress
+from deepfake_client.cli import groups
 from deepfake_client.cli import main as cli
 from deepfake_client.cli import run as cli_run
 from deepfake_client.cli.output import CSV_COLUMNS, csv_row
@@ -39,8 +40,8 @@ class InterruptingClient(DeepfakeClient):
 
     interrupt_after = 10**9
 
-    def __init__(self, *address: Any, **options: Any) -> None:
-        super().__init__(*address, **options, transport=FakeTransport())
+    def __init__(self, connection: Any = None, **options: Any) -> None:
+        super().__init__(FakeTransport(), **options)
 
     def analyze_many(self, sources: Any, **options: Any) -> Iterator[Outcome]:  # type: ignore[override]
         for number, outcome in enumerate(super().analyze_many(sources, **options | {"ordered": True})):
@@ -57,7 +58,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, picture in (("a.png", astronaut()), ("b.png", np.zeros_like(astronaut())), ("c.png", astronaut())):
         cv2.imwrite(str(folder / name), picture[..., ::-1])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_run, "DeepfakeClient", InterruptingClient)
+    monkeypatch.setattr(groups, "DeepfakeClient", InterruptingClient)
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 10**9)
     return folder
 
@@ -138,7 +139,7 @@ def test_each_result_names_the_model_that_scored_it_when_the_server_gets_another
 ) -> None:
     cv2.imwrite("images/b.png", astronaut()[..., ::-1])
     monkeypatch.setattr(Swapping, "swap_after", num_before)
-    monkeypatch.setattr(cli_run, "DeepfakeClient", lambda *_, **__: DeepfakeClient(transport=Swapping()))
+    monkeypatch.setattr(groups, "DeepfakeClient", lambda *_, **__: DeepfakeClient(Swapping()))
     options = ("--concurrency", 1, "--report", "report")
     code, out, err = run(capsys, "images", "--json", *options)
     verdicts = json.loads(out)
@@ -277,7 +278,7 @@ def test_a_missing_part_is_reported_with_its_pip_command(
 def test_ctrl_c_while_work_is_handed_over_to_the_loop_is_clean(
     images: Path, monkeypatch: pytest.MonkeyPatch, handed_over: bool
 ) -> None:
-    client = DeepfakeClient(transport=FakeTransport())
+    client = DeepfakeClient(FakeTransport())
     hand_over, calls = client._loop.call_soon_threadsafe, []
 
     def interrupted_once(callback: Any, *arguments: Any) -> None:

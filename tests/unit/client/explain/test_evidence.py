@@ -11,7 +11,7 @@ import pytest
 from media import write_video
 from numpy.typing import NDArray
 
-from deepfake_client import DeepfakeClient, Sampling, Verdict, open_media
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling, Verdict, open_media
 from deepfake_client.explain.evidence import cut_out, suspicious_faces
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -42,7 +42,7 @@ def client(seen: list[NDArray[np.uint8]]) -> Iterator[DeepfakeClient]:
         seen.extend(faces.copy())
         return np.asarray(faces.reshape(len(faces), -1).mean(axis=1) / 255, dtype=np.float32)
 
-    with DeepfakeClient(transport=FakeTransport(brightness, spec=SPEC), detector=TwoFaces()) as client:
+    with DeepfakeClient(FakeTransport(brightness, spec=SPEC), detector=TwoFaces()) as client:
         yield client
 
 
@@ -52,7 +52,7 @@ def test_the_same_crops_come_again(
 ) -> None:
     clip = tmp_path / f"clip.{ending}"
     write_video(clip, PICTURES, fps=20)
-    verdict = client.analyze(clip, sampling=Sampling(10))
+    verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(10)))
     picks = suspicious_faces(verdict, per_track=3)
     with open_media(clip) as media:
         evidence = list(cut_out(media, picks, SPEC))
@@ -65,7 +65,7 @@ def test_the_same_crops_come_again(
 def test_the_most_suspicious_come_first_and_each_track_has_its_own(client: DeepfakeClient, tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     write_video(clip, PICTURES, fps=20)
-    verdict = client.analyze(clip, sampling=Sampling(10))
+    verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(10)))
     picks = suspicious_faces(verdict, per_track=3)
     assert [pick.face.track for pick in picks] in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
     assert picks[0].face.track == verdict.deciding_track
@@ -76,7 +76,7 @@ def test_the_most_suspicious_come_first_and_each_track_has_its_own(client: Deepf
 def test_times_that_were_printed_find_their_frames(client: DeepfakeClient, tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     write_video(clip, PICTURES, fps=30)
-    verdict = client.analyze(clip, sampling=Sampling(10))
+    verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(10)))
     printed = [frame["pts_seconds"] for frame in json.loads(json.dumps(verdict.to_dict()))["frames"]]
     with open_media(clip) as media:
         again = [frame.index for frame in media.frames(Sampling(None, at_seconds=tuple(printed)))]

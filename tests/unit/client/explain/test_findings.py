@@ -13,8 +13,9 @@ import pytest
 from explain_nets import OTHER_SHA, SIDE_PX, spec_of, tiny_explainer, tiny_network
 from media import make_clip
 
-from deepfake_client import DeepfakeClient, Sampling
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 from deepfake_client.cli import explain as cli_explain
+from deepfake_client.cli import groups
 from deepfake_client.cli import main as cli
 from deepfake_client.explain import draw as explain_draw
 from deepfake_client.explain.draw import draw_contact_sheet, overlay_heatmap
@@ -47,13 +48,13 @@ def explainer():
 
 
 def client_of(explainer, **options):
-    return DeepfakeClient(transport=FakeTransport(explainer.score, spec=explainer.spec, **options))
+    return DeepfakeClient(FakeTransport(explainer.score, spec=explainer.spec, **options))
 
 
 @pytest.fixture(scope="module")
 def verdict(clip, explainer):
     with client_of(explainer) as client:
-        return client.analyze(clip, sampling=Sampling(num_frames=5))
+        return client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=5)))
 
 
 @pytest.fixture(scope="module")
@@ -98,20 +99,18 @@ def test_the_source_is_that_of_the_verdict_where_none_is_given(clip, verdict, ex
 
 def test_nothing_is_explained_that_is_not_served(clip, verdict, explainer):
     with (
-        DeepfakeClient(
-            transport=FakeTransport(lambda faces: explainer.score(faces) + 0.01, spec=explainer.spec)
-        ) as it,
+        DeepfakeClient(FakeTransport(lambda faces: explainer.score(faces) + 0.01, spec=explainer.spec)) as it,
         pytest.raises(ExplainDisagreementError, match="but the server gave"),
     ):
         it.explain(verdict, clip, explainer=explainer)
     fp16 = FakeTransport(lambda faces: explainer.score(faces) + 0.01, spec=explainer.spec, precision="fp16")
-    with DeepfakeClient(transport=fp16) as it:
+    with DeepfakeClient(fp16) as it:
         assert it.explain(verdict, clip, explainer=explainer)
     other = dataclasses.replace(explainer.spec, checkpoint_sha256=OTHER_SHA)
-    with DeepfakeClient(transport=FakeTransport(explainer.score, spec=other)) as client:
+    with DeepfakeClient(FakeTransport(explainer.score, spec=other)) as client:
         with pytest.raises(ExplainDisagreementError, match="analyze the file again"):
             client.explain(verdict, clip, explainer=explainer)
-        again = client.analyze(clip, sampling=Sampling(num_frames=5))
+        again = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=5)))
         with pytest.raises(ExplainDisagreementError, match="is loaded here"):
             client.explain(again, clip, explainer=explainer)
 
@@ -188,9 +187,9 @@ def test_the_client_and_its_command_need_no_pytorch():
 def command(monkeypatch, explainer):
     """Run `deepfake explain` with a server and an explainer in this process; return its exit code."""
     monkeypatch.setattr(
-        cli_explain,
+        groups,
         "DeepfakeClient",
-        lambda url, **_: DeepfakeClient(transport=FakeTransport(explainer.score, spec=explainer.spec)),
+        lambda url, **_: DeepfakeClient(FakeTransport(explainer.score, spec=explainer.spec)),
     )
     monkeypatch.setattr(
         cli_explain,
@@ -209,7 +208,7 @@ def command(monkeypatch, explainer):
 
 
 def test_the_command_writes_pictures_and_data(command, clip, tmp_path, capsys):
-    assert command(clip, "--output", tmp_path / "out", "--frames", 4, "--top", 1, "--json") == 0
+    assert command(clip, "--output", tmp_path / "out", "--num-frames", 4, "--top", 1, "--json") == 0
     data = json.loads((tmp_path / "out/explanation.json").read_text())
     assert json.loads(capsys.readouterr().out) == data
     assert len(data["faces"]) == 2
@@ -246,14 +245,14 @@ def test_the_command_answers_bad_input_in_one_sentence(
     (tmp_path / "error.json").write_text(
         json.dumps({"source": "x", "error": {"type": "MediaNotFoundError", "message": "gone"}})
     )
-    assert command(clip, "--output", "out", "--frames", 2, *arguments) == 2
+    assert command(clip, "--output", "out", "--num-frames", 2, *arguments) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
 
 
 def test_the_command_says_so_when_the_service_is_down(command, clip, tmp_path, capsys):
-    code = command(clip, "-o", tmp_path, "--frames", 2, "--service", "http://127.0.0.1:9")
+    code = command(clip, "-o", tmp_path, "--num-frames", 2, "--service", "http://127.0.0.1:9")
     assert code == ServerUnavailableError.exit_code
     assert "no explain service answers at http://127.0.0.1:9; start one with" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import pytest
 from fixed_detector import LEFT, FixedDetector
 from numpy.typing import NDArray
 
-from deepfake_client import AsyncDeepfakeClient, MediaOpenError, Sampling, ServedModel
+from deepfake_client import AnalyzeOptions, AsyncDeepfakeClient, MediaOpenError, Sampling, ServedModel, WatchOptions
 from deepfake_client.analysis.pipeline import MAX_FRAMES_IN_FLIGHT
 from deepfake_client.transport.testing import FakeTransport
 
@@ -22,7 +22,7 @@ def image(brightness: int) -> NDArray[np.uint8]:
 
 
 def async_client(transport: FakeTransport | None = None) -> AsyncDeepfakeClient:
-    return AsyncDeepfakeClient(transport=transport or FakeTransport(), detector=FixedDetector(LEFT))
+    return AsyncDeepfakeClient(transport or FakeTransport(), detector=FixedDetector(LEFT))
 
 
 class Camera:
@@ -57,13 +57,13 @@ def test_frames_of_an_async_generator_are_analyzed_like_those_of_a_list() -> Non
     async def main() -> None:
         async with async_client() as client:
             camera = Camera(40)
-            verdict = await client.analyze(camera.frames(), sampling=Sampling(8))
-            alike = await client.analyze([image(200)] * 40, sampling=Sampling(8))
+            verdict = await client.analyze(camera.frames(), options=AnalyzeOptions(sampling=Sampling(8)))
+            alike = await client.analyze([image(200)] * 40, options=AnalyzeOptions(sampling=Sampling(8)))
             assert verdict.source == alike.source == "the given frames"
             assert verdict.fake_probability == alike.fake_probability
             assert len(verdict.frames) == 8
             assert len(camera.tasks) == 1, "a timeout or a scope may span several frames"
-            verdict = await client.analyze(timed(), sampling=Sampling(None, fps=2))
+            verdict = await client.analyze(timed(), options=AnalyzeOptions(sampling=Sampling(None, fps=2)))
             assert [frame.pts_seconds for frame in verdict.frames] == [3 + number / 2 for number in range(10)]
 
     asyncio.run(main())
@@ -91,11 +91,11 @@ def test_frames_are_taken_only_as_fast_as_they_are_scored() -> None:
         camera = Camera(300)
         ahead: list[int] = []
         async with AsyncDeepfakeClient(
-            transport=Shut(), detector=FixedDetector(LEFT), max_requests_in_flight=MAX_FRAMES_IN_FLIGHT
+            Shut(), detector=FixedDetector(LEFT), max_requests_in_flight=MAX_FRAMES_IN_FLIGHT
         ) as client:
             verdict = await client.analyze(
                 camera.frames(),
-                sampling=Sampling(None, fps=25),
+                options=AnalyzeOptions(sampling=Sampling(None, fps=25)),
                 on_progress=lambda progress: ahead.append(camera.taken - progress.frames_done),
             )
         assert len(verdict.frames) == camera.taken == 300
@@ -110,7 +110,9 @@ def test_cancelling_does_not_wait_for_a_frame_that_never_comes(stall_at: int) ->
     async def main() -> Camera:
         camera = Camera(stall_at=stall_at)
         async with async_client() as client:
-            analysis = asyncio.create_task(client.analyze(camera.frames(), sampling=Sampling(None, fps=25)))
+            analysis = asyncio.create_task(
+                client.analyze(camera.frames(), options=AnalyzeOptions(sampling=Sampling(None, fps=25)))
+            )
             await camera.stalled.wait()
             analysis.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -130,9 +132,9 @@ def test_a_detector_that_fails_ends_an_analysis_that_waits_for_a_frame() -> None
 
     async def main() -> None:
         camera = Camera(stall_at=3)
-        async with AsyncDeepfakeClient(transport=FakeTransport(), detector=Broken()) as client:
+        async with AsyncDeepfakeClient(FakeTransport(), detector=Broken()) as client:
             with pytest.raises(RuntimeError, match="no more memory"):
-                await client.analyze(camera.frames(), sampling=Sampling(None, fps=25))
+                await client.analyze(camera.frames(), options=AnalyzeOptions(sampling=Sampling(None, fps=25)))
         assert camera.closed
 
     asyncio.run(asyncio.wait_for(main(), 30))
@@ -205,7 +207,9 @@ def test_watching_an_async_generator_and_leaving_it() -> None:
     async def main() -> Camera:
         camera = Camera(stall_at=100)
         async with async_client() as client:
-            async with aclosing(client.watch(camera.frames(), fps=25, step_s=0.4, min_change=0)) as verdicts:
+            async with aclosing(
+                client.watch(camera.frames(), options=WatchOptions(fps=25, step_s=0.4, min_change=0))
+            ) as verdicts:
                 steps = [len((await anext(verdicts)).frames) for _ in range(3)]
                 assert steps == sorted(steps)
             assert camera.closed

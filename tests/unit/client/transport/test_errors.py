@@ -11,6 +11,7 @@ import pytest
 from aiohttp import client_exceptions
 from aiohttp.client_reqrep import ConnectionKey
 
+from deepfake_client import NO_RETRY, Connection, connect
 from deepfake_client.transport.errors import server_error
 from deepfake_client.transport.grpc import GrpcTransport
 from deepfake_client.transport.http import HttpTransport
@@ -58,7 +59,7 @@ def test_a_refusal_is_told_apart_by_what_the_caller_can_do(status, message, kind
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 def test_every_status_of_grpc_is_translated(code):
-    transport = GrpcTransport("127.0.0.1:1")
+    transport = GrpcTransport(Connection(url="127.0.0.1:1"))
     error = transport._as_server_error(code, "some\n details ", 1.0)
     assert isinstance(error, ServerError)
     assert "\n" not in str(error)
@@ -89,7 +90,7 @@ def example_of(kind: type[BaseException]) -> BaseException:
 @pytest.mark.parametrize("kind", sorted(set(errors_of(aiohttp.ClientError)) | {TimeoutError}, key=str))
 def test_every_error_of_aiohttp_is_translated(monkeypatch, kind):
     async def scenario() -> None:
-        transport = HttpTransport("127.0.0.1:1")
+        transport = HttpTransport(Connection(url="http://127.0.0.1:1"))
 
         def fail(*args, **kwargs):
             raise example_of(kind)
@@ -113,18 +114,18 @@ def test_every_error_of_aiohttp_is_translated(monkeypatch, kind):
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"error":"some text"}', b'"text"', b"\xff\xfe"])
 def test_every_status_of_http_is_translated(status, body):
     with pytest.raises(ServerError):
-        HttpTransport("127.0.0.1:1")._check(status, body, 1.0)
+        HttpTransport(Connection(url="http://127.0.0.1:1"))._check(status, body, 1.0)
 
 
 def test_a_page_of_another_web_server_is_not_taken_for_a_missing_model():
     with pytest.raises(InferenceError, match="HTTP status 404"):
-        HttpTransport("127.0.0.1:1")._check(404, b"<html>not here</html>", 1.0)
+        HttpTransport(Connection(url="http://127.0.0.1:1"))._check(404, b"<html>not here</html>", 1.0)
 
 
-@pytest.mark.parametrize("make", [GrpcTransport, HttpTransport])
-def test_a_closed_transport_says_so(make):
+@pytest.mark.parametrize("url", ["127.0.0.1:1", "http://127.0.0.1:1"])
+def test_a_closed_transport_says_so(url):
     async def scenario() -> None:
-        transport = make("127.0.0.1:1")
+        transport = connect(Connection(url=url, retry=NO_RETRY))
         await transport.close()
         await transport.close()
         with pytest.raises(ServerUnavailableError, match="closed by this client"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deepfake_client import (
+    Connection,
     InferenceError,
     ModelContractError,
     ServedModel,
@@ -63,7 +64,7 @@ async def talk_to(
 
     hung_up = asyncio.Event()
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-        transport = HttpTransport(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", **options)
+        transport = HttpTransport(Connection(url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", **options))
         try:
             return await use(transport)
         except (asyncio.CancelledError, ServerTimeoutError) as exc:

@@ -13,7 +13,7 @@ import pytest
 from checkout import ROOT
 from numpy.typing import NDArray
 
-from deepfake_client import NO_RETRY, DeepfakeClient, Retry, RetryingTransport, ServedModel, connect
+from deepfake_client import NO_RETRY, Connection, DeepfakeClient, Retry, RetryingTransport, ServedModel, connect
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.errors import (
     InferenceError,
@@ -144,8 +144,8 @@ def test_numbers_out_of_range_are_refused(options, name):
 
 def test_connect_wraps_retries_around_every_protocol_and_only_if_wanted():
     for protocol in ("grpc", "http", "grpc-shm"):
-        for retry, kind in ((None, True), (Retry(total_s=1), True), (NO_RETRY, False)):
-            transport = connect(protocol=protocol, retry=retry)
+        for retry, kind in ((Retry(), True), (Retry(total_s=1), True), (NO_RETRY, False)):
+            transport = connect(Connection(protocol=protocol, retry=retry))
             assert isinstance(transport, RetryingTransport) is kind
             asyncio.run(transport.close())
 
@@ -154,10 +154,10 @@ def test_http_without_its_extra_names_the_pip_command_and_nothing_else_needs_it(
     script = """
 import sys
 sys.modules["aiohttp"] = None
-from deepfake_client import MissingExtraError, connect
-connect(protocol="grpc-shm")
+from deepfake_client import Connection, MissingExtraError, connect
+connect(Connection(protocol="grpc-shm"))
 try:
-    connect(protocol="http")
+    connect(Connection(protocol="http"))
 except MissingExtraError as error:
     print(error)
 """
@@ -166,10 +166,12 @@ except MissingExtraError as error:
 
 
 def test_the_client_takes_the_options_of_the_connection():
-    with DeepfakeClient("https://127.0.0.1:1", headers={"authorization": "Bearer x"}, retry=NO_RETRY) as client:
+    with DeepfakeClient(
+        Connection(url="https://127.0.0.1:1", headers={"authorization": "Bearer x"}, retry=NO_RETRY)
+    ) as client:
         assert client._client._transport.url == "https://127.0.0.1:1"
     with pytest.raises(OptionError, match="--protocol http"):
-        DeepfakeClient("http://127.0.0.1:1", protocol="grpc")
+        DeepfakeClient(Connection(url="http://127.0.0.1:1", protocol="grpc"))
 
 
 def test_the_example_for_tests_of_ones_own_works_as_printed():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from media import astronaut, write_video
 
-from deepfake_client import DeepfakeClient, Sampling
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import FaceDetector, FaceFollower
 from deepfake_preprocess.faces.following import DETECT_EVERY, MAX_GAP_S, Sighting, find_faces
@@ -174,8 +174,10 @@ def test_a_detector_that_cannot_follow_detects_every_frame(detector):
 
 def faces_per_frame(detector, pictures):
     """Analyze a clip of these pictures, all of them sampled, and return how many faces each frame has."""
-    with DeepfakeClient(transport=FakeTransport(), detector=detector, detect_threads=2) as client:
-        verdict = client.analyze(clip_of(pictures), sampling=Sampling(num_frames=len(pictures)))
+    with DeepfakeClient(FakeTransport(), detector=detector, detect_threads=2) as client:
+        verdict = client.analyze(
+            clip_of(pictures), options=AnalyzeOptions(sampling=Sampling(num_frames=len(pictures)))
+        )
     return [len(frame.faces) for frame in verdict.frames]
 
 

@@ -19,7 +19,15 @@ from media import write_video
 from numpy.typing import NDArray
 from rtsp_camera import filming
 
-from deepfake_client import DeepfakeClient, Label, MediaNotFoundError, MediaOpenError, OptionError, Verdict
+from deepfake_client import (
+    DeepfakeClient,
+    Label,
+    MediaNotFoundError,
+    MediaOpenError,
+    OptionError,
+    Verdict,
+    WatchOptions,
+)
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.media.remote import url_errors
 
@@ -36,7 +44,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def client() -> Iterator[DeepfakeClient]:
-    with DeepfakeClient(transport=FakeTransport(), detector=FixedDetector(LEFT)) as client:
+    with DeepfakeClient(FakeTransport(), detector=FixedDetector(LEFT)) as client:
         yield client
 
 
@@ -50,7 +58,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def watched(client: DeepfakeClient, url: str, **options: object) -> list[Verdict]:
     chosen = {"fps": 10, "window_s": 1.0, "step_s": 0.5, "source_timeout_s": 5, "reconnects": 0, **options}
-    return list(client.watch(url, **chosen))  # type: ignore[arg-type]
+    return list(client.watch(url, options=WatchOptions(**chosen)))  # type: ignore[arg-type]
 
 
 def test_a_remote_file_gets_the_verdict_of_the_local_one(client: DeepfakeClient, site: Site, tmp_path: Path) -> None:
@@ -174,7 +182,7 @@ def test_a_file_without_certificates_is_refused_at_once(client: DeepfakeClient, 
     (tmp_path / "text.pem").write_text("no certificate")
     for name in ("text.pem", "gone.pem"):
         with pytest.raises(OptionError, match=f"{name}: this is no PEM file"):
-            client.watch("https://localhost/live.ts", source_ca=tmp_path / name)
+            client.watch("https://localhost/live.ts", options=WatchOptions(source_ca=tmp_path / name))
 
 
 def test_a_camera_at_rtsps_must_be_trusted_too(
@@ -228,7 +236,9 @@ def test_a_stream_without_an_end_is_not_analyzed_but_watched(
     site.files["/live.ts"] = endless
     with pytest.raises(MediaOpenError, match="does not say how long it is; watch it"):
         client.analyze(f"{site.url}/live.ts")
-    verdicts = client.watch(f"{site.url}/live.ts", fps=10, window_s=1.0, step_s=0.5, max_latency_s=60)
+    verdicts = client.watch(
+        f"{site.url}/live.ts", options=WatchOptions(fps=10, window_s=1.0, step_s=0.5, max_latency_s=60)
+    )
     seen = [next(verdicts).label, next(verdicts).label]
     verdicts.close()
     assert seen[0] is Label.REAL
@@ -262,7 +272,9 @@ def test_a_stream_that_stalls_ends_with_a_reason(client: DeepfakeClient, site: S
         site.closing.wait(30)
 
     site.files["/live.ts"] = stalls
-    verdicts = client.watch(f"{site.url}/live.ts", fps=10, source_timeout_s=0.7, reconnects=0, on_slow="wait")
+    verdicts = client.watch(
+        f"{site.url}/live.ts", options=WatchOptions(fps=10, source_timeout_s=0.7, reconnects=0, on_slow="wait")
+    )
     seen: list[Verdict] = []
     with pytest.raises(MediaOpenError, match=r"sent nothing for 0\.7 s"):
         seen.extend(verdicts)
@@ -304,7 +316,9 @@ def test_pictures_of_a_network_camera(client: DeepfakeClient, site: Site) -> Non
 
     site.files["/mjpeg"] = pictures
     verdicts: list[Verdict] = []
-    watching = client.watch(f"{site.url}/mjpeg", fps=10, window_s=1.0, step_s=0.5, reconnects=0, on_slow="wait")
+    watching = client.watch(
+        f"{site.url}/mjpeg", options=WatchOptions(fps=10, window_s=1.0, step_s=0.5, reconnects=0, on_slow="wait")
+    )
     with pytest.raises(MediaOpenError, match=r"/mjpeg cannot be read"):
         verdicts.extend(watching)
     assert (verdicts[0].label, verdicts[-1].label) == (Label.REAL, Label.FAKE), "what came before it broke off counts"
@@ -315,7 +329,8 @@ def test_a_camera_over_rtsp_is_opened_again_when_it_breaks_off(client: DeepfakeC
     with filming([stream, stream]) as camera:
         url = camera.url.replace("rtsp://", "rtsp://me:secret@")
         watching = client.watch(
-            url, fps=10, window_s=1.0, step_s=0.5, reconnects=1, on_slow="wait", source_timeout_s=5
+            url,
+            options=WatchOptions(fps=10, window_s=1.0, step_s=0.5, reconnects=1, on_slow="wait", source_timeout_s=5),
         )
         with pytest.raises(MediaOpenError, match=r"rtsp://127\S+ broke off and .* \(attempts: 1\)"):
             verdicts.extend(watching)

@@ -13,6 +13,7 @@ from drawn_faces import QUICK, TINY, make_faces
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
+from deepfake_client import AnalyzeOptions
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.result.verdict import FaceScore, FrameResult
 from deepfake_client.transport.testing import FakeTransport
@@ -209,13 +210,12 @@ def clips(tmp_path: Path) -> Path:
 def test_files_are_scored_through_the_clients_pipeline(clips: Path) -> None:
     darkness = FakeTransport(lambda faces: 1 - faces.reshape(len(faces), -1).mean(1).astype(np.float32) / 255)
     files = labelled_files([clips / "real"], [clips / "fake"])
-    with DeepfakeClient(transport=darkness) as client:
-        scored = score_files(files, client, sampling=Sampling(num_frames=2), aggregation="mean")
+    with DeepfakeClient(darkness) as client:
+        scored = score_files(files, client, options=AnalyzeOptions(sampling=Sampling(num_frames=2)))
         blurred = score_files(
             files[:1],
             client,
-            sampling=Sampling(num_frames=2),
-            aggregation="mean",
+            options=AnalyzeOptions(sampling=Sampling(num_frames=2)),
             view=view_of(DEGRADATIONS["blur"], 1),
         )
     by_name = {Path(item.source).name: item for item in scored}

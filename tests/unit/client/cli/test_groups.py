@@ -5,15 +5,15 @@ from __future__ import annotations
 import typer
 from typer.testing import CliRunner
 
-from deepfake_client import Tls
-from deepfake_client.cli.connection import Connection, with_connection
+from deepfake_client import Connection, Tls
+from deepfake_client.cli.groups import ConnectionOptions, with_groups
 from deepfake_preprocess.errors import OptionError
 
 SEEN: list[tuple[str, Connection, bool]] = []
 
 
-@with_connection
-def command(name: str, connection: Connection, loud: bool = False) -> None:
+@with_groups
+def command(name: str, connection: ConnectionOptions, loud: bool = False) -> None:
     """Say something."""
     SEEN.append((name, connection, loud))
 
@@ -31,7 +31,7 @@ def run(*arguments: str, **environment: str) -> Connection | Exception | None:
 
 
 def test_without_options_the_defaults_apply_and_the_commands_own_arguments_stay():
-    assert run("clip", "--loud") == Connection(None, None, None, {}, 30.0)
+    assert run("clip", "--loud") == Connection()
     assert (SEEN[0][0], SEEN[0][2]) == ("clip", True)
 
 
@@ -46,7 +46,7 @@ def test_all_options_arrive():
     }  # fmt: skip
     assert connection.headers == {"x-team": "video: one", "authorization": "abc"}
     assert (connection.url, connection.protocol, connection.timeout_s) == ("gpu:8443", "http", 3)
-    assert connection.is_http
+    assert connection.address.protocol == "http"
 
 
 def vars_of(tls: Tls | None) -> dict[str, object]:
@@ -56,14 +56,14 @@ def vars_of(tls: Tls | None) -> dict[str, object]:
 
 def test_url_and_token_come_from_the_environment_too():
     connection = run("clip", "--tls", DEEPFAKE_URL="gpu:9001", DEEPFAKE_TOKEN=" abc ")
-    assert connection == Connection("gpu:9001", None, Tls(), {"authorization": "Bearer abc"}, 30.0)
+    assert connection == Connection(url="gpu:9001", tls=Tls(), headers={"authorization": "Bearer abc"})
     given = run("clip", "--header", "Authorization: Basic x", DEEPFAKE_TOKEN="abc")
     assert isinstance(given, Connection)
     assert given.headers == {"authorization": "Basic x"}, "what is typed wins"
 
 
 def test_half_a_certificate_and_a_header_without_colon_are_refused():
-    assert "--tls-key belong together" in str(run("clip", "--tls-cert", "me.pem"))
+    assert "`tls.key` belong together" in str(run("clip", "--tls-cert", "me.pem"))
     refused = str(run("clip", "--header", "s3cret"))
     assert "'name: value'" in refused
     assert "s3cret" not in refused

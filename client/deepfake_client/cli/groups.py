@@ -1,0 +1,254 @@
+"""Groups of options that several commands share, each declared once.
+
+A group is a function: its parameters are the options, and what it returns is the one object that a command gets::
+
+    @with_groups
+    def models(connection: ConnectionOptions) -> None: ...
+
+Commands of other packages may use these, too.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeAlias, get_args, get_origin
+
+import typer
+
+from deepfake_client.client import DeepfakeClient
+from deepfake_client.options import AGGREGATIONS
+from deepfake_client.transport.address import DEFAULT_URLS, PROTOCOLS
+from deepfake_client.transport.connection import DEFAULT_TIMEOUT_S, Connection
+from deepfake_client.transport.retry import Retry
+from deepfake_client.transport.tls import Tls
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.media.sampling import SAMPLING_MODES, Sampling
+from deepfake_preprocess.support.extras import require_extra
+
+TOKEN_VARIABLE: Final = "DEEPFAKE_TOKEN"
+"""Its value is sent as ``authorization: Bearer ...``. No option of its own: ``ps`` would show that to everybody."""
+DEFAULT_NUM_FRAMES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Marks a command's parameter as a group of options.
+
+    Attributes:
+        build: makes the parameter's value; its own parameters are the options, or groups.
+        panel: heading of the options in a command's help.
+    """
+
+    build: Callable[..., Any]
+    panel: str
+
+    def options(self) -> list[inspect.Parameter]:
+        """Return the options as parameters of a command."""
+        return [
+            parameter.replace(
+                annotation=_under(self.panel, parameter.annotation), kind=inspect.Parameter.KEYWORD_ONLY
+            )
+            for parameter in inspect.signature(self.build, eval_str=True).parameters.values()
+        ]
+
+
+def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Replace each parameter of a command that is a group by the options of that group."""
+    signature = inspect.signature(command, eval_str=True)
+    groups = {name: group for name, parameter in signature.parameters.items() if (group := _group_of(parameter))}
+    options = {name: group.options() for name, group in groups.items()}
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        built = {
+            name: group.build(**{option.name: given.pop(option.name) for option in options[name]})
+            for name, group in groups.items()
+        }
+        return command(**given, **built)
+
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in signature.parameters.items()
+        if name not in groups
+    ]
+    parameters = [*own, *(option for found in options.values() for option in found)]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _group_of(parameter: inspect.Parameter) -> Group | None:
+    marks = get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
+    return next((mark for mark in marks if isinstance(mark, Group)), None)
+
+
+def _under(panel: str, annotation: Any) -> Any:
+    """Return the annotation of an option with `panel` as its heading, unless it has one."""
+    kind, option = get_args(annotation)
+    option = copy.copy(option)
+    option.rich_help_panel = option.rich_help_panel or panel
+    return Annotated[kind, option]
+
+
+def _connection(
+    url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DEEPFAKE_URL",
+            metavar="ADDRESS",
+            help="Server: HOST:PORT or URL (grpc, grpcs, http, https).",
+            show_default=f"{DEFAULT_URLS['grpc']}; for HTTP {DEFAULT_URLS['http']}",
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"How to talk to it: {', '.join(PROTOCOLS)} (crops in shared memory, same host).",
+            show_default="by the URL, else grpc",
+        ),
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; trust certificates of public authorities.")] = False,
+    tls_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Encrypt; trust these certificates (PEM).")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Encrypt; show this client certificate (PEM).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'NAME: VALUE'",
+            help=f"Send this header; repeatable. {TOKEN_VARIABLE} (environment) is sent as bearer token.",
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = DEFAULT_TIMEOUT_S,
+    retry: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Keep retrying for this many seconds while the server is unavailable or busy (0 = never).",
+        ),
+    ] = Retry().total_s,
+) -> Connection:
+    headers = dict(_parse_header(line) for line in header or ())
+    if token := os.environ.get(TOKEN_VARIABLE, "").strip():
+        headers.setdefault("authorization", f"Bearer {token}")
+    secured = Tls(tls_ca, tls_cert, tls_key) if tls or tls_ca or tls_cert or tls_key else None
+    return Connection(
+        url=url, protocol=protocol, tls=secured, headers=headers, timeout_s=timeout, retry=Retry(total_s=retry)
+    )
+
+
+def _parse_header(line: str) -> tuple[str, str]:
+    name, separator, value = line.partition(":")
+    if not separator:
+        # The line is not repeated: it may be nothing but a secret.
+        raise OptionError("--header needs a name and a value with a colon in between: --header 'name: value'")
+    return name.strip().lower(), value.strip()
+
+
+ConnectionOptions: TypeAlias = Annotated[Connection, Group(_connection, "Server")]
+"""How a command reaches a server."""
+
+ModelOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Model to use; needed only when the server offers several.", rich_help_panel="Server"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerChoice:
+    """The server that a command gets its scores from: one that runs, or a private one.
+
+    Attributes:
+        connection: how it is reached; of a private server only the protocol and the deadlines count.
+        model: name of the model; None where the server offers one.
+        repository: what a private Triton serves; None for a server that runs.
+    """
+
+    connection: Connection
+    model: str | None
+    repository: Path | None
+
+    @contextmanager
+    def client(self, waiting_for: Callable[[str], AbstractContextManager[Any]]) -> Iterator[DeepfakeClient]:
+        """Yield a client, and end the private server with it.
+
+        Args:
+            waiting_for: shows what is waited for while the context lasts that it returns.
+
+        Raises:
+            DeepfakeError: the private server does not start.
+        """
+        if self.repository is None:
+            with DeepfakeClient(self.connection, model=self.model) as client:
+                yield client
+            return
+        # By name: the client must work where the server's part is not installed.
+        server = require_extra("deepfake_serve.server", extra="serve")
+        triton = server.EmbeddedTriton(self.repository, models=[self.model] if self.model else [])
+        with ExitStack() as stack:
+            with waiting_for("starting a private Triton"):
+                stack.enter_context(triton)
+            url = triton.http_url if self.connection.address.protocol == "http" else triton.grpc_url
+            private = replace(self.connection, url=url)
+            yield stack.enter_context(DeepfakeClient(private, model=self.model))
+
+
+def _server(
+    connection: ConnectionOptions,
+    model: ModelOption = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Start a private Triton for this run and stop it at the end.")
+    ] = False,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+) -> ServerChoice:
+    if embedded and connection.tls:
+        raise OptionError("--embedded starts a server of its own, without TLS; leave out the options of TLS")
+    return ServerChoice(connection, model, repository if embedded else None)
+
+
+ServerOptions: TypeAlias = Annotated[ServerChoice, Group(with_groups(_server), "Server")]
+"""`ConnectionOptions`, the model, and whether a private server is started instead."""
+
+
+def _sampling(
+    num_frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames to take, evenly spaced in time.", show_default=str(DEFAULT_NUM_FRAMES)),
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Take this many frames per second instead.")] = None,
+    sampling: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(SAMPLING_MODES),
+            help="uniform: at even times. fast: as many, where decoding is cheap (near keyframes).",
+        ),
+    ] = "uniform",
+) -> Sampling:
+    if num_frames is not None and fps is not None:
+        raise OptionError("`num_frames` and `fps` exclude each other; give one of them")
+    # What is not allowed is refused by `Sampling`, in the words of its field.
+    mode: Any = sampling
+    return Sampling(num_frames=None if fps is not None else num_frames or DEFAULT_NUM_FRAMES, fps=fps, mode=mode)
+
+
+SamplingOptions: TypeAlias = Annotated[Sampling, Group(_sampling, "Frames")]
+"""Which frames of a video are looked at."""
+
+AggregationOption: TypeAlias = Annotated[
+    str, typer.Option(help=f"How a face's frames become its score: {', '.join(AGGREGATIONS)}.")
+]
+ThresholdOption: TypeAlias = Annotated[
+    float | None, typer.Option(help="FAKE at or above this probability.", show_default="the model's own")
+]

@@ -1,0 +1,52 @@
+"""What the library calls a parameter, and what a command calls it: the one table between the two.
+
+Messages of the library name parameters in backquotes (`num_frames`); on the screen they are options (--num-frames).
+Stored data keeps the parameters' names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+OPTION_OF_PARAMETER: Final[Mapping[str, str]] = {
+    "aggregation": "--aggregation",
+    "checkpoint": "--checkpoint",
+    "concurrency": "--concurrency",
+    "fps": "--fps",
+    "headers": "--header",
+    "idle_s": "--idle",
+    "layer": "--layer",
+    "max_latency_s": "--max-latency",
+    "method": "--method",
+    "min_change": "--min-change",
+    "mode": "--sampling",
+    "model": "--model",
+    "num_frames": "--num-frames",
+    "on_slow": "--on-slow",
+    "protocol": "--protocol",
+    "reconnects": "--reconnects",
+    "repository": "--repository",
+    "service": "--service",
+    "source_ca": "--source-ca",
+    "spec": "--spec",
+    "step_s": "--step",
+    "threshold": "--threshold",
+    "timeout_s": "--timeout",
+    "tls": "--tls",
+    "tls.ca": "--tls-ca",
+    "tls.certificate": "--tls-cert",
+    "tls.key": "--tls-key",
+    "top": "--top",
+    "total_s": "--retry",
+    "until_sure": "--until-sure",
+    "url": "--url",
+    "window_s": "--window",
+}
+"""Sorted; a parameter that no command has an option for is not here, and stays as the library names it."""
+
+
+def with_options(text: str) -> str:
+    """Return a text of the library in the words of the command line."""
+    return re.sub(r"`([a-z_.]+)`", lambda found: OPTION_OF_PARAMETER.get(found[1], found[0]), text)
