@@ -19,7 +19,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class TritonPythonModel:
         self._runs_ahead = time.perf_counter() - start >= MIN_AHEAD_S
 
         self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._under_way: Future[None] | None = None
+        self._under_way: Future[list[Array]] | None = None
 
     def finalize(self) -> None:
         """Answer what was accepted."""
@@ -103,48 +103,39 @@ class TritonPythonModel:
         is_queued = 1 < len(accepted) == len(requests) and len(batch) == self._max_batch_size
         if self._runs_ahead and is_queued and len(batch) > self._rows(self._session):
             last_part = threading.Event()
-            self._under_way = self._computing.submit(self._run_ahead, requests, batch, sizes, last_part)
+            self._under_way = self._computing.submit(self._run_ahead, batch, last_part)
+            self._answering.submit(self._send, requests, sizes, self._under_way)
             last_part.wait()
             return None
         if self._under_way is not None:
-            self._under_way.result()
-        try:
-            outputs = self._run(batch)
-        except Exception as exc:  # whatever it is, the callers must hear of it
-            for index, _ in accepted:
-                responses[index] = _refusal(f"ONNX Runtime failed: {exc}")
-            return responses
-        answers = self._responses([requests[index] for index, _ in accepted], sizes, outputs)
+            wait([self._under_way])
+        answers = self._answers([requests[index] for index, _ in accepted], sizes, lambda: self._run(batch))
         for (index, _), answer in zip(accepted, answers, strict=True):
             responses[index] = answer
         return responses
 
-    def _run_ahead(self, requests: Sequence[Any], batch: Array, sizes: list[int], last_part: threading.Event) -> None:
-        """Compute a full batch in the thread for it, and have it answered in the other one."""
-        outputs: list[Array] | str
+    def _run_ahead(self, batch: Array, last_part: threading.Event) -> list[Array]:
+        """Compute a full batch, in the thread for it; the event says that only its last part is left."""
         try:
             with running_alone(self._lock, cores_wanted=None):
-                outputs = self._infer(self._session, batch, before_last=last_part.set)
-        except Exception as exc:  # whatever it is, the callers must hear of it
-            outputs = f"ONNX Runtime failed: {exc}"
+                return self._infer(self._session, batch, before_last=last_part.set)
         finally:
             last_part.set()
-        self._answering.submit(self._answer, requests, sizes, outputs)
 
-    def _answer(self, requests: Sequence[Any], sizes: list[int], outputs: list[Array] | str) -> None:
-        try:
-            answers = (
-                [_refusal(outputs) for _ in requests]
-                if isinstance(outputs, str)
-                else self._responses(requests, sizes, outputs)
-            )
-        except Exception as exc:  # whatever it is, the callers must hear of it
-            answers = [_refusal(f"the answer could not be made: {exc}") for _ in requests]
-        for request, answer in zip(requests, answers, strict=True):
+    def _send(self, requests: Sequence[Any], sizes: list[int], outputs: Future[list[Array]]) -> None:
+        """Answer a batch once it is computed, in the thread for that."""
+        for request, answer in zip(requests, self._answers(requests, sizes, outputs.result), strict=True):
             try:
                 request.get_response_sender().send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             except Exception as exc:  # the others must get theirs
                 pb_utils.Logger.log_error(f"an answer could not be sent: {exc}")
+
+    def _answers(self, requests: Sequence[Any], sizes: list[int], outputs: Callable[[], list[Array]]) -> list[Any]:
+        """Return the answer to each request of a batch: its part of the outputs, or why there are none."""
+        try:
+            return self._responses(requests, sizes, outputs())
+        except Exception as exc:  # whatever it is, the callers must hear of it
+            return [_refusal(f"the crops could not be scored: {exc}") for _ in requests]
 
     def _responses(self, requests: Sequence[Any], sizes: list[int], outputs: list[Array]) -> list[Any]:
         """Cut the outputs of a batch into an answer for each request, with the outputs that it asked for."""

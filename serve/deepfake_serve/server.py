@@ -19,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from deepfake_preprocess.contract.model_dir import hold_version
 from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
@@ -48,7 +48,8 @@ SHARED_MEMORY_PER_INSTANCE_MB = 16
 """What an instance may come to need in /dev/shm: input and output of the largest batch, several times."""
 TAIL_LINES = 15
 
-PORT_OPTIONS = {"grpc_port": "--grpc-port", "http_port": "--http-port", "metrics_port": "--metrics-port"}
+LayOut: TypeAlias = Callable[[Sequence[ServedModel], Path, Mapping[str, CpuShare]], None]
+"""Writes the repository that Triton reads: the checked models, into a folder to make, with each one's share."""
 
 
 class EmbeddedTriton:
@@ -85,6 +86,8 @@ class EmbeddedTriton:
         log_to_stderr: bool = False,
         start_timeout_s: float = START_TIMEOUT_S,
         announce: Announce | None = None,
+        lay_out: LayOut = write_view,
+        flags: Sequence[str] = (),
     ) -> None:
         """Take the options; nothing is checked or started yet.
 
@@ -100,6 +103,8 @@ class EmbeddedTriton:
             log_to_stderr: pass Triton's log through instead of writing a file.
             start_timeout_s: how long models may take to load.
             announce: called with one line before Triton is fetched; by default it goes to standard error.
+            lay_out: writes what Triton serves; by default the models as checked, with the shares of this machine.
+            flags: more of tritonserver's own, without the leading dashes, as in ``log-verbose=1``.
         """
         self._repository = Path(repository)
         self._model_names = tuple(models)
@@ -109,6 +114,8 @@ class EmbeddedTriton:
         self._log_to_stderr = log_to_stderr
         self._start_timeout_s = start_timeout_s
         self._announce = announce
+        self._lay_out = lay_out
+        self._flags = tuple(flags)
         self._process: subprocess.Popen[bytes] | None = None
         self._run_dir: Path | None = None
         self._last_tail = ""
@@ -199,21 +206,17 @@ class EmbeddedTriton:
         if self.log_path is None or not self.log_path.is_file():
             return self._last_tail
         with self.log_path.open(encoding="utf-8", errors="replace") as stream:
-            told = (line.rstrip() for line in stream if line.strip() and line[0] not in "+|")
-            return "\n".join(collections.deque(told, maxlen=lines))
-
-    def _write_repository(self, target: Path) -> None:
-        """Lay out what the server reads; a benchmark adds models of its own."""
-        write_view(self.models, target, self.shares)
+            kept = (line.rstrip() for line in stream if line.strip() and line[0] not in "+|")
+            return "\n".join(collections.deque(kept, maxlen=lines))
 
     def _launch(self, runtime: TritonRuntime, ports: dict[str, int]) -> None:
         run_dir = self._run_dir
         assert run_dir is not None
-        self._write_repository(run_dir / "repository")
+        self._lay_out(self.models, run_dir / "repository", self.shares)
         _write_backends(runtime, run_dir / "backends")
         shm_prefix = f"deepfake-{secrets.token_hex(6)}-"
         config = {
-            "command": _command(runtime, run_dir, ports, shm_prefix),
+            "command": _command(runtime, run_dir, ports, shm_prefix, self._flags),
             "parent_pid": os.getpid(),
             "shm_prefix": shm_prefix,
             "run_dir": str(run_dir),
@@ -265,15 +268,15 @@ def _choose_ports(wanted: dict[str, int]) -> dict[str, int]:
     """Return a usable port for each name: the one given, or a free one for 0.
 
     Raises:
-        OptionError: a number is no port, or two are the same.
+        OptionError: a number is not a port, or two are the same.
         ServerStartError: a port is taken or not allowed.
     """
     given = [port for port in wanted.values() if port]
     for name, port in wanted.items():
         if not 0 <= port <= 65535:
-            raise OptionError(f"{PORT_OPTIONS[name]} is {port}; allowed: 1 to 65535, or 0 for a free port")
+            raise OptionError(f"{name} is {port}; allowed: 1 to 65535, or 0 for a free port")
         if port and given.count(port) > 1:
-            raise OptionError(f"{PORT_OPTIONS[name]} is {port}, as another port is; give each its own")
+            raise OptionError(f"{name} is {port}, as another port is; give each its own")
     with contextlib.ExitStack() as stack:
         chosen: dict[str, int] = {}
         # Given ones first, so that no free one takes them. All stay bound until the last one is chosen.
@@ -285,10 +288,8 @@ def _choose_ports(wanted: dict[str, int]) -> dict[str, int]:
                 listener.bind((HOST, port))
                 listener.listen(1)
             except OSError as exc:
-                option = PORT_OPTIONS[name]
                 raise ServerStartError(
-                    f"port {port} cannot be used ({exc.strerror}); choose another one with {option}, "
-                    f"or let the system choose with {option} 0"
+                    f"port {port} cannot be used ({exc.strerror}); choose another {name}, or 0 for a free one"
                 ) from exc
             chosen[name] = listener.getsockname()[1]
     return chosen
@@ -305,7 +306,7 @@ def _check_shared_memory(instances: int) -> None:
     if free_mb < needed_mb:
         raise ServerStartError(
             f"{supervisor.SHARED_MEMORY} has {free_mb} MB free, and {instances} model instances need {needed_mb} MB; "
-            f"enlarge it (in Docker: --shm-size={max(256, 2 * needed_mb)}m) or lower --instances"
+            f"enlarge it (in Docker: shm_size {max(256, 2 * needed_mb)}m) or lower the number of instances"
         )
 
 
@@ -336,24 +337,26 @@ def _environment(runtime: TritonRuntime) -> dict[str, str]:
     return environment
 
 
-def _command(runtime: TritonRuntime, run_dir: Path, ports: dict[str, int], shm_prefix: str) -> list[str]:
-    return [
-        str(runtime.tritonserver),
-        f"--model-repository={run_dir / 'repository'}",
-        f"--backend-directory={run_dir / 'backends'}",
-        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-        "--model-control-mode=none",
-        "--strict-readiness=true",
-        "--disable-auto-complete-config",
-        f"--exit-timeout-secs={int(STOP_TIMEOUT_S)}",
-        f"--grpc-address={HOST}",
-        f"--grpc-port={ports['grpc_port']}",
-        f"--http-address={HOST}",
-        f"--http-port={ports['http_port']}",
-        f"--metrics-address={HOST}",
-        f"--metrics-port={ports['metrics_port']}",
-        "--allow-gpu-metrics=false",
+def _command(
+    runtime: TritonRuntime, run_dir: Path, ports: dict[str, int], shm_prefix: str, more_flags: Sequence[str]
+) -> list[str]:
+    flags = [
+        f"model-repository={run_dir / 'repository'}",
+        f"backend-directory={run_dir / 'backends'}",
+        f"backend-config=python,shm-region-prefix-name={shm_prefix}",
+        "model-control-mode=none",
+        "strict-readiness=true",
+        "disable-auto-complete-config",
+        f"exit-timeout-secs={int(STOP_TIMEOUT_S)}",
+        f"grpc-address={HOST}",
+        f"grpc-port={ports['grpc_port']}",
+        f"http-address={HOST}",
+        f"http-port={ports['http_port']}",
+        f"metrics-address={HOST}",
+        f"metrics-port={ports['metrics_port']}",
+        "allow-gpu-metrics=false",
     ]
+    return [str(runtime.tritonserver), *(f"--{flag}" for flag in (*flags, *more_flags))]
 
 
 def _is_ready(http_port: int) -> bool:

@@ -181,7 +181,7 @@ def test_a_failure_is_everyones_answer_and_the_next_batch_runs(model) -> None:
     assert model.execute(failed) is None
     assert model.execute(good) is None
     model.finalize()
-    assert [request.answers[0].error for request in failed] == ["ONNX Runtime failed: no memory"] * 8
+    assert [request.answers[0].error for request in failed] == ["the crops could not be scored: no memory"] * 8
     assert [request.answers[0].error for request in good] == [None] * 8
 
 
@@ -193,7 +193,7 @@ def test_answers_that_cannot_be_made_are_errors(model, monkeypatch) -> None:
     monkeypatch.setattr(model, "_responses", fail)
     assert model.execute(requests) is None
     model.finalize()
-    assert [request.answers[0].error for request in requests] == ["the answer could not be made: full"] * 8
+    assert [request.answers[0].error for request in requests] == ["the crops could not be scored: full"] * 8
 
 
 def test_one_caller_that_is_gone_keeps_nobody_from_an_answer(model, logged) -> None:

@@ -13,24 +13,18 @@ from compose import ROOT, TOKEN, read_compose
 from tiny_model import TINY_SPEC
 from tritonclient.utils import InferenceServerException
 
-import deepfake_serve.server as server
 from deepfake_serve import EmbeddedTriton
+
+OWN = ("model-", "strict-readiness", "disable-auto-complete-config", "exit-timeout-secs", "http-port", "grpc-port")
+"""What an embedded Triton sets itself."""
 
 
 @pytest.fixture(scope="module")
 def triton(shared_tiny_repository):
-    own = server._command
-
-    def with_flags_of_compose(*args):
-        command = own(*args)
-        given = {item.partition("=")[0] for item in command}
-        wanted = read_compose()["services"]["triton"]["command"][1:]
-        return command + [item for item in wanted if item.partition("=")[0] not in given]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "_command", with_flags_of_compose)
-        with EmbeddedTriton(shared_tiny_repository) as running:
-            yield running
+    flags = [item.removeprefix("--") for item in read_compose()["services"]["triton"]["command"][1:]]
+    flags = [item for item in flags if not item.startswith((*OWN, "metrics-port"))]
+    with EmbeddedTriton(shared_tiny_repository, flags=flags) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

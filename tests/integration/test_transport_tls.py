@@ -16,7 +16,6 @@ import pytest
 import trustme
 from tiny_model import TINY_SPEC
 
-import deepfake_serve.server as server
 from deepfake_client import NO_RETRY, Connection, DeepfakeClient, Health, OptionError, ServerTlsError, Tls, connect
 from deepfake_client.transport.tls import diagnose
 from deepfake_serve import EmbeddedTriton
@@ -47,20 +46,15 @@ def files(authority, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tls_triton(shared_tiny_repository, files):
     """Triton whose gRPC wants certificates of both sides; its own is for `localhost`, not for 127.0.0.1."""
-    own = server._command
     flags = [
-        "--grpc-use-ssl=true",
-        "--grpc-use-ssl-mutual=true",
-        f"--grpc-server-cert={files / 'server.pem'}",
-        f"--grpc-server-key={files / 'server.key'}",
-        f"--grpc-root-cert={files / 'ours-ca.pem'}",
+        "grpc-use-ssl=true",
+        "grpc-use-ssl-mutual=true",
+        f"grpc-server-cert={files / 'server.pem'}",
+        f"grpc-server-key={files / 'server.key'}",
+        f"grpc-root-cert={files / 'ours-ca.pem'}",
     ]
-    triton = EmbeddedTriton(shared_tiny_repository)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "_command", lambda *args: own(*args) + flags)
-        triton.start()
-    yield triton
-    triton.stop()
+    with EmbeddedTriton(shared_tiny_repository, flags=flags) as triton:
+        yield triton
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ import pytest
 from media import make_clip
 from tiny_model import TINY_SPEC, write_tiny_repository
 
-import deepfake_serve.server as server
 from deepfake_client import (
     NO_RETRY,
     AnalyzeOptions,
@@ -201,17 +200,12 @@ def slow_triton(tmp_path_factory):
     config.dynamic_batching.max_queue_delay_microseconds = 2_000_000
     config.dynamic_batching.default_queue_policy.max_queue_size = 2
     path.write_text(triton_config.config_to_text(config), encoding="utf-8")
-    own = server._command
     flags = [
-        "--grpc-restricted-protocol=model-repository,shared-memory:token=secret",
-        "--http-restricted-api=model-repository,shared-memory:token=secret",
+        "grpc-restricted-protocol=model-repository,shared-memory:token=secret",
+        "http-restricted-api=model-repository,shared-memory:token=secret",
     ]
-    triton = EmbeddedTriton(repository)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "_command", lambda *args: own(*args) + flags)
-        triton.start()
-    yield triton
-    triton.stop()
+    with EmbeddedTriton(repository, flags=flags) as triton:
+        yield triton
 
 
 def token_for(protocol: str) -> dict[str, str]:
@@ -429,7 +423,7 @@ def test_a_server_that_does_not_see_our_memory_is_named_before_any_work(embedded
 def test_a_client_that_dies_leaves_no_shared_memory(embedded_triton, number):
     script = f"""
 import asyncio, numpy as np
-from deepfake_client import connect
+from deepfake_client import Connection, connect
 async def main():
     transport = connect(Connection(url={embedded_triton.grpc_url!r}, protocol="grpc-shm"))
     model = await transport.describe("tiny")

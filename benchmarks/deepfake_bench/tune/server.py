@@ -54,11 +54,17 @@ class TunedTriton(EmbeddedTriton):
     """Serves one setting, with the configuration that an export would write for it."""
 
     def __init__(self, repository: Path, name: str, manifest: Manifest, options: ServingOptions) -> None:
-        super().__init__(repository, models=[name], instances=options.instances, threads=options.threads)
+        super().__init__(
+            repository,
+            models=[name],
+            instances=options.instances,
+            threads=options.threads,
+            lay_out=lambda models, target, shares: self._write_setting(target),
+        )
         self._version_dir = repository / name / str(manifest.spec.version)
         self._text = triton_config.embedded_config(manifest.spec, options=options, precision=manifest.precision)
 
-    def _write_repository(self, target: Path) -> None:
+    def _write_setting(self, target: Path) -> None:
         directory = target / self._version_dir.parent.name
         directory.mkdir(parents=True)
         (directory / self._version_dir.name).symlink_to(self._version_dir.resolve(), target_is_directory=True)

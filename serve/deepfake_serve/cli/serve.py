@@ -1,4 +1,4 @@
-"""`deepfake serve`: starts the embedded Triton in the foreground until it is told to stop."""
+"""`deepfake serve`: runs the embedded Triton in the foreground until it is stopped."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from deepfake_serve.server import EmbeddedTriton
 
 
 def serve(
-    repository: RepositoryOption = DEFAULT_REPOSITORY,
-    model: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", metavar="NAME", help="Serve only this model; may be repeated. Default: all."),
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to serve. Default: all.")
     ] = None,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
     grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.", min=0, max=65535)] = 8001,
     http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.", min=0, max=65535)] = 8000,
     metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0: a free one.", min=0, max=65535)] = 8002,
@@ -48,7 +47,7 @@ def serve(
     [bold]Examples[/]
 
       deepfake serve
-      deepfake serve --repository models --model efficientnet_b0
+      deepfake serve efficientnet_b0 --repository models
       deepfake serve --grpc-port 9001 --http-port 9000 --metrics-port 9002
 
     [bold]Exit codes[/]  0 stopped on request · 2 the repository or an option
@@ -57,7 +56,7 @@ def serve(
     console = Console(soft_wrap=True, highlight=False)
     triton = EmbeddedTriton(
         repository,
-        models=model or (),
+        models=models or (),
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,
