@@ -259,7 +259,7 @@ class AsyncDeepfakeClient:
         if isinstance(source, str | os.PathLike):
             live = open_live(
                 source, fps=options.fps, stop=stop, idle_s=options.idle_s, reconnects=options.reconnects,
-                timeout_s=options.source_timeout_s, authorities=options.source_ca,
+                timeout_s=options.source_timeout_s, source_ca=options.source_ca,
             )  # fmt: skip
             return watch_frames(live, stop, self._stages, options)
         name = name_of(source) or "the given frames"

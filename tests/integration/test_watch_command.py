@@ -71,4 +71,4 @@ def test_an_address_and_what_is_wrong_with_one(embedded_triton: EmbeddedTriton, 
     assert err.count("\n") == 1
     assert "404" in err
     assert careless.returncode == 2
-    assert no_ca == f"error: {clip}: this is no PEM file of certificates to trust\n"
+    assert no_ca == f"error: {clip}: this is not a PEM file of certificates to trust\n"

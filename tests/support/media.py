@@ -30,7 +30,7 @@ def _astronaut_of(side: int) -> NDArray[np.uint8]:
 
 
 def picture(width: int, height: int, *, faces: int = 1, shift_px: int = 0) -> NDArray[np.uint8]:
-    """`faces` astronauts side by side on grey, moved right by `shift_px`; as large as they fit."""
+    """`faces` astronauts side by side on gray, moved right by `shift_px`; as large as they fit."""
     canvas = np.full((height, width, 3), 96, dtype=np.uint8)
     side = min(height, width // faces)
     face = _astronaut_of(side)

@@ -1,16 +1,16 @@
 """One pass over a video stream that decodes only what the sampled frames need.
 
-How 32 frames of a clip cost less than decoding it:
+Why 32 frames of a clip cost less than decoding it:
 
-- Packets are read ahead of the decoder. Their timestamps alone say which frames are wanted (`FramePicker`),
-  a few packets later and without a scan of the file.
-- A frame that is not wanted and that no other frame refers to is not decoded (FFmpeg's ``skip_frame``, set
-  per packet). The others are decoded as usual, so that the wanted ones have the very pixels of a plain decode.
-- Evenly spaced samples take frames that others refer to, where one is near (`Sampling.reach`).
-- When the next wanted frame lies behind a later keyframe, reading goes on there: by a seek where the
-  container's index names the keyframe, else by dropping the packets between.
-- The fast mode moves the samples to the keyframes before them (`Sampling.mode`), and reads each stretch from its
-  keyframe as above. Leaving out B-frames besides was tried: later frames refer to some of them, and came out damaged.
+- Packets are read ahead of the decoder. Their timestamps alone say which frames are wanted (`FramePicker`), a few
+  packets later and without scanning the file.
+- A frame that is neither wanted nor referenced by another frame is not decoded (FFmpeg's ``skip_frame``, set per
+  packet). The others are decoded as usual, so the wanted ones have exactly the pixels of a plain decode.
+- Evenly spaced samples take referenced frames where one is near (`Sampling.reach`).
+- When a keyframe comes before the next wanted frame, reading continues there: by a seek where the container's index
+  names the keyframe, otherwise by dropping the packets in between.
+- The fast mode moves the samples to the keyframes before them (`Sampling.mode`) and reads each stretch from its
+  keyframe as above. Leaving out B-frames too was tried: later frames refer to some of them and came out damaged.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import av
 
+from deepfake_preprocess.media.packet_references import reference_test
 from deepfake_preprocess.media.planar import Orientation, PlanarFrame
-from deepfake_preprocess.media.playlist_check import reference_test
 from deepfake_preprocess.media.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
 
 if TYPE_CHECKING:  # PyAV's packets are generic for type checkers only
     Packet: TypeAlias = av.Packet[av.VideoStream]
 
 SKIPPING_CODECS = frozenset({"h264", "hevc"})
-"""Decoders whose per-packet ``skip_frame="NONREF"`` leaves the other frames' pixels as they are (tested)."""
+"""Decoders whose per-packet ``skip_frame="NONREF"`` leaves the pixels of the other frames as they are (tested)."""
 
-# Packets held back in the hope of a keyframe that makes them needless; x264 writes one every 250 frames.
+# Packets held back in case a keyframe makes them unnecessary; x264 writes one every 250 frames.
 _MAX_HELD_PACKETS = 300
 _MAX_HELD_BYTES = 32 * 2**20
-# Restarting the decoder stalls its threads for a few frames' time; to jump over fewer packets does not pay.
+# Restarting the decoder stalls its threads for about a few frames; jumping over fewer packets does not pay off.
 _MIN_JUMP_PACKETS = 8
 _MIN_SEEK_S = 1.0
 _ASSUMED_RATE = Fraction(25)
@@ -47,17 +47,17 @@ _ASSUMED_RATE = Fraction(25)
 _MAX_REORDERED = 16
 # Containers whose index names every keyframe. MPEG-TS has none, and FLV's gave times that were off.
 _INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
-# The fast mode is left alone unless it passes over this share of the time that uniform sampling decodes, or less.
+# The fast mode is used only if it decodes at most this share of the time span that uniform sampling decodes.
 _FAST_MAX_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """What lies between two keyframes, by the index, and the samples in it; all in ticks.
+    """The time between two keyframes, by the index, and the samples in it; all in ticks.
 
     Attributes:
-        start: time of the first keyframe; it may be shown later, after pictures that belong to the stretch before.
-        stop: time of the next one, or the end.
+        start: time of the first keyframe; it may be shown later, after pictures that belong to the previous stretch.
+        stop: time of the next keyframe, or the end.
         offsets: times of the samples after the first keyframe.
     """
 
@@ -71,9 +71,9 @@ class DecodeStats:
     """What decoding has done so far; grows while frames are iterated.
 
     Attributes:
-        packets_corrupt: packets the decoder refused, and pictures it marked as damaged.
+        packets_corrupt: packets that the decoder refused, and pictures that it marked as damaged.
         frames_decoded: pictures that came out of the decoder.
-        frames_sampled: frames handed out.
+        frames_sampled: frames that were yielded.
         decode_s: wall-clock seconds spent reading and decoding (not converting).
     """
 
@@ -81,6 +81,22 @@ class DecodeStats:
     frames_decoded: int = 0
     frames_sampled: int = 0
     decode_s: float = 0.0
+
+
+def decode_packet(context: av.VideoCodecContext, packet: Packet | None, stats: DecodeStats) -> list[av.VideoFrame]:
+    """Decode one packet, or with None what the decoder still holds; count damage, and leave damaged pictures out."""
+    try:
+        pictures = context.decode(packet)
+    except av.error.EOFError:
+        return []
+    except av.error.FFmpegError:
+        stats.packets_corrupt += 1
+        return []
+    stats.frames_decoded += len(pictures)
+    # A picture that the decoder patched up shows traces of the damage, which a detector may take for a forgery.
+    sound = [picture for picture in pictures if not picture.is_corrupt]
+    stats.packets_corrupt += len(pictures) - len(sound)
+    return sound
 
 
 class Decoding:
@@ -98,19 +114,19 @@ class Decoding:
         """Prepare a pass.
 
         Args:
-            container: where the stream is.
+            container: holds the stream.
             stream: the video stream to decode.
             stats: counters to add to.
-            may_skip: leave out frames that nobody refers to.
-            may_jump: leave out packets before a keyframe. Without both, everything is decoded.
+            may_skip: leave out frames that no other frame refers to.
+            may_jump: leave out packets before a keyframe. With both off, everything is decoded.
         """
         self._container = container
         self._stream = stream
         self._context = stream.codec_context
         self._stats = stats
-        some_needless = self._context.name in SKIPPING_CODECS and not _has_temporal_layers(self._context)
-        self._may_skip = may_skip and some_needless
-        self._is_referenced = reference_test(self._context.name if some_needless else "", self._context.extradata)
+        can_skip = self._context.name in SKIPPING_CODECS and not _has_temporal_layers(self._context)
+        self._may_skip = may_skip and can_skip
+        self._is_referenced = reference_test(self._context.name if can_skip else "", self._context.extradata)
         self._may_jump = may_jump
         self._time_base = stream.time_base or Fraction(1, av.time_base)
         self._rate = stream.average_rate or stream.guessed_rate or _ASSUMED_RATE
@@ -119,12 +135,12 @@ class Decoding:
         self._orientation: Orientation | None = None
         self._wanted: dict[int, int] = {}
         self._packets: Iterator[Packet] = iter(())
-        # Decoding time minus showing time grows by this much at most; learned from what is read.
+        # Largest distance from a frame's decoding time to its presentation time, learned from what is read.
         self._reorder_ticks = 0
         self._discarded: list[int] | None = None
 
     def frames(self, sampling: Sampling, duration_s: float | None) -> Iterator[PlanarFrame]:
-        """Yield the sampled frames in order of time; see `deepfake_preprocess.media.opening.Media.frames`."""
+        """Yield the sampled frames in order of time; see `deepfake_preprocess.Media.frames`."""
         frames = self._sampled(sampling, duration_s)
         while True:
             started = time.perf_counter()
@@ -163,11 +179,11 @@ class Decoding:
 
     def _rewind(self) -> None:
         index = self._stream.index_entries
-        # Before everything: with an edit list the first packets lie before the start of the stream.
+        # With an edit list the first packets come before the start of the stream.
         try:
             self._seek(min(index[0].timestamp if len(index) else 0, self._start))
         except av.error.FFmpegError:
-            # Bare streams (raw H.264) know no times, only places.
+            # Bare streams (raw H.264) have no times, only byte positions.
             self._container.seek(0, stream=self._stream, unsupported_byte_offset=True)
             self._packets = self._container.demux(self._stream)
 
@@ -176,7 +192,7 @@ class Decoding:
         self._packets = self._container.demux(self._stream)
 
     def _read(self) -> Packet | None:
-        """Return the next packet, or None at the end or where the file is cut."""
+        """Return the next packet, or None at the end or where the file is cut short."""
         try:
             packet = next(self._packets)
         except (StopIteration, OSError, av.error.FFmpegError):
@@ -184,10 +200,10 @@ class Decoding:
         return packet if packet.size else None
 
     def _has_times(self, first: Packet) -> bool:
-        """Return whether packets have showing and decoding times, by those from the `first` one on.
+        """Return whether packets have presentation and decoding times, judging by those from the `first` one on.
 
-        Matroska stores showing times only. FFmpeg derives the others, and knows them when it has seen as many packets
-        as the encoder may have moved.
+        Matroska stores presentation times only. FFmpeg derives the others once it has seen as many packets as the
+        encoder may have reordered.
         """
         packet: Packet | None = first
         for _ in range(_MAX_REORDERED + 1):
@@ -197,7 +213,7 @@ class Decoding:
         return packet is None or (packet.pts is not None and packet.dts is not None)
 
     def _measure(self) -> int:
-        """Return the length in ticks by reading all packets; for files that do not tell it."""
+        """Return the length in ticks by reading all packets; for files that do not state it."""
         end = self._start
         while (packet := self._read()) is not None:
             # Without times, each frame follows the one before at the frame rate.
@@ -206,19 +222,6 @@ class Decoding:
         return end - self._start
 
     # Decoding
-
-    def _decode(self, packet: Packet | None) -> list[av.VideoFrame]:
-        """Decode one packet, or with None take out what the decoder still holds."""
-        try:
-            pictures = self._context.decode(packet)
-        except av.error.FFmpegError:
-            self._stats.packets_corrupt += 1
-            return []
-        self._stats.frames_decoded += len(pictures)
-        # What the decoder patched up shows traces of the damage, which a detector may take for a forgery.
-        sound = [picture for picture in pictures if not picture.is_corrupt]
-        self._stats.packets_corrupt += len(pictures) - len(sound)
-        return sound
 
     def _frame(self, picture: av.VideoFrame, index: int, pts: int) -> PlanarFrame:
         if self._orientation is None:
@@ -243,21 +246,21 @@ class Decoding:
             yield self._frame(held[0], index, held[1])
 
     def _pictures(self) -> Iterator[tuple[av.VideoFrame, int]]:
-        """Yield every picture with its time; those without one follow the picture before at the frame rate."""
+        """Yield every picture with its time; those without one follow the previous picture at the frame rate."""
         time_next = self._start
         self._context.skip_frame = "DEFAULT"
         for packet in chain(iter(self._read, None), (None,)):
-            for picture in self._decode(packet):
+            for picture in decode_packet(self._context, packet, self._stats):
                 pts = time_next if picture.pts is None else picture.pts
                 time_next = pts + self._step
                 yield picture, pts
 
     def _stretches(self, targets: list[int], end: int, first: Packet) -> list[_Stretch] | None:
-        """Return where the fast mode looks instead of at `targets`; None where that would gain nothing."""
+        """Return where the fast mode samples instead of at `targets`; None where that would gain nothing."""
         index = self._stream.index_entries
         if self._container.format.name not in _INDEXED or not len(index) or first.pts is None:
             return None
-        # An index knows decoding times (MP4) or showing times (Matroska).
+        # An index holds decoding times (MP4) or presentation times (Matroska).
         delay = first.pts - index[0].timestamp
         longest = MAX_STRETCH_S / self._time_base
         stretches = []
@@ -278,7 +281,7 @@ class Decoding:
         """Decode the samples of each stretch, starting at its keyframe."""
         latest = -1.0
         for stretch in stretches:
-            # Well inside the stretch, so that it does not matter which of a keyframe's times a container looks at.
+            # The middle of the stretch, where it does not matter which of a keyframe's times the container uses.
             keyframe = self._land((stretch.start + stretch.stop) // 2)
             if keyframe is None or keyframe.pts is None:
                 return  # the file is cut short
@@ -292,16 +295,16 @@ class Decoding:
                     yield frame
 
     def _by_packet(self, picker: FramePicker, begin: int | None = None) -> Iterator[PlanarFrame]:
-        """Read ahead, and decode up to each wanted frame as little as possible.
+        """Read ahead, and decode as little as possible up to each wanted frame.
 
         Args:
             picker: says which frames are wanted.
-            begin: time of the keyframe that reading begins with, where that is not the stream's first.
+            begin: time of the keyframe that reading begins with, if that is not the stream's first.
         """
         held: deque[Packet] = deque()  # read, not yet decoded, in decoding order
         held_bytes = 0
-        due: set[int] = set()  # times of wanted frames among them
-        sought: int | None = None  # target that was last sought for
+        due: set[int] = set()  # times of the wanted frames among them
+        sought: int | None = None  # target of the last seek
         while picker.target is not None or due:
             packet = self._read()
             if packet is None:
@@ -313,7 +316,7 @@ class Decoding:
                 self._reorder_ticks = max(self._reorder_ticks, packet.pts - (packet.dts or packet.pts))
             self._wanted.update(picks)
             due.update(picks)
-            # What is shown before the keyframe of a jump refers to frames before it, and nobody refers to that.
+            # What is shown before the keyframe of a jump refers to earlier frames, and no later frame refers to it.
             if packet is not None and (begin is None or packet.pts is None or packet.pts >= begin):
                 held.append(packet)
                 held_bytes += packet.size
@@ -369,7 +372,7 @@ class Decoding:
             timestamp = index[position].timestamp
 
     def _jump(self, picker: FramePicker, keyframe: Packet) -> None:
-        """Let `picker` go on at `keyframe`, with the number of frames before it."""
+        """Continue `picker` at `keyframe`, with the number of frames before it."""
         index = self._stream.index_entries
         if keyframe.dts is not None and len(index) == self._stream.frames:
             # A complete index (MP4) counts in decoding order.
@@ -378,7 +381,7 @@ class Decoding:
             position = index.search_timestamp(keyframe.dts, any_frame=True)
             picker.jump(position - bisect_left(self._discarded, position))
         else:
-            # What is decoded after the keyframe and shown before it is among those that its time stands for.
+            # Frames that are decoded after the keyframe and shown before it are part of the count up to its time.
             pts = keyframe.pts or 0
             picker.jump(round((pts - self._start) * self._time_base * self._rate), counted_to=pts)
 
@@ -388,28 +391,28 @@ class Decoding:
 
     def _emit(self, packet: Packet | None) -> Iterator[PlanarFrame]:
         """Decode one packet, or what the decoder holds, and yield the wanted frames that come out."""
-        needless = packet is not None and packet.pts is not None and packet.pts not in self._wanted
-        self._context.skip_frame = "NONREF" if needless and self._may_skip else "DEFAULT"
-        for picture in self._decode(packet):
+        unneeded = packet is not None and packet.pts is not None and packet.pts not in self._wanted
+        self._context.skip_frame = "NONREF" if unneeded and self._may_skip else "DEFAULT"
+        for picture in decode_packet(self._context, packet, self._stats):
             pts = picture.pts
             if pts is not None and (index := self._wanted.pop(pts, None)) is not None:
                 yield self._frame(picture, index, pts)
 
     def _finish(self) -> Iterator[PlanarFrame]:
-        """Take out what the decoder holds, and make it ready to start at a keyframe."""
+        """Drain the decoder, and make it ready to start at a keyframe."""
         yield from self._emit(None)
         if self._wanted:
-            # A keyframe from which decoding does not start cleanly (intra refresh): go through the rest.
+            # A keyframe from which decoding does not start cleanly (intra refresh): decode the rest in order.
             self._may_jump = False
         self._wanted.clear()
         self._context.flush_buffers()
 
 
 def _has_temporal_layers(context: av.VideoCodecContext) -> bool:
-    """Return whether an HEVC stream has layers of frame rates, or does not say.
+    """Return whether an HEVC stream has temporal sub-layers, or does not say.
 
-    There, "referred to by no frame" means by none of the same layer only (ITU-T H.265, 7.4.2.2), so such frames
-    must be decoded. The number is in the decoder configuration record, ISO/IEC 14496-15, 8.3.3.1.
+    In such a stream "not referenced" only means not by a frame of the same sub-layer (ITU-T H.265, 7.4.2.2), so
+    these frames must be decoded. The number is in the decoder configuration record, ISO/IEC 14496-15, 8.3.3.1.
     """
     if context.name != "hevc":
         return False

@@ -1,4 +1,4 @@
-"""`Frame`: one picture of a video, with its time, converted to RGB only when and as large as it is needed."""
+"""`Frame`: one picture of a video, with its time, converted to RGB only when needed and only as large as needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Frame(ABC):
     """One upright picture (rotation metadata applied).
 
     Attributes:
-        index: position in the decoded stream, or among the frames that an application handed over; from 0.
+        index: position in the decoded stream, or among the frames that an application passed in; from 0.
         pts_seconds: presentation time from the start of the stream, in seconds; 0.0 for an image.
         width_px: width after rotation.
         height_px: height after rotation.
@@ -28,7 +28,7 @@ class Frame(ABC):
 
     @abstractmethod
     def to_rgb(self, size_wh: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """Return the picture as uint8 ``[H, W, 3]`` RGB, C-contiguous, scaled to `size_wh` when given."""
+        """Return the picture as uint8 ``[H, W, 3]`` RGB, C-contiguous, scaled to `size_wh` if given."""
 
     def region_rgb(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
         """Return a part of the full-resolution picture, without converting the rest where that is possible.
@@ -43,7 +43,7 @@ class Frame(ABC):
             uint8 ``[bottom - top, right - left, 3]`` RGB, C-contiguous; a slice of `to_rgb`.
 
         Raises:
-            ValueError: the region is empty or reaches beyond the picture.
+            ValueError: the region is empty or extends beyond the picture.
         """
         self._check_region(left, top, right, bottom)
         return np.ascontiguousarray(self.to_rgb()[top:bottom, left:right])
@@ -64,7 +64,7 @@ class Frame(ABC):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ArrayFrame(Frame):
-    """A frame that is already an RGB array (images, frames handed in by an application)."""
+    """A frame that is already an RGB array (an image, or a frame that an application passed in)."""
 
     image_rgb: NDArray[np.uint8]
 

@@ -1,6 +1,6 @@
-"""Frames that an application hands over as arrays, as a `Media` like any other: `open_frames`.
+"""Frames that an application passes in as arrays, as a `Media` like any other: `open_frames`.
 
-Checks every array before it goes further, and samples with the same rules as a file. Decodes nothing.
+Checks every array before it is used, and samples by the same rules as a file. Decodes nothing.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from numpy.typing import NDArray
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
 from deepfake_preprocess.media.opening import Media
-from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.media.sampling import Sampling, midpoints
 
 GivenFrame: TypeAlias = NDArray[np.uint8] | tuple[float, NDArray[np.uint8]]
 """A uint8 ``[H, W, 3]`` RGB array, or a pair of its time in seconds and the array."""
 
 DEFAULT_FPS: Final = 25.0
-"""Rate at which arrays without times are taken to follow each other."""
+"""Assumed rate of arrays without times."""
 _SAME_S: Final = 1e-6
-"""Times that are closer than this are the same: the difference is rounding."""
+"""Times that differ by less than this are the same; the difference is rounding."""
 
 
 def open_frames(frames: Iterable[GivenFrame], *, fps: float = DEFAULT_FPS, name: str = "the given frames") -> Media:
-    """Make a `Media` of arrays, to be analyzed like a video; it can be gone through once.
+    """Make a `Media` of arrays, to be analyzed like a video; it can be iterated once.
 
-    N frames (`Sampling(num_frames=N)`) are spread evenly over the frames given. Where their number is not known
-    beforehand (a generator), up to 2 N frames are kept until the last has come; by rate
+    N frames (`Sampling(num_frames=N)`) are spread evenly over the frames given. If their number is not known in
+    advance (a generator), up to 2 N frames are kept until the last has come; by rate
     (`Sampling(num_frames=None, fps=...)`) each is used as it comes.
 
     Args:
-        frames: RGB arrays of one size, or pairs of time and array with rising times. The first is taken at once.
+        frames: RGB arrays of one size, or pairs of time and array with increasing times. The first is taken at once.
         fps: frames per second, for arrays without times.
-        name: what to call them in messages and reports.
+        name: their name in messages and reports.
 
     Raises:
         OptionError: `fps` is not a positive number.
-        MediaOpenError: there is no frame, or the first is no uint8 ``[H, W, 3]`` RGB array. What is wrong with a
+        MediaOpenError: there are no frames, or the first is not a uint8 ``[H, W, 3]`` RGB array. A problem with a
             later one is raised when it comes.
     """
     if not (isfinite(fps) and fps > 0):
@@ -53,13 +53,13 @@ def open_frames(frames: Iterable[GivenFrame], *, fps: float = DEFAULT_FPS, name:
     checked = _checked(iter(frames), fps, name)
     first = next(checked, None)
     if first is None:
-        raise MediaOpenError(f"{name}: there is not one frame")
+        raise MediaOpenError(f"{name}: there are no frames")
     return _GivenMedia(
         name,
         "video",
         first.width_px,
         first.height_px,
-        # Without a length nobody tries to go through them a second time.
+        # Without a length no caller iterates a second time.
         duration_s=None,
         frame_rate=fps,
         codec="rgb24",
@@ -89,14 +89,14 @@ class _GivenMedia(Media):
     _length: int | None = None
 
     def close(self) -> None:
-        """Let go of the frames."""
+        """Release the frames."""
         self._given = None
 
     def frames(self, sampling: Sampling | None = None) -> Iterator[Frame]:
         """See `Media.frames`."""
         given, self._given = self._given, None
         if given is None:
-            raise OptionError(f"{self.name} were gone through already; hand them over again")
+            raise OptionError(f"{self.name} were used already; pass them in again")
         return self._counted(_sampled(self._timed(given), sampling or Sampling(), self._length))
 
     def _timed(self, given: Iterator[ArrayFrame]) -> Iterator[ArrayFrame]:
@@ -126,7 +126,7 @@ def _checked(frames: Iterator[GivenFrame], fps: float, name: str) -> Iterator[Ar
             raise MediaOpenError(f"{where} {problem}")
         if not (isinstance(pts_seconds, int | float) and isfinite(pts_seconds) and pts_seconds > last_pts):
             raise MediaOpenError(
-                f"{where} has the time {pts_seconds!r}; times are seconds, each later than the one before"
+                f"{where} has the time {pts_seconds!r}; times are seconds, each later than the previous one"
             )
         frame = ArrayFrame.from_rgb(image, index=index, pts_seconds=float(pts_seconds))
         first = first or frame
@@ -140,7 +140,7 @@ def _checked(frames: Iterator[GivenFrame], fps: float, name: str) -> Iterator[Ar
 
 
 def _problem(image: object) -> str:
-    """Say what keeps `image` from being a uint8 [H, W, 3] RGB array, and what to do; empty when nothing does."""
+    """Return why `image` is not a uint8 [H, W, 3] RGB array, and what to do; empty when it is one."""
     wanted = "is not a uint8 [H, W, 3] RGB array"
     if not isinstance(image, np.ndarray):
         fix = "; for files use analyze_many" if isinstance(image, str | bytes) else "; np.asarray(...) may make one"
@@ -153,7 +153,7 @@ def _problem(image: object) -> str:
     elif image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
         fix = "put channels last with frame.transpose(1, 2, 0)"
     elif image.ndim == 2:
-        fix = "repeat the grey channel with np.repeat(frame[..., None], 3, axis=2)"
+        fix = "repeat the gray channel with np.repeat(frame[..., None], 3, axis=2)"
     elif np.issubdtype(image.dtype, np.floating):
         fix = "values in [0, 1] become it with (frame * 255).round().astype(np.uint8)"
     else:
@@ -168,16 +168,12 @@ def _sampled(frames: Iterator[ArrayFrame], sampling: Sampling, length: int | Non
     assert num_frames is not None  # one of the two is set
     if length is None:
         return _spread(frames, num_frames)
-    positions = _midpoints(num_frames, length)
+    positions = set(midpoints(num_frames, 0, length))
     return (frame for frame in frames if frame.index in positions)
 
 
-def _midpoints(num_frames: int, length: int) -> frozenset[int]:
-    return frozenset((2 * part + 1) * length // (2 * num_frames) for part in range(num_frames))
-
-
 def _spread(frames: Iterator[ArrayFrame], num_frames: int) -> Iterator[ArrayFrame]:
-    """Yield `num_frames` evenly spaced frames of an unknown number: when too many are kept, every other one goes."""
+    """Yield `num_frames` evenly spaced frames of an unknown number: of too many, every other is dropped."""
     kept: list[ArrayFrame] = []
     stride = 1
     for frame in frames:
@@ -188,7 +184,7 @@ def _spread(frames: Iterator[ArrayFrame], num_frames: int) -> Iterator[ArrayFram
                 if frame.index % stride:
                     continue
             kept.append(frame)
-    positions = _midpoints(num_frames, len(kept))
+    positions = set(midpoints(num_frames, 0, len(kept)))
     yield from (frame for position, frame in enumerate(kept) if position in positions)
 
 
@@ -205,6 +201,6 @@ def _on_screen(frames: Iterator[ArrayFrame], fps: float) -> Iterator[ArrayFrame]
                 yield held
                 target_s = start_s + ceil((frame.pts_seconds - _SAME_S - start_s) * fps) / fps
         held = frame
-    # The last one stays as long as the one before it did.
+    # The last frame stays on screen as long as the previous one did.
     if held is not None and target_s < held.pts_seconds + max(gap_s - _SAME_S, _SAME_S):
         yield held

@@ -1,4 +1,4 @@
-"""Still images (JPEG, PNG, WebP): recognised by their first bytes, decoded by OpenCV as one upright RGB array."""
+"""Still images (JPEG, PNG, WebP): recognized by their first bytes, decoded by OpenCV to one upright RGB array."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def image_codec(head: bytes) -> str | None:
-    """Return ``jpeg``, ``png`` or ``webp`` when `head` starts such an image, else None."""
+    """Return ``jpeg``, ``png`` or ``webp`` if an image of that kind starts with `head`, else None."""
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -29,7 +29,7 @@ def image_codec(head: bytes) -> str | None:
 
 
 def stored_size_wh(data: bytes, codec: str) -> tuple[int, int] | None:
-    """Return (width, height) as the header says, before any pixel is decoded; None when it is damaged."""
+    """Return (width, height) by the header, before any pixel is decoded; None if the header is damaged."""
     try:
         if codec == "png":
             width, height = struct.unpack_from(">II", data, 16)
@@ -53,7 +53,7 @@ def stored_size_wh(data: bytes, codec: str) -> tuple[int, int] | None:
 
 
 def _webp_size_wh(data: bytes) -> tuple[int, int] | None:
-    """See the WebP container specification: one of three chunks comes first."""
+    """Read the first chunk, one of three by the WebP container specification."""
     chunk = data[12:16]
     if chunk == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
@@ -67,11 +67,11 @@ def _webp_size_wh(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_image(data: bytes, *, name: str) -> NDArray[np.uint8]:
-    """Decode an image: EXIF orientation applied, alpha dropped, grey expanded, 16 bit cut to 8.
+    """Decode an image: EXIF orientation applied, alpha dropped, gray expanded, 16 bits reduced to 8.
 
     Args:
         data: the whole file.
-        name: what to call it in messages.
+        name: its name in messages.
 
     Returns:
         uint8 ``[H, W, 3]`` RGB.

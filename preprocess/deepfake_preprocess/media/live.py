@@ -1,8 +1,7 @@
-"""Sources that are still going on: files that grow, addresses, cameras. `open_live` yields their frames as they come.
+"""Live sources: files that grow, addresses, cameras. `open_live` yields their frames as they come.
 
-Unlike `media.opening` nothing is sought, read ahead or read twice. Frames are taken at a rate, and times
-run on where a source restarts its clock. All of it happens in the thread that asks for the next frame; whoever calls
-decides in which.
+Unlike `media.opening`, this never seeks, reads ahead or reads twice. Frames are taken at a fixed rate, and times
+continue where a source restarts its clock. Everything happens in the thread that asks for the next frame.
 """
 
 from __future__ import annotations
@@ -21,20 +20,13 @@ from typing import Final, TypeAlias
 import av
 
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
-from deepfake_preprocess.media.decoding import DecodeStats
+from deepfake_preprocess.media.decoding import DecodeStats, decode_packet
 from deepfake_preprocess.media.frame import Frame
-from deepfake_preprocess.media.opening import (
-    CONTAINERS,
-    MAX_PIXELS,
-    Media,
-    check_size,
-    foreign_errors,
-    video_stream,
-)
+from deepfake_preprocess.media.opening import CONTAINERS, Media, foreign_errors, open_stream
 from deepfake_preprocess.media.planar import Orientation, PlanarFrame
 from deepfake_preprocess.media.remote import (
     TIMEOUT_S,
-    check_authorities,
+    check_certificates,
     is_url,
     open_live_url,
     url_errors,
@@ -46,7 +38,7 @@ DEFAULT_IDLE_S: Final = 5.0
 DEFAULT_RECONNECTS: Final = 5
 _POLL_S: Final = 0.05
 _MAX_GAP_S: Final = 60.0
-"""A clock that jumps further ahead, or back, was set anew."""
+"""A clock that jumps back, or further ahead than this, was reset."""
 _FIRST_PAUSE_S: Final = 0.5
 _ASSUMED_FPS: Final = 25.0
 _BOX_HEADER_BYTES: Final = 16
@@ -57,14 +49,14 @@ _Opened: TypeAlias = AbstractContextManager[av.container.InputContainer]
 
 @dataclass(slots=True)
 class LiveSource:
-    """Frames as they come. Made by `open_live`; nothing is opened before the first frame is asked for.
+    """Frames as they come, made by `open_live`. Nothing is opened before the first frame is asked for.
 
     Attributes:
-        name: what it is called in messages and reports.
-        can_wait: whether it loses nothing when nobody takes its frames for a while; for an address known only
-            once the first frame has come.
+        name: its name in messages and reports.
+        can_wait: whether nothing is lost when its frames are not taken for a while; for an address, known only once
+            the first frame has come.
         stats: what decoding has done so far.
-        frames: the frames, in order of time; close it to let go of everything.
+        frames: the frames, in order of time; closing it releases everything.
     """
 
     name: str
@@ -81,24 +73,24 @@ def open_live(
     idle_s: float = DEFAULT_IDLE_S,
     reconnects: int = DEFAULT_RECONNECTS,
     timeout_s: float = TIMEOUT_S,
-    authorities: str | os.PathLike[str] | None = None,
+    source_ca: str | os.PathLike[str] | None = None,
 ) -> LiveSource:
-    """Describe a source that may still be going on.
+    """Describe a live source.
 
     Args:
-        source: a file, which is read on as it grows; an address (http, https, rtsp; HLS playlists as well); or a
-            camera (``/dev/video0``).
+        source: a file, which is read as it grows; an address (http, https, rtsp; also HLS playlists); or a camera
+            (``/dev/video0``).
         fps: frames taken per second of the source's own time.
-        stop: set to end the frames; what waits ends within fractions of a second, a stalled read within `timeout_s`.
-        idle_s: a file ends when it has not grown for so long.
-        reconnects: how often in a row an address is opened again after it broke off or stalled.
-        timeout_s: how long opening an address or a camera, and each read, may take.
-        authorities: PEM file with the certificates to trust at an address; those that this machine trusts when None.
+        stop: set it to end the frames; waits end within fractions of a second, a stalled read within `timeout_s`.
+        idle_s: a file ends when it has not grown for this long.
+        reconnects: how many times in a row an address is reopened after it broke off or stalled.
+        timeout_s: limit for opening an address or a camera, and for each read.
+        source_ca: PEM file of the certificates to trust at an address; those that this machine trusts when None.
 
     Raises:
-        OptionError: a value is out of its range, or `authorities` is no such file.
-        MediaNotFoundError: there is no such file or camera.
-        MediaOpenError: a folder. Everything else is raised with the first frame.
+        OptionError: a value is out of its range, or `source_ca` is not such a file.
+        MediaNotFoundError: the file or camera does not exist.
+        MediaOpenError: it is a folder. All other problems are raised with the first frame.
     """
     if not 0 <= idle_s < inf:
         raise OptionError(f"idle_s is {idle_s!r}; allowed: a number from 0")
@@ -106,14 +98,14 @@ def open_live(
         raise OptionError(f"reconnects is {reconnects!r}; allowed: a whole number from 0")
     if not 0 < timeout_s < inf:
         raise OptionError(f"the timeout of a source is {timeout_s!r} s; allowed: a number above 0")
-    if authorities is not None:
-        check_authorities(authorities)
+    if source_ca is not None:
+        check_certificates(source_ca)
     text = os.fspath(source)
     name = without_password(text)
     if is_url(text):
         live = LiveSource(name, can_wait=False)
         live.frames = _Decoder(live, fps, stop).reconnecting(
-            lambda: open_live_url(text, timeout_s=timeout_s, authorities=authorities), text, reconnects, timeout_s
+            lambda: open_live_url(text, timeout_s=timeout_s, source_ca=source_ca), text, reconnects, timeout_s
         )
         return live
     path = Path(text)
@@ -133,13 +125,13 @@ def open_live(
 def live_media(
     opened: Callable[[], AbstractContextManager[Media]], *, name: str, fps: float, stop: threading.Event
 ) -> LiveSource:
-    """Describe what is no file, address or camera: frames of an application, data in memory, an opened `Media`.
+    """Describe any other source: frames of an application, data in memory, an opened `Media`.
 
     Args:
         opened: opens it, which may wait for its first frame, and closes it in the end.
-        name: what to call it in messages and reports.
+        name: its name in messages and reports.
         fps: frames taken per second of its own time.
-        stop: set to end the frames.
+        stop: set it to end the frames.
     """
     live = LiveSource(name, can_wait=True)
 
@@ -156,14 +148,14 @@ def live_media(
 
 
 class _Clock:
-    """Turns the times of a stream into seconds from its start that never run back, whatever the stream does."""
+    """Turns the times of a stream into seconds from its start that never decrease, whatever the stream does."""
 
     def __init__(self) -> None:
         self._last: float | None = None
         self._offset = 0.0
 
     def read(self, time_s: float | None, step_s: float) -> float:
-        """Return the time of the next picture; `step_s` after the one before where its own cannot be used."""
+        """Return the time of the next picture; `step_s` after the previous one where its own cannot be used."""
         following = 0.0 if self._last is None else self._last + step_s
         if time_s is None:
             now = following
@@ -195,7 +187,7 @@ class _Decoder:
     def reconnecting(
         self, opened: Callable[[], _Opened], url: str, reconnects: int, timeout_s: float
     ) -> Generator[Frame, None, None]:
-        """Yield the frames of an address, opening it again where it breaks off."""
+        """Yield the frames of an address, reopening it where it breaks off."""
         failures = 0
         while True:
             try:
@@ -210,7 +202,7 @@ class _Decoder:
                     if not failures:
                         raise
                     raise MediaOpenError(
-                        f"{self._live.name} broke off and could not be opened again (attempts: {failures}): {exc}"
+                        f"{self._live.name} broke off and could not be reopened (attempts: {failures}): {exc}"
                     ) from exc
             else:
                 # A camera never ends by itself.
@@ -220,12 +212,7 @@ class _Decoder:
             self._stop.wait(_FIRST_PAUSE_S * 2 ** (failures - 1))
 
     def _frames(self, container: av.container.InputContainer) -> Iterator[Frame]:
-        stream = video_stream(container)
-        context = None if stream is None else stream.codec_context
-        if stream is None or context is None:
-            raise MediaOpenError(f"{self._live.name} has no video stream that we can decode")
-        check_size(context.width, context.height, self._live.name)
-        context.options = {"max_pixels": str(MAX_PIXELS)}
+        stream, context = open_stream(container, self._live.name)
         context.thread_type = "AUTO"
         rate = stream.average_rate or stream.guessed_rate
         step_s = 1 / float(rate) if rate else 1 / _ASSUMED_FPS
@@ -234,7 +221,7 @@ class _Decoder:
         while not self._stop.is_set():
             started = time.perf_counter()
             packet = next(packets, None)
-            pictures = [] if packet is None else self._decode(context, packet)
+            pictures = [] if packet is None else decode_packet(context, packet, self._live.stats)
             self._live.stats.decode_s += time.perf_counter() - started
             if packet is None:
                 return
@@ -251,21 +238,6 @@ class _Decoder:
                     orientation = orientation or Orientation.of(picture)
                     yield PlanarFrame.of(picture, index=self._index, pts_seconds=pts_seconds, orientation=orientation)
 
-    def _decode(self, context: av.VideoCodecContext, packet: av.Packet[av.VideoStream]) -> list[av.VideoFrame]:
-        stats = self._live.stats
-        try:
-            pictures = context.decode(packet)
-        except av.error.EOFError:
-            return []
-        except av.error.FFmpegError:
-            stats.packets_corrupt += 1
-            return []
-        stats.frames_decoded += len(pictures)
-        # Pictures patched up after damage look like forgeries.
-        sound = [picture for picture in pictures if not picture.is_corrupt]
-        stats.packets_corrupt += len(pictures) - len(sound)
-        return sound
-
 
 def _open_camera(path: str, timeout_s: float) -> av.container.InputContainer:
     try:
@@ -273,12 +245,13 @@ def _open_camera(path: str, timeout_s: float) -> av.container.InputContainer:
     except (av.error.FFmpegError, OSError, ValueError) as exc:
         reason = getattr(exc, "strerror", None) or str(exc)
         raise MediaOpenError(
-            f"the camera {path} cannot be opened ({reason}); is it a video camera, is it free, and may you read it?"
+            f"the camera {path} cannot be opened ({reason}); check that it is a video camera, that it is free, and "
+            "that you may read it"
         ) from exc
 
 
 class _GrowingFile:
-    """What PyAV needs of a file: `read`, which at the end waits for more. It cannot be sought in."""
+    """A file as PyAV needs it, without seeking: `read` waits for more at the end of the file."""
 
     def __init__(self, path: Path, idle_s: float, stop: threading.Event) -> None:
         self.name = str(path)
@@ -287,7 +260,7 @@ class _GrowingFile:
         self._stop = stop
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes; nothing when the file has not grown for too long."""
+        """Return up to `size` bytes; none when the file has not grown for too long."""
         deadline = time.monotonic() + self._idle_s
         while not (data := self._file.read(size)):
             if time.monotonic() >= deadline or self._stop.wait(_POLL_S):
@@ -319,10 +292,10 @@ def _growing(path: Path, idle_s: float, stop: threading.Event) -> Iterator[av.co
 def _has_late_index(path: Path, idle_s: float, stop: threading.Event) -> bool:
     """Return whether a file is an MP4 or MOV with its index at the end, once that index has been written.
 
-    Such a file can only be read by going back and forth, when it is finished.
+    Such a file can only be read when it is finished, by seeking.
 
     Raises:
-        MediaOpenError: nothing comes, or no index.
+        MediaOpenError: the file stays empty, or no index comes.
     """
     deadline = time.monotonic() + idle_s
     size_seen = 0
@@ -338,12 +311,12 @@ def _has_late_index(path: Path, idle_s: float, stop: threading.Event) -> bool:
         if time.monotonic() >= deadline or stop.wait(_POLL_S):
             what = "an MP4 file without its index, which is written last" if boxes else "empty"
             raise MediaOpenError(
-                f"{path} is {what}; what is watched while it is written should be MPEG-TS, Matroska or fragmented MP4"
+                f"{path} is {what}; to watch a file while it is written, write MPEG-TS, Matroska or fragmented MP4"
             )
 
 
 def _boxes(path: Path, size: int) -> list[str]:
-    """Return the types of a file's first top-level boxes; the index ("moov") only when all of it is there.
+    """Return the types of a file's first top-level boxes; the index ("moov") only when it is complete.
 
     ISO/IEC 14496-12, 4.2: a box starts with its size (32 bits, or 1 and 64 bits after the type) and its type. Size 0
     means up to the end of the file.

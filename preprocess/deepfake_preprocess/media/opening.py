@@ -1,7 +1,7 @@
 """Opening a video or an image, and decoding only what the sampled frames need.
 
-`open_media` refuses what cannot be used, right away; `Media.frames` yields `Frame` objects one at a time. Never
-holds a whole video, never detects or crops.
+`open_media` refuses unusable input right away; `Media.frames` yields `Frame` objects one at a time. Never holds a
+whole video, never detects or crops.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ MAX_PIXELS = 2**27
 """Most pixels per picture that are accepted (134 million, four times 8K): 0.4 GB as RGB."""
 
 # Demuxers that read one self-contained file. Playlists (hls, concat, dash) are left out: they name other files
-# and addresses, and uploaded media must not make us read those.
+# and addresses, which an uploaded file must not make us read.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,av1,obu,ivf,"
     "m4v,mjpeg,mxf,nut,rm,wtv,dv,amr,mp3,wav,flac,aac"
 )
-# More threads hardly help one stream, and each holds a picture.
+# More threads hardly help a single stream, and each holds a picture.
 _MAX_DECODER_THREADS = 4
-# Where the first packets hold no picture, the rest is left to `frames`.
+# If the first packets hold no picture, `frames` reads the rest.
 _PROBE_PACKETS = 64
 
 
 @dataclass(slots=True)
 class Media:
-    """An open video or image; a context manager. Made by `open_media`; one thread at a time may iterate it.
+    """An open video or image, made by `open_media`; a context manager. One thread at a time may iterate it.
 
     Attributes:
-        name: what it is called in messages and reports.
+        name: its name in messages and reports.
         kind: ``video`` or ``image``.
         width_px: width of the upright picture.
         height_px: height of the upright picture.
-        duration_s: length in seconds; None for an image and where the container does not say.
+        duration_s: length in seconds; None for an image and where the container does not state it.
         frame_rate: frames per second on average; None for an image and where unknown.
         codec: FFmpeg's name of the decoder, ``jpeg``, ``png`` or ``webp``.
         stats: what decoding has done so far.
@@ -80,7 +80,7 @@ class Media:
         self.close()
 
     def close(self) -> None:
-        """Free the decoder and the file; frames that were handed out stay valid."""
+        """Free the decoder and the file; frames that were yielded stay valid."""
         self._image = None
         if self._container is not None:
             self._container.close()
@@ -89,15 +89,15 @@ class Media:
     def frames(self, sampling: Sampling | None = None) -> Iterator[Frame]:
         """Decode lazily and yield the sampled frames in order of time; an image yields its one frame.
 
-        Damaged packets are skipped and counted; a file that is cut short yields what decodes. `Frame.index` is
-        the frame's position in presentation order: counted, or after a seek taken from the container's
-        index (MP4, MOV), or else reckoned from time and frame rate.
+        Damaged packets are skipped and counted; a file that is cut short yields what can be decoded. `Frame.index`
+        is the frame's position in presentation order: counted, or after a seek taken from the container's index
+        (MP4, MOV), or else estimated from time and frame rate.
 
         Args:
             sampling: which frames; 32 evenly spaced ones by default.
 
         Yields:
-            Frames that may be used in any thread, also after `close`.
+            Frames, which may be used in any thread, also after `close`.
 
         Raises:
             OptionError: the media was closed.
@@ -109,7 +109,7 @@ class Media:
             return
         if self._container is None:
             raise OptionError(f"{self.name} was closed; open it again with open_media")
-        stream = video_stream(self._container)
+        stream = _video_stream(self._container)
         assert stream is not None  # open_media refuses files without one
         yield from Decoding(self._container, stream, self.stats).frames(sampling or Sampling(), self.duration_s)
 
@@ -118,15 +118,15 @@ def open_media(source: str | os.PathLike[str] | bytes | BinaryIO, *, name: str |
     """Open a video or an image and check that it can be used.
 
     Args:
-        source: path, content, or a binary file that can be rewound (it is read from its start).
-        name: what to call it in messages and reports; by default the path's last part.
+        source: path, content, or a seekable binary file (it is read from its start).
+        name: its name in messages and reports; by default the last part of the path.
 
     Returns:
         The open media; use it as a context manager.
 
     Raises:
-        MediaNotFoundError: there is no such file.
-        MediaOpenError: no video or image, damaged, without a picture, or too large.
+        MediaNotFoundError: the file does not exist.
+        MediaOpenError: it is not a video or an image, is damaged, has no picture, or is too large.
     """
     file, name = _open_source(source, name)
     if isinstance(file, str):
@@ -164,7 +164,7 @@ def _open_source(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | 
 
 @contextmanager
 def foreign_errors(name: str) -> Iterator[None]:
-    """Translate what PyAV and the operating system raise while a file is opened; the one place where it is done."""
+    """Translate what PyAV and the operating system raise while a file is opened; the only place that does."""
     try:
         yield
     except FileNotFoundError as exc:
@@ -174,24 +174,24 @@ def foreign_errors(name: str) -> Iterator[None]:
     except (av.error.FFmpegError, OSError, ValueError) as exc:
         reason = getattr(exc, "strerror", None) or str(exc)
         raise MediaOpenError(
-            f"{name} cannot be opened as a video or an image ({reason}): it is another kind of file, or damaged, or "
-            "was cut short; check that it plays, or convert it to MP4 with H.264"
+            f"{name} cannot be opened as a video or an image ({reason}): it is another kind of file, damaged, or cut "
+            "short; check that it plays, or convert it to MP4 with H.264"
         ) from exc
 
 
-def check_size(width: int, height: int, name: str) -> None:
-    """Refuse pictures that are too large with `MediaOpenError`."""
+def _check_size(width: int, height: int, name: str) -> None:
+    """Refuse pictures that are too large."""
     if max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS:
         raise MediaOpenError(
-            f"{name} has {width}x{height} pixels; at most {MAX_SIDE_PX} a side and {MAX_PIXELS} in all are accepted: "
-            "scale it down"
+            f"{name} has {width}x{height} pixels; at most {MAX_SIDE_PX} per side and {MAX_PIXELS} in total are "
+            "accepted: scale it down"
         )
 
 
 def _open_image(data: bytes, codec: str, name: str) -> Media:
     size_wh = stored_size_wh(data, codec)
     if size_wh is not None:
-        check_size(*size_wh, name)
+        _check_size(*size_wh, name)
     image = decode_image(data, name=name)
     height, width = image.shape[:2]
     return Media(name, "image", width, height, None, None, codec, _image=image)
@@ -217,30 +217,40 @@ def describe(container: av.container.InputContainer, name: str) -> Media:
     """Make the `Media` of an open container.
 
     Raises:
-        MediaOpenError: no picture, an unknown coding, or too large.
+        MediaOpenError: it has no picture, an unknown codec, or too large pictures.
     """
-    stream = video_stream(container)
-    if stream is None:
-        raise MediaOpenError(f"{name} has no video stream (sound only?); name a file with pictures")
-    context = stream.codec_context
-    if context is None:
-        raise MediaOpenError(f"{name} holds video in an unknown coding; convert it to MP4 with H.264")
-    check_size(context.width, context.height, name)
-    # A stream may change its size later on; the decoder then refuses what is too large.
-    context.options = {"max_pixels": str(MAX_PIXELS)}
+    stream, context = open_stream(container, name)
     context.thread_type = "FRAME" if context.name in SKIPPING_CODECS else "AUTO"
     context.thread_count = min(len(os.sched_getaffinity(0)) + 1, _MAX_DECODER_THREADS)
     with foreign_errors(name):
         width, height = _probe_size(container, stream)
     if not (width and height):
-        raise MediaOpenError(f"{name} does not say how large its pictures are; convert it to MP4 with H.264")
+        raise MediaOpenError(f"{name} does not state the size of its pictures; convert it to MP4 with H.264")
     rate = stream.average_rate or stream.guessed_rate
     frame_rate = float(rate) if rate else None
     duration_s = _duration_s(container, stream)
     return Media(name, "video", width, height, duration_s, frame_rate, context.name, _container=container)
 
 
-def video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+def open_stream(container: av.container.InputContainer, name: str) -> tuple[av.VideoStream, av.VideoCodecContext]:
+    """Return the video stream of a container and its decoder, which accepts no larger pictures than we do.
+
+    Raises:
+        MediaOpenError: it has no picture, an unknown codec, or too large pictures.
+    """
+    stream = _video_stream(container)
+    if stream is None:
+        raise MediaOpenError(f"{name} has no video stream (sound only?); name a source with pictures")
+    context = stream.codec_context
+    if context is None:
+        raise MediaOpenError(f"{name} holds video of an unknown codec; convert it to MP4 with H.264")
+    _check_size(context.width, context.height, name)
+    # A stream may change its size later; the decoder then refuses what is too large.
+    context.options = {"max_pixels": str(MAX_PIXELS)}
+    return stream, context
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
     """Return FFmpeg's choice among the video streams, leaving out cover pictures of sound files."""
     streams = [
         stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic
@@ -258,18 +268,18 @@ def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) 
 
 
 def _probe_size(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, int]:
-    """Return the upright size; PyAV tells the rotation only with a decoded picture, so the first is decoded."""
+    """Return the upright size; PyAV knows the rotation only of a decoded picture, so the first is decoded."""
     context = stream.codec_context
     pictures: list[av.VideoFrame] = []
     for number, packet in enumerate(container.demux(stream)):
         try:
             pictures = context.decode(packet)
             if not pictures and number == 0:
-                # Rather than feed the decoder's threads and its reordering, make it give out what it has.
+                # Draining is faster than feeding the decoder until its threads and reordering yield a picture.
                 pictures = context.decode(None)
                 context.flush_buffers()
         except av.error.FFmpegError:
-            pass  # damaged packets are counted when the frames are asked for
+            pass  # damaged packets are counted when the frames are decoded
         if pictures or number >= _PROBE_PACKETS:
             break
     width, height = context.width, context.height

@@ -1,8 +1,8 @@
-"""`PlanarFrame`: a decoded video picture, kept as the decoder left it and turned to RGB when asked.
+"""`PlanarFrame`: a decoded video picture, kept as the decoder left it and converted to RGB on request.
 
-Colour: matrix (BT.601, BT.709, BT.2020) and range are those the stream names. Where it names none, FFmpeg's
-rule holds (BT.601, limited range), whatever the size, because the readers that training sets are made with
-follow it. HDR transfer curves are not tone-mapped.
+Color: matrix (BT.601, BT.709, BT.2020) and range are those that the stream names. Where it names none, FFmpeg's rule
+applies (BT.601, limited range), whatever the size, because the readers that training sets are made with follow it.
+HDR transfer curves are not tone-mapped.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 
 from deepfake_preprocess.media.frame import Frame
 
-# Planes we can cut a part out of: bytes per sample, and whether both chroma channels share a plane.
+# Formats that a region can be cut out of: bytes per sample, and whether both chroma channels share a plane.
 _CUTTABLE = {
     **dict.fromkeys(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"), (1, False)),
     **dict.fromkeys(("yuv420p10le", "yuv422p10le", "yuv444p10le", "yuv420p12le"), (2, False)),
     "nv12": (1, True),
     "p010le": (2, True),
 }
-# swscale interpolates chroma over up to 4 chroma samples; what it makes up at the cut's edge is cut off.
+# swscale interpolates chroma over up to 4 chroma samples; what it extrapolates at the edge of the cut is cut off.
 _CUT_PADDING_PX = 16
-# Above this share of the picture, converting everything is as cheap as cutting first.
+# Above this share of the picture, converting all of it is as cheap as cutting first.
 _CUT_MAX_SHARE = 0.5
 
 _per_thread = threading.local()
@@ -40,7 +40,7 @@ _per_thread = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How a stored picture is turned upright: transposed first, then mirrored."""
+    """How a stored picture is made upright: transposed first, then mirrored."""
 
     transpose: bool = False
     flip_x: bool = False
@@ -50,10 +50,10 @@ class Orientation:
     def of(cls, picture: av.VideoFrame) -> Orientation:
         """Read the display matrix of a decoded picture (quarter turns and mirroring; others are rounded).
 
-        Ask once for each stream: PyAV ties a picture whose side data were read into a cycle of references, and its
-        memory, megabytes, is then freed by the garbage collector alone (seen with PyAV 18.1).
+        Call this once per stream: reading a picture's side data makes PyAV build a reference cycle, after which only
+        the garbage collector frees its memory, which is megabytes (seen with PyAV 18.1).
         """
-        # PyAV's type information knows one kind of side data only.
+        # PyAV's type annotations cover only one kind of side data.
         matrix = cast("Mapping[SideDataType, SideData]", picture.side_data).get(SideDataType.DISPLAYMATRIX)
         if matrix is None:
             return cls()
@@ -64,11 +64,11 @@ class Orientation:
         return cls(True, c < 0, b < 0)
 
     def size_wh(self, width: int, height: int) -> tuple[int, int]:
-        """Return the upright size of a stored one, and the stored size of an upright one."""
+        """Convert a stored size to the upright one, or back."""
         return (height, width) if self.transpose else (width, height)
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn a stored ``[H, W, 3]`` image upright; the result is C-contiguous."""
+        """Make a stored ``[H, W, 3]`` image upright; the result is C-contiguous."""
         if self.transpose:
             image = np.asarray(cv2.transpose(image), dtype=np.uint8)
         if self.flip_x or self.flip_y:
@@ -79,7 +79,7 @@ class Orientation:
     def stored_region(
         self, region: tuple[int, int, int, int], upright_wh: tuple[int, int]
     ) -> tuple[int, int, int, int]:
-        """Return where an upright region (left, top, right, bottom) lies in the stored picture."""
+        """Return where an upright region (left, top, right, bottom) is in the stored picture."""
         left, top, right, bottom = region
         width, height = upright_wh
         if self.flip_x:
@@ -91,7 +91,7 @@ class Orientation:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PlanarFrame(Frame):
-    """A picture of a video as decoded (for example YUV 4:2:0); a third to a half of its size in RGB.
+    """A picture of a video as decoded (for example YUV 4:2:0), in a third to a half of the memory of RGB.
 
     All methods may be called from any thread; the conversion runs without the interpreter lock.
     """
@@ -111,7 +111,7 @@ class PlanarFrame(Frame):
         return self.orientation.apply(_convert(self.picture, width, height))
 
     def region_rgb(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """See `Frame.region_rgb`; converts little more than the region, with the pixels of `to_rgb`."""
+        """See `Frame.region_rgb`; converts little more than the region, to the same pixels as `to_rgb`."""
         self._check_region(left, top, right, bottom)
         upright_wh = (self.width_px, self.height_px)
         region = self.orientation.stored_region((left, top, right, bottom), upright_wh)
@@ -119,7 +119,7 @@ class PlanarFrame(Frame):
 
 
 def _scaler(use: str) -> VideoReformatter:
-    """Return this thread's scaler for one use; it keeps its tables while formats and sizes stay."""
+    """Return this thread's scaler for one use; it keeps its tables while formats and sizes stay the same."""
     scaler: VideoReformatter | None = getattr(_per_thread, use, None)
     if scaler is None:
         scaler = VideoReformatter()
@@ -129,10 +129,10 @@ def _scaler(use: str) -> VideoReformatter:
 
 def _convert(picture: av.VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
     """Return `picture` as ``[height, width, 3]`` RGB; a view of a buffer with padded rows."""
-    # The scaler's own threads would only compete with ours. It writes tags of the picture and puts them back,
-    # always the same ones, so that two threads may convert one picture.
-    # Each use keeps a scaler, so that taking turns does not rebuild the tables. Area averaging is cheaper than the
-    # widened bilinear filter that is swscale's default, and the face detector finds more faces after it.
+    # The scaler's own threads would only compete with ours. It changes tags of the picture and restores them, always
+    # the same ones, so two threads may convert one picture.
+    # Each use has its own scaler, because alternating between uses would rebuild the tables. Area averaging is
+    # cheaper than swscale's default, a widened bilinear filter, and the face detector finds more faces after it.
     scaled = (width, height) != (picture.width, picture.height)
     rgb = _scaler("scaled" if scaled else "rgb").reformat(
         picture, width=width, height=height, format="rgb24", interpolation="AREA" if scaled else None, threads=1
@@ -147,7 +147,7 @@ def _convert_region(picture: av.VideoFrame, region: tuple[int, int, int, int]) -
     x1 = min(picture.width, (right + _CUT_PADDING_PX + 1) & ~1)
     y1 = min(picture.height, (bottom + _CUT_PADDING_PX + 1) & ~1)
     layout = _CUTTABLE.get(picture.format.name)
-    # With an odd side swscale stretches the chroma by a hair, which a cut cannot repeat.
+    # With an odd side swscale stretches the chroma slightly, which a cut cannot reproduce.
     if picture.width % 2 or picture.height % 2:
         layout = None
     if layout is None or (x1 - x0) * (y1 - y0) > _CUT_MAX_SHARE * picture.width * picture.height:
@@ -158,8 +158,8 @@ def _convert_region(picture: av.VideoFrame, region: tuple[int, int, int, int]) -
         cut = av.VideoFrame(x1 - x0, y1 - y0, picture.format.name)
         cut.colorspace, cut.color_range = picture.colorspace, picture.color_range
     else:
-        # Shrinking is only a way to a new frame with all tags of this one: PyAV has no setter for the chroma's
-        # position, which these conversions depend on. The pixels are overwritten below.
+        # Shrinking is only a way to get a new frame with all tags of this one: PyAV cannot set the chroma location,
+        # which these conversions depend on. The pixels are overwritten below.
         cut = _scaler("cut").reformat(picture, width=x1 - x0, height=y1 - y0, interpolation="POINT", threads=1)
     shift_x = int(picture.format.chroma_width(4) == 2)
     shift_y = int(picture.format.chroma_height(4) == 2)

@@ -1,7 +1,7 @@
-"""Videos at an address: which addresses are taken, how FFmpeg may reach them, and what its errors mean.
+"""Videos at an address: which addresses are accepted, how FFmpeg may reach them, and what its errors mean.
 
-An address is opened only because a caller handed it in. What lies there may name further addresses only as a
-playlist that is watched live, and never a file of this machine.
+An address is opened only because a caller passed it in. Its content may name further addresses only as a playlist of
+a live stream, and never a file of this machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, Optio
 from deepfake_preprocess.media.opening import CONTAINERS, Media, describe
 
 TIMEOUT_S: Final = 10.0
-"""How long opening an address, and each read from it, may take."""
+"""Limit for opening an address, and for each read from it."""
 
 _PROTOCOLS: Final = {
     "http": "http,https,tcp,tls,crypto",
@@ -31,14 +31,14 @@ _PROTOCOLS: Final = {
     "rtsp": "rtsp,rtp,udp,tcp,http",
     "rtsps": "rtsps,rtsp,rtp,srtp,udp,tcp,tls,https",
 }
-# Still images; FFmpeg has no demuxer "image" for what is not a file.
+# Still images; FFmpeg's demuxer "image2" reads files only.
 _IMAGES: Final = "jpeg_pipe,png_pipe,webp_pipe"
 _LIVE: Final = "hls,mpjpeg,rtsp"
 
 _HTTPS_PORT: Final = 443
 _RTSPS_PORT: Final = 322
-# The FFmpeg that comes with PyAV looks for Red Hat's file alone. Debian's, Red Hat's, and Alpine's or macOS's.
-_AUTHORITIES: Final = (
+# The FFmpeg that comes with PyAV looks for Red Hat's file only. Debian's, Red Hat's, and Alpine's or macOS's:
+_CERTIFICATE_FILES: Final = (
     "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem",
 )  # fmt: skip
 
@@ -49,22 +49,22 @@ def is_url(text: str) -> bool:
 
 
 def without_password(text: str) -> str:
-    """Return an address without user and password, for messages and reports; anything else as it is."""
+    """Return an address without user and password, for messages and reports; anything else unchanged."""
     return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*@", r"\1", text)
 
 
 def open_url(url: str, *, timeout_s: float = TIMEOUT_S) -> Media:
     """Open a video of finite length, or an image, at an http or https address.
 
-    Reading goes back and forth by range requests where the server knows them.
+    Where the server supports range requests, these are used for seeking.
 
     Args:
         url: the address; ``user:password@`` before the host is sent to the server and shown nowhere.
-        timeout_s: how long opening, and each read, may take.
+        timeout_s: limit for opening, and for each read.
 
     Raises:
         MediaNotFoundError: the server does not have it.
-        MediaOpenError: it cannot be reached, is no video or image, or has no end.
+        MediaOpenError: it cannot be reached, is not a video or an image, or has no end.
     """
     name = without_password(url)
     scheme = _scheme(url)
@@ -79,35 +79,35 @@ def open_url(url: str, *, timeout_s: float = TIMEOUT_S) -> Media:
         raise
     if media.duration_s is None and container.format.name not in _IMAGES.split(","):
         media.close()
-        raise MediaOpenError(f"{name} does not say how long it is; watch it, or download it first")
+        raise MediaOpenError(f"{name} does not state its length; watch it, or download it first")
     return media
 
 
 def open_live_url(
-    url: str, *, timeout_s: float = TIMEOUT_S, authorities: str | os.PathLike[str] | None = None
+    url: str, *, timeout_s: float = TIMEOUT_S, source_ca: str | os.PathLike[str] | None = None
 ) -> av.container.InputContainer:
     """Open a live stream (RTSP, HLS, MPEG-TS or JPEG pictures over HTTP), or any video at an address.
 
     Args:
         url: the address.
-        timeout_s: how long opening, and each read, may take.
-        authorities: PEM file with the certificates to trust; those that this machine trusts when None.
+        timeout_s: limit for opening, and for each read.
+        source_ca: PEM file of the certificates to trust; those that this machine trusts when None.
 
     Raises:
         MediaNotFoundError: the server does not have it.
-        MediaOpenError: it cannot be reached, or is no video.
+        MediaOpenError: it cannot be reached, or is not a video.
     """
     # Over TCP a slow reader makes the camera wait; over UDP, pictures would be damaged.
     options = {"rtsp_transport": "tcp"} if _scheme(url).startswith("rtsp") else {}
-    return _open(url, f"{CONTAINERS},{_LIVE}", options, timeout_s, authorities)
+    return _open(url, f"{CONTAINERS},{_LIVE}", options, timeout_s, source_ca)
 
 
-def check_authorities(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no PEM file of certificates to trust, with `OptionError`."""
+def check_certificates(path: str | os.PathLike[str]) -> None:
+    """Raise `OptionError` where a file is not a PEM file of certificates to trust."""
     try:
         ssl.create_default_context(cafile=path)
     except (OSError, ValueError) as exc:
-        raise OptionError(f"{os.fspath(path)}: this is no PEM file of certificates to trust") from exc
+        raise OptionError(f"{os.fspath(path)}: this is not a PEM file of certificates to trust") from exc
 
 
 def _scheme(url: str) -> str:
@@ -124,14 +124,14 @@ def _open(
     formats: str,
     options: dict[str, str],
     timeout_s: float,
-    authorities: str | os.PathLike[str] | None = None,
+    source_ca: str | os.PathLike[str] | None = None,
 ) -> av.container.InputContainer:
     name = without_password(url)
-    # Also for http, which may lead on to https.
+    # Certificates matter for http too, which may redirect to https.
     options = {
         "format_whitelist": formats, "protocol_whitelist": _PROTOCOLS[_scheme(url)], "tls_verify": "1", **options
     }  # fmt: skip
-    trusted = _authorities() if authorities is None else os.fspath(authorities)
+    trusted = _system_certificates() if source_ca is None else os.fspath(source_ca)
     if trusted is not None:
         options["ca_file"] = trusted
     try:
@@ -140,28 +140,28 @@ def _open(
                 url, mode="r", container_options=options, timeout=(timeout_s, timeout_s), metadata_errors="replace"
             )
     except MediaOpenError as exc:
-        # FFmpeg has no error of its own for it.
+        # FFmpeg has no error of its own for an untrusted certificate.
         if getattr(exc.__cause__, "errno", None) != errno.EIO or not (why := _mistrust(url, trusted, timeout_s)):
             raise
         raise MediaOpenError(
-            f"the certificate of {name} is not trusted ({why}); if an authority of your own has signed it, name its "
-            "PEM file: `watch` takes --source-ca FILE, everything else the environment variable SSL_CERT_FILE"
+            f"the certificate of {name} is not trusted ({why}); if your own authority signed it, name its PEM file "
+            "as source_ca to watch the address, or else in the environment variable SSL_CERT_FILE"
         ) from exc
 
 
-def _authorities() -> str | None:
-    """Return the file of the authorities that this machine trusts, which SSL_CERT_FILE overrides."""
+def _system_certificates() -> str | None:
+    """Return the file of the certificates that this machine trusts, which SSL_CERT_FILE overrides."""
     named = ssl.get_default_verify_paths().cafile
-    return named or next((path for path in _AUTHORITIES if Path(path).is_file()), None)
+    return named or next((path for path in _CERTIFICATE_FILES if Path(path).is_file()), None)
 
 
-def _mistrust(url: str, authorities: str | None, timeout_s: float) -> str:
-    """Say in a few words why the certificate at an address is not trusted, by trying; empty when it is."""
+def _mistrust(url: str, trusted: str | None, timeout_s: float) -> str:
+    """Return why the certificate at an address is not trusted, by connecting; empty when it is trusted."""
     place = urlsplit(url)
     default_port = _RTSPS_PORT if place.scheme.lower() == "rtsps" else _HTTPS_PORT
     if place.scheme.lower() not in ("https", "rtsps") or place.hostname is None:
         return ""
-    context = ssl.create_default_context(cafile=authorities)
+    context = ssl.create_default_context(cafile=trusted)
     try:
         with (
             socket.create_connection((place.hostname, place.port or default_port), timeout=timeout_s) as plain,
@@ -176,28 +176,28 @@ def _mistrust(url: str, authorities: str | None, timeout_s: float) -> str:
 
 @contextmanager
 def url_errors(name: str, timeout_s: float) -> Iterator[None]:
-    """Translate what PyAV raises about an address; the one place where it is done."""
+    """Translate what PyAV raises about an address; the only place that does."""
     try:
         yield
     except av.error.HTTPNotFoundError as exc:
         raise MediaNotFoundError(f"the server has no {name} (404); check the address") from exc
     except (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError) as exc:
         raise MediaOpenError(
-            f"the server does not let us read {name} ({exc.strerror}); put user:password@ before the host, or ask "
-            "its owner"
+            f"the server denies access to {name} ({exc.strerror}); put user:password@ before the host, or ask its "
+            "owner"
         ) from exc
     except av.error.HTTPError as exc:
         raise MediaOpenError(f"the server refuses {name} ({exc.strerror}); check the address, or try later") from exc
     except (av.error.ExitError, av.error.TimeoutError) as exc:
         raise MediaOpenError(
-            f"{name} sent nothing for {timeout_s:g} s; is its server up and the network fast?"
+            f"{name} sent nothing for {timeout_s:g} s; check that its server is up and the network fast enough"
         ) from exc
     except av.error.ConnectionRefusedError as exc:
         raise MediaOpenError(f"nothing answers at {name} (connection refused); check host and port") from exc
     except av.error.InvalidDataError as exc:
         raise MediaOpenError(
-            f"what lies at {name} is no video that we can read; check that it plays, and that the address is that of "
-            "the video and not of a page around it"
+            f"{name} is not a video that we can read; check that it plays, and that the address is that of the video "
+            "and not of a page around it"
         ) from exc
     except (av.error.FFmpegError, OSError) as exc:
         reason = getattr(exc, "strerror", None) or str(exc)

@@ -1,13 +1,13 @@
-"""Which frames of a video are looked at: `Sampling` asks for times, `FramePicker` turns them into frames.
+"""Which frames of a video are sampled: `Sampling` asks for times, `FramePicker` turns them into frames.
 
 Knows nothing of files or decoders.
 
-A time asks for the frame that is *on screen* then: the last one whose timestamp is not after it. Nobody
-asks "the first frame at or after": with as many targets as frames it would lose the first frame and look past
-the end for the last. Where nothing is on screen yet, the first frame is taken. A frame is taken once.
+A time asks for the frame that is *on screen* then: the last one whose timestamp is not after it. "The first frame at
+or after" would, with as many targets as frames, lose the first frame and look past the end for the last. Where
+nothing is on screen yet, the first frame is taken. A frame is taken once.
 
-A frame to which no other refers is decoded for the sample alone, and is coded more coarsely. So evenly spaced samples
-take the last frame before it that others refer to, if that is less than half their distance away.
+A frame that no other refers to is decoded for the sample alone, and is coded more coarsely. So evenly spaced samples
+take the last referenced frame before it, if that is less than half the distance between samples away.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SamplingMode: TypeAlias = Literal["uniform", "fast"]
 SAMPLING_MODES: Final[tuple[SamplingMode, ...]] = get_args(SamplingMode)
 MAX_STRETCH_S: Final = 15.0
 """Longest stretch between keyframes, in seconds, of which the fast mode leaves out a part."""
-# The fast mode looks at this part of a stretch, one in so many. With a half, analyzing a 10 s clip of 1080p with two
+# The fast mode samples the first 1 / _EARLY_PART of a stretch. With a half, analyzing a 10 s clip of 1080p with two
 # keyframes took 1.02 times the CPU time of decoding it, with a third 0.89.
 _EARLY_PART = 4
 _MICROSECOND = Fraction(1, 1_000_000)
@@ -34,23 +34,23 @@ _MICROSECOND = Fraction(1, 1_000_000)
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Which frames of a video are looked at; exactly one of the first three is set.
+    """Which frames of a video are sampled; exactly one of the first three is set.
 
     Attributes:
         num_frames: that many frames, on screen at the midpoints of equal parts of the video, or shortly before where
-            that is cheaper to decode; all frames when there are fewer. To use another one, set this to None.
+            that is cheaper to decode; all frames when there are fewer. To use another way, set this to None.
         fps: that many frames per second from the start, likewise; all frames when the video has fewer.
-        at_seconds: the frames on screen at these times from the start, rising; `Frame.pts_seconds` of an earlier
-            pass finds the same frames again.
+        at_seconds: the frames on screen at these times from the start, in increasing order; `Frame.pts_seconds` of
+            an earlier pass finds the same frames again.
         mode: ``uniform`` takes the frames at these times. ``fast`` takes as many, moved to where decoding is cheap:
             of each stretch between two keyframes, the keyframe and frames spread over the first quarter of the
             stretch. So a sample stays in its stretch and moves by less than `MAX_STRETCH_S`, and what happens only
-            later in a stretch is not seen. Where the container does not name the keyframes, where they
-            are farther apart than `MAX_STRETCH_S`, and where nothing would be gained, it is ``uniform``.
+            later in a stretch is not seen. It is ``uniform`` where the container does not name the keyframes, where
+            they are farther apart than `MAX_STRETCH_S`, and where nothing would be gained.
 
     Raises:
-        OptionError: none or several are set, the value is out of range, there is no such mode, or `at_seconds` is to
-            be moved.
+        OptionError: none or several are set, a value is out of range, the mode is unknown, or ``fast`` is combined
+            with `at_seconds`.
     """
 
     num_frames: int | None = 32
@@ -72,32 +72,32 @@ class Sampling:
             not all(isfinite(time) and time >= 0 for time in self.at_seconds)
             or any(later <= time for time, later in pairwise(self.at_seconds))
         ):
-            raise OptionError(f"at_seconds is {self.at_seconds!r}; allowed: rising times from 0")
+            raise OptionError(f"at_seconds is {self.at_seconds!r}; allowed: increasing times from 0")
         if self.mode not in SAMPLING_MODES:
             raise OptionError(f"the sampling mode is {self.mode!r}; allowed: {', '.join(SAMPLING_MODES)}")
         if self.mode == "fast" and self.at_seconds is not None:
-            raise OptionError("at_seconds names the frames, so that the sampling mode cannot be 'fast'; leave it out")
+            raise OptionError("the sampling mode 'fast' cannot be combined with at_seconds; leave it out")
 
     def targets(self, *, start: int, duration: int | None, time_base: Fraction) -> Iterator[int]:
-        """Return the times asked for, rising, in ticks of `time_base`.
+        """Return the times asked for, in increasing order, in ticks of `time_base`.
 
         Args:
             start: time of the first frame, in ticks.
-            duration: length in ticks; may be None, as unknown, but for `num_frames`.
+            duration: length in ticks, or None if unknown; `num_frames` needs it.
             time_base: seconds per tick.
         """
         if self.at_seconds is not None:
-            # The microsecond reaches no further frame, and finds one whose time was printed with six digits.
+            # A microsecond reaches no further frame, and finds one whose time was printed with six digits.
             return (start + floor((Fraction(time) + _MICROSECOND) / time_base) for time in self.at_seconds)
         if self.fps is not None:
             end = None if duration is None else start + duration
             return _at_rate(self.fps, start, end, time_base)
         if self.num_frames is None or duration is None:
             raise ValueError("num_frames needs a duration")
-        return _midpoints(self.num_frames, start, duration)
+        return midpoints(self.num_frames, start, duration)
 
     def reach(self, *, duration: int | None, time_base: Fraction) -> int:
-        """Return how much earlier a frame may be than its time, in ticks: half the distance between samples."""
+        """Return how much earlier than its time a frame may be, in ticks: half the distance between samples."""
         if self.fps is not None:
             return floor(1 / (2 * Fraction(self.fps) * time_base))
         if self.num_frames is None or duration is None:
@@ -107,7 +107,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class PartOf(Sampling):
-    """Some of the frames of another sampling: what one pass of several takes.
+    """Some of the frames of another sampling, for one of several passes.
 
     Attributes:
         positions: which of its times, counted from 0.
@@ -137,20 +137,21 @@ def early_offsets(count: int, stretch: int, frame: int) -> list[int]:
 
     Returns:
         `count` times in ticks from the stretch's start, the keyframe's time first. They spread over a quarter of the
-        stretch, or over as much as it takes to meet `count` different frames.
+        stretch, or as much as it takes to meet `count` different frames.
     """
-    # Rounded timestamps may lie a tick farther apart than the frames.
+    # Rounded timestamps may be a tick farther apart than the frames.
     step = max(stretch // (_EARLY_PART * count), min(frame + 1, stretch // count))
     return [number * step for number in range(count)]
 
 
-def _midpoints(num_frames: int, start: int, duration: int) -> Iterator[int]:
+def midpoints(num_frames: int, start: int, duration: int) -> Iterator[int]:
+    """Return the midpoints of `num_frames` equal parts of `duration`, from `start` on, rounded down."""
     # Integers throughout: floats would lose ticks in a long stream with a fine time base.
     return (start + (2 * part + 1) * duration // (2 * num_frames) for part in range(num_frames))
 
 
 def _at_rate(fps: float, start: int, end: int | None, time_base: Fraction) -> Iterator[int]:
-    # A rate finer than the time base asks for every tick, not for the same one again and again.
+    # A rate finer than the time base asks for every tick, not for the same one repeatedly.
     step = max(Fraction(1), 1 / (Fraction(fps) * time_base))
     # Rounded up: containers round timestamps to ticks, and a frame due at 66.67 ms may be written as 67.
     ticks = (start + ceil(number * step) for number in count())
@@ -160,18 +161,17 @@ def _at_rate(fps: float, start: int, end: int | None, time_base: Fraction) -> It
 class FramePicker:
     """Decides from timestamps alone, in decoding order, which frames are wanted.
 
-    No frame to come is shown before the decoding time (dts) of the packet just read. So once that is past a
-    target, the frame on screen at the target is known, a few packets after it was read: there is no need to
-    scan the file first.
+    No later frame is shown before the decoding time (dts) of the packet just read. So once that is past a target,
+    the frame on screen at the target is known, a few packets after it was read, without scanning the file first.
     """
 
     def __init__(self, targets: Iterator[int], *, reach: int = 0) -> None:
         """Prepare for the frames of one stream.
 
         Args:
-            targets: rising times in ticks.
-            reach: how much earlier than its target a frame that others refer to may be, to be taken in place of one
-                that none refers to; less than the distance between targets.
+            targets: increasing times in ticks.
+            reach: how much earlier than its target a referenced frame may be to be taken instead of an unreferenced
+                one; less than the distance between targets.
         """
         self._targets = targets
         self._reach = reach
@@ -186,11 +186,11 @@ class FramePicker:
         self._counted_to: int | None = None
 
     def read(self, pts: int, dts: int | None, *, referenced: bool = True) -> dict[int, int]:
-        """Take note of a packet, and return the frames that are now known to be wanted.
+        """Record a packet, and return the frames that are now known to be wanted.
 
         Args:
-            pts: time at which the packet's frame is shown, in ticks.
-            dts: its decoding time in ticks, or None where the container does not say.
+            pts: presentation time of the packet's frame, in ticks.
+            dts: its decoding time in ticks, or None where the container does not state it.
             referenced: whether other frames may refer to it.
 
         Returns:
@@ -209,18 +209,18 @@ class FramePicker:
         return {} if dts is None else self._settle(dts)
 
     def end(self) -> dict[int, int]:
-        """Return the frames wanted by the targets left when nothing more can be read."""
+        """Return the frames wanted by the remaining targets when nothing more can be read."""
         return self._settle(None)
 
     def is_settled(self, pts: int) -> bool:
-        """Return whether a frame that was read, and was not returned as wanted, never will be."""
+        """Return whether a frame that was read and not returned as wanted never will be."""
         return self.target is None or ((pick := self._pick(self.target)) is not None and pts < pick)
 
     def jump(self, num_before: int, *, counted_to: int | None = None) -> None:
-        """Forget what was read: reading goes on at a keyframe.
+        """Forget what was read: reading continues at a keyframe.
 
         Args:
-            num_before: frames that precede it in decoding order; or with `counted_to` all that are shown before that.
+            num_before: frames that precede it in decoding order, or with `counted_to` all that are shown before that.
             counted_to: the keyframe's time in ticks.
         """
         self._later.clear()
@@ -228,7 +228,7 @@ class FramePicker:
         self._num_read, self._counted_to = num_before, counted_to
 
     def _show(self, pts: int, *, referenced: bool) -> None:
-        """Take note of a frame that is not after the target."""
+        """Record a frame that is not after the target."""
         self._on_screen = pts if self._on_screen is None else max(self._on_screen, pts)
         if not referenced:
             if self._referenced is None or pts > self._referenced:
@@ -238,7 +238,7 @@ class FramePicker:
             del self._unreferenced[: bisect_right(self._unreferenced, pts)]
 
     def _pick(self, target: int) -> int | None:
-        """Return the frame that `target` would take of those shown."""
+        """Return the frame that `target` would take among those shown."""
         if self._referenced is not None and target - self._referenced <= self._reach:
             return self._referenced
         return self._on_screen

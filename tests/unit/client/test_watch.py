@@ -254,7 +254,7 @@ def test_what_cannot_be_watched_is_said_in_one_sentence(client: DeepfakeClient, 
     (tmp_path / "text.ts").write_text("no video at all\n" * 100)
     with pytest.raises(MediaOpenError, match=r"text\.ts cannot be opened as a video"):
         watched(client, tmp_path / "text.ts")
-    with pytest.raises(MediaOpenError, match=r"cannot be opened .*is it a video camera"):
+    with pytest.raises(MediaOpenError, match=r"cannot be opened .*check that it is a video camera"):
         watched(client, "/dev/null")
     assert live_threads() == []
 

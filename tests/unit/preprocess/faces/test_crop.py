@@ -23,7 +23,7 @@ def face(left, top, right, bottom, eyes=None):
 
 
 def painted(left, top, right, bottom, size_wh=(640, 480)):
-    """Grey, with a white rectangle."""
+    """Gray, with a white rectangle."""
     image = np.full((size_wh[1], size_wh[0], 3), 50, dtype=np.uint8)
     image[top:bottom, left:right] = 255
     return ArrayFrame.from_rgb(image)
@@ -48,7 +48,7 @@ def test_margin_is_a_share_of_the_longer_side_on_each_side(size):
     assert white_box(crop) == (size // 4, size // 4, size * 3 // 4, size * 3 // 4)
 
 
-def test_the_longer_side_decides_and_the_centre_stays():
+def test_the_longer_side_decides_and_the_center_stays():
     crop = crop_face(painted(200, 100, 264, 228), face(200, 100, 264, 228), spec(128, 128))
     assert white_box(crop) == (32, 0, 96, 128)
 
@@ -98,7 +98,7 @@ def test_eyes_come_out_level_and_where_they_must(degrees, size):
     angle = np.deg2rad(degrees)
     center = np.array([320.0, 240.0])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    # Two discs, 25 px left and right of the centre and 20 px above it, in a face turned by `degrees`.
+    # Two discs, 25 px left and right of the center and 20 px above it, in a face turned by `degrees`.
     eyes = [center + turn @ np.array([x, -20.0]) for x in (-25.0, 25.0)]
     yy, xx = np.mgrid[:480, :640] + 0.5
     image = np.zeros((480, 640, 3), dtype=np.uint8)

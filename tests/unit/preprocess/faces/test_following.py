@@ -56,9 +56,9 @@ def detector(mtcnn: Counting) -> Counting:
     return mtcnn
 
 
-def scene(*places: tuple[int, int, float], grey: int = 128) -> np.ndarray:
-    """Heads on grey; each place is x, y and scale, and later ones hide earlier ones."""
-    picture = np.full((SIZE_WH[1], SIZE_WH[0], 3), grey, dtype=np.uint8)
+def scene(*places: tuple[int, int, float], gray: int = 128) -> np.ndarray:
+    """Heads on gray; each place is x, y and scale, and later ones hide earlier ones."""
+    picture = np.full((SIZE_WH[1], SIZE_WH[0], 3), gray, dtype=np.uint8)
     for x, y, scale in places:
         head = cv2.resize(HEAD, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         picture[y : y + head.shape[0], x : x + head.shape[1]] = head
@@ -129,8 +129,8 @@ def test_of_two_faces_in_one_place_one_is_left_and_the_other_comes_back(detector
     assert_at(sightings[0], *paths[0])
     assert_at(sightings[5], paths[5][1])
     for sighting in sightings:
-        centres = [face.box_xyxy[:2] for face in sighting.faces]
-        assert all(np.abs(a - b).max() > 10 for n, a in enumerate(centres) for b in centres[:n])
+        centers = [face.box_xyxy[:2] for face in sighting.faces]
+        assert all(np.abs(a - b).max() > 10 for n, a in enumerate(centers) for b in centers[:n])
     # Detection, which comes every few frames, sees both again; following the one left could not.
     assert_at(find_faces(detector, scene(*paths[-1]), 9.0, None), *paths[-1])
 
@@ -138,7 +138,7 @@ def test_of_two_faces_in_one_place_one_is_left_and_the_other_comes_back(detector
 @pytest.mark.parametrize(
     ("before", "after", "step_s"),
     [
-        pytest.param(scene((40, 40, 0.6)), scene((40, 40, 0.6), (240, 40, 0.8), grey=190), 0.2, id="cut"),
+        pytest.param(scene((40, 40, 0.6)), scene((40, 40, 0.6), (240, 40, 0.8), gray=190), 0.2, id="cut"),
         pytest.param(scene(), scene((40, 40, 0.6)), 0.2, id="nobody before"),
         pytest.param(scene((40, 40, 0.6)), scene((40, 40, 0.6)), MAX_GAP_S * 1.1, id="long pause"),
         pytest.param(scene((40, 40, 0.6)), scene((40, 40, 0.6))[:200], 0.2, id="another size"),

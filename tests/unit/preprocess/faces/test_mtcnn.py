@@ -31,7 +31,7 @@ def photo() -> np.ndarray:
 
 
 def placed(photo: np.ndarray, size_wh: tuple[int, int], places: list[tuple[int, int, float]]) -> np.ndarray:
-    """Put scaled head-and-shoulder crops on a grey picture; each place is x, y and scale."""
+    """Put scaled head-and-shoulder crops on a gray picture; each place is x, y and scale."""
     head = photo[0:260, 90:350]
     picture = np.full((size_wh[1], size_wh[0], 3), 128, dtype=np.uint8)
     for x, y, scale in places:

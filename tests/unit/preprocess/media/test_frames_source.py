@@ -14,7 +14,7 @@ from deepfake_preprocess.errors import InputError, MediaOpenError, OptionError
 from deepfake_preprocess.media.frames_source import open_array, open_frames
 from deepfake_preprocess.media.opening import Sampling
 
-GREY = np.full((40, 60, 3), 90, np.uint8)
+GRAY = np.full((40, 60, 3), 90, np.uint8)
 
 
 def some(count: int) -> Iterator[NDArray[np.uint8]]:
@@ -67,7 +67,7 @@ def test_by_rate_the_frame_on_screen_is_taken_as_it_comes() -> None:
 
 
 def test_times_may_come_with_the_frames() -> None:
-    pairs = [(10.0, GREY), (10.1, GREY), (10.9, GREY), (11.0, GREY), (11.3, GREY)]
+    pairs = [(10.0, GRAY), (10.1, GRAY), (10.9, GRAY), (11.0, GRAY), (11.3, GRAY)]
     frames = list(open_frames(iter(pairs)).frames(Sampling(num_frames=None, fps=2)))
     assert [(frame.index, frame.pts_seconds) for frame in frames] == [(0, 10.0), (1, 10.1), (3, 11.0), (4, 11.3)]
 
@@ -75,12 +75,12 @@ def test_times_may_come_with_the_frames() -> None:
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (GREY.astype(np.float32), r"float32 \[40, 60, 3\]; values in \[0, 1\] become it"),
-        (GREY[..., 0], r"uint8 \[40, 60\]; repeat the grey channel"),
-        (GREY.transpose(2, 0, 1), r"uint8 \[3, 40, 60\]; put channels last"),
+        (GRAY.astype(np.float32), r"float32 \[40, 60, 3\]; values in \[0, 1\] become it"),
+        (GRAY[..., 0], r"uint8 \[40, 60\]; repeat the gray channel"),
+        (GRAY.transpose(2, 0, 1), r"uint8 \[3, 40, 60\]; put channels last"),
         (np.zeros((40, 60, 4), np.uint8), r"leave out alpha"),
-        (GREY[:0], r"uint8 \[0, 60, 3\]"),
-        (GREY.astype(np.int64), r"int64 \[40, 60, 3\]; from OpenCV, cv2\.cvtColor"),
+        (GRAY[:0], r"uint8 \[0, 60, 3\]"),
+        (GRAY.astype(np.int64), r"int64 \[40, 60, 3\]; from OpenCV, cv2\.cvtColor"),
         ("clip.mp4", "a str; for files use analyze_many"),
         ([1, 2], "a list; np.asarray"),
     ],
@@ -94,27 +94,27 @@ def test_what_is_no_rgb_array_is_refused_with_the_way_to_make_one(image: object,
 
 
 def test_a_wrong_frame_in_the_middle_is_named() -> None:
-    media = open_frames([GREY, GREY, GREY[:20]], name="camera 4")
+    media = open_frames([GRAY, GRAY, GRAY[:20]], name="camera 4")
     with pytest.raises(MediaOpenError, match=r"camera 4: frame 2 has 60x20 pixels and the first 60x40"):
         list(media.frames(Sampling(num_frames=3)))
-    backwards = open_frames([(0.2, GREY), (0.1, GREY)])
-    with pytest.raises(MediaOpenError, match=r"frame 1 has the time 0.1; .* later than the one before"):
+    backwards = open_frames([(0.2, GRAY), (0.1, GRAY)])
+    with pytest.raises(MediaOpenError, match=r"frame 1 has the time 0.1; .* later than the previous one"):
         list(backwards.frames(Sampling(num_frames=2)))
 
 
 def test_no_frame_a_bad_rate_and_a_second_pass_are_refused() -> None:
-    with pytest.raises(MediaOpenError, match="not one frame"):
+    with pytest.raises(MediaOpenError, match="there are no frames"):
         open_frames([])
     with pytest.raises(OptionError, match="fps is 0"):
-        open_frames([GREY], fps=0)
-    media = open_frames([GREY])
+        open_frames([GRAY], fps=0)
+    media = open_frames([GRAY])
     assert len(list(media.frames())) == 1
-    with pytest.raises(OptionError, match="hand them over again"):
+    with pytest.raises(OptionError, match="pass them in again"):
         media.frames()
 
 
 def test_arrays_of_three_and_of_four_axes() -> None:
-    assert open_array(GREY).kind == "image"
-    several = open_array(np.stack([GREY, GREY]))
+    assert open_array(GRAY).kind == "image"
+    several = open_array(np.stack([GRAY, GRAY]))
     assert (several.kind, several.width_px, several.height_px) == ("video", 60, 40)
     assert len(list(several.frames())) == 2

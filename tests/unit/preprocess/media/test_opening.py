@@ -18,7 +18,7 @@ from deepfake_preprocess.media import decoding
 from deepfake_preprocess.media import opening as video
 from deepfake_preprocess.media.decoding import DecodeStats, Decoding
 from deepfake_preprocess.media.opening import open_media
-from deepfake_preprocess.media.playlist_check import reference_test
+from deepfake_preprocess.media.packet_references import reference_test
 from deepfake_preprocess.media.sampling import Sampling
 
 
@@ -325,7 +325,7 @@ def test_mirroring_is_applied(tmp_path, matrix, turn):
 
 
 @pytest.mark.parametrize("color", [(1, 1), (1, 2), (5, 1), (5, 2), (9, 1)], ids=str)
-def test_colour_matrix_and_range_are_those_of_the_stream(tmp_path, color):
+def test_color_matrix_and_range_are_those_of_the_stream(tmp_path, color):
     image = np.zeros((96, 128, 3), dtype=np.uint8)
     image[:, :64], image[:, 64:] = (200, 40, 60), (30, 180, 220)
     media.write_video(tmp_path / "a.mp4", [image] * 3, color=color)
@@ -507,7 +507,7 @@ def test_images_are_videos_of_one_frame(tmp_path, ending, codec):
     assert np.abs(frame.to_rgb().astype(int) - image).mean() < 4
 
 
-def test_image_alpha_is_dropped_and_grey_expanded(tmp_path):
+def test_image_alpha_is_dropped_and_gray_expanded(tmp_path):
     color = np.full((20, 30, 4), (10, 20, 200, 0), dtype=np.uint8)
     for image, expected in ((color, (200, 20, 10)), (np.full((20, 30), 77, np.uint8), (77, 77, 77))):
         with open_media(cv2.imencode(".png", image)[1].tobytes()) as still:

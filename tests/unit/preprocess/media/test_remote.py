@@ -96,10 +96,10 @@ def test_what_cannot_be_had_is_said_in_one_sentence(client: DeepfakeClient, site
         with pytest.raises(MediaNotFoundError, match=r"no http://.*/missing\.mp4 \(404\); check the address"):
             ask(f"{site.url}/missing.mp4")
         for name, words in (
-            ("private.mp4", "does not let us read"),
+            ("private.mp4", "denies access to"),
             ("login.mp4", "user:password@ before the host"),
             ("broken.mp4", "refuses .*try later"),
-            ("page.html", "is no video that we can read"),
+            ("page.html", "is not a video that we can read"),
             ("empty.mp4", r"empty\.mp4"),
         ):
             with pytest.raises(MediaOpenError, match=words):
@@ -140,7 +140,7 @@ def test_a_source_at_https_is_watched_when_its_certificate_is_trusted(
     assert (verdicts[0].label, verdicts[-1].label) == (Label.REAL, Label.FAKE)
     asked = list(secure_site.asked)
     for source_ca, address, words in (
-        (None, url, "unable to get local issuer certificate.*--source-ca FILE"),
+        (None, url, "unable to get local issuer certificate.*name its PEM file as source_ca"),
         (other, url, "certificate verify failed|unable to get local issuer certificate|self.signed"),
         (ours, url.replace("localhost", "127.0.0.1"), "IP address mismatch"),
     ):
@@ -181,7 +181,7 @@ def test_the_environment_names_authorities_for_every_address(
 def test_a_file_without_certificates_is_refused_at_once(client: DeepfakeClient, tmp_path: Path) -> None:
     (tmp_path / "text.pem").write_text("no certificate")
     for name in ("text.pem", "gone.pem"):
-        with pytest.raises(OptionError, match=f"{name}: this is no PEM file"):
+        with pytest.raises(OptionError, match=f"{name}: this is not a PEM file"):
             client.watch("https://localhost/live.ts", options=WatchOptions(source_ca=tmp_path / name))
 
 
@@ -234,7 +234,7 @@ def test_a_stream_without_an_end_is_not_analyzed_but_watched(
         site.closing.wait(30)
 
     site.files["/live.ts"] = endless
-    with pytest.raises(MediaOpenError, match="does not say how long it is; watch it"):
+    with pytest.raises(MediaOpenError, match="does not state its length; watch it"):
         client.analyze(f"{site.url}/live.ts")
     verdicts = client.watch(
         f"{site.url}/live.ts", options=WatchOptions(fps=10, window_s=1.0, step_s=0.5, max_latency_s=60)

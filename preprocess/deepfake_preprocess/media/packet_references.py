@@ -1,6 +1,6 @@
-"""Whether other pictures of a video are decoded from a picture; told from its packet, without decoding.
+"""Whether other pictures of a video refer to a picture, read from its packet without decoding it.
 
-What is not referred to (most B-frames) costs a sample as much as any picture, and is coded more coarsely.
+A picture that none refers to (most B-frames) costs as much to sample as any other and is coded more coarsely.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ _START_CODE = b"\0\0\1"
 
 
 def reference_test(codec: str, extradata: bytes | None) -> Callable[[memoryview], bool]:
-    """Return a function that tells from a packet's content whether other pictures may refer to its picture.
+    """Return a test of a packet's content: whether other pictures may refer to its picture.
 
     In H.264 (ITU-T H.264, 7.4.1) ``nal_ref_idc`` of the picture's slices says so, in HEVC (ITU-T H.265, 7.4.2.2)
-    their type. Pictures of other codings, and packets in which no slice is found, count as referred to.
+    their type. Pictures of other codecs, and packets without a slice, count as referenced.
 
     Args:
         codec: FFmpeg's name of the decoder.
-        extradata: the stream's configuration record (ISO/IEC 14496-15), which says how packets are cut; without one
-            they hold start codes.
+        extradata: the stream's configuration record (ISO/IEC 14496-15), which says how packets are divided into
+            units; without one, start codes divide them.
     """
     is_reference = {"h264": _h264_reference, "hevc": _hevc_reference}.get(codec)
     if is_reference is None:
@@ -50,7 +50,7 @@ def _hevc_reference(header: int) -> bool | None:
 def _headers(content: memoryview, length_size: int | None) -> Iterator[int]:
     """Yield the first byte of each unit (NAL unit) of a packet."""
     if length_size is None:
-        # A start code ends the unit before; what the last one holds does not matter here.
+        # A start code ends the unit before it; what the last unit holds does not matter here.
         for unit in bytes(content).split(_START_CODE)[1:]:
             yield from unit[:1]
         return
