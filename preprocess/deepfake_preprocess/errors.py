@@ -1,11 +1,11 @@
-"""The error tree of the whole project; every part raises from here, so that a caller can catch by kind.
+"""The error tree of the whole project; every part raises from it, and callers catch by kind.
 
 ::
 
     DeepfakeError
-    ├── InputError                      what the user handed in cannot be used        (exit code 2)
+    ├── InputError                      what the user passed in cannot be used        (exit code 2)
     │   ├── MediaNotFoundError          also FileNotFoundError
-    │   ├── MediaOpenError              exists, but is no video or image we can open
+    │   ├── MediaOpenError              exists, but cannot be opened as a video or an image
     │   ├── SpecError                   also ValueError: a ModelSpec field is wrong
     │   ├── CheckpointError             a checkpoint cannot be read or does not fit
     │   ├── RepositoryError             a model repository is missing, incomplete or altered
@@ -15,23 +15,23 @@
     │   ├── ServerUnavailableError      also ConnectionError: nothing answers, or it went away
     │   ├── ServerTlsError              also ConnectionError: certificates or TLS itself do not fit
     │   ├── ServerAccessError           also PermissionError: a token or header is missing or wrong
-    │   ├── SharedMemoryError           client and server share no memory
+    │   ├── SharedMemoryError           client and server cannot share memory
     │   ├── ServerTimeoutError          also TimeoutError: no answer within the deadline
-    │   ├── ServerBusyError             the server's queue is full; trying later may help
+    │   ├── ServerBusyError             the server's queue is full; retrying later may help
     │   ├── ModelNotFoundError          the server runs but does not offer that model
     │   ├── ModelContractError          the model is served, but not under this project's contract
     │   └── InferenceError              the server answered with an error of its own
     ├── ServerStartError                an embedded server could not be started       (exit code 4)
     ├── ExportError                     an export or its proof failed                 (exit code 1)
     │   ├── ParityError                 an artifact does not reproduce the checkpoint
-    │   └── EngineError                 TensorRT is not there, or refuses the graph
-    ├── TrainingError                   a training run cannot go on; what it saved is good  (exit code 1)
-    ├── ExplainError                    a heatmap cannot be given                     (exit code 1)
+    │   └── EngineError                 TensorRT is missing, or refuses the graph
+    ├── TrainingError                   a training run cannot continue                (exit code 1)
+    ├── ExplainError                    a heatmap cannot be made                      (exit code 1)
     │   └── ExplainDisagreementError    the checkpoint does not give the score that is served
     └── MissingExtraError               also ImportError: an optional part is not installed (exit code 2)
 
-Foreign errors (gRPC, PyAV, ONNX Runtime) are translated in one place each and never reach a caller.
-Every message is one sentence that says what was received and what to do.
+Foreign errors (gRPC, PyAV, ONNX Runtime) are translated in one place each and never reach a caller. Every message is
+one sentence that states what was received and what to do. Messages name parameters; commands show their options.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class DeepfakeError(Exception):
     """Base of every error this project raises on purpose.
 
     Attributes:
-        exit_code: process exit code the `deepfake` command uses for this kind of error.
+        exit_code: exit code of the `deepfake` command for this kind of error.
     """
 
     exit_code: int = 1
 
 
 class InputError(DeepfakeError):
-    """Something the user handed in cannot be used."""
+    """Something that the user passed in cannot be used."""
 
     exit_code = 2
 
@@ -96,11 +96,11 @@ class ServerTlsError(ServerError, ConnectionError):
 
 
 class ServerAccessError(ServerError, PermissionError):
-    """The server answers, but asks for a token or header that was not given."""
+    """The server answers, but requires a token or header that was not given."""
 
 
 class SharedMemoryError(ServerError):
-    """Crops cannot be handed to the server in shared memory."""
+    """Crops cannot be passed to the server in shared memory."""
 
 
 class ServerTimeoutError(ServerError, TimeoutError):
@@ -142,15 +142,15 @@ class EngineError(ExportError):
 
 
 class TrainingError(DeepfakeError):
-    """A training run cannot go on (no finite loss, no memory, no space); what it saved before is good."""
+    """A training run cannot continue (no finite loss, no memory, no space); what it saved before is intact."""
 
 
 class ExplainError(DeepfakeError):
-    """A heatmap cannot be given."""
+    """A heatmap cannot be made."""
 
 
 class ExplainDisagreementError(ExplainError):
-    """The checkpoint does not give the served score, or is another one than is served; holds both sides."""
+    """The checkpoint does not give the served score, or differs from the served one; states both sides."""
 
 
 class MissingExtraError(DeepfakeError, ImportError):

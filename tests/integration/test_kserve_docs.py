@@ -1,4 +1,4 @@
-"""docs/kserve.md: its Python, JavaScript and curl are run as written, and give the scores of our own crop and client."""
+"""docs/kserve.md: its Python, JavaScript and curl are run as written, and give the scores of our crop and client."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""From a face in a frame to the network's input: one uint8 RGB crop, as the model's spec asks for.
+"""From a face in a frame to the network's input: one uint8 RGB crop, as the model's spec says.
 
-The cut is taken from the full-resolution frame, of which only the part that is needed is converted to RGB.
-Choices, each of which training code must share for scores to mean anything:
+The cut is taken from the full-resolution frame, of which only the needed part is converted to RGB. Training code must
+share each of these choices, or scores mean nothing:
 
-- The cut is centred on the box, and its shorter side is the box's longer side times ``1 + 2 * margin``. For a
-  network with a square input that is a square; for another the longer side follows the input's aspect ratio, so
-  that a face is never stretched.
-- Upright cuts lie on whole pixels. What lies outside the picture is black.
-- Shrinking averages (`INTER_AREA`, no aliasing), enlarging interpolates (`INTER_LINEAR`). A turned cut is averaged
-  down by the whole part of the scale and interpolated for the rest, in one step with the turn.
-- ``align: eyes`` turns the cut about the box's centre until the eye line is level. Without landmarks, or with both
-  eyes in one place, the cut stays upright.
+- The cut is centered on the box, and its shorter side is the box's longer side times ``1 + 2 * margin``. For a
+  network with a square input it is a square; for another, the longer side follows the input's aspect ratio, and a
+  face is never stretched.
+- Upright cuts are aligned to whole pixels. Outside the picture they are black.
+- Shrinking averages (`INTER_AREA`, no aliasing), enlarging interpolates (`INTER_LINEAR`). A rotated cut is averaged
+  down by the whole part of the scale and interpolated for the rest, in one step with the rotation.
+- ``align: eyes`` rotates the cut about the center of the box until the eye line is level. Without landmarks, or with
+  both eyes in one place, the cut stays upright.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def crop_face(frame: Frame, face: Face, spec: ModelSpec) -> NDArray[np.uint8]:
     place = place_cut(face, (frame.width_px, frame.height_px), spec)
     target_wh = spec.input_size_wh
     if place.angle != 0.0:
-        return _turned_cut(frame, place.center, place.size_wh, target_wh, place.angle)
+        return _rotated_cut(frame, place.center, place.size_wh, target_wh, place.angle)
     cut = _upright_cut(frame, *place.corner, *place.size_wh)
     if place.size_wh == target_wh:
         return cut
@@ -65,7 +65,7 @@ def _upright_cut(frame: Frame, left: int, top: int, width: int, height: int) -> 
     return cut
 
 
-def _turned_cut(
+def _rotated_cut(
     frame: Frame, center: tuple[float, float], cut_wh: tuple[int, int], target_wh: tuple[int, int], angle: float
 ) -> NDArray[np.uint8]:
     width, height = cut_wh
@@ -73,8 +73,8 @@ def _turned_cut(
     reach_x = (abs(cosine) * width + abs(sine) * height) / 2
     reach_y = (abs(sine) * width + abs(cosine) * height) / 2
     left, top = floor(center[0] - reach_x) - 1, floor(center[1] - reach_y) - 1
-    # Averaged down by a whole factor first, so that the turn, which interpolates between four pixels, has less
-    # than two per pixel left to go.
+    # Averaged down by a whole factor first: the rotation interpolates between four pixels, so it may shrink by less
+    # than two only.
     scale = width / target_wh[0]
     factor = max(1, int(scale))
     columns = ceil((center[0] + reach_x + 1 - left) / factor)
@@ -82,11 +82,11 @@ def _turned_cut(
     region = _upright_cut(frame, left, top, columns * factor, rows * factor)
     if factor > 1:
         region = np.asarray(cv2.resize(region, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    # Maps pixel centres of the crop to those of the region; a pixel's centre lies half a pixel inside it.
-    turn = np.array([[cosine, -sine], [sine, cosine]]) * (scale / factor)
+    # Maps pixel centers of the crop to those of the region; the center of a pixel is half a pixel inside it.
+    rotation = np.array([[cosine, -sine], [sine, cosine]]) * (scale / factor)
     middle = np.array([center[0] - left, center[1] - top]) / factor - 0.5
-    shift = middle - turn @ np.array([target_wh[0] / 2 - 0.5, target_wh[1] / 2 - 0.5])
-    to_region = np.column_stack([turn, shift])
+    shift = middle - rotation @ np.array([target_wh[0] / 2 - 0.5, target_wh[1] / 2 - 0.5])
+    to_region = np.column_stack([rotation, shift])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     crop = cv2.warpAffine(region, to_region, target_wh, flags=flags, borderMode=cv2.BORDER_CONSTANT)
     return np.ascontiguousarray(crop, dtype=np.uint8)

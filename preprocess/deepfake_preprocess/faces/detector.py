@@ -1,4 +1,4 @@
-"""`Face`, what a detector finds, and the protocols that let another detector be put in.
+"""`Face`, what a detector finds, and the protocols that let another detector be used.
 
 `FaceDetector` is all that is needed. A detector that is also a `FaceFollower` saves time on neighboring frames.
 Detectors see small pictures: `faces_in` finds the faces of a frame at its full size.
@@ -24,8 +24,8 @@ class Face:
     """One detected face, in pixels of the image it was found in.
 
     Attributes:
-        box_xyxy: float32 ``[4]``: left, top, right, bottom. May reach beyond the image.
-        confidence: detector's confidence in [0, 1].
+        box_xyxy: float32 ``[4]``: left, top, right, bottom. May extend beyond the image.
+        confidence: the detector's confidence in [0, 1].
         landmarks_xy: float32 ``[5, 2]`` in the order of `LANDMARK_NAMES`, or None.
     """
 
@@ -62,13 +62,13 @@ class Face:
 
 @runtime_checkable
 class FaceDetector(Protocol):
-    """Anything that finds faces. Implementations must be safe to call from several threads."""
+    """Anything that finds faces. Implementations must be thread-safe."""
 
     def detection_size_wh(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """Return the size at which the detector wants to see a frame of the given size.
+        """Return the size at which the detector takes a frame of the given size.
 
-        Callers that hold an encoded or a planar frame can scale while they convert, which is cheaper than
-        converting first. The aspect ratio is kept up to rounding.
+        Scaling a planar frame while it is converted is cheaper than converting it first. The aspect ratio is kept
+        up to rounding.
         """
         ...
 
@@ -79,24 +79,24 @@ class FaceDetector(Protocol):
             images_rgb: uint8 ``[H, W, 3]`` RGB images, already scaled to `detection_size_wh`.
 
         Returns:
-            One list of faces per image, in pixels of the image given, largest confidence first.
+            One list of faces per image, in pixels of that image, largest confidence first.
         """
         ...
 
 
 @runtime_checkable
 class FaceFollower(FaceDetector, Protocol):
-    """A detector that finds known faces again for less than detection costs; see `faces.following`."""
+    """A detector that finds known faces again at a lower cost than by detection; see `faces.following`."""
 
     def follow(self, image_rgb: NDArray[np.uint8], faces: Sequence[Face]) -> list[Face | None]:
         """Find faces again in a picture that was taken shortly after.
 
         Args:
             image_rgb: uint8 ``[H, W, 3]`` RGB image, already scaled to `detection_size_wh`.
-            faces: what was found in a picture of the same size, in pixels of it.
+            faces: those found in a picture of the same size, in pixels of it.
 
         Returns:
-            For each of `faces` the same face in `image_rgb`, or None where it is lost or not certain.
+            For each of `faces` the same face in `image_rgb`, or None where it is lost or uncertain.
         """
         ...
 
@@ -112,7 +112,7 @@ def faces_in(frame: Frame, detector: FaceDetector) -> list[Face]:
 
 
 def detection_image(frame: Frame, detector: FaceDetector) -> NDArray[np.uint8]:
-    """Return the frame as the detector wants to see it: uint8 ``[H, W, 3]`` RGB of `detection_size_wh`."""
+    """Return the frame as the detector takes it: uint8 ``[H, W, 3]`` RGB of `detection_size_wh`."""
     return frame.to_rgb(detector.detection_size_wh(frame.width_px, frame.height_px))
 
 

@@ -1,11 +1,11 @@
-"""Faces from sampled frame to sampled frame: followed where that is safe, else detected anew.
+"""Faces from one sampled frame to the next: followed where that is safe, otherwise detected again.
 
 Detection searches the whole picture, which takes most of its time. Where the picture has hardly changed, faces are
-near where they were, and a `FaceFollower` finds them again for a sixth of the time. A face that was not there before
-is seen by detection only: at once where its coming changes the picture much, else at the latest `DETECT_EVERY - 1`
-sampled frames, of `MAX_GAP_S` at most each, after it came.
+near where they were, and a `FaceFollower` finds them again in a sixth of the time. A new face is found by detection
+only: at once where its appearance changes the picture much, otherwise at the latest `DETECT_EVERY - 1` sampled
+frames, of at most `MAX_GAP_S` each, after it appeared.
 
-This module decides; it runs no network of its own, and knows nothing of tracks, which are made of the finished faces.
+This module decides which; it runs no network of its own, and knows nothing of tracks, which are built from the faces.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ DETECT_EVERY: Final = 8
 MAX_GAP_S: Final = 1.0
 """Longest time, in seconds, over which faces are followed."""
 
-# Pictures are compared small, so that grain and small movements do not count. On the average of all pixels, they
-# differ by 15 to 25 of 255 levels after a cut; a turning camera changes 5 to 13 in a second, a speaker before a still
-# camera 1 to 3 (six clips). The limit for one pixel of the small picture, 60 px of 1080p, is for faces that come.
+# Pictures are compared at a small size, where grain and small movements do not count. Averaged over all pixels, they
+# differ by 15 to 25 of 255 levels after a cut; a turning camera changes 5 to 13 in a second, a speaker in front of a
+# still camera 1 to 3 (six clips). The limit for one pixel of the small picture, 60 px of 1080p, is for new faces.
 _THUMBNAIL_WH = (32, 18)
 _MAX_CHANGE = 5.0
 _MAX_LOCAL_CHANGE = 50.0
@@ -34,7 +34,7 @@ _MAX_LOCAL_CHANGE = 50.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sighting:
-    """What was seen in one picture.
+    """The faces of one picture, and what is needed to follow them in the next.
 
     Attributes:
         faces: the faces, in pixels of the picture, largest confidence first.
@@ -52,16 +52,16 @@ class Sighting:
 def find_faces(
     detector: FaceDetector, image_rgb: NDArray[np.uint8], pts_seconds: float, before: Sighting | None
 ) -> Sighting:
-    """Follow the faces of the picture before, or detect.
+    """Follow the faces of the previous picture, or detect.
 
     Args:
-        detector: follows only where it is a `FaceFollower`.
-        image_rgb: uint8 ``[H, W, 3]`` RGB image of the size the detector asks for.
+        detector: follows only if it is a `FaceFollower`.
+        image_rgb: uint8 ``[H, W, 3]`` RGB image of the size that the detector asks for.
         pts_seconds: its time.
-        before: what was seen in the sampled frame before; None asks for detection.
+        before: what was seen in the previous sampled frame; None asks for detection.
 
     Returns:
-        The faces of this picture. When one of those before is lost, all are detected.
+        The faces of this picture. If one of the previous faces is lost, all are detected.
     """
     height, width = image_rgb.shape[:2]
     thumbnail = cv2.resize(image_rgb, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA).astype(np.int16)
@@ -80,7 +80,7 @@ def find_faces(
 
 
 def _may_follow(before: Sighting, pts_seconds: float, thumbnail: NDArray[np.int16], size_wh: tuple[int, int]) -> bool:
-    # Where there was no face there is nothing to follow, and one may have come.
+    # Where there was no face, there is none to follow, and one may have appeared.
     if not before.faces or before.size_wh != size_wh or abs(pts_seconds - before.pts_seconds) > MAX_GAP_S:
         return False
     change = np.abs(thumbnail - before.thumbnail).mean(axis=2)

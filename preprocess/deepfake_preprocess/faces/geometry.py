@@ -1,6 +1,6 @@
-"""Where in the frame a crop comes from, for `crop.crop_face`, and for pictures that go back.
+"""Where in the frame a crop comes from: for `crop.crop_face`, and to map results back to the frame.
 
-Pixels are named by their centres: (0, 0) is the middle of the first pixel, of crop and frame alike. Never touches
+Coordinates refer to pixel centers: (0, 0) is the middle of the first pixel, of crop and frame alike. Never touches
 the frame's pixels.
 """
 
@@ -19,12 +19,12 @@ from deepfake_preprocess.faces.detector import Face
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which part of a frame is cut out.
+    """The part of a frame that is cut out.
 
     Attributes:
-        center: its middle (x, y), in pixels from the frame's corner.
+        center: its center (x, y), in pixels from the frame's corner.
         size_wh: its size in pixels of the frame.
-        angle: by which it is turned, in radians, clockwise as seen.
+        angle: its rotation in radians, clockwise as seen.
     """
 
     center: tuple[float, float]
@@ -33,17 +33,17 @@ class Cut:
 
     @property
     def corner(self) -> tuple[int, int]:
-        """Left and top pixel, where the cut is not turned."""
+        """Left and top pixel, where the cut is not rotated."""
         x, y = (floor(middle - length / 2 + 0.5) for middle, length in zip(self.center, self.size_wh, strict=True))
         return x, y
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CropGeometry:
-    """The map between a crop and the frame it was cut out of.
+    """The map between a crop and the frame that it was cut out of.
 
     Attributes:
-        to_frame: float64 ``[2, 3]``, from a crop's pixel (x, y, 1) to the frame's (x, y).
+        to_frame: float64 ``[2, 3]``, from a pixel (x, y, 1) of the crop to (x, y) of the frame.
         crop_wh: size of the crop in pixels.
     """
 
@@ -51,19 +51,19 @@ class CropGeometry:
     crop_wh: tuple[int, int]
 
     def points_to_crop(self, points_xy: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return points ``[N, 2]`` of the frame in pixels of the crop; outside of it where the frame goes on."""
-        turn, shift = self.to_frame[:, :2], self.to_frame[:, 2]
-        return np.asarray((points_xy - shift) @ np.linalg.inv(turn).T, dtype=np.float64)
+        """Return points ``[N, 2]`` of the frame in pixels of the crop; they may be outside of it."""
+        rotation, shift = self.to_frame[:, :2], self.to_frame[:, 2]
+        return np.asarray((points_xy - shift) @ np.linalg.inv(rotation).T, dtype=np.float64)
 
     def heatmap_to_frame(self, heatmap: NDArray[np.float32], frame_wh: tuple[int, int]) -> NDArray[np.float32]:
-        """Lay a map over the crop back onto the frame.
+        """Map a heatmap of the crop back onto the frame.
 
         Args:
             heatmap: float32 ``[crop height, crop width]``.
             frame_wh: size of the frame in pixels.
 
         Returns:
-            float32 ``[frame height, frame width]``, interpolated, and 0 where the frame was not cut out.
+            float32 ``[frame height, frame width]``, interpolated, and 0 outside the crop.
         """
         inside = np.ones(heatmap.shape, dtype=np.uint8)
         warped = cv2.warpAffine(
@@ -76,7 +76,7 @@ class CropGeometry:
 
 
 def crop_geometry(face: Face, frame_wh: tuple[int, int], spec: ModelSpec) -> CropGeometry:
-    """Return where `crop_face` cuts this face out; a test holds both together, pixel by pixel.
+    """Return where `crop_face` cuts this face out; a test compares the two, pixel by pixel.
 
     Args:
         face: in pixels of the frame.
@@ -84,7 +84,7 @@ def crop_geometry(face: Face, frame_wh: tuple[int, int], spec: ModelSpec) -> Cro
         spec: input size, margin and alignment of the model.
 
     Raises:
-        ValueError: the face's box holds values that are not finite.
+        ValueError: the face's box has values that are not finite.
     """
     cut = place_cut(face, frame_wh, spec)
     (width, height), angle = cut.size_wh, cut.angle
@@ -93,27 +93,27 @@ def crop_geometry(face: Face, frame_wh: tuple[int, int], spec: ModelSpec) -> Cro
     if angle == 0.0:
         corner = np.array(cut.corner)
         scale = np.diag([width / target[0], height / target[1]])
-        # The cut's middle lies between pixels or on one; both sizes have theirs at (size - 1) / 2.
+        # The middle is between pixels or on one; for cut and crop it is at (size - 1) / 2.
         return CropGeometry(
             np.column_stack([scale, corner + (np.array([width, height]) - 1) / 2 - scale @ middle]),
             spec.input_size_wh,
         )
-    turn = np.array([[cos(angle), -sin(angle)], [sin(angle), cos(angle)]]) * (width / target[0])
-    return CropGeometry(np.column_stack([turn, np.array(cut.center) - 0.5 - turn @ middle]), spec.input_size_wh)
+    rotation = np.array([[cos(angle), -sin(angle)], [sin(angle), cos(angle)]]) * (width / target[0])
+    shift = np.array(cut.center) - 0.5 - rotation @ middle
+    return CropGeometry(np.column_stack([rotation, shift]), spec.input_size_wh)
 
 
 def place_cut(face: Face, frame_wh: tuple[int, int], spec: ModelSpec) -> Cut:
     """Return the part of the frame that becomes the crop of a face.
 
     Raises:
-        ValueError: the face's box holds values that are not finite.
+        ValueError: the face's box has values that are not finite.
     """
     if not np.isfinite(face.box_xyxy).all():
         raise ValueError(f"box_xyxy must be finite, got {face.box_xyxy.tolist()}")
     left, top, right, bottom = (float(value) for value in face.box_xyxy)
     scale = max(right - left, bottom - top) * (1 + 2 * spec.crop.margin) / min(spec.input_size_wh)
-    # At most the size of the picture in each direction would be enough, were it not for off-centre faces; twice
-    # bounds the memory that an absurd box can ask for.
+    # For a centered face the size of the picture would do; twice that bounds the memory that an absurd box can need.
     limit = 2 * max(frame_wh)
     width, height = (min(limit, max(1, round(length * scale))) for length in spec.input_size_wh)
     angle = _eye_angle(face) if spec.crop.align == "eyes" else 0.0

@@ -1,16 +1,16 @@
-"""`MtcnnDetector`: MTCNN (Zhang et al., 2016) on ONNX Runtime, arranged so that little is called often.
+"""`MtcnnDetector`: MTCNN (Zhang et al., 2016) on ONNX Runtime, arranged for few and large calls.
 
 The method is that of https://arxiv.org/abs/1604.02878: a fully convolutional network (PNet) proposes windows on an
 image pyramid, a second (RNet) and a third (ONet) refine and score them, and ONet adds five landmarks. What differs
 from the usual implementations:
 
 * It works on a small picture (256 px on the shorter side), because a face of 60 px in a 1080p frame needs no more.
-* The levels of one image's pyramid are packed into one picture, so that PNet runs once per image.
+* The levels of one image's pyramid are packed into one picture, and PNet runs once per image.
 * All crops of one stage and image come out of that picture with one `cv2.remap`, each from the level where the
-  window has about the size the network wants; the crops of all images go through the network together.
-* The networks are written in the form ONNX Runtime runs fastest (``scripts/make_mtcnn_weights.py``).
-* In a picture taken shortly after another, windows around the known faces take the place of PNet's
-  (`MtcnnDetector.follow`); PNet takes most of the time.
+  window has about the size that the network takes; the crops of all images go through the network together.
+* The networks are written in the form that ONNX Runtime runs fastest (``scripts/make_mtcnn_weights.py``).
+* In a picture taken shortly after another, windows around the known faces replace those of PNet, which takes most of
+  the time (`MtcnnDetector.follow`).
 
 This module reads no video and never crops for a classifier; see `deepfake_preprocess.faces.crop`.
 """
@@ -43,10 +43,10 @@ Image = NDArray[np.uint8]
 # facenet-pytorch finds, 18 of them small pictures on a wall, and 80 composed 1080p frames with 527 such faces.
 #
 # 256 px on the shorter side: with 216 px, 15 more of the 182 were missed, nearly all of them such pictures; 300 px
-# took a third more time and found no more.
+# took a third longer and found no more.
 DEFAULT_MIN_FACE_FRACTION = 12 / 256
-# The reference's (0.6, 0.7, 0.7) find 176 and 513 of them with 31 boxes that the peer does not have, nearly all of
-# them no faces, and 93 windows for RNet per clip frame; these find 174 and 506 with 4 such boxes and 42 windows.
+# The reference's (0.6, 0.7, 0.7) find 176 and 513 of them, with 93 windows for RNet per clip frame and 31 boxes that
+# the peer does not have, nearly all of them not faces; these find 174 and 506, with 42 windows and 4 such boxes.
 DEFAULT_THRESHOLDS = (0.8, 0.7, 0.8)
 
 # PNet sees windows of 12x12 pixels, one every 2 pixels (table 1 and figure 2 of the paper).
@@ -55,33 +55,33 @@ _STRIDE_PX = 2
 _RNET_CROP_PX = 24
 _ONET_CROP_PX = 48
 # The paper's 0.709 halves the area per level. 0.6 found as many faces in the same frames with 28% fewer pixels:
-# RNet and ONet correct a window that is off by a quarter, and the levels pack with less waste.
+# RNet and ONet correct a window that is off by a quarter, and the levels pack more tightly.
 _PYRAMID_FACTOR = 0.6
-# IoU above which the weaker of two boxes is dropped: within a level, across levels, after RNet; the last figure is
-# the overlap over the smaller box, after ONet. The first and the last are the reference implementation's.
+# IoU above which the weaker of two boxes is dropped: within a level, across levels, after RNet; the last one is the
+# overlap over the smaller box, after ONet. The first and the last are the reference implementation's.
 _NMS_LEVEL, _NMS_IMAGE, _NMS_RNET, _NMS_ONET = 0.5, 0.5, 0.8, 0.7
-# Where a face is looked for in the next picture, in sides of its square: RNet, which was trained to move windows,
-# corrects a quarter in any direction. More places and other sizes found 2% more faces for half as much time again;
-# but then a face that is lost costs no more than a detection.
+# Where a face is searched in the next picture, in sides of its square: RNet, which was trained to move windows,
+# corrects a quarter in any direction. More places and other sizes found 2% more faces in one and a half times the
+# time; a lost face only costs a detection.
 _FOLLOW_SHIFTS_XY = np.array([(0, 0), (-0.25, 0), (0.25, 0), (0, -0.25), (0, 0.25)], dtype=np.float32)
 _FOLLOW_NMS_RNET = 0.5
-# Confidence below which a face that was followed is taken for lost. Of 208 faces that detection on each frame found,
-# 3 were missed with 0.9 and none with this one (detection on every fourth frame, six clips).
+# Confidence below which a followed face counts as lost. Of 208 faces that detection on each frame found, 3 were
+# missed with 0.9 and none with this (detection on every fourth frame, six clips).
 _FOLLOW_CONFIDENCE = 0.97
-# A crop comes from the smallest level that still has 1 / 1.3 of a pixel per pixel wanted: finer levels would alias,
-# because bilinear sampling looks at two pixels only, and coarser ones would blur.
+# A crop comes from the smallest level that still has 1 / 1.3 pixels per pixel of the crop: finer levels would alias,
+# because bilinear sampling uses two pixels only, and coarser ones would blur.
 _MAX_SAMPLING_STEP = 1.3
-# Crops per network call. Speed does not depend on it; memory does (2 MB of activations per ONet crop).
+# Crops per network call. It affects memory (2 MB of activations per ONet crop) and not speed.
 _CROPS_PER_CALL = 32
-# cv2.remap addresses rows with 16 bits; an image wider than this is shrunk like one that is too large.
+# cv2.remap addresses rows with 16 bits; an image with a longer side is shrunk further.
 _MAX_SIDE_PX = 8192
 
 
 class MtcnnDetector:
     """Finds faces with MTCNN; a `deepfake_preprocess.faces.detector.FaceFollower`.
 
-    One object may be used from several threads. ONNX Runtime and OpenCV release the GIL, and almost all time is
-    spent in them.
+    One object may be used from several threads. ONNX Runtime and OpenCV, where almost all time is spent, release the
+    GIL.
 
     Attributes:
         short_side_px: length of the shorter side of the picture the detector works on.
@@ -97,11 +97,11 @@ class MtcnnDetector:
         """Load the networks.
 
         Args:
-            min_face_fraction: size of the smallest window looked at, as a fraction of the image's shorter side, in
-                (0, 1]. The picture is scaled so that such a window has PNet's 12 pixels, so the time per image grows
+            min_face_fraction: size of the smallest window searched, as a fraction of the image's shorter side, in
+                (0, 1]. The picture is scaled until such a window has PNet's 12 pixels, so the time per image grows
                 with the inverse square. The default, 1/21, is 51 px in a 1080p frame.
             thresholds: confidences in (0, 1) that PNet, RNet and ONet must reach.
-            num_threads: threads per call inside ONNX Runtime. One is right where frames are handled in parallel.
+            num_threads: ONNX Runtime threads per call. One is best where frames are processed in parallel.
 
         Raises:
             OptionError: an argument is out of range.
@@ -122,7 +122,7 @@ class MtcnnDetector:
         )
 
     def detection_size_wh(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """Return the size at which the detector wants to see a frame: never larger than the frame.
+        """Return the size at which the detector takes a frame: never larger than the frame.
 
         Args:
             width_px: width of the frame, at least 1.
@@ -145,11 +145,11 @@ class MtcnnDetector:
 
         Args:
             images_rgb: uint8 ``[H, W, 3]`` RGB images, each of any size. One that is larger than
-                `detection_size_wh` is shrunk to it first; callers save time by handing in that size.
+                `detection_size_wh` is shrunk to it first; callers save time by passing that size.
 
         Returns:
-            One list of faces per image, in pixels of the image given, largest confidence first. Every face has
-            landmarks; boxes may reach beyond the image.
+            One list of faces per image, in pixels of that image, largest confidence first. Every face has
+            landmarks; boxes may extend beyond the image.
 
         Raises:
             OptionError: an image has another dtype or shape, or no pixels.
@@ -169,18 +169,18 @@ class MtcnnDetector:
 
         Args:
             image_rgb: uint8 ``[H, W, 3]`` RGB image, as for `detect`.
-            faces: what was found in a picture of the same size, in pixels of it.
+            faces: those found in a picture of the same size, in pixels of it.
 
         Returns:
-            For each of `faces` the same face in `image_rgb`, or None where it is lost or not certain. Of faces that
-            have become one, such as when one passes before another, all but one are lost.
+            For each of `faces` the same face in `image_rgb`, or None where it is lost or uncertain. Of faces that
+            merge, as when one passes in front of another, all but one are lost.
 
         Raises:
             OptionError: the image has another dtype or shape, or no pixels.
         """
         pyramid = self._pyramid(image_rgb)
-        # The stages keep the windows of different images apart. So that each face keeps its own, too, every face
-        # gets an image, which is the same one.
+        # The stages keep the windows of different images apart. To keep those of each face apart too, every face gets
+        # an image of its own, which is the same one.
         pyramids = [pyramid] * len(faces)
         scale = np.tile(np.array(pyramid.image_scale_xy, dtype=np.float32), 2)
         squares = _squares(np.array([face.box_xyxy for face in faces], dtype=np.float32).reshape(-1, 4) / scale)
@@ -224,7 +224,7 @@ class MtcnnDetector:
         packed = np.zeros((layout.packed_height, layout.width, 3), dtype=np.uint8)
         level = image
         for x, y, w, h in layout.rects_xywh.tolist():
-            # Each level from the one before it: a step of 0.6 is what bilinear interpolation can do without aliasing.
+            # Each level from the previous one: bilinear interpolation can do a step of 0.6 without aliasing.
             resized = (
                 level if (w, h) == level.shape[1::-1] else cv2.resize(level, (w, h), interpolation=cv2.INTER_LINEAR)
             )
@@ -233,12 +233,12 @@ class MtcnnDetector:
         return _Pyramid(layout, packed, (width / size_wh[0], height / size_wh[1]))
 
     def _propose(self, pyramid: _Pyramid) -> Float:
-        """First stage: return boxes float32 ``[N, 4]`` in pixels of the shrunk image."""
+        """Run the first stage; return boxes, float32 ``[N, 4]``, in pixels of the shrunk image."""
         layout = pyramid.layout
         if not len(layout.rects_xywh):
             return np.empty((0, 4), dtype=np.float32)
-        # cv2.split is three times as fast as a transposed copy. One image per call: PNet is as fast as in batches,
-        # and its first layer's output is already 13 MB per image.
+        # cv2.split is three times as fast as a transposed copy. One image per call: batches are no faster, and the
+        # output of PNet's first layer is already 13 MB per image.
         planes = np.empty((1, 3, layout.packed_height, layout.width), dtype=np.uint8)
         cv2.split(pyramid.packed, list(planes[0]))
         output = self._pnet.run(None, {"image": planes.astype(np.float32)})[0][0]
@@ -253,25 +253,25 @@ class MtcnnDetector:
         return np.asarray(boxes[kept] + offsets[kept] * (_WINDOW_PX / scales[kept]), dtype=np.float32)
 
     def _refine(self, pyramids: list[_Pyramid], boxes: Float, owners: Int, overlap: float) -> tuple[Float, Int]:
-        """Second stage: return the boxes RNet accepts, moved, and the index of each one's image."""
+        """Run the second stage; return the boxes that RNet accepts, moved, and the index of each one's image."""
         squares = _squares(boxes)
         output = _run(self._rnet, pyramids, squares, owners, _RNET_CROP_PX)
         accepted = np.flatnonzero(output[:, 4] >= self._logits[1])
         squares, output, owners = squares[accepted], output[accepted], owners[accepted]
         boxes = squares + output[:, :4] * np.tile(squares[:, 2:] - squares[:, :2], 2)
-        # Suppressed after they moved, not before as in the reference: windows on one face have converged by then,
-        # so fewer go to ONet, the most expensive network per crop.
+        # Suppressed after they moved, not before as in the reference: windows on one face have converged by then, and
+        # fewer go to ONet, the most expensive network per crop.
         kept = _suppress(boxes, output[:, 4], owners, overlap)
         return boxes[kept], owners[kept]
 
     def _finish(self, pyramids: list[_Pyramid], boxes: Float, owners: Int) -> tuple[Float, Float, Float, Int]:
-        """Third stage: return boxes, landmarks ``[N, 5, 2]``, logits and owners, largest logit first."""
+        """Run the third stage; return boxes, landmarks ``[N, 5, 2]``, logits and owners, largest logit first."""
         squares = _squares(boxes)
         output = _run(self._onet, pyramids, squares, owners, _ONET_CROP_PX)
         accepted = np.flatnonzero(output[:, 4] >= self._logits[2])
         squares, output, owners = squares[accepted], output[accepted], owners[accepted]
         boxes = squares + output[:, :4] * np.tile(squares[:, 2:] - squares[:, :2], 2)
-        # Landmarks are relative to what the network saw, the part of the square inside the image.
+        # Landmarks are relative to the network's input, the part of the square inside the image.
         seen = _clipped(squares, pyramids, owners)
         points = output[:, 5:].reshape(-1, 2, 5).transpose(0, 2, 1)
         landmarks = seen[:, None, :2] + points * (seen[:, None, 2:] - seen[:, None, :2])
@@ -281,13 +281,13 @@ class MtcnnDetector:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layout:
-    """Where the levels of an image's pyramid lie in the packed picture.
+    """Where the levels of an image's pyramid are in the packed picture.
 
     Attributes:
         width: width of the image and of the packed picture.
         height: height of the image.
         packed_height: height of the packed picture.
-        rects_xywh: int64 ``[L, 4]``: each level's place, largest first; x and y are even, so that PNet's cells
+        rects_xywh: int64 ``[L, 4]``: each level's place, largest first; x and y are even, because then PNet's cells
             fall on each level as they would on the level alone.
         scales_xy: float32 ``[L, 2]``: level pixels per image pixel.
         level_of_cell: int64 ``[H', W']``: the level that PNet's output cell belongs to; -1 where its window
@@ -345,10 +345,10 @@ def _layout(width: int, height: int) -> _Layout:
 
 
 def _squares(boxes: Float) -> Float:
-    """Return the squares around the boxes' centres with the boxes' longer sides, at least one pixel."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    """Return the squares around the centers of the boxes with their longer sides, at least one pixel."""
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     halves = np.maximum((boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True), 1) / 2
-    return np.concatenate([centres - halves, centres + halves], axis=1)
+    return np.concatenate([centers - halves, centers + halves], axis=1)
 
 
 def _clipped(squares: Float, pyramids: list[_Pyramid], owners: Int) -> Float:
@@ -375,7 +375,7 @@ def _crops(pyramids: list[_Pyramid], squares: Float, owners: Int, size_px: int) 
     """Return the squares as uint8 ``[N, size_px, size_px, 3]``.
 
     At the border of an image the part inside is stretched to the whole crop, as in the reference implementation:
-    padding with the border's colour instead lost 12 of 527 faces, all of them cut by the border.
+    padding with the border's color instead lost 12 of 527 faces, all of them cut by the border.
     """
     crops = np.empty((len(squares), size_px, size_px, 3), dtype=np.uint8)
     boxes = _clipped(squares, pyramids, owners)
@@ -391,7 +391,7 @@ def _crops(pyramids: list[_Pyramid], squares: Float, owners: Int, size_px: int) 
         low, high = boxes[mine, :2], boxes[mine, 2:]
         points = low[..., None] + (high - low)[..., None] * positions
         points = points * layout.scales_xy[levels][..., None] - 0.5
-        # The level's neighbours in the packed picture are not the image's surroundings.
+        # The level's neighbors in the packed picture are not the surroundings of the image.
         points = np.clip(points, 0, rects[:, 2:, None] - 1) + rects[:, :2, None]
         for start in range(0, len(mine), most):
             chunk = points[start : start + most]
@@ -411,14 +411,14 @@ def _suppress(boxes_xyxy: Float, scores: Float, groups: Int, threshold: float) -
         return np.empty(0, dtype=np.int64)
     boxes_xywh = boxes_xyxy.astype(np.float64)
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-    # Groups far apart cannot overlap: one call instead of one per group. OpenCV wants positive scores.
+    # Groups far apart cannot overlap: one call instead of one per group. OpenCV requires positive scores.
     boxes_xywh[:, 0] += groups * (8.0 * _MAX_SIDE_PX)
     kept = cv2.dnn.NMSBoxes(boxes_xywh, scores - scores.min() + 1, 0.0, threshold)  # type: ignore[arg-type]
     return np.asarray(kept, dtype=np.int64).reshape(-1)
 
 
 def _suppress_contained(boxes_xyxy: Float, scores: Float, groups: Int, threshold: float) -> Int:
-    """Like `_suppress`, with the overlap measured over the smaller box, so that a box inside another goes too."""
+    """Like `_suppress`, with the overlap measured over the smaller box, which also drops a box inside another."""
     order = np.argsort(-scores, kind="stable")
     boxes, groups = boxes_xyxy[order], groups[order]
     low = np.maximum(boxes[:, None, :2], boxes[:, :2])
@@ -428,7 +428,7 @@ def _suppress_contained(boxes_xyxy: Float, scores: Float, groups: Int, threshold
     overlaps = (shared > threshold * np.minimum(areas[:, None], areas)) & (groups[:, None] == groups)
     better_overlaps = np.triu(overlaps, 1)
     # Greedy suppression as a fixed point: a box stays if no better box that stays overlaps it. Each round settles
-    # at least one more box; there are few boxes and fewer rounds.
+    # at least one more box; there are few boxes, and fewer rounds.
     kept = np.ones(len(boxes), dtype=bool)
     while True:
         remaining = ~better_overlaps[kept].any(axis=0)
