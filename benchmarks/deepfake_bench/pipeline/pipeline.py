@@ -162,7 +162,7 @@ def split(verdict: Verdict, total_s: float, exchange_s: float, before: Counters,
         before: the server's totals before the analysis.
         after: and after it.
     """
-    stages = verdict.timing.to_dict()
+    stages = verdict.timing_s.to_dict()
     under_way_s = stages.pop("infer")
     del stages["total"]
     aggregate_s = stages.pop("aggregate")

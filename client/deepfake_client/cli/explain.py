@@ -17,8 +17,8 @@ from deepfake_client.explain.findings import ExplainedFace, contact_sheet, open_
 from deepfake_client.explain.service import DEFAULT_SERVICE_URL
 from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
 from deepfake_client.options import AnalyzeOptions
+from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
-from deepfake_client.result.verdict_json import outcome_from_dict
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import open_media
 
@@ -119,7 +119,7 @@ def explain(
 def _read_verdict(path: Path) -> Verdict:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        outcome = outcome_from_dict(data)
+        outcome = Outcome.from_dict(data)
     except FileNotFoundError:
         raise OptionError(f"{path}: there is no such file; `deepfake analyze PATH --json` writes verdicts") from None
     except (OSError, ValueError, AttributeError) as exc:

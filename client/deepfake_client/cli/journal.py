@@ -14,9 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.outcome import Input, Outcome
 from deepfake_client.result.verdict import ModelIdentity
-from deepfake_client.result.verdict_json import outcome_from_dict
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
 
@@ -59,7 +58,7 @@ class Journal:
     @property
     def outcomes(self) -> list[Outcome]:
         """All results in the file, one for each source."""
-        return [outcome_from_dict(line) for line in self._lines.values()]
+        return [Outcome.from_dict(line) for line in self._lines.values()]
 
     def reusable(self, source: str, model: ModelIdentity) -> Outcome | None:
         """Return the result for `source` if an analysis of it would only repeat it.
@@ -69,7 +68,7 @@ class Journal:
         line = self._lines.get(source)
         if line is None or "error" in line or line.get("input") is None:
             return None
-        outcome = outcome_from_dict(line)
+        outcome = Outcome.from_dict(line)
         if outcome.server_failed or line["model"] != model.to_dict():
             return None
         return outcome if line["input"] == self._input_of(source) else None
@@ -118,7 +117,7 @@ class Journal:
         for number, raw in enumerate(raw_lines, start=1):
             try:
                 line = json.loads(raw)
-                lines[outcome_from_dict(line).source] = line
+                lines[Outcome.from_dict(line).source] = line
             except (ValueError, AttributeError) as exc:
                 # A crash can tear the last line only, and never writes another beginning.
                 if raw.endswith(b"\n") or not (number > 1 or raw.startswith(b'{"source"')):
@@ -144,7 +143,7 @@ class Journal:
             state = Path(source).stat()
         except (OSError, ValueError):
             return None
-        return {"size_bytes": state.st_size, "modified_ns": state.st_mtime_ns, "settings": self._settings}
+        return Input(state.st_size, state.st_mtime_ns, self._settings).to_dict()
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:

@@ -245,7 +245,7 @@ def csv_row(outcome: Outcome) -> dict[str, Any]:
         "frames_saved": verdict.frames_saved,
         "frames_dropped": verdict.frames_dropped,
         "corrupt_packets": verdict.corrupt_packets,
-        "total_s": round(verdict.timing.total_s, 4),
+        "total_s": round(verdict.timing_s.total, 4),
         "model": verdict.model.name,
         "model_version": verdict.model.version,
         "checkpoint_sha256": verdict.model.checkpoint_sha256,

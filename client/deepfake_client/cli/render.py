@@ -22,9 +22,9 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: Mapping[
     console.print(headline(verdict))
     if verdict.detail:
         console.print(Text(verdict.detail))
-    timing = verdict.timing
-    stages = f"decode {timing.decode_s:.2f}, detect {timing.detect_s:.2f}, infer {timing.infer_s:.2f}"
-    rows = [("time", f"total {timing.total_s:.2f} s (overlapping: {stages})")]
+    timing = verdict.timing_s
+    stages = f"decode {timing.decode:.2f}, detect {timing.detect:.2f}, infer {timing.infer:.2f}"
+    rows = [("time", f"total {timing.total:.2f} s (overlapping: {stages})")]
     rows += [("note", note) for note in notes(verdict)]
     console.print(_facts([*rows, *_model_rows(verdict.model, training_data)]))
 
@@ -54,7 +54,7 @@ def print_summary(
             "-" if verdict.fake_probability is None else f"{verdict.fake_probability:.4f}",
             str(len(verdict.tracks)),
             str(len(verdict.frames)),
-            f"{verdict.timing.total_s:.2f} s",
+            f"{verdict.timing_s.total:.2f} s",
             Text(verdict.source),
         )
     console.print(table)

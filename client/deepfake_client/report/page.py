@@ -269,13 +269,13 @@ def _warnings(verdict: Verdict) -> list[str]:
 
 def _stages(verdict: Verdict) -> list[tuple[str, float, float]]:
     """Return name, seconds and share of the total of each stage."""
-    timing = verdict.timing
-    total = timing.total_s or 1.0
+    timing = verdict.timing_s
+    total = timing.total or 1.0
     stages = (
-        ("decode", timing.decode_s),
-        ("detect faces", timing.detect_s),
-        ("crop", timing.crop_s),
-        ("server", timing.infer_s),
-        ("aggregate", timing.aggregate_s),
+        ("decode", timing.decode),
+        ("detect faces", timing.detect),
+        ("crop", timing.crop),
+        ("server", timing.infer),
+        ("aggregate", timing.aggregate),
     )
     return [(name, seconds, min(1.0, seconds / total)) for name, seconds in stages]

@@ -259,7 +259,7 @@ def test_a_face_that_is_left_out_says_why(clip: Path, tmp_path: Path, weights: l
     ]
     tracks = score_tracks(tuple(frames), strategy=STRATEGIES["mean"], threshold=0.5)
     assert [track.counted for track in tracks] == [True, False]
-    shown = dataclasses.replace(base, frames=frames, tracks=tracks)
+    shown = dataclasses.replace(base, frames=tuple(frames), tracks=tracks)
     page = read(report.write_page(shown, tmp_path, CONTEXT))
     assert f"left out:{reason}" in page.text.replace("\n", "")
     assert page.text.count("left out:") == 1

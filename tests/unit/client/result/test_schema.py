@@ -14,7 +14,6 @@ from verdicts import inconclusive, verdict
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.schema import result_schema
 from deepfake_client.result.verdict import Label, Reason, Verdict
-from deepfake_client.result.verdict_json import outcome_from_dict, verdict_from_dict
 from deepfake_preprocess.errors import MediaNotFoundError, ServerBusyError
 
 SCHEMA_PATH = ROOT / "docs" / "verdict.schema.json"
@@ -39,7 +38,7 @@ def test_every_kind_of_verdict_validates_and_is_read_back(item: Verdict) -> None
     data = as_json(item.to_dict())
     VALIDATOR.validate(data)
     VALIDATOR.validate([data, data])
-    assert verdict_from_dict(data).to_dict() == item.to_dict()
+    assert Verdict.from_dict(data).to_dict() == item.to_dict()
     assert set(data) == set(SCHEMA["$defs"]["Verdict"]["required"])
 
 
@@ -47,7 +46,7 @@ def test_every_kind_of_verdict_validates_and_is_read_back(item: Verdict) -> None
 def test_an_error_validates_and_is_read_back(error: MediaNotFoundError | ServerBusyError) -> None:
     data = as_json(Outcome("x", error=error).to_dict())
     VALIDATOR.validate(data)
-    back = outcome_from_dict(data)
+    back = Outcome.from_dict(data)
     assert (back.source, type(back.error), str(back.error)) == ("x", type(error), str(error))
 
 
@@ -87,5 +86,5 @@ def test_every_field_has_a_description_or_a_type_of_that_name() -> None:
 
 @pytest.mark.parametrize("data", [{}, {"source": "x"}, {"source": "x", "error": {}}, {"error": 3}, {"source": 1}])
 def test_what_is_no_result_is_refused_when_read(data: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="no result"):
-        outcome_from_dict(data)
+    with pytest.raises(ValueError, match="not the result of an analysis"):
+        Outcome.from_dict(data)
