@@ -1,6 +1,6 @@
 """Options that commands of several packages have, each declared once.
 
-It lies in the lowest package because client, export and serve do not know each other.
+They are in the lowest package because client, export and serve do not import each other.
 """
 
 from __future__ import annotations

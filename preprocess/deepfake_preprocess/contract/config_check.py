@@ -1,7 +1,7 @@
 """Checks a Triton configuration: that it describes one version's spec, and that it is fit for production.
 
-Batching, instances and warm-up may be tuned by hand; what the contract fixes may not. Everything is returned as a
-list of short phrases, so that the server can refuse with the first and `deepfake repository verify` can show all.
+Batching, instances and warm-up may be tuned by hand; what the contract fixes may not. Problems are returned as a list
+of short phrases: the server refuses with the first, and `deepfake repository verify` shows all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deepfake_preprocess.contract.triton_config import (
 
 
 def contract_problems(config: Any, manifest: Manifest, *, embedded: bool) -> list[str]:
-    """Return where a ``ModelConfig`` message says something else than the manifest of its version.
+    """Return where a ``ModelConfig`` message differs from the manifest of its version.
 
     Args:
         config: the message.
@@ -53,7 +53,7 @@ def contract_problems(config: Any, manifest: Manifest, *, embedded: bool) -> lis
 
 
 def production_problems(config: Any) -> list[str]:
-    """Return what a ``ModelConfig`` message lacks that every generated one has, whatever its backend."""
+    """Return what a ``ModelConfig`` message lacks that every generated one has, whatever the backend."""
     problems = []
     known = {EMBEDDED_BACKEND: PRODUCTION_BACKENDS["onnxruntime"], **PRODUCTION_BACKENDS}
     if config.backend and config.backend not in known:
@@ -61,21 +61,21 @@ def production_problems(config: Any) -> list[str]:
     if not config.default_model_filename and config.backend:
         problems.append("default_model_filename is not set, so the backend guesses")
     if not config.HasField("dynamic_batching"):
-        problems.append("dynamic_batching is off, so single crops are run one by one")
+        problems.append("dynamic_batching is off, so single crops run one by one")
     policy = config.dynamic_batching.default_queue_policy
     if config.HasField("dynamic_batching"):
         if policy.max_queue_size < 1:
-            problems.append("the queue has no bound (max_queue_size is 0), so it grows until the server is killed")
+            problems.append("the queue is unbounded (max_queue_size is 0), so it grows until the server is killed")
         if policy.default_timeout_microseconds < 1 or policy.timeout_action != type(policy).REJECT:
-            problems.append("requests wait in the queue without end (no timeout with the action REJECT)")
+            problems.append("requests wait in the queue forever (no timeout with the action REJECT)")
     if not config.instance_group:
         problems.append("instance_group is empty, so Triton guesses where the model runs")
     if config.response_cache.enable:
-        problems.append("the response cache is on; two crops are never equal bytes, so it only costs")
+        problems.append("the response cache is on; no two crops are equal, so it only costs memory")
     for warmup in config.model_warmup:
         faces = warmup.inputs.get(INPUT_NAME)
         if faces is None or list(faces.dims) != list(config.input[0].dims if config.input else ()):
-            problems.append(f"warm-up {warmup.name!r} does not send what the model takes")
+            problems.append(f"warm-up {warmup.name!r} does not send the input that the model takes")
         if warmup.batch_size > config.max_batch_size:
             problems.append(f"warm-up {warmup.name!r} is larger than max_batch_size {config.max_batch_size}")
     return problems

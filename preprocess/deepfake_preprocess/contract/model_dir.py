@@ -1,4 +1,4 @@
-"""What a model's directory in a repository says: which versions it holds, which one is served, and who uses it.
+"""A model's directory in a repository: which versions it holds, which one is served, and who uses it.
 
 ::
 
@@ -7,9 +7,9 @@
         configs/embedded.pbtxt    the same for the embedded server
         1/  2/  ...               versions, each with its manifest
 
-The configurations name the version by a `specific` version policy. Replacing that one small file is therefore
-the step that changes what is served, parameters included, and a version that lies beside it without being named
-is never loaded. This module only reads, and locks; it never writes.
+The configurations name the version by a `specific` version policy. Replacing that one small file is therefore the
+step that changes what is served, parameters included, and a version that it does not name is never loaded. This
+module only reads and locks; it never writes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from deepfake_preprocess.errors import RepositoryError
 
 PROC_LOCKS = Path("/proc/locks")
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)
-"""What a file system answers that has no locks on folders, as NFS."""
+"""Errors of file systems that have no locks on folders, such as NFS."""
 
 
 def versions_of(model_dir: Path) -> list[int]:
-    """Return the version numbers in a model's directory, in ascending order; those that Triton would see."""
+    """Return the version numbers in a model's directory that Triton would see, in ascending order."""
     if not model_dir.is_dir():
         return []
     return sorted(
@@ -49,7 +49,7 @@ def served_version(config: Any, versions: Sequence[int], *, where: Path) -> int:
         where: the configuration's path, for messages.
 
     Raises:
-        RepositoryError: the policy names a version that is not there, or more than one: the configuration's
+        RepositoryError: the policy names a version that is not there, or more than one, while the configuration's
             parameters describe exactly one.
     """
     policy = config.version_policy
@@ -67,23 +67,23 @@ def served_version(config: Any, versions: Sequence[int], *, where: Path) -> int:
         if len(versions) > 1:
             raise RepositoryError(f"{where} serves several of the versions {present}, but describes one; {fix}")
         return versions[-1]
-    # `latest`, or no policy at all, which Triton reads as the newest one.
+    # `latest`, or no policy, which Triton reads as the newest version.
     return versions[-1]
 
 
 def hold_version(version_dir: Path) -> int:
     """Mark a version as in use until the returned descriptor is closed, here and in child processes that inherit it.
 
-    The mark is a shared lock on the version's folder. It needs no right to write, ends with the process however that
-    ends, and does not keep an export from adding another version. Where the file system has no such locks, nothing
-    is marked, and serving works all the same.
+    The mark is a shared lock on the version's folder. It needs no write permission, ends with the process in any
+    case, and does not keep an export from adding another version. Where the file system has no such locks, nothing
+    is marked, and serving works anyway.
 
     Raises:
         RepositoryError: the version is gone, or is being removed.
     """
     descriptor = _open_folder(version_dir)
     free = _lock(descriptor, fcntl.LOCK_SH)
-    # Moved away between the opening and the lock, the folder is about to vanish.
+    # A folder that was moved between opening and locking is about to be removed.
     if free and version_dir.exists() and os.path.samestat(os.fstat(descriptor), version_dir.stat()):
         return descriptor
     os.close(descriptor)
@@ -92,10 +92,10 @@ def hold_version(version_dir: Path) -> int:
 
 @contextlib.contextmanager
 def claimed_versions(version_dirs: Sequence[Path]) -> Iterator[None]:
-    """Keep everybody from starting to use these versions, to remove them.
+    """Keep every other process from starting to use these versions while they are removed.
 
     Raises:
-        RepositoryError: one is in use; says by which process.
+        RepositoryError: one is in use; the message names the process.
     """
     with contextlib.ExitStack() as stack:
         for version_dir in version_dirs:
@@ -104,19 +104,19 @@ def claimed_versions(version_dirs: Sequence[Path]) -> Iterator[None]:
             if not _lock(descriptor, fcntl.LOCK_EX):
                 raise RepositoryError(
                     f"{version_dir} is in use by {who_locks(version_dir)}, nothing was removed; stop that server, or "
-                    "start it again so that it takes the version that is served now"
+                    "restart it on the version that is served now"
                 )
         yield
 
 
 def lock_holders(path: Path) -> tuple[int, ...]:
-    """Return the process ids that hold a lock on a file or folder, as far as the system tells."""
+    """Return the process ids that hold a lock on a file or folder, as far as the system shows them."""
     try:
         stat, lines = path.stat(), PROC_LOCKS.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):
         return ()
     pids = set()
-    # proc_locks(5): "1: FLOCK ADVISORY READ <pid> <major>:<minor>:<inode> <start> <end>"; "->" marks a waiting one.
+    # proc_locks(5): "1: FLOCK ADVISORY READ <pid> <major>:<minor>:<inode> <start> <end>"; "->" marks one that waits.
     for line in lines:
         fields = line.split()
         if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(stat.st_ino):
@@ -133,7 +133,7 @@ def _open_folder(path: Path) -> int:
 
 
 def _lock(descriptor: int, kind: int) -> bool:
-    """Return whether the lock was granted, or there are none to grant."""
+    """Return whether the lock was granted, or the file system has no locks."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -145,7 +145,7 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 
 def _may_have_open(pid: int, stat: os.stat_result) -> bool:
-    """Return whether a process has a file open; True where that cannot be seen: another user's, or one that ended."""
+    """Return whether a process has a file open; True if that cannot be seen (another user's, or one that ended)."""
     try:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -157,7 +157,7 @@ def _may_have_open(pid: int, stat: os.stat_result) -> bool:
 
 
 def who_locks(path: Path) -> str:
-    """Return who holds a lock on `path`, as words for a message."""
+    """Return who holds a lock on `path`, in words for a message."""
     pids = lock_holders(path)
     if not pids:
         return "another process"

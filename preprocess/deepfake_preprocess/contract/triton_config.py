@@ -1,9 +1,9 @@
 """Triton's `config.pbtxt`, generated from a `ModelSpec`: one file for production, one for the embedded server.
 
-The configurations are built as NVIDIA's own protobuf and printed, so a misspelt field cannot be written.
-They differ in backend, batch size and instances only; names, tensors and parameters are the same, and so a
-client cannot tell the two servers apart. This module never looks at a model file or at the machine: what
-depends on the machine is set by whoever starts the server.
+The configurations are built as NVIDIA's own protobuf and printed, so a misspelled field cannot be written. They
+differ only in backend, batch size and instances; names, tensors and parameters are the same, and a client cannot
+distinguish the two servers. This module never reads a model file or inspects the machine: what depends on the
+machine is set by whoever starts the server.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deepfake_preprocess.errors import OptionError, RepositoryError
 CONFIG_NAME = "config.pbtxt"
 """The production configuration, in the model's directory."""
 EMBEDDED_CONFIG_NAME = "configs/embedded.pbtxt"
-"""The embedded variant; Triton picks it with ``--model-config-name=embedded``."""
+"""The embedded variant; Triton selects it by its option ``model-config-name``."""
 
 PRODUCTION_BACKENDS = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 """Backends of NVIDIA's container that we write configurations for, and the file each one loads."""
@@ -27,43 +27,43 @@ EMBEDDED_BACKEND = "deepfake_onnxruntime"
 """Our Python-based backend that runs ONNX Runtime inside the embedded server (see `deepfake_serve._backend`)."""
 
 PRODUCTION_MAX_BATCH_SIZE = 32
-"""A GPU's throughput on 224 px classifiers is nearly flat from here on, and 32 crops are 4.8 MB on the wire."""
+"""A GPU's throughput on 224 px classifiers hardly grows beyond it, and 32 crops are 4.8 MB on the wire."""
 EMBEDDED_MAX_BATCH_SIZE = 8
-"""On CPU cores larger batches win nothing and fall out of the cache: 8 was the fastest, and halves the wait."""
+"""On CPU cores larger batches gain nothing and exceed the cache: 8 was the fastest, and halves the wait."""
 
 PRODUCTION_QUEUE_DELAY_US = 2_000
-"""How long a crop may wait for company. Crops of a video arrive together, so batches fill well before this;
-a lone crop pays at most 2 ms, about what one GPU execution takes."""
+"""How long a crop may wait for others. Crops of a video arrive together, so batches fill well before this; a lone
+crop waits at most 2 ms, about one GPU execution."""
 EMBEDDED_QUEUE_DELAY_US = 0
-"""None, as a crop costs a CPU as much in a batch as alone: batches fill while the cores are busy, and a lone request
-does not wait for company."""
+"""No wait: on a CPU a crop costs as much in a batch as alone. Batches fill while the cores are busy, and a lone
+request runs at once."""
 
 QUEUE_FULL_BATCHES = 32
 """The queue holds this many full batches of single-crop requests; one more is refused with UNAVAILABLE at once.
-Without a bound a server that falls behind grows until it is killed, and every answer comes too late."""
+Without a bound, a server that falls behind grows until it is killed, and every answer comes too late."""
 QUEUE_TIMEOUT_US = 10_000_000
-"""A request that waited 10 s in the queue is refused instead of run: its caller has most likely given up."""
+"""A request that waited this long in the queue is refused instead of run: its caller has most likely given up."""
 
 PRODUCTION_TENSORRT_INSTANCES = 2
-"""Two execution contexts, so that copies of one batch overlap with the computation of the other."""
+"""Two execution contexts: the copies of one batch overlap with the computation of the other."""
 EMBEDDED_INSTANCES = 2
 EMBEDDED_THREADS = 1
 """Two instances of one thread each use two cores better than one of two threads (160 against 136 crops/s,
-EfficientNet-B0). `deepfake serve` replaces both numbers by what fits the machine."""
+EfficientNet-B0). `deepfake serve` replaces both numbers with what fits the machine."""
 
 THREADS_PARAMETER = "intra_op_thread_count"
 """Threads of one ONNX Runtime session; the same key as in Triton's own onnxruntime backend."""
 
 CORES_PARAMETER = "tuned_for_cores"
-"""In an embedded configuration whose batching and instances were searched for on a machine with so many cores
-(`deepfake bench tune`). Whoever writes the configuration again keeps what such a one says."""
+"""In an embedded configuration that was tuned (`deepfake bench tune`): the number of cores of that machine. Tuned
+options are kept when the configuration is rewritten."""
 
 LONE_THREADS_PARAMETER = "lone_intra_op_thread_count"
 """ONNX Runtime threads of a batch that is not full while no other instance runs; by default as for any other."""
 
 PRECISION_PARAMETER = "served_precision"
-"""What the backend computes in: ``fp32``, ``fp16`` or ``int8``. Whoever compares scores has to know how far they may
-differ. Not in the contract and its prefix: two backends may serve one version in two precisions."""
+"""What the backend computes in: ``fp32``, ``fp16`` or ``int8``; it decides how far scores may differ. It is not part
+of the contract and its prefix, because two backends may serve one version in two precisions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,12 @@ class ServingOptions:
     """How the embedded server batches and runs a model; none of it changes an answer.
 
     Attributes:
-        max_batch_size: largest batch the server forms and accepts; at least 1.
-        queue_delay_us: how long a crop may wait for company; 0 for not at all.
-        preferred_batch_size: batch that is run at once where it can be formed; None takes whatever waits.
+        max_batch_size: largest batch that the server forms and accepts; at least 1.
+        queue_delay_us: how long a crop may wait for others; 0 for not at all.
+        preferred_batch_size: size at which a batch is run at once; None runs whatever waits.
         instances: copies of the model that run at the same time; at least 1.
         threads: ONNX Runtime threads of each instance; at least 1.
-        tuned_for_cores: number of cores for which these were searched for; None for defaults.
+        tuned_for_cores: number of cores that these were tuned for; None for defaults.
     """
 
     max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE
@@ -131,11 +131,11 @@ def production_config(
     if backend == "tensorrt":
         group.kind, group.count = type(group).KIND_GPU, PRODUCTION_TENSORRT_INSTANCES
     else:
-        # AUTO, so that one file serves on hosts with and without a GPU. One instance: on a CPU a second one
-        # with ONNX Runtime's default of all cores is slower than the first one alone.
+        # With AUTO the same file works on hosts with and without a GPU. One instance: on a CPU, two with ONNX
+        # Runtime's default of all cores are slower than one.
         group.kind, group.count = type(group).KIND_AUTO, 1
-    # The first execution of each batch size allocates memory and picks kernels (seconds on a GPU). Warm-up
-    # comes before readiness, so that no user pays for it.
+    # The first execution of each batch size allocates memory and selects kernels (seconds on a GPU). Warm-up runs
+    # before the server is ready.
     _add_warmup(config, batch_sizes=sorted({1, max_batch_size}))
     return config_to_text(config)
 
@@ -162,7 +162,7 @@ def embedded_config(
         batching.preferred_batch_size.append(options.preferred_batch_size)
     if options.tuned_for_cores is not None:
         config.parameters[CORES_PARAMETER].string_value = str(options.tuned_for_cores)
-        # Small batches must not shorten the queue: clients keep as many requests in flight as ever.
+        # Small batches must not shorten the queue: clients keep the same number of requests in flight.
         batching.default_queue_policy.max_queue_size = QUEUE_FULL_BATCHES * max(
             options.max_batch_size, EMBEDDED_MAX_BATCH_SIZE
         )
@@ -171,10 +171,10 @@ def embedded_config(
 
 
 def tuned_options(config: Any) -> ServingOptions | None:
-    """Return the options in an embedded ``ModelConfig`` that were searched for; None where it holds defaults.
+    """Return the tuned options in an embedded ``ModelConfig``; None where it holds defaults.
 
     Raises:
-        RepositoryError: it says that it was tuned, and does not hold what belongs to that.
+        RepositoryError: it says that it was tuned, but an option is missing or wrong.
     """
     parameters = config_parameters(config)
     if CORES_PARAMETER not in parameters:
@@ -206,7 +206,7 @@ def read_config(path: Path) -> Any:
     """Read a ``config.pbtxt`` and return it as a ``ModelConfig`` message.
 
     Raises:
-        RepositoryError: the file is missing or no Triton model configuration.
+        RepositoryError: the file is missing or not a Triton model configuration.
     """
     text_format = _text_format()
     try:
@@ -215,7 +215,7 @@ def read_config(path: Path) -> Any:
         raise RepositoryError(f"{path}: there is no such configuration; `deepfake export` writes it") from None
     except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
         raise RepositoryError(
-            f"{path}: this is no Triton model configuration ({' '.join(str(exc).split())}); export the model again"
+            f"{path}: this is not a Triton model configuration ({' '.join(str(exc).split())}); export the model again"
         ) from exc
 
 
@@ -236,7 +236,7 @@ def contract_config(spec: ModelSpec) -> Any:
 
 
 def config_parameters(config: Any) -> dict[str, str]:
-    """Return the `parameters` of a ``ModelConfig`` message as plain text by key."""
+    """Return the `parameters` of a ``ModelConfig`` message as text by key."""
     return {key: value.string_value for key, value in config.parameters.items()}
 
 
@@ -244,10 +244,10 @@ def set_cpu_share(config: Any, *, instances: int, threads: int, lone_threads: in
     """Set in an embedded ``ModelConfig`` how many instances run and how many threads each one gets.
 
     Args:
-        config: is changed.
+        config: changed in place.
         instances: copies of the model.
         threads: of each one.
-        lone_threads: of one that runs while the others do not; as many as `threads` when None.
+        lone_threads: of an instance that runs while the others are idle; as many as `threads` when None.
 
     Raises:
         OptionError: a number is below 1.
@@ -270,20 +270,19 @@ def _base_config(spec: ModelSpec, max_batch_size: int, precision: str, *, queue_
     config.parameters[PRECISION_PARAMETER].string_value = precision
     config.max_batch_size = max_batch_size
     # The parameters describe one version, so exactly that one is served. By number, not `latest`: a version that
-    # has just been moved in is not loaded with the parameters of another one, and a rollback is the same file.
+    # has just been moved in must not be loaded with the parameters of another, and a rollback changes the same file.
     config.version_policy.specific.versions.append(spec.version)
 
-    # No preferred_batch_size: with one, Triton waits for that size even where a smaller batch could run
-    # already.
+    # No preferred_batch_size: with one, Triton waits for that size even where a smaller batch could run already.
     batching = config.dynamic_batching
     batching.max_queue_delay_microseconds = queue_delay_us
     policy = batching.default_queue_policy
     policy.max_queue_size = QUEUE_FULL_BATCHES * max_batch_size
     policy.default_timeout_microseconds = QUEUE_TIMEOUT_US
     policy.timeout_action = type(policy).REJECT
-    # A client with a shorter deadline can say so per request; a longer one than ours is not granted.
+    # A client can set a shorter deadline per request; a longer one is not granted.
     policy.allow_timeout_override = True
-    # Said, not left to a default: two crops of a video are never equal bytes, so a cache would only cost.
+    # Explicit rather than by default: no two crops of a video are equal, so a cache would only cost memory.
     config.response_cache.enable = False
     return config
 
@@ -299,7 +298,7 @@ def _add_warmup(config: Any, *, batch_sizes: Sequence[int]) -> None:
 
 
 def _new_config() -> Any:
-    # Imported here: the package pulls in gRPC (0.6 s), which readers of the other modules never need.
+    # Imported here: the package imports gRPC (0.6 s), which users of the other modules never need.
     from tritonclient.grpc import model_config_pb2
 
     return model_config_pb2.ModelConfig()

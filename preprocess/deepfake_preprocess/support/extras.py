@@ -1,4 +1,4 @@
-"""Imports of optional parts, with a message that says which pip command brings them."""
+"""Imports of optional parts, with a message that names the pip command that installs them."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def interrupted(root):
         (remove_manifest, "tiny/3/manifest.json", "is missing"),
         (copy_version, "tiny/9/manifest.json", "copied or renamed"),
         (change_threshold, "tiny/config.pbtxt", "'deepfake.threshold' is '0.9'"),
-        (unbounded_queue, "tiny/configs/embedded.pbtxt", "no bound"),
+        (unbounded_queue, "tiny/configs/embedded.pbtxt", "unbounded"),
         (other_file, "tiny/config.pbtxt", "loads model.plan, which version 3 does not hold"),
         (swapped, "tiny/configs/embedded.pbtxt", "belongs in the other configuration"),
         (half_tuned, "tiny/configs/embedded.pbtxt", "the tuned options of model 'tiny' are damaged"),

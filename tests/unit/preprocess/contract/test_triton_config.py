@@ -154,9 +154,9 @@ def no_file(config):
     ("change", "named"),
     [
         (no_batching, "dynamic_batching is off"),
-        (no_bound, "no bound"),
-        (no_timeout, "without end"),
-        (delay_on_timeout, "without end"),
+        (no_bound, "unbounded"),
+        (no_timeout, "forever"),
+        (delay_on_timeout, "forever"),
         (no_instances, "instance_group"),
         (cached, "cache is on"),
         (foreign_backend, "'openvino'"),
@@ -174,7 +174,7 @@ def test_a_warm_up_that_does_not_fit_is_told(tmp_path):
     config.max_batch_size = 4
     config.model_warmup[0].inputs["faces"].dims[0] = 7
     assert production_problems(config) == [
-        "warm-up 'batch_1' does not send what the model takes",
+        "warm-up 'batch_1' does not send the input that the model takes",
         "warm-up 'batch_32' is larger than max_batch_size 4",
     ]
 
