@@ -98,7 +98,7 @@ def interrupted(root):
         (swapped, "tiny/configs/embedded.pbtxt", "belongs in the other configuration"),
         (half_tuned, "tiny/configs/embedded.pbtxt", "the tuned options of model 'tiny' are damaged"),
         (missing_config, "tiny/config.pbtxt", "is missing"),
-        (garbage, "tiny/config.pbtxt", "no Triton model configuration"),
+        (garbage, "tiny/config.pbtxt", "not a Triton model configuration"),
         (interrupted, "tiny/configs/embedded.pbtxt", "serves version 3, but config.pbtxt version 2"),
     ],
 )
