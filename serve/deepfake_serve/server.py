@@ -274,9 +274,9 @@ def _choose_ports(wanted: dict[str, int]) -> dict[str, int]:
     given = [port for port in wanted.values() if port]
     for name, port in wanted.items():
         if not 0 <= port <= 65535:
-            raise OptionError(f"{name} is {port}; allowed: 1 to 65535, or 0 for a free port")
+            raise OptionError(f"`{name}` is {port}; allowed: 1 to 65535, or 0 for a free port")
         if port and given.count(port) > 1:
-            raise OptionError(f"{name} is {port}, as another port is; give each its own")
+            raise OptionError(f"`{name}` is {port}, as another port is; give each its own")
     with contextlib.ExitStack() as stack:
         chosen: dict[str, int] = {}
         # Given ones first, so that no free one takes them. All stay bound until the last one is chosen.
@@ -289,7 +289,7 @@ def _choose_ports(wanted: dict[str, int]) -> dict[str, int]:
                 listener.listen(1)
             except OSError as exc:
                 raise ServerStartError(
-                    f"port {port} cannot be used ({exc.strerror}); choose another {name}, or 0 for a free one"
+                    f"port {port} cannot be used ({exc.strerror}); choose another `{name}`, or 0 for a free one"
                 ) from exc
             chosen[name] = listener.getsockname()[1]
     return chosen
@@ -306,7 +306,7 @@ def _check_shared_memory(instances: int) -> None:
     if free_mb < needed_mb:
         raise ServerStartError(
             f"{supervisor.SHARED_MEMORY} has {free_mb} MB free, and {instances} model instances need {needed_mb} MB; "
-            f"enlarge it (in Docker: shm_size {max(256, 2 * needed_mb)}m) or lower the number of instances"
+            f"enlarge it (in Docker: shm_size {max(256, 2 * needed_mb)}m) or lower `instances`"
         )
 
 

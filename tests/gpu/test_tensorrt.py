@@ -10,7 +10,7 @@ import pytest
 
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS
-from deepfake_export.tensorrt.engine import build_engine, tensorrt_runner
+from deepfake_export.tensorrt.engine import LoadedPlan, build_engine
 from deepfake_export.tensorrt.gpu import find_gpu
 from deepfake_export.tensorrt.library import load_tensorrt
 from deepfake_export.tensorrt.options import EngineOptions
@@ -46,7 +46,7 @@ def test_a_plan_gives_what_onnx_runtime_gives(exported, tmp_path):
     assert (engine.builder, engine.compute_capability) == ("tensorrt", gpu.compute_capability)
     assert engine.cuda_version
     assert cache.stat().st_size > 0
-    run = tensorrt_runner(plan)
+    run = LoadedPlan(plan).score
     session = onnxruntime.InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
     for batch_size in (1, 3, 8, 16):
         crops = generate_crops(batch_size, exported.manifest.spec.input_size_wh)
@@ -97,4 +97,4 @@ def test_engines_are_put_into_a_repository_and_kept_while_they_fit(exported):
 def test_a_file_that_is_no_plan_is_refused(tmp_path):
     (tmp_path / "model.plan").write_bytes(b"this is no plan")
     with pytest.raises(EngineError, match=r"cannot load .*model\.plan"):
-        tensorrt_runner(tmp_path / "model.plan")
+        LoadedPlan(tmp_path / "model.plan")

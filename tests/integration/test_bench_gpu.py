@@ -232,7 +232,7 @@ def test_small_batches_run_on_the_plan_that_is_served_and_large_ones_on_their_ow
             assert path.stat().st_size > 0
             loaded.append(path.name)
 
-    monkeypatch.setattr(gpu_engines, "find_gpu", lambda: Gpu("none", "8.9", "13.0"))
+    monkeypatch.setattr(gpu_engines, "find_gpu", lambda: Gpu("none", "8.9"))
     monkeypatch.setattr(gpu_engines, "LoadedPlan", Loaded)
     engine = TensorRTEngine(subject, "fp16", "cuda", find_library=load_tensorrt_rtx)
     assert engine._plan(1) is engine._plan(32)

@@ -303,7 +303,7 @@ def test_a_taken_port_is_one_clear_sentence(tiny_repository):
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(ServerStartError, match=rf"port {port} .*another http_port, or 0") as caught:
+        with pytest.raises(ServerStartError, match=rf"port {port} .*another `http_port`, or 0") as caught:
             EmbeddedTriton(tiny_repository, http_port=port).start()
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 4
@@ -333,7 +333,7 @@ def test_it_cannot_be_started_twice(embedded_triton):
 
 @pytest.mark.parametrize("ports", [{"grpc_port": 65536}, {"http_port": -1}, {"grpc_port": 18001, "http_port": 18001}])
 def test_impossible_ports_are_refused(tiny_repository, ports):
-    with pytest.raises(OptionError, match=r"_port is"):
+    with pytest.raises(OptionError, match=r"_port` is"):
         EmbeddedTriton(tiny_repository, **ports).start()
 
 

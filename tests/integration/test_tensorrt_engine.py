@@ -231,7 +231,7 @@ def repository_with_gpu(tiny_repository_of_export, tmp_path, monkeypatch):
 
     Running and comparing is tested in tests/gpu; this is about what happens to the files.
     """
-    maker = engines.EngineMaker(load_tensorrt_rtx(), Gpu("none", "8.9", "13.0"))
+    maker = engines.EngineMaker(load_tensorrt_rtx(), Gpu("none", "8.9"))
     monkeypatch.setattr(engines, "find_maker", lambda **_: maker)
     monkeypatch.setattr(engines, "compare_plan", lambda *_: 1e-6)
     return Path(shutil.copytree(tiny_repository_of_export, tmp_path / "m"))
@@ -257,7 +257,7 @@ def test_plans_are_put_beside_the_onnx_file_and_kept_while_they_fit(repository_w
 
 def test_verify_says_before_a_start_whether_plans_fit(repository_with_gpu):
     def verify(target: str) -> Result:
-        arguments = ["verify", "--repository", str(repository_with_gpu), "--tensorrt", target]
+        arguments = ["verify", "--repository", str(repository_with_gpu), "--plans-for", target]
         return CliRunner().invoke(repository_app, arguments)
 
     assert verify("11.4.0/9.0").exit_code == 0  # without a plan there is nothing to refuse

@@ -81,13 +81,13 @@ def verify(
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to check. Default: all.")
     ] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
-    tensorrt: Annotated[
-        str,
+    plans_for: Annotated[
+        str | None,
         typer.Option(
-            metavar="VERSION/CAPABILITY",
+            metavar="TENSORRT/CAPABILITY",
             help="TensorRT and GPU that load the plans, as 11.4.0/8.9. Default: this machine's, where it has both.",
         ),
-    ] = "here",
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every version against its manifest, and every configuration against its version.
@@ -98,7 +98,7 @@ def verify(
     killed export left behind, is reported, and counts only where it keeps Triton
     from starting.
     """
-    target = _plan_target(tensorrt)
+    target = plan_target() if plans_for is None else _parse_target(plans_for)
     found = inspect_repository(repository, models or (), plan_target=target)
     problems = [problem for model in found for problem in model.all_problems]
     wrong = [problem for problem in problems if not problem.harmless]
@@ -118,7 +118,7 @@ def verify(
         _print_problems(console, problems)
         if target is None and any(list((repository / model.name).glob(f"*/{PLAN_FILE}")) for model in found):
             what = "plans were not compared with a TensorRT and a GPU, because this machine lacks them"
-            console.print(f"[dim]note[/]  {what}; name those that will load them, as in --tensorrt 11.4.0/8.9")
+            console.print(f"[dim]note[/]  {what}; name those that will load them, as in --plans-for 11.4.0/8.9")
         result = f"[bold red]{len(wrong)} problem(s)[/]" if wrong else "[green]everything is intact[/]"
         console.print(f"{len(found)} model(s), {versions} version(s) checked: {result}")
     if wrong:
@@ -191,12 +191,12 @@ def prune(
         console.print(f"  kept  {_numbers(plan.kept)} (served: {_numbers(plan.served)})")
 
 
-def _plan_target(text: str) -> tuple[str, str] | None:
-    """Return the TensorRT version and compute capability of ``11.4.0/8.9``, or those of this machine for ``here``."""
-    version, slash, capability = text.partition("/")
-    if text != "here" and not slash:
-        raise OptionError(f"--tensorrt is {text!r}; allowed: 'here', or a pair like 11.4.0/8.9")
-    return plan_target() if text == "here" else (version, capability)
+def _parse_target(text: str) -> tuple[str, str]:
+    """Return the TensorRT version and the compute capability of ``11.4.0/8.9``."""
+    version, _, capability = text.partition("/")
+    if not capability:
+        raise OptionError(f"--plans-for is {text!r}; allowed: a pair like 11.4.0/8.9")
+    return version, capability
 
 
 def _table(models: Sequence[ModelInfo]) -> Table:

@@ -67,11 +67,11 @@ def writing(where: Path) -> Iterator[None]:
         if exc.errno in NO_SPACE:
             raise RepositoryError(
                 f"no space is left for {where} ({os.strerror(exc.errno)}); what is served is unchanged. Free some, "
-                "or name another repository"
+                "or name another `repository`"
             ) from exc
         if exc.errno in NOT_WRITABLE:
             raise RepositoryError(
                 f"{where} cannot be written ({os.strerror(exc.errno)}: {exc.filename or where}); "
-                "change its permissions, or name another repository"
+                "change its permissions, or name another `repository`"
             ) from exc
         raise

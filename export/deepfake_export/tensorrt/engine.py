@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from deepfake_export.graph.onnx_nodes import find_node, origin_of, precision_of
-from deepfake_export.tensorrt.gpu import GpuMemory, cuda_version, find_gpu, gpu_memory
+from deepfake_export.tensorrt.gpu import GpuMemory, cuda_version, find_gpu
 from deepfake_export.tensorrt.library import (
     RTX_CUDA_VERSION,
     IBuilderConfig,
@@ -163,7 +163,10 @@ class BoundPlan:
         Raises:
             EngineError: it does not run.
         """
-        _execute(self._context, self._memory)
+        context: IExecutionContext = self._context
+        if not context.execute_async_v3(self._memory.stream):
+            raise EngineError("TensorRT could not run the plan; see whether another process fills the GPU's memory")
+        self._memory.synchronize()
 
     def outputs(self) -> tuple[FloatArray, FloatArray]:
         """Return probability and logit of the last run, each float32 ``[N, 1]``."""
@@ -205,31 +208,18 @@ class LoadedPlan:
         Raises:
             EngineError: the plan does not take that batch, or the GPU has no room for it.
         """
-        with gpu_memory() as memory:
+        with contextlib.closing(GpuMemory()) as memory:
             yield BoundPlan(self._engine, self._context, memory, crops)
 
+    def score(self, crops: UInt8Array) -> tuple[FloatArray, FloatArray]:
+        """Return probability and logit of a batch, each float32 ``[N, 1]``.
 
-def tensorrt_runner(plan_path: Path) -> Callable[[UInt8Array], tuple[FloatArray, FloatArray]]:
-    """Load a plan on the GPU; return a function from crops (uint8 ``[N, H, W, 3]``) to probability and logit.
-
-    Raises:
-        EngineError: no GPU, or TensorRT cannot load the plan.
-        MissingExtraError: TensorRT is not installed.
-    """
-    plan = LoadedPlan(plan_path)
-
-    def run(crops: UInt8Array) -> tuple[FloatArray, FloatArray]:
-        with plan.bind(crops) as bound:
+        Raises:
+            EngineError: as `bind` and `BoundPlan.run` do.
+        """
+        with self.bind(crops) as bound:
             bound.run()
             return bound.outputs()
-
-    return run
-
-
-def _execute(context: IExecutionContext, memory: GpuMemory) -> None:
-    if not context.execute_async_v3(memory.stream):
-        raise EngineError("TensorRT could not run the plan; see whether another process fills the GPU's memory")
-    memory.synchronize()
 
 
 def _parse(network: INetworkDefinition, library: TensorRTLibrary, onnx_path: Path) -> onnx.ModelProto:

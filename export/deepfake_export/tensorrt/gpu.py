@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deepfake_preprocess.errors import EngineError
@@ -27,12 +26,10 @@ class Gpu:
     Attributes:
         name: as the driver gives it.
         compute_capability: for example ``8.9``.
-        cuda_version: of the CUDA runtime where that is found, else the newest that the driver runs.
     """
 
     name: str
     compute_capability: str
-    cuda_version: str
 
 
 def find_gpu() -> Gpu | None:
@@ -52,7 +49,7 @@ def find_gpu() -> Gpu | None:
         value = ctypes.c_int()
         _check(cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device), "cuDeviceGetAttribute")
         capability.append(str(value.value))
-    return Gpu(name.value.decode(errors="replace"), ".".join(capability), cuda_version())
+    return Gpu(name.value.decode(errors="replace"), ".".join(capability))
 
 
 def cuda_version() -> str:
@@ -117,16 +114,6 @@ class GpuMemory:
         if self.stream:
             self._cuda.cuStreamDestroy_v2(ctypes.c_void_p(self.stream))
             self.stream = 0
-
-
-@contextlib.contextmanager
-def gpu_memory() -> Iterator[GpuMemory]:
-    """Give memory on the GPU, and free it at the end."""
-    memory = GpuMemory()
-    try:
-        yield memory
-    finally:
-        memory.close()
 
 
 def _dotted(version: int) -> str:

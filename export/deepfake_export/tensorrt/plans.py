@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_export.repository.locks import locked, writing
@@ -29,8 +29,6 @@ from deepfake_preprocess.support.sessions import open_session
 if TYPE_CHECKING:
     from deepfake_export.tensorrt.gpu import Gpu
     from deepfake_export.tensorrt.library import TensorRTLibrary
-
-BUILD_LATER = "on the machine with the GPU run `deepfake build-engines`, or `docker compose up`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +73,12 @@ def find_maker(*, check_only_allowed: bool) -> EngineMaker:
 
     Raises:
         EngineError: plans cannot be built here, and neither can they be checked; says what is missing.
-        MissingExtraError: the `onnx` package is not installed.
     """
-    require_extra("onnx", extra="export")
     from deepfake_export.tensorrt.gpu import find_gpu
     from deepfake_export.tensorrt.library import load_tensorrt, load_tensorrt_rtx
 
-    gpu = find_gpu()
-    missing = "" if gpu is not None else "no NVIDIA GPU was found here, and a plan is built on the kind that runs it"
-    if gpu is not None:
+    missing = "no NVIDIA GPU was found here, and a plan is built on the kind that runs it"
+    if (gpu := find_gpu()) is not None:
         try:
             return EngineMaker(load_tensorrt(), gpu)
         except MissingExtraError as exc:
@@ -98,16 +93,11 @@ def find_maker(*, check_only_allowed: bool) -> EngineMaker:
 
 def plan_target() -> tuple[str, str] | None:
     """Return the TensorRT version and the compute capability of this machine; None where it lacks either."""
-    from deepfake_export.tensorrt.gpu import find_gpu
-    from deepfake_export.tensorrt.library import load_tensorrt
-
-    gpu = find_gpu()
-    if gpu is None:
-        return None
     try:
-        return load_tensorrt().version, gpu.compute_capability
-    except (MissingExtraError, EngineError):
+        maker = find_maker(check_only_allowed=False)
+    except EngineError:
         return None
+    return None if maker.gpu is None else (maker.library.version, maker.gpu.compute_capability)
 
 
 def add_plan(
@@ -156,8 +146,8 @@ def add_plan(
                 checked = dataclasses.replace(manifest, engine=manifest.engine or engine.to_dict())
                 note = (
                     f"no TensorRT plan was written, because {maker.missing}; instead NVIDIA's parser and builder "
-                    f"(TensorRT-RTX {engine.tensorrt_version}) took the {what} in {engine.build_seconds:.1f} s; "
-                    f"{BUILD_LATER}"
+                    f"(TensorRT-RTX {engine.tensorrt_version}) took the {what} in {engine.build_seconds:.1f} s; on "
+                    "the machine with the GPU run `deepfake build-engines`, or `docker compose up`"
                 )
                 return EngineResult(version_dir, checked, engine, False, note)
             difference = compare_plan(source, plan, engine)
@@ -189,16 +179,16 @@ def compare_plan(model_path: Path, plan_path: Path, engine: EngineInfo) -> float
 
     from deepfake_export.proof.crops import generate_crops
     from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS
-    from deepfake_export.tensorrt.engine import tensorrt_runner
+    from deepfake_export.tensorrt.engine import LoadedPlan
 
     session = open_session(model_path)
     height, width = session.get_inputs()[0].shape[1:3]
-    run = tensorrt_runner(plan_path)
+    plan = LoadedPlan(plan_path)
     largest = 0.0
     for batch_size in sorted({engine.min_batch_size, engine.typical_batch_size, engine.max_batch_size}):
         crops = generate_crops(batch_size, (width, height))
         expected, _ = session.run([PROBABILITY_NAME, LOGIT_NAME], {INPUT_NAME: crops})
-        probability, _ = run(crops)
+        probability, _ = plan.score(crops)
         # max() would pass over NaN.
         largest = float(np.max([largest, np.abs(probability - expected).max()]))
     limit = PLAN_PROBABILITY_ABS[engine.precision]
@@ -234,6 +224,7 @@ def build_engines(
         MissingExtraError: TensorRT or `onnx` is not installed.
     """
     options = options or EngineOptions()
+    require_extra("onnx", extra="export")
     dirs = model_dirs(repository, models)
     maker = find_maker(check_only_allowed=False)
     results = []
@@ -256,16 +247,8 @@ def build_engines(
 def _plan_fits(
     maker: EngineMaker, manifest: Manifest, engine: EngineInfo, max_batch_size: int, options: EngineOptions
 ) -> bool:
-    wanted = (max_batch_size, options.version_compatible)
-    if (
-        maker.gpu is None
-        or PLAN_FILE not in manifest.files
-        or wanted
-        != (
-            engine.max_batch_size,
-            engine.version_compatible,
-        )
-    ):
+    built = (engine.max_batch_size, engine.version_compatible)
+    if maker.gpu is None or PLAN_FILE not in manifest.files or built != (max_batch_size, options.version_compatible):
         return False
     try:
         check_plan(manifest, tensorrt_version=maker.library.version, compute_capability=maker.gpu.compute_capability)
@@ -275,14 +258,14 @@ def _plan_fits(
 
 
 def _read_verified(version_dir: Path) -> Manifest:
-    """Return the manifest, of which only the plan may be wrong; then nothing is said of a plan, so one is built."""
+    """Return the manifest of an intact version; where only its plan is wrong, one that lists no plan."""
     manifest = Manifest.read(version_dir)
     if MODEL_FILE not in manifest.files:
         raise RepositoryError(f"{version_dir} has no {MODEL_FILE} to build from; export the model again")
-    plan = version_dir / PLAN_FILE
-    actual: dict[str, Any] = {PLAN_FILE: sha256_file(plan)} if plan.is_file() else {}
-    others = {name: digest for name, digest in manifest.files.items() if name != PLAN_FILE}
-    dataclasses.replace(manifest, files={**others, **actual}).verify(version_dir)
-    if actual.get(PLAN_FILE) != manifest.files.get(PLAN_FILE):
-        return dataclasses.replace(manifest, files=others, engine={})
+    wrong = {name for name, _ in manifest.problems(version_dir)}
+    if wrong - {PLAN_FILE}:
+        manifest.verify(version_dir)
+    if wrong:
+        files = {name: digest for name, digest in manifest.files.items() if name != PLAN_FILE}
+        return dataclasses.replace(manifest, files=files, engine={})
     return manifest

@@ -36,7 +36,7 @@ def model_names(repository: Path) -> list[str]:
     """
     if not repository.is_dir():
         what = "this is not a folder" if repository.exists() else "there is no such model repository"
-        raise RepositoryError(f"{repository}: {what}; `deepfake export` makes one, or name another repository")
+        raise RepositoryError(f"{repository}: {what}; `deepfake export` makes one, or name another `repository`")
     try:
         return sorted(path.name for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as exc:

@@ -129,32 +129,32 @@ def test_verify_names_the_file_what_is_wrong_and_what_to_do(capsys, root, change
 )
 def test_verify_checks_plans_for_the_tensorrt_and_gpu_that_load_them(capsys, root, version, changes, target, what):
     add_plan(root, version, **changes)
-    code, out, _ = deepfake(capsys, "verify", "-r", root, "--tensorrt", target)
+    code, out, _ = deepfake(capsys, "verify", "-r", root, "--plans-for", target)
     assert code == (2 if what else 0), out
     if what:
         assert f"wrong  tiny/{version}/model.plan: model.plan of 'tiny' version {version} {what}" in out
         assert "deepfake build-engines" in out
-    report = json.loads(deepfake(capsys, "verify", "-r", root, "--tensorrt", target, "--json")[1])
+    report = json.loads(deepfake(capsys, "verify", "-r", root, "--plans-for", target, "--json")[1])
     assert (report["ok"], report["plans_checked_for"]) == (not what, target)
 
 
 def test_verify_on_a_machine_without_a_gpu_says_that_plans_were_not_compared(capsys, root, monkeypatch):
     monkeypatch.setattr("deepfake_export.tensorrt.gpu.find_gpu", lambda: None)
-    assert "--tensorrt" not in deepfake(capsys, "verify", "-r", root)[1]
+    assert "--plans-for" not in deepfake(capsys, "verify", "-r", root)[1]
     add_plan(root, 3)
     code, out, _ = deepfake(capsys, "verify", "-r", root)
     assert code == 0
     assert "plans were not compared" in out
-    assert "--tensorrt 11.4.0/8.9" in out
-    code, _, err = deepfake(capsys, "verify", "-r", root, "--tensorrt", "11.4")
+    assert "--plans-for 11.4.0/8.9" in out
+    code, _, err = deepfake(capsys, "verify", "-r", root, "--plans-for", "11.4")
     assert code == 2
-    assert "--tensorrt is '11.4'" in err
+    assert "--plans-for is '11.4'" in err
 
 
 def test_verify_sees_a_batch_that_the_plan_does_not_take(capsys, root):
     add_plan(root, 3)
     edit_config(root, "config.pbtxt", lambda config: setattr(config, "max_batch_size", 16))
-    code, out, _ = deepfake(capsys, "verify", "-r", root, "--tensorrt", "11.4.0/8.9")
+    code, out, _ = deepfake(capsys, "verify", "-r", root, "--plans-for", "11.4.0/8.9")
     assert code == 2
     assert "tiny/config.pbtxt: forms batches of 16, but the plan takes 4" in out
 
