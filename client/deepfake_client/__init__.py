@@ -55,7 +55,8 @@ from deepfake_preprocess.errors import (
     SharedMemoryError,
 )
 from deepfake_preprocess.media.frames_source import open_frames
-from deepfake_preprocess.media.opening import Sampling, open_media
+from deepfake_preprocess.media.opening import open_media
+from deepfake_preprocess.media.sampling import Sampling
 
 __all__ = [
     "AGGREGATIONS",

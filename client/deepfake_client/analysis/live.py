@@ -26,7 +26,8 @@ from deepfake_client.result.verdict import Timing, Verdict
 from deepfake_preprocess.errors import ServerError
 from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.live import LiveSource
-from deepfake_preprocess.media.opening import Media, Sampling
+from deepfake_preprocess.media.opening import Media
+from deepfake_preprocess.media.sampling import Sampling
 
 _JOIN_S: Final = 1.0
 

@@ -33,7 +33,8 @@ from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import FaceDetector, detection_image, faces_in_frame
 from deepfake_preprocess.faces.following import DETECT_EVERY, Sighting, find_faces
 from deepfake_preprocess.media.frame import Frame
-from deepfake_preprocess.media.opening import Media, Sampling
+from deepfake_preprocess.media.opening import Media
+from deepfake_preprocess.media.sampling import Sampling
 
 FRAME_BYTES_IN_FLIGHT: Final = 64 * 2**20
 """Decoded frames that may wait for detection, in bytes of RGB: about ten frames of 1080p."""

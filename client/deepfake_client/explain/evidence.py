@@ -17,7 +17,8 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import Frame
-from deepfake_preprocess.media.opening import Media, Sampling
+from deepfake_preprocess.media.opening import Media
+from deepfake_preprocess.media.sampling import Sampling
 
 SHOWN_PER_TRACK = 4
 MAX_SHOWN = 12

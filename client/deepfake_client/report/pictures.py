@@ -16,7 +16,7 @@ from deepfake_client.sources.inputs import open_source
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InputError
 from deepfake_preprocess.media.frame import Frame
-from deepfake_preprocess.media.opening import Sampling
+from deepfake_preprocess.media.sampling import Sampling
 
 MAX_FRAMES = 8
 """Whole frames in `frame_analysis.png`."""

@@ -24,7 +24,8 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import FaceDetector, faces_in
-from deepfake_preprocess.media.opening import Media, Sampling, open_media
+from deepfake_preprocess.media.opening import Media, open_media
+from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.media.suffixes import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 
 FRAMES_PER_VIDEO = 16

@@ -26,8 +26,6 @@ from deepfake_preprocess.media.image import SNIFF_BYTES, decode_image, image_cod
 from deepfake_preprocess.media.planar import Orientation
 from deepfake_preprocess.media.sampling import Sampling
 
-__all__ = ["MAX_PIXELS", "MAX_SIDE_PX", "DecodeStats", "Media", "Sampling", "open_media"]
-
 MAX_SIDE_PX = 16384
 """Longest side that is accepted; the limit of H.264 level 6.2 and of most hardware."""
 MAX_PIXELS = 2**27

@@ -17,7 +17,8 @@ from deepfake_client.options import AnalyzeOptions
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.media.opening import Media, Sampling
+from deepfake_preprocess.media.opening import Media
+from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_training.data.held_out import score_held_out
 from deepfake_training.evaluate.calibration import check_rule

@@ -17,7 +17,8 @@ from deepfake_export.proof.faces import media_of
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.faces.detector import Face, FaceDetector, faces_in
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
-from deepfake_preprocess.media.opening import Media, Sampling, open_media
+from deepfake_preprocess.media.opening import Media, open_media
+from deepfake_preprocess.media.sampling import Sampling
 from deepfake_training.data.faces import FAKE, REAL, FaceSet
 from deepfake_training.data.splits import find_groups
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
-from deepfake_preprocess.media.opening import Media, Sampling
+from deepfake_preprocess.media.opening import Media
+from deepfake_preprocess.media.sampling import Sampling
 from deepfake_training.data.augment import add_noise, blur, compress_h264, compress_jpeg, rescale
 
 Picture = NDArray[np.uint8]

@@ -23,7 +23,7 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Concern, Reason, Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import MediaOpenError
-from deepfake_preprocess.media.opening import Sampling
+from deepfake_preprocess.media.sampling import Sampling
 
 CONTEXT = report.ReportContext(
     ModelSpec(

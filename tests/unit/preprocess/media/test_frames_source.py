@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import InputError, MediaOpenError, OptionError
 from deepfake_preprocess.media.frames_source import open_array, open_frames
-from deepfake_preprocess.media.opening import Sampling
+from deepfake_preprocess.media.sampling import Sampling
 
 GRAY = np.full((40, 60, 3), 90, np.uint8)
 

@@ -21,7 +21,7 @@ from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.media.opening import Sampling
+from deepfake_preprocess.media.sampling import Sampling
 from deepfake_training.cli.evaluate import evaluate_command
 from deepfake_training.data.held_out import score_held_out
 from deepfake_training.evaluate.calibration import apply_temperature, find_temperature, find_threshold
