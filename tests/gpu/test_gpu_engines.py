@@ -90,7 +90,7 @@ def test_the_command_measures_on_a_gpu(tmp_path):
         cli.main(["bench", "gpu", *(part for item in options.items() for part in item)])
     assert ended.value.code == 0
     data = json.loads(output.read_text())
-    assert data["status"] == data["ceilings"]["status"] == "measured"
+    assert data["ceilings"]["copy_bytes_per_s"] > 0
     (network,) = data["networks"]
     for engine in network["engines"]:
         assert [item["batch"] for item in engine["batches"]] == [1, 64]

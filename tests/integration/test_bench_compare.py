@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,11 +13,10 @@ import pytest
 from tiny_model import write_tiny_onnx
 
 from deepfake_bench.compare import environments as peer_env
-from deepfake_bench.compare.compare import SERVED
+from deepfake_bench.compare.comparison import SERVED, served_over_in_process
 from deepfake_bench.compare.contenders import start_peer
 from deepfake_bench.compare.environments import PeerUnavailableError, peer_python
-from deepfake_bench.compare.peer_list import Peer, peers
-from deepfake_bench.load.senders import plain_http
+from deepfake_bench.compare.peer_list import ONNX_RUNTIME, Peer, form_http, peers, plain_http
 from deepfake_bench.server.reference import OnnxReference
 from deepfake_client.cli import main as cli
 
@@ -89,6 +89,15 @@ def test_a_peer_that_fails_is_ended_with_its_reason(code, message, tmp_path, chi
     assert not children()
 
 
+def test_a_crop_in_a_form_arrives_as_a_file() -> None:
+    request = asyncio.run(form_http(CROPS[:1]))
+    head, _, rest = request.body.partition(b"\r\n\r\n")
+    assert b'name="crops"; filename="crop"' in head
+    assert rest.startswith(CROPS[:1].tobytes())
+    boundary = request.headers["Content-Type"].partition("boundary=")[2]
+    assert request.body.endswith(f"--{boundary}--\r\n".encode())
+
+
 def test_an_engine_in_process_gives_the_reference_answers(tmp_path, children) -> None:
     model = tmp_path / "tiny.onnx"
     write_tiny_onnx(model)
@@ -129,12 +138,21 @@ def test_the_command_reports_ratios_and_what_it_could_not_measure(
         cli.main(["bench", "compare", "--repository", str(shared_tiny_repository), *arguments])
     assert left.value.code == 0
     data = json.loads(output.read_text(encoding="utf-8"))
-    assert [item["name"] for item in data["contenders"]] == [*SERVED, "ONNX Runtime in-process"]
+    assert [item["name"] for item in data["contenders"]] == [*SERVED, ONNX_RUNTIME]
     assert data["ours"] in SERVED
     assert set(data["ours_over"]) == {item["name"] for item in data["contenders"]} - {data["ours"]}
     tried = {item["name"]: item["crops_per_s"] for item in data["settings_tried"] if item["name"] in SERVED}
     assert max(tried, key=tried.__getitem__) == data["ours"]
-    assert data["ours_over"]["ONNX Runtime in-process"]["throughput"] > 0
-    assert data["ours_over_best_engine"]["throughput"] == data["ours_over"]["ONNX Runtime in-process"]["throughput"]
+    costs = served_over_in_process(data)
+    assert list(costs) == list(SERVED)
+    assert costs[data["ours"]] == pytest.approx(data["ours_over"][ONNX_RUNTIME]["throughput"], rel=1e-2)
+    for item in data["contenders"]:
+        many = item["concurrency"]["32"]
+        assert many["cpu_ms_per_crop"] > 0
+        assert (
+            (many["load_cpu_ms_per_crop"] is None) == (many["mean_batch"] is None) == (item["name"] == ONNX_RUNTIME)
+        )
+        if item["name"] in SERVED:
+            assert 1 < many["mean_batch"] <= 8
     assert {item["reason"] for item in data["not_measured"]} == {"litserve cannot be installed: no network"}
     assert "not measured: LitServe" in capsys.readouterr().err

@@ -9,12 +9,11 @@ import onnxruntime
 import pytest
 import torch
 
+from deepfake_bench.cli import gpu
 from deepfake_bench.gpu import engines as gpu_engines
-from deepfake_bench.gpu import gpu
 from deepfake_bench.gpu import measure as gpu_measure
 from deepfake_bench.gpu.engines import ENGINES, EngineKind, OnnxRuntimeEngine, Subject, TensorRTEngine
-from deepfake_bench.gpu.measure import LIMITS, measure_engine
-from deepfake_bench.gpu.roofline import count_operations
+from deepfake_bench.gpu.measure import LIMITS, describe_network, measure_engine
 from deepfake_bench.report.plots import write_plots
 from deepfake_client.cli import main as cli
 from deepfake_export.demo.untrained import build_untrained_network
@@ -72,9 +71,8 @@ def test_the_engines_of_a_cpu_are_verified_timed_and_set_against_the_roofline(sm
     assert set(ceilings["flops_per_s"]) == {"fp32", "fp16"}
     (network,) = data["networks"]
     engines = {engine.pop("engine"): engine for engine in network["engines"]}
-    assert list(engines) == asked
-    run_here = {"onnxruntime-fp32", "onnxruntime-fp16", "pytorch-eager-fp16"}
-    assert {name for name, engine in engines.items() if engine["status"] == "measured"} == run_here
+    run_here = ["onnxruntime-fp32", "onnxruntime-fp16", "pytorch-eager-fp16"]
+    assert list(engines) == run_here
     for name in run_here:
         assert [item["batch"] for item in engines[name]["batches"]] == [1, 3]
         for item in engines[name]["batches"]:
@@ -83,12 +81,12 @@ def test_the_engines_of_a_cpu_are_verified_timed_and_set_against_the_roofline(sm
             assert item["largest_probability_difference"] <= LIMITS[engines[name]["precision"]]
             share = item["crops_per_s"] / item["roofline_crops_per_s"]
             assert item["share_of_roofline"] == pytest.approx(share, rel=1e-2, abs=1e-4)
-    for name in set(asked) - run_here:
-        assert engines[name]["status"] == "not measured"
-        assert engines[name]["reason"] in ("TF32 is arithmetic of NVIDIA GPUs", "TensorRT runs on a GPU only")
+    assert network["not_measured"].keys() == set(asked) - set(run_here)
+    reasons = {"TF32 is arithmetic of NVIDIA GPUs", "TensorRT runs on a GPU only"}
+    assert set(network["not_measured"].values()) == reasons
     shown = capsys.readouterr().out
     assert "onnxruntime-fp32" in shown
-    assert "onnxruntime-tf32: not measured: TF32" in shown
+    assert "onnxruntime-tf32: TF32" in shown
     (picture,) = write_plots(output, form="svg")
     assert picture.name == "machine-gpu-roofline.svg"
     assert picture.stat().st_size > 10_000
@@ -107,30 +105,18 @@ def test_a_compiled_network_runs_as_one_graph_for_each_batch_size(subject, monke
     engine.close()
 
 
-def test_without_a_gpu_everything_is_told_as_not_measured(small_network, tmp_path, monkeypatch, capsys):
+def test_without_a_gpu_there_is_an_error_and_no_result(small_network, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "find_gpu", lambda: None)
     output = tmp_path / "machine-gpu.json"
-    options = ["--network", small_network, "--output", str(output)]
-    assert bench(*options) == 1
-    data = json.loads(output.read_text())
-    reason = "no NVIDIA GPU was found"
-    assert (data["status"], data["reason"], data["ceilings"]) == (
-        "not measured", reason, {"status": "not measured", "reason": reason},
-    )  # fmt: skip
-    (network,) = data["networks"]
-    assert [(item["status"], item["reason"], item["batches"]) for item in network["engines"]] == [
-        ("not measured", reason, [])
-    ] * len(ENGINES)
-    # What can be known without a GPU is known: 15 x 15 x 8 outputs of 27 multiply-adds, and the last layer.
-    assert network["gflops_per_crop"] * 1e9 == pytest.approx(2 * (15 * 15 * 8 * 27 + 8), rel=0.1)
-    assert f"{', '.join(ENGINES)}: not measured: {reason}" in capsys.readouterr().out
-    assert write_plots(output, form="png")[0].is_file()
-    # Measurements of a day when there was one are kept.
-    output.write_text(json.dumps(data | {"status": "measured"}, indent=2))
-    before = output.read_text()
-    assert bench(*options) == 1
-    assert output.read_text() == before
-    assert "holds measurements, which are kept" in " ".join(capsys.readouterr().err.split())
+    assert bench("--network", small_network, "--output", str(output)) == 1
+    assert "no NVIDIA GPU was found; --device cpu tries the command" in " ".join(capsys.readouterr().err.split())
+    assert not output.exists()
+
+
+def test_what_a_network_needs_is_counted(subject):
+    # 15 x 15 x 8 outputs of 27 multiply-adds, and the last layer.
+    described = describe_network(subject, None)
+    assert described["gflops_per_crop"] * 1e9 == pytest.approx(2 * (15 * 15 * 8 * 27 + 8), rel=0.1)
 
 
 def test_what_half_precision_cannot_hold_stays_in_float32_in_pytorch_too(subject):
@@ -171,33 +157,33 @@ class FakeEngine:
 
 
 def measured(engine: FakeEngine, subject: Subject):
-    work = {size: count_operations(subject.detector.network, size, (32, 32)) for size in (1, 2, 4)}
     kind = EngineKind("fp32", lambda *_: engine)
-    return measure_engine("fake", kind, subject, work, "cpu", 0.001, None)
+    return measure_engine("fake", kind, subject, (1, 2, 4), device="cpu", seconds=0.001, ceilings=None)
 
 
 def test_an_engine_with_other_scores_is_not_timed(subject):
     engine = FakeEngine(subject, off_by=2 * LIMITS["fp32"])
     result = measured(engine, subject)
-    assert (result.status, result.batches, engine.runs, engine.closed) == ("scores differ", (), 1, True)
+    assert (result.differs, result.batches, engine.runs, engine.closed) == (True, (), 1, True)
     assert "at batch 1 a probability differs from float32 PyTorch's by 0.002 (limit 0.001)" in result.reason
-    assert measured(FakeEngine(subject, off_by=float("nan")), subject).status == "scores differ"
+    assert measured(FakeEngine(subject, off_by=float("nan")), subject).differs
 
 
 def test_an_engine_that_fails_at_one_batch_keeps_the_others(subject):
     result = measured(FakeEngine(subject, off_by=0.0, fails_at=4), subject)
-    assert (result.status, [item.batch for item in result.batches]) == ("measured", [1, 2])
+    assert (result.differs, [item.batch for item in result.batches]) == (False, [1, 2])
     assert result.reason == "batches above 2 were not measured: MemoryError: CUDA out of memory."
     assert result.batches[0].share_of_roofline is None
     result = measured(FakeEngine(subject, off_by=0.0, fails_at=1), subject)
-    assert (result.status, result.reason) == ("not measured", "MemoryError: CUDA out of memory.")
+    assert (result.batches, result.reason) == ((), "MemoryError: CUDA out of memory.")
 
 
 def test_a_command_whose_engine_differs_says_so_with_its_exit_code(small_network, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_measure, "LIMITS", {"fp32": -1.0})
     arguments = ["--device", "cpu", "--network", small_network, "--batches", "1", "--seconds", "0.01"]
     assert bench(*arguments, "--engines", "onnxruntime-fp32", "--output", str(tmp_path / "r-gpu.json")) == 1
-    assert "onnxruntime-fp32: scores differ" in capsys.readouterr().out
+    assert "onnxruntime-fp32: at batch 1 a probability differs" in capsys.readouterr().out
+    assert not (tmp_path / "r-gpu.json").exists()
 
 
 def test_an_onnxruntime_without_cuda_says_how_to_get_one(subject, monkeypatch):
@@ -244,12 +230,13 @@ def test_small_batches_run_on_the_plan_that_is_served_and_large_ones_on_their_ow
     ("arguments", "message"),
     [
         (["--device", "tpu"], "--device is 'tpu'; allowed: cuda, cpu"),
-        (["--batches", "1,x"], "--batches is '1,x'; allowed: whole numbers from 1"),
+        (["--batches", ","], "--batches is empty"),
+        (["--batches", "1,x"], "--batches is '1,x'; allowed: numbers above 0"),
         (["--batches", "0"], "--batches is '0'"),
-        (["--engines", "onnx"], "--engines is 'onnx'; allowed: all, or of onnxruntime-fp32"),
+        (["--engines", "onnx"], "--engines is 'onnx'; allowed: all, onnxruntime-fp32"),
         (["--network", "timm:efficientnet_b0"], "--network is 'timm:efficientnet_b0'; expected ARCHITECTURE@PIXELS"),
         (["--network", ","], "--network is empty"),
-        (["--network", "timm:efficientnet_b00@64"], "did you mean"),
+        (["--device", "cpu", "--network", "timm:efficientnet_b00@64"], "did you mean"),
         (["--checkpoint", "absent.safetensors"], "absent.yaml: there is no such spec file"),
     ],
 )

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from tiny_model import TINY_SPEC, write_tiny_onnx
 
+from deepfake_bench.pipeline.analyses import Analyses
 from deepfake_bench.pipeline.lower_bounds import onnxruntime_alone
-from deepfake_bench.pipeline.pipeline import Bench
+from deepfake_bench.pipeline.usual import usual_pipeline
+from deepfake_bench.report.figures import pipeline_rows
 from deepfake_bench.report.plots import write_plots
-from deepfake_bench.report.readme import pipeline_rows
 from deepfake_bench.server.serving import embedded_server
 from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -40,7 +41,7 @@ def test_an_analysis_is_split_measured_against_its_floors_and_repeated(
     clips, shared_tiny_repository, tmp_path, capsys
 ) -> None:
     output = tmp_path / "here-pipeline.json"
-    arguments = ["--repository", str(shared_tiny_repository), "--frames", "4", "--rounds", "1"]
+    arguments = ["--repository", str(shared_tiny_repository), "--num-frames", "4", "--rounds", "1"]
     assert bench("pipeline", str(clips), *arguments, "--repeat-clips", "2,1", "--output", str(output)) == 0
     data = json.loads(output.read_text(encoding="utf-8"))
     assert [(clip["clip"], clip["faces_ours"]) for clip in data["clips"]] == [("one.mp4", 4), ("two.mp4", 8)]
@@ -54,12 +55,12 @@ def test_an_analysis_is_split_measured_against_its_floors_and_repeated(
     assert data["set"]["videos_per_s"] == pytest.approx(2 / data["set"]["seconds"][0], rel=1e-3)
     assert [item["clips"] for item in data["repeated"]] == [1, 2]
     assert all(item["peak_mb"] > 50 and item["cpu_s_per_clip"] > 0 for item in data["repeated"])
-    assert data["usual"] == "not measured: --checkpoint was not given"
+    assert data["usual"] == "not measured: no checkpoint was given"
     assert "two.mp4" in capsys.readouterr().out
     (picture,) = write_plots(output, form="svg")
     assert picture.name == "here-pipeline-stages.svg"
     assert all(f"<!-- {stage} -->" in picture.read_text(encoding="utf-8") for stage in STAGES[:-1])
-    figures = [row[2] for row in pipeline_rows(data)]
+    figures = [row.figure for row in pipeline_rows(data)]
     assert sum("x the time per clip" in figure for figure in figures) == 1
 
 
@@ -72,22 +73,20 @@ def test_scores_that_are_not_the_files_are_never_timed(clips, tiny_repository, t
     weights = next(item for item in changed.graph.initializer if item.name == "weights")
     weights.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), "weights"))
     onnx.save(changed, other)
-    with embedded_server(tiny_repository) as server:
-        measuring = Bench(server, num_frames=2)
-        try:
-            measuring.analyze(clips / "one.mp4", measuring.sampling)
-            crops = measuring.crops(clips / "one.mp4")
-            assert crops.shape == (2, *TINY_SPEC.input_size_wh[::-1], 3)
-            measuring.floor = lambda crops: onnxruntime_alone(other, crops, server.arrangement, batch=8)
-            with pytest.raises(DeepfakeError, match="nothing was measured"):
-                measuring.crops(clips / "one.mp4")
-        finally:
-            measuring.client.close()
+    with embedded_server(tiny_repository) as server, Analyses(server, 2, lambda _: None) as analyses:
+        analyses.analyze(clips / "one.mp4", analyses.uniform)
+        crops = analyses.crops(clips / "one.mp4")
+        assert crops.shape == (2, *TINY_SPEC.input_size_wh[::-1], 3)
+        analyses.inference_alone = lambda crops: onnxruntime_alone(other, crops, server.arrangement, batch=8)
+        with pytest.raises(DeepfakeError, match="nothing was measured"):
+            analyses.crops(clips / "one.mp4")
 
 
 def test_sampling_is_checked_and_timed(clips, tmp_path, capsys) -> None:
     output = tmp_path / "here-decode.json"
-    assert bench("decode", str(clips / "one.mp4"), "--frames", "3", "--repeats", "1", "--output", str(output)) == 0
+    assert (
+        bench("decode", str(clips / "one.mp4"), "--num-frames", "3", "--repeats", "1", "--output", str(output)) == 0
+    )
     (row,) = json.loads(output.read_text(encoding="utf-8"))["clips"]
     assert (row["frames_verified"], row["pictures_decoded"]["plain"]) == (3, 10)
     assert "one.mp4" in capsys.readouterr().out
@@ -97,7 +96,6 @@ def test_sampling_is_checked_and_timed(clips, tmp_path, capsys) -> None:
 def test_the_usual_pipeline_scores_every_face_of_the_same_frames(clips, tmp_path) -> None:
     from safetensors.torch import save_file
 
-    from deepfake_bench.pipeline.pipeline import usual_pipeline
     from deepfake_export.demo.untrained import build_untrained_network
 
     spec = ModelSpec("net", "timm:test_efficientnet", input_height_px=64, input_width_px=64)
@@ -122,7 +120,7 @@ def test_explaining_is_checked_and_timed(tmp_path, capsys) -> None:
     arguments = [
         "--architecture",
         "timm:test_efficientnet",
-        "--crops",
+        "--num-crops",
         "2",
         "--repeats",
         "1",

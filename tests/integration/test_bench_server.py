@@ -9,12 +9,14 @@ import psutil
 import pytest
 from tiny_model import write_tiny_repository
 
-from deepfake_bench.load.measure import Level, Stopping, measure_level
+from deepfake_bench.load.generator import Load
+from deepfake_bench.load.measure import Stopping, measure_level
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.machine.environment import environment
 from deepfake_bench.report.plots import FORMATS, write_plots
 from deepfake_bench.server.reference import OnnxReference, verify_served
 from deepfake_bench.server.serving import embedded_server, running_server
+from deepfake_client import Connection
 from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import DeepfakeError
@@ -24,21 +26,24 @@ STOPPING = Stopping(window_s=0.3, max_windows=1)
 
 @pytest.fixture(scope="module")
 def server(embedded_triton):
-    return running_server(
-        embedded_triton.grpc_url,
-        embedded_triton.http_url,
-        model="tiny",
-        reference=embedded_triton.models[0].version_dir / "model.onnx",
-    )
+    """Return the running server, as it is reached over one protocol."""
+
+    def over(protocol):
+        url = embedded_triton.http_url if protocol == "http" else embedded_triton.grpc_url
+        reference = embedded_triton.models[0].version_dir / "model.onnx"
+        return running_server(Connection(url=url, protocol=protocol), model="tiny", reference=reference)
+
+    return over
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http", "grpc-shm"])
 def test_every_protocol_gives_the_files_answers_and_the_server_counts_what_we_count(server, protocol) -> None:
+    server = server(protocol)
     target = server.target(protocol, crops_per_request=2)
     assert server.verify(target) < 1e-5
     with LoadProcesses(target, server.crops, processes=2) as load:
         before = server.counters()
-        traces = load.run(concurrency=5, ramp_s=0.0, measure_s=0.3)
+        traces = load.run(Load(concurrency=5, measure_s=0.3))
     succeeded = sum(trace.succeeded for trace in traces)
     deadline = time.monotonic() + 10
     # Triton counts a request after it has answered it.
@@ -53,10 +58,11 @@ def test_every_protocol_gives_the_files_answers_and_the_server_counts_what_we_co
 
 
 def test_requests_in_flight_together_are_batched_and_the_share_of_the_server_is_told(server) -> None:
+    server = server("grpc")
     with LoadProcesses(server.target("grpc"), server.crops) as load:
         measured = measure_level(
             load,
-            Level(concurrency=8),
+            Load(concurrency=8),
             crops_per_request=1,
             counters=server.counters,
             server=psutil.Process(),
@@ -81,6 +87,7 @@ def test_other_answers_are_never_timed(server, tmp_path) -> None:
     weights = next(item for item in other.graph.initializer if item.name == "weights")
     weights.CopyFrom(onnx.numpy_helper.from_array(0.5 * onnx.numpy_helper.to_array(weights), "weights"))
     onnx.save(other, path)
+    server = server("grpc")
     with pytest.raises(DeepfakeError, match="nothing was measured"):
         verify_served(server.target("grpc"), server.crops, OnnxReference(path))
 
@@ -93,7 +100,7 @@ def test_refused_requests_are_counted_and_not_timed(tmp_path) -> None:
     config.dynamic_batching.max_queue_delay_microseconds = 100_000
     config_path.write_text(triton_config.config_to_text(config), encoding="utf-8")
     with embedded_server(repository) as full, LoadProcesses(full.target("grpc"), full.crops) as load:
-        (trace,) = load.run(concurrency=6, ramp_s=0.0, measure_s=0.5)
+        (trace,) = load.run(Load(concurrency=6, measure_s=0.5))
     assert set(trace.errors) == {"UNAVAILABLE"}
     assert trace.errors["UNAVAILABLE"] == int(trace.failed.sum()) > trace.answered > 0
     # A refusal comes at once; what was served waited in the queue. Mixed, the percentiles would be of refusals.
@@ -107,8 +114,8 @@ def test_the_command_writes_results_that_can_be_drawn(embedded_triton, tmp_path,
     with pytest.raises(SystemExit) as left:
         cli.main(
             [
-                *("bench", "server", "--url", embedded_triton.grpc_url, "--http-url", embedded_triton.http_url),
-                *("--protocol", "http", "--concurrency", "1,4", "--rate", "30", "--window", "0.2"),
+                *("bench", "server", "--url", embedded_triton.http_url),
+                *("--concurrency", "1,4", "--rate", "30", "--window", "0.2"),
                 *("--max-windows", "1", "--output", str(output)),
                 *("--reference", str(embedded_triton.models[0].version_dir / "model.onnx")),
             ]
@@ -132,9 +139,12 @@ def test_the_command_writes_results_that_can_be_drawn(embedded_triton, tmp_path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--concurrency", "0"], "above 0"),
+        (["--concurrency", "0"], "numbers above 0"),
+        (["--concurrency", "1.5"], "whole numbers from 1"),
+        (["--rate", "nan"], "numbers above 0"),
+        (["--concurrency", ""], "there is no load to measure"),
         (["--protocol", "quic"], "allowed: grpc, http, grpc-shm"),
-        (["--crops", "100"], "takes at most"),
+        (["--num-crops", "100"], "takes at most"),
     ],
 )
 def test_wrong_options_are_told_in_a_sentence(embedded_triton, options, message, capsys) -> None:

@@ -10,9 +10,7 @@ import pytest
 from tiny_model import write_tiny_onnx
 
 from deepfake_bench.report.plots import write_plots
-from deepfake_bench.tune import search as tune_search
-from deepfake_bench.tune import server as tune_server
-from deepfake_bench.tune import tune
+from deepfake_bench.tune import search, tuning
 from deepfake_bench.tune.search import Setting
 from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract import triton_config
@@ -29,9 +27,9 @@ def clip(tmp_path_factory):
 @pytest.fixture
 def short(monkeypatch):
     """Measure as little as will do: what is measured is not looked at."""
-    monkeypatch.setattr(tune, "CONFIRMATIONS", 1)
-    monkeypatch.setattr(tune_search, "MAX_PROBES", 3)
-    monkeypatch.setattr(tune_server, "FULL_LOAD_S", 0.2)
+    monkeypatch.setattr(tuning, "CONFIRMATIONS", 1)
+    monkeypatch.setattr(search, "MAX_PROBES", 3)
+    monkeypatch.setattr(tuning, "FULL_LOAD_S", 0.2)
 
 
 def bench(*arguments: str) -> int:
@@ -68,8 +66,18 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
     add_version(tiny_repository, "int8", negate=True)
     options = triton_config.ServingOptions(4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores())
     # One candidate; the whole space takes minutes.
-    monkeypatch.setattr(tune, "respects", lambda setting, **_: iter([("all", [Setting(1, options)])]))
-    arguments = [str(clip), "--repository", str(tiny_repository), "--p99", "5000", "--frames", "4", "--window", "0.3"]
+    monkeypatch.setattr(tuning, "neighbors", lambda setting, **_: [Setting(1, options)])
+    arguments = [
+        str(clip),
+        "--repository",
+        str(tiny_repository),
+        "--p99",
+        "5000",
+        "--num-frames",
+        "4",
+        "--window",
+        "0.3",
+    ]
     before = embedded(tiny_repository)
     assert bench(*arguments, "--dry-run", "--output", str(output)) == 0
     assert embedded(tiny_repository) == before
@@ -89,11 +97,11 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
 
 def test_what_wins_is_written_and_served(clip, tiny_repository) -> None:
     options = triton_config.ServingOptions(4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores())
-    tuning = tune.Tuning(
+    tuned = tuning.Tuning(
         tiny_repository, None, [clip], num_frames=2, p99_ms=1e6, window_s=0.2, seconds=0, announce=lambda _: None
     )
-    tuning.best = Setting(1, options)
-    assert tune._write(tuning) == tiny_repository / "tiny/configs/embedded.pbtxt"
+    tuned.best = Setting(1, options)
+    assert tuned.write() == tiny_repository / "tiny/configs/embedded.pbtxt"
     assert triton_config.tuned_options(embedded(tiny_repository)) == options
     with EmbeddedTriton(tiny_repository) as triton:
         assert triton.shares == {"tiny": CpuShare(1, 2)}
@@ -119,9 +127,9 @@ def test_a_bound_that_nothing_holds_is_an_error_and_the_figures_are_kept(
     clip, tiny_repository, tmp_path, short, capsys
 ) -> None:
     output = tmp_path / "here-tune.json"
-    arguments = ["--repository", str(tiny_repository), "--p99", "0.1", "--frames", "2", "--window", "0.2"]
+    arguments = ["--repository", str(tiny_repository), "--p99", "0.1", "--num-frames", "2", "--window", "0.2"]
     assert bench(str(clip), *arguments, "--minutes", "0.01", "--output", str(output)) == 1
-    assert "give a larger --p99" in capsys.readouterr().err
+    assert "allow a larger p99" in capsys.readouterr().err
     data = json.loads(output.read_text(encoding="utf-8"))
     assert data["tried"][0]["videos_per_s"] is None
     assert triton_config.tuned_options(embedded(tiny_repository)) is None

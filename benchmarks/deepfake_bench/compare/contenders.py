@@ -8,14 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,17 +23,19 @@ import psutil
 
 from deepfake_bench.compare.environments import PeerUnavailableError, peer_python
 from deepfake_bench.compare.peer_list import PEERS_DIR, Peer
+from deepfake_bench.load.counters import Counters, share_between
+from deepfake_bench.load.generator import Load
 from deepfake_bench.load.process import LoadProcesses
-from deepfake_bench.load.senders import Crops, RequestFailedError, Target, make_sender
+from deepfake_bench.load.senders import Crops, LoadTarget, RequestFailedError, connected
 from deepfake_bench.machine import processes
+from deepfake_bench.machine.processes import HOST, end_process, free_port, start_process, tail
 from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
+from deepfake_client import Connection
 
-HOST = "127.0.0.1"
 START_TIMEOUT_S = 90.0
 POLL_INTERVAL_S = 0.1
 REQUEST_TIMEOUT_S = 10.0
 RAMP_S = 0.5
-LOG_TAIL_LINES = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,12 +47,22 @@ class Sample:
         latencies_s: float64 ``[N]``, of single requests; None where an engine runs many crops at a time.
         errors: failed requests by status.
         cpu_ms_per_crop: CPU time of the contender's processes.
+        load_cpu_ms_per_crop: CPU time of the process that sends the requests, on the same cores; None for an engine.
+        mean_batch: crops per execution, by the server's counters; None where nothing counts them.
     """
 
     crops_per_s: float
     latencies_s: npt.NDArray[np.float64] | None
     errors: Mapping[str, int]
     cpu_ms_per_crop: float
+    load_cpu_ms_per_crop: float | None = None
+    mean_batch: float | None = None
+
+    def quantile_s(self, share: float) -> float | None:
+        """Return a quantile of the latencies in seconds; None where there are none."""
+        if self.latencies_s is None or not len(self.latencies_s):
+            return None
+        return float(np.quantile(self.latencies_s, share))
 
 
 class Contender(Protocol):
@@ -88,7 +97,8 @@ class ServerContender:
         target: where the load goes.
         crops: uint8 ``[K, H, W, 3]``.
         root: root of the server's processes.
-        stop: ends the server.
+        counters: reads what the server has counted; None where it does not count.
+        stop: ends the server; None for one that is not ours to end.
     """
 
     def __init__(
@@ -97,33 +107,41 @@ class ServerContender:
         setting: str,
         difference: float,
         *,
-        target: Target,
+        target: LoadTarget,
         crops: Crops,
         root: psutil.Process,
-        stop: Callable[[], None],
+        counters: Callable[[], Counters] | None = None,
+        stop: Callable[[], None] | None = None,
     ) -> None:
         self.name, self.setting, self.difference = name, setting, difference
-        self._root, self._stop = root, stop
+        self._root, self._counters, self._stop = root, counters, stop
         self._load = LoadProcesses(target, crops)
-        self._load.__enter__()
-        processes.pause(root)
+        with processes.running(root):  # it may be paused as another contender, and memory is shared with it
+            self._load.__enter__()
 
     def measure(self, concurrency: int, seconds: float) -> Sample:
         """See `Contender.measure`."""
         with processes.running(self._root):
+            before = None if self._counters is None else self._counters()
             cpu_before = processes.cpu_seconds(self._root) or 0.0
-            (trace,) = self._load.run(concurrency=concurrency, ramp_s=RAMP_S, measure_s=seconds)
+            (trace,) = self._load.run(Load(concurrency=concurrency, ramp_s=RAMP_S, measure_s=seconds))
             cpu_s = (processes.cpu_seconds(self._root) or 0.0) - cpu_before
-        latencies = (trace.answered_s - trace.due_s)[~trace.failed]
-        # The ramp's crops cost CPU time too; in a closed loop they come at the same rate.
-        crops = trace.answered * (seconds + RAMP_S) / seconds
-        return Sample(trace.answered / seconds, latencies, trace.errors, 1_000 * cpu_s / max(1.0, crops))
+            after = None if self._counters is None else self._counters()
+        return Sample(
+            trace.answered / seconds,
+            (trace.answered_s - trace.due_s)[~trace.failed],
+            trace.errors,
+            1_000 * cpu_s / max(1, trace.succeeded),  # with the ramp's, which cost CPU time too
+            1_000 * trace.cpu_s / max(1, trace.answered),
+            None if before is None or after is None else share_between(before, after).mean_batch,
+        )
 
     def close(self) -> None:
         """See `Contender.close`."""
-        self._load.__exit__(None, None, None)
         processes.resume(self._root)
-        self._stop()
+        self._load.close()
+        if self._stop is not None:
+            self._stop()
 
 
 class EngineContender:
@@ -217,6 +235,7 @@ def start_peer(
         env["PYTHONPATH"] = ""  # this project's modules must not reach it
     announce(f"starting {peer.name}: {peer.setting}")
     port = free_port()
+    env["PEER_OPTIONS"] = json.dumps({**peer.options, "port": port})
     command = [str(python), *(part.replace("{port}", str(port)) for part in peer.command)]
     folder = Path(tempfile.mkdtemp(dir=scratch))
     log = folder / "log"
@@ -228,7 +247,7 @@ def start_peer(
             return EngineContender(
                 peer.name, peer.setting, process=process, log=log, crops_file=crops_file, expected=expected
             )
-        target = Target("http", f"{HOST}:{port}", peer.name, http=peer.http)
+        target = LoadTarget(Connection(url=f"http://{HOST}:{port}", headers={}), http=peer.http)
         wait_until_answers(peer.name, process, target, crops, log)
         difference = check_difference(peer.name, asyncio.run(ask_plain(target, crops)), expected)
         return ServerContender(
@@ -248,39 +267,9 @@ def start_peer(
         raise
 
 
-def start_process(
-    command: Sequence[str], *, log: Path, env: Mapping[str, str], cwd: Path, pipes: bool = False
-) -> subprocess.Popen[str]:
-    """Start a peer in a process group of its own, with its output in `log`, or only its errors with `pipes`."""
-    with log.open("wb") as stream:
-        return subprocess.Popen(
-            list(command),
-            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if pipes else stream,
-            stderr=stream,
-            text=True,
-            cwd=cwd,
-            env={**os.environ, **env},
-            start_new_session=True,
-        )
-
-
-def end_process(process: subprocess.Popen[str]) -> None:
-    """End a process of `start_process` with everything it started."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(process.pid)
-        processes.resume(root)
-        processes.end(root)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-    process.wait()
-
-
-def wait_until_answers(name: str, process: subprocess.Popen[str], target: Target, crops: Crops, log: Path) -> None:
+def wait_until_answers(
+    name: str, process: subprocess.Popen[str], target: LoadTarget, crops: Crops, log: Path
+) -> None:
     """Return when a server answers its first request.
 
     Raises:
@@ -301,14 +290,14 @@ def wait_until_answers(name: str, process: subprocess.Popen[str], target: Target
             raise PeerUnavailableError(f"{name} did not answer within {START_TIMEOUT_S:g} s ({failure}): {tail(log)}")
 
 
-async def ask_plain(target: Target, crops: Crops) -> npt.NDArray[np.float32]:
+async def ask_plain(target: LoadTarget, crops: Crops) -> npt.NDArray[np.float32]:
     """Return float32 ``[N]`` probabilities of crops, sent one by one to a server that answers with a JSON list.
 
     Raises:
         RequestFailedError: it does not answer.
     """
-    async with make_sender(target, crops) as sender:
-        answers = [await sender.send(REQUEST_TIMEOUT_S) for _ in crops]
+    async with connected(target, crops) as send:
+        answers = [await send(number, REQUEST_TIMEOUT_S) for number in range(len(crops))]
     return np.asarray([np.ravel(json.loads(answer)) for answer in answers], np.float32)[:, 0]
 
 
@@ -322,17 +311,3 @@ def check_difference(name: str, answers: npt.NDArray[np.float32], expected: npt.
     if not largest <= PROBABILITY_TOLERANCE:
         raise PeerUnavailableError(f"{name} gives other probabilities, by up to {largest:g}")
     return largest
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def tail(log: Path) -> str:
-    """Return the end of a log, on one line."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return " / ".join(lines[-LOG_TAIL_LINES:]) or "it wrote no log"

@@ -19,7 +19,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from deepfake_bench.gpu.roofline import release, synchronize
+from deepfake_bench.gpu.roofline import Operation, count_operations, release, synchronize
 from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision.fp16 import export_fp16, half_detector
@@ -63,6 +63,14 @@ class Subject:
     max_batch_size: int
     kept_fp32: tuple[str, ...] = ()
     _onnx: dict[str, Path] = field(default_factory=dict)
+    _operations: dict[int, list[Operation]] = field(default_factory=dict)
+
+    def operations(self, batch_size: int) -> list[Operation]:
+        """Return what the network does for one batch."""
+        if batch_size not in self._operations:
+            network = self.detector.network
+            self._operations[batch_size] = count_operations(network, batch_size, self.spec.input_size_wh)
+        return self._operations[batch_size]
 
     def onnx(self, precision: str) -> Path:
         """Return the ONNX file of a precision (``fp32`` or ``fp16``), as `deepfake export` writes it."""

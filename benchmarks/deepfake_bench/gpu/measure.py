@@ -1,24 +1,27 @@
-"""Verifies and times one engine: nothing is timed whose scores are not those of float32 PyTorch."""
+"""Verifies and times a network in every engine: nothing is timed whose scores are not those of float32 PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from deepfake_bench.machine.stopwatch import Timing, measure
+from deepfake_bench.gpu.engines import Engine, EngineKind, Subject
+from deepfake_bench.gpu.roofline import BYTES_PER_VALUE, Ceilings, bound_s
+from deepfake_bench.machine.stopwatch import measure
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.proof.crops import batches_of, generate_crops
 from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, ParityError
 
 if TYPE_CHECKING:
-    from deepfake_bench.gpu.engines import Engine, EngineKind, Subject
-    from deepfake_bench.gpu.roofline import Ceilings, Operation
-
-    Work = Mapping[int, list[Operation]]
-    """What the network does, by batch size."""
+    from torch import nn
 
 LIMITS = {
     "fp32": PLAN_PROBABILITY_ABS["fp32"],  # the same arithmetic with other kernels
@@ -27,12 +30,13 @@ LIMITS = {
 }
 """By precision, how far a probability may be from float32 PyTorch's. A verdict can then change only for crops that
 are nearer to the threshold than this; how many do is in the results."""
-
-NOT_MEASURED, MEASURED, DIFFERS = "not measured", "measured", "scores differ"
+VERIFIED_CROPS = 32
+"""Different crops; larger batches repeat them. Float32 on a CPU takes its time."""
+REFERENCE_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchSpeed:
     """One engine at one batch size.
 
     Attributes:
@@ -61,51 +65,101 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineResult:
+class EngineSpeed:
     """One engine on one network.
 
     Attributes:
-        status: ``measured``, ``not measured`` or ``scores differ``.
+        batches: what was measured; empty where the engine does not run here.
         reason: why it, or the rest of the batches, was not measured; empty where all were.
+        differs: whether the reason is that its scores are others.
     """
 
     engine: str
     precision: str
-    status: str
-    reason: str
-    batches: tuple[Batch, ...]
+    batches: tuple[BatchSpeed, ...]
+    reason: str = ""
+    differs: bool = False
+
+
+def make_subject(spec: ModelSpec, network: nn.Module, folder: Path, max_batch_size: int) -> Subject:
+    """Return what engines run and must answer.
+
+    Args:
+        spec: contract of the network.
+        network: in eval mode, float32, on the CPU.
+        folder: for files of engines.
+        max_batch_size: the largest batch that is measured.
+    """
+    detector = ServedDetector(network, spec).eval()
+    crops = generate_crops(min(VERIFIED_CROPS, max_batch_size), spec.input_size_wh)
+    with torch.inference_mode():
+        scores = [detector(torch.from_numpy(part))[0][:, 0].numpy() for part in batches_of(crops, REFERENCE_BATCH)]
+    return Subject(spec, detector, crops, np.concatenate(scores), folder, max_batch_size)
 
 
 def measure_engine(
     name: str,
     kind: EngineKind,
     subject: Subject,
-    work: Work,
+    sizes: Sequence[int],
+    *,
     device: str,
     seconds: float,
     ceilings: Ceilings | None,
-) -> EngineResult:
-    """Verify and time one engine at the batch sizes of `work`; what stops it is told in the result."""
-    measured: list[Batch] = []
-    status, reason = MEASURED, ""
+) -> EngineSpeed:
+    """Verify and time one engine at ascending batch sizes; what stops it is a part of the result."""
+    measured: list[BatchSpeed] = []
+    reason, differs = "", False
     try:
         with closing(kind.make(subject, kind.precision, device)) as engine:
-            for size, operations in work.items():
+            for size in sizes:
                 difference, flips = _verify(engine, subject, size, LIMITS[kind.precision])
-                timing = measure(engine.run, seconds=seconds)
-                measured.append(_batch(size, timing, difference, flips, operations, kind.precision, ceilings))
+                operations, took = subject.operations(size), measure(engine.run, seconds=seconds)
+                bound = None if ceilings is None else bound_s(operations, kind.precision, ceilings)
+                took_s = took.median_ms / 1_000
+                measured.append(
+                    BatchSpeed(
+                        batch=size,
+                        **asdict(took),
+                        crops_per_s=round(size / took_s, 1),
+                        largest_probability_difference=difference,
+                        verdict_flips=flips,
+                        tflops_per_s=float(f"{sum(item.flops for item in operations) / took_s / 1e12:.4g}"),
+                        roofline_crops_per_s=None if bound is None else round(size / bound, 1),
+                        share_of_roofline=None if bound is None else round(bound / took_s, 4),
+                    )
+                )
     except ParityError as exc:
-        status, reason = DIFFERS, str(exc)
+        reason, differs = str(exc), True
     # Each library has errors of its own, of memory above all, and the other engines must still be measured.
     except Exception as exc:
-        status, reason = (MEASURED if measured else NOT_MEASURED), _reason(exc)
+        reason = _reason(exc)
         if measured:
             reason = f"batches above {measured[-1].batch} were not measured: {reason}"
-    return EngineResult(name, kind.precision, status, reason, tuple(measured))
+    return EngineSpeed(name, kind.precision, tuple(measured), reason, differs)
+
+
+def describe_network(subject: Subject, ceilings: Ceilings | None) -> dict[str, Any]:
+    """Return what a network is and needs, as plain JSON data; its weights are shared out over the largest batch."""
+    spec, size = subject.spec, subject.max_batch_size
+    width, height = spec.input_size_wh
+    operations = subject.operations(size)
+    mvalues = sum(item.values for item in operations) / size / 1e6
+    upload = None if ceilings is None else ceilings.upload_bytes_per_s
+    return {
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "input_size_wh": [width, height],
+        "checkpoint_sha256": spec.checkpoint_sha256,
+        "gflops_per_crop": round(sum(item.flops for item in operations) / size / 1e9, 4),
+        "mbytes_per_crop": {name: round(value_bytes * mvalues, 3) for name, value_bytes in BYTES_PER_VALUE.items()},
+        "mbytes_at_batch": size,
+        "upload_crops_per_s": None if upload is None else round(upload / (width * height * 3), 1),
+    }
 
 
 def _verify(engine: Engine, subject: Subject, size: int, limit: float) -> tuple[float, int]:
-    """Put a batch on the device, run it, and return the largest difference of probability and the changed verdicts.
+    """Return the largest difference from float32 PyTorch, and how many verdicts flip.
 
     Raises:
         ParityError: the difference is above the limit.
@@ -121,31 +175,6 @@ def _verify(engine: Engine, subject: Subject, size: int, limit: float) -> tuple[
         )
     threshold = subject.spec.threshold
     return difference, int(((found >= threshold) != (expected >= threshold)).sum())
-
-
-def _batch(
-    size: int,
-    timing: Timing,
-    difference: float,
-    flips: int,
-    operations: list[Operation],
-    precision: str,
-    ceilings: Ceilings | None,
-) -> Batch:
-    from deepfake_bench.gpu.roofline import bound_s
-
-    took_s = timing.median_ms / 1_000
-    bound = None if ceilings is None else bound_s(operations, precision, ceilings)
-    return Batch(
-        batch=size,
-        **asdict(timing),
-        crops_per_s=round(size / took_s, 1),
-        largest_probability_difference=difference,
-        verdict_flips=flips,
-        tflops_per_s=float(f"{sum(item.flops for item in operations) / took_s / 1e12:.4g}"),
-        roofline_crops_per_s=None if bound is None else round(size / bound, 1),
-        share_of_roofline=None if bound is None else round(bound / took_s, 4),
-    )
 
 
 def _reason(exc: Exception) -> str:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from deepfake_bench.machine.stopwatch import Timing, measure
+from deepfake_bench.machine.stopwatch import measure
 
 BYTES_PER_VALUE = {"fp32": 4, "tf32": 4, "fp16": 2}
 """TF32 is a precision of multiplying; in memory its numbers are FP32."""
@@ -154,5 +154,4 @@ def _seconds(work: Callable[[], object], device: str, seconds: float) -> float:
         work()
         synchronize(device)
 
-    timing: Timing = measure(run, seconds=seconds)
-    return timing.median_ms / 1_000
+    return measure(run, seconds=seconds).median_ms / 1_000

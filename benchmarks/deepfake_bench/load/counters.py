@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import tritonclient.grpc
+from deepfake_client import NO_RETRY, Connection, connect
+from deepfake_client.transport.grpc import GrpcTransport
+from deepfake_client.transport.http import HttpTransport
+from deepfake_client.transport.protocol import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
     """Triton's running totals for one model since it was loaded; times in nanoseconds summed over requests.
 
-    See "Statistics Extension" in the Triton documentation. A batch's time counts once for each request in it.
+    See "Statistics Extension" in the Triton documentation. A batch's time counts once for each request in it;
+    `compute_ns` is that in the backend, with its input and output handling.
     """
 
     requests: int
@@ -21,9 +26,7 @@ class Counters:
     crops: int
     executions: int
     queue_ns: int
-    compute_input_ns: int
-    compute_infer_ns: int
-    compute_output_ns: int
+    compute_ns: int
     executions_by_batch: Mapping[int, int]
 
 
@@ -46,25 +49,35 @@ class ServerShare:
     executions_by_batch: Mapping[int, int]
 
 
-def read_counters(grpc_url: str, model: str, version: int) -> Counters:
-    """Ask the server for the totals of one model version."""
-    with tritonclient.grpc.InferenceServerClient(grpc_url) as client:
-        (stats,) = client.get_inference_statistics(model, str(version)).model_stats
-    return _counters(stats)
+def read_counters(connection: Connection, model: ServedModel) -> Counters:
+    """Ask the server for the totals of one model version.
 
+    Raises:
+        ServerError: it does not answer.
+    """
 
-def _counters(stats: Any) -> Counters:
-    times = stats.inference_stats
+    async def ask() -> dict[str, Any]:
+        transport = connect(replace(connection, retry=NO_RETRY))
+        assert isinstance(transport, GrpcTransport | HttpTransport)
+        try:
+            return await transport.statistics(model)
+        finally:
+            await transport.close()
+
+    stats = asyncio.run(ask())
+    times = stats["inference_stats"]
+    # Protobuf's JSON has numbers of 64 bits as texts.
+    compute_ns = sum(int(times[part]["ns"]) for part in ("compute_input", "compute_infer", "compute_output"))
     return Counters(
-        requests=times.success.count,
-        failed=times.fail.count,
-        crops=stats.inference_count,
-        executions=stats.execution_count,
-        queue_ns=times.queue.ns,
-        compute_input_ns=times.compute_input.ns,
-        compute_infer_ns=times.compute_infer.ns,
-        compute_output_ns=times.compute_output.ns,
-        executions_by_batch={item.batch_size: item.compute_infer.count for item in stats.batch_stats},
+        requests=int(times["success"]["count"]),
+        failed=int(times["fail"]["count"]),
+        crops=int(stats["inference_count"]),
+        executions=int(stats["execution_count"]),
+        queue_ns=int(times["queue"]["ns"]),
+        compute_ns=compute_ns,
+        executions_by_batch={
+            int(item["batch_size"]): int(item["compute_infer"]["count"]) for item in stats.get("batch_stats", ())
+        },
     )
 
 
@@ -72,10 +85,6 @@ def share_between(before: Counters, after: Counters) -> ServerShare:
     """Return what happened between two readings."""
     requests = max(1, after.requests - before.requests)
     executions = after.executions - before.executions
-    compute_ns = sum(
-        getattr(after, name) - getattr(before, name)
-        for name in ("compute_input_ns", "compute_infer_ns", "compute_output_ns")
-    )
     by_batch = {
         size: count - before.executions_by_batch.get(size, 0)
         for size, count in sorted(after.executions_by_batch.items())
@@ -83,7 +92,7 @@ def share_between(before: Counters, after: Counters) -> ServerShare:
     }
     return ServerShare(
         queue_ms=round((after.queue_ns - before.queue_ns) / requests / 1e6, 3),
-        compute_ms=round(compute_ns / requests / 1e6, 3),
+        compute_ms=round((after.compute_ns - before.compute_ns) / requests / 1e6, 3),
         mean_batch=(after.crops - before.crops) / executions if executions else None,
         failed=after.failed - before.failed,
         executions_by_batch=by_batch,

@@ -15,16 +15,17 @@ Runs in a process of its own, see `deepfake_bench.load.process`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import resource
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deepfake_bench.load.senders import RequestFailedError, Sender
+from deepfake_bench.load.senders import RequestFailedError, Send
 from deepfake_preprocess.errors import OptionError
 
 MAX_IN_FLIGHT = 4096
@@ -33,35 +34,56 @@ PAUSE_AFTER_ERROR_S = 0.01
 """Closed loop: a server that refuses at once must not be asked in a tight loop."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """How a measurement loads the server: exactly one of concurrency, rate and arrivals is set.
 
     Attributes:
-        concurrency: closed loop: requests kept in flight by this process.
-        requests_per_s: open loop: mean rate of this process's Poisson arrivals.
-        start_at: `time.perf_counter` at which the first request is sent; the clock is the machine's, so that several
-            processes start together.
+        concurrency: closed loop: requests kept in flight.
+        requests_per_s: open loop: mean rate of Poisson arrivals.
+        arrivals: replay: when each request is due, in seconds after `start_at` and ascending, and its number among
+            the requests that the sender was given.
         ramp_s: time after `start_at` that is not measured.
         measure_s: time that is measured.
         seed: of the arrival times.
         timeout_s: deadline of one request.
-        arrivals: replay: when each request is due, in seconds after `start_at` and ascending, and its number among
-            the requests that the sender was given.
+        start_at: `time.perf_counter` at which the first request is sent; the clock is the machine's, so that several
+            processes start together.
     """
 
-    concurrency: int | None
-    requests_per_s: float | None
-    start_at: float
-    ramp_s: float
-    measure_s: float
+    concurrency: int | None = None
+    requests_per_s: float | None = None
+    arrivals: Sequence[tuple[float, int]] | None = None
+    ramp_s: float = 0.0
+    measure_s: float = 1.0
     seed: int = 0
     timeout_s: float = 30.0
-    arrivals: Sequence[tuple[float, int]] | None = None
+    start_at: float = 0.0
 
     def __post_init__(self) -> None:
         if sum(item is not None for item in (self.concurrency, self.requests_per_s, self.arrivals)) != 1:
             raise OptionError("a load has a concurrency, a rate or arrivals, and only one of them")
+
+    def __str__(self) -> str:
+        if self.arrivals is not None:
+            return f"{len(self.arrivals)} requests"
+        return f"{self.concurrency} in flight" if self.concurrency is not None else f"{self.requests_per_s:g} req/s"
+
+    def share(self, number: int, count: int, *, start_at: float) -> Load | None:
+        """Return the share of one process of several, as even as possible; None where nothing is left for it."""
+        concurrency = self.concurrency
+        if concurrency is not None:
+            concurrency = concurrency // count + (number < concurrency % count)
+        if concurrency == 0:
+            return None
+        return replace(
+            self,
+            concurrency=concurrency,
+            requests_per_s=None if self.requests_per_s is None else self.requests_per_s / count,
+            arrivals=None if self.arrivals is None else self.arrivals[number::count],
+            seed=self.seed + number,
+            start_at=start_at,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,14 +116,14 @@ class Trace:
     cpu_s: float
 
 
-async def run_load(sender: Sender, load: Load) -> Trace:
+async def run_load(send: Send, load: Load) -> Trace:
     """Load the server as asked and return what was seen.
 
     Args:
-        sender: connected.
+        send: of a connected target.
         load: what to do.
     """
-    recorder = _Recorder(sender, load)
+    recorder = _Recorder(send, load)
     cpu = asyncio.create_task(recorder.cpu_while_measuring())
     try:
         await asyncio.sleep(max(0.0, load.start_at - time.perf_counter()))
@@ -117,8 +139,9 @@ async def run_load(sender: Sender, load: Load) -> Trace:
 
 
 class _Recorder:
-    def __init__(self, sender: Sender, load: Load) -> None:
-        self._sender, self._load = sender, load
+    def __init__(self, send: Send, load: Load) -> None:
+        self._send_request, self._load = send, load
+        self._numbers = itertools.count()
         self._begin = load.start_at + load.ramp_s
         self._end = self._begin + load.measure_s
         self._rows: list[tuple[float, float, float]] = []
@@ -127,18 +150,18 @@ class _Recorder:
     async def closed_loop(self, concurrency: int) -> None:
         async def one() -> None:
             while time.perf_counter() < self._end:
-                if not await self._send():
+                if not await self._send(next(self._numbers)):
                     await asyncio.sleep(PAUSE_AFTER_ERROR_S)
 
         await _together([one() for _ in range(concurrency)])
 
-    def random_arrivals(self, requests_per_s: float) -> Iterator[tuple[float, int | None]]:
+    def random_arrivals(self, requests_per_s: float) -> Iterator[tuple[float, int]]:
         random = np.random.default_rng(self._load.seed)
         due = self._load.start_at
         while (due := due + float(random.exponential(1 / requests_per_s))) < self._end:
-            yield due, None
+            yield due, next(self._numbers)
 
-    async def open_loop(self, arrivals: Iterable[tuple[float, int | None]]) -> None:
+    async def open_loop(self, arrivals: Iterable[tuple[float, int]]) -> None:
         under_way: set[asyncio.Task[bool]] = set()
         for due, number in arrivals:
             # Also where it is late: the loop must read answers, or it would see none until it has caught up.
@@ -147,7 +170,7 @@ class _Recorder:
                 now = time.perf_counter()
                 self._note(due, now, now, "too many in flight")
                 continue
-            task = asyncio.create_task(self._send(due=due, number=number))
+            task = asyncio.create_task(self._send(number, due=due))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
         await asyncio.gather(*under_way)
@@ -160,10 +183,10 @@ class _Recorder:
             spent.append(usage.ru_utime + usage.ru_stime)
         return spent[1] - spent[0]
 
-    async def _send(self, *, due: float | None = None, number: int | None = None) -> bool:
+    async def _send(self, number: int, *, due: float | None = None) -> bool:
         sent, status = time.perf_counter(), None
         try:
-            await self._sender.send(self._load.timeout_s, number)
+            await self._send_request(number, self._load.timeout_s)
         except RequestFailedError as exc:
             status = str(exc)
         self._note(sent if due is None else due, sent, time.perf_counter(), status)

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
@@ -14,11 +14,10 @@ import numpy.typing as npt
 import psutil
 
 from deepfake_bench.load.counters import Counters, ServerShare, share_between
-from deepfake_bench.load.generator import Trace
+from deepfake_bench.load.generator import Load, Trace
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.statistics import Latency, half_width, relative_half_width
 from deepfake_bench.machine.processes import cpu_seconds, rss_mb
-from deepfake_preprocess.errors import OptionError
 
 RAMP_S = 0.5
 """Time before each window, in which queues fill and the first batches form."""
@@ -27,17 +26,6 @@ BUSY_GENERATOR = 0.9
 """Share of a core from which on a load process, which runs one event loop, is taken for the bottleneck."""
 LATE_SHARE = 0.1
 """Open loop: requests sent later than this share of the median latency were held up by the generator."""
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One level of load: `concurrency` requests in flight, or `requests_per_s` at random times."""
-
-    concurrency: int | None = None
-    requests_per_s: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.concurrency} in flight" if self.concurrency is not None else f"{self.requests_per_s:g} req/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +40,7 @@ class Stopping:
     tolerance: float = 0.02
     max_windows: int = 10
 
-    def enough(self, rates: list[float], level: Level) -> bool:
+    def enough(self, rates: list[float], level: Load) -> bool:
         """Return whether the windows' throughputs suffice."""
         if len(rates) >= self.max_windows:
             return True
@@ -101,15 +89,10 @@ class Measurement:
     falls_behind: bool
     generator_limited: str
 
-    @property
-    def level(self) -> Level:
-        """The load."""
-        return Level(self.concurrency, self.requests_per_s)
-
 
 def measure_level(
     load: LoadProcesses,
-    level: Level,
+    level: Load,
     *,
     crops_per_request: int,
     counters: Callable[[], Counters],
@@ -120,7 +103,7 @@ def measure_level(
 
     Args:
         load: started processes.
-        level: what to load the server with.
+        level: what to load the server with; its times are those of `stopping`.
         crops_per_request: crops in one request.
         counters: reads the server's totals.
         server: root of the server's processes on this machine.
@@ -130,13 +113,7 @@ def measure_level(
     traces: list[Trace] = []
     started, cpu_before, before = time.perf_counter(), cpu_seconds(server), counters()
     while not stopping.enough(rates, level):
-        window = load.run(
-            concurrency=level.concurrency,
-            requests_per_s=level.requests_per_s,
-            ramp_s=RAMP_S,
-            measure_s=stopping.window_s,
-            seed=100 * len(rates),
-        )
+        window = load.run(replace(level, ramp_s=RAMP_S, measure_s=stopping.window_s, seed=100 * len(rates)))
         rates.append(sum(trace.answered for trace in window) * crops_per_request / stopping.window_s)
         traces.extend(window)
     share = share_between(before, counters())
@@ -185,32 +162,8 @@ def falls_behind(traces: list[Trace]) -> bool:
 
 def _generator_limit(busiest: float, lateness_s: npt.NDArray[np.float64], latency: Latency) -> str:
     if busiest >= BUSY_GENERATOR:
-        return f"a load process used {busiest:.2f} of a core; add --processes"
+        return f"a load process used {busiest:.2f} of a core; use more processes"
     late_ms = float(np.quantile(lateness_s, 0.99)) * 1_000 if len(lateness_s) else 0.0
     if latency.p50_ms is not None and late_ms > max(1.0, LATE_SHARE * latency.p50_ms):
-        return f"1% of the requests were sent more than {late_ms:.1f} ms late; add --processes or free cores"
+        return f"1% of the requests were sent more than {late_ms:.1f} ms late; use more processes or free cores"
     return ""
-
-
-def parse_levels(concurrency: str, rate: str) -> list[Level]:
-    """Return the levels of two comma-separated lists.
-
-    Raises:
-        OptionError: an entry is no positive number, or both lists are empty.
-    """
-    try:
-        levels = [
-            *(Level(concurrency=int(item)) for item in _items(concurrency)),
-            *(Level(requests_per_s=float(item)) for item in _items(rate)),
-        ]
-    except ValueError:
-        raise OptionError(
-            f"concurrency {concurrency!r} and rate {rate!r} must be comma-separated numbers, such as 1,8,32"
-        ) from None
-    if not levels or not all(0 < (level.concurrency or level.requests_per_s or 0) < math.inf for level in levels):
-        raise OptionError(f"concurrency {concurrency!r} and rate {rate!r} must hold at least one number, all above 0")
-    return levels
-
-
-def _items(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]

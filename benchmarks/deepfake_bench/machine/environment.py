@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from deepfake_export.tensorrt.gpu import find_gpu
-
-DEFAULT_RESULTS_DIR = Path("benchmarks/results")
 
 
 def cpu_name() -> str:
@@ -57,25 +54,6 @@ def machine_slug() -> str:
     """Return a short name of the machine for file names, for example ``amd-epyc-2core``."""
     words = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-").split("-")
     return "-".join([*words[:3], f"{usable_cores()}core"])
-
-
-def default_path(what: str) -> Path:
-    """Return where results of a benchmark of this machine are written where no file is named."""
-    return DEFAULT_RESULTS_DIR / f"{machine_slug()}-{what}.json"
-
-
-def write_results(what: str, data: Mapping[str, Any], *, path: Path | None = None) -> Path:
-    """Write results as JSON and return the path.
-
-    Args:
-        what: name of the benchmark, for example ``pipeline``.
-        data: plain JSON data; should hold `environment`.
-        path: where to write; ``benchmarks/results/<machine>-<what>.json`` when None.
-    """
-    path = path or default_path(what)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
 
 
 def _version(package: str) -> str | None:

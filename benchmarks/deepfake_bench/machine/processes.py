@@ -1,14 +1,20 @@
-"""Processes on this machine: what they use, and pausing and ending whole trees of them."""
+"""Processes on this machine: starting them, what they use, and pausing and ending whole trees of them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+HOST = "127.0.0.1"
 STOP_TIMEOUT_S = 10.0
+LOG_TAIL_LINES = 3
 
 
 def tree(root: psutil.Process) -> list[psutil.Process]:
@@ -83,3 +89,49 @@ def resume(root: psutil.Process) -> None:
     for process in tree(root):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()
+
+
+def start_process(
+    command: Sequence[str], *, log: Path, env: Mapping[str, str], cwd: Path, pipes: bool = False
+) -> subprocess.Popen[str]:
+    """Start a program in a process group of its own, with its output in `log`, or only its errors with `pipes`."""
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pipes else stream,
+            stderr=stream,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, **env},
+            start_new_session=True,
+        )
+
+
+def end_process(process: subprocess.Popen[str]) -> None:
+    """End a process of `start_process` with everything it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(process.pid)
+        resume(root)
+        end(root)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+    process.wait()
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def tail(log: Path) -> str:
+    """Return the end of a log, on one line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return " / ".join(lines[-LOG_TAIL_LINES:]) or "it wrote no log"

@@ -1,9 +1,10 @@
-"""How long one call takes: warmed up, repeated, and told with its spread."""
+"""How long one call takes: warmed up, repeated, and reported with its spread."""
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ LEAST_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class WallTime:
     """Quartiles of the wall time of one call.
 
     Attributes:
@@ -29,7 +30,7 @@ class Timing:
     runs: int
 
 
-def measure(run: Callable[[], object], *, seconds: float) -> Timing:
+def measure(run: Callable[[], object], *, seconds: float) -> WallTime:
     """Call `run`, which must return when its work is done, until `seconds` are over and at least 5 times.
 
     Wall time, not the device's events: engines that share no stream are so timed by the same clock, and it is what a
@@ -47,4 +48,25 @@ def measure(run: Callable[[], object], *, seconds: float) -> Timing:
         run()
         samples.append(time.perf_counter() - before)
     first, median, third = np.quantile(np.array(samples) * 1_000, (0.25, 0.5, 0.75))
-    return Timing(round(float(median), 4), round(float(first), 4), round(float(third), 4), len(samples))
+    return WallTime(round(float(median), 4), round(float(first), 4), round(float(third), 4), len(samples))
+
+
+def wall_and_cpu_s(run: Callable[[], object]) -> tuple[float, float]:
+    """Call `run` once and return its wall time and this process's CPU time, in seconds."""
+    started, busy = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - started, time.process_time() - busy
+
+
+def spread(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Return median and smallest of wall and CPU times as plain JSON data."""
+    figures = {}
+    for kind, values in zip(("wall", "cpu"), zip(*pairs, strict=True), strict=True):
+        figures[f"{kind}_s"] = round(statistics.median(values), 4)
+        figures[f"{kind}_min_s"] = round(min(values), 4)
+    return figures
+
+
+def median_ratio(ours: Sequence[float], other: Sequence[float]) -> float:
+    """Return the median of the ratios of neighboring measurements: what disturbs both cancels out."""
+    return statistics.median(a / b for a, b in zip(ours, other, strict=True))

@@ -1,4 +1,4 @@
-"""`deepfake bench decode`: what sampling frames of a clip costs, against PyAV decoding the whole clip.
+"""What sampling frames of a clip costs, against PyAV decoding the whole clip.
 
 Both ways are run in turn, so that other load on the machine meets both alike, and the sampled frames are first
 checked to be those of the plain decode, pixel by pixel.
@@ -7,54 +7,19 @@ checked to be those of the plain decode, pixel by pixel.
 from __future__ import annotations
 
 import multiprocessing
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import av
 import numpy as np
-import typer
-from rich.table import Table
 
-from deepfake_bench.machine.environment import environment, write_results
 from deepfake_bench.machine.processes import own_peak_mb
-from deepfake_bench.machine.tables import table_console
-from deepfake_bench.pipeline.clips import find_clips
+from deepfake_bench.machine.stopwatch import median_ratio, spread, wall_and_cpu_s
+from deepfake_bench.pipeline.lower_bounds import decode_alone
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.media.opening import open_media
 from deepfake_preprocess.media.sampling import Sampling
-
-
-def decode(
-    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Videos, folders or patterns.")],
-    frames: Annotated[int, typer.Option(help="Frames sampled of each clip.", min=1)] = 32,
-    repeats: Annotated[int, typer.Option(help="Runs of each way, in turn.", min=1)] = 7,
-    memory: Annotated[bool, typer.Option("--memory", help="Also measure peak memory, as said above.")] = False,
-    output: Annotated[
-        Path | None, typer.Option(help="Results file; by default benchmarks/results/MACHINE-decode.json.")
-    ] = None,
-) -> None:
-    """Measure what sampling frames of a clip costs, against PyAV decoding the whole clip.
-
-    The sampled frames are first checked to be those of the plain decode, pixel by pixel. With --memory the peak
-    memory of sampling a ten-second and a one-hour clip is measured too, in processes of their own: it must not grow.
-
-    [bold]Examples[/]
-
-      deepfake bench decode clip.mp4
-      deepfake bench decode clips/ --frames 64 --memory
-    """
-    rows = [measure_clip(clip, num_frames=frames, repeats=repeats) for clip in find_clips(clips)]
-    results: dict[str, Any] = {"environment": environment(["av", "numpy"]), "ffmpeg": _ffmpeg(), "clips": rows}
-    if memory:
-        results["memory"] = measure_memory(num_frames=frames)
-    table_console().print(_table(rows))
-    if memory:
-        typer.echo(f"peak memory, MB: {results['memory']}")
-    typer.echo(f"written to {write_results('decode', results, path=output)}")
 
 
 def measure_clip(clip: Path, *, num_frames: int, repeats: int) -> dict[str, Any]:
@@ -64,35 +29,21 @@ def measure_clip(clip: Path, *, num_frames: int, repeats: int) -> dict[str, Any]
         DeepfakeError: the sampled frames are not those of the plain decode.
     """
     decoded, sampled = verify(clip, num_frames)
-    ways: dict[str, Callable[[], None]] = {
-        "plain": lambda: _decode_plainly(clip),
-        "sampled": lambda: _sample(clip, num_frames),
-    }
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    plain_s, sampled_s = [], []
     for _ in range(repeats):
-        for name, way in ways.items():
-            started, busy = time.perf_counter(), time.process_time()
-            way()
-            seconds[name].append((time.perf_counter() - started, time.process_time() - busy))
-    row: dict[str, Any] = {
+        plain_s.append(wall_and_cpu_s(lambda: decode_alone(clip)))
+        sampled_s.append(wall_and_cpu_s(lambda: _sample(clip, num_frames)))
+    ratios = [median_ratio(*([pair[kind] for pair in way] for way in (sampled_s, plain_s))) for kind in (0, 1)]
+    return {
         "clip": clip.name,
         "frames_verified": num_frames,
         "pictures_decoded": {"plain": decoded, "sampled": sampled},
         "repeats": repeats,
+        "plain": spread(plain_s),
+        "sampled": spread(sampled_s),
+        "wall_ratio": round(ratios[0], 3),
+        "cpu_ratio": round(ratios[1], 3),
     }
-    for name, pairs in seconds.items():
-        wall, cpu = zip(*pairs, strict=True)
-        row[name] = {
-            "wall_s": round(statistics.median(wall), 4),
-            "wall_min_s": round(min(wall), 4),
-            "cpu_s": round(statistics.median(cpu), 4),
-            "cpu_min_s": round(min(cpu), 4),
-        }
-    # The median of ratios of neighbouring runs, which saw about the same load.
-    for number, kind in enumerate(("wall", "cpu")):
-        ratios = [b[number] / a[number] for a, b in zip(seconds["plain"], seconds["sampled"], strict=True)]
-        row[f"{kind}_ratio"] = round(statistics.median(ratios), 3)
-    return row
 
 
 def verify(clip: Path, num_frames: int) -> tuple[int, int]:
@@ -157,36 +108,12 @@ def _write_clip(path: Path, length_s: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _decode_plainly(clip: Path) -> None:
-    with av.open(str(clip)) as container:
-        container.streams.video[0].thread_type = "AUTO"
-        for _ in container.decode(video=0):
-            pass
-
-
 def _sample(clip: Path, num_frames: int) -> None:
     with open_media(clip) as media:
         for _ in media.frames(Sampling(num_frames)):
             pass
 
 
-def _ffmpeg() -> dict[str, str]:
+def ffmpeg_versions() -> dict[str, str]:
+    """Return the versions of FFmpeg's libraries."""
     return {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("clip", box=None, header_style="bold")
-    for column in ("plain: wall", "sampled", "ratio", "plain: CPU", "sampled", "ratio"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        figures = (
-            text
-            for kind in ("wall", "cpu")
-            for text in (
-                f"{row['plain'][f'{kind}_s']:.3f} s",
-                f"{row['sampled'][f'{kind}_s']:.3f} s",
-                f"{row[f'{kind}_ratio']:.2f}",
-            )
-        )
-        table.add_row(row["clip"], *figures)
-    return table

@@ -1,6 +1,6 @@
 """facenet-pytorch's MTCNN, the usual face detector of the field, as a peer to compare with.
 
-It is no dependency: it pins old versions of torch and numpy. It runs with the present ones when it is installed
+It is not a dependency: it pins old versions of torch and numpy. It runs with the present ones when it is installed
 without its dependencies into a folder of its own.
 """
 
@@ -13,13 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.errors import MissingExtraError, OptionError
-
 Boxes = NDArray[np.float32]
 Peer = Callable[[NDArray[np.uint8]], tuple[Boxes, NDArray[np.float32]]]
 """From a uint8 ``[H, W, 3]`` RGB image to float32 ``[N, 4]`` boxes and ``[N]`` confidences."""
-
-REQUIREMENTS = "facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer"
 
 
 def load_peer(path: Path | None, *, threads: int | None = None) -> Peer:
@@ -30,17 +26,12 @@ def load_peer(path: Path | None, *, threads: int | None = None) -> Peer:
         threads: threads of PyTorch, which runs it; its own choice when None.
 
     Raises:
-        OptionError: there is no such folder.
-        MissingExtraError: it cannot be imported; the message says how to install it.
+        ImportError: it is not there.
     """
     if path is not None:
-        if not path.is_dir():
-            raise OptionError(f"--peer-path {path}: there is no such folder; {_how_to_install()}")
         sys.path.append(str(path))
-    try:
-        from facenet_pytorch import MTCNN
-    except ImportError as exc:
-        raise MissingExtraError(f"facenet-pytorch cannot be imported ({exc}); {_how_to_install()}") from exc
+    from facenet_pytorch import MTCNN
+
     if threads is not None:
         import torch
 
@@ -54,7 +45,3 @@ def load_peer(path: Path | None, *, threads: int | None = None) -> Peer:
         return np.asarray(boxes, np.float32), np.asarray(confidences, np.float32)
 
     return detect
-
-
-def _how_to_install() -> str:
-    return f"run `pip install --no-deps --target DIR {REQUIREMENTS}` and give --peer-path DIR"

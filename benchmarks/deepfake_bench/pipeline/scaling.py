@@ -19,8 +19,7 @@ import psutil
 
 from deepfake_bench.machine.processes import cpu_seconds, own_peak_mb, rss_mb
 from deepfake_bench.server.serving import Server
-from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
-from deepfake_preprocess.errors import OptionError
+from deepfake_client import AnalyzeOptions, Connection, DeepfakeClient, Sampling
 
 MAX_REPEATS = 5
 """Of a small number of clips, whose time would be known worse than that of many."""
@@ -85,7 +84,9 @@ def measure_scaling(
                 clip = clips[number % len(clips)].absolute()
                 (Path(folder) / f"{number:05d}{clip.suffix}").symlink_to(clip)
             costs.append(
-                pool.apply(_cost, (server.grpc_url, server.model, server.root.pid, folder, repeats, num_frames))
+                pool.apply(
+                    _cost, (server.connection, server.model.name, server.root.pid, folder, repeats, num_frames)
+                )
             )
     one = costs[0]
     return [
@@ -99,28 +100,13 @@ def measure_scaling(
     ]
 
 
-def parse_counts(text: str) -> list[int]:
-    """Return the numbers of a comma-separated list in ascending order.
-
-    Raises:
-        OptionError: an entry is no whole number from 1.
-    """
-    try:
-        counts = sorted({int(item) for item in text.split(",") if item.strip()})
-    except ValueError:
-        counts = []
-    if not counts or counts[0] < 1:
-        raise OptionError(f"--repeat-clips is {text!r}; allowed: whole numbers from 1, such as 1,10,100")
-    return counts
-
-
-def _cost(grpc_url: str, model: str, server_pid: int, folder: str, repeats: int, num_frames: int) -> Cost:
+def _cost(connection: Connection, model: str, server_pid: int, folder: str, repeats: int, num_frames: int) -> Cost:
     server = psutil.Process(server_pid)
     options = AnalyzeOptions(sampling=Sampling(num_frames=num_frames))
     count = len(list(Path(folder).iterdir()))
     seconds, cpu, resident = [], [], []
     peak_mb = 0.0
-    with DeepfakeClient(grpc_url, model=model) as client:
+    with DeepfakeClient(connection, model=model) as client:
         client.analyze(min(Path(folder).iterdir()), options=options)
         for repeat in range(repeats):
             started, busy = time.perf_counter(), _cpu_s(server)

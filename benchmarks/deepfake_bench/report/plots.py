@@ -1,25 +1,23 @@
-"""`deepfake bench plots`: pictures of result files, and of nothing else; each lies beside its file."""
+"""Pictures of results files, and of nothing else; each is written beside its file."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from deepfake_bench.gpu.plot import roofline
-from deepfake_bench.machine.environment import DEFAULT_RESULTS_DIR
-from deepfake_preprocess.errors import OptionError
+from deepfake_bench.machine.results import Results, read_results
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Results = Mapping[str, Any]
 
 FORMATS = ("png", "svg")
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 9.0, 4.0, 120
+PANEL_WIDTH_INCHES = 5.5
+"""Of each network of a ``gpu`` result."""
+ROOFLINES = {"fp32": ":", "tf32": "-.", "fp16": "--"}
+"""Their lines, by precision."""
 STAGES = {
     "client_and_network_ms": "client and network",
     "queue_ms": "server: queue",
@@ -60,12 +58,11 @@ def stages(data: Results) -> Figure:
     figure = _figure()
     axes = figure.subplots()
     levels = [(f"{protocol}\n{_load(item)}", item) for protocol, items in data["protocols"].items() for item in items]
-    base = [0.0] * len(levels)
-    for key, label in STAGES.items():
-        values = [max(0.0, (item["server"].get(key) or item.get(key) or 0.0)) for _, item in levels]
-        axes.bar(range(len(levels)), values, bottom=base, label=label)
-        base = [below + value for below, value in zip(base, values, strict=True)]
-    axes.set_xticks(range(len(levels)), [name for name, _ in levels], fontsize=7)
+    parts = {
+        label: [max(0.0, (item["server"].get(key) or item.get(key) or 0.0)) for _, item in levels]
+        for key, label in STAGES.items()
+    }
+    _stack(axes, [name for name, _ in levels], parts)
     axes.set(ylabel="mean, ms")
     return _finish(figure, data, "Where a request's time goes")
 
@@ -113,17 +110,13 @@ def analysis_stages(data: Results) -> Figure:
     """Bars of a ``pipeline`` result: where the time of one analysis of each clip goes; stages overlap."""
     figure = _figure()
     axes = figure.subplots()
-    clips = [(_short(clip["clip"]), clip["stages_s"]) for clip in data["clips"]]
-    base = [0.0] * len(clips)
-    for stage in (name for name in clips[0][1] if name != "total"):
-        values = [split[stage] for _, split in clips]
-        axes.bar(range(len(clips)), values, 0.6, bottom=base, label=stage)
-        base = [below + value for below, value in zip(base, values, strict=True)]
-    totals = [split["total"] for _, split in clips]
+    splits = [clip["stages_s"] for clip in data["clips"]]
+    parts = {stage: [split[stage] for split in splits] for stage in splits[0] if stage != "total"}
+    _stack(axes, [_short(clip["clip"]) for clip in data["clips"]], parts, width=0.6)
+    places = range(len(splits))
     axes.hlines(
-        totals, [x - 0.4 for x in range(len(clips))], [x + 0.4 for x in range(len(clips))], "k", label="total"
+        [split["total"] for split in splits], [x - 0.4 for x in places], [x + 0.4 for x in places], "k", label="total"
     )
-    axes.set_xticks(range(len(clips)), [name for name, _ in clips], fontsize=7)
     axes.set(ylabel="seconds at work")
     return _finish(figure, data, "Where the time of an analysis goes (stages overlap)")
 
@@ -154,6 +147,34 @@ def tuning(data: Results) -> Figure:
     return _finish(figure, data, "Settings tried, on recorded traffic")
 
 
+def roofline(data: Results) -> Figure:
+    """Curves of a ``gpu`` result: crops/s against the batch, one panel per network; the roofline is gray."""
+    from matplotlib.figure import Figure
+
+    networks = data["networks"]
+    figure = Figure(figsize=(PANEL_WIDTH_INCHES * len(networks), HEIGHT_INCHES), dpi=DPI, layout="constrained")
+    for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+        bounds: dict[str, dict[int, float]] = {}
+        for number, engine in enumerate(network["engines"]):
+            sizes = [item["batch"] for item in engine["batches"]]
+            speeds = [item["crops_per_s"] for item in engine["batches"]]
+            axes.plot(sizes, speeds, color=f"C{number}", marker="o", label=engine["engine"])
+            for item in engine["batches"]:
+                if item["roofline_crops_per_s"] is not None:
+                    bounds.setdefault(engine["precision"], {})[item["batch"]] = item["roofline_crops_per_s"]
+        for precision, points in bounds.items():
+            xs, ys = zip(*sorted(points.items()), strict=True)
+            axes.plot(xs, ys, color="0.5", linestyle=ROOFLINES[precision], label=f"roofline, {precision}")
+        axes.set(xlabel="crops per execution", ylabel="crops/s", yscale="log")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.legend(fontsize=7, frameon=False)
+        width, height = network["input_size_wh"]
+        axes.set_title(f"{network['architecture']}, {width}x{height} px\n{data['environment']['gpu']}", size=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 PLOTS: Mapping[str, Mapping[str, Callable[[Results], Figure]]] = {
     "server": {"latency-throughput": latency_throughput, "stages": stages, "batches": batches},
     "compare": {"throughput": contenders},
@@ -161,54 +182,40 @@ PLOTS: Mapping[str, Mapping[str, Callable[[Results], Figure]]] = {
     "tune": {"settings": tuning},
     "gpu": {"roofline": roofline},
 }
-"""By kind of result, which is how its file's name ends, and by name of the plot."""
+"""By benchmark and by name of the plot."""
 
 
 def write_plots(path: Path, *, form: str) -> list[Path]:
-    """Write the plots of one results file beside it and return their paths; none for kinds without plots.
+    """Write the plots of one results file beside it and return their paths; none for benchmarks without plots.
 
     Args:
         path: results file.
         form: one of `FORMATS`.
     """
-    kind = path.stem.rpartition("-")[2]
-    if kind not in PLOTS:
+    data = read_results(path)
+    plots = PLOTS.get(data["benchmark"], {})
+    if not plots:
         return []
     import matplotlib
 
     matplotlib.use("Agg")
     # Files that are made again from the same figures are the same.
     matplotlib.rcParams["svg.hashsalt"] = path.name
-    data = json.loads(path.read_text(encoding="utf-8"))
     written = []
-    for name, draw in PLOTS[kind].items():
+    for name, draw in plots.items():
         target = path.with_name(f"{path.stem}-{name}.{form}")
         draw(data).savefig(target, metadata={"Date": None} if form == "svg" else {"Software": None})
         written.append(target)
     return written
 
 
-def plots(
-    results: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Results files; all of the project by default.")
-    ] = None,
-    form: Annotated[str, typer.Option("--format", help=" or ".join(FORMATS))] = "svg",
-) -> None:
-    """Draw result files, each beside its file: latency against throughput, stages, batches, settings tried."""
-    if form not in FORMATS:
-        raise OptionError(f"--format is {form!r}; allowed: {', '.join(FORMATS)}")
-    paths = results or sorted(DEFAULT_RESULTS_DIR.glob("*.json"))
-    written = []
-    for path in paths:
-        if not path.is_file():
-            raise OptionError(f"{path} is no file; give results of `deepfake bench {', '.join(PLOTS)}`")
-        written += write_plots(path, form=form)
-    if not written:
-        raise OptionError(
-            f"there is nothing to draw: {', '.join(PLOTS)} results are drawn (NAME-{next(iter(PLOTS))}.json)"
-        )
-    for target in written:
-        typer.echo(target)
+def _stack(axes: Axes, names: Sequence[str], parts: Mapping[str, Sequence[float]], *, width: float = 0.8) -> None:
+    """Draw one bar for each name, of parts on top of each other."""
+    base = [0.0] * len(names)
+    for label, values in parts.items():
+        axes.bar(range(len(names)), values, width, bottom=base, label=label)
+        base = [below + value for below, value in zip(base, values, strict=True)]
+    axes.set_xticks(range(len(names)), names, fontsize=7)
 
 
 def _short(name: str, length: int = 18) -> str:

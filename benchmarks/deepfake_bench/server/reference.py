@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deepfake_bench.load.senders import Crops, Target
-from deepfake_client import Connection, connect
+from deepfake_bench.load.senders import Crops, LoadTarget
+from deepfake_client import connect
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.sessions import open_session
@@ -41,7 +41,7 @@ def random_crops(count: int, size_wh: tuple[int, int]) -> Crops:
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-def verify_served(target: Target, crops: Crops, reference: OnnxReference) -> float:
+def verify_served(target: LoadTarget, crops: Crops, reference: OnnxReference) -> float:
     """Return the largest difference of probability between server and file, one crop and many at a time.
 
     Raises:
@@ -49,10 +49,10 @@ def verify_served(target: Target, crops: Crops, reference: OnnxReference) -> flo
     """
 
     async def ask() -> float:
-        transport = connect(Connection(url=target.url, protocol=target.protocol))
+        transport = connect(target.connection)
+        model, largest = target.model, 0.0
+        assert model is not None
         try:
-            model = await transport.describe(target.model)
-            largest = 0.0
             for size in {1, min(len(crops), model.max_batch_size)}:
                 for start in range(0, len(crops), size):
                     part = crops[start : start + size]

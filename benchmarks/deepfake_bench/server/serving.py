@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from deepfake_bench.load.counters import Counters, read_counters
-from deepfake_bench.load.senders import Crops, Target
+from deepfake_bench.load.senders import Crops, LoadTarget
 from deepfake_bench.server.reference import OnnxReference, random_crops, verify_served
-from deepfake_client import DeepfakeClient
-from deepfake_preprocess.contract.manifest import Manifest
-from deepfake_preprocess.errors import RepositoryError
+from deepfake_client import Connection, DeepfakeClient
+from deepfake_client.transport.address import PROTOCOLS, ProtocolName
+from deepfake_client.transport.protocol import ServedModel
+from deepfake_preprocess.contract.repository import MODEL_FILE
 
 VERIFIED_CROPS = 16
 
@@ -25,39 +26,49 @@ class Server:
     """A running server.
 
     Attributes:
-        grpc_url: ``host:port``.
-        http_url: ``host:port`` or URL of the HTTP port.
-        model: name of the measured model.
-        version: its version.
-        max_batch_size: largest number of crops in one request.
-        identity: who the model is, as plain JSON data for results.
-        arrangement: how it is served, likewise.
+        connections: ways to it, by protocol.
+        model: the measured model, as the server describes it.
+        arrangement: how it is served, as plain JSON data for results.
         reference: the ONNX file whose answers it must give; None where unknown.
         crops: uint8 ``[VERIFIED_CROPS, H, W, 3]``, of the model's size.
         root: root of its processes; None for a server elsewhere.
     """
 
-    grpc_url: str
-    http_url: str
-    model: str
-    version: int
-    max_batch_size: int
-    identity: dict[str, Any]
+    connections: Mapping[ProtocolName, Connection]
+    model: ServedModel
     arrangement: dict[str, Any]
     reference: Path | None
     crops: Crops
     root: psutil.Process | None
 
+    @property
+    def connection(self) -> Connection:
+        """The first way to it."""
+        return next(iter(self.connections.values()))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the model is, as plain JSON data for results."""
+        model, spec = self.model, self.model.spec
+        return {
+            "name": model.name,
+            "version": model.version,
+            "architecture": spec.architecture,
+            "input_size_wh": list(spec.input_size_wh),
+            "max_batch_size": model.max_batch_size,
+            "checkpoint_sha256": spec.checkpoint_sha256,
+            "precision": model.precision,
+        }
+
     def counters(self) -> Counters:
         """Read what it has counted so far."""
-        return read_counters(self.grpc_url, self.model, self.version)
+        return read_counters(self.connection, self.model)
 
-    def target(self, protocol: str, crops_per_request: int = 1) -> Target:
+    def target(self, protocol: ProtocolName, crops_per_request: int = 1) -> LoadTarget:
         """Return where a load goes."""
-        url = self.http_url if protocol == "http" else self.grpc_url
-        return Target(protocol, url, self.model, crops_per_request)
+        return LoadTarget(self.connections[protocol], self.model, crops_per_request)
 
-    def verify(self, target: Target) -> float | None:
+    def verify(self, target: LoadTarget) -> float | None:
         """Return the largest difference from the reference's probabilities; None without a reference.
 
         Raises:
@@ -75,14 +86,18 @@ def embedded_server(
     Raises:
         DeepfakeError: the server does not start.
     """
-    from deepfake_preprocess.contract.repository import MODEL_FILE
-    from deepfake_serve.server import EmbeddedTriton
+    from deepfake_serve import EmbeddedTriton  # Triton's wheel: only where it is asked for
 
     with EmbeddedTriton(repository, models=[model] if model else (), instances=instances, threads=threads) as triton:
         served = triton.models[0]
-        yield _describe(
-            triton.grpc_url,
-            triton.http_url,
+        connections = {
+            protocol: Connection(
+                url=triton.http_url if protocol == "http" else triton.grpc_url, protocol=protocol, headers={}
+            )
+            for protocol in PROTOCOLS
+        }
+        yield _server(
+            connections,
             served.spec.name,
             arrangement={"server": "embedded", **asdict(triton.shares[served.spec.name])},
             reference=served.version_dir / MODEL_FILE,
@@ -90,55 +105,28 @@ def embedded_server(
         )
 
 
-def running_server(grpc_url: str, http_url: str, *, model: str | None, reference: Path | None) -> Server:
+def running_server(connection: Connection, *, model: str | None, reference: Path | None) -> Server:
     """Return a server that runs already.
 
     Raises:
         DeepfakeError: it does not answer, or does not offer the model.
     """
-    return _describe(grpc_url, http_url, model, arrangement={"server": grpc_url}, reference=reference, root=None)
+    address = connection.address
+    connections = {
+        address.protocol: replace(connection, headers=dict(connection.headers))
+    }  # may be sent to processes
+    return _server(connections, model, arrangement={"server": str(address)}, reference=reference, root=None)
 
 
-def _describe(
-    grpc_url: str,
-    http_url: str,
+def _server(
+    connections: Mapping[ProtocolName, Connection],
     model: str | None,
     *,
     arrangement: dict[str, Any],
     reference: Path | None,
     root: psutil.Process | None,
 ) -> Server:
-    with DeepfakeClient(grpc_url, model=model) as client:
-        found = client.model()
-    spec = found.spec
-    identity = {
-        "name": found.name,
-        "version": found.version,
-        "architecture": spec.architecture,
-        "input_size_wh": list(spec.input_size_wh),
-        "max_batch_size": found.max_batch_size,
-        "checkpoint_sha256": spec.checkpoint_sha256,
-        "precision": _precision(reference),
-    }
-    return Server(
-        grpc_url,
-        http_url,
-        found.name,
-        found.version,
-        found.max_batch_size,
-        identity,
-        arrangement,
-        reference,
-        random_crops(VERIFIED_CROPS, spec.input_size_wh),
-        root,
-    )
-
-
-def _precision(model_file: Path | None) -> str:
-    """Return the precision in the manifest beside a model file."""
-    if model_file is None:
-        return "unknown"
-    try:
-        return Manifest.read(model_file.parent).precision
-    except RepositoryError:
-        return "unknown"
+    with DeepfakeClient(next(iter(connections.values())), model=model) as client:
+        served = client.model()
+    crops = random_crops(VERIFIED_CROPS, served.spec.input_size_wh)
+    return Server(connections, served, arrangement, reference, crops, root)

@@ -1,4 +1,4 @@
-"""The search of `deepfake bench tune`: which settings there are, and in which order they are tried.
+"""The search: which settings there are, and in which order they are tried.
 
 Coordinate descent with a race: settings that differ from the best one in one respect are tried against the rate that
 the best one holds, and most fail at once, for the price of one replay. Knows no server and no clock of its own.
@@ -7,9 +7,9 @@ the best one holds, and most fail at once, for the price of one replay. Knows no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from deepfake_preprocess.contract.triton_config import ServingOptions
 
@@ -51,38 +51,26 @@ def divisions(cores: int) -> list[tuple[int, int]]:
     return [(instances, each) for instances, each in found if instances <= MAX_INSTANCES]
 
 
-def respects(
-    setting: Setting, *, cores: int, largest_batch: int, versions: Sequence[int]
-) -> Iterator[tuple[str, list[Setting]]]:
-    """Yield each respect in which a setting can differ, with the settings that differ from it in that one."""
+def neighbors(setting: Setting, *, cores: int, largest_batch: int, versions: Sequence[int]) -> Iterator[Setting]:
+    """Yield the settings that differ in one respect: precision, division of the cores, batches, queue delay."""
     options = setting.options
-
-    def changed(**changes: int | None) -> Setting:
-        wanted = {"max_batch_size": options.max_batch_size, "preferred": options.preferred_batch_size} | changes
-        largest, preferred = wanted.pop("max_batch_size"), wanted.pop("preferred")
-        assert largest is not None
-        if preferred is not None and preferred > largest:
-            preferred = None
-        made = replace(options, max_batch_size=largest, preferred_batch_size=preferred)
-        return replace(setting, options=replace(made, **wanted))  # type: ignore[arg-type]
-
     sizes = [size for size in BATCHES if size <= largest_batch]
-    found = {
-        "precision": [replace(setting, version=version) for version in versions],
-        "division": [changed(instances=instances, threads=threads) for instances, threads in divisions(cores)],
-        "largest batch": [changed(max_batch_size=size) for size in sizes],
-        "preferred batch": [
-            changed(preferred=size) for size in (None, *sizes) if size is None or size <= options.max_batch_size
-        ],
-        "queue delay": [changed(queue_delay_us=delay) for delay in DELAYS_US],
-    }
-    for name, settings in found.items():
-        yield name, [item for item in settings if item != setting]
+    preferred = options.preferred_batch_size or math.inf
+    changes: list[dict[str, Any]] = [
+        *({"instances": instances, "threads": threads} for instances, threads in divisions(cores)),
+        # A preference above the largest batch would never be met.
+        *({"max_batch_size": size, **({"preferred_batch_size": None} if preferred > size else {})} for size in sizes),
+        *({"preferred_batch_size": size} for size in (None, *sizes) if (size or 0) <= options.max_batch_size),
+        *({"queue_delay_us": delay} for delay in DELAYS_US),
+    ]
+    found = [replace(setting, version=version) for version in versions]
+    found += [replace(setting, options=replace(options, **change)) for change in changes]
+    yield from (item for item in found if item != setting)
 
 
 def search(
     start: Setting,
-    around: Callable[[Setting], Iterator[tuple[str, list[Setting]]]],
+    around: Callable[[Setting], Iterable[Setting]],
     is_better: Callable[[Setting], bool],
     out_of_time: Callable[[], bool],
 ) -> Setting:
@@ -90,22 +78,21 @@ def search(
 
     Args:
         start: measured already.
-        around: see `respects`.
+        around: see `neighbors`.
         is_better: tries a setting; True makes it the one that others have to beat.
         out_of_time: asked before each try.
     """
     best, tried, settled = start, {start}, False
     while not settled:
         settled = True
-        for _, settings in around(best):
-            for setting in settings:
-                if setting in tried:
-                    continue
-                if out_of_time():
-                    return best
-                tried.add(setting)
-                if is_better(setting):
-                    best, settled = setting, False
+        for setting in around(best):
+            if setting in tried:
+                continue
+            if out_of_time():
+                return best
+            tried.add(setting)
+            if is_better(setting):
+                best, settled = setting, False
     return best
 
 

@@ -12,6 +12,7 @@ import os
 from typing import Any, Final
 
 import numpy as np
+from google.protobuf import json_format
 from numpy.typing import NDArray
 
 from deepfake_client.transport.address import check_headers
@@ -34,7 +35,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 import grpc
 from tritonclient.grpc import service_pb2 as kserve
 
-_SERVICE: Final = "/inference.GRPCInferenceService/"
+SERVICE: Final = "/inference.GRPCInferenceService/"
 _RAW_INPUT_TAG: Final = b"\x3a"
 """Field 7 (`raw_input_contents`), wire type 2, of `ModelInferRequest`."""
 
@@ -103,15 +104,21 @@ class GrpcTransport:
             raise await not_offered(self, model) from None
         return served_model(answer.config, version=max((int(item) for item in metadata.versions), default=1))
 
+    async def statistics(self, model: ServedModel) -> dict[str, Any]:
+        """Return what the server has counted for a model, as the JSON of Triton's statistics extension."""
+        request = kserve.ModelStatisticsRequest(name=model.name, version=str(model.version))
+        answer = await self._call("ModelStatistics", request, kserve.ModelStatisticsResponse)
+        found: dict[str, Any] = json_format.MessageToDict(
+            answer.model_stats[0], preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        return found
+
     async def infer(
         self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
     ) -> NDArray[np.float32]:
         """See `Transport.infer`."""
         timeout_s = timeout_s or self._timeout_s
-        crops = np.ascontiguousarray(faces)
-        # Serialised messages may be joined: the crops follow as one more field, copied once.
-        head = infer_request(model, crops.shape, timeout_s=timeout_s).SerializeToString()
-        request = b"".join((head, _RAW_INPUT_TAG, _varint(crops.nbytes), crops.data))
+        request = encode_infer(model, faces, timeout_s=timeout_s)
         return await self._score(model, request, num_faces=len(faces), timeout_s=timeout_s)
 
     async def close(self) -> None:
@@ -165,7 +172,7 @@ class GrpcTransport:
         """Start a call and return gRPC's future of the encoded answer."""
         if method not in self._methods:
             # Without serialisers: bytes in, bytes out.
-            self._methods[method] = self._channel.unary_unary(_SERVICE + method)
+            self._methods[method] = self._channel.unary_unary(SERVICE + method)
         encoded = request if isinstance(request, bytes) else request.SerializeToString()
         try:
             return self._methods[method].future(encoded, timeout=timeout_s, metadata=self._headers)
@@ -181,6 +188,20 @@ class GrpcTransport:
             if reason is not None:
                 return ServerTlsError(f"the server at {self.url} {reason}")
         return server_error(code.name, details, url=self.url, timeout_s=timeout_s)
+
+
+def encode_infer(model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float) -> bytes:
+    """Return an encoded `ModelInferRequest` with its crops.
+
+    Args:
+        model: the model that is to score.
+        faces: uint8 ``[N, H, W, 3]`` RGB.
+        timeout_s: how long the request may wait in the server's queue, in seconds.
+    """
+    crops = np.ascontiguousarray(faces)
+    # Serialized messages may be joined: the crops follow as one more field, copied once.
+    head = infer_request(model, crops.shape, timeout_s=timeout_s).SerializeToString()
+    return b"".join((head, _RAW_INPUT_TAG, _varint(crops.nbytes), crops.data))
 
 
 def infer_request(model: ServedModel, shape: tuple[int, ...], *, timeout_s: float) -> Any:

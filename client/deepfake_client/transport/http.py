@@ -105,29 +105,20 @@ class HttpTransport:
         message = json_format.ParseDict(config, model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
         return served_model(message, version=max((int(item) for item in metadata.get("versions", ())), default=1))
 
+    async def statistics(self, model: ServedModel) -> dict[str, Any]:
+        """Return what the server has counted for a model, as the JSON of Triton's statistics extension."""
+        path = f"models/{quote(model.name, safe='')}/versions/{model.version}/stats"
+        found: dict[str, Any] = (await self._json("GET", path))["model_stats"][0]
+        return found
+
     async def infer(
         self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
     ) -> NDArray[np.float32]:
         """See `Transport.infer`."""
         timeout_s = timeout_s or self._timeout_s
-        crops = np.ascontiguousarray(faces)
-        tensor = {
-            "name": INPUT_NAME,
-            "datatype": "UINT8",
-            "shape": crops.shape,
-            "parameters": {"binary_data_size": crops.nbytes},
-        }
-        wanted = {"name": PROBABILITY_NAME, "parameters": {"binary_data": True}}
-        parameters = {"timeout": int(timeout_s * 1e6)}
-        head = json.dumps({"inputs": [tensor], "outputs": [wanted], "parameters": parameters}).encode()
+        path, head, parts = encode_infer(model, faces, timeout_s=timeout_s)
         try:
-            status, headers, body = await self._request(
-                "POST",
-                f"models/{model.name}/versions/{model.version}/infer",
-                [head, crops.data.cast("B")],
-                {"content-type": "application/octet-stream", _LENGTH_HEADER: str(len(head))},
-                timeout_s,
-            )
+            status, headers, body = await self._request("POST", path, parts, head, timeout_s)
             self._check(status, body, timeout_s)
         except (InferenceError, ModelNotFoundError):
             await refuse_changed(self, model)
@@ -241,6 +232,30 @@ class HttpTransport:
                 "its gRPC port (8001) needs --protocol grpc"
             )
         return server_error("UNAVAILABLE", str(exc), url=self.url, timeout_s=timeout_s)
+
+
+def encode_infer(
+    model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float
+) -> tuple[str, dict[str, str], list[bytes | memoryview]]:
+    """Return an inference request: its path below ``/v2/``, its headers, and the parts of its body.
+
+    Args:
+        model: the model that is to score.
+        faces: uint8 ``[N, H, W, 3]`` RGB; not copied.
+        timeout_s: how long the request may wait in the server's queue, in seconds.
+    """
+    crops = np.ascontiguousarray(faces)
+    tensor = {
+        "name": INPUT_NAME,
+        "datatype": "UINT8",
+        "shape": crops.shape,
+        "parameters": {"binary_data_size": crops.nbytes},
+    }
+    wanted = {"name": PROBABILITY_NAME, "parameters": {"binary_data": True}}
+    parameters = {"timeout": int(timeout_s * 1e6)}
+    head = json.dumps({"inputs": [tensor], "outputs": [wanted], "parameters": parameters}).encode()
+    headers = {"content-type": "application/octet-stream", _LENGTH_HEADER: str(len(head))}
+    return f"models/{model.name}/versions/{model.version}/infer", headers, [head, crops.data.cast("B")]
 
 
 class _LoopThread:

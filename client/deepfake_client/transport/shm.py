@@ -47,7 +47,7 @@ class SharedMemoryTransport(GrpcTransport):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
-        self._regions: dict[int, _Region] = {}
+        self._regions: dict[int, Region] = {}
         self._making = threading.Lock()
 
     async def describe(self, model: str) -> ServedModel:
@@ -57,19 +57,19 @@ class SharedMemoryTransport(GrpcTransport):
             SharedMemoryError: server and client share no memory; found out here, before any work is done.
         """
         found = await super().describe(model)
-        await self._region_for(found.spec.input_height_px * found.spec.input_width_px * 3)
+        await self.region_for(found.spec.input_height_px * found.spec.input_width_px * 3)
         return found
 
     async def infer(
         self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
     ) -> NDArray[np.float32]:
         """See `Transport.infer`."""
-        region = await self._region_for(faces[0].nbytes)
+        region = await self.region_for(faces[0].nbytes)
         try:
             return await self._infer_through(region, model, faces, timeout_s)
         except SharedMemoryError:
             # A server that was restarted knows no regions.
-            region = await self._region_for(faces[0].nbytes, instead_of=region)
+            region = await self.region_for(faces[0].nbytes, instead_of=region)
             return await self._infer_through(region, model, faces, timeout_s)
 
     async def close(self) -> None:
@@ -88,32 +88,32 @@ class SharedMemoryTransport(GrpcTransport):
         await super().close()
 
     async def _infer_through(
-        self, region: _Region, model: ServedModel, faces: NDArray[np.uint8], timeout_s: float | None
+        self, region: Region, model: ServedModel, faces: NDArray[np.uint8], timeout_s: float | None
     ) -> NDArray[np.float32]:
         timeout_s = timeout_s or self._timeout_s
         with region.holding(faces) as offset:
             if offset is None:
                 return await super().infer(model, faces, timeout_s=timeout_s)
-            request = infer_request(model, faces.shape, timeout_s=timeout_s)
-            place = request.inputs[0].parameters
-            place["shared_memory_region"].string_param = region.name
-            place["shared_memory_offset"].int64_param = offset
-            place["shared_memory_byte_size"].int64_param = faces.nbytes
-            return await self._score(model, request.SerializeToString(), num_faces=len(faces), timeout_s=timeout_s)
+            request = encode_infer(model, faces, region.name, offset, timeout_s=timeout_s)
+            return await self._score(model, request, num_faces=len(faces), timeout_s=timeout_s)
 
-    async def _region_for(self, crop_bytes: int, *, instead_of: _Region | None = None) -> _Region:
-        """Return the region for crops of one size; a new one where there is none, or it is `instead_of`."""
+    async def region_for(self, crop_bytes: int, *, instead_of: Region | None = None) -> Region:
+        """Return the region for crops of one size; a new one where there is none, or it is `instead_of`.
+
+        Raises:
+            SharedMemoryError: see `describe`.
+        """
         region = self._regions.get(crop_bytes)
         if region is not None and region is not instead_of:
             return region
         return await asyncio.to_thread(self._make_region, crop_bytes, instead_of)
 
-    def _make_region(self, crop_bytes: int, instead_of: _Region | None) -> _Region:
+    def _make_region(self, crop_bytes: int, instead_of: Region | None) -> Region:
         with self._making:
             # Many requests find out at the same time; the first one does the work.
             region = self._regions.get(crop_bytes)
             if region is None or region is instead_of:
-                region = self._regions[crop_bytes] = _Region(crop_bytes, register=self._register)
+                region = self._regions[crop_bytes] = Region(crop_bytes, register=self._register)
             return region
 
     def _register(self, name: str, byte_size: int) -> None:
@@ -131,7 +131,27 @@ class SharedMemoryTransport(GrpcTransport):
         raise error
 
 
-class _Region:
+def encode_infer(
+    model: ServedModel, faces: NDArray[np.uint8], region_name: str, offset: int, *, timeout_s: float
+) -> bytes:
+    """Return an encoded `ModelInferRequest` whose crops are in shared memory.
+
+    Args:
+        model: the model that is to score.
+        faces: uint8 ``[N, H, W, 3]`` RGB, which the region holds.
+        region_name: as the server knows the region.
+        offset: where in it the crops begin, in bytes.
+        timeout_s: how long the request may wait in the server's queue, in seconds.
+    """
+    request = infer_request(model, faces.shape, timeout_s=timeout_s)
+    place = request.inputs[0].parameters
+    place["shared_memory_region"].string_param = region_name
+    place["shared_memory_offset"].int64_param = offset
+    place["shared_memory_byte_size"].int64_param = faces.nbytes
+    return bytes(request.SerializeToString())
+
+
+class Region:
     """Memory shared with the server, given out in places for crops of one size. Safe to use from several threads.
 
     Places of requests that were given up are used again at once: the server only reads them, and nobody waits for

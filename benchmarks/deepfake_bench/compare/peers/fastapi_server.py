@@ -3,8 +3,8 @@
 Runs in this project's own environment, because PyTorch is large and its export needs it anyway.
 """
 
-import argparse
-from pathlib import Path
+import json
+import os
 
 import numpy as np
 import torch
@@ -12,16 +12,10 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from deepfake_export import load_network
-from deepfake_preprocess.contract.spec import ModelSpec
 
-parser = argparse.ArgumentParser()
-parser.add_argument("checkpoint", type=Path)
-parser.add_argument("--spec", type=Path)
-parser.add_argument("--port", type=int)
-args = parser.parse_args()
-
-spec = ModelSpec.from_yaml(args.spec)
-network = load_network(args.checkpoint, spec).network
+OPTIONS = json.loads(os.environ["PEER_OPTIONS"])
+loaded = load_network(OPTIONS["checkpoint"])
+network, spec = loaded.network, loaded.spec
 mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
 app = FastAPI()
 
@@ -44,4 +38,4 @@ async def predict(request: Request) -> list[float]:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=args.port, log_level="warning")
+    uvicorn.run(app, host="127.0.0.1", port=OPTIONS["port"], log_level="warning")

@@ -1,12 +1,11 @@
 """LitServe with batching: https://lightning.ai/docs/litserve/features/batching."""
 
-import argparse
 from typing import Annotated
 
 import litserve as ls
 import numpy as np
-import onnxruntime as ort
 from fastapi import Body
+from onnx_file import OPTIONS, open_session
 
 # FastAPI hands such a body over as it came; LitServe's default is JSON.
 RawBody = Annotated[bytes, Body(media_type="application/octet-stream")]
@@ -15,15 +14,9 @@ RawBody = Annotated[bytes, Body(media_type="application/octet-stream")]
 class Detector(ls.LitAPI):
     """Raw uint8 crops in, probabilities out."""
 
-    def __init__(self, model: str, threads: int, **options: float) -> None:
-        super().__init__(**options)
-        self.path, self.threads = model, threads
-
     def setup(self, device: str) -> None:
         """Load the model."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        self.session = ort.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+        self.session = open_session(OPTIONS["threads"])
         self.shape = self.session.get_inputs()[0].shape[1:]
 
     def decode_request(self, request: RawBody) -> np.ndarray:
@@ -48,14 +41,6 @@ class Detector(ls.LitAPI):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("--port", type=int)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--batch-timeout", type=float)
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--threads", type=int)
-    args = parser.parse_args()
-    api = Detector(args.model, args.threads, max_batch_size=args.batch, batch_timeout=args.batch_timeout)
-    server = ls.LitServer(api, accelerator="cpu", workers_per_device=args.workers)
-    server.run(host="127.0.0.1", port=args.port, log_level="warning", generate_client_file=False)
+    api = Detector(max_batch_size=OPTIONS["batch"], batch_timeout=OPTIONS["batch_timeout_s"])
+    server = ls.LitServer(api, accelerator="cpu", workers_per_device=OPTIONS["workers"])
+    server.run(host="127.0.0.1", port=OPTIONS["port"], log_level="warning", generate_client_file=False)

@@ -1,30 +1,14 @@
 """ONNX Runtime in-process: as an application without a server runs it, see `engine`."""
 
-import argparse
 import threading
 import time
 
 import engine
 import numpy as np
-import onnxruntime as ort
+from onnx_file import OPTIONS, open_session
 
-parser = argparse.ArgumentParser()
-parser.add_argument("model")
-parser.add_argument("--sessions", type=int)
-parser.add_argument("--threads", type=int)
-parser.add_argument("--batch", type=int)
-args = parser.parse_args()
-
-
-def session(threads: int) -> ort.InferenceSession:
-    """A session with so many threads."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    return ort.InferenceSession(args.model, options, providers=["CPUExecutionProvider"])
-
-
-sessions = [session(args.threads) for _ in range(args.sessions)]
-lone_session = sessions[0] if args.sessions == 1 else session(args.sessions * args.threads)
+sessions = [open_session(OPTIONS["threads"]) for _ in range(OPTIONS["sessions"])]
+lone_session = sessions[0] if len(sessions) == 1 else open_session(len(sessions) * OPTIONS["threads"])
 
 
 def run(crops: np.ndarray) -> np.ndarray:
@@ -34,7 +18,7 @@ def run(crops: np.ndarray) -> np.ndarray:
 
 def throughput(crops: np.ndarray, seconds: float) -> float:
     """Crops per second of all sessions together, each in a thread of its own with full batches."""
-    batch = np.resize(crops, (args.batch, *crops.shape[1:]))
+    batch = np.resize(crops, (OPTIONS["batch"], *crops.shape[1:]))
     rates = [0.0] * len(sessions)
     gate = threading.Barrier(len(sessions))
 

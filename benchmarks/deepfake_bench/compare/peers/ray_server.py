@@ -1,35 +1,23 @@
 """Ray Serve with request batching: https://docs.ray.io/en/latest/serve/advanced-guides/dyn-req-batch.html."""
 
-import argparse
 import time
 
 import numpy as np
-import onnxruntime as ort
 import ray
+from onnx_file import OPTIONS, open_session
 from ray import serve
 from starlette.requests import Request
 
-parser = argparse.ArgumentParser()
-parser.add_argument("model")
-parser.add_argument("--port", type=int)
-parser.add_argument("--batch", type=int)
-parser.add_argument("--batch-timeout", type=float)
-parser.add_argument("--workers", type=int)
-parser.add_argument("--threads", type=int)
-args = parser.parse_args()
 
-
-@serve.deployment(num_replicas=args.workers, max_ongoing_requests=100, ray_actor_options={"num_cpus": 1})
+@serve.deployment(num_replicas=OPTIONS["workers"], max_ongoing_requests=100, ray_actor_options={"num_cpus": 1})
 class Detector:
     """Raw uint8 crops in, probabilities out."""
 
-    def __init__(self, model: str, threads: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    def __init__(self) -> None:
+        self.session = open_session(OPTIONS["threads"])
         self.shape = self.session.get_inputs()[0].shape[1:]
 
-    @serve.batch(max_batch_size=args.batch, batch_wait_timeout_s=args.batch_timeout)
+    @serve.batch(max_batch_size=OPTIONS["batch"], batch_wait_timeout_s=OPTIONS["batch_timeout_s"])
     async def predict(self, bodies: list[bytes]) -> list[list[float]]:
         """Run the network once for the crops of several requests."""
         crops = np.stack([np.frombuffer(body, np.uint8).reshape(self.shape) for body in bodies])
@@ -43,7 +31,7 @@ class Detector:
 if __name__ == "__main__":
     # A cluster of its own, whatever else runs; nothing here needs the object store.
     ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
-    serve.start(http_options={"host": "127.0.0.1", "port": args.port})
-    serve.run(Detector.bind(args.model, args.threads), route_prefix="/predict")
+    serve.start(http_options={"host": "127.0.0.1", "port": OPTIONS["port"]})
+    serve.run(Detector.bind(), route_prefix="/predict")
     while True:
         time.sleep(60)

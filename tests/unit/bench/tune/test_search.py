@@ -9,11 +9,10 @@ import pytest
 from repository_crashes import add_version
 
 from deepfake_bench.load.statistics import Latency
-from deepfake_bench.load.traffic import Traffic
-from deepfake_bench.report.readme import tune_rows
-from deepfake_bench.tune.search import CLOSE, Setting, divisions, highest_rate, respects, search
-from deepfake_bench.tune.server import Replay
-from deepfake_bench.tune.tune import _versions
+from deepfake_bench.report.figures import tune_rows
+from deepfake_bench.tune.search import CLOSE, Setting, divisions, highest_rate, neighbors, search
+from deepfake_bench.tune.traffic import Replay, Traffic
+from deepfake_bench.tune.tuning import _versions
 from deepfake_export.repository.activation import rollback
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.triton_config import ServingOptions
@@ -23,7 +22,7 @@ START = Setting(1, ServingOptions(tuned_for_cores=2))
 
 
 def around(setting):
-    return respects(setting, cores=2, largest_batch=16, versions=[1, 2])
+    return neighbors(setting, cores=2, largest_batch=16, versions=[1, 2])
 
 
 @pytest.mark.parametrize(
@@ -41,14 +40,22 @@ def test_divisions_use_the_cores_and_at_most_one_instance_more(cores, expected) 
 
 def test_every_setting_differs_in_one_respect_and_stays_within_what_was_proved() -> None:
     start = replace(START, options=replace(START.options, preferred_batch_size=8))
-    found = dict(around(start))
-    assert list(found) == ["precision", "division", "largest batch", "preferred batch", "queue delay"]
-    assert found["precision"] == [replace(start, version=2)]
-    assert [item.options.max_batch_size for item in found["largest batch"]] == [1, 2, 4, 16]
+    found = list(around(start))
+    assert start not in found
+    assert found[0] == replace(start, version=2)
+
+    def values(name):
+        """Of the settings that differ in this respect, in order."""
+        return [item for item in found if getattr(item.options, name) != getattr(start.options, name)]
+
+    larger = values("max_batch_size")
+    assert [item.options.max_batch_size for item in larger] == [1, 2, 4, 16]
     # A preference above the largest batch would never be met.
-    assert [item.options.preferred_batch_size for item in found["largest batch"]] == [None, None, None, 8]
-    assert [item.options.preferred_batch_size for item in found["preferred batch"]] == [None, 1, 2, 4]
-    assert all(item.options.tuned_for_cores == 2 for settings in found.values() for item in settings)
+    assert [item.options.preferred_batch_size for item in larger] == [None, None, None, 8]
+    preferred = [item for item in values("preferred_batch_size") if item not in larger]
+    assert [item.options.preferred_batch_size for item in preferred] == [None, 1, 2, 4]
+    assert [item.options.queue_delay_us for item in values("queue_delay_us")] == [500, 1_000, 2_000, 5_000]
+    assert all(item.options.tuned_for_cores == 2 for item in found)
 
 
 def test_the_search_finds_the_best_in_each_respect_and_tries_nothing_twice() -> None:
@@ -118,7 +125,6 @@ def test_a_higher_rate_is_the_same_traffic_closer_together() -> None:
     traffic = Traffic(
         [crops(1, 1), crops(2, 2), crops(1, 3)], [[(0.1, 0), (0.2, 1)], [(0.5, 2)]], {"a": "REAL", "b": ""}
     )
-    assert (traffic.crops_per_video, traffic.longest_s) == (2.0, 0.5)
     slow, fast = (traffic.arrivals(rate, 1_000 / rate, seed=3) for rate in (1.0, 10.0))
     assert sorted(slow) == slow
     assert all(moment < 1_000 for moment, _ in slow)
@@ -151,7 +157,7 @@ def test_some_crops_are_spread_over_the_requests() -> None:
     ],
 )
 def test_a_bound_is_kept_only_when_every_request_was_answered(change, kept) -> None:
-    replay = Replay(2.0, 64.0, Latency(1.0, 2.0, 3.0, 50.0, 60.0), 4.0, {}, False)
+    replay = Replay(2.0, Latency(1.0, 2.0, 3.0, 50.0, 60.0), 4.0, {}, False)
     assert replace(replay, **change).holds(50.0) is kept
 
 
@@ -185,7 +191,7 @@ def test_the_table_says_what_was_found() -> None:
         "best_is_start": False,
         "tried": [{"videos_per_s": 2.0}, {"videos_per_s": None}, {"videos_per_s": 2.5}],
     }
-    ((what, against, figure),) = tune_rows(data)
-    assert "99% of the requests within 200 ms" in what
-    assert (against, figure) == ("the setting before", "1.25 x the videos/s (2 x 1, batches to 4)")
-    assert tune_rows({**data, "best_is_start": True})[0][2].startswith("2.00 videos/s with the present setting")
+    (row,) = tune_rows(data)
+    assert "99% of the requests within 200 ms" in row.what
+    assert (row.against, row.figure) == ("the setting before", "1.25 x the videos/s (2 x 1, batches to 4)")
+    assert tune_rows({**data, "best_is_start": True})[0].figure.startswith("2.00 videos/s with the present setting")

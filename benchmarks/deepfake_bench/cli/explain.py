@@ -1,0 +1,59 @@
+"""`deepfake bench explain`: what explaining face crops costs on this machine's CPU, for each method."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from deepfake_bench.cli.options import OutputOption, print_table, read_names
+from deepfake_bench.machine.environment import usable_cores
+from deepfake_bench.machine.results import write_results
+from deepfake_bench.pipeline.explain import measure_method, untrained
+from deepfake_client.explain.types import METHODS
+from deepfake_preprocess.support.extras import require_extra
+
+
+def explain(
+    architecture: Annotated[str, typer.Option(help="Network, as in a spec.")] = "timm:efficientnet_b0",
+    num_crops: Annotated[int, typer.Option(help="Crops that are explained together.", min=1)] = 50,
+    repeats: Annotated[int, typer.Option(help="Runs of each method.", min=1)] = 3,
+    methods: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(METHODS)}.")] = ",".join(METHODS),
+    threads: Annotated[int | None, typer.Option(help="Threads of PyTorch; all cores by default.", min=1)] = None,
+    output: OutputOption = None,
+) -> None:
+    """Measure what explaining face crops costs on this machine's CPU, for each method.
+
+    Each method's heatmaps are first compared with those of pytorch-grad-cam called by hand on the same layer.
+
+    [bold]Examples[/]
+
+      deepfake bench explain
+      deepfake bench explain --architecture timm:resnet50 --methods grad-cam --num-crops 8
+    """
+    wanted = read_names("--methods", methods, METHODS)
+    require_extra("pytorch_grad_cam", extra="explain")  # and with it torch
+    threads = threads or usable_cores()
+    explained = untrained(architecture, num_crops=num_crops, threads=threads)
+    measured = [measure_method(explained, method, repeats=repeats) for method in wanted]
+    rows = [
+        (
+            item["method"],
+            f"{item['wall_s']:.2f} s",
+            f"{item['cpu_s']:.2f} s",
+            f"{1_000 * item['wall_s'] / num_crops:.1f} ms",
+            f"{item['max_difference']:.1e}",
+        )
+        for item in measured
+    ]
+    print_table(("method", "wall", "CPU", "per crop", "furthest from the library"), rows)
+    results = {
+        "architecture": architecture,
+        "layer": explained.explainer.default_layer(),
+        "crops": num_crops,
+        "threads": threads,
+        "repeats": repeats,
+        "methods": measured,
+    }
+    path = write_results("explain", results, packages=("torch", "grad-cam", "timm"), path=output)
+    typer.echo(f"written to {path}")

@@ -1,0 +1,122 @@
+"""What the commands share: options, how lists of values are read, and tables of figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeAlias, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from deepfake_bench.pipeline.facenet import Peer, load_peer
+from deepfake_preprocess.errors import MissingExtraError, OptionError
+
+PLAIN_WIDTH = 140
+"""Of a table that goes into a file or a pipe, where there is no terminal to fit."""
+
+FACENET_REQUIREMENTS = "facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer"
+
+ClipsArgument: TypeAlias = Annotated[
+    list[str], typer.Argument(metavar="CLIP...", help="Videos, folders or patterns.", show_default=False)
+]
+ModelOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="Model to measure; may be left out where there is one.")
+]
+OutputOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Results; by default benchmarks/results/MACHINE-NAME.json."),
+]
+PeerPathOption: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder that facenet-pytorch is installed in.")
+]
+
+Name = TypeVar("Name", bound=str)
+
+
+def read_names(option: str, text: str, allowed: Iterable[Name]) -> list[Name]:
+    """Return the names of a comma-separated list, each once.
+
+    Raises:
+        OptionError: there is none, or one that is not allowed.
+    """
+    known = {str(name): name for name in allowed}
+    wanted = [item.strip() for item in text.split(",") if item.strip()]
+    if not wanted or set(wanted) - set(known):
+        raise OptionError(f"{option} is {text!r}; allowed: {', '.join(known)}, several with commas between")
+    return [known[name] for name in dict.fromkeys(wanted)]
+
+
+def read_numbers(option: str, text: str) -> list[float]:
+    """Return the numbers of a comma-separated list, in its order.
+
+    Raises:
+        OptionError: an entry is not a finite number above 0.
+    """
+    try:
+        numbers = [float(item) for item in text.split(",") if item.strip()]
+    except ValueError:
+        numbers = [0.0]
+    if not all(0 < number < float("inf") for number in numbers):
+        raise OptionError(f"{option} is {text!r}; allowed: numbers above 0 with commas between, such as 1,8,32")
+    return numbers
+
+
+def read_counts(option: str, text: str) -> list[int]:
+    """Return the whole numbers of a comma-separated list, in its order.
+
+    Raises:
+        OptionError: an entry is not a whole number from 1.
+    """
+    numbers = read_numbers(option, text)
+    if any(number != int(number) for number in numbers):
+        raise OptionError(f"{option} is {text!r}; allowed: whole numbers from 1 with commas between, such as 1,8,32")
+    return [int(number) for number in numbers]
+
+
+def load_facenet(path: Path | None, *, threads: int | None = None) -> Peer:
+    """Return facenet-pytorch's face detector, from a folder or as it is installed.
+
+    Raises:
+        OptionError: there is no such folder.
+        MissingExtraError: it cannot be imported; the message says how to install it.
+    """
+    how = f"run `pip install --no-deps --target DIR {FACENET_REQUIREMENTS}` and give --peer-path DIR"
+    if path is not None and not path.is_dir():
+        raise OptionError(f"--peer-path {path}: there is no such folder; {how}")
+    try:
+        return load_peer(path, threads=threads)
+    except ImportError as exc:
+        raise MissingExtraError(f"facenet-pytorch cannot be imported ({exc}); {how}") from exc
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    left: int = 1,
+    title: str | None = None,
+    bold: Sequence[bool] = (),
+) -> None:
+    """Print figures on standard output, uncut where that is not a terminal.
+
+    Args:
+        columns: headings.
+        rows: one text for each column.
+        left: so many columns, the first ones, are aligned to the left.
+        title: printed above.
+        bold: of each row, whether it stands out.
+    """
+    table = Table(title=title, box=None, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", no_wrap=number >= left)
+    for number, row in enumerate(rows):
+        table.add_row(*row, style="bold" if any(bold[number : number + 1]) else "")
+    console = Console()
+    (console if console.is_terminal else Console(width=PLAIN_WIDTH)).print(table)
+
+
+def shown(value: float | None, form: str) -> str:
+    """Return a figure as text; a dash where there is none."""
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,32 @@
+"""`deepfake bench plots`: pictures of results files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepfake_bench.cli.options import read_names
+from deepfake_bench.machine.results import RESULTS_DIR
+from deepfake_bench.report.plots import FORMATS, PLOTS, write_plots
+from deepfake_preprocess.errors import OptionError
+
+
+def plots(
+    results: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Results files; all of the project by default.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help=" or ".join(FORMATS))] = "svg",
+) -> None:
+    """Draw result files, each beside its file: latency against throughput, stages, batches, settings tried."""
+    (form,) = read_names("--format", form, FORMATS)[:1]
+    written = []
+    for path in results or sorted(RESULTS_DIR.glob("*.json")):
+        if not path.is_file():
+            raise OptionError(f"{path} is not a file; give results of `deepfake bench {', '.join(PLOTS)}`")
+        written += write_plots(path, form=form)
+    if not written:
+        raise OptionError(f"there is nothing to draw; results of `deepfake bench {', '.join(PLOTS)}` are drawn")
+    for target in written:
+        typer.echo(target)

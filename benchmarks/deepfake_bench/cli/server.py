@@ -1,0 +1,133 @@
+"""`deepfake bench server`: how much a server takes, and how long its callers wait."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from deepfake_bench.cli.options import ModelOption, OutputOption, print_table, read_counts, read_numbers, shown
+from deepfake_bench.load.generator import Load
+from deepfake_bench.load.measure import Measurement, Stopping
+from deepfake_bench.machine.results import write_results
+from deepfake_bench.server.levels import measure_levels
+from deepfake_bench.server.serving import embedded_server, running_server
+from deepfake_client.cli.groups import ConnectionOptions, with_groups
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
+from deepfake_preprocess.errors import OptionError
+
+PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")
+
+
+@with_groups
+def server(
+    connection: ConnectionOptions,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+    model: ModelOption = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="ONNX file whose answers a running server must give.")
+    ] = None,
+    concurrency: Annotated[str, typer.Option(help="Closed loop: requests in flight, comma-separated.")] = "1,8,32",
+    rate: Annotated[str, typer.Option(help="Open loop: requests per second at random times, comma-separated.")] = "",
+    num_crops: Annotated[int, typer.Option(help="Crops in each request.", min=1)] = 1,
+    window: Annotated[float, typer.Option(help="Seconds of one window.", min=0.1)] = 2.0,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Stop once the half-width of the 95% interval falls below this share.", min=0.001),
+    ] = 0.02,
+    max_windows: Annotated[int, typer.Option(help="Stop after so many windows at the latest.", min=1)] = 10,
+    processes: Annotated[int, typer.Option(help="Load processes.", min=1)] = 1,
+    instances: Annotated[int | None, typer.Option(help="As in `deepfake serve`.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="As in `deepfake serve`.", min=1)] = None,
+    output: OutputOption = None,
+) -> None:
+    """Measure throughput and latency of a served model under load.
+
+    A private Triton serves the repository, unless --url names a running server. Closed loop: a fixed number of
+    requests is kept in flight. Open loop: requests are due at random times at a mean rate, and latency counts from
+    when a request was due, so that no waiting is hidden. Answers are compared with the model file's before anything
+    is timed.
+
+    [bold]Examples[/]
+
+      deepfake bench server --repository model_repository
+      deepfake bench server --rate 40,80,120 --protocol http
+      deepfake bench server --url gpu-host:8001 --reference model.onnx --concurrency 64,256 --num-crops 8
+    """
+    levels = [
+        *(Load(concurrency=item) for item in read_counts("--concurrency", concurrency)),
+        *(Load(requests_per_s=item) for item in read_numbers("--rate", rate)),
+    ]
+    if not levels:
+        raise OptionError("there is no load to measure; give --concurrency or --rate")
+    screen = Console(stderr=True)
+    with ExitStack() as stack:
+        if connection.url is None:
+            served = stack.enter_context(
+                embedded_server(repository, model=model, instances=instances, threads=threads)
+            )
+        else:
+            served = running_server(connection, model=model, reference=reference)
+        if num_crops > served.model.max_batch_size:
+            raise OptionError(
+                f"--num-crops is {num_crops}; {served.model.name} takes at most {served.model.max_batch_size}"
+            )
+        target = served.target(connection.address.protocol, num_crops)
+        difference = served.verify(target)
+        if difference is None:
+            screen.print("[yellow]the answers were not compared with a reference; give --reference FILE.onnx[/]")
+        measured: list[Measurement] = []
+        try:
+            with screen.status("") as status:
+                measured.extend(
+                    measure_levels(
+                        served,
+                        target,
+                        levels,
+                        processes=processes,
+                        stopping=Stopping(window, tolerance, max_windows),
+                        announce=status.update,
+                    )
+                )
+        finally:  # what was measured is kept, whatever ended the rest
+            if measured:
+                data = {
+                    "model": served.identity,
+                    **served.arrangement,
+                    "crops_per_request": num_crops,
+                    "processes": processes,
+                    "largest_probability_difference": {target.protocol: difference},
+                    "protocols": {target.protocol: [asdict(item) for item in measured]},
+                }
+                screen.print(f"written to {write_results('server', data, packages=PACKAGES, path=output)}")
+    _print(measured, levels, screen)
+
+
+def _print(measured: list[Measurement], levels: list[Load], screen: Console) -> None:
+    columns = ("load", "crops/s", "±", "p50", "p90", "p99 ms", "queue", "compute", "batch", "errors")
+    rows = []
+    for item, level in zip(measured, levels, strict=True):
+        rows.append(
+            (
+                str(level),
+                f"{item.crops_per_s:.1f}",
+                shown(item.crops_per_s_half_width, ".1f"),
+                *(shown(value, ".1f") for value in (item.latency.p50_ms, item.latency.p90_ms, item.latency.p99_ms)),
+                f"{item.server.queue_ms:.1f}",
+                f"{item.server.compute_ms:.1f}",
+                shown(item.server.mean_batch, ".1f"),
+                str(sum(item.errors.values())),
+            )
+        )
+        if item.generator_limited:
+            screen.print(f"[yellow]{level}: {item.generator_limited}[/]")
+        if item.falls_behind:
+            screen.print(
+                f"[yellow]{level}: the server answers {item.crops_per_s:g} crops/s and falls behind; its latencies "
+                "only say how long was measured[/]"
+            )
+    print_table(columns, rows)

@@ -1,0 +1,106 @@
+"""`deepfake bench tune`: how the embedded server should batch and run a model on this machine."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deepfake_bench.cli.options import ClipsArgument, ModelOption, OutputOption, print_table, shown
+from deepfake_bench.machine.results import write_results
+from deepfake_bench.pipeline.clips import find_clips
+from deepfake_bench.tune.tuning import Tuning
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
+
+PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")
+
+
+def tune(
+    clips: ClipsArgument,
+    p99: Annotated[
+        float, typer.Option(metavar="MS", help="Bound: 99% of the requests must be answered within it.", min=0.1)
+    ],
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+    model: ModelOption = None,
+    minutes: Annotated[float, typer.Option(help="Try no further setting after so long.", min=0.01)] = 10.0,
+    num_frames: Annotated[int, typer.Option(help="Frames sampled of each clip.", min=1)] = 32,
+    window: Annotated[float, typer.Option(help="Measured seconds of one replay.", min=0.2)] = 5.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Search, and leave the repository as it is.")] = False,
+    output: OutputOption = None,
+) -> None:
+    """Search how the embedded server should run a model on this machine, under the traffic of real clips.
+
+    The clips are analyzed once, and their requests recorded with their times. Each setting (instances and threads,
+    largest and preferred batch, queue delay, and the precisions whose versions the repository holds) is served by a
+    private Triton; what counts is how many videos per second it takes while 99% of the requests are answered within
+    the bound. Scores must be those of the model file, and verdicts of the clips equal, before anything is timed.
+
+    The winner must win again, in turn with the present setting; then it is written into the model's
+    configs/embedded.pbtxt. `deepfake serve` uses it on machines with as many cores, and exports keep it.
+
+    [bold]Examples[/]
+
+      deepfake bench tune clips/ --p99 200
+      deepfake bench tune clip.mp4 --p99 500 --minutes 3 --dry-run
+    """
+    paths = find_clips(clips)
+    screen = Console(stderr=True, highlight=False, markup=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn())
+    with Progress(*columns, console=screen, transient=True) as progress:
+        task = progress.add_task("", total=60 * minutes)
+        started = time.monotonic()
+
+        def announce(line: str) -> None:
+            progress.update(task, description=line, completed=time.monotonic() - started)
+
+        tuning = Tuning(
+            repository,
+            model,
+            paths,
+            num_frames=num_frames,
+            p99_ms=p99,
+            window_s=window,
+            seconds=60 * minutes,
+            announce=announce,
+        )
+        try:
+            tuning.run()
+        finally:  # what was measured is kept, whatever ended the rest
+            if tuning.trials:
+                path = write_results("tune", tuning.results(), packages=PACKAGES, path=output)
+                screen.print(f"written to {path}")
+    _print(tuning)
+    if tuning.objection:
+        typer.echo(f"the present setting stays; {tuning.objection}")
+    elif tuning.best == tuning.start:
+        typer.echo("the present setting stays: no other was better by more than noise")
+    elif dry_run:
+        typer.echo(f"best: {tuning.best}; nothing was changed (--dry-run)")
+    else:
+        typer.echo(f"best: {tuning.best}; written to {tuning.write()}; servers take it when they start")
+
+
+def _print(tuning: Tuning) -> None:
+    columns = ("instances x threads", "batch", "preferred", "delay us", "precision", "videos/s within the bound")
+    rows = []
+    for trial in tuning.trials:
+        options = trial.setting.options
+        last = trial.replays[-1] if trial.replays else None
+        rows.append(
+            (
+                f"{options.instances} x {options.threads}",
+                str(options.max_batch_size),
+                str(options.preferred_batch_size or "-"),
+                str(options.queue_delay_us),
+                trial.precision,
+                trial.failed[:40] or (f"{trial.videos_per_s:.2f}" if trial.videos_per_s else "less"),
+                shown(None if last is None else last.latency.p99_ms, ".0f"),
+                shown(None if last is None else last.videos_per_s, ".2f"),
+                shown(None if last is None else last.mean_batch, ".1f"),
+            )
+        )
+    better = [trial.better for trial in tuning.trials]
+    print_table((*columns, "p99 ms at", "videos/s", "batch formed"), rows, left=5, bold=better)

@@ -1,0 +1,212 @@
+"""Clip to verdict on a warm embedded Triton, against its parts and the usual pipeline.
+
+Ours runs with uniform and fast sampling. The lower bounds are PyAV decoding the clip, the detector on the sampled
+frames, and ONNX Runtime in-process on the crops (`deepfake_bench.pipeline.lower_bounds`); for the usual pipeline see
+`deepfake_bench.pipeline.usual`. All run in turn in every round, so that a noisy machine disturbs them alike; ratios
+are medians over rounds. All but the fast one look at the same frames.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from deepfake_bench.load.counters import Counters
+from deepfake_bench.load.observed import ObservingTransport
+from deepfake_bench.machine.stopwatch import median_ratio
+from deepfake_bench.pipeline.lower_bounds import decode_alone, detector_alone, onnxruntime_alone
+from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
+from deepfake_bench.server.serving import Server
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Reason, Sampling, Verdict, connect
+from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
+from deepfake_serve._cores import CROPS_PER_THREAD
+
+LOWER_BOUNDS = ("decode_alone", "detector_alone", "onnxruntime_alone")
+COUNTED_WITHIN_S = 1.0
+"""Triton counts a request just after it has answered it."""
+
+Usual = Callable[[Path, Sequence[int]], Callable[[], list[float]]]
+"""From a clip and frames to the usual pipeline on them; see `deepfake_bench.pipeline.usual`."""
+
+
+class Analyses:
+    """Analyses on one server, each with its split; a context, whose client is closed at the end.
+
+    Args:
+        server: embedded, with nobody else on it.
+        num_frames: sampled of each clip.
+        announce: called with one line before each measurement.
+    """
+
+    def __init__(self, server: Server, num_frames: int, announce: Callable[[str], None]) -> None:
+        self.server = server
+        self.detector = MtcnnDetector()
+        self.uniform = AnalyzeOptions(sampling=Sampling(num_frames=num_frames))
+        self.fast = AnalyzeOptions(sampling=Sampling(num_frames=num_frames, mode="fast"))
+        self.observed = ObservingTransport(connect(server.connection))
+        self.client = DeepfakeClient(self.observed, model=server.model.name, detector=self.detector)
+        self._announce = announce
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.client.close()
+
+    def analyze(self, clip: Path, options: AnalyzeOptions) -> tuple[Verdict, dict[str, float]]:
+        """Analyze a clip and return its verdict and its `split`."""
+        self.observed.exchanges.clear()
+        before = self.server.counters()
+        started = time.perf_counter()
+        verdict = self.client.analyze(clip, options=options)
+        total_s = time.perf_counter() - started
+        if verdict.reason in (Reason.SERVER_ERROR, Reason.SERVER_UNAVAILABLE):
+            raise DeepfakeError(f"{clip.name}: {verdict.detail}; nothing was measured")
+        deadline = time.monotonic() + COUNTED_WITHIN_S
+        after = self.server.counters()
+        while after.requests - before.requests < len(self.observed.exchanges) and time.monotonic() < deadline:
+            after = self.server.counters()
+        exchange_s = sum(item.answered_s - item.sent_s for item in self.observed.exchanges)
+        return verdict, split(verdict, total_s, exchange_s, before, after)
+
+    def crops(self, clip: Path) -> Any:
+        """Return the crops of the last analysis, uint8 ``[N, H, W, 3]``, its answers checked; None without a face.
+
+        Raises:
+            DeepfakeError: the server's scores are not those of the model file.
+        """
+        exchanges = self.observed.exchanges
+        if not exchanges:
+            return None
+        crops = np.concatenate([item.crops for item in exchanges])
+        answers = np.concatenate([item.probabilities for item in exchanges])
+        largest = float(np.abs(self.inference_alone(crops)() - answers).max())
+        if not largest <= PROBABILITY_TOLERANCE:
+            raise DeepfakeError(
+                f"{clip.name}: the served probabilities differ from the file's by {largest:g}; nothing was measured"
+            )
+        return crops
+
+    def inference_alone(self, crops: Any) -> Callable[[], Any]:
+        """Return ONNX Runtime alone on `crops`, as the server has it."""
+        server = self.server
+        assert server.reference is not None
+        batch = CROPS_PER_THREAD * server.arrangement["threads"]
+        return onnxruntime_alone(server.reference, crops, server.arrangement, batch=batch)
+
+    def measure(self, clip: Path, *, rounds: int, usual: Usual | None = None) -> dict[str, Any]:
+        """Time one clip in all ways, `rounds` times in turn; return plain JSON data, times in seconds."""
+        fast_verdict, _ = self.analyze(clip, self.fast)
+        verdict, _ = self.analyze(clip, self.uniform)  # warms up, and says which frames are taken
+        crops = self.crops(clip)
+        splits: list[dict[str, float]] = []
+        ways: dict[str, Callable[[], object]] = {
+            "decode_alone": lambda: decode_alone(clip),
+            "detector_alone": detector_alone(clip, self.uniform.sampling, self.detector),
+            **({} if crops is None else {"onnxruntime_alone": self.inference_alone(crops)}),
+            "ours": lambda: splits.append(self.analyze(clip, self.uniform)[1]),
+            "ours_fast": lambda: self.client.analyze(clip, options=self.fast),
+        }
+        extra: dict[str, Any] = {}
+        if usual is not None:
+            ways["usual"] = run = usual(clip, [frame.index for frame in verdict.frames])
+            scores = run()
+            extra = {"faces_usual": len(scores), "mean_score_usual": statistics.fmean(scores) if scores else None}
+        seconds = self._in_turn(ways, rounds, clip.name)
+        seconds["ours"] = [item["total"] for item in splits]  # the server's counters are read outside of it
+        ratios = {f"ours_over_{name}": seconds[name] for name in (*LOWER_BOUNDS, "usual") if name in seconds}
+        return {
+            "clip": clip.name,
+            "frames": len(verdict.frames),
+            "faces_ours": sum(len(frame.faces) for frame in verdict.frames),
+            "mean_score_ours": _mean_score(verdict),
+            "seconds": seconds,
+            "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
+            **{name: median_ratio(seconds["ours"], other) for name, other in ratios.items()},
+            "stages_s": {name: round(statistics.median(item[name] for item in splits), 4) for name in splits[0]},
+            "faces_fast": sum(len(frame.faces) for frame in fast_verdict.frames),
+            "mean_score_fast": _mean_score(fast_verdict),
+            "fast_over_decode_alone": median_ratio(seconds["ours_fast"], seconds["decode_alone"]),
+            **extra,
+        }
+
+    def measure_set(self, clips: Sequence[Path], measured: Sequence[dict[str, Any]], rounds: int) -> dict[str, Any]:
+        """Analyze all clips in one run, `rounds` times; return videos per second, and those of the usual pipeline.
+
+        Args:
+            clips: in one run.
+            measured: what `measure` gave for each.
+            rounds: how often.
+        """
+        seconds = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            for outcome in self.client.analyze_many(clips, options=self.uniform):
+                if outcome.error is not None:
+                    raise outcome.error
+            seconds.append(time.perf_counter() - started)
+        data: dict[str, Any] = {
+            "clips": len(clips),
+            "seconds": seconds,
+            "videos_per_s": round(len(clips) / statistics.median(seconds), 4),
+        }
+        if all("usual" in item["median_seconds"] for item in measured):
+            usual = len(clips) / sum(item["median_seconds"]["usual"] for item in measured)
+            data["usual_videos_per_s"] = round(usual, 4)
+            data["ours_over_usual"] = round(data["videos_per_s"] / usual, 2)
+        return data
+
+    def _in_turn(self, ways: dict[str, Callable[[], object]], rounds: int, what: str) -> dict[str, list[float]]:
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(rounds):
+            for name, way in ways.items():
+                self._announce(f"{what}: round {number + 1} of {rounds}, {name}")
+                started = time.perf_counter()
+                way()
+                seconds[name].append(time.perf_counter() - started)
+        return seconds
+
+
+def split(verdict: Verdict, total_s: float, exchange_s: float, before: Counters, after: Counters) -> dict[str, float]:
+    """Return where the time of one analysis went, in seconds of wall clock in which each stage was at work.
+
+    Stages overlap, so that their sum may exceed the total. The time in which requests were under way is shared out to
+    wire, queue and compute in proportion to what they took of each request.
+
+    Args:
+        verdict: of the analysis.
+        total_s: from the call to the verdict, opening the clip included.
+        exchange_s: its requests' time from sending to the answer, summed.
+        before: the server's totals before the analysis.
+        after: and after it.
+    """
+    stages = verdict.timing_s.to_dict()
+    under_way_s = stages.pop("infer")
+    del stages["total"]
+    aggregate_s = stages.pop("aggregate")
+    queue_s, compute_s = (after.queue_ns - before.queue_ns) / 1e9, (after.compute_ns - before.compute_ns) / 1e9
+    wire_s = max(0.0, exchange_s - queue_s - compute_s)
+    whole_s = (wire_s + queue_s + compute_s) or 1.0
+    shares = {"wire": wire_s, "queue": queue_s, "compute": compute_s}
+    return {
+        **stages,
+        **{name: round(under_way_s * part / whole_s, 4) for name, part in shares.items()},
+        "aggregate": aggregate_s,
+        "total": round(total_s, 4),
+    }
+
+
+def _mean_score(verdict: Verdict) -> float | None:
+    scores = [
+        face.fake_probability for frame in verdict.frames for face in frame.faces if face.fake_probability is not None
+    ]
+    return statistics.fmean(scores) if scores else None
