@@ -19,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self
 
 from deepfake_preprocess.contract.model_dir import hold_version
 from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
@@ -47,9 +47,6 @@ POLL_INTERVAL_S = 0.05
 SHARED_MEMORY_PER_INSTANCE_MB = 16
 """What an instance may come to need in /dev/shm: input and output of the largest batch, several times."""
 TAIL_LINES = 15
-
-LayOut: TypeAlias = Callable[[Sequence[ServedModel], Path, Mapping[str, CpuShare]], None]
-"""Writes the repository that Triton reads: the checked models, into a folder to make, with each one's share."""
 
 
 class EmbeddedTriton:
@@ -86,7 +83,6 @@ class EmbeddedTriton:
         log_to_stderr: bool = False,
         start_timeout_s: float = START_TIMEOUT_S,
         announce: Announce | None = None,
-        lay_out: LayOut = write_view,
         flags: Sequence[str] = (),
     ) -> None:
         """Take the options; nothing is checked or started yet.
@@ -103,7 +99,6 @@ class EmbeddedTriton:
             log_to_stderr: pass Triton's log through instead of writing a file.
             start_timeout_s: how long models may take to load.
             announce: called with one line before Triton is fetched; by default it goes to standard error.
-            lay_out: writes what Triton serves; by default the models as checked, with the shares of this machine.
             flags: more of tritonserver's own, without the leading dashes, as in ``log-verbose=1``.
         """
         self._repository = Path(repository)
@@ -114,7 +109,6 @@ class EmbeddedTriton:
         self._log_to_stderr = log_to_stderr
         self._start_timeout_s = start_timeout_s
         self._announce = announce
-        self._lay_out = lay_out
         self._flags = tuple(flags)
         self._process: subprocess.Popen[bytes] | None = None
         self._run_dir: Path | None = None
@@ -212,7 +206,7 @@ class EmbeddedTriton:
     def _launch(self, runtime: TritonRuntime, ports: dict[str, int]) -> None:
         run_dir = self._run_dir
         assert run_dir is not None
-        self._lay_out(self.models, run_dir / "repository", self.shares)
+        write_view(self.models, run_dir / "repository", self.shares)
         _write_backends(runtime, run_dir / "backends")
         shm_prefix = f"deepfake-{secrets.token_hex(6)}-"
         config = {
