@@ -81,13 +81,7 @@ class ExportResult:
             "created": self.created,
             "repository": str(self.repository),
             "version_dir": str(self.version_dir),
-            "spec": self.manifest.spec.to_dict(),
-            "files": dict(self.manifest.files),
-            "tools": dict(self.manifest.tools),
-            "parity": dict(self.manifest.parity),
-            "engine": dict(self.manifest.engine),
-            "precision": self.manifest.precision,
-            "promotion": dict(self.manifest.promotion),
+            **self.manifest.to_dict(),
             "notes": list(self.notes),
         }
 

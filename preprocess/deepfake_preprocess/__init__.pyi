@@ -1,7 +1,6 @@
 """The public names of `deepfake_preprocess`, and the modules that they are loaded from on first use."""
 
-from deepfake_preprocess.contract.manifest import Manifest
-from deepfake_preprocess.contract.plan_info import EngineInfo
+from deepfake_preprocess.contract.manifest import EngineInfo, Manifest
 from deepfake_preprocess.contract.spec import Crop, Head, ModelSpec
 from deepfake_preprocess.errors import (
     CheckpointError,

@@ -84,7 +84,7 @@ def test_engines_are_put_into_a_repository_and_kept_while_they_fit(exported):
     (again,) = build_engines(exported.repository)
     assert not again.created
     # A plan of another GPU, or one that a crash left without its manifest, is built again.
-    engine = dataclasses.replace(first.engine, compute_capability="1.0").to_dict()
+    engine = dataclasses.replace(first.engine, compute_capability="1.0")
     dataclasses.replace(manifest, engine=engine).write(exported.version_dir)
     assert build_engines(exported.repository)[0].created
     (exported.version_dir / "model.plan").write_bytes(b"half a plan")

@@ -34,7 +34,7 @@ from deepfake_export.tensorrt.library import load_tensorrt_rtx
 from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_export.tensorrt.plans import build_engines
 from deepfake_preprocess.contract.manifest import Manifest
-from deepfake_preprocess.contract.plan_info import check_plan, engine_of
+from deepfake_preprocess.contract.plan_info import check_plan
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import read_config
 from deepfake_preprocess.errors import EngineError, OptionError, ParityError, RepositoryError
@@ -207,7 +207,7 @@ def test_an_export_without_a_gpu_says_what_is_missing_and_what_was_checked(tiny_
     manifest = Manifest.read(result.version_dir)
     manifest.verify(result.version_dir)
     assert "model.plan" not in manifest.files
-    assert (manifest.engine["builder"], manifest.engine["plan"]) == ("tensorrt_rtx", "")
+    assert (manifest.engine.builder, manifest.engine.plan) == ("tensorrt_rtx", "")
     assert read_config(result.model_dir / "config.pbtxt").backend == "onnxruntime"
     assert json.loads(json.dumps(result.to_dict()))["engine"]["max_batch_size"] == 4
     again = export_checkpoint(tiny_checkpoint, TINY_SPEC, root, max_batch_size=4, tensorrt=EngineOptions())
@@ -246,7 +246,7 @@ def test_plans_are_put_beside_the_onnx_file_and_kept_while_they_fit(repository_w
     assert (config.backend, config.default_model_filename, config.max_batch_size) == ("tensorrt", "model.plan", 4)
     manifest = Manifest.read(model_dir / "1")
     manifest.verify(model_dir / "1")
-    assert engine_of(manifest) == first.engine
+    assert manifest.engine == first.engine
     check_plan(manifest, tensorrt_version=first.engine.tensorrt_version, compute_capability="8.9")
     assert {path.name for path in model_dir.iterdir()} == {"1", "config.pbtxt", "configs"}
     before = (model_dir / "1/model.plan").stat().st_mtime_ns
@@ -280,13 +280,14 @@ def remove_plan(version_dir: Path) -> None:
 
 def of_another_gpu(version_dir: Path) -> None:
     manifest = Manifest.read(version_dir)
-    engine = {**manifest.engine, "compute_capability": "7.5"}
+    engine = dataclasses.replace(manifest.engine, compute_capability="7.5")
     dataclasses.replace(manifest, engine=engine).write(version_dir)
 
 
 def of_another_tensorrt(version_dir: Path) -> None:
     manifest = Manifest.read(version_dir)
-    dataclasses.replace(manifest, engine={**manifest.engine, "tensorrt_version": "1.0.0"}).write(version_dir)
+    engine = dataclasses.replace(manifest.engine, tensorrt_version="1.0.0")
+    dataclasses.replace(manifest, engine=engine).write(version_dir)
 
 
 @pytest.mark.parametrize("change", [damage_plan, remove_plan, of_another_gpu, of_another_tensorrt])

@@ -9,8 +9,8 @@ import pytest
 from deepfake_client.cli import main as cli
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_preprocess.contract import triton_config
-from deepfake_preprocess.contract.manifest import Manifest, sha256_file
-from deepfake_preprocess.contract.plan_info import PLAN_FILE, EngineInfo
+from deepfake_preprocess.contract.manifest import EngineInfo, Manifest, sha256_file
+from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_serve._repository import check_repository
 
 ENGINE = EngineInfo(
@@ -26,7 +26,7 @@ ENGINE = EngineInfo(
     size_bytes=6,
     build_seconds=0.1,
     plan=PLAN_FILE,
-).to_dict()
+)
 
 
 def deepfake(capsys, *arguments):
@@ -56,6 +56,6 @@ def add_plan(root, version, **changes):
     (version_dir / PLAN_FILE).write_bytes(b"a plan")
     manifest = Manifest.read(version_dir)
     files = {**manifest.files, PLAN_FILE: sha256_file(version_dir / PLAN_FILE)}
-    engine = ENGINE | changes
-    dataclasses.replace(manifest, files=files, engine=engine if changes.get("plan") != "" else {}).write(version_dir)
+    engine = dataclasses.replace(ENGINE, **changes)
+    dataclasses.replace(manifest, files=files, engine=engine if engine.plan else None).write(version_dir)
     refresh_configs(root / "tiny", Manifest.read(root / "tiny/3"), max_batch_size=4)

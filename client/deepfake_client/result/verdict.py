@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from deepfake_preprocess.support.json_data import Bounds, ExplainedEnum, JsonData, Matching, Rounded
+from deepfake_preprocess.contract.spec import Sha256
+from deepfake_preprocess.support.json_data import Bounds, ExplainedEnum, JsonData, Rounded
 
 Count = Annotated[int, Bounds(ge=0)]
 Share = Annotated[float, Bounds(ge=0, le=1)]
 Pixels = Annotated[float, Rounded(2)]
 PtsSeconds = Annotated[float, Rounded(6)]
 StageSeconds = Annotated[float, Rounded(4), Bounds(ge=0)]
-Sha256 = Annotated[str, Matching("[0-9a-f]{64}", "64 lower-case hexadecimal digits")]
 
 
 class Label(ExplainedEnum):

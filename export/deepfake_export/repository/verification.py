@@ -16,7 +16,7 @@ from deepfake_export.repository.staging import leftovers
 from deepfake_preprocess.contract.config_check import contract_problems, production_problems
 from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest
 from deepfake_preprocess.contract.model_dir import lock_holders, served_version, versions_of
-from deepfake_preprocess.contract.plan_info import PLAN_FILE, REBUILD, check_plan, engine_of
+from deepfake_preprocess.contract.plan_info import PLAN_FILE, REBUILD, check_plan
 from deepfake_preprocess.contract.triton_config import EMBEDDED_CONFIG_NAME, read_config, tuned_options
 from deepfake_preprocess.errors import RepositoryError
 
@@ -81,7 +81,7 @@ def check_version(
     found = [Problem(name, f"{where}/{file}", what, fix) for file, what in damaged]
     if manifest is not None:
         try:
-            engine = engine_of(manifest)
+            engine = manifest.engine
             built_for = (engine.tensorrt_version, engine.compute_capability) if engine else ("0", "")
             version, capability = plan_target or built_for
             check_plan(manifest, tensorrt_version=version, compute_capability=capability)
@@ -125,7 +125,7 @@ def check_config(model_dir: Path, config_name: str) -> tuple[int | None, list[Pr
         found += contract_problems(config, manifest, embedded=config_name == EMBEDDED_CONFIG_NAME)
         if config.default_model_filename and config.default_model_filename not in manifest.files:
             found.append(f"loads {config.default_model_filename}, which version {served} does not hold")
-        engine = engine_of(manifest)
+        engine = manifest.engine
         if config.default_model_filename == PLAN_FILE and engine and config.max_batch_size > engine.max_batch_size:
             found.append(f"forms batches of {config.max_batch_size}, but the plan takes {engine.max_batch_size}")
     return served, problems(found, f"`deepfake repository rollback {name} {served}` writes it again")

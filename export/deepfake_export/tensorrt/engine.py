@@ -35,7 +35,7 @@ from deepfake_export.tensorrt.library import (
     target_gpu,
 )
 from deepfake_export.tensorrt.options import EngineOptions
-from deepfake_preprocess.contract.plan_info import EngineInfo
+from deepfake_preprocess.contract.manifest import EngineInfo
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import EngineError, OptionError
 from deepfake_preprocess.support.files import write_whole

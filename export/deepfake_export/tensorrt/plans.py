@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_export.repository.locks import locked, writing
 from deepfake_export.tensorrt.options import EngineOptions
-from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest, sha256_file
-from deepfake_preprocess.contract.plan_info import PLAN_FILE, EngineInfo, check_plan, engine_of
+from deepfake_preprocess.contract.manifest import MANIFEST_NAME, EngineInfo, Manifest, sha256_file
+from deepfake_preprocess.contract.plan_info import PLAN_FILE, check_plan
 from deepfake_preprocess.contract.repository import ENGINE_SOURCE, MODEL_FILE, model_dirs, served_in
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, read_config
@@ -127,7 +127,7 @@ def add_plan(
         ParityError: the plan gives other results than the ONNX file; it is not added.
         RepositoryError: the repository cannot be written.
     """
-    known = engine_of(manifest)
+    known = manifest.engine
     if known is not None and not force and _plan_fits(maker, manifest, known, max_batch_size, options):
         return EngineResult(version_dir, manifest, known, False, "the plan fits this machine's TensorRT and GPU")
     from deepfake_export.tensorrt.engine import build_engine
@@ -143,7 +143,7 @@ def add_plan(
             engine = build_engine(source, plan, max_batch_size=max_batch_size, options=options, library=maker.library)
             what = f"{engine.precision.upper()} graph for compute capability {engine.compute_capability}"
             if plan is None:
-                checked = dataclasses.replace(manifest, engine=manifest.engine or engine.to_dict())
+                checked = dataclasses.replace(manifest, engine=manifest.engine or engine)
                 note = (
                     f"no TensorRT plan was written, because {maker.missing}; instead NVIDIA's parser and builder "
                     f"(TensorRT-RTX {engine.tensorrt_version}) took the {what} in {engine.build_seconds:.1f} s; on "
@@ -152,7 +152,7 @@ def add_plan(
                 return EngineResult(version_dir, checked, engine, False, note)
             difference = compare_plan(source, plan, engine)
             files = {**manifest.files, PLAN_FILE: sha256_file(plan)}
-            manifest = dataclasses.replace(manifest, files=files, engine=engine.to_dict())
+            manifest = dataclasses.replace(manifest, files=files, engine=engine)
             manifest.write(aside)
             for name in (PLAN_FILE, MANIFEST_NAME):
                 (aside / name).replace(version_dir / name)
@@ -267,5 +267,5 @@ def _read_verified(version_dir: Path) -> Manifest:
         manifest.verify(version_dir)
     if wrong:
         files = {name: digest for name, digest in manifest.files.items() if name != PLAN_FILE}
-        return dataclasses.replace(manifest, files=files, engine={})
+        return dataclasses.replace(manifest, files=files, engine=None)
     return manifest

@@ -10,13 +10,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import RepositoryError, SpecError
+from deepfake_preprocess.errors import RepositoryError
+from deepfake_preprocess.support.json_data import JsonData
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT = 1
 
 
 def sha256_file(path: Path) -> str:
@@ -26,10 +26,48 @@ def sha256_file(path: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class EngineInfo(JsonData):
+    """How a TensorRT engine was built.
+
+    Attributes:
+        builder: ``tensorrt``, or ``tensorrt_rtx`` where the graph was only checked without a GPU.
+        tensorrt_version: of the builder, for example ``11.4.0.106``.
+        compute_capability: of the GPU that the engine is for, for example ``8.9``.
+        cuda_version: of the CUDA runtime that the engine was built with, for example ``13.0``; empty where unknown.
+        precision: ``fp32``, ``fp16`` or ``int8``, as the types in the ONNX graph say (networks are strongly typed).
+        min_batch_size: smallest batch of the optimization profile.
+        typical_batch_size: the batch that kernels were picked for.
+        max_batch_size: largest batch of the optimization profile.
+        num_layers: layers of the parsed network, before fusion.
+        size_bytes: of the engine.
+        build_seconds: how long parsing and building took.
+        version_compatible: whether later TensorRT versions of the same major version load it, too.
+        plan: name of the file beside ``manifest.json``; empty where the engine was only built as a check.
+    """
+
+    json_error = RepositoryError
+
+    builder: str
+    tensorrt_version: str
+    compute_capability: str
+    cuda_version: str
+    precision: str
+    min_batch_size: int
+    typical_batch_size: int
+    max_batch_size: int
+    num_layers: int
+    size_bytes: int
+    build_seconds: float
+    version_compatible: bool = False
+    plan: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest(JsonData):
     """What one model version consists of.
 
     Attributes:
+        format: of the file.
         spec: the model's contract, with version and checkpoint hash filled in.
         files: SHA-256 of every file of the version directory but the manifest, by POSIX relative path.
         precision: of the ONNX file: ``fp32``, ``fp16`` or ``int8``.
@@ -37,16 +75,19 @@ class Manifest:
         parity: figures of the proof against the checkpoint (plain JSON data).
         promotion: why that precision is served, and what it was chosen from (plain JSON data); empty where FP32
             was the only one.
-        engine: what is known of the TensorRT engine (`contract.plan_info.EngineInfo`); empty without one.
+        engine: how the TensorRT engine was built; None without one.
     """
 
+    json_error = RepositoryError
+
+    format: Literal[1] = field(default=1, kw_only=True)
     spec: ModelSpec
     files: Mapping[str, str]
     precision: str
     tools: Mapping[str, str] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     promotion: Mapping[str, Any] = field(default_factory=dict)
-    engine: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineInfo | None = None
 
     @classmethod
     def of_directory(
@@ -58,33 +99,16 @@ class Manifest:
         tools: Mapping[str, str],
         parity: Mapping[str, Any],
         promotion: Mapping[str, Any] | None = None,
-        engine: Mapping[str, Any] | None = None,
+        engine: EngineInfo | None = None,
     ) -> Manifest:
         """Hash every file of `version_dir` into a new manifest (nothing is written)."""
-        return cls(
-            spec,
-            _hash_files(version_dir),
-            precision,
-            tools=dict(tools),
-            parity=dict(parity),
-            promotion=dict(promotion or {}),
-            engine=dict(engine or {}),
-        )
+        files = _hash_files(version_dir)
+        return cls(spec, files, precision, tools, parity, promotion or {}, engine)
 
     def write(self, version_dir: Path) -> Path:
         """Write ``manifest.json`` into `version_dir` and return its path."""
-        data = {
-            "format": MANIFEST_FORMAT,
-            "spec": self.spec.to_dict(),
-            "files": dict(self.files),
-            "precision": self.precision,
-            "tools": dict(self.tools),
-            "parity": dict(self.parity),
-            "promotion": dict(self.promotion),
-            "engine": dict(self.engine),
-        }
         path = version_dir / MANIFEST_NAME
-        path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
 
     @classmethod
@@ -96,26 +120,12 @@ class Manifest:
         """
         path = version_dir / MANIFEST_NAME
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data["format"] != MANIFEST_FORMAT:
-                raise RepositoryError(
-                    f"{path}: manifest format {data['format']!r} is not {MANIFEST_FORMAT}; export the model again"
-                )
-            spec = ModelSpec.from_dict(data["spec"], where=str(path))
-            return cls(
-                spec,
-                dict(data["files"]),
-                str(data["precision"]),
-                tools=dict(data["tools"]),
-                parity=dict(data["parity"]),
-                promotion=dict(data["promotion"]),
-                engine=dict(data["engine"]),
-            )
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise RepositoryError(
                 f"{version_dir} has no {MANIFEST_NAME}; put models there with `deepfake export`"
             ) from None
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SpecError) as exc:
+        except (OSError, ValueError, RepositoryError) as exc:
             raise RepositoryError(f"{path}: the manifest is damaged ({exc}); export the model again") from exc
 
     def verify(self, version_dir: Path) -> None:

@@ -7,26 +7,17 @@ This module never touches a model.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from deepfake_preprocess.contract.fields import (
-    check_choice,
-    check_int,
-    check_number,
-    field_names,
-    keywords_of,
-    read_mapping,
-    refuse,
-)
+from deepfake_preprocess.contract.fields import read_mapping, refuse
 from deepfake_preprocess.errors import SpecError
+from deepfake_preprocess.support.json_data import Bounds, JsonData, Matching
 
 CONTRACT_VERSION = 1
 """Version of the wire contract (tensor names, dtypes and meaning); a client refuses another one."""
@@ -41,13 +32,6 @@ LOGIT_NAME = "logit"
 PARAMETER_PREFIX = "deepfake."
 """Prefix of our keys among Triton parameters and ONNX metadata."""
 
-HEAD_KINDS = ("sigmoid", "softmax")
-COLOR_ORDERS = ("RGB", "BGR")
-ALIGNMENTS = ("none", "eyes")
-ARCHITECTURE_FAMILIES = ("timm", "torchvision", "torchscript", "python", "layers", "ensemble")
-BARE_FAMILIES = ("torchscript", "layers", "ensemble")
-"""Architectures that are a word alone, without a name after a colon."""
-
 SIZED_LAYERS = ("linear", "conv", "maxpool")
 """Entries of `head.layers` that take a whole number: outputs, channels (3x3, padded by 1), window."""
 PLAIN_LAYERS = (
@@ -59,9 +43,34 @@ PLAIN_LAYERS = (
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+ModelName = Annotated[
+    str,
+    Matching(
+        "^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", "1 to 64 letters, digits, '_', '-' or '.', not starting with a sign"
+    ),
+]
+Architecture = Annotated[
+    str,
+    Matching(
+        r"^(timm:.+|torchvision:.+|torchscript|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*|layers|ensemble)$",
+        "timm:NAME, torchvision:NAME, torchscript, python:package.module:factory, layers, ensemble",
+    ),
+]
+Layer = Annotated[
+    str,
+    Matching(
+        f"^(({'|'.join(SIZED_LAYERS)}):[1-9][0-9]{{0,4}}|{'|'.join(PLAIN_LAYERS)})$",
+        f"{', '.join(f'{name}:N' for name in SIZED_LAYERS)}, {', '.join(PLAIN_LAYERS)}",
+    ),
+]
+Sha256 = Annotated[str, Matching("^[0-9a-f]{64}$", "64 lower-case hexadecimal digits")]
+InputSize = Annotated[int, Bounds(ge=16, le=1024)]
+ChannelMean = Annotated[float, Bounds(ge=-10, le=10)]
+ChannelStd = Annotated[float, Bounds(ge=1e-6, le=10)]
+
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class Head(JsonData):
     """How logits become the probability of "fake".
 
     Attributes:
@@ -72,14 +81,16 @@ class Head:
             ``relu``, ``dropout``, ``linear:2``), in place of the network's last layer; empty for the usual one.
     """
 
-    kind: str = "sigmoid"
-    fake_index: int = 1
-    layers: tuple[str, ...] = ()
+    json_error = SpecError
+
+    kind: Literal["sigmoid", "softmax"] = "sigmoid"
+    fake_index: Literal[0, 1] = 1
+    layers: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
-        check_choice("head.kind", self.kind, HEAD_KINDS)
-        check_choice("head.fake_index", self.fake_index, (0, 1))
-        object.__setattr__(self, "layers", _check_layers(self.layers, self.num_logits))
+        self.check_fields()
+        if self.layers and self.layers[-1] != f"linear:{self.num_logits}":
+            raise refuse("head.layers", list(self.layers), f"a list that ends with linear:{self.num_logits}")
 
     @property
     def num_logits(self) -> int:
@@ -88,7 +99,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Crop:
+class Crop(JsonData):
     """How a face box becomes the network's input.
 
     Attributes:
@@ -96,16 +107,17 @@ class Crop:
         align: ``none`` for an upright square around the box, ``eyes`` to rotate the eye line level first.
     """
 
-    margin: float = 0.3
-    align: str = "none"
+    json_error = SpecError
+
+    margin: Annotated[float, Bounds(ge=0, le=2)] = 0.3
+    align: Literal["none", "eyes"] = "none"
 
     def __post_init__(self) -> None:
-        check_number("crop.margin", self.margin, 0.0, 2.0)
-        check_choice("crop.align", self.align, ALIGNMENTS)
+        self.check_fields()
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpec:
+class ModelSpec(JsonData):
     """The contract of one detector.
 
     Attributes:
@@ -127,41 +139,30 @@ class ModelSpec:
         training_data: what the detector was trained on and what its scores are worth, for people.
     """
 
-    name: str
-    architecture: str
-    version: int = 1
+    json_error = SpecError
+
+    name: ModelName
+    architecture: Architecture
+    version: Annotated[int, Bounds(ge=1, le=2**31 - 1)] = 1
     head: Head = field(default_factory=Head)
-    input_height_px: int = 224
-    input_width_px: int = 224
-    color_order: str = "RGB"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    input_height_px: InputSize = 224
+    input_width_px: InputSize = 224
+    color_order: Literal["RGB", "BGR"] = "RGB"
+    mean: tuple[ChannelMean, ChannelMean, ChannelMean] = IMAGENET_MEAN
+    std: tuple[ChannelStd, ChannelStd, ChannelStd] = IMAGENET_STD
     crop: Crop = field(default_factory=Crop)
-    threshold: float = 0.5
-    temperature: float = 1.0
-    checkpoint_sha256: str | None = None
+    threshold: Annotated[float, Bounds(gt=0, lt=1)] = 0.5
+    temperature: Annotated[float, Bounds(ge=0.01, le=100)] = 1.0
+    checkpoint_sha256: Sha256 | None = None
     training_data: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.name):
-            raise refuse("name", self.name, "1 to 64 letters, digits, '_', '-' or '.', not starting with a sign")
-        _check_architecture(self.architecture)
-        _check_head_fits(self.architecture_family, self.head)
-        check_int("version", self.version, 1, 2**31 - 1)
-        check_int("input_height_px", self.input_height_px, 16, 1024)
-        check_int("input_width_px", self.input_width_px, 16, 1024)
-        check_choice("color_order", self.color_order, COLOR_ORDERS)
-        object.__setattr__(self, "mean", _triple("mean", self.mean, -10.0, 10.0))
-        object.__setattr__(self, "std", _triple("std", self.std, 1e-6, 10.0))
-        check_number("threshold", self.threshold, 0.0, 1.0)
-        if self.threshold in (0.0, 1.0):
-            raise refuse("threshold", self.threshold, "a number strictly between 0 and 1")
-        check_number("temperature", self.temperature, 0.01, 100.0)
-        sha = self.checkpoint_sha256
-        if sha is not None and not (isinstance(sha, str) and re.fullmatch(r"[0-9a-f]{64}", sha)):
-            raise refuse("checkpoint_sha256", sha, "64 lower-case hexadecimal digits")
-        if not isinstance(self.training_data, str):
-            raise refuse("training_data", self.training_data, "text")
+        self.check_fields()
+        family, layers = self.architecture_family, list(self.head.layers)
+        if family == "layers" and not layers:
+            raise refuse("head.layers", layers, "the layers of the network, because the architecture is 'layers'")
+        if family in ("torchscript", "python", "ensemble") and layers:
+            raise refuse("head.layers", layers, f"nothing, because {family!r} brings its own head along")
 
     @property
     def architecture_family(self) -> str:
@@ -177,35 +178,6 @@ class ModelSpec:
     def input_size_wh(self) -> tuple[int, int]:
         """Crop size as (width, height) in pixels."""
         return self.input_width_px, self.input_height_px
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data (nested dicts and lists) that `from_dict` reads back."""
-        data = dataclasses.asdict(self)
-        data["mean"], data["std"] = list(self.mean), list(self.std)
-        data["head"]["layers"] = list(self.head.layers)
-        return data
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, where: str = "the model spec") -> ModelSpec:
-        """Build a spec from plain data.
-
-        Args:
-            data: mapping with the attribute names as keys; `head` and `crop` are mappings.
-            where: what the data came from, for messages.
-
-        Raises:
-            SpecError: a field is unknown, missing or wrong; the message names it.
-        """
-        try:
-            values = keywords_of(cls, data)
-            for key, part in (("head", Head), ("crop", Crop)):
-                if key in values:
-                    if not isinstance(values[key], Mapping):
-                        raise refuse(key, values[key], f"a mapping with {', '.join(field_names(part))}")
-                    values[key] = part(**keywords_of(part, values[key], prefix=f"{key}."))
-            return cls(**values)
-        except SpecError as exc:
-            raise SpecError(f"{where}: {exc}") from None
 
     def to_yaml(self) -> str:
         """Return the spec as YAML text."""
@@ -275,45 +247,3 @@ class ModelSpec:
             else:
                 data[group] = value
         return cls.from_dict(data, where=where)
-
-
-def _triple(name: str, value: object, low: float, high: float) -> tuple[float, float, float]:
-    if not isinstance(value, list | tuple) or len(value) != 3:
-        raise refuse(name, value, "three numbers, one per channel")
-    first, second, third = (check_number(name, item, low, high) for item in value)
-    return first, second, third
-
-
-def _check_architecture(value: object) -> None:
-    forms = "timm:NAME, torchvision:NAME, torchscript, python:package.module:factory, layers, ensemble"
-    if not isinstance(value, str):
-        raise refuse("architecture", value, forms)
-    family, _, rest = value.partition(":")
-    if family not in ARCHITECTURE_FAMILIES or (family in BARE_FAMILIES) == bool(rest):
-        raise refuse("architecture", value, forms)
-    if family == "python" and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", rest):
-        raise refuse("architecture", value, forms)
-
-
-def _check_layers(value: object, num_logits: int) -> tuple[str, ...]:
-    allowed = (
-        f"a list of {', '.join(f'{name}:N' for name in SIZED_LAYERS)}, {', '.join(PLAIN_LAYERS)}, "
-        f"which ends with linear:{num_logits}"
-    )
-    if not isinstance(value, list | tuple):
-        raise refuse("head.layers", value, allowed)
-    for item in value:
-        name, colon, size = item.partition(":") if isinstance(item, str) else ("", "", "")
-        sized = name in SIZED_LAYERS and re.fullmatch(r"[1-9]\d{0,4}", size)
-        if not sized and not (name in PLAIN_LAYERS and not colon):
-            raise refuse("head.layers", item, allowed)
-    if value and value[-1] != f"linear:{num_logits}":
-        raise refuse("head.layers", list(value), allowed)
-    return tuple(value)
-
-
-def _check_head_fits(family: str, head: Head) -> None:
-    if family == "layers" and not head.layers:
-        raise refuse("head.layers", [], "the layers of the network, because the architecture is 'layers'")
-    if family in ("torchscript", "python", "ensemble") and head.layers:
-        raise refuse("head.layers", list(head.layers), f"nothing, because {family!r} brings its own head along")

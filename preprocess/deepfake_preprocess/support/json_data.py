@@ -69,10 +69,16 @@ class Bounds:
         """Return the bounds there are, by name."""
         return {name: bound for name, bound in dataclasses.asdict(self).items() if bound is not None}
 
+    def in_words(self) -> str:
+        """Return what is left, as words to follow "a number"."""
+        if self.gt is not None and self.lt is not None:
+            return f" strictly between {self.gt} and {self.lt}"
+        return "".join(f" {_BOUNDS[name]} {bound}" for name, bound in self.given().items())
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Matching:
-    """Annotates text that must match a pattern from its start to its end, which `allowed` says in words."""
+    """Annotates text that must match a pattern, which `allowed` says in words."""
 
     pattern: str
     allowed: str
@@ -80,7 +86,7 @@ class Matching:
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
         from pydantic_core import core_schema
 
-        return core_schema.str_schema(pattern=f"^{self.pattern}$")
+        return core_schema.str_schema(pattern=self.pattern)
 
 
 class ExplainedEnum(StrEnum):
@@ -267,10 +273,5 @@ def _allowed(hint: Any, *, several: bool = False) -> str:
         return ", ".join(repr(item.value) for item in kind)
     if _is_mapping(kind):
         return "a mapping"
-    bounds = [
-        f" {_BOUNDS[name]} {bound}"
-        for note in notes
-        if isinstance(note, Bounds)
-        for name, bound in note.given().items()
-    ]
-    return _WORDS.get(kind, (str(kind), str(kind)))[several] + "".join(bounds)
+    bounds = "".join(note.in_words() for note in notes if isinstance(note, Bounds))
+    return _WORDS.get(kind, (str(kind), str(kind)))[several] + bounds

@@ -131,10 +131,10 @@ def test_networks_of_layers_alone_and_of_one_channel():
 @pytest.mark.parametrize(
     ("architecture", "layers", "message"),
     [
-        ("timm:test_efficientnet", ("linear:32", "relu"), "which ends with linear:2"),
-        ("timm:test_efficientnet", ("linear", "linear:2"), "'head.layers' is 'linear'; allowed: a list of linear:N"),
-        ("timm:test_efficientnet", ("softmax", "linear:2"), "field 'head.layers' is 'softmax'"),
-        ("timm:test_efficientnet", "linear:2", "field 'head.layers' is 'linear:2'"),
+        ("timm:test_efficientnet", ("linear:32", "relu"), "a list that ends with linear:2"),
+        ("timm:test_efficientnet", ("linear", "linear:2"), r"field 'layers\[0\]' is 'linear'; allowed: linear:N"),
+        ("timm:test_efficientnet", ("softmax", "linear:2"), r"field 'layers\[0\]' is 'softmax'"),
+        ("timm:test_efficientnet", "linear:2", "field 'layers' is 'linear:2'; allowed: a list of "),
         ("layers", (), "the layers of the network, because the architecture is 'layers'"),
         ("torchscript", LAYERS, "'torchscript' brings its own head along"),
     ],

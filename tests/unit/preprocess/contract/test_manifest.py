@@ -63,7 +63,7 @@ def test_a_missing_manifest_says_what_to_do(tmp_path: Path) -> None:
 def test_a_manifest_without_the_precision_is_damaged(version_dir: Path) -> None:
     path = version_dir / MANIFEST_NAME
     path.write_text(path.read_text().replace('"precision"', '"accuracy"'))
-    with pytest.raises(RepositoryError, match=r"damaged \('precision'\); export the model again"):
+    with pytest.raises(RepositoryError, match=r"damaged .field 'accuracy' is unknown.*export the model again"):
         Manifest.read(version_dir)
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.config_check import contract_problems, production_problems
-from deepfake_preprocess.contract.manifest import Manifest
-from deepfake_preprocess.contract.plan_info import EngineInfo
+from deepfake_preprocess.contract.manifest import EngineInfo, Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_preprocess.errors import OptionError, RepositoryError
@@ -85,7 +84,7 @@ def test_single_crops_are_batched_without_waiting_for_a_preferred_size(config):
 
 def test_the_precision_is_that_of_the_file_that_a_backend_serves(tmp_path):
     engine = EngineInfo("tensorrt", "11.4.0", "8.9", "13.0", "fp16", 1, 8, 8, 1, 1, 1.0, plan="model.plan")
-    manifest = Manifest(SPEC, {}, precision="int8", engine=engine.to_dict())
+    manifest = Manifest(SPEC, {}, precision="int8", engine=engine)
     texts = {
         ("int8", True): triton_config.production_config(SPEC, precision="int8"),
         ("fp16", True): triton_config.production_config(SPEC, backend="tensorrt", precision="fp16"),

@@ -36,7 +36,7 @@ class Thing(JsonData):
 
     json_error = SpecError
 
-    name: Annotated[str, Matching("[a-z]+", "small letters")]
+    name: Annotated[str, Matching("^[a-z]+$", "small letters")]
     """What it is called."""
     version: Annotated[int, Bounds(ge=1, le=9)] = 1
     threshold: Annotated[float, Bounds(gt=0, lt=1)] = 0.5
@@ -87,8 +87,8 @@ def test_text_that_is_not_unicode_survives() -> None:
         ({"version": "1"}, "field 'version' is '1'; allowed: a whole number from 1 to 9"),
         ({"version": 1.0}, "field 'version' is 1.0; allowed: a whole number from 1 to 9"),
         ({"version": True}, "field 'version' is True; allowed: a whole number from 1 to 9"),
-        ({"threshold": 1}, "field 'threshold' is 1; allowed: a number above 0 and below 1"),
-        ({"threshold": float("nan")}, "field 'threshold' is nan; allowed: a number above 0 and below 1"),
+        ({"threshold": 1}, "field 'threshold' is 1; allowed: a number strictly between 0 and 1"),
+        ({"threshold": float("nan")}, "field 'threshold' is nan; allowed: a number strictly between 0 and 1"),
         ({"box": [1]}, "field 'box' is [1]; allowed: a list of 2 numbers from 0"),
         ({"box": [1, -2]}, "field 'box[1]' is -2; allowed: a number from 0"),
         ({"part": "flat"}, "field 'part' is 'flat'; allowed: a mapping with kind, layers"),
