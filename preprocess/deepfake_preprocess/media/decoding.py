@@ -22,16 +22,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import av
 
+from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.packet_references import reference_test
 from deepfake_preprocess.media.planar import Orientation, PlanarFrame
 from deepfake_preprocess.media.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
 
 if TYPE_CHECKING:  # PyAV's packets are generic for type checkers only
     Packet: TypeAlias = av.Packet[av.VideoStream]
+
+FrameT = TypeVar("FrameT", bound=Frame)
 
 SKIPPING_CODECS = frozenset({"h264", "hevc"})
 """Decoders whose per-packet ``skip_frame="NONREF"`` leaves the pixels of the other frames as they are (tested)."""
@@ -81,6 +84,18 @@ class DecodeStats:
     frames_decoded: int = 0
     frames_sampled: int = 0
     decode_s: float = 0.0
+
+
+def timed(frames: Iterator[FrameT], stats: DecodeStats) -> Iterator[FrameT]:
+    """Yield sampled frames, and add their number and the time that they take to `stats`."""
+    while True:
+        started = time.perf_counter()
+        frame = next(frames, None)
+        stats.decode_s += time.perf_counter() - started
+        if frame is None:
+            return
+        stats.frames_sampled += 1
+        yield frame
 
 
 def decode_packet(context: av.VideoCodecContext, packet: Packet | None, stats: DecodeStats) -> list[av.VideoFrame]:
@@ -141,15 +156,7 @@ class Decoding:
 
     def frames(self, sampling: Sampling, duration_s: float | None) -> Iterator[PlanarFrame]:
         """Yield the sampled frames in order of time; see `deepfake_preprocess.Media.frames`."""
-        frames = self._sampled(sampling, duration_s)
-        while True:
-            started = time.perf_counter()
-            frame = next(frames, None)
-            self._stats.decode_s += time.perf_counter() - started
-            if frame is None:
-                return
-            self._stats.frames_sampled += 1
-            yield frame
+        return timed(self._sampled(sampling, duration_s), self._stats)
 
     def _sampled(self, sampling: Sampling, duration_s: float | None) -> Iterator[PlanarFrame]:
         self._rewind()

@@ -6,7 +6,6 @@ Checks every array before it is used, and samples by the same rules as a file. D
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import MediaOpenError, OptionError
+from deepfake_preprocess.media.decoding import timed
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.sampling import Sampling, midpoints
@@ -97,21 +97,11 @@ class _GivenMedia(Media):
         given, self._given = self._given, None
         if given is None:
             raise OptionError(f"{self.name} were used already; pass them in again")
-        return self._counted(_sampled(self._timed(given), sampling or Sampling(), self._length))
+        return timed(_sampled(self._counted(given), sampling or Sampling(), self._length), self.stats)
 
-    def _timed(self, given: Iterator[ArrayFrame]) -> Iterator[ArrayFrame]:
-        while True:
-            started = time.perf_counter()
-            frame = next(given, None)
-            self.stats.decode_s += time.perf_counter() - started
-            if frame is None:
-                return
+    def _counted(self, given: Iterator[ArrayFrame]) -> Iterator[ArrayFrame]:
+        for frame in given:
             self.stats.frames_decoded += 1
-            yield frame
-
-    def _counted(self, frames: Iterator[ArrayFrame]) -> Iterator[Frame]:
-        for frame in frames:
-            self.stats.frames_sampled += 1
             yield frame
 
 
