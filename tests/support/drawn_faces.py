@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 
 from deepfake_preprocess.contract.spec import Crop, ModelSpec
-from deepfake_training.data.faces import FAKE, REAL, FaceSet
+from deepfake_training.data.labels import FAKE, REAL
+from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.loop.config import TrainConfig
 
 SIDE_PX = 72
@@ -24,6 +25,7 @@ TINY = ModelSpec(
 """0.36 million parameters."""
 
 QUICK = TrainConfig(
+    spec=TINY,
     epochs=3,
     crops_per_epoch=8,
     batch_size=2,
@@ -49,14 +51,14 @@ def draw_face(rng: np.random.Generator) -> np.ndarray:
 
 def make_faces(
     real: int = 24, fake: int = 0, *, group_size: int = 2, seed: int = 0, dark_fakes: bool = False
-) -> FaceSet:
+) -> PackedFaces:
     """Make a set of drawn faces; `group_size` consecutive ones are of one group. Dark fakes are obvious."""
     rng = np.random.default_rng(seed)
     count = real + fake
     labels = [REAL] * real + [FAKE] * fake
     pictures = [draw_face(rng) // (5 if dark_fakes and label == FAKE else 1) for label in labels]
     encoded = [np.asarray(cv2.imencode(".png", picture[..., ::-1])[1], np.uint8).ravel() for picture in pictures]
-    return FaceSet(
+    return PackedFaces(
         np.concatenate(encoded),
         np.cumsum([0, *map(len, encoded)], dtype=np.int64),
         np.tile(np.array(BOX, np.float32), (count, 1)),

@@ -69,14 +69,13 @@ COMMANDS = {
     ),
     "train": Command("deepfake_training.cli.train:train", "train", "Train a detector; real faces alone are enough."),
     "pack-faces": Command(
-        "deepfake_training.cli.train:pack_faces_command",
-        "train",
-        "Find the faces in folders once, for `train --pack`.",
+        "deepfake_training.cli.train:pack_faces_command", "train", "Find the faces in folders once, for `train`."
     ),
     "evaluate": Command(
-        "deepfake_training.cli.evaluate:evaluate_command",
-        "train",
-        "Measure a detector on labelled files.",
+        "deepfake_training.cli.evaluate:evaluate_command", "evaluate", "Measure a detector on labeled files."
+    ),
+    "evaluate-run": Command(
+        "deepfake_training.cli.evaluate:evaluate_run", "train", "Measure a training run on the faces it held out."
     ),
     "average-runs": Command(
         "deepfake_training.cli.train:average_runs_command", "train", "Take the mean of several runs' best weights."

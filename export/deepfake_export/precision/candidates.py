@@ -15,7 +15,7 @@ import numpy as np
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision.fp16 import export_fp16
 from deepfake_export.precision.int8 import quantize_int8
-from deepfake_export.proof.comparison import Comparison, Proof, auc, measure_speed, video_flips
+from deepfake_export.proof.comparison import Comparison, Proof, measure_speed, video_flips
 from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.proof.faces import FaceSet
 from deepfake_export.proof.gate import Candidate, decide
@@ -30,6 +30,7 @@ from deepfake_export.proof.parity import (
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import EMBEDDED_THREADS
 from deepfake_preprocess.errors import ExportError
+from deepfake_preprocess.support.ranking import roc_auc
 
 SPEED_BATCH = 8
 
@@ -162,7 +163,9 @@ def _compare(
         probability,
         len(proof.videos & set(proof.sources)),
         video_flips(known, probability, proof, spec.threshold),
-        (auc(known, proof.labels), auc(probability, proof.labels)) if usable and proof.labels is not None else None,
+        (roc_auc(known, proof.labels), roc_auc(probability, proof.labels))
+        if usable and proof.labels is not None
+        else None,
         None,
         "",
         details,

@@ -15,7 +15,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.proof.faces import FaceSet
@@ -152,16 +151,6 @@ def video_flips(reference: Float32Array, probability: Float32Array, faces: FaceS
         mine = sources == video
         flips += bool((reference[mine].mean() >= threshold) != (probability[mine].mean() >= threshold))
     return flips
-
-
-def auc(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:
-    """Return the area under the ROC curve: the share of (fake, real) pairs in the right order, ties counting half."""
-    _, ranks, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2
-    positives = int(labels.sum())
-    negatives = len(labels) - positives
-    rank_sum = float(mean_rank[ranks][labels == 1].sum())
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
 def measure_speed(runners: Mapping[str, Runner], crops: UInt8Array, batch_sizes: Sequence[int]) -> dict[str, Speed]:

@@ -26,7 +26,7 @@ from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import FaceDetector, faces_in
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.media.sampling import Sampling
-from deepfake_preprocess.media.suffixes import MEDIA_SUFFIXES, VIDEO_SUFFIXES
+from deepfake_preprocess.media.suffixes import VIDEO_SUFFIXES, media_of
 
 FRAMES_PER_VIDEO = 16
 """Enough for the median of a verdict; neighbouring frames of one clip add hardly any new range."""
@@ -59,27 +59,6 @@ class FaceSet:
     sha256: str | None
     origin: str
     notes: tuple[str, ...] = ()
-
-
-def media_of(directory: str | Path) -> list[Path]:
-    """Return the images and videos under a directory, sorted by path; hidden ones are left out.
-
-    Raises:
-        OptionError: no such directory, or no image or video in it.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise OptionError(f"{directory}: there is no such directory of faces; name one that holds videos or images")
-    found = sorted(
-        path
-        for path in directory.rglob("*")
-        if path.suffix.lower() in MEDIA_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-    )
-    if not found:
-        raise OptionError(f"{directory} holds no videos and no images; put clips or face images there")
-    return found
 
 
 def hash_media(directory: str | Path) -> str:

@@ -1,151 +1,177 @@
-"""`deepfake evaluate`: a thin shell around `scoring`, `evaluate`, `robustness` and `report`."""
+"""`deepfake evaluate` and `evaluate-run`: thin shells around what scores, measures and reports.
+
+PyTorch is imported only where a checkpoint is scored: measuring a server works without it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from deepfake_client.cli.groups import AggregationOption, Group, SamplingOptions, ServerOptions, with_groups
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
-from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media
-from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_training.data.held_out import score_held_out
-from deepfake_training.evaluate.calibration import check_rule
-from deepfake_training.evaluate.evaluation import calibrated_spec, evaluate, robustness_row, write_spec
+from deepfake_training.evaluate.evaluation import (
+    EvaluateOptions,
+    calibrated_spec,
+    evaluate,
+    robustness_row,
+    write_spec,
+)
 from deepfake_training.evaluate.metrics import Estimate
 from deepfake_training.evaluate.report import TITLES, Evaluation, write_report
-from deepfake_training.evaluate.robustness import DEGRADATIONS, check_kinds, view_of
-from deepfake_training.evaluate.scoring import CheckpointTransport, ScoredFile, labelled_files, score_files
+from deepfake_training.evaluate.robustness import DEGRADATIONS, kinds_of, view_of
+from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
 
 
-def evaluate_command(
-    real: Annotated[
-        list[Path] | None,
-        typer.Option("--real", help="Real videos or images: a file or a folder; may be given often."),
-    ] = None,
-    fake: Annotated[list[Path] | None, typer.Option("--fake", help="Fake videos or images, likewise.")] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            "--run", help="Directory of a training run: evaluates its best weights on the faces it held out."
-        ),
-    ] = None,
-    pack: Annotated[
-        Path | None, typer.Option("--pack", help="With --run: the packed faces it was trained on.")
-    ] = None,
-    crops: Annotated[
-        int | None, typer.Option("--crops", help="With --run: how many crops; as many as the run used by default.")
-    ] = None,
-    url: Annotated[str | None, typer.Option("--url", help="Address of the server. Default: localhost.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Name of the served model.")] = None,
-    embedded: Annotated[
-        bool, typer.Option("--embedded", help="Start a private Triton on --repository for this evaluation.")
-    ] = False,
-    repository: RepositoryOption = DEFAULT_REPOSITORY,
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="Evaluate these weights with PyTorch, without a server.")
-    ] = None,
-    spec: Annotated[
-        Path | None, typer.Option("--spec", help="Spec of --checkpoint. Default: the .yaml beside it.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Directory for JSON, Markdown and plots.")] = Path("evaluation"),
-    frames: Annotated[int, typer.Option("--frames", help="Frames to sample from each video.")] = 32,
-    aggregation: Annotated[str, typer.Option("--aggregation")] = "mean",
+@dataclass(frozen=True, slots=True)
+class _Reporting:
+    """What becomes of scores: how they are measured, and where that is written."""
+
+    options: EvaluateOptions
+    output_dir: Path
+    spec_path: Path | None
+
+    def finish(self, evaluation: Evaluation) -> None:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        written = write_report(evaluation, self.output_dir)
+        if self.spec_path is not None:
+            spec = calibrated_spec(ModelSpec.from_yaml(self.spec_path), evaluation, self.options.rule)
+            write_spec(self.spec_path, spec)
+            console.print(f"{self.spec_path}: threshold {spec.threshold:g}, temperature {spec.temperature:g}")
+        _print(evaluation)
+        console.print(f"written: {', '.join(str(path) for path in written)}")
+
+
+def _reporting(
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Directory for JSON, Markdown and plots.")
+    ] = Path("evaluation"),
     rule: Annotated[
         str, typer.Option("--rule", help="How the threshold is chosen: max-f1, max-accuracy or fpr=0.05.")
     ] = "max-accuracy",
     write: Annotated[
-        Path | None, typer.Option("--write", help="Spec file to write the temperature and threshold found into.")
+        Path | None,
+        typer.Option(
+            "--write-spec", metavar="FILE", help="Write the temperature and the threshold found into this spec."
+        ),
     ] = None,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", min=0, help="Bootstrap samples; 0 gives no intervals.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+) -> _Reporting:
+    return _Reporting(EvaluateOptions(rule=rule, resamples=bootstrap, seed=seed), output_dir, write)
+
+
+ReportingOptions: TypeAlias = Annotated[_Reporting, Group(_reporting, "Figures")]
+
+
+@with_groups
+def evaluate_command(
+    server: ServerOptions,
+    sampling: SamplingOptions,
+    reporting: ReportingOptions,
+    real: Annotated[
+        list[Path] | None,
+        typer.Option("--real", metavar="PATH", help="Real videos or images: a file or a folder; repeatable."),
+    ] = None,
+    fake: Annotated[
+        list[Path] | None, typer.Option("--fake", metavar="PATH", help="Fake videos or images, likewise.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="FILE", help="Evaluate these weights with PyTorch, without a server."),
+    ] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Option("--spec", metavar="FILE", help="Spec of --checkpoint.", show_default="the .yaml beside it"),
+    ] = None,
+    aggregation: AggregationOption = "mean",
     robustness: Annotated[
         list[str] | None,
-        typer.Option("--robustness", help=f"Sweep {', '.join(DEGRADATIONS)}, or all; may be given often."),
+        typer.Option("--robustness", metavar="KIND", help=f"Sweep {', '.join(DEGRADATIONS)}, or all; repeatable."),
     ] = None,
-    bootstrap: Annotated[int, typer.Option("--bootstrap", help="Bootstrap samples; 0 gives no intervals.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
-    """Measure a detector on labelled videos and images, through the served model or a checkpoint."""
-    check_rule(rule)
-    analysis = AnalyzeOptions(sampling=Sampling(num_frames=frames), aggregation=aggregation)
-    kinds = list(DEGRADATIONS) if robustness and "all" in robustness else robustness or []
-    check_kinds(kinds)
-    if bootstrap < 0:
-        raise OptionError(f"--bootstrap must be at least 0, got {bootstrap}")
-    console = Console(stderr=True)
-    settings: dict[str, Any] = {
-        "frames per video": frames,
-        "aggregation": aggregation,
-        "bootstrap samples": bootstrap,
-    }
-    options: dict[str, Any] = {
-        "aggregation": aggregation, "rule": rule, "resamples": bootstrap, "seed": seed,
-    }  # fmt: skip
-    if run is not None:
-        if pack is None or real or fake:
-            raise OptionError(
-                "--run goes with --pack, the faces the run was trained on, and without --real and --fake"
-            )
-        with console.status("scoring the faces that were held out"):
-            model_spec, scored = score_held_out(run, pack, crops=crops)
-        evaluation = evaluate(scored, model_spec, through="checkpoint", settings=settings, **options)
-    else:
-        files = labelled_files(real or (), fake or ())
-        with ExitStack() as stack:
-            client, model_spec, through = _client(stack, console, url, model, embedded, repository, checkpoint, spec)
-            scored = _score(console, files, client, analysis, "")
-            evaluation = evaluate(scored, model_spec, through=through, settings=settings, **options)
-            curves: dict[str, list[dict[str, Any]]] = {}
-            for kind in kinds:
-                rows = []
-                for level in DEGRADATIONS[kind].levels:
-                    title = f" at {DEGRADATIONS[kind].title} {level:g}"
-                    degraded = _score(console, files, client, analysis, title, view_of(DEGRADATIONS[kind], level))
-                    rows.append(robustness_row(degraded, level, model_spec.threshold))
-                curves[kind] = rows
-            evaluation = dataclasses.replace(evaluation, robustness=curves)
-    written = write_report(evaluation, out)
-    if write is not None:
-        target = ModelSpec.from_yaml(write)
-        found = calibrated_spec(target, evaluation, rule)
-        write_spec(write, found)
-        console.print(f"{write}: threshold {found.threshold:g}, temperature {found.temperature:g}", highlight=False)
-    _print(evaluation)
-    console.print(f"written: {', '.join(str(path) for path in written)}", highlight=False, soft_wrap=True)
+    """Measure a detector on labeled videos and images, through the served model or a checkpoint.
+
+    [bold]Examples[/]
+
+      deepfake evaluate --real test/real --fake test/fake --url gpu-host:8001
+      deepfake evaluate --real test/real --fake test/fake --embedded --robustness all
+      deepfake evaluate --real val/real --fake val/fake --checkpoint net.safetensors --write-spec net.yaml
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    kinds = kinds_of(robustness or ())
+    analysis = AnalyzeOptions(sampling=sampling, aggregation=aggregation)
+    options = dataclasses.replace(reporting.options, aggregation=aggregation)
+    files = labeled_files(real or (), fake or ())
+    if checkpoint is not None and server.repository is not None:
+        raise OptionError("--checkpoint is evaluated without a server; leave out --embedded")
+    through = "server" if checkpoint is None else "checkpoint"
+    opened = server.client(console.status) if checkpoint is None else _checkpoint_client(checkpoint, spec)
+    with opened as client:
+        served = client.model().spec
+        evaluation = evaluate(
+            _score(console, files, client, analysis),
+            served,
+            options,
+            through=through,
+            settings={"frames per video": sampling.num_frames or f"{sampling.fps:g} per second"},
+        )
+        curves: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+        for kind, rows in curves.items():
+            for level in DEGRADATIONS[kind].levels:
+                title = f" at {DEGRADATIONS[kind].title} {level:g}"
+                scored = _score(console, files, client, analysis, title, view_of(DEGRADATIONS[kind], level))
+                rows.append(robustness_row(scored, level, served.threshold))
+    reporting.finish(dataclasses.replace(evaluation, robustness=curves))
 
 
-def _client(
-    stack: ExitStack,
-    console: Console,
-    url: str | None,
-    model: str | None,
-    embedded: bool,
-    repository: Path,
-    checkpoint: Path | None,
-    spec: Path | None,
-) -> tuple[DeepfakeClient, ModelSpec, str]:
-    if checkpoint is not None:
-        model_spec = ModelSpec.from_yaml(spec or checkpoint.with_suffix(".yaml"))
-        transport = CheckpointTransport(checkpoint, model_spec)
-        client = stack.enter_context(DeepfakeClient(transport))
-        return client, client.model().spec, "checkpoint"
-    if embedded:
-        server = require_extra("deepfake_serve.server", extra="serve")
-        with console.status("starting a private Triton"):
-            models = [model] if model else []
-            url = stack.enter_context(server.EmbeddedTriton(repository, models=models)).grpc_url
-    client = stack.enter_context(DeepfakeClient(url, model=model))
-    return client, client.model().spec, "server"
+@with_groups
+def evaluate_run(
+    reporting: ReportingOptions,
+    run: Annotated[Path, typer.Argument(help="Directory of a training run.")],
+    pack: Annotated[
+        Path | None,
+        typer.Option("--pack", metavar="FILE", help="Packed faces.", show_default="what the run was trained on"),
+    ] = None,
+    num_crops: Annotated[
+        int | None,
+        typer.Option("--num-crops", min=2, help="Crops to score, at most.", show_default="as many as the run used"),
+    ] = None,
+) -> None:
+    """Measure the best weights of a training run on the faces that it held out.
+
+    [bold]Example[/]
+
+      deepfake evaluate-run runs/first --num-crops 2000 --write-spec runs/first/best.yaml
+    """
+    held_out = require_extra("deepfake_training.evaluate.held_out", extra="train")
+    packed_faces = require_extra("deepfake_training.data.packed_faces", extra="train")
+    faces = packed_faces.PackedFaces.load(pack) if pack is not None else None
+    with Console(stderr=True, highlight=False, soft_wrap=True).status("scoring the faces that were held out"):
+        spec, scored = held_out.score_held_out(run, faces, num_crops=num_crops)
+    reporting.finish(evaluate(scored, spec, reporting.options, through="checkpoint"))
+
+
+@contextmanager
+def _checkpoint_client(checkpoint: Path, spec: Path | None) -> Iterator[DeepfakeClient]:
+    module = require_extra("deepfake_training.evaluate.checkpoint", extra="train")
+    with DeepfakeClient(module.CheckpointTransport(checkpoint, spec)) as client:
+        yield client
 
 
 def _score(
@@ -153,21 +179,21 @@ def _score(
     files: Sequence[tuple[Path, int]],
     client: DeepfakeClient,
     options: AnalyzeOptions,
-    title: str,
+    title: str = "",
     view: Callable[[Media], Media] | None = None,
 ) -> list[ScoredFile]:
     with console.status(f"scoring {len(files)} files{title}") as status:
         return score_files(
             files,
             client,
-            options=options,
+            options,
             view=view,
             on_file=lambda number, _: status.update(f"scored {number} of {len(files)} files{title}"),
         )
 
 
 def _print(evaluation: Evaluation) -> None:
-    console = Console()
+    console = Console(highlight=False)
     table = Table(title=f"{evaluation.model['name']} through the {evaluation.through}")
     for heading in ("", "per file", "per frame"):
         table.add_column(heading)
@@ -178,10 +204,10 @@ def _print(evaluation: Evaluation) -> None:
         table.add_row(title, *(str(metrics.figures.get(name, empty)) for metrics in pair))
     console.print(table)
     for kind, row in evaluation.by_kind.items():
-        console.print(f"{kind}: ROC-AUC {row['roc_auc']}, recall {row['recall']}", highlight=False, markup=False)
+        console.print(f"{kind}: ROC-AUC {row['roc_auc']}, recall {row['recall']}", markup=False)
     for name, value in evaluation.found.items():
-        console.print(f"{name}: {'-' if value is None else f'{value:.4f}'}", highlight=False)
+        console.print(f"{name}: {'-' if value is None else f'{value:.4f}'}")
     for item in evaluation.inconclusive:
-        console.print(f"no verdict: {item['source']} ({item['label']}): {item['reason']}", highlight=False)
+        console.print(f"no verdict: {item['source']} ({item['label']}): {item['reason']}", markup=False)
     for note in evaluation.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}")

@@ -6,8 +6,8 @@ do not depend on the number of loading processes, and a run that is resumed sees
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -22,10 +22,9 @@ from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import ArrayFrame
 from deepfake_training.data.augment import Augmentation
-from deepfake_training.data.faces import FAKE, REAL, FaceSet
+from deepfake_training.data.labels import FAKE, REAL
+from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.selfblend import misfit, self_blend, swap_source
-from deepfake_training.data.splits import split_by_group
-from deepfake_training.loop.config import Mixture, TrainConfig
 
 DONORS = 12
 """Other faces that are looked at for one that fits, where another person's face is blended in."""
@@ -35,6 +34,33 @@ JITTER = 0.05
 EDGE = 0.25
 """What is added by reflection around each picture, as a share of its longer side, so that crops have no black rim:
 stills are often crops already, while in service a face has its surroundings."""
+
+
+Balance = Literal["sampler", "loss", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What the fakes of an epoch are.
+
+    Attributes:
+        self_blend: share of the fakes that is blended from real faces, in [0, 1]; the others are drawn from the fakes
+            of the set. 1 where the set has none.
+        swap: share of the blended ones for which another real face is blended in, in [0, 1].
+        balance: ``sampler`` draws a fake for each real face; ``loss`` and ``none`` take each face of the set once,
+            and one blended fake for each real face when `self_blend` is over 0; see `FaceDataset.positive_weight`.
+    """
+
+    self_blend: float = 0.9
+    swap: float = 0.25
+    balance: Balance = "sampler"
+
+    def __post_init__(self) -> None:
+        for name in ("self_blend", "swap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"'{name}' must lie between 0 and 1, got {getattr(self, name)}")
+        if self.balance not in get_args(Balance):
+            raise OptionError(f"'balance' must be one of {', '.join(get_args(Balance))}, got {self.balance!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +95,7 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        faces: FaceSet,
+        faces: PackedFaces,
         members: NDArray[np.int64],
         spec: ModelSpec,
         *,
@@ -89,14 +115,16 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         self._fake = members[faces.labels[members] == FAKE]
         self._mixture = mixture
         if not len(self._real):
-            raise OptionError(f"{faces!r}: there is no real face to learn from; name folders with --real")
+            raise OptionError(f"{faces!r}: there is no real face to learn from; name folders of them")
         if not len(self._fake) and not mixture.self_blend:
-            raise OptionError(f"{faces!r}: there is no fake; name folders with --fake, or allow self-blending")
+            raise OptionError(
+                f"{faces!r}: there is no fake; name folders of them, or allow self-blending ('mixture.self_blend')"
+            )
         self.draws: list[Draw] = []
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the crops of an epoch, in random order; pairs of real and fake stay neighbours."""
+        """Draw the crops of an epoch, in random order; pairs of real and fake stay neighbors."""
         rng = np.random.default_rng([self._seed, epoch])
         blend_share = self._mixture.self_blend if len(self._fake) else 1.0
         pairs: list[list[Draw]] = []
@@ -184,37 +212,3 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         if rng.random() < self._augmentation.flip:
             crop = np.ascontiguousarray(crop[:, ::-1])
         return crop
-
-
-def split_datasets(faces: FaceSet, spec: ModelSpec, config: TrainConfig) -> tuple[FaceDataset, FaceDataset]:
-    """Return what a run trains on and what it holds out, by group; the same for the same arguments.
-
-    Raises:
-        OptionError: the faces cannot be split, or a part has no real face.
-    """
-    held_out = split_by_group(faces.groups, config.validation_share, seed=config.split_seed)
-    train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    for part, members in (("train on", train), ("validate with", validation)):
-        if (faces.labels == REAL).any() and not (faces.labels[members] == REAL).any():
-            raise OptionError(
-                f"{faces!r}: no real face is left to {part}, because whole groups are held out; add real faces of "
-                "other videos or people, or change --validation-share"
-            )
-    train_set = FaceDataset(
-        faces, train, spec, mixture=config.mixture, augmentation=config.augmentation, jitter=True, seed=config.seed
-    )
-    # A fixed choice of crops, degraded like those in training: their AUC is what early stopping looks at.
-    random = np.random.default_rng(config.split_seed)
-    reals = random.permutation(validation)
-    mixture = dataclasses.replace(config.mixture, balance="sampler")
-    validation_set = FaceDataset(
-        faces,
-        reals,
-        spec,
-        mixture=mixture,
-        augmentation=config.augmentation,
-        jitter=False,
-        seed=config.split_seed + 1,
-    )
-    validation_set.draws = validation_set.draws[: config.validation_crops]
-    return train_set, validation_set

@@ -1,4 +1,4 @@
-"""Makes a `FaceSet` of folders of images and videos: finds the faces, keeps their surroundings, names their groups.
+"""Packs the faces of folders of images and videos: finds them, keeps their surroundings, names their groups.
 
 What cannot be used (damaged files, pictures without a face) is left out, counted and listed; nothing stops there.
 """
@@ -13,13 +13,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_export.proof.faces import media_of
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.faces.detector import Face, FaceDetector, faces_in
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.media.sampling import Sampling
-from deepfake_training.data.faces import FAKE, REAL, FaceSet
+from deepfake_preprocess.media.suffixes import media_of
+from deepfake_training.data.labels import FAKE, REAL
+from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.splits import find_groups
 
 SURROUNDINGS = 0.5
@@ -30,11 +32,48 @@ JPEG_QUALITY = 95
 BORDER = 0.5
 """Black border around a still picture while its face is looked for, as a share of its shorter side.
 
-A still is often a crop already. With the face at its edges the detector's boxes are too large and off-centre
+A still is often a crop already. With the face at its edges the detector's boxes are too large and off-center
 (measured against the same stills with a border); in service faces have their surroundings.
 """
 LISTED = 5
 """How many names of files a note shows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaceFolders:
+    """Folders of images and videos, and what is taken from them.
+
+    Attributes:
+        real: folders whose faces are real; sub-folders are read, too.
+        fake: folders whose faces are fake; self-blending needs none.
+        frames_per_video: frames taken from each video, evenly spaced; at least 1.
+        identity_pattern: regular expression whose groups are the people in a file's name; see `find_groups`.
+    """
+
+    real: tuple[str, ...] = ()
+    fake: tuple[str, ...] = ()
+    frames_per_video: int = 16
+    identity_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.frames_per_video < 1:
+            raise OptionError(f"'frames_per_video' must be at least 1, got {self.frames_per_video}")
+
+    def files(self) -> list[tuple[Path, Path, int]]:
+        """Return the folder, the path and the label of every image and video.
+
+        Raises:
+            OptionError: a folder is missing or holds no media, or none was named.
+        """
+        found = [
+            (Path(folder), path, label)
+            for label, folders in ((REAL, self.real), (FAKE, self.fake))
+            for folder in folders
+            for path in media_of(folder)
+        ]
+        if not found:
+            raise OptionError("no folder of faces was named; name at least one of real faces")
+        return found
 
 
 @dataclass(slots=True)
@@ -48,24 +87,18 @@ class _Kept:
 
 
 def pack_faces(
-    real: Sequence[str | Path],
-    fake: Sequence[str | Path] = (),
+    folders: FaceFolders,
     *,
-    frames_per_video: int = 16,
-    identity_pattern: str | None = None,
-    max_side: int = MAX_PICTURE_PX,
+    max_side_px: int = MAX_PICTURE_PX,
     quality: int = JPEG_QUALITY,
     detector: FaceDetector | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> FaceSet:
+) -> PackedFaces:
     """Find the faces in folders of real and of fake images and videos.
 
     Args:
-        real: folders whose faces are real; sub-folders are read, too.
-        fake: folders whose faces are fake; may be none.
-        frames_per_video: frames taken from each video, evenly spaced; at least 1.
-        identity_pattern: see `find_groups`.
-        max_side: longest side of a kept picture in pixels, at least 64.
+        folders: where to look, and what to take.
+        max_side_px: longest side of a kept picture, at least 64.
         quality: of JPEG, 1 to 100.
         detector: finds the faces; the project's own by default.
         progress: called with the file's name, its number and the number of files, before each file.
@@ -73,23 +106,12 @@ def pack_faces(
     Raises:
         OptionError: a folder is missing or holds no media, or there is no face in any of them.
     """
-    if frames_per_video < 1:
-        raise OptionError(f"frames per video must be at least 1, got {frames_per_video}")
-    if max_side < 64 or not 1 <= quality <= 100:
+    if max_side_px < 64 or not 1 <= quality <= 100:
         raise OptionError(
-            f"pictures need a side of 64 px or more and a quality from 1 to 100, got {max_side}, {quality}"
+            f"pictures need a side of 64 px or more and a quality from 1 to 100, got {max_side_px}, {quality}"
         )
-    files = [
-        (Path(folder), path, label)
-        for folders, label in ((real, REAL), (fake, FAKE))
-        for folder in folders
-        for path in media_of(folder)
-    ]
-    if not files:
-        raise OptionError("no folder of faces was named; name at least one with --real")
+    files = folders.files()
     if detector is None:
-        from deepfake_preprocess.faces.mtcnn import MtcnnDetector
-
         detector = MtcnnDetector()
     kept = _Kept()
     without: list[str] = []
@@ -101,8 +123,8 @@ def pack_faces(
         before = len(kept.labels)
         try:
             with open_media(path) as media:
-                for picture, face in _faces_of(media, detector, frames_per_video):
-                    _keep(kept, *_shrunk(picture, face, max_side), label, name, quality)
+                for picture, face in _faces_of(media, detector, folders.frames_per_video):
+                    _keep(kept, *_shrunk(picture, face, max_side_px), label, name, quality)
         except MediaOpenError:
             damaged.append(name)
         else:
@@ -118,13 +140,13 @@ def pack_faces(
         notes.append(f"{len(damaged)} of {len(files)} files are damaged and were left out ({_listed(damaged)})")
     if without:
         notes.append(f"no face was found in {len(without)} of {len(files)} files ({_listed(without)})")
-    return FaceSet(
+    return PackedFaces(
         np.concatenate(kept.pictures),
         np.cumsum([0, *map(len, kept.pictures)], dtype=np.int64),
         np.stack(kept.boxes),
         np.stack(kept.landmarks),
         np.array(kept.labels, dtype=np.int8),
-        find_groups(kept.sources, np.stack(kept.thumbnails), identity_pattern=identity_pattern),
+        find_groups(kept.sources, np.stack(kept.thumbnails), identity_pattern=folders.identity_pattern),
         tuple(kept.sources),
         tuple(notes),
     )
@@ -167,9 +189,9 @@ def _surroundings(frame: Frame, face: Face) -> tuple[NDArray[np.uint8], Face]:
     return frame.region_rgb(x0, y0, x1, y1), _moved(face, -x0, -y0)
 
 
-def _shrunk(picture: NDArray[np.uint8], face: Face, max_side: int) -> tuple[NDArray[np.uint8], Face]:
+def _shrunk(picture: NDArray[np.uint8], face: Face, max_side_px: int) -> tuple[NDArray[np.uint8], Face]:
     height, width = picture.shape[:2]
-    factor = max_side / max(width, height)
+    factor = max_side_px / max(width, height)
     if factor < 1:
         size_wh = (max(1, round(width * factor)), max(1, round(height * factor)))
         picture = np.asarray(cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA), dtype=np.uint8)

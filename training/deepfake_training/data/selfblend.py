@@ -1,7 +1,7 @@
 """Self-blended images (Shiohara and Yamasaki, CVPR 2022): fakes made of real faces alone.
 
 Two slightly different versions of one face, "source" and "target", are blended under a mask of the face's hull. What
-remains to be learnt is what all face swaps share, the seam and the mismatch of colour, sharpness and geometry between
+remains to be learned is what all face swaps share, the seam and the mismatch of color, sharpness and geometry between
 inside and outside, and not the marks of one generator.
 
 Departures from the paper, each for a reason:
@@ -9,7 +9,7 @@ Departures from the paper, each for a reason:
 - The hull is a face outline fitted to five landmarks, which is what the project's detector gives; the paper uses 81.
 - Besides whole faces, masks of the inner and the lower face occur, because reenactment replaces those only.
 - The source may lose more sharpness than in the paper, as the output of a face-swap network of low resolution does.
-- The source may be another person's face, aligned by its landmarks and matched in colour (`swap_source`).
+- The source may be another person's face, aligned by its landmarks and matched in color (`swap_source`).
 
 Everything is drawn from the generator that is handed in: the same generator, the same picture.
 """
@@ -60,7 +60,7 @@ def self_blend(picture: Picture, face: Face, rng: np.random.Generator, *, source
 
     Returns:
         uint8 of the same shape; equal to `picture` outside of the (soft) mask, or outside of it changed in
-        colour and sharpness as a whole, as either version may be the changed one.
+        color and sharpness as a whole, as either version may be the changed one.
 
     Raises:
         ValueError: the face has no landmarks.
@@ -81,7 +81,7 @@ def self_blend(picture: Picture, face: Face, rng: np.random.Generator, *, source
 
 
 def swap_source(target: Picture, target_face: Face, donor: Picture, donor_face: Face) -> Picture:
-    """Return another person's face, laid over `target`: aligned by landmarks, with the target's colours.
+    """Return another person's face, laid over `target`: aligned by landmarks, with the target's colors.
 
     Args:
         target: uint8 ``[H, W, 3]`` RGB.
@@ -161,8 +161,8 @@ def _fit_affine(points: Points, onto: Points) -> NDArray[np.float32]:
 
 
 def _change_look(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Change colour, then sharpness: the paper's source-target transforms."""
-    strength = rng.uniform(0.3, 1)  # most swaps match colours well, so small changes must occur often
+    """Change color, then sharpness: the paper's source-target transforms."""
+    strength = rng.uniform(0.3, 1)  # most swaps match colors well, so small changes must occur often
     contrast = 1 + strength * rng.uniform(-0.1, 0.1)
     brightness = strength * 255 * rng.uniform(-0.1, 0.1)
     shift = strength * rng.uniform(-20, 20, 3)

@@ -6,7 +6,7 @@ background by heart would be praised for it. Groups are joined from everything t
 - All faces of one video.
 - All faces whose file names hold the same identity, where a pattern says how to read it. ``004_982.mp4`` of
   FaceForensics++ holds two, so the pattern ``(\d{3})(?:_(\d{3}))?`` joins it with ``004.mp4`` and with ``982.mp4``.
-- Stills that look alike: neighbours in the order of names, and near duplicates anywhere in one folder.
+- Stills that look alike: neighbors in the order of names, and near duplicates anywhere in one folder.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from deepfake_preprocess.errors import OptionError
 
 ALIKE_NEIGHBOURS = 0.12
-"""Mean difference of 16 px thumbnails (colours in [0, 1]) below which consecutive stills are of one shot."""
+"""Mean difference of 16 px thumbnails (colors in [0, 1]) below which consecutive stills are of one shot."""
 ALIKE_ANYWHERE = 0.05
-"""The same for stills that are no neighbours: near duplicates only."""
+"""The same for stills that are not neighbors: near duplicates only."""
 
 
 class _Union:

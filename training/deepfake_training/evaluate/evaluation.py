@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,95 +13,108 @@ import numpy as np
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
-from deepfake_training.data.faces import FAKE
-from deepfake_training.evaluate.calibration import apply_temperature, find_temperature, find_threshold
+from deepfake_preprocess.support.files import write_whole
+from deepfake_training.data.labels import FAKE, LABEL_NAMES
+from deepfake_training.evaluate.calibration import Float, Int, check_rule, find_temperature, find_threshold
 from deepfake_training.evaluate.metrics import Estimate, measure
 from deepfake_training.evaluate.report import Evaluation, Scores
 from deepfake_training.evaluate.scoring import ScoredFile
-from deepfake_training.loop.checkpointing import save_whole
 
-LABELS = ("real", "fake")
 FALSE_POSITIVE_RATE = 0.05
 """The share of reals called fake that is always reported, whatever rule the threshold follows."""
 FEW = 20
 """Files of a class below which a note says how little they prove."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """How scored files are measured.
+
+    Attributes:
+        aggregation: name of the client's strategy that the scores were made with.
+        rule: how the proposed threshold is found; see `find_threshold`.
+        resamples: samples of the bootstrap; 0 gives no intervals.
+        seed: of the bootstrap.
+    """
+
+    aggregation: str = "mean"
+    rule: str = "max-accuracy"
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_rule(self.rule)
+        if self.resamples < 0:
+            raise OptionError(f"`resamples` must be at least 0, got {self.resamples}")
+
+
 def evaluate(
     scored: Sequence[ScoredFile],
     spec: ModelSpec,
+    options: EvaluateOptions,
     *,
     through: str,
-    settings: dict[str, Any],
-    aggregation: str,
-    rule: str = "max-accuracy",
-    calibrate: bool = False,
-    resamples: int = 1000,
-    seed: int = 0,
+    settings: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Measure scored files.
 
     Args:
         scored: what `score_files` returned.
         spec: of the model that gave the scores.
+        options: how.
         through: ``server`` or ``checkpoint``.
-        settings: how it was done; goes into the report.
-        aggregation: name of the client's strategy the scores were made with.
-        rule: how the proposed threshold is found; see `find_threshold`.
-        calibrate: measure with the temperature and threshold found, instead of the spec's. Figures are then those of
-            the data that the two were chosen on, and say so.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        settings: more about how it was done, for the report.
     """
-    notes = _limits(scored)
     usable = [item for item in scored if item.probability is not None]
     labels = np.array([item.label for item in usable], dtype=np.int64)
-    frames, frame_labels, units = _frames(usable)
-    temperature = find_temperature(frame_labels, frames)
-    calibrated = [item.with_temperature(temperature, aggregation) for item in usable]
-    proposals = np.array([item.probability for item in calibrated], dtype=np.float64)
-    found: dict[str, float | None] = {
-        "temperature": spec.temperature * temperature,
-        f"threshold ({rule})": find_threshold(labels, proposals, rule),
-        **{
-            f"threshold ({other})": find_threshold(labels, proposals, other)
-            for other in ("max-f1", "max-accuracy", f"fpr={FALSE_POSITIVE_RATE}")
-            if other != rule
-        },
-    }
-    threshold = spec.threshold
-    if calibrate:
-        usable, frames = calibrated, apply_temperature(frames, temperature)
-        threshold = found[f"threshold ({rule})"] or threshold
-        notes.append("temperature and threshold were chosen on these same files; figures at that threshold flatter")
     scores = np.array([item.probability for item in usable], dtype=np.float64)
+    frames, frame_labels, units = _frames(usable)
+    measured = partial(measure, threshold=spec.threshold, resamples=options.resamples, seed=options.seed)
     return Evaluation(
         model={"name": spec.name, "checkpoint_sha256": spec.checkpoint_sha256 or "unknown"},
         through=through,
-        settings=settings,
-        per_file=measure(labels, scores, threshold, resamples=resamples, seed=seed),
-        per_frame=measure(frame_labels, frames, threshold, units=units, resamples=resamples, seed=seed),
-        temperature=temperature if calibrate else 1.0,
-        found=found,
-        by_kind=_by_kind(usable, threshold, resamples, seed),
+        settings={**(settings or {}), "aggregation": options.aggregation, "bootstrap samples": options.resamples},
+        per_file=measured(labels, scores),
+        per_frame=measured(frame_labels, frames, units=units),
+        found=_found(usable, labels, frames, frame_labels, spec, options),
+        by_kind=_by_kind(usable, spec.threshold, options),
         inconclusive=tuple(
-            {"source": item.source, "label": LABELS[item.label], "reason": item.reason}
+            {"source": item.source, "label": LABEL_NAMES[item.label], "reason": item.reason}
             for item in scored
             if item.probability is None
         ),
         files=tuple(
             {
                 "source": item.source,
-                "label": LABELS[item.label],
+                "label": LABEL_NAMES[item.label],
                 "fake_probability": item.probability,
                 "frames": len(item.frame_probabilities()),
             }
             for item in usable
         ),
-        notes=tuple(notes),
+        notes=tuple(_limits(scored)),
         file_scores=Scores(labels, scores),
         frame_scores=Scores(frame_labels, frames),
     )
+
+
+def _found(
+    usable: Sequence[ScoredFile],
+    labels: Int,
+    frames: Float,
+    frame_labels: Int,
+    spec: ModelSpec,
+    options: EvaluateOptions,
+) -> dict[str, float | None]:
+    """Return the temperature that calibrates the frames, and the thresholds for the files' scores with it."""
+    temperature = find_temperature(frame_labels, frames)
+    calibrated = [item.with_temperature(temperature, options.aggregation).probability for item in usable]
+    scores = np.array(calibrated, dtype=np.float64)
+    rules = dict.fromkeys((options.rule, "max-f1", "max-accuracy", f"fpr={FALSE_POSITIVE_RATE}"))
+    return {
+        "temperature": spec.temperature * temperature,
+        **{f"threshold ({rule})": find_threshold(labels, scores, rule) for rule in rules},
+    }
 
 
 def robustness_row(scored: Sequence[ScoredFile], level: float, threshold: float) -> dict[str, Any]:
@@ -129,33 +144,33 @@ def calibrated_spec(spec: ModelSpec, evaluation: Evaluation, rule: str) -> Model
     temperature = evaluation.found["temperature"]
     if threshold is None or temperature is None:
         raise OptionError(
-            "a threshold cannot be found without real and fake files that have a verdict; name both with --real and "
-            "--fake"
+            "a threshold cannot be found without real and fake files that have a verdict; name both, with `real` and "
+            "`fake`"
         )
     return dataclasses.replace(spec, threshold=round(threshold, 4), temperature=round(temperature, 4))
 
 
-def write_spec(path: str | Path, spec: ModelSpec) -> None:
+def write_spec(path: Path, spec: ModelSpec) -> None:
     """Replace a spec file in one step.
 
     Raises:
-        TrainingError: it cannot be written; the file is as it was.
+        OptionError: it cannot be written; the file is as it was.
     """
-    save_whole(Path(path), spec.to_yaml())
+    try:
+        write_whole(path, spec.to_yaml())
+    except OSError as exc:
+        raise OptionError(f"{path} cannot be written ({exc}); it is as it was") from exc
 
 
-def _frames(usable: Sequence[ScoredFile]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], list[str]]:
-    values, labels, units = [], [], []
-    for item in usable:
-        found = item.frame_probabilities()
-        values += found
-        labels += [item.label] * len(found)
-        units += [item.source] * len(found)
-    return np.array(values, dtype=np.float64), np.array(labels, dtype=np.int64), units
+def _frames(usable: Sequence[ScoredFile]) -> tuple[Float, Int, list[str]]:
+    """Return score, label and source of every scored frame."""
+    found = [(score, item.label, item.source) for item in usable for score in item.frame_probabilities()]
+    scores, labels, sources = zip(*found, strict=True) if found else ((), (), ())
+    return np.array(scores, dtype=np.float64), np.array(labels, dtype=np.int64), list(sources)
 
 
 def _by_kind(
-    usable: Sequence[ScoredFile], threshold: float, resamples: int, seed: int
+    usable: Sequence[ScoredFile], threshold: float, options: EvaluateOptions
 ) -> dict[str, dict[str, int | Estimate]]:
     """Measure each kind of fake against all reals; empty where there is only one kind."""
     reals = [item for item in usable if item.label != FAKE]
@@ -167,8 +182,8 @@ def _by_kind(
             [item.label for item in items],
             [item.probability for item in items if item.probability is not None],
             threshold,
-            resamples=resamples,
-            seed=seed,
+            resamples=options.resamples,
+            seed=options.seed,
         )
         found[kind] = {"files": metrics.num_fake, **{name: metrics.figures[name] for name in ("roc_auc", "recall")}}
     return found
@@ -176,7 +191,7 @@ def _by_kind(
 
 def _limits(scored: Sequence[ScoredFile]) -> list[str]:
     notes = []
-    for label, name in enumerate(LABELS):
+    for label, name in enumerate(LABEL_NAMES):
         count = sum(item.label == label and item.probability is not None for item in scored)
         if not count:
             notes.append(f"there is no {name} file with a verdict, so figures that need both classes are missing")

@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_curve
-from torchmetrics.functional.classification import binary_calibration_error
 
-from deepfake_export.proof.comparison import auc
+from deepfake_preprocess.support.ranking import roc_auc
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -50,7 +48,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Metrics:
+class DetectionMetrics:
     """Figures over one set of scores.
 
     Attributes:
@@ -87,7 +85,7 @@ def measure(
     units: Sequence[str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> Metrics:
+) -> DetectionMetrics:
     """Compute all figures with their intervals.
 
     Args:
@@ -114,7 +112,7 @@ def measure(
                 drawn[name].append(value)
     figures = {name: _estimate(values[name], drawn[name]) for name in FIGURES}
     fakes = int(labels_array.sum())
-    return Metrics(len(labels_array) - fakes, fakes, threshold, confusion, figures)  # type: ignore[arg-type]
+    return DetectionMetrics(len(labels_array) - fakes, fakes, threshold, confusion, figures)  # type: ignore[arg-type]
 
 
 def equal_error_rate(labels: Int, scores: Float) -> float | None:
@@ -136,8 +134,13 @@ def calibration_error(labels: Int, scores: Float) -> float | None:
     """Return the expected calibration error over `CALIBRATION_BINS` bins of equal width."""
     if not len(labels):
         return None
-    error = binary_calibration_error(torch.from_numpy(scores), torch.from_numpy(labels), n_bins=CALIBRATION_BINS)
-    return float(error)
+    gaps = np.bincount(calibration_bins(scores), weights=labels - scores)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def calibration_bins(scores: Float) -> Int:
+    """Return the bin of each score, from 0; a score of 1 is in the last one."""
+    return np.minimum((scores * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
 
 
 def _has_both(labels: Int) -> bool:
@@ -145,7 +148,7 @@ def _has_both(labels: Int) -> bool:
 
 
 def _roc_auc(labels: Int, scores: Float, _: float) -> float | None:
-    return auc(scores, labels) if _has_both(labels) else None
+    return roc_auc(scores, labels) if _has_both(labels) else None
 
 
 def _pr_auc(labels: Int, scores: Float, _: float) -> float | None:

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_curve
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_training.evaluate.calibration import Float, Int
-from deepfake_training.evaluate.metrics import CALIBRATION_BINS, Estimate, Metrics
+from deepfake_training.evaluate.metrics import CALIBRATION_BINS, DetectionMetrics, Estimate, calibration_bins
 
 TITLES = {
     "roc_auc": "ROC-AUC",
@@ -44,7 +44,6 @@ class Evaluation:
         settings: how it was done, as plain data.
         per_file: figures per video or image.
         per_frame: figures per frame.
-        temperature: what the logits were divided by for these figures, beyond what the model does itself.
         found: proposed temperature and thresholds, by name.
         inconclusive: files without a verdict, with label and reason.
         files: every file with label, score and number of scored frames.
@@ -58,9 +57,8 @@ class Evaluation:
     model: dict[str, str]
     through: str
     settings: dict[str, Any]
-    per_file: Metrics
-    per_frame: Metrics
-    temperature: float
+    per_file: DetectionMetrics
+    per_frame: DetectionMetrics
     found: dict[str, float | None]
     inconclusive: tuple[dict[str, str], ...]
     files: tuple[dict[str, Any], ...]
@@ -78,7 +76,6 @@ class Evaluation:
             "settings": self.settings,
             "per_file": self.per_file.to_dict(),
             "per_frame": self.per_frame.to_dict(),
-            "temperature": self.temperature,
             "found": self.found,
             "inconclusive": list(self.inconclusive),
             "files": list(self.files),
@@ -108,7 +105,7 @@ def write_report(evaluation: Evaluation, directory: str | Path) -> list[Path]:
         plots = _plots(evaluation, directory)
         written[1].write_text(_markdown(evaluation, plots), encoding="utf-8")
     except OSError as exc:
-        raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another one with --out") from exc
+        raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory") from exc
     return written + plots
 
 
@@ -175,7 +172,7 @@ def _plots(evaluation: Evaluation, directory: Path) -> list[Path]:
         axes = figure.subplots()
         false_positive, true_positive, _ = roc_curve(scores.labels, scores.probabilities)
         axes.plot(false_positive, true_positive, drawstyle="steps-post")
-        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+        axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
         axes.set(xlabel="false-positive rate", ylabel="true-positive rate", title="ROC, per file")
         written.append(directory / "roc.png")
         figure.savefig(written[-1], dpi=110)
@@ -183,9 +180,9 @@ def _plots(evaluation: Evaluation, directory: Path) -> list[Path]:
     if scores is not None and len(scores.labels):
         figure = Figure(figsize=(4.5, 4.5), layout="constrained")
         axes = figure.subplots()
-        bins = np.clip((scores.probabilities * CALIBRATION_BINS).astype(int), 0, CALIBRATION_BINS - 1)
+        bins = calibration_bins(scores.probabilities)
         filled = np.unique(bins)
-        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+        axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
         axes.bar(
             (filled + 0.5) / CALIBRATION_BINS,
             [scores.labels[bins == number].mean() for number in filled],

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.sampling import Sampling
-from deepfake_training.data.augment import add_noise, blur, compress_h264, compress_jpeg, rescale
-
-Picture = NDArray[np.uint8]
+from deepfake_training.data.degradations import Picture, add_noise, blur, compress_h264, compress_jpeg, rescale
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +73,13 @@ def view_of(degradation: Degradation, level: float) -> Callable[[Media], Media]:
     return lambda media: DegradedMedia(media, lambda picture: degradation.apply(picture, level))
 
 
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Refuse an unknown kind of degradation.
+def kinds_of(names: Sequence[str]) -> list[str]:
+    """Return the kinds of degradation that are named; ``all`` stands for all.
 
     Raises:
-        OptionError: the message lists the known ones.
+        OptionError: one is unknown; the message lists the known ones.
     """
-    from deepfake_preprocess.errors import OptionError
-
-    for kind in kinds:
-        if kind not in DEGRADATIONS:
-            raise OptionError(f"degradation {kind!r} is unknown; choose from {', '.join(DEGRADATIONS)}, or all")
+    for name in names:
+        if name not in (*DEGRADATIONS, "all"):
+            raise OptionError(f"degradation {name!r} is unknown; choose from {', '.join(DEGRADATIONS)}, or all")
+    return list(DEGRADATIONS if "all" in names else names)

@@ -1,42 +1,32 @@
-"""Scores labelled files through the client's own pipeline, with a server behind it or with the checkpoint itself.
+"""Scores labeled files through the client's own pipeline, with a server behind it or with the checkpoint itself.
 
-So what is measured is what users get: the same sampling, detector, crops, tracks and verdicts. A file without a
+What is measured is what users get: the same sampling, detector, crops, tracks and verdicts. A file without a
 verdict is kept with its reason.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from deepfake_client.analysis.aggregation import STRATEGIES, most_suspicious, score_tracks
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import FrameResult
-from deepfake_client.transport.protocol import Health, ServedModel
-from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.network import load_network
-from deepfake_export.proof.faces import media_of
-from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import InputError, ModelNotFoundError, OptionError
+from deepfake_preprocess.errors import InputError, OptionError
 from deepfake_preprocess.media.opening import Media, open_media
-from deepfake_training.data.faces import FAKE, REAL
+from deepfake_preprocess.media.suffixes import media_of
+from deepfake_training.data.labels import FAKE, REAL
 from deepfake_training.evaluate.calibration import apply_temperature
-
-BATCH_SIZE = 8
-"""Crops per forward pass of a checkpoint; larger ones are slower on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredFile:
-    """What one labelled file got.
+    """What one labeled file got.
 
     Attributes:
         source: path as it was given.
@@ -86,61 +76,7 @@ class ScoredFile:
         return dataclasses.replace(self, probability=suspect.fake_probability, frames=frames)
 
 
-class CheckpointTransport:
-    """Stands in for a server: the checkpoint answers in this process, in float32 PyTorch.
-
-    Args:
-        checkpoint: weights.
-        spec: their contract.
-        device: ``cpu`` or ``cuda``.
-
-    Raises:
-        CheckpointError: the file cannot be read, or is of another architecture.
-    """
-
-    def __init__(self, checkpoint: str | Path, spec: ModelSpec, *, device: str = "cpu") -> None:
-        loaded = load_network(checkpoint, spec)
-        self.url = str(checkpoint)
-        self._device = torch.device(device)
-        self._detector = ServedDetector(loaded.network, loaded.spec).eval().to(self._device)
-        self._model = ServedModel(loaded.spec.name, loaded.spec.version, loaded.spec, BATCH_SIZE)
-
-    async def health(self) -> Health:
-        """See `Transport.health`."""
-        return Health(alive=True, ready=True)
-
-    async def list_models(self) -> list[str]:
-        """See `Transport.list_models`."""
-        return [self._model.name]
-
-    async def describe(self, model: str) -> ServedModel:
-        """See `Transport.describe`."""
-        if model != self._model.name:
-            raise ModelNotFoundError(
-                f"{self.url} is the model {self._model.name!r}, not {model!r}; leave --model out"
-            )
-        return self._model
-
-    async def infer(
-        self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
-    ) -> NDArray[np.float32]:
-        """See `Transport.infer`."""
-        return await asyncio.to_thread(self.score, faces)
-
-    def score(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return float32 ``[N]`` fake probabilities of uint8 ``[N, H, W, 3]`` RGB crops."""
-        scores = []
-        with torch.inference_mode():
-            for start in range(0, len(faces), BATCH_SIZE):
-                batch = torch.from_numpy(faces[start : start + BATCH_SIZE]).to(self._device)
-                scores.append(self._detector(batch)[0][:, 0].float().cpu().numpy())
-        return np.concatenate(scores) if scores else np.empty(0, np.float32)
-
-    async def close(self) -> None:
-        """See `Transport.close`."""
-
-
-def labelled_files(real: Sequence[str | Path], fake: Sequence[str | Path]) -> list[tuple[Path, int]]:
+def labeled_files(real: Sequence[str | Path], fake: Sequence[str | Path]) -> list[tuple[Path, int]]:
     """Return all files with their labels; a folder stands for the images and videos in it.
 
     Raises:
@@ -153,15 +89,15 @@ def labelled_files(real: Sequence[str | Path], fake: Sequence[str | Path]) -> li
         for file in ([place] if place.is_file() else media_of(place))
     ]
     if not found:
-        raise OptionError("nothing to evaluate: name files or folders with --real and --fake")
+        raise OptionError("there is nothing to evaluate; name files or folders with `real` and `fake`")
     return found
 
 
 def score_files(
     files: Sequence[tuple[Path, int]],
     client: DeepfakeClient,
-    *,
     options: AnalyzeOptions,
+    *,
     view: Callable[[Media], Media] | None = None,
     on_file: Callable[[int, ScoredFile], None] | None = None,
 ) -> list[ScoredFile]:

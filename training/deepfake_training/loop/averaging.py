@@ -1,6 +1,6 @@
 """The mean of the weights of several runs: a "model soup" (Wortsman et al., ICML 2022).
 
-Runs that went on from each other's weights lie in one valley of the loss, where the mean of two is mostly better than
+Runs that went on from each other's weights are in one valley of the loss, where the mean of two is mostly better than
 either on pictures of other sources. It costs nothing when serving.
 """
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
-from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, save_whole
+from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, best_of, save_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
 
 _NOT_FOUND_YET: Final[dict[str, Any]] = {
@@ -25,57 +25,54 @@ _NOT_FOUND_YET: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 
-def average_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Write the mean of the runs' best weights as a run of its own, for `deepfake evaluate --run` and publishing.
+def average_runs(runs: Sequence[str | Path], directory: str | Path) -> Path:
+    """Write the mean of the runs' best weights as a run of its own, to be evaluated and published like any.
 
     Name, configuration and with it what is held out are those of the last run. Temperature and threshold are none
     until they are found for the new weights.
 
     Args:
         runs: directories; at least two.
-        out: directory to make.
+        directory: of the run to make.
 
     Returns:
         Path of the weights.
 
     Raises:
         OptionError: fewer than two runs, one without weights, networks or crops that differ, faces held out that
-            differ (so that one was trained on what another one is judged with), or `out` holds a run.
+            differ (so that one was trained on what another one is judged with), or `directory` holds a run.
         TrainingError: the files cannot be written.
     """
-    directories, out = [Path(run) for run in runs], Path(out)
+    directories, directory = [Path(run) for run in runs], Path(directory)
     if len(directories) < 2:
         raise OptionError("a mean takes at least two runs; name their directories")
-    if (out / BEST).exists():
-        raise OptionError(f"{out} holds a run already; name another directory")
-    last = directories[-1]
-    config = TrainConfig.of_run(last)
-    for directory in directories:
-        other = TrainConfig.of_run(directory)
-        if _contract(directory) != _contract(last):
-            raise OptionError(f"{directory} and {last} hold different networks; see their {BEST_SPEC}")
+    if (directory / BEST).exists():
+        raise OptionError(f"{directory} holds a run already; name another directory")
+    configs = [TrainConfig.of_run(each) for each in directories]
+    bests = [best_of(each) for each in directories]
+    last, config, (_, spec) = directories[-1], configs[-1], bests[-1]
+    for each, other, (_, other_spec) in zip(directories, configs, bests, strict=True):
+        if _contract(other_spec) != _contract(spec):
+            raise OptionError(f"{each} and {last} hold different networks; see their {BEST_SPEC}")
         if (other.split_seed, other.validation_share) != (config.split_seed, config.validation_share):
             raise OptionError(
-                f"{directory} and {last} held out other faces, so that none would be left to judge their mean with; "
-                "train with the same --split-seed and --validation-share"
+                f"{each} and {last} held out other faces, which leaves none to judge their mean with; train with the "
+                "same 'split_seed' and 'validation_share'"
             )
-    weights = [load_file(directory / BEST) for directory in directories]
+    weights = [load_file(path) for path, _ in bests]
     mean = {
         name: torch.stack([each[name].double() for each in weights]).mean(dim=0).to(value.dtype)
         if value.is_floating_point()
         else value
         for name, value in weights[-1].items()
     }
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(last / CONFIG, out / CONFIG)
-    spec = dataclasses.replace(ModelSpec.from_yaml(last / BEST_SPEC), **_NOT_FOUND_YET)
-    save_whole(out / BEST_SPEC, spec.to_yaml())
-    save_whole(out / BEST, lambda path: save_file(mean, path))
-    return out / BEST
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(last / CONFIG, directory / CONFIG)
+    save_whole(directory / BEST_SPEC, dataclasses.replace(spec, **_NOT_FOUND_YET).to_yaml())
+    save_whole(directory / BEST, lambda path: save_file(mean, path))
+    return directory / BEST
 
 
-def _contract(run: Path) -> ModelSpec:
+def _contract(spec: ModelSpec) -> ModelSpec:
     """Return what must be the same of all networks."""
-    if not (run / BEST).is_file():
-        raise OptionError(f"{run} holds no {BEST}; name the directory of a run that ended an epoch")
-    return dataclasses.replace(ModelSpec.from_yaml(run / BEST_SPEC), name="any", version=1, **_NOT_FOUND_YET)
+    return dataclasses.replace(spec, name="any", version=1, **_NOT_FOUND_YET)

@@ -55,6 +55,19 @@ def save_best(directory: Path, network: nn.Module, spec: ModelSpec) -> None:
     save_whole(directory / BEST_SPEC, spec.to_yaml())
 
 
+def best_of(run: str | Path) -> tuple[Path, ModelSpec]:
+    """Return the file of a run's best weights, and their spec.
+
+    Raises:
+        OptionError: the directory holds none.
+        SpecError: the spec is damaged.
+    """
+    path = Path(run) / BEST
+    if not path.is_file():
+        raise OptionError(f"{run} holds no {BEST}; name the directory of a run that ended an epoch")
+    return path, ModelSpec.from_yaml(path.with_name(BEST_SPEC))
+
+
 def load_state(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of a run, without running code from it.
 
@@ -66,13 +79,13 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if path.is_dir():
         path = path / LAST
     if not path.is_file():
-        raise OptionError(f"{path}: there is no such checkpoint to resume from; start without --resume")
+        raise OptionError(f"{path}: there is no such checkpoint to resume from")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as exc:
         raise CheckpointError(f"{path} is damaged ({exc}); resume from another epoch") from exc
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by 'deepfake train'; name the {LAST} of a run")
+        raise CheckpointError(f"{path} was not written by a training run; name the {LAST} of a run")
     return state
 
 
@@ -88,7 +101,7 @@ def save_whole(path: Path, content: Content) -> None:
     except Exception as exc:
         good = f"the last good one ({path}) is untouched" if path.exists() else "there is none before it"
         raise TrainingError(
-            f"{path} cannot be written ({exc}); {good}; free space, then go on with --resume {path.parent}"
+            f"{path} cannot be written ({exc}); {good}; free space, then resume the run in {path.parent}"
         ) from exc
 
 
@@ -96,7 +109,7 @@ def publish(run: str | Path, out: str | Path, *, training_data: str = "") -> tup
     """Write the best weights of a run in half precision, with their spec beside them.
 
     Half precision keeps ten bits of each weight, which is enough for weights that are read back as float32, and
-    halves the file. What counts is measured with the published file (`deepfake evaluate --checkpoint`).
+    halves the file. Evaluate the published file to know what it is worth.
 
     Args:
         run: directory of the run.
@@ -107,21 +120,19 @@ def publish(run: str | Path, out: str | Path, *, training_data: str = "") -> tup
         Path of the spec, and the spec with the hash of the file.
 
     Raises:
-        OptionError: the run has no best weights, or `out` is no ``.safetensors`` file.
+        OptionError: the run has no best weights, or `out` is not a ``.safetensors`` file.
         CheckpointError: a weight does not fit into half precision.
         TrainingError: the files cannot be written.
     """
-    run, out = Path(run), Path(out)
+    out = Path(out)
     if out.suffix != ".safetensors":
         raise OptionError(f"{out} must end in .safetensors")
-    if not (run / BEST).is_file():
-        raise OptionError(f"{run} holds no {BEST}; name the directory of a run that ended an epoch")
-    weights = load_file(run / BEST)
+    best, spec = best_of(run)
+    weights = load_file(best)
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     infinite = [name for name, value in half.items() if not value.isfinite().all()]
     if infinite:
-        raise CheckpointError(f"{run / BEST}: {infinite[0]} does not fit into half precision; export {BEST} itself")
-    spec = ModelSpec.from_yaml(run / BEST_SPEC)
+        raise CheckpointError(f"{best}: {infinite[0]} does not fit into half precision; export {BEST} itself")
     out.parent.mkdir(parents=True, exist_ok=True)
     save_whole(out, lambda path: save_file(half, path))
     spec = dataclasses.replace(

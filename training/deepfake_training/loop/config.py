@@ -1,57 +1,42 @@
-"""`TrainConfig`: everything that decides what a run computes. A resumed run must have the same."""
+"""`TrainConfig`: everything that decides what a run computes, as a file says it and as a run keeps it."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_training.data.augment import Augmentation
+from deepfake_training.data.dataset import Mixture
+from deepfake_training.data.packed_faces import PackedFaces
+from deepfake_training.data.packing import FaceFolders, pack_faces
 
-CONFIG = "config.json"
+CONFIG: Final = "config.json"
 """Where a run keeps it."""
 Schedule = Literal["cosine", "plateau", "step"]
-SCHEDULES: tuple[Schedule, ...] = ("cosine", "plateau", "step")
-Balance = Literal["sampler", "loss", "none"]
-BALANCES: tuple[Balance, ...] = ("sampler", "loss", "none")
+_SPEC: Final = {"name": "deepfake_detector", "architecture": "timm:efficientnet_b0"}
+"""What a spec must have, and a configuration need not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """What the fakes of an epoch are.
-
-    Attributes:
-        self_blend: share of the fakes that is blended from real faces, in [0, 1]; the others are drawn from the fakes
-            of the set. 1 where the set has none.
-        swap: share of the blended ones for which another real face is blended in, in [0, 1].
-        balance: ``sampler`` draws a fake for each real face; ``loss`` and ``none`` take each face of the set once,
-            and one blended fake for each real face when `self_blend` is over 0; see `FaceDataset.positive_weight`.
-    """
-
-    self_blend: float = 0.9
-    swap: float = 0.25
-    balance: Balance = "sampler"
-
-    def __post_init__(self) -> None:
-        for name in ("self_blend", "swap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"the share of {name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.balance not in BALANCES:
-            raise OptionError(f"balance must be one of {', '.join(BALANCES)}, got {self.balance!r}")
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How a network is trained.
+    """What is trained, on which faces and how; the keys of the file that `deepfake train` takes.
 
     Attributes:
+        pack: file of packed faces; relative to the working directory, like all paths here. None takes `folders`.
+        folders: where faces are looked for without a pack.
+        spec: architecture, head, crop and normalization of the detector.
+        initial_weights: file of weights to start from; None starts with random ones. See `load_initial`.
         epochs: number of passes.
-        crops_per_epoch: crops in a pass; None takes every real face once.
+        crops_per_epoch: crops in a pass; None takes every real face once, and as many fakes.
         batch_size: crops per forward pass.
-        accumulate: forward passes per step of the optimiser.
+        accumulate: forward passes per step of the optimizer.
         learning_rate: largest rate.
         weight_decay: of AdamW.
         schedule: ``cosine`` down to a hundredth, ``step`` down to a tenth after each third of the epochs, or
@@ -62,8 +47,8 @@ class TrainConfig:
         pair_weight: weight of a second loss, which asks of each blended fake a larger logit than of the very picture
             it was made from; 0 leaves it out. What the two share cancels, and the seam is what remains.
         sam_radius: how far from the weights each step looks for a larger loss, which is then what it lowers
-            (sharpness-aware minimization, Foret et al., ICLR 2021). Weights found so often judge other data better.
-            Twice the time per step; 0 leaves it out.
+            (sharpness-aware minimization, Foret et al., ICLR 2021). Weights found this way often judge other data
+            better. Twice the time per step; 0 leaves it out.
         drop_path: share of residual branches left out, in [0, 1); for networks of timm.
         freeze: names of modules that are not trained (``blocks.0``), batch statistics included.
         freeze_statistics: keep the mean and variance of every batch norm as they were loaded. Small batches then do
@@ -76,8 +61,18 @@ class TrainConfig:
             must have the same one, or it trains on faces that the other held out.
         mixture: what the fakes are.
         augmentation: what happens to all crops.
+
+    Raises:
+        OptionError: a value is out of its range.
     """
 
+    # An unknown key is a typing error, here and in the parts.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    pack: str | None = None
+    folders: FaceFolders = field(default_factory=FaceFolders)
+    spec: ModelSpec = field(default_factory=lambda: ModelSpec.from_dict(_SPEC))
+    initial_weights: str | None = None
     epochs: int = 20
     crops_per_epoch: int | None = None
     batch_size: int = 32
@@ -102,9 +97,11 @@ class TrainConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "validation_crops"):
+        for name in ("epochs", "batch_size", "accumulate"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
+        # A pair of real and fake is the least that a loss or a ranking can be computed of.
         self._check("crops_per_epoch", self.crops_per_epoch is None or self.crops_per_epoch >= 2, "at least 2")
+        self._check("validation_crops", self.validation_crops >= 2, "at least 2")
         self._check("learning_rate", self.learning_rate > 0, "over 0")
         for name in ("weight_decay", "pair_weight", "sam_radius", "warmup_epochs", "patience", "seed", "split_seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
@@ -112,31 +109,63 @@ class TrainConfig:
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         self._check("label_smoothing", 0 <= self.label_smoothing < 0.5, "at least 0 and below 0.5")
         self._check("validation_share", 0 < self.validation_share < 1, "between 0 and 1")
-        self._check("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        self._check("schedule", self.schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}")
 
     def _check(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise OptionError(f"{name.replace('_', ' ')} must be {allowed}, got {getattr(self, name)!r}")
+            raise OptionError(f"'{name}' must be {allowed}, got {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data: what JSON reads back is equal to it."""
-        data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        data: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
         return data
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> TrainConfig:
-        """Read back what `to_dict` returned; other keys are ignored.
+    def from_file(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> TrainConfig:
+        """Read a YAML or JSON file; keys that it lacks have their defaults.
+
+        Args:
+            path: the file.
+            changes: values to take instead, by key; a dot leads into a part (``mixture.self_blend``).
 
         Raises:
-            KeyError: a value is missing that every version wrote.
-            OptionError: a value is out of range.
+            OptionError: the file cannot be read, or a key or value is wrong; the message names it.
         """
-        data = {"sam_radius": 0.0, **data}  # not in runs from before there was one
-        values = {item.name: data[item.name] for item in dataclasses.fields(cls)}
-        values["freeze"] = tuple(values["freeze"])
-        values["mixture"] = Mixture(**values["mixture"])
-        values["augmentation"] = Augmentation(**values["augmentation"])
-        return cls(**values)
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+            raise OptionError(f"{path}: the configuration cannot be read ({' '.join(str(exc).split())})") from exc
+        data = {} if data is None else data
+        if not isinstance(data, dict):
+            raise OptionError(f"{path}: the configuration must be a mapping, got {type(data).__name__}")
+        for key, value in (changes or {}).items():
+            *parts, name = key.split(".")
+            target = data
+            for part in parts:
+                target = target.setdefault(part, {})
+                if not isinstance(target, dict):
+                    raise OptionError(f"'{key}' cannot be set: '{part}' is {target!r} and has no parts")
+            target[name] = value
+        if isinstance(data.get("spec"), dict):
+            data["spec"] = _SPEC | data["spec"]
+        try:
+            return _ADAPTER.validate_python(data)
+        except ValidationError as exc:
+            found = "; ".join(_as_text(error) for error in exc.errors())
+            raise OptionError(f"{path}: {found}") from exc
+
+    def load_faces(self, *, progress: Callable[[str, int, int], None] | None = None) -> PackedFaces:
+        """Return the faces to learn from: those of the pack, or those that are found in the folders now.
+
+        Args:
+            progress: see `pack_faces`.
+
+        Raises:
+            OptionError: neither or both are named, or they hold no faces.
+        """
+        if (self.pack is None) == (not self.folders.real and not self.folders.fake):
+            raise OptionError("name either a file of packed faces ('pack') or folders of them ('folders.real')")
+        return PackedFaces.load(self.pack) if self.pack is not None else pack_faces(self.folders, progress=progress)
 
     @classmethod
     def of_run(cls, directory: str | Path) -> TrainConfig:
@@ -146,6 +175,19 @@ class TrainConfig:
             OptionError: there is none, or it is damaged.
         """
         try:
-            return cls.from_dict(json.loads((Path(directory) / CONFIG).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise OptionError(f"{directory} holds no readable {CONFIG} ({exc}); name the directory of a run") from exc
+            return cls.from_file(Path(directory) / CONFIG)
+        except OptionError as exc:
+            raise OptionError(f"{directory} is not the directory of a run: {exc}") from exc
+
+
+_ADAPTER: Final = TypeAdapter(TrainConfig)
+
+
+def _as_text(error: Mapping[str, Any]) -> str:
+    """Return one of pydantic's findings in our words."""
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "value_error":  # a part of ours refused it, with a message that names field and value
+        return f"{where}: {error['ctx']['error']}".removeprefix(": ")
+    if error["type"] == "unexpected_keyword_argument":
+        return f"'{where}' is not a key of a configuration; see docs/training.md"
+    return f"'{where}' is {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -1,6 +1,6 @@
-"""Batch normalisation with frozen statistics, computed within the convolution before it.
+"""Batch normalization with frozen statistics, computed within the convolution before it.
 
-With its statistics frozen, a batch normalisation is a scale and a shift per channel. Applied to the convolution's
+With its statistics frozen, a batch normalization is a scale and a shift per channel. Applied to the convolution's
 weights instead of its output, forward and backward, they cost next to nothing. Function, parameters, gradients and
 checkpoints stay what they were, but for rounding.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 
 class _FoldingConv(nn.Conv2d):
-    """A convolution that does the work of a normalisation as well."""
+    """A convolution that does the work of a normalization as well."""
 
     folded: tuple[nn.BatchNorm2d]  # in a tuple, so that it does not become a part of this module
 
@@ -54,12 +54,12 @@ class _Tracer(fx.Tracer):
 
 
 def fold_frozen_norms(network: nn.Module) -> int:
-    """Let convolutions do the work of the batch normalisations behind them, whose statistics must stay frozen.
+    """Let convolutions do the work of the batch normalizations behind them, whose statistics must stay frozen.
 
-    Only where nothing but the normalisation uses a convolution's output. A copy of the network is folded, too.
+    Only where nothing but the normalization uses a convolution's output. A copy of the network is folded, too.
 
     Returns:
-        How many normalisations were folded; 0 where PyTorch cannot trace the network.
+        How many normalizations were folded; 0 where PyTorch cannot trace the network.
     """
     try:
         nodes = list(_Tracer().trace(network).nodes)

@@ -68,7 +68,7 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file of initial weights; check the path")
+        raise CheckpointError(f"{path}: there is no such file of initial weights; check 'initial_weights'")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -76,7 +76,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as exc:
         raise CheckpointError(f"{path}: the initial weights cannot be read safely ({exc})") from exc
     if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
-        raise CheckpointError(f"{path} holds no plain state dict; save network.state_dict() alone")
+        raise CheckpointError(f"{path} is not a plain state dict; save network.state_dict() alone")
     return given
 
 
@@ -84,9 +84,7 @@ def _head_of(network: nn.Module) -> str:
     """Return the name of the last linear layer, with its dot."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise CheckpointError(
-            f"{type(network).__name__} has no linear layer to train anew; leave initial weights out"
-        )
+        raise CheckpointError(f"{type(network).__name__} has no linear layer to train; leave initial weights out")
     return f"{linear[-1]}."
 
 

@@ -1,4 +1,4 @@
-"""When memory does not suffice for a batch: recognised, and answered with the batch size that fits."""
+"""When memory does not suffice for a batch: recognized, and answered with the batch size that fits."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepfake_export.proof.comparison import auc, measure_speed, video_flips
+from deepfake_export.proof.comparison import measure_speed, video_flips
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.faces import FaceSet
 
@@ -21,13 +21,6 @@ def test_a_video_flips_by_its_mean_not_by_a_frame():
     reference = np.array([0.9, 0.6, 0.6, 0.5, 0.9], np.float32)
     artifact = np.array([0.9, 0.4, 0.5, 0.4, 0.1], np.float32)
     assert video_flips(reference, artifact, faces, 0.5) == 1
-
-
-def test_auc_is_the_share_of_pairs_in_order():
-    labels = np.array([0, 0, 1, 1])
-    assert auc(np.array([0.1, 0.2, 0.3, 0.4], np.float32), labels) == 1.0
-    assert auc(np.array([0.1, 0.3, 0.2, 0.4], np.float32), labels) == 0.75
-    assert auc(np.array([0.5, 0.5, 0.5, 0.5], np.float32), labels) == 0.5
 
 
 def test_speed_runs_every_artifact_at_every_batch_in_turn():

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from drawn_faces import make_faces
 
 from deepfake_client.cli.main import main
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_training.loop.config import TrainConfig
 
 
 def call(*arguments: str | Path) -> int:
@@ -19,63 +21,93 @@ def call(*arguments: str | Path) -> int:
 
 
 @pytest.fixture
-def pack(tmp_path: Path) -> Path:
+def config(tmp_path: Path) -> Path:
     make_faces(12).save(tmp_path / "faces.safetensors")
-    return tmp_path / "faces.safetensors"
+    data = {
+        "pack": str(tmp_path / "faces.safetensors"),
+        "spec": {
+            "name": "tiny",
+            "architecture": "timm:test_efficientnet",
+            "input_height_px": 32,
+            "input_width_px": 32,
+            "crop": {"margin": 0.1},
+        },
+        "epochs": 1,
+        "crops_per_epoch": 4,
+        "batch_size": 2,
+        "validation_crops": 4,
+        "validation_share": 0.3,
+        "freeze": ["conv_stem"],
+    }
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
 
 
-OPTIONS = (
-    *("--architecture", "timm:test_efficientnet", "--input-size", "32", "--margin", "0.1", "--name", "tiny"),
-    *("--crops-per-epoch", "4", "--batch-size", "2", "--validation-crops", "4", "--validation-share", "0.3"),
-    *("--device", "cpu", "--workers", "0", "--threads", "1", "--augment", "jpeg=1", "--freeze", "conv_stem"),
-)
+QUICKLY = ("--device", "cpu", "--workers", "0", "--threads", "1")
 
 
-def test_a_run_from_a_pack_is_logged_and_goes_on(
-    pack: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_logged_and_goes_on(config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert call("train", run, "--pack", pack, *OPTIONS, "--epochs", "1") == 0
+    assert call("train", config, "--output-dir", run, *QUICKLY, "--set", "augmentation.jpeg=1") == 0
     assert "best: epoch 1, validation AUC" in capfd.readouterr().err
-    config = json.loads((run / "config.json").read_text())
-    assert config["augmentation"]["jpeg"] == 1
-    assert config["freeze"] == ["conv_stem"]
+    kept = json.loads((run / "config.json").read_text())
+    assert kept["augmentation"]["jpeg"] == 1
+    assert kept["freeze"] == ["conv_stem"]
     assert ModelSpec.from_yaml(run / "best.yaml").architecture == "timm:test_efficientnet"
     assert list((run / "tensorboard").iterdir())
 
-    assert call("train", run, "--pack", pack, *OPTIONS, "--epochs", "1") == 2
+    assert call("train", config, "-o", run, *QUICKLY) == 2
     assert "holds a run already; go on with --resume" in capfd.readouterr().err
-    assert call("train", run, "--pack", pack, *OPTIONS, "--epochs", "1", "--resume", run) == 0
+    assert call("train", "--resume", run, *QUICKLY) == 0
     assert "resumed after epoch 1" in capfd.readouterr().err
+    assert call("train", config, "--resume", run, *QUICKLY) == 2
+    assert "belongs to a run that differs in augmentation;" in capfd.readouterr().err
+
+
+def test_the_example_and_the_configuration_are_printed(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("train", "--example") == 0
+    assert "# What is held out" not in (example := capfd.readouterr().out)
+    assert yaml.safe_load(example)["learning_rate"] == TrainConfig().learning_rate
+    assert call("train", config, "--print-config", "--set", "freeze=[blocks.0, blocks.1]") == 0
+    printed = yaml.safe_load(capfd.readouterr().out)
+    assert (printed["freeze"], printed["spec"]["name"]) == (["blocks.0", "blocks.1"], "tiny")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("arguments", "said"),
     [
-        ((), "name either folders with --real"),
-        (("--pack", "nowhere.safetensors"), "there is no such file of packed faces"),
-        (("--pack", "PACK", "--epochs", "0"), "epochs must be at least 1, got 0"),
-        (("--pack", "PACK", "--augment", "rain=1"), "'rain=1' is no change=share; known: color"),
-        (("--pack", "PACK", "--architecture", "timm:efficientnet_b00"), "did you mean timm:efficientnet_b0"),
-        (("--pack", "PACK", "--initial", "nowhere.pth"), "no such file of initial weights"),
-        (("--pack", "PACK", "--self-blend", "0"), "there is no fake; name folders with --fake"),
-        (("--pack", "PACK", "--device", "tpu"), "device 'tpu' cannot be used here"),
+        ((), "name a CONFIG file; `deepfake train --example` prints one"),
+        (("CONFIG",), "name the directory of the run with --output-dir"),
+        (("nowhere.yaml", "-o", "RUN"), "nowhere.yaml: the configuration cannot be read"),
+        (("CONFIG", "-o", "RUN", "--set", "pack=null"), "name either a file of packed faces"),
+        (("CONFIG", "-o", "RUN", "--set", "pack=nowhere.safetensors"), "there is no such file of packed faces"),
+        (("CONFIG", "-o", "RUN", "--set", "epochs=0"), "'epochs' must be at least 1, got 0"),
+        (("CONFIG", "-o", "RUN", "--set", "epochs"), "--set takes KEY=VALUE"),
+        (("CONFIG", "-o", "RUN", "--set", "augmentation.rain=1"), "'augmentation.rain' is not a key"),
+        (
+            ("CONFIG", "-o", "RUN", "--set", "spec.architecture=timm:efficientnet_b00"),
+            "did you mean timm:efficientnet_b0",
+        ),
+        (("CONFIG", "-o", "RUN", "--set", "initial_weights=nowhere.pth"), "no such file of initial weights"),
+        (("CONFIG", "-o", "RUN", "--set", "mixture.self_blend=0"), "there is no fake"),
+        (("CONFIG", "-o", "RUN", "--device", "tpu"), "device 'tpu' cannot be used here"),
+        (("--resume", "RUN"), "the configuration cannot be read"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(
-    options: tuple[str, ...], said: str, pack: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], said: str, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    given = [str(pack) if option == "PACK" else option for option in options]
-    assert call("train", tmp_path / "run", *given) == 2
+    places = {"CONFIG": config, "RUN": tmp_path / "run"}
+    assert call("train", *(places.get(argument, argument) for argument in arguments)) == 2
     error = capfd.readouterr().err
     assert said in error
     assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
 
 
-def test_evaluating_nothing_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
-    assert call("evaluate") == 2
-    assert "nothing to evaluate" in capfd.readouterr().err
-    assert call("evaluate", "--rule", "best") == 2
-    assert "threshold rule 'best' is unknown" in capfd.readouterr().err
-    assert call("evaluate", "--robustness", "rain") == 2
-    assert "degradation 'rain' is unknown" in capfd.readouterr().err
+def test_faces_are_packed_by_the_words_of_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert call("pack-faces", tmp_path / "faces.safetensors") == 2
+    assert "no folder of faces was named" in capfd.readouterr().err
+    assert call("pack-faces", tmp_path / "faces.safetensors", "--real", tmp_path / "nowhere") == 2
+    assert "there is no such directory" in capfd.readouterr().err

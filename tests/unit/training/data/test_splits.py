@@ -25,7 +25,7 @@ def test_a_face_swap_joins_the_two_people_in_its_name() -> None:
 
 def test_stills_of_one_shot_and_near_duplicates_stay_together() -> None:
     thumbnails = different(5)
-    thumbnails[1] = thumbnails[0] + 0.08  # the next frame of a shot: alike, and a neighbour
+    thumbnails[1] = thumbnails[0] + 0.08  # the next frame of a shot: alike, and a neighbor
     thumbnails[4] = thumbnails[2] + 0.02  # a near duplicate elsewhere
     groups = find_groups([f"real/{number}.jpg" for number in range(5)], thumbnails)
     assert groups[0] == groups[1]

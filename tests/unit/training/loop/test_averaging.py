@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
-from deepfake_training.data.held_out import score_held_out
+from deepfake_training.evaluate.held_out import score_held_out
 from deepfake_training.loop.averaging import average_runs
 from deepfake_training.loop.checkpointing import BEST, BEST_SPEC
 from deepfake_training.loop.config import TrainConfig
-from deepfake_training.loop.loop import Run
+from deepfake_training.loop.run import TrainingRun
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +25,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("runs")
     config = dataclasses.replace(QUICK, epochs=1)
     made = {
-        "first": (TINY, config),
-        "second": (dataclasses.replace(TINY, temperature=2.0, threshold=0.7), dataclasses.replace(config, seed=4)),
-        "other crops": (dataclasses.replace(TINY, input_width_px=64), config),
-        "other split": (TINY, dataclasses.replace(config, split_seed=9)),
+        "first": config,
+        "second": dataclasses.replace(config, seed=4, spec=dataclasses.replace(TINY, temperature=2.0, threshold=0.7)),
+        "other crops": dataclasses.replace(config, spec=dataclasses.replace(TINY, input_width_px=64)),
+        "other split": dataclasses.replace(config, split_seed=9),
     }
-    for name, (spec, how) in made.items():
-        Run(make_faces(), spec, how, place / name).train()
+    for name, changed in made.items():
+        TrainingRun(make_faces(), changed, place / name).train()
     return {name: place / name for name in made}
 
 
@@ -45,9 +45,7 @@ def test_the_mean_is_a_run_of_its_own(runs: dict[str, Path], tmp_path: Path) -> 
     spec = ModelSpec.from_yaml(tmp_path / "mean" / BEST_SPEC)
     assert (spec.name, spec.temperature, spec.threshold) == ("tiny", 1.0, 0.5), "to be found for the new weights"
     assert TrainConfig.of_run(tmp_path / "mean") == TrainConfig.of_run(runs["second"])
-    pack = tmp_path / "faces.safetensors"
-    make_faces().save(pack)
-    assert len(score_held_out(tmp_path / "mean", pack)[1]) == QUICK.validation_crops
+    assert len(score_held_out(tmp_path / "mean", make_faces())[1]) == QUICK.validation_crops
 
 
 @pytest.mark.parametrize(
@@ -56,7 +54,7 @@ def test_the_mean_is_a_run_of_its_own(runs: dict[str, Path], tmp_path: Path) -> 
         (["first"], "at least two runs"),
         (["first", "other crops"], "hold different networks"),
         (["other split", "second"], "held out other faces"),
-        (["first", "nothing"], "no readable config.json"),
+        (["first", "nothing"], "nothing is not the directory of a run"),
     ],
 )
 def test_runs_that_do_not_fit_are_refused(

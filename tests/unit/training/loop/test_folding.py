@@ -1,4 +1,4 @@
-"""Folded normalisations: what a network computes and learns stays the same."""
+"""Folded normalizations: what a network computes and learns stays the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepfake_training.loop.folding import fold_frozen_norms
 
 
 def moved_statistics(network: nn.Module) -> nn.Module:
-    """Return the network in eval mode, with normalisations that do something."""
+    """Return the network in eval mode, with normalizations that do something."""
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -53,7 +53,7 @@ def test_a_copy_is_folded_with_its_own_weights() -> None:
 
 
 class Branching(nn.Module):
-    """The convolution's output is used twice, so that it must not be normalised."""
+    """The convolution's output is used twice, so that it must not be normalized."""
 
     def __init__(self) -> None:
         super().__init__()

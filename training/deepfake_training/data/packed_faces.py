@@ -1,4 +1,4 @@
-"""`FaceSet`: labelled face pictures with their boxes and landmarks, found once and kept in one file.
+"""`PackedFaces`: labeled face pictures with their boxes and landmarks, found once and kept in one file.
 
 Faces are found by the project's own detector when the set is made, so an epoch decodes small JPEG pictures and
 nothing else. A picture keeps the surroundings of its face, because blending and re-compression happen to a video
@@ -22,15 +22,13 @@ from safetensors.numpy import save_file
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.detector import Face
-
-REAL, FAKE = 0, 1
-"""Labels; a fake is the positive class."""
+from deepfake_training.data.labels import FAKE
 
 FORMAT_VERSION = "1"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FaceSet:
+class PackedFaces:
     """Faces with labels, in the order in which their files were read.
 
     Attributes:
@@ -71,7 +69,7 @@ class FaceSet:
 
     def __repr__(self) -> str:
         fakes = int((self.labels == FAKE).sum())
-        return f"FaceSet(real={len(self) - fakes}, fake={fakes}, groups={len(set(self.groups))})"
+        return f"PackedFaces(real={len(self) - fakes}, fake={fakes}, groups={len(set(self.groups))})"
 
     def picture_rgb(self, index: int) -> NDArray[np.uint8]:
         """Decode one picture: uint8 ``[H, W, 3]`` RGB."""
@@ -108,19 +106,19 @@ class FaceSet:
             ) from exc
 
     @classmethod
-    def load(cls, path: str | Path) -> FaceSet:
+    def load(cls, path: str | Path) -> PackedFaces:
         """Read a set that `save` wrote.
 
         Raises:
             OptionError: there is no such file, or it is no set of faces.
         """
         if not Path(path).is_file():
-            raise OptionError(f"{path}: there is no such file of packed faces; make it with 'deepfake pack-faces'")
+            raise OptionError(f"{path}: there is no such file of packed faces; make it with `deepfake pack-faces`")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT_VERSION:
-                    raise OptionError(f"{path} holds no faces packed by 'deepfake pack-faces'; make the file anew")
+                    raise OptionError(f"{path} holds no faces packed by `deepfake pack-faces`; make the file again")
                 groups, sources, notes = (
                     tuple(json.loads(metadata[name])) for name in ("groups", "sources", "notes")
                 )

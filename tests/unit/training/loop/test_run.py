@@ -23,19 +23,19 @@ from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 from deepfake_training.data.augment import Augmentation
-from deepfake_training.loop import loop
+from deepfake_training.data.dataset import Mixture
 from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, LAST, publish, save_last
-from deepfake_training.loop.config import Mixture, TrainConfig
 from deepfake_training.loop.initial import load_initial
-from deepfake_training.loop.loop import LOG, Run
+from deepfake_training.loop.losses import pair_loss, uphill
 from deepfake_training.loop.memory import fitting_batch_size
+from deepfake_training.loop.run import LOG, TrainingRun
 
 # A run in a process of its own, which kills itself as a power cut would: in the middle of an epoch, without warning.
 KILLED = """
 import os, signal, sys
 import torch
 from drawn_faces import QUICK, TINY, make_faces
-from deepfake_training.loop.loop import Run
+from deepfake_training.loop.run import TrainingRun
 
 torch.set_num_threads(1)
 
@@ -43,7 +43,7 @@ def kill(epoch, batch, batches, loss):
     if (epoch, batch) == (3, 2):
         os.kill(os.getpid(), signal.SIGKILL)
 
-Run(make_faces(), TINY, QUICK, sys.argv[1]).train(on_batch=kill)
+TrainingRun(make_faces(), QUICK, sys.argv[1]).train(on_batch=kill)
 """
 
 
@@ -66,7 +66,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path) -> None:
-    Run(make_faces(), TINY, QUICK, tmp_path / "whole").train()
+    TrainingRun(make_faces(), QUICK, tmp_path / "whole").train()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "killed")], env=environment, capture_output=True, check=False
@@ -74,7 +74,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path: P
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len((tmp_path / "killed" / LOG).read_text().splitlines()) == 2
 
-    run = Run(make_faces(), TINY, QUICK, tmp_path / "killed", workers=1)
+    run = TrainingRun(make_faces(), QUICK, tmp_path / "killed", workers=1)
     run.resume(tmp_path / "killed")
     assert run.epoch == 2
     run.train()
@@ -89,16 +89,16 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path: P
 @pytest.mark.parametrize("change", [{"schedule": "plateau"}, {"schedule": "step"}, {"sam_radius": 0.05}])
 def test_other_recipes_resume_from_any_epoch(tmp_path: Path, change: dict[str, Any]) -> None:
     config = dataclasses.replace(QUICK, **change)
-    Run(make_faces(), TINY, config, tmp_path).train(keep_all=True)
+    TrainingRun(make_faces(), config, tmp_path).train(keep_all=True)
     whole = weights_of(tmp_path)
-    again = Run(make_faces(), TINY, config, tmp_path)
+    again = TrainingRun(make_faces(), config, tmp_path)
     again.resume(tmp_path / "epoch_0001.pt")
     again.train()
     assert same(weights_of(tmp_path), whole)
 
 
 def test_the_best_weights_are_a_checkpoint_that_the_export_loads(tmp_path: Path) -> None:
-    run = Run(make_faces(), TINY, QUICK, tmp_path)
+    run = TrainingRun(make_faces(), QUICK, tmp_path)
     best = run.train()
     spec = ModelSpec.from_yaml(tmp_path / BEST_SPEC)
     assert spec == TINY
@@ -108,7 +108,7 @@ def test_the_best_weights_are_a_checkpoint_that_the_export_loads(tmp_path: Path)
 
 
 def test_published_weights_are_half_as_large_and_answer_alike(tmp_path: Path) -> None:
-    Run(make_faces(), TINY, dataclasses.replace(QUICK, epochs=1), tmp_path).train()
+    TrainingRun(make_faces(), dataclasses.replace(QUICK, epochs=1), tmp_path).train()
     spec_path, spec = publish(tmp_path, tmp_path / "out" / "tiny.safetensors", training_data="drawn faces")
     assert ModelSpec.from_yaml(spec_path) == spec
     assert spec.training_data == "drawn faces"
@@ -135,7 +135,7 @@ def test_training_learns_what_is_obvious(tmp_path: Path) -> None:
         mixture=Mixture(self_blend=0.0),
         augmentation=Augmentation(color=0, resize=0, blur=0, noise=0, jpeg=0, h264=0),
     )
-    run = Run(make_faces(24, 24, dark_fakes=True), TINY, config, tmp_path)
+    run = TrainingRun(make_faces(24, 24, dark_fakes=True), config, tmp_path)
     best = run.train()
     assert min(result.train_loss for result in run.history) < run.history[0].train_loss / 2
     assert best.validation_auc > 0.9
@@ -143,28 +143,28 @@ def test_training_learns_what_is_obvious(tmp_path: Path) -> None:
 
 def test_early_stopping_counts_from_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     aucs = iter([0.6, 0.7, 0.65, 0.66, 0.9])
-    monkeypatch.setattr(Run, "validate", lambda self, detector: (0.5, next(aucs)))
-    run = Run(make_faces(), TINY, dataclasses.replace(QUICK, epochs=5, patience=2), tmp_path)
+    monkeypatch.setattr(TrainingRun, "validate", lambda self, detector: (0.5, next(aucs)))
+    run = TrainingRun(make_faces(), dataclasses.replace(QUICK, epochs=5, patience=2), tmp_path)
     assert run.train().epoch == 2
     assert run.epoch == 4
 
 
 def test_frozen_parts_and_statistics_stay_as_they_were(tmp_path: Path) -> None:
     config = dataclasses.replace(QUICK, epochs=1, freeze=("conv_stem", "blocks.0"), freeze_statistics=True)
-    run = Run(make_faces(), TINY, config, tmp_path)
+    run = TrainingRun(make_faces(), config, tmp_path)
     before = {name: value.clone() for name, value in run.detector.state_dict().items()}
     run.train()
     changed = {name for name, value in run.detector.state_dict().items() if not torch.equal(value, before[name])}
     assert "network.classifier.weight" in changed
     assert not [name for name in changed if "running_" in name or "conv_stem" in name or "blocks.0." in name]
     with pytest.raises(OptionError, match=r"'blocks\.77' cannot be frozen"):
-        Run(make_faces(), TINY, dataclasses.replace(QUICK, freeze=("blocks.77",)), tmp_path)
+        TrainingRun(make_faces(), dataclasses.replace(QUICK, freeze=("blocks.77",)), tmp_path)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(make_faces(), TINY, QUICK, tmp_path)
+    run = TrainingRun(make_faces(), QUICK, tmp_path)
 
     def poison(epoch: int, batch: int, batches: int, loss: float) -> None:
         if (epoch, batch) == (2, 3):
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_state(
     ):
         run.train(on_batch=poison)
     assert all(value.isfinite().all() for value in weights_of(tmp_path).values())
-    again = Run(make_faces(), TINY, QUICK, tmp_path)
+    again = TrainingRun(make_faces(), QUICK, tmp_path)
     again.resume(tmp_path)
     assert again.epoch == 1
 
@@ -201,33 +201,33 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     )
     assert "TrainingError" in full.stderr
     assert "cannot be written" in full.stderr
-    assert f"--resume {tmp_path}" in full.stderr
+    assert f"resume the run in {tmp_path}" in full.stderr
     assert [path.name for path in tmp_path.iterdir()] == [LAST]
     assert torch.load(tmp_path / LAST, weights_only=True)["epoch"] == 1
 
 
 def test_out_of_memory_names_a_batch_that_fits(tmp_path: Path) -> None:
-    run = Run(make_faces(), TINY, dataclasses.replace(QUICK, batch_size=8), tmp_path)
+    run = TrainingRun(make_faces(), dataclasses.replace(QUICK, batch_size=8), tmp_path)
 
     def limited(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         if len(inputs[0]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     run.detector.register_forward_pre_hook(limited)
-    with pytest.raises(TrainingError, match=r"batch of 8; 2 fits: --batch-size 2 --accumulate 8"):
+    with pytest.raises(TrainingError, match=r"batch of 8; 2 fits: a 'batch_size' of 2 with 'accumulate' of 8"):
         run.train()
     assert fitting_batch_size(run.detector, torch.zeros(8, 32, 32, 3, dtype=torch.uint8)) == 2
 
 
-def test_a_run_resumes_with_its_own_options_only(tmp_path: Path) -> None:
-    Run(make_faces(), TINY, dataclasses.replace(QUICK, epochs=1), tmp_path).train()
-    other = Run(make_faces(), TINY, dataclasses.replace(QUICK, epochs=1, learning_rate=1e-3, seed=9), tmp_path)
-    with pytest.raises(OptionError, match=r"other options \(learning_rate, seed\)"):
+def test_a_run_resumes_with_its_own_configuration_only(tmp_path: Path) -> None:
+    TrainingRun(make_faces(), dataclasses.replace(QUICK, epochs=1), tmp_path).train()
+    other = TrainingRun(make_faces(), dataclasses.replace(QUICK, epochs=1, learning_rate=1e-3, seed=9), tmp_path)
+    with pytest.raises(OptionError, match=r"differs in learning_rate, seed;"):
         other.resume(tmp_path)
     with pytest.raises(OptionError, match="no such checkpoint to resume from"):
         other.resume(tmp_path / "nowhere")
     torch.save({"epoch": 1}, tmp_path / "foreign.pt")
-    with pytest.raises(CheckpointError, match="was not written by 'deepfake train'"):
+    with pytest.raises(CheckpointError, match="was not written by a training run"):
         other.resume(tmp_path / "foreign.pt")
 
 
@@ -262,15 +262,15 @@ def test_initial_weights_of_another_architecture_are_refused(tmp_path: Path) -> 
 def test_the_pair_loss_looks_at_pairs_alone() -> None:
     logit = torch.tensor([[0.0], [2.0], [5.0], [5.0], [1.0]])
     labels = torch.tensor([[0.0], [1.0], [1.0], [1.0], [0.0]])
-    assert float(loop._pair_loss(logit, labels)) == pytest.approx(0.126928, abs=1e-5)
-    assert float(loop._pair_loss(logit[:1], labels[:1])) == 0.0
+    assert float(pair_loss(logit, labels)) == pytest.approx(0.126928, abs=1e-5)
+    assert float(pair_loss(logit[:1], labels[:1])) == 0.0
 
 
 def test_sharpness_aware_steps_look_uphill_and_come_back() -> None:
     weights = [torch.tensor([3.0, 0.0], requires_grad=True), torch.tensor([4.0], requires_grad=True)]
     before = [weight.detach().clone() for weight in weights]
     loss = (weights[0].square().sum() + weights[1].square().sum()) / 2  # its gradient is the weights, of norm 5
-    with loop._uphill(weights, loss, 0.5):
+    with uphill(weights, loss, 0.5):
         assert weights[0].tolist() == pytest.approx([3.3, 0.0])
         assert weights[1].tolist() == pytest.approx([4.4])
     assert all(torch.equal(weight, value) for weight, value in zip(weights, before, strict=True))
@@ -278,14 +278,8 @@ def test_sharpness_aware_steps_look_uphill_and_come_back() -> None:
 
 def test_sharpness_aware_training_ends_elsewhere(tmp_path: Path) -> None:
     config = dataclasses.replace(QUICK, epochs=1)
-    Run(make_faces(), TINY, config, tmp_path / "plain").train()
-    Run(make_faces(), TINY, dataclasses.replace(config, sam_radius=0.05), tmp_path / "sharp").train()
+    TrainingRun(make_faces(), config, tmp_path / "plain").train()
+    TrainingRun(make_faces(), dataclasses.replace(config, sam_radius=0.05), tmp_path / "sharp").train()
     plain, sharp = weights_of(tmp_path / "plain"), weights_of(tmp_path / "sharp")
     assert not same(plain, sharp)
     assert all(torch.isfinite(value.float()).all() for value in sharp.values())
-
-
-def test_a_configuration_from_before_an_option_has_its_default() -> None:
-    data = QUICK.to_dict()
-    del data["sam_radius"]
-    assert TrainConfig.from_dict(data) == QUICK

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,18 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
-from torchmetrics.classification import BinaryAUROC
 
-from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError, TrainingError
-from deepfake_training.data.dataset import FaceDataset, split_datasets
-from deepfake_training.data.faces import FaceSet
+from deepfake_preprocess.support.ranking import roc_auc
+from deepfake_training.data.dataset import FaceDataset
+from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.loop.checkpointing import load_state, save_best, save_last, save_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
-from deepfake_training.loop.folding import fold_frozen_norms
-from deepfake_training.loop.initial import load_initial
+from deepfake_training.loop.losses import pair_loss, uphill
 from deepfake_training.loop.memory import fitting_batch_size, is_out_of_memory
+from deepfake_training.loop.network import prepare_network
+from deepfake_training.loop.splitting import split_datasets
 
 LOG = "log.jsonl"
 CLIP_NORM = 5.0
@@ -70,15 +69,13 @@ class EpochResult:
     best: bool
 
 
-class Run:
+class TrainingRun:
     """A training run in a directory.
 
     Args:
         faces: what to learn from; a part is held out by group.
-        spec: architecture, head, crop and normalisation of the detector.
-        config: everything else that decides the result.
+        config: everything else that decides the result. Where it says that faces are found is not looked at.
         directory: where checkpoints, logs and the configuration go.
-        initial: weights for the backbone; None starts with random ones.
         device: ``cpu`` or ``cuda``.
         workers: processes that prepare crops; 0 prepares them between the steps.
 
@@ -89,32 +86,25 @@ class Run:
 
     def __init__(
         self,
-        faces: FaceSet,
-        spec: ModelSpec,
+        faces: PackedFaces,
         config: TrainConfig,
         directory: str | Path,
         *,
-        initial: str | Path | None = None,
         device: str = "cpu",
         workers: int = 0,
     ) -> None:
-        self.spec, self.config, self.directory = spec, config, Path(directory)
+        self.config, self.directory = config, Path(directory)
         self._device, self._workers = torch.device(device), workers
         torch.manual_seed(config.seed)
-        network = build_network(spec)
-        self.initial_note = "random weights" if initial is None else load_initial(network, initial)
-        _set_drop_path(network, config.drop_path)
-        self._in_eval_mode = _freeze(network, config)
-        if config.freeze_statistics:
-            fold_frozen_norms(network)
-        self.detector = ServedDetector(network, spec).to(self._device).to(memory_format=torch.channels_last)
+        network, self._in_eval_mode, self.initial_note = prepare_network(config)
+        self.detector = ServedDetector(network, config.spec).to(self._device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.detector, decay=config.ema_decay, use_warmup=True)
         self._optimizer = create_optimizer_v2(
             self.detector, opt="adamw", lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.train_set, self.validation_set = split_datasets(faces, spec, config)
-        crops = min(config.crops_per_epoch or len(self.train_set), len(self.train_set))
-        self._batches = -(-crops // config.batch_size)
+        self.train_set, self.validation_set = split_datasets(faces, config)
+        self._crops = min(config.crops_per_epoch or len(self.train_set), len(self.train_set))
+        self._batches = -(-self._crops // config.batch_size)
         self._updates = -(-self._batches // config.accumulate)
         self._scheduler = self._make_scheduler()
         weight = torch.tensor([self.train_set.positive_weight], device=self._device)
@@ -152,16 +142,15 @@ class Run:
         """Go on where a checkpoint of this run ended.
 
         Raises:
-            OptionError: there is no such file, or the run was started with other options.
-            CheckpointError: the file is damaged or no checkpoint of a run.
+            OptionError: there is no such file, or the run was started with another configuration.
+            CheckpointError: the file is damaged, or is not the checkpoint of a run.
         """
         state = load_state(checkpoint)
         ours = self._identity()
         if state["identity"] != ours:
             differ = sorted(key for key in ours if state["identity"].get(key) != ours[key])
             raise OptionError(
-                f"{checkpoint} belongs to a run with other options ({', '.join(differ) or 'unknown ones'}); "
-                "resume with the options of its config.json"
+                f"{checkpoint} belongs to a run that differs in {', '.join(differ)}; resume it with its own {CONFIG}"
             )
         self.detector.load_state_dict(state["detector"])
         self.ema.module.load_state_dict(state["ema"])
@@ -191,14 +180,13 @@ class Run:
             TrainingError: the loss is not finite, memory or disk is full; what was saved stays good.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self._identity(), indent=2)
-        save_whole(self.directory / CONFIG, text)
+        save_whole(self.directory / CONFIG, json.dumps(self.config.to_dict(), indent=2) + "\n")
         while self.epoch < self.config.epochs and not self._stopped_improving():
             result = self._one_epoch(on_batch)
             self.history.append(result)
             self.epoch = result.epoch
             if result.best:
-                save_best(self.directory, self.ema.module.network, self.spec)
+                save_best(self.directory, self.ema.module.network, self.config.spec)
             save_last(self.directory, self._state(), keep_epoch=self.epoch if keep_all else None)
             lines = "".join(json.dumps(dataclasses.asdict(line)) + "\n" for line in self.history)
             save_whole(self.directory / LOG, lines)
@@ -209,17 +197,16 @@ class Run:
 
     def validate(self, detector: nn.Module) -> tuple[float, float]:
         """Return loss and AUC of a detector on the crops that were held out."""
-        auroc = BinaryAUROC().to(self._device)
         detector.eval()
-        total, count = 0.0, 0
+        total = 0.0
+        scores, known = [], []
         with torch.inference_mode():
             for crops, labels in self._loader(self.validation_set, range(len(self.validation_set))):
-                logit = detector(crops.to(self._device))[1].float()
-                labels = labels.to(self._device)
+                logit = detector(crops.to(self._device))[1].float().cpu()
                 total += float(nn.functional.binary_cross_entropy_with_logits(logit, labels, reduction="sum"))
-                count += len(labels)
-                auroc.update(logit[:, 0].sigmoid(), labels[:, 0].long())
-        return total / count, float(auroc.compute())
+                scores.append(logit[:, 0].sigmoid())
+                known.append(labels[:, 0].long())
+        return total / len(self.validation_set), roc_auc(torch.cat(scores).numpy(), torch.cat(known).numpy())
 
     def _one_epoch(self, on_batch: Callable[[int, int, int, float], None] | None) -> EpochResult:
         start = time.monotonic()
@@ -230,10 +217,9 @@ class Run:
         for module in self._in_eval_mode:
             module.eval()
         total, seen = 0.0, 0
-        crops_wanted = min(self.config.crops_per_epoch or len(self.train_set), len(self.train_set))
         update = epoch * self._updates
         self._optimizer.zero_grad()
-        for batch, (crops, labels) in enumerate(self._loader(self.train_set, range(crops_wanted)), start=1):
+        for batch, (crops, labels) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
             # The last step of an epoch may have fewer passes than the others.
             first = (batch - 1) // self.config.accumulate * self.config.accumulate
             passes = min(self.config.accumulate, self._batches - first)
@@ -260,7 +246,7 @@ class Run:
             validation_loss=validation_loss,
             validation_auc=auc,
             learning_rate=self._optimizer.param_groups[0]["lr"],
-            crops=(epoch + 1) * crops_wanted,
+            crops=(epoch + 1) * self._crops,
             seconds=round(time.monotonic() - start, 1),
             best=best is None or auc > best.validation_auc,
         )
@@ -273,14 +259,14 @@ class Run:
             if not np.isfinite(value):
                 raise TrainingError(
                     f"the loss became {value} in epoch {epoch + 1} at batch {batch} of {self._batches}; the last "
-                    f"good state is in {self.directory} (epoch {self.epoch}); start anew with a learning rate below "
-                    f"{self.config.learning_rate:g}"
+                    f"good state is in {self.directory} (epoch {self.epoch}); start again with a 'learning_rate' "
+                    f"below {self.config.learning_rate:g}"
                 )
             if not self.config.sam_radius:
                 torch.autograd.backward(loss / passes)
             else:
                 trained = [parameter for parameter in self.detector.parameters() if parameter.requires_grad]
-                with _uphill(trained, loss, self.config.sam_radius):
+                with uphill(trained, loss, self.config.sam_radius):
                     torch.autograd.backward(self._loss_of(crops, labels) / passes)
         except (RuntimeError, MemoryError) as exc:
             if not is_out_of_memory(exc):
@@ -288,8 +274,8 @@ class Run:
             self._optimizer.zero_grad()
             fits = fitting_batch_size(self.detector, crops.to("cpu"))
             advice = (
-                f"{fits} fits: --batch-size {fits} --accumulate {self.config.accumulate * -(-len(crops) // fits)} "
-                "computes nearly the same"
+                f"{fits} fits: a 'batch_size' of {fits} with 'accumulate' of "
+                f"{self.config.accumulate * -(-len(crops) // fits)} computes nearly the same"
                 if fits
                 else "a single crop does not fit either; take a smaller network or input"
             )
@@ -303,7 +289,7 @@ class Run:
         target = labels.to(self._device, non_blocking=True) * (1 - 2 * smooth) + smooth
         loss: Tensor = self._loss(logit.float(), target)
         if self.config.pair_weight:
-            loss = loss + self.config.pair_weight * _pair_loss(logit.float(), labels.to(self._device))
+            loss = loss + self.config.pair_weight * pair_loss(logit.float(), labels.to(self._device))
         return loss
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -328,7 +314,9 @@ class Run:
         return bool(self.config.patience and best and self.epoch - best.epoch >= self.config.patience)
 
     def _identity(self) -> dict[str, Any]:
-        return {**self.config.to_dict(), "spec": self.spec.to_dict(), "initial": self.initial_note}
+        """Return what a resumed run must have in common with this one; files may have moved."""
+        identity = {**self.config.to_dict(), "initial_weights": self.initial_note}
+        return {key: value for key, value in identity.items() if key not in ("pack", "folders")}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -340,61 +328,6 @@ class Run:
             "scheduler": self._scheduler.state_dict(),
             "history": [dataclasses.asdict(line) for line in self.history],
         }
-
-
-def _pair_loss(logit: Tensor, labels: Tensor) -> Tensor:
-    """Return the logistic loss of the logits' difference between neighbours, real and fake; 0 without any."""
-    even = len(logit) // 2 * 2
-    difference = logit[1:even:2] - logit[0:even:2]
-    is_pair = (labels[1:even:2] == 1) & (labels[0:even:2] == 0)
-    return (nn.functional.softplus(-difference) * is_pair).sum() / is_pair.sum().clamp(min=1)
-
-
-@contextmanager
-def _uphill(weights: Sequence[Tensor], loss: Tensor, radius: float) -> Iterator[None]:
-    """Inside, the weights lie where the loss within `radius` of them is largest, to first order."""
-    gradients = torch.autograd.grad(loss, weights)
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-    before = [weight.detach().clone() for weight in weights]
-    with torch.no_grad():
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.add_(gradient * (radius / norm.clamp(min=1e-12)))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, value in zip(weights, before, strict=True):
-                weight.copy_(value)
-
-
-def _set_drop_path(network: nn.Module, share: float) -> None:
-    """Set the share of residual branches that are left out, rising with depth, as timm does."""
-    from timm.layers.drop import DropPath
-
-    branches = [
-        module for module in network.modules() if hasattr(module, "drop_path") and hasattr(module, "has_skip")
-    ]
-    for index, module in enumerate(branches):
-        rate = share * index / max(1, len(branches) - 1)
-        if module.has_skip and rate:
-            module.drop_path = DropPath(rate)
-
-
-def _freeze(network: nn.Module, config: TrainConfig) -> list[nn.Module]:
-    """Freeze what the configuration says; return the modules that must stay in eval mode."""
-    known = dict(network.named_modules())
-    still: list[nn.Module] = []
-    for name in config.freeze:
-        if not name or name not in known:
-            raise OptionError(
-                f"{name!r} cannot be frozen: the network has no such module; it has "
-                f"{', '.join(dict(network.named_children()))} and what they hold"
-            )
-        known[name].requires_grad_(False)
-        still.append(known[name])
-    if config.freeze_statistics:
-        still += [module for module in known.values() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    return still
 
 
 def _quiet_worker(_: int) -> None:

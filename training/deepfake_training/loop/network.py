@@ -1,0 +1,58 @@
+"""The network that a run trains: built, given its first weights, and frozen where the configuration says so."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_preprocess.errors import OptionError
+from deepfake_training.loop.config import TrainConfig
+from deepfake_training.loop.folding import fold_frozen_norms
+from deepfake_training.loop.initial import load_initial
+
+
+def prepare_network(config: TrainConfig) -> tuple[nn.Module, list[nn.Module], str]:
+    """Return a network to train, those of its modules that must stay in eval mode, and where its weights are from.
+
+    Raises:
+        OptionError: a name to freeze is unknown.
+        SpecError: the architecture is unknown.
+        CheckpointError: the initial weights do not fit.
+    """
+    network = build_network(config.spec)
+    origin = "random weights" if config.initial_weights is None else load_initial(network, config.initial_weights)
+    _set_drop_path(network, config.drop_path)
+    in_eval_mode = _freeze(network, config)
+    if config.freeze_statistics:
+        fold_frozen_norms(network)
+    return network, in_eval_mode, origin
+
+
+def _set_drop_path(network: nn.Module, share: float) -> None:
+    """Set the share of residual branches that are left out, rising with depth, as timm does."""
+    from timm.layers.drop import DropPath
+
+    branches = [
+        module for module in network.modules() if hasattr(module, "drop_path") and hasattr(module, "has_skip")
+    ]
+    for index, module in enumerate(branches):
+        rate = share * index / max(1, len(branches) - 1)
+        if module.has_skip and rate:
+            module.drop_path = DropPath(rate)
+
+
+def _freeze(network: nn.Module, config: TrainConfig) -> list[nn.Module]:
+    """Freeze what the configuration says; return the modules that must stay in eval mode."""
+    known = dict(network.named_modules())
+    still: list[nn.Module] = []
+    for name in config.freeze:
+        if not name or name not in known:
+            raise OptionError(
+                f"{name!r} cannot be frozen: the network has no such module; it has "
+                f"{', '.join(dict(network.named_children()))} and what they hold"
+            )
+        known[name].requires_grad_(False)
+        still.append(known[name])
+    if config.freeze_statistics:
+        still += [module for module in known.values() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return still
