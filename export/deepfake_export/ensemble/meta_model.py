@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deepfake_preprocess.contract.fields import check_choice, check_known, read_mapping, refuse
 from deepfake_preprocess.errors import SpecError
+from deepfake_preprocess.support.json_data import JsonData
 
 FEATURES = ("probability", "logit")
 NUMBERS = ("mean", "scale", "coef", "intercept")
@@ -22,7 +23,7 @@ FILE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True, slots=True)
-class MetaModel:
+class MetaModel(JsonData):
     """Logistic regression with its scaler: logit = ``((x - mean) / scale) @ coef + intercept``.
 
     Attributes:
@@ -38,8 +39,8 @@ class MetaModel:
     intercept: float
     mean: tuple[float, ...]
     scale: tuple[float, ...]
-    features: str = "probability"
-    fake_index: int = 1
+    features: Literal["probability", "logit"] = "probability"
+    fake_index: Literal[0, 1] = 1
 
     @classmethod
     def from_numbers(cls, data: Mapping[str, Any], num_members: int, **meaning: Any) -> MetaModel:
@@ -74,19 +75,6 @@ class MetaModel:
         weights = [sign * coef / scale for coef, scale in zip(self.coef, self.scale, strict=True)]
         shift = math.fsum(weight * mean for weight, mean in zip(weights, self.mean, strict=True))
         return weights, sign * self.intercept - shift
-
-    def numbers(self) -> dict[str, Any]:
-        """Return the numbers in the form that a YAML file has."""
-        return {
-            "mean": list(self.mean),
-            "scale": list(self.scale),
-            "coef": list(self.coef),
-            "intercept": self.intercept,
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data that says all."""
-        return {"features": self.features, "fake_index": self.fake_index, **self.numbers()}
 
 
 def read_meta_model(data: object, base: Path, num_members: int) -> MetaModel:

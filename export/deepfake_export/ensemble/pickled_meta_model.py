@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from deepfake_export.ensemble.meta_model import FILE_SUFFIXES, MetaModel
+from deepfake_export.ensemble.meta_model import FILE_SUFFIXES, NUMBERS, MetaModel
 from deepfake_preprocess.errors import CheckpointError, MissingExtraError, OptionError
 from deepfake_preprocess.support.extras import require_extra
 
@@ -39,7 +39,7 @@ def convert_meta_model(pickles: Sequence[str | Path], output: str | Path) -> Met
     if output.suffix not in FILE_SUFFIXES:
         raise OptionError(f"output is {str(output)!r}; allowed: a name that ends in {', '.join(FILE_SUFFIXES)}")
     meta_model = read_pickled(pickles)
-    numbers = meta_model.numbers()
+    numbers = {name: value for name, value in meta_model.to_dict().items() if name in NUMBERS}
     text = json.dumps(numbers, indent=2) if output.suffix == ".json" else yaml.safe_dump(numbers, sort_keys=False)
     try:
         output.write_text(text, encoding="utf-8")

@@ -6,29 +6,18 @@ servers and clients ever see. This module reads no weights and imports no PyTorc
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from deepfake_export.checkpoint.file import sha256_of
 from deepfake_export.ensemble.meta_model import MetaModel, read_meta_model
-from deepfake_preprocess.contract.fields import (
-    check_choice,
-    check_known,
-    check_number,
-    field_names,
-    keywords_of,
-    read_mapping,
-    refuse,
-)
+from deepfake_preprocess.contract.fields import check_known, read_mapping, refuse
 from deepfake_preprocess.contract.spec import Crop, ModelSpec
 from deepfake_preprocess.errors import CheckpointError, SpecError
-
-INPUTS = ("pixels", "log_spectrum")
-SPECTRUM_CHANNELS = ("luma", "rgb")
+from deepfake_preprocess.support.json_data import Bounds, JsonData
 
 ENSEMBLE_FIELDS = ("name", "architecture", "members", "meta_model", "crop", "threshold", "checkpoint_sha256",
                    "training_data")  # fmt: skip
@@ -38,7 +27,7 @@ MEMBER_FIELDS = ("name", "checkpoint", "spec", "weight", "input", "spectrum")
 
 
 @dataclass(frozen=True, slots=True)
-class Spectrum:
+class Spectrum(JsonData):
     """What a member with ``input: log_spectrum`` sees: ``gain * log(|FFT2(x)| + epsilon)``, zero frequency central.
 
     Attributes:
@@ -48,16 +37,15 @@ class Spectrum:
         gain: factor of the logarithm; ``20 * log10`` is 8.685889638.
     """
 
-    channels: str = "luma"
-    pixel_max: int = 1
-    epsilon: float = 1.0
-    gain: float = 1.0
+    json_error = SpecError
+
+    channels: Literal["luma", "rgb"] = "luma"
+    pixel_max: Literal[1, 255] = 1
+    epsilon: Annotated[float, Bounds(ge=1e-12, le=10)] = 1.0
+    gain: Annotated[float, Bounds(ge=-100, le=100)] = 1.0
 
     def __post_init__(self) -> None:
-        check_choice("spectrum.channels", self.channels, SPECTRUM_CHANNELS)
-        check_choice("spectrum.pixel_max", self.pixel_max, (1, 255))
-        for name, low, high in (("epsilon", 1e-12, 10.0), ("gain", -100.0, 100.0)):
-            object.__setattr__(self, name, check_number(f"spectrum.{name}", getattr(self, name), low, high))
+        self.check_fields()
 
     @property
     def num_channels(self) -> int:
@@ -66,7 +54,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class Member(JsonData):
     """One checkpoint of an ensemble.
 
     Attributes:
@@ -77,11 +65,16 @@ class Member:
         spectrum: how the spectrum is made; None for pixels.
     """
 
+    json_error = SpecError
+
     spec: ModelSpec
     checkpoint: Path
-    weight: float = 1.0
-    input: str = "pixels"
+    weight: Annotated[float, Bounds(ge=0, le=1e6)] = 1.0
+    input: Literal["pixels", "log_spectrum"] = "pixels"
     spectrum: Spectrum | None = None
+
+    def __post_init__(self) -> None:
+        self.check_fields()
 
     @property
     def in_channels(self) -> int:
@@ -131,7 +124,7 @@ class EnsembleSpec:
             raise SpecError(f"{path}: {exc}") from None
         largest = max(members, key=lambda member: member.spec.input_height_px)
         own = {key: value for key, value in data.items() if key not in ("members", "meta_model")}
-        own.setdefault("crop", dataclasses.asdict(members[0].spec.crop))
+        own.setdefault("crop", members[0].spec.crop.to_dict())
         spec = ModelSpec.from_dict(
             {
                 **own,
@@ -161,8 +154,8 @@ class EnsembleSpec:
                     for key, value in member.spec.to_dict().items()
                     if key not in (*SHARED_FIELDS, "checkpoint_sha256", "training_data")
                 },
-                "spectrum": dataclasses.asdict(member.spectrum) if member.spectrum else None,
-                "weight": member.weight,
+                "spectrum": member.spectrum.to_dict() if member.spectrum else None,
+                "weight": float(member.weight),
             }
             for index, member in enumerate(self.members)
         ]
@@ -174,7 +167,7 @@ def _member(path: Path, index: int, data: object) -> Member:
     where = f"members[{index}]"
     if not isinstance(data, Mapping):
         raise refuse(where, data, f"a mapping with {', '.join(MEMBER_FIELDS)}, and fields of a model spec")
-    own_fields = (name for name in field_names(ModelSpec) if name not in (*SHARED_FIELDS, "name"))
+    own_fields = (item.name for item in fields(ModelSpec) if item.name not in (*SHARED_FIELDS, "name"))
     check_known(data, (*MEMBER_FIELDS, *own_fields), prefix=f"{where}.")
     if not isinstance(data.get("checkpoint"), str):
         raise refuse(f"{where}.checkpoint", data.get("checkpoint"), "the path of the member's weights")
@@ -183,8 +176,10 @@ def _member(path: Path, index: int, data: object) -> Member:
     spec = _member_spec(where, data, path.parent, checkpoint, has_spectrum=spectrum is not None)
     if spec.architecture_family == "ensemble":
         raise refuse(f"{where}.architecture", spec.architecture, "a single network; name its members here instead")
-    weight = check_number(f"{where}.weight", data.get("weight", 1.0), 0.0, 1e6)
-    return Member(spec, checkpoint, weight, data.get("input", "pixels"), spectrum)
+    try:
+        return Member(spec, checkpoint, data.get("weight", 1.0), data.get("input", "pixels"), spectrum)
+    except SpecError as exc:
+        raise SpecError(f"{where}: {exc}") from None
 
 
 def _member_spec(
@@ -209,19 +204,11 @@ def _member_spec(
 
 
 def _spectrum(where: str, data: Mapping[str, Any]) -> Spectrum | None:
-    kind = data.get("input", "pixels")
-    check_choice(f"{where}.input", kind, INPUTS)
-    if kind == "pixels":
-        if "spectrum" in data:
-            raise refuse(f"{where}.spectrum", data["spectrum"], "nothing, unless 'input: log_spectrum' is set")
-        return None
-    options = data.get("spectrum", {})
-    if not isinstance(options, Mapping):
-        raise refuse(f"{where}.spectrum", options, "a mapping")
-    try:
-        return Spectrum(**keywords_of(Spectrum, options, prefix="spectrum."))
-    except SpecError as exc:
-        raise SpecError(f"{where}: {exc}") from None
+    if data.get("input") == "log_spectrum":
+        return Spectrum.from_dict(data.get("spectrum", {}), where=f"field '{where}.spectrum'")
+    if "spectrum" in data:
+        raise refuse(f"{where}.spectrum", data["spectrum"], "nothing, unless 'input: log_spectrum' is set")
+    return None
 
 
 def _check_together(members: tuple[Member, ...]) -> None:
