@@ -1,4 +1,4 @@
-# The explain service: heatmaps from a PyTorch checkpoint, beside Triton and never in its way.
+# The explain service: heatmaps from a PyTorch checkpoint, next to Triton and never in its way.
 FROM python:3.12-slim
 
 # Everything the wheel is made of: its build fails where a folder is missing.

@@ -27,7 +27,7 @@ def ratio(over: str, under: str) -> str:
 
 
 def quantiles(metric: str) -> list[tuple[str, str]]:
-    """Return the quantiles that `--metrics-config=summary_quantiles` of docker-compose.yml asks for."""
+    """Return the quantiles that the `metrics-config` of docker-compose.yml asks for."""
     return [
         (f'max by (model) ({metric}{{model=~"$model", quantile="{value}"}}) / 1e6', f"p{name} {{{{model}}}}")
         for value, name in (("0.5", "50"), ("0.9", "90"), ("0.95", "95"), ("0.99", "99"))

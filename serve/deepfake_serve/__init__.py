@@ -1,11 +1,10 @@
 """Starts a real Triton without Docker: the embedded default of `deepfake serve`.
 
-Modules, in the order in which a start uses them: `runtime` (brings Triton's own binary), `repository` (checks
-what is to be served and lays out a private view of it), `server` (the life cycle), `supervisor` (the small
-process that makes sure nothing is left behind), `backend` (ONNX Runtime inside Triton), `cli`.
+Modules, in the order in which a start uses them: `_runtime` (brings Triton's own binary), `_repository` (checks
+what is to be served and lays out a private view of it), `server` (the life cycle), `_supervisor` (the small
+process that makes sure nothing is left behind), `_backend` (ONNX Runtime inside Triton), `cli`.
 
-`EmbeddedTriton` is loaded on first use, so that this package's backend can be imported inside Triton, where
-nothing else of the project is.
+`EmbeddedTriton` is loaded on first use: Triton imports this package's backend where nothing else of the project is.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ All requests of a batch are answered together; a request that cannot run gets an
 full, Triton gets the next one ready while the last crops of this one are computed, and then while its answers go out.
 
 Tensors pass by DLPack, without a copy. `Tensor.as_numpy()` and `Tensor(name, array)` must not be used here: the
-stub was compiled against numpy 1 and reads the item size from where numpy 2 keeps something else, so that
-outputs arrive empty (seen with numpy 2.4 and Triton 2.51).
+stub was compiled against numpy 1 and reads the item size from where numpy 2 keeps something else, and outputs
+arrive empty (seen with numpy 2.4 and Triton 2.51).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TritonPythonModel:
         self._session = self._lone_session = _session(path, self._threads, spinning=False)
         if self._lone_threads > self._threads:
             self._lone_session = _session(path, self._lone_threads, spinning=True)
-        # Of the server's own, local folder: the weights may lie where files cannot be locked.
+        # Of the server's own, local folder: the weights may be where files cannot be locked.
         self._lock = (directory / "config.pbtxt").open("rb")
 
         # Warm up here: readiness comes after it, so no user pays for the first allocations.
@@ -152,7 +152,7 @@ class TritonPythonModel:
         return answers
 
     def _gather(self, parts: list[Array]) -> Array:
-        """Return all crops as one array; a single request is used where it lies, in shared memory."""
+        """Return all crops as one array; a single request is used in place, in shared memory."""
         if len(parts) == 1:
             return parts[0]
         rows = sum(len(part) for part in parts)

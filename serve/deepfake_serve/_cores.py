@@ -16,8 +16,9 @@ CROPS_PER_THREAD = 2
 """Of a batch, so many crops are computed at once. The activations of more do not fit the cache: with EfficientNet-B0
 at 224 px, batches of 8 took 1.14 times as long per crop as such parts of them."""
 MIN_AHEAD_S = 0.02
-"""A full batch that takes so long is let go of before it is answered. Answers that go out by themselves cost about
-0.15 ms each: less than an instance would idle otherwise, and too much where a batch takes but a few milliseconds."""
+"""Where a full batch takes this long, `execute` returns before its answers are sent. Answers that go out by
+themselves cost about 0.15 ms each: less than an instance would idle otherwise, but too much for batches of a few
+milliseconds."""
 CORES = os.cpu_count() or 1
 LOAD = Path("/proc/loadavg")
 LOOKS = 3
@@ -30,7 +31,7 @@ def running_alone(lock: BinaryIO, *, cores_wanted: int | None) -> Iterator[bool]
 
     Args:
         lock: a file that each instance of the model has opened for itself; it is locked, not read.
-        cores_wanted: idle cores beside the one that this thread runs on; None does not ask, and yields False.
+        cores_wanted: idle cores in addition to the one that this thread runs on; None does not ask, and yields False.
     """
     alone = False
     if cores_wanted is not None:

@@ -1,8 +1,8 @@
 """Brings NVIDIA's Triton server onto this machine: out of the PyPI wheel `nvidia-pytriton`, into a user cache.
 
-The wheel is unpacked beside the Python environment, never into it: its pin on numpy 1 must not reach the
-environment. It is fetched once, checked against a known SHA-256 and put in place with one rename, so that
-what stands in the cache is always complete. This module starts no server.
+The wheel is unpacked outside of the Python environment: its pin on numpy 1 must not reach that. It is fetched once,
+checked against a known SHA-256 and put in place with one rename, so what is in the cache is always complete. This
+module does not start a server.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _check_stub(runtime: TritonRuntime) -> None:
 
 
 def _complete_backend(runtime: TritonRuntime) -> None:
-    """Put the stub beside the backend's library, where Triton looks for it; the caller holds the lock."""
+    """Put the stub next to the backend's library, where Triton looks for it; the caller holds the lock."""
     partial = runtime.python_backend.with_name(runtime.python_backend.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     backend = runtime.root / "pytriton" / "tritonserver" / "backends" / "python"
@@ -212,11 +212,12 @@ def _fetch(target: Path, say: Announce) -> None:
     )
     partial.mkdir()
     requirement = partial / "requirements.txt"
-    requirement.write_text(f"{WHEEL_NAME}=={WHEEL_VERSION} --hash=sha256:{WHEEL_SHA256[platform.machine()]}\n")
+    pin = f"hash=sha256:{WHEEL_SHA256[platform.machine()]}"
+    requirement.write_text(f"{WHEEL_NAME}=={WHEEL_VERSION} --{pin}\n")
     unpacked = partial / "unpacked"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--no-compile", "--only-binary=:all:", "--require-hashes"]
-    command += ["--target", str(unpacked), "--requirement", str(requirement)]
+    flags = ["quiet", "disable-pip-version-check", "no-input", "no-deps", "no-compile", "only-binary=:all:"]
+    flags += ["require-hashes", f"target={unpacked}", f"requirement={requirement}"]
+    command = [sys.executable, "-m", "pip", "install", *(f"--{flag}" for flag in flags)]
     # A user's pip settings for environments do not apply to a plain folder, and `user` even contradicts it.
     environment = {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
     try:

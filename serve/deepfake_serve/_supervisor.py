@@ -1,6 +1,6 @@
 """The small process between a caller and Triton; it makes sure that nothing is left behind.
 
-It starts `tritonserver`, waits, and when it is told to stop, when Triton ends, or when the caller is gone for
+It starts `tritonserver`, waits, and when it is asked to stop, when Triton ends, or when the caller is gone for
 whatever reason (SIGKILL included), it ends every process of Triton and removes its shared memory and its
 temporary folder. A death signal alone (`PR_SET_PDEATHSIG`) would not do: it is bound to the *thread* that started
 the child, and it cleans nothing up.
@@ -46,7 +46,7 @@ def main(config_path: str) -> int:
         config_path: JSON file with `command`, `parent_pid`, `shm_prefix`, `run_dir` and `stop_timeout_s`.
 
     Returns:
-        0 when the server was told to stop; what a shell would report (code, or 128 + signal) when it ended
+        0 when the server was asked to stop; what a shell would report (code, or 128 + signal) when it ended
         by itself.
     """
     config: dict[str, Any] = json.loads(Path(config_path).read_text(encoding="utf-8"))

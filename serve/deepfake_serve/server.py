@@ -234,7 +234,7 @@ class EmbeddedTriton:
                 stderr=output,
                 # The versions stay marked as in use until the server has ended, even where this process is killed.
                 pass_fds=self._held,
-                # Ctrl-C in a terminal goes to the whole group; the server must hear of it from us only.
+                # Ctrl-C in a terminal goes to the whole group; the server must hear of it only from us.
                 start_new_session=True,
             )
 

@@ -29,7 +29,7 @@ app = typer.Typer(
     help="""Manage a model repository: its versions, which one is served, whether everything is intact.
 
     `deepfake export` adds versions; the newest export is served. Every command
-    works beside running servers, which take changes when they are started again.
+    works while servers run; they take changes when they are started again.
 
     [bold]Examples[/]
 

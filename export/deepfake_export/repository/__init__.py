@@ -1,1 +1,1 @@
-"""The Triton model repository: written whole or not at all, verified, rolled back and pruned."""
+"""The Triton model repository: written completely or not at all, verified, rolled back and pruned."""

@@ -103,7 +103,7 @@ def inspect_repository(
     Args:
         repository: the model repository; only read.
         models: names of the models; all of them where empty.
-        plan_target: TensorRT version and compute capability that shall load the plans; None checks only that the
+        plan_target: TensorRT version and compute capability that will load the plans; None checks only that the
             manifests say what plans were built for.
 
     Returns:

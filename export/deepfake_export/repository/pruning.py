@@ -58,7 +58,7 @@ def prune(
 ) -> Pruning:
     """Remove old versions of a model, but never one that a configuration or a running server names.
 
-    They are first moved aside, each in one step, and then deleted: a crash leaves no half version.
+    They are first moved aside, each in one step, and then deleted: a crash leaves no incomplete version.
 
     Args:
         repository: the model repository.

@@ -135,7 +135,7 @@ def clear_leftovers(repository: Path, name: str) -> None:
 
 
 def begun_models(repository: Path) -> set[str]:
-    """Return the names of the models whose first version a killed export has left half made."""
+    """Return the names of the models whose first version a killed export has left incomplete."""
     here = repository.absolute()
     begun = {path for path in repository.glob(".*.partial") if path.is_dir()}
     beside = {path for path in here.parent.glob(f".{here.name}.*.partial") if path.is_dir()}
@@ -175,8 +175,8 @@ def _put_into_service(made: Path, model_dir: Path, version: int, switch: Callabl
     """Move a finished version into its model's folder, and its configurations in by `switch`.
 
     Configurations name the version that they serve. So the version comes first, and is not loaded until it is named;
-    only where a configuration names it already (weights that git does not keep) is it the other way round, so that
-    it is never loaded with parameters of another one.
+    only where a configuration names it already (weights that git does not keep) is it the other way round, and it
+    is never loaded with the parameters of another one.
     """
     version_dir = model_dir / str(version)
     if _is_named(model_dir, version):

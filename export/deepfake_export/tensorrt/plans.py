@@ -1,6 +1,6 @@
 """Puts TensorRT plans beside the ONNX files of a model repository, and says what was checked where none can be built.
 
-`deepfake export --tensorrt` and `deepfake build-engines` end here. The plan of a version that is already published
+An export with a TensorRT engine and `deepfake build-engines` end here. The plan of a version that is already published
 is moved in, then the manifest, then the configuration, each in one step; a crash in between leaves a version that
 fails its check and that the next run repairs.
 """

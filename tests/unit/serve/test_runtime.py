@@ -15,13 +15,13 @@ from deepfake_serve import _runtime as runtime
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 TARGET = f"triton-{runtime.TRITON_VERSION}"
 
-# Stands in for `python -m pip install ... --target DIR ...`: notes the call and makes what the wheel holds.
+# Stands in for `python -m pip install ... --target=DIR ...`: notes the call and makes what the wheel holds.
 FAKE_PYTHON = f"""#!/bin/sh
 echo "$@" >> "$CALLS"
 [ -n "$FAIL" ] && {{ echo "$FAIL"; exit 1; }}
-while [ "$1" != "--target" ]; do shift; done
-root="$2/pytriton/tritonserver"
-mkdir -p "$root/bin" "$root/backends/python" "$root/python_backend_stubs/{VERSION}" "$2/nvidia_pytriton.libs"
+for argument; do case "$argument" in --target=*) target="${{argument#--target=}}";; esac; done
+root="$target/pytriton/tritonserver"
+mkdir -p "$root/bin" "$root/backends/python" "$root/python_backend_stubs/{VERSION}" "$target/nvidia_pytriton.libs"
 [ -n "$DIE" ] && kill -9 $PPID
 cp /bin/true "$root/bin/tritonserver"
 cp /bin/true "$root/python_backend_stubs/{VERSION}/triton_python_backend_stub"
