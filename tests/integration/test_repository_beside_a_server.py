@@ -11,7 +11,7 @@ import pytest
 import tritonclient.grpc
 from tiny_model import TINY_SPEC, write_tiny_onnx
 
-from deepfake_export.repository.activation import rollback
+from deepfake_export.repository.activation import activate
 from deepfake_export.repository.listing import inspect_repository
 from deepfake_export.repository.locks import locked
 from deepfake_export.repository.pruning import prune
@@ -53,7 +53,7 @@ def test_a_running_server_keeps_its_version_and_the_next_one_takes_the_change(ti
             prune(tiny_repository, "tiny", keep=2)
         assert versions_of(tiny_repository / "tiny") == [1, 2, 3]
     assert inspect_repository(tiny_repository)[0].versions[0].in_use_by == ()
-    assert rollback(tiny_repository, "tiny").served == 2
+    assert activate(tiny_repository, "tiny").served == 2
     with EmbeddedTriton(tiny_repository, instances=1) as triton:
         assert what_triton_serves(triton) == (2, 0.6)
         assert prune(tiny_repository, "tiny", keep=1).removed == (1,)
@@ -63,7 +63,7 @@ def test_a_running_server_keeps_its_version_and_the_next_one_takes_the_change(ti
 
 def test_a_version_is_in_use_until_the_server_of_a_killed_process_has_ended(tiny_repository):
     add_version(tiny_repository, 0.6)
-    rollback(tiny_repository, "tiny")
+    activate(tiny_repository, "tiny")
     code = (
         "import signal; from deepfake_serve import EmbeddedTriton\n"
         f"triton = EmbeddedTriton({str(tiny_repository)!r}, instances=1); triton.start()\n"
@@ -73,7 +73,7 @@ def test_a_version_is_in_use_until_the_server_of_a_killed_process_has_ended(tiny
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         supervisor = psutil.Process(int(parent.stdout.readline()))
         assert lock_holders(version_dir) == (parent.pid,)
-        rollback(tiny_repository, "tiny", version=2)
+        activate(tiny_repository, "tiny", 2)
         with pytest.raises(RepositoryError, match=f"in use by process {parent.pid}"):
             prune(tiny_repository, "tiny", keep=1)
         parent.kill()

@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from deepfake_export.repository.activation import rollback
+from deepfake_export.repository.activation import activate
 from deepfake_export.repository.locks import locked
 from deepfake_export.repository.pruning import prune
 from deepfake_export.repository.staging import publish, staged
@@ -40,7 +40,7 @@ def add_version(root: Path, threshold: float, name: str = SPEC.name) -> None:
 
 CHANGES = {
     "export": lambda root: add_version(root, 0.7),
-    "rollback": lambda root: rollback(root, SPEC.name),
+    "rollback": lambda root: activate(root, SPEC.name),
     "prune": lambda root: prune(root, SPEC.name, keep=1),
 }
 

@@ -134,12 +134,11 @@ class Tuning:
 
     def write(self) -> Path:
         """Write the best setting into the repository and return the configuration, which servers then start with."""
-        from deepfake_export.repository.activation import rollback, write_serving_options
+        from deepfake_export.repository.activation import activate
 
         name = self.model.spec.name
-        if self.best.version != self.start.version:
-            rollback(self.repository, name, version=self.best.version)
-        return write_serving_options(self.repository, name, self.best.options)
+        activate(self.repository, name, self.best.version, options=self.best.options)
+        return self.repository / name / triton_config.EMBEDDED_CONFIG_NAME
 
     def results(self) -> dict[str, Any]:
         """Return what was measured so far as plain JSON data."""

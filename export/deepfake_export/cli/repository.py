@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deepfake_export.repository.activation import rollback as rollback_model
+from deepfake_export.repository.activation import activate
 from deepfake_export.repository.listing import ModelInfo, inspect_repository
 from deepfake_export.repository.pruning import Pruning
 from deepfake_export.repository.pruning import prune as prune_model
@@ -140,7 +140,7 @@ def rollback(
     threshold and input size. The next export serves its own version again.
     Naming the served version repairs damaged configurations.
     """
-    result = rollback_model(repository, model, version=version)
+    result = activate(repository, model, version)
     if as_json:
         _print_json(result.to_dict())
         return

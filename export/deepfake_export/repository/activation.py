@@ -18,7 +18,6 @@ from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
 from deepfake_preprocess.contract.repository import CONFIG_NAMES, model_dirs, served_in
 from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
-    EMBEDDED_CONFIG_NAME,
     PRODUCTION_MAX_BATCH_SIZE,
     ServingOptions,
     read_config,
@@ -27,8 +26,8 @@ from deepfake_preprocess.errors import RepositoryError
 
 
 @dataclass(frozen=True, slots=True)
-class Rollback:
-    """What a rollback changed.
+class Activation:
+    """What a change of the served version brought about.
 
     Attributes:
         model: name of the model.
@@ -55,8 +54,10 @@ class Rollback:
         }
 
 
-def rollback(repository: str | Path, model: str, *, version: int | None = None) -> Rollback:
-    """Make an older version the one that is served; newer ones stay where they are.
+def activate(
+    repository: str | Path, model: str, version: int | None = None, *, options: ServingOptions | None = None
+) -> Activation:
+    """Make another version the one that is served; none is moved or removed.
 
     Both configurations are written for that version, with its parameters, each in one step. Naming the version that
     is served already writes its configurations again, which repairs damaged ones.
@@ -65,6 +66,8 @@ def rollback(repository: str | Path, model: str, *, version: int | None = None) 
         repository: the model repository.
         model: name of the model.
         version: version to serve; the one before the served one where None.
+        options: how the embedded server batches and runs it, as tuned; later exports and rollbacks keep it. None
+            keeps what was tuned before.
 
     Raises:
         RepositoryError: there is no such version, it is damaged, the repository cannot be written, or another change
@@ -93,32 +96,10 @@ def rollback(repository: str | Path, model: str, *, version: int | None = None) 
                 f"({present}), or export the model again"
             )
         assert manifest is not None  # or it would be among the problems
-        refresh_configs(model_dir, manifest, max_batch_size=_max_batch_size(model_dir, manifest))
+        refresh_configs(model_dir, manifest, max_batch_size=_max_batch_size(model_dir, manifest), options=options)
         users = {pid for number in versions if number != version for pid in lock_holders(model_dir / str(number))}
         files = tuple(f"{model}/{name}" for name in CONFIG_NAMES)
-        return Rollback(model, before, version, files, still_used_by=tuple(sorted(users)))
-
-
-def write_serving_options(repository: str | Path, model: str, options: ServingOptions) -> Path:
-    """Write how the embedded server batches and runs a model; every later export and rollback keeps it.
-
-    Args:
-        repository: the model repository.
-        model: name of the model.
-        options: as tuned; batches no larger than were proved for the served version.
-
-    Returns:
-        The embedded configuration.
-
-    Raises:
-        RepositoryError: nothing is served, the repository cannot be written, or another change is under way.
-    """
-    repository = Path(repository)
-    (model_dir,) = model_dirs(repository, [model])
-    with locked(repository, model, create=False):
-        manifest = Manifest.read(model_dir / str(served_in(model_dir)))
-        refresh_configs(model_dir, manifest, max_batch_size=_max_batch_size(model_dir, manifest), options=options)
-    return model_dir / EMBEDDED_CONFIG_NAME
+        return Activation(model, before, version, files, still_used_by=tuple(sorted(users)))
 
 
 def _max_batch_size(model_dir: Path, manifest: Manifest) -> int:

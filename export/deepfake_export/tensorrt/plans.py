@@ -1,8 +1,8 @@
-"""Puts TensorRT plans beside the ONNX files of a model repository, and says what was checked where none can be built.
+"""Puts TensorRT plans next to a repository's ONNX files, and says what was checked where none can be built.
 
-An export with a TensorRT engine and `deepfake build-engines` end here. The plan of a version that is already published
-is moved in, then the manifest, then the configuration, each in one step; a crash in between leaves a version that
-fails its check and that the next run repairs.
+Exports and `deepfake build-engines` end here. The plan of a version that is already published is moved in, then the
+manifest, then the configuration, each in one step; a crash in between leaves a version that fails its check and that
+the next run repairs.
 """
 
 from __future__ import annotations

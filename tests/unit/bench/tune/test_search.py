@@ -13,7 +13,7 @@ from deepfake_bench.report.figures import tune_rows
 from deepfake_bench.tune.search import CLOSE, Setting, divisions, highest_rate, neighbors, search
 from deepfake_bench.tune.traffic import Replay, Traffic
 from deepfake_bench.tune.tuning import _versions
-from deepfake_export.repository.activation import rollback
+from deepfake_export.repository.activation import activate
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_serve._repository import check_repository
@@ -172,7 +172,7 @@ def test_only_accepted_precisions_of_the_same_network_are_considered(tmp_path) -
     as_precision(2, "int8")
     as_precision(3, "int8")
     (tmp_path / "tiny/5/model.onnx").write_bytes(b"damaged")
-    rollback(tmp_path, "tiny", version=1)
+    activate(tmp_path, "tiny", 1)
     (model,) = check_repository(tmp_path)
     found, others = _versions(model)
     assert {version: manifest.precision for version, manifest in found.items()} == {1: "fp32", 3: "int8"}

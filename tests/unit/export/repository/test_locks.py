@@ -13,7 +13,7 @@ import pytest
 from repository_command import deepfake, served_threshold
 from repository_crashes import add_version
 
-from deepfake_export.repository.activation import rollback
+from deepfake_export.repository.activation import activate
 from deepfake_export.repository.listing import inspect_repository
 from deepfake_export.repository.pruning import prune
 from deepfake_preprocess.contract.model_dir import claimed_versions, hold_version, lock_holders, versions_of
@@ -63,7 +63,7 @@ def test_a_version_in_use_is_not_pruned_and_everything_else_goes_on(capsys, root
     assert versions_of(root / "tiny") == [1, 2, 3]
     assert f"by {user.pid}" in deepfake(capsys, "list", "-r", root)[1]
     add_version(root, 0.8)
-    done = rollback(root, "tiny", version=1)
+    done = activate(root, "tiny", 1)
     assert done.still_used_by == (user.pid,)
     user.kill()
     user.wait()
@@ -117,7 +117,7 @@ def test_a_read_only_repository_can_be_looked_at_and_served_but_not_changed(root
         try:
             assert inspect_repository(copy)[0].all_problems == ()
             os.close(hold_version(check_repository(copy)[0].version_dir))
-            for change in (lambda: rollback(copy, "tiny"), lambda: prune(copy, "tiny", keep=1)):
+            for change in (lambda: activate(copy, "tiny"), lambda: prune(copy, "tiny", keep=1)):
                 with pytest.raises(RepositoryError, match=r"cannot be written \(Permission denied"):
                     change()
         finally:

@@ -11,7 +11,7 @@ import pytest
 from repository_command import deepfake
 from repository_crashes import add_version
 
-from deepfake_export.repository.activation import rollback
+from deepfake_export.repository.activation import activate
 from deepfake_export.repository.pruning import prune
 from deepfake_export.repository.staging import leftovers
 from deepfake_preprocess.contract.model_dir import versions_of
@@ -20,7 +20,7 @@ from deepfake_preprocess.errors import OptionError, RepositoryError
 
 def test_prune_keeps_the_newest_and_the_served_one(capsys, root):
     add_version(root, 0.8)
-    rollback(root, "tiny", version=1)
+    activate(root, "tiny", 1)
     code, out, _ = deepfake(capsys, "prune", "tiny", "--keep", 1, "--dry-run", "-r", root)
     assert (code, versions_of(root / "tiny")) == (0, [1, 2, 3, 4])
     assert "Would remove version(s) 2, 3 of tiny" in out

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from repository_command import add_plan, deepfake, edit_config, served_threshold
 
-from deepfake_export.repository.activation import rollback
+from deepfake_export.repository.activation import activate
 from deepfake_preprocess.contract import triton_config
 
 
@@ -79,7 +79,7 @@ def garbage(root):
 def interrupted(root):
     (root / "other").mkdir()
     shutil.copytree(root / "tiny/configs", root / "other/configs")
-    rollback(root, "tiny")
+    activate(root, "tiny")
     shutil.copytree(root / "other/configs", root / "tiny/configs", dirs_exist_ok=True)
     shutil.rmtree(root / "other")
 
