@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from deepfake_client.analysis.live import watch_frames
 from deepfake_client.analysis.pipeline import OnProgress, Progress, Stages, analyze_media, infer_in_chunks
-from deepfake_client.explain.findings import ExplainedFace, explain_verdict
-from deepfake_client.explain.service import ServiceExplainer
+from deepfake_client.explain.findings import ExplainedFace, explain_verdict, open_explainer
 from deepfake_client.explain.types import Explainer, ExplainOptions
 from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
@@ -351,7 +350,7 @@ class AsyncDeepfakeClient:
         source = verdict.source if source is None else source
         async with opened(source) as (media, _):
             return await explain_verdict(
-                self, verdict, media, explainer=explainer or ServiceExplainer(), top=top, at_most=at_most,
+                self, verdict, media, explainer=explainer or open_explainer(), top=top, at_most=at_most,
                 options=options,
             )  # fmt: skip
 

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_client.cli.groups import SamplingOptions, ServerOptions, with_groups
-from deepfake_client.explain.draw import encode_png
+from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.findings import ExplainedFace, contact_sheet, open_explainer
-from deepfake_client.explain.service import DEFAULT_SERVICE_URL
-from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
+from deepfake_client.explain.types import DEFAULT_METHOD, DEFAULT_SERVICE_URL, METHODS, ExplainOptions
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict

@@ -61,12 +61,6 @@ def overlay_heatmap(image: Image, heatmap: NDArray[np.float32]) -> Image:
     return np.asarray(np.rint(image * (1 - share) + colors * share), dtype=np.uint8)
 
 
-def encode_png(image: Image) -> bytes:
-    """Return a picture as the bytes of a PNG file."""
-    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return bytes(data)
-
-
 def draw_contact_sheet(rows: Sequence[SheetRow], *, title: str, subtitle: str) -> Image:
     """Draw one row per face: frame with box, crop, heatmap over the crop, and what is known of it.
 

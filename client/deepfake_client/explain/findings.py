@@ -15,10 +15,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.explain.draw import SheetRow, draw_contact_sheet, encode_png, overlay_heatmap
+from deepfake_client.explain.draw import SheetRow, draw_contact_sheet, overlay_heatmap
+from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.evidence import Evidence, Pick, cut_out, suspicious_faces
-from deepfake_client.explain.service import DEFAULT_SERVICE_URL, ServiceExplainer
-from deepfake_client.explain.types import Explainer, ExplainOptions, Explanation, ServedScores
+from deepfake_client.explain.types import (
+    DEFAULT_SERVICE_URL,
+    Explainer,
+    ExplainOptions,
+    Explanation,
+    ServedScores,
+)
 from deepfake_client.result.verdict import Label, Verdict
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -103,16 +109,19 @@ def open_explainer(
 
     Raises:
         OptionError: both a service and a checkpoint are given.
-        MissingExtraError: a checkpoint is given, and the extra `explain` is not installed.
+        MissingExtraError: a checkpoint needs the extra `explain`, a service the extra `http`.
         CheckpointError: the checkpoint cannot be read or does not fit the spec.
     """
+    if checkpoint is not None and service is not None:
+        raise OptionError("`service` and `checkpoint` exclude each other; give one of them")
+    # By name: the client must work where neither PyTorch nor an HTTP library is installed.
+    explainer: Explainer
     if checkpoint is None:
-        return ServiceExplainer(service or DEFAULT_SERVICE_URL)
-    if service is not None:
-        raise OptionError("--service and --checkpoint exclude each other; give one of them")
-    # By name: the client must work where PyTorch is not installed.
-    here = require_extra("deepfake_explain.explainer", extra="explain")
-    explainer: Explainer = here.CheckpointExplainer.load(checkpoint, spec, device=device)
+        there = require_extra("deepfake_client.explain.service", extra="http")
+        explainer = there.ServiceExplainer(service or DEFAULT_SERVICE_URL)
+    else:
+        here = require_extra("deepfake_explain.explainer", extra="explain")
+        explainer = here.CheckpointExplainer.load(checkpoint, spec, device=device)
     return explainer
 
 

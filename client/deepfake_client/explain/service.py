@@ -1,23 +1,25 @@
-"""`ServiceExplainer`: explanations from a `deepfake explain-serve` elsewhere. Needs no PyTorch and no HTTP library.
+"""`ServiceExplainer`: explanations from a `deepfake explain-serve` elsewhere. Needs the extra ``http``, no PyTorch.
 
 This is the only module that speaks HTTP to the service; its errors are translated here and nowhere else.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
-import secrets
-from collections.abc import Mapping, Sequence
+import asyncio
+import dataclasses
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 from urllib.parse import urlsplit
 
+import aiohttp
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from deepfake_client.explain.draw import encode_png
-from deepfake_client.explain.types import ExplainOptions, Explanation, ServedScores
-from deepfake_client.explain.wire import NPZ_TYPE, explanation_from_npz
+from deepfake_client.explain.encoding import encode_png
+from deepfake_client.explain.types import DEFAULT_SERVICE_URL, ExplainOptions, Explanation, ServedScores
+from deepfake_client.explain.wire import EXPLAIN_PATH, Answer, Problem
 from deepfake_preprocess.errors import (
     DeepfakeError,
     ExplainDisagreementError,
@@ -28,10 +30,7 @@ from deepfake_preprocess.errors import (
     ServerUnavailableError,
 )
 
-DEFAULT_SERVICE_URL = "http://127.0.0.1:8005"
-DEFAULT_TIMEOUT_S = 60.0
-REQUESTS_IN_FLIGHT = 4
-"""Enough for the service to form batches, and far below the number it lets wait."""
+DEFAULT_TIMEOUT_S: Final = 60.0
 
 
 class ServiceExplainer:
@@ -42,7 +41,7 @@ class ServiceExplainer:
         timeout_s: deadline of each request, in seconds.
 
     Raises:
-        OptionError: the URL is none.
+        OptionError: it is not a URL.
     """
 
     def __init__(self, url: str = DEFAULT_SERVICE_URL, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -50,8 +49,7 @@ class ServiceExplainer:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise OptionError(f"the explain service is {url!r}; allowed: a URL such as {DEFAULT_SERVICE_URL}")
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-        self._parts = parts
-        self._timeout_s = timeout_s
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     def explain(
         self,
@@ -61,99 +59,68 @@ class ServiceExplainer:
         landmarks_xy: Sequence[NDArray[np.float32] | None] | None = None,
         served: ServedScores | None = None,
     ) -> list[Explanation]:
-        """See `Explainer.explain`; crops are sent side by side, so that the service can batch them.
+        """See `Explainer.explain`; the service explains one crop at a time, so each is a request after the other.
 
         Raises:
             OptionError: the service refuses the crops, the method or the layer.
             ExplainDisagreementError: the service holds another checkpoint, or does not get the served scores.
             ServerError: it cannot be reached, is busy or failed.
         """
-        landmarks = landmarks_xy or [None] * len(crops)
-        with ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="deepfake-explain") as pool:
-            return list(
-                pool.map(
-                    lambda index: self._explain_one(crops[index], options, landmarks[index], served, index),
-                    range(len(crops)),
-                )
-            )
+        forms = []
+        for index, crop in enumerate(crops):
+            fields: dict[str, object] = dataclasses.asdict(options)
+            if landmarks_xy is not None and (points := landmarks_xy[index]) is not None:
+                fields["landmarks"] = ",".join(map(str, points.ravel().tolist()))
+            if served is not None:
+                fields["served_probability"] = float(served.probabilities[index])
+                for name in ("checkpoint_sha256", "precision", "tensorrt"):
+                    fields[f"served_{name}"] = getattr(served, name)
+            form = aiohttp.FormData({name: str(value) for name, value in fields.items() if value is not None})
+            form.add_field("crop", encode_png(crop), filename="crop.png")
+            forms.append(form)
+        # In a thread, because the caller's may run an event loop.
+        with ThreadPoolExecutor(1, thread_name_prefix="deepfake-explain") as thread:
+            return thread.submit(asyncio.run, self._post_all(forms)).result()
 
     def close(self) -> None:
         """See `Explainer.close`; no connection is kept."""
 
-    def _explain_one(
-        self,
-        crop: NDArray[np.uint8],
-        options: ExplainOptions,
-        landmarks_xy: NDArray[np.float32] | None,
-        served: ServedScores | None,
-        index: int,
-    ) -> Explanation:
-        fields = {"method": options.method}
-        if options.layer is not None:
-            fields["layer"] = options.layer
-        fields |= {name: "true" for name in ("faithfulness", "sanity") if getattr(options, name)}
-        if landmarks_xy is not None:
-            fields["landmarks"] = ",".join(f"{value:.3f}" for value in landmarks_xy.ravel())
-        if served is not None:
-            fields |= {
-                "served_probability": repr(float(served.probabilities[index])),
-                "served_checkpoint_sha256": served.checkpoint_sha256 or "",
-                "served_precision": served.precision,
-                "served_tensorrt": str(served.tensorrt).lower(),
-            }
-        return explanation_from_npz(self._post(fields, encode_png(crop)))
+    async def _post_all(self, forms: Sequence[aiohttp.FormData]) -> list[Explanation]:
+        async with aiohttp.ClientSession(timeout=self._timeout) as session:
+            return [await self._post(session, form) for form in forms]
 
-    def _post(self, fields: Mapping[str, str], png: bytes) -> bytes:
-        boundary = f"deepfake-{secrets.token_hex(16)}"
-        body = _multipart(fields, png, boundary)
-        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Accept": NPZ_TYPE}
-        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        host, port = str(self._parts.hostname), self._parts.port
-        connection = kind(host, port, timeout=self._timeout_s)
+    async def _post(self, session: aiohttp.ClientSession, form: aiohttp.FormData) -> Explanation:
         try:
-            connection.request("POST", f"{self._parts.path.rstrip('/')}/v1/explain", body, headers)
-            response = connection.getresponse()
-            data = response.read()
+            async with session.post(self.url + EXPLAIN_PATH, data=form, allow_redirects=False) as response:
+                status, body = response.status, await response.read()
         except TimeoutError as exc:
             raise ServerTimeoutError(
-                f"the explain service at {self.url} gave no answer within {self._timeout_s:g} s; look at its load"
+                f"the explain service at {self.url} gave no answer within {self._timeout.total:g} s; look at its load"
             ) from exc
-        except (OSError, http.client.HTTPException) as exc:
+        except (aiohttp.ClientError, OSError) as exc:
             raise ServerUnavailableError(
                 f"no explain service answers at {self.url}; start one with `deepfake explain-serve CHECKPOINT`, name "
-                "another with --service, or explain here with --checkpoint"
+                "another with `service`, or explain here with `checkpoint`"
             ) from exc
-        finally:
-            connection.close()
-        if response.status != http.HTTPStatus.OK:
-            raise _error_of(response.status, data, self.url)
-        return data
+        try:
+            if status == 200:
+                return Answer.model_validate_json(body).explanation
+            raise _error_of(status, Problem.model_validate_json(body).detail, self.url)
+        except (ValidationError, EOFError) as exc:
+            raise InferenceError(
+                f"{self.url} answered with status {status} and something else than an explanation; is it an explain "
+                "service of this version?"
+            ) from exc
 
 
-def _multipart(fields: Mapping[str, str], png: bytes, boundary: str) -> bytes:
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-        for name, value in fields.items()
-    ]
-    head = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="crop"; filename="crop.png"\r\n'
-        "Content-Type: image/png\r\n\r\n"
-    )
-    return b"".join([*parts, head.encode(), png, f"\r\n--{boundary}--\r\n".encode()])
-
-
-def _error_of(status: int, data: bytes, url: str) -> DeepfakeError:
-    """Return the error that a problem+json answer stands for; see docs/explain.md for the statuses."""
-    try:
-        detail = str(json.loads(data)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return InferenceError(f"{url} answered with status {status}; is it an explain service?")
-    if status == http.HTTPStatus.CONFLICT:
+def _error_of(status: int, detail: str, url: str) -> DeepfakeError:
+    """Return the error that a problem stands for; see docs/explain.md for the statuses."""
+    if status == 404:
+        return OptionError(f"there is no explain service at {url}: {detail}")
+    if status == 409:
         return ExplainDisagreementError(detail)
-    if status in (http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.SERVICE_UNAVAILABLE):
+    if status in (429, 503):
         return ServerBusyError(detail)
-    if status in (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.GATEWAY_TIMEOUT):
+    if status in (408, 504):
         return ServerTimeoutError(detail)
-    if status < http.HTTPStatus.INTERNAL_SERVER_ERROR:
-        return OptionError(detail)
-    return InferenceError(f"the explain service at {url} failed: {detail}")
+    return OptionError(detail) if status < 500 else InferenceError(f"the explain service at {url} failed: {detail}")

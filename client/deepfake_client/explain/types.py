@@ -1,6 +1,6 @@
 """What explaining a face yields: `Explanation` and its parts. Plain data and NumPy; PyTorch is not needed to hold it.
 
-Made by `deepfake_explain` (in this process, or behind its service) and drawn by `explain_sheet`.
+Made by `deepfake_explain` (in this process, or behind its service) and drawn by `deepfake_client.explain.draw`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deepfake_client.explain.encoding import Heatmap, Picture
+
 METHODS = ("grad-cam", "grad-cam++", "eigen-cam", "layer-cam", "hires-cam")
 """Names of the methods; see `deepfake_explain._cam`."""
 DEFAULT_METHOD = "grad-cam"
+
+DEFAULT_SERVICE_URL = "http://127.0.0.1:8005"
+"""Where `deepfake explain-serve` listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class MemberHeatmap:
     """
 
     name: str
-    heatmap: NDArray[np.float32]
+    heatmap: Heatmap
     domain: str
     layer: str
     fake_probability: float
@@ -88,8 +93,8 @@ class Explanation:
         checks: faithfulness and sanity, as far as they were asked for (plain JSON data).
     """
 
-    heatmap: NDArray[np.float32]
-    overlay: NDArray[np.uint8]
+    heatmap: Heatmap
+    overlay: Picture
     fake_probability: float
     served_probability: float | None
     tolerance: float | None
@@ -157,7 +162,7 @@ class ExplainOptions:
 
 
 class Explainer(Protocol):
-    """Explains crops: `deepfake_explain.CheckpointExplainer`, or `explain_service.ServiceExplainer` from afar."""
+    """Explains crops: `deepfake_explain.CheckpointExplainer`, or `explain.service.ServiceExplainer` from afar."""
 
     def explain(
         self,

@@ -1,56 +1,33 @@
-"""The form in which an `Explanation` crosses a network: one NPZ file without pickles. Used by both sides."""
+"""What the explain service answers, as both sides know it: `Answer`, or a `Problem`. Needs pydantic."""
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
-from typing import Any
+from typing import Final
 
-import numpy as np
+from pydantic import BaseModel, Field
 
-from deepfake_client.explain.types import Explanation, MemberHeatmap, Region
-from deepfake_preprocess.errors import InferenceError
+from deepfake_client.explain.types import Explanation
 
-NPZ_TYPE = "application/x-npz"
-PROBLEM_TYPE = "application/problem+json"
-"""Errors, as RFC 9457 describes them."""
+EXPLAIN_PATH: Final = "/v1/explain"
+PROBLEM_TYPE: Final = "application/problem+json"
 
 
-def explanation_to_npz(explanation: Explanation, **extra: Any) -> bytes:
-    """Return the explanation's pictures and JSON data, and further arrays, as the bytes of an NPZ file."""
-    arrays: dict[str, Any] = {
-        "heatmap": explanation.heatmap,
-        "overlay": explanation.overlay,
-        "json": np.array(json.dumps(explanation.to_dict())),
-        **{f"member_{index}": member.heatmap for index, member in enumerate(explanation.members)},
-        **extra,
-    }
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
-    return stream.getvalue()
+class Answer(BaseModel):
+    """An explanation, and for a face in a frame where its crop is."""
+
+    explanation: Explanation
+    box_xyxy: list[float] | None = Field(
+        None, description="left, top, right, bottom of the face in the frame, in pixels"
+    )
+    crop_to_frame: list[list[float]] | None = Field(
+        None, description="affine matrix, two rows of three, from pixels of the crop to those of the frame"
+    )
 
 
-def explanation_from_npz(data: bytes) -> Explanation:
-    """Return what `explanation_to_npz` wrote.
+class Problem(BaseModel):
+    """Why a request was refused (RFC 9457)."""
 
-    Raises:
-        InferenceError: the data is damaged or of another version.
-    """
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            facts = json.loads(str(arrays["json"]))
-            regions = tuple(
-                Region((box[0], box[1], box[2], box[3]), item["share"], item["part"])
-                for item in facts.pop("regions")
-                for box in [item["box_xyxy"]]
-            )
-            members = tuple(
-                MemberHeatmap(heatmap=arrays[f"member_{index}"], **item)
-                for index, item in enumerate(facts.pop("members"))
-            )
-            return Explanation(arrays["heatmap"], arrays["overlay"], regions=regions, members=members, **facts)
-    except (KeyError, IndexError, TypeError, ValueError, OSError, zipfile.BadZipFile) as exc:
-        raise InferenceError(
-            f"the explain service answered with something else than an explanation ({exc}); is it of this version?"
-        ) from exc
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="one sentence: what was received, what is allowed, how to fix it")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +16,12 @@ import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_explain.explainer import DEFAULT_MAX_BATCH, CheckpointExplainer
-from deepfake_explain.service.app import Agreement, Limits, build_app
+from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.cli.groups import ConnectionOptions, ModelOption, with_groups
+from deepfake_client.transport.retry import NO_RETRY
+from deepfake_explain.explainer import CheckpointExplainer
+from deepfake_explain.service.admission import Limits
+from deepfake_explain.service.app import build_app
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
@@ -24,19 +30,17 @@ SHUTDOWN_S = 10
 """How long requests under way may take to end after a signal."""
 
 
+@with_groups
 def explain_serve(
     checkpoint: Annotated[
         Path,
         typer.Argument(help="The served model's checkpoint, or an ensemble's .yaml."),
     ],
+    connection: ConnectionOptions,
+    model: ModelOption = None,
     spec: Annotated[
-        Path | None, typer.Option(help="Model spec (YAML). Default: the .yaml with the checkpoint's name beside it.")
+        Path | None, typer.Option(help="Model spec (YAML). Default: the .yaml with the checkpoint's name next to it.")
     ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="gRPC address of the server whose scores answers must agree with."),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Its model; needed only when it offers several.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
@@ -44,44 +48,40 @@ def explain_serve(
     device: Annotated[str, typer.Option(help="PyTorch's name of the device, such as cpu or cuda:0.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch and OpenCV.")] = 1,
     nice: Annotated[
-        int,
-        typer.Option(min=0, max=19, help="Lower the priority by this much, so that serving comes first."),
+        int, typer.Option(min=0, max=19, help="Lower the priority by this much: serving comes first.")
     ] = 10,
     max_requests: Annotated[int, typer.Option(min=1, help="Requests let in at a time; more are refused.")] = 32,
-    max_batch: Annotated[int, typer.Option(min=1, help="Most crops in one pass.")] = DEFAULT_MAX_BATCH,
-    max_upload_mb: Annotated[float, typer.Option(help="Largest upload, in MiB.")] = 10.0,
-    timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = 30.0,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest upload, in MiB.")] = 10,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Deadline of each explanation, in seconds.")] = 30.0,
 ) -> None:
-    """Serve heatmaps of one detector: POST /v1/explain, GET /v1/model, /health and /metrics.
+    """Serve heatmaps of one detector: POST /v1/explain, GET /v1/model, /health, /metrics and /openapi.json.
 
-    A side path beside Triton: it computes one batch at a time at low priority, and refuses what it cannot take.
+    A side path next to Triton: it explains one face at a time at low priority, and refuses what it cannot take.
+    With an address of the server, every score is compared with the server's before it is explained.
 
     [bold]Examples[/]
 
       deepfake explain-serve detector.safetensors --url localhost:8001
-      curl -F frame=@portrait.jpg -H "Accept: image/png" -o overlay.png http://127.0.0.1:8005/v1/explain
+      curl -F frame=@portrait.jpg http://127.0.0.1:8005/v1/explain
     """
-    limits = Limits(
-        max_requests=max_requests,
-        max_batch=max_batch,
-        max_upload_bytes=round(max_upload_mb * 2**20),
-        timeout_s=timeout,
-    )
+    limits = Limits(max_requests=max_requests, max_upload_bytes=max_upload_mb * 2**20, timeout_s=deadline)
+    # Not tried again: who waits has a deadline, and holds one of the few places.
+    once = dataclasses.replace(connection, retry=NO_RETRY)
+    connect = None if connection.url is None else partial(AsyncDeepfakeClient, once, model=model)
     os.nice(nice)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     with screen.status("loading the checkpoint"):
-        explainer = CheckpointExplainer.load(checkpoint, spec, device=device, max_batch=max_batch)
-    agreement = None if url is None else Agreement(url, model)
-    app = build_app(explainer, MtcnnDetector(), limits=limits, agreement=agreement)
+        explainer = CheckpointExplainer.load(checkpoint, spec, device=device)
+    app = build_app(explainer, MtcnnDetector(), limits=limits, connect=connect)
     with _listening(host, port) as listener:
         address = f"http://{host}:{listener.getsockname()[1]}"
         screen.print(
             f"explaining {escape(explainer.spec.name)} ({explainer.default_layer()}, checkpoint "
             f"{str(explainer.spec.checkpoint_sha256)[:12]}) on {address}; stop with Ctrl-C"
         )
-        if agreement is None:
+        if connect is None:
             screen.print("without --url, only scores that a request brings along are compared", style="yellow")
         if host not in ("127.0.0.1", "::1", "localhost"):
             screen.print(f"{host} is reachable from elsewhere, and the service has no login", style="yellow")
@@ -94,13 +94,8 @@ def explain_serve(
 def _listening(host: str, port: int) -> socket.socket:
     """Return a socket on the address, before uvicorn would end the process over it with a traceback."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as exc:
         raise OptionError(
             f"{host}:{port} cannot be listened on ({exc.strerror}); name another with --host and --port"
         ) from exc
-    return listener

@@ -1,30 +1,81 @@
-"""From an uploaded picture to a crop as the model takes it, with landmarks: all that is checked of an upload.
-
-Runs on a worker thread. Reads pictures from memory only, and looks at the header before any pixel is decoded.
-"""
+"""What a request can say, `ExplainForm`, and the face that it is about, cut out as the client does it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any, Final, Self
 
 import numpy as np
+from fastapi import UploadFile
 from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
+from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions, ServedScores
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import MediaOpenError, NoFaceError, OptionError
+from deepfake_preprocess.errors import NoFaceError, OptionError
 from deepfake_preprocess.faces.boxes import iou
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face, FaceDetector, faces_in
 from deepfake_preprocess.faces.geometry import crop_geometry
-from deepfake_preprocess.media.frame import ArrayFrame
-from deepfake_preprocess.media.image import SNIFF_BYTES, decode_image, image_codec, stored_size_wh
+from deepfake_preprocess.media.frame import ArrayFrame, Frame
+from deepfake_preprocess.media.opening import read_image
 
-SAME_FACE_IOU = 0.3
+SAME_FACE_IOU: Final = 0.3
 """Overlap from which a detected face is the one whose box was given."""
 
 
-class TooManyPixelsError(OptionError):
-    """A picture has more pixels than the service decodes."""
+def _split(values: Any) -> Any:
+    """Let the numbers of a field be one text with commas as well as a field for each."""
+    return [part for value in (values if isinstance(values, list) else [values]) for part in str(value).split(",")]
+
+
+Numbers = Annotated[list[FiniteFloat], BeforeValidator(_split)]
+
+
+class ExplainForm(BaseModel):
+    """One face to explain: a crop, or a whole frame with the place of the face in it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    crop: UploadFile | None = Field(None, description="face crop of the model's input size: JPEG, PNG or WebP")
+    frame: UploadFile | None = Field(None, description="whole picture, instead of a crop")
+    box: Annotated[Numbers, Field(min_length=4, max_length=4)] | None = Field(
+        None, description="left,top,right,bottom of the face in the frame; that of the most certain face by default"
+    )
+    landmarks: Annotated[Numbers, Field(min_length=10, max_length=10)] | None = Field(
+        None, description="x,y of left eye, right eye, nose, left and right mouth corner; detected by default"
+    )
+    method: str = Field(DEFAULT_METHOD, json_schema_extra={"enum": list(METHODS)})
+    layer: str | None = Field(None, description="target layer, MEMBER:LAYER for an ensemble; see GET /v1/model")
+    faithfulness: bool = Field(False, description="also measure deletion and insertion curves")
+    sanity: bool = Field(False, description="also compare with randomized weights")
+    served_probability: float | None = Field(
+        None, ge=0, le=1, description="a server's score of this face, to compare"
+    )
+    served_checkpoint_sha256: str | None = Field(None, description="what this server reports, as the next two")
+    served_precision: str = "fp32"
+    served_tensorrt: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.crop is None) == (self.frame is None):
+            raise ValueError("the form must hold one picture, as 'crop' or as 'frame'")
+        if self.crop is not None and self.box is not None:
+            raise ValueError("'box' is for a 'frame'; a 'crop' is cut out already")
+        return self
+
+    @property
+    def options(self) -> ExplainOptions:
+        """How to explain."""
+        return ExplainOptions(self.method, self.layer, self.faithfulness, self.sanity)
+
+    @property
+    def served(self) -> ServedScores | None:
+        """The score that came along, if any."""
+        if self.served_probability is None:
+            return None
+        score = np.array([self.served_probability], np.float32)
+        return ServedScores(score, self.served_checkpoint_sha256, self.served_precision, self.served_tensorrt)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,133 +83,74 @@ class Intake:
     """A face to explain.
 
     Attributes:
-        crop: uint8 ``[H, W, 3]`` RGB of the model's input size.
+        crop: uint8 ``[H, W, 3]`` RGB.
         landmarks_xy: float32 ``[5, 2]`` in the crop's pixels; None where none are known.
-        crop_to_frame: float64 ``[2, 3]``, see `CropGeometry.to_frame`; None for a crop that came as such.
-        box_xyxy: the face's box in the frame; None likewise.
+        box_xyxy: the face in the frame; None for a crop that came as such.
+        crop_to_frame: see `CropGeometry.to_frame`; None likewise.
     """
 
     crop: NDArray[np.uint8]
     landmarks_xy: NDArray[np.float32] | None
-    crop_to_frame: NDArray[np.float64] | None = None
-    box_xyxy: NDArray[np.float32] | None = None
+    box_xyxy: list[float] | None = None
+    crop_to_frame: list[list[float]] | None = None
 
 
-def read_picture(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode an uploaded picture.
-
-    Args:
-        data: the whole file.
-        max_pixels: most pixels that are decoded.
-
-    Returns:
-        uint8 ``[H, W, 3]`` RGB.
-
-    Raises:
-        MediaOpenError: it is no JPEG, PNG or WebP, or damaged.
-        TooManyPixelsError: it has too many pixels.
-    """
-    codec = image_codec(data[:SNIFF_BYTES])
-    if codec is None:
-        what = f"it begins with {data[:8]!r}" if data else "it is empty"
-        raise MediaOpenError(f"the upload is no JPEG, PNG or WebP image ({what}); send a picture in one of these")
-    size_wh = stored_size_wh(data, codec)
-    if size_wh is not None and size_wh[0] * size_wh[1] > max_pixels:
-        raise TooManyPixelsError(
-            f"the picture has {size_wh[0]}x{size_wh[1]} pixels; at most {max_pixels} are accepted: scale it down"
-        )
-    return decode_image(data, name="the upload")
-
-
-def take_crop(
-    image: NDArray[np.uint8], spec: ModelSpec, detector: FaceDetector, landmarks_xy: NDArray[np.float32] | None
-) -> Intake:
-    """Take a picture that is a crop already; without landmarks, those of the face nearest to its middle.
-
-    Raises:
-        OptionError: it has another size than the model takes.
-    """
-    width, height = spec.input_size_wh
-    if image.shape[:2] != (height, width):
-        raise OptionError(
-            f"the crop is {image.shape[1]}x{image.shape[0]} px, but the model takes {width}x{height} px; send the "
-            "crop that was scored, or the whole picture as 'frame'"
-        )
-    if landmarks_xy is None:
-        middle = np.array([width, height]) / 2
-        faces = faces_in(ArrayFrame.from_rgb(image), detector)
-        nearest = min(faces, key=lambda face: float(np.linalg.norm(_middle(face) - middle)), default=None)
-        landmarks_xy = None if nearest is None else nearest.landmarks_xy
-    return Intake(image, landmarks_xy)
-
-
-def take_frame(
-    image: NDArray[np.uint8],
-    spec: ModelSpec,
-    detector: FaceDetector,
-    box_xyxy: NDArray[np.float32] | None,
-    landmarks_xy: NDArray[np.float32] | None,
-) -> Intake:
-    """Cut a face out of a frame, as the client does before it asks for a score.
+def take_face(form: ExplainForm, spec: ModelSpec, detector: FaceDetector, *, max_pixels: int) -> Intake:
+    """Return the face that a request is about; for a worker thread.
 
     Args:
-        image: the frame.
-        spec: input size, margin and alignment of the model.
-        detector: finds what was not given.
-        box_xyxy: of the face; the one found with the largest confidence when None.
-        landmarks_xy: of the face in pixels of the frame; found when None.
+        form: what the request says.
+        spec: margin and alignment of the model.
+        detector: finds what the form does not say.
+        max_pixels: most pixels of the picture that are decoded.
 
     Raises:
-        NoFaceError: no box was given and no face is found.
-        OptionError: the box is empty or lies outside of the frame.
+        MediaOpenError: the picture is not a JPEG, PNG or WebP, is damaged or too large.
+        NoFaceError: there is no face in a frame.
+        OptionError: the box is not in the frame.
     """
-    if box_xyxy is not None:
-        _check_box(box_xyxy, image)
-    if box_xyxy is None or landmarks_xy is None:
-        faces = faces_in(ArrayFrame.from_rgb(image), detector)
-        if box_xyxy is None:
-            if not faces:
-                raise NoFaceError(
-                    f"no face was found in the {image.shape[1]}x{image.shape[0]} px frame; send a picture with a "
-                    "visible face, or its box as 'box'"
-                )
-            face = faces[0]
-        else:
-            same = max(faces, key=lambda other: iou(other.box_xyxy, box_xyxy), default=None)
-            found = same is not None and iou(same.box_xyxy, box_xyxy) >= SAME_FACE_IOU
-            face = Face(box_xyxy, 1.0, same.landmarks_xy if same is not None and found else None)
+    upload = form.crop or form.frame
+    assert upload is not None
+    image = read_image(upload.file.read(), name="the upload", max_pixels=max_pixels)
+    frame = ArrayFrame.from_rgb(image)
+    points = None if form.landmarks is None else np.array(form.landmarks, np.float32).reshape(5, 2)
+    all_known = points is not None and (form.crop is not None or form.box is not None)
+    faces = [] if all_known else faces_in(frame, detector)
+    if form.crop is not None:
+        if (frame.width_px, frame.height_px) != spec.input_size_wh:
+            raise OptionError(
+                f"the crop is {frame.width_px}x{frame.height_px} px, but the model takes {spec.input_width_px}x"
+                f"{spec.input_height_px} px; send the crop that was scored, or the whole picture as 'frame'"
+            )
+        center = np.array([frame.width_px, frame.height_px]) / 2
+        nearest = min(faces, key=lambda face: float(np.linalg.norm(_center(face) - center)), default=None)
+        return Intake(image, points if nearest is None else nearest.landmarks_xy)
+    if form.box is not None:
+        face = _face_at(form.box, points, faces, frame)
+    elif faces:
+        face = faces[0]
     else:
-        face = Face(box_xyxy, 1.0, landmarks_xy)
-    geometry = crop_geometry(face, (image.shape[1], image.shape[0]), spec)
+        size = f"{frame.width_px}x{frame.height_px}"
+        raise NoFaceError(f"no face was found in the {size} px frame; send a visible face, or its box as 'box'")
+    geometry = crop_geometry(face, (frame.width_px, frame.height_px), spec)
     points = None if face.landmarks_xy is None else geometry.points_to_crop(face.landmarks_xy).astype(np.float32)
-    crop = crop_face(ArrayFrame.from_rgb(image), face, spec)
-    return Intake(crop, points, geometry.to_frame, face.box_xyxy)
+    return Intake(crop_face(frame, face, spec), points, face.box_xyxy.tolist(), geometry.to_frame.tolist())
 
 
-def parse_numbers(text: str, count: int, *, name: str, allowed: str) -> NDArray[np.float32]:
-    """Return `count` finite numbers of a form field with commas.
-
-    Raises:
-        OptionError: it holds something else.
-    """
-    try:
-        values = np.array([float(item) for item in text.split(",")], dtype=np.float32)
-    except ValueError:
-        values = np.empty(0, np.float32)
-    if values.shape != (count,) or not np.isfinite(values).all():
-        raise OptionError(f"{name} is {text[:80]!r}; allowed: {allowed}")
-    return values
-
-
-def _check_box(box_xyxy: NDArray[np.float32], image: NDArray[np.uint8]) -> None:
-    left, top, right, bottom = (float(value) for value in box_xyxy)
-    height, width = image.shape[:2]
-    if left >= right or top >= bottom or left >= width or top >= height or right <= 0 or bottom <= 0:
+def _face_at(box: list[float], points: NDArray[np.float32] | None, faces: list[Face], frame: Frame) -> Face:
+    """Return the face of a box, with the landmarks of the one detected there where none are given."""
+    left, top, right, bottom = box
+    if not (left < right and top < bottom and left < frame.width_px and top < frame.height_px and right > 0 < bottom):
         raise OptionError(
             f"box is {left:g},{top:g},{right:g},{bottom:g}; allowed: left,top,right,bottom of a face in the "
-            f"{width}x{height} px frame"
+            f"{frame.width_px}x{frame.height_px} px frame"
         )
+    box_xyxy = np.array(box, np.float32)
+    same = max(faces, key=lambda face: iou(face.box_xyxy, box_xyxy), default=None)
+    if same is not None and iou(same.box_xyxy, box_xyxy) >= SAME_FACE_IOU:
+        points = same.landmarks_xy
+    return Face(box_xyxy, 1.0, points)
 
 
-def _middle(face: Face) -> NDArray[np.float32]:
-    return np.asarray((face.box_xyxy[:2] + face.box_xyxy[2:]) / 2, dtype=np.float32)
+def _center(face: Face) -> NDArray[np.float32]:
+    return np.asarray((face.box_xyxy[:2] + face.box_xyxy[2:]) / 2)

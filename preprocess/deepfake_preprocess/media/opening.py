@@ -177,20 +177,40 @@ def foreign_errors(name: str) -> Iterator[None]:
         ) from exc
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def _check_size(width: int, height: int, name: str, *, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse pictures that are too large."""
-    if max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS:
+    if max(width, height) > MAX_SIDE_PX or width * height > max_pixels:
         raise MediaOpenError(
-            f"{name} has {width}x{height} pixels; at most {MAX_SIDE_PX} per side and {MAX_PIXELS} in total are "
+            f"{name} has {width}x{height} pixels; at most {MAX_SIDE_PX} per side and {max_pixels} in total are "
             "accepted: scale it down"
         )
 
 
+def read_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode an image, and nothing else; its header is read before any pixel is decoded.
+
+    Args:
+        data: the whole file: JPEG, PNG or WebP.
+        name: what to call it in messages.
+        max_pixels: most pixels that are accepted.
+
+    Returns:
+        uint8 ``[H, W, 3]`` RGB, upright.
+
+    Raises:
+        MediaOpenError: it is another kind of file, damaged, or has too many pixels.
+    """
+    codec = image_codec(data[:SNIFF_BYTES])
+    if codec is None:
+        what = f"it begins with {data[:8]!r}" if data else "it is empty"
+        raise MediaOpenError(f"{name} is not a JPEG, PNG or WebP image ({what}); save it as one of these")
+    if (size_wh := stored_size_wh(data, codec)) is not None:
+        _check_size(*size_wh, name, max_pixels=max_pixels)
+    return decode_image(data, name=name)
+
+
 def _open_image(data: bytes, codec: str, name: str) -> Media:
-    size_wh = stored_size_wh(data, codec)
-    if size_wh is not None:
-        _check_size(*size_wh, name)
-    image = decode_image(data, name=name)
+    image = read_image(data, name=name)
     height, width = image.shape[:2]
     return Media(name, "image", width, height, None, None, codec, _image=image)
 

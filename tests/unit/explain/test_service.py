@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import dataclasses
 import http.client
 import io
 import json
@@ -20,15 +22,15 @@ from explain_nets import OTHER_SHA, SHA, SIDE_PX, tiny_explainer
 from media import astronaut
 
 from deepfake_client.async_client import AsyncDeepfakeClient
-from deepfake_client.explain.draw import encode_png
+from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.service import ServiceExplainer
-from deepfake_client.explain.types import ExplainOptions, ServedScores
-from deepfake_client.explain.wire import NPZ_TYPE, explanation_from_npz, explanation_to_npz
-from deepfake_client.transport.retry import NO_RETRY
+from deepfake_client.explain.types import METHODS, ExplainOptions, MemberHeatmap, Region, ServedScores
+from deepfake_client.explain.wire import Answer
 from deepfake_client.transport.testing import FakeTransport
-from deepfake_explain.service import app as service_module
-from deepfake_explain.service.app import Agreement, Limits, build_app
+from deepfake_explain.service.admission import Limits
+from deepfake_explain.service.app import build_app
 from deepfake_export.proof.crops import generate_crops
+from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.errors import (
     ExplainDisagreementError,
     InferenceError,
@@ -39,10 +41,13 @@ from deepfake_preprocess.errors import (
 )
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.faces.geometry import crop_geometry
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.media.frame import ArrayFrame
 
 CROPS = generate_crops(6, (SIDE_PX, SIDE_PX), seed=5)
+LANDMARKS = np.array([[18, 20], [30, 20], [24, 27], [19, 33], [29, 33]], np.float32)
+LANDMARKS_TEXT = ",".join(map(str, LANDMARKS.ravel()))
 LIMITS = Limits(max_upload_bytes=2**20, max_pixels=2**20)
 
 
@@ -82,20 +87,19 @@ def form(fields=None, **files):
     return b"".join([*parts, b"--edge--\r\n"]), "multipart/form-data; boundary=edge"
 
 
-def ask(port, method="POST", path="/v1/explain", body=b"", content_type="", accept=""):
+def ask(port, method="POST", path="/v1/explain", body=b"", content_type=""):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    headers = {name: value for name, value in (("Content-Type", content_type), ("Accept", accept)) if value}
     try:
-        connection.request(method, path, body, headers)
+        connection.request(method, path, body, {"Content-Type": content_type} if content_type else {})
         answer = connection.getresponse()
         return answer, answer.read()
     finally:
         connection.close()
 
 
-def post(port, fields=None, accept="application/json", **files):
+def post(port, fields=None, **files):
     body, content_type = form(fields, **files)
-    return ask(port, body=body, content_type=content_type, accept=accept)
+    return ask(port, body=body, content_type=content_type)
 
 
 def problem_of(answer, data):
@@ -109,59 +113,77 @@ def problem_of(answer, data):
     return found["detail"]
 
 
-def test_a_crop_is_answered_as_json_png_or_npz_with_what_the_library_gives(port):
+def assert_same(one, other):
+    """Two explanations are equal to the bit."""
+    np.testing.assert_array_equal(one.heatmap, other.heatmap)
+    np.testing.assert_array_equal(one.overlay, other.overlay)
+    assert one.heatmap.dtype == other.heatmap.dtype == np.float32
+    for name in ("fake_probability", "served_probability", "tolerance", "method", "layer", "checkpoint_sha256"):
+        assert getattr(one, name) == getattr(other, name)
+    assert one.regions == other.regions
+    assert one.part_shares == other.part_shares
+    assert json.dumps(dict(one.checks)) == json.dumps(dict(other.checks))
+
+
+def test_a_crop_is_answered_with_what_the_library_gives(port):
     (expected,) = tiny_explainer().explain(CROPS[:1], ExplainOptions("hires-cam"))
-    png = encode_png(CROPS[0])
-    answer, data = post(port, {"method": "hires-cam"}, crop=png)
+    answer, data = post(port, {"method": "hires-cam", "landmarks": LANDMARKS_TEXT}, crop=encode_png(CROPS[0]))
     assert answer.status == 200
-    facts = json.loads(data)
-    assert facts["fake_probability"] == pytest.approx(expected.fake_probability, abs=1e-6)
+    assert answer.headers["Content-Type"] == "application/json"
+    assert json.loads(data)["box_xyxy"] is None
+    facts = json.loads(data)["explanation"]
+    assert facts["fake_probability"] == expected.fake_probability
     assert (facts["method"], facts["layer"], facts["checkpoint_sha256"]) == ("hires-cam", "4", SHA)
-    answer, data = post(port, {"method": "hires-cam"}, accept="image/png", crop=png)
-    picture = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    # As it is read without our client.
+    png = np.frombuffer(base64.b64decode(facts["overlay"]), np.uint8)
+    picture = cv2.cvtColor(cv2.imdecode(png, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     np.testing.assert_array_equal(picture, expected.overlay)
-    answer, data = post(port, {"method": "hires-cam"}, accept=NPZ_TYPE, crop=png)
-    np.testing.assert_array_equal(explanation_from_npz(data).heatmap, expected.heatmap)
-    # Further arrays are for those who read the file without our client.
-    np.testing.assert_array_equal(np.load(io.BytesIO(data))["crop"], CROPS[0])
+    heatmap = np.load(io.BytesIO(base64.b64decode(facts["heatmap"])))
+    np.testing.assert_array_equal(heatmap, expected.heatmap)
 
 
 def test_a_face_is_cut_out_of_a_frame_as_the_client_does_it(port):
     picture = encode_png(astronaut())
-    answer, data = post(port, accept=NPZ_TYPE, frame=picture)
+    answer, data = post(port, {"method": "layer-cam"}, frame=picture)
     assert answer.status == 200
-    arrays = np.load(io.BytesIO(data))
-    face = Face(arrays["box_xyxy"], 1.0)
-    spec = tiny_explainer().spec
-    np.testing.assert_array_equal(arrays["crop"], crop_face(ArrayFrame.from_rgb(astronaut()), face, spec))
-    found = explanation_from_npz(data)
-    assert sum(found.part_shares.values()) == pytest.approx(1, abs=1e-2)
-    box = ",".join(str(value) for value in arrays["box_xyxy"])
-    _, again = post(port, {"box": box}, accept=NPZ_TYPE, frame=picture)
-    np.testing.assert_array_equal(explanation_from_npz(again).heatmap, found.heatmap)
-    assert explanation_from_npz(again).part_shares == found.part_shares
+    found = Answer.model_validate_json(data)
+    explainer = tiny_explainer()
+    face = Face(np.array(found.box_xyxy, np.float32), 1.0)
+    crop = crop_face(ArrayFrame.from_rgb(astronaut()), face, explainer.spec)
+    (expected,) = explainer.explain(crop[None], ExplainOptions("layer-cam"))
+    np.testing.assert_array_equal(found.explanation.heatmap, expected.heatmap)
+    geometry = crop_geometry(face, astronaut().shape[1::-1], explainer.spec)
+    np.testing.assert_allclose(found.crop_to_frame, geometry.to_frame)
+    assert sum(found.explanation.part_shares.values()) == pytest.approx(1)
+    box = ",".join(str(value) for value in found.box_xyxy)
+    _, again = post(port, {"method": "layer-cam", "box": box}, frame=picture)
+    assert_same(Answer.model_validate_json(again).explanation, found.explanation)
 
 
 NO_FACE = encode_png(np.full((200, 300, 3), 90, np.uint8))
+LARGE = encode_png(np.zeros((1025, 1024, 3), np.uint8))
 CROP = encode_png(CROPS[0])
 REFUSED = {
     "no face": ({}, {"frame": NO_FACE}, 422, r"no face was found in the 300x200 px frame; send"),
     "wrong size": ({}, {"crop": NO_FACE}, 422, r"the crop is 300x200 px, but the model takes 48x48 px; send"),
     "unknown layer": ({"layer": "bn2"}, {"crop": CROP}, 422, r"layer is 'bn2'; allowed: 4, 3, 2, 1, 0$"),
     "unknown method": ({"method": "cam"}, {"crop": CROP}, 422, r"method is 'cam'; allowed: grad-cam, "),
-    "not an image": ({}, {"crop": b"%PDF-1.7 nothing to see"}, 415, r"no JPEG, PNG or WebP image \(it begins with"),
+    "not an image": ({}, {"crop": b"%PDF-1.7 nothing to see"}, 415, r"a JPEG, PNG or WebP image \(it begins with"),
     "empty": ({}, {"crop": b""}, 415, "it is empty"),
     "damaged": ({}, {"crop": CROP[:300]}, 415, "damaged or cut short"),
-    "no picture": ({"method": "grad-cam"}, {}, 422, "got none"),
-    "two pictures": ({}, {"crop": CROP, "frame": CROP}, 422, "got crop and frame"),
-    "box of a crop": ({"box": "1,2,3,4"}, {"crop": CROP}, 422, "send a 'frame' with it"),
+    "no picture": ({"method": "grad-cam"}, {}, 422, "^the form must hold one picture, as 'crop' or as 'frame'$"),
+    "two pictures": ({}, {"crop": CROP, "frame": CROP}, 422, "must hold one picture"),
+    "a text": ({"crop": "text"}, {}, 422, "crop is 'text': Expected UploadFile"),
+    "box of a crop": ({"box": "1,2,3,4"}, {"crop": CROP}, 422, "'box' is for a 'frame'"),
     "box outside": ({"box": "500,2,900,4"}, {"frame": NO_FACE}, 422, r"box is 500,2,900,4; allowed: .* 300x200 px"),
-    "box of words": ({"box": "a,b"}, {"frame": NO_FACE}, 422, "box is 'a,b'; allowed: left,top,right,bottom"),
-    "landmarks": ({"landmarks": "1,2"}, {"crop": CROP}, 422, "landmarks is '1,2'; allowed: .* ten numbers"),
-    "flag": ({"sanity": "maybe"}, {"crop": CROP}, 422, "sanity is 'maybe'; allowed: true, false"),
-    "unknown field": ({"colour": "red"}, {"crop": CROP}, 422, "a field 'colour'; allowed: the pictures crop, frame"),
-    "many pixels": ({}, {"crop": encode_png(np.zeros((1025, 1024, 3), np.uint8))}, 413, "has 1024x1025 pixels"),
-    "served nonsense": ({"served_probability": "x"}, {"crop": CROP}, 422, "served_probability is 'x'"),
+    "box of words": ({"box": "1,2,3,x"}, {"frame": NO_FACE}, 422, "box.3 is 'x': .* valid number"),
+    "box of nan": ({"box": "1,2,3,nan"}, {"frame": NO_FACE}, 422, "box.3 is 'nan': .* finite number"),
+    "landmarks": ({"landmarks": "1,2"}, {"crop": CROP}, 422, "landmarks is .*1,2.*: .* at least 10 items"),
+    "flag": ({"sanity": "maybe"}, {"crop": CROP}, 422, "sanity is 'maybe': .* valid boolean"),
+    "unknown field": ({"color": "red"}, {"crop": CROP}, 422, "color is 'red': Extra inputs are not permitted"),
+    "many pixels": ({}, {"crop": LARGE}, 415, "has 1024x1025 pixels; at most .* 1048576 in total"),
+    "served nonsense": ({"served_probability": "x"}, {"crop": CROP}, 422, "served_probability is 'x': "),
+    "served too much": ({"served_probability": "1.5"}, {"crop": CROP}, 422, "less than or equal to 1"),
     "served elsewhere": (
         {"served_probability": "0.5", "served_checkpoint_sha256": OTHER_SHA}, {"crop": CROP}, 409, "is loaded here",
     ),
@@ -186,14 +208,34 @@ def test_other_requests_are_refused_in_one_sentence(port):
     assert "the request is application/json; send multipart/form-data" in problem_of(answer, data)
     answer, data = ask(port, body=b"nonsense", content_type="multipart/form-data; boundary=edge")
     assert answer.status == 400
-    assert "the form is damaged" in problem_of(answer, data)
-    answer, data = post(port, accept="text/html", crop=CROP)
-    assert answer.status == 406
-    assert "an explanation can be application/json, image/png, application/x-npz" in problem_of(answer, data)
-    for method, path, status in (("GET", "/v1/explain", 405), ("GET", "/nothing", 404)):
+    problem_of(answer, data)
+    for method, path, status in (("GET", "/v1/explain", 405), ("GET", "/nothing", 404), ("GET", "/docs", 404)):
         answer, data = ask(port, method, path)
         assert answer.status == status
-        assert "POST /v1/explain" in problem_of(answer, data)
+        problem_of(answer, data)
+
+
+def test_openapi_describes_the_form_the_answer_and_the_problems(port):
+    answer, data = ask(port, "GET", "/openapi.json")
+    assert answer.status == 200
+    described = json.loads(data)
+    assert {"/v1/explain", "/v1/model", "/health", "/health/live", "/metrics"} <= set(described["paths"])
+    operation = described["paths"]["/v1/explain"]["post"]
+    assert set(operation["responses"]) == {
+        "200", "400", "409", "413", "415", "422", "502", "503", "504",
+    }  # fmt: skip
+    assert all(
+        "application/problem+json" in item["content"]
+        for code, item in operation["responses"].items()
+        if code != "200"
+    )
+    (reference,) = operation["requestBody"]["content"]["multipart/form-data"]["schema"].values()
+    form = described["components"]["schemas"][reference.rpartition("/")[2]]
+    assert form["additionalProperties"] is False
+    assert {"crop", "frame", "box", "method", "served_probability"} <= set(form["properties"])
+    assert form["properties"]["method"]["enum"] == list(METHODS)
+    heatmap = described["components"]["schemas"]["Explanation"]["properties"]["heatmap"]
+    assert (heatmap["contentEncoding"], heatmap["contentMediaType"]) == ("base64", "application/x-npy")
 
 
 def test_an_upload_of_50_mb_is_answered_in_one_sentence(port):
@@ -243,13 +285,13 @@ class Held:
         return self._explainer.explain(*args, **kwargs)
 
 
-def test_more_than_it_takes_is_refused_and_what_waits_together_is_one_batch():
+def test_more_than_it_takes_is_refused_and_what_was_let_in_is_answered():
     held = Held()
     with running(held, limits=Limits(max_requests=5)) as port, ThreadPoolExecutor(5) as pool:
         first = pool.submit(post, port, crop=CROP)
         assert held.begun.wait(30)
         others = [pool.submit(post, port, crop=encode_png(crop)) for crop in CROPS[1:5]]
-        while json.loads(ask(port, "GET", "/health")[1])["requests_in_flight"] < 5:
+        while json.loads(ask(port, "GET", "/health")[1])["ready"]:
             pass
         answer, data = post(port, crop=CROP)
         assert answer.status == 503
@@ -265,10 +307,8 @@ def test_more_than_it_takes_is_refused_and_what_waits_together_is_one_batch():
         counts = dict(re.findall(r"^(deepfake_explain_\S+) (\S+)$", metrics.decode(), re.MULTILINE))
         assert float(counts['deepfake_explain_requests_total{status="200"}']) == 5
         assert float(counts['deepfake_explain_requests_total{status="503"}']) == 2
-        # Requests that came while the first was computed went through the network together, up to those whose
-        # pictures were still being decoded.
-        assert float(counts["deepfake_explain_batch_size_count"]) < 5
-        assert float(counts["deepfake_explain_batch_size_sum"]) == 5
+        assert float(counts["deepfake_explain_seconds_count"]) == 5
+        assert float(counts["deepfake_explain_requests_in_flight"]) == 0
         assert ask(port, "GET", "/health")[0].status == 200
 
 
@@ -284,14 +324,14 @@ def test_a_request_that_takes_too_long_is_given_up():
                 b"POST /v1/explain HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=edge\r\n"
                 b"Content-Length: 1000\r\n\r\n--edge"
             )
-            assert slow.recv(100).startswith(b"HTTP/1.1 408")
+            assert slow.recv(100).startswith(b"HTTP/1.1 504")
         with pytest.raises(ServerTimeoutError):
             ServiceExplainer(f"http://127.0.0.1:{port}").explain(CROPS[:1], ExplainOptions())
         held.go.set()
         assert post(port, crop=CROP)[0].status in (200, 504)
 
 
-def test_an_error_of_one_batch_is_told_to_those_who_waited_and_the_next_goes_on(monkeypatch):
+def test_after_an_error_the_next_request_is_explained(monkeypatch):
     explainer = tiny_explainer()
     real, failures = explainer.explain, [OptionError("no luck"), None]
 
@@ -308,55 +348,87 @@ def test_an_error_of_one_batch_is_told_to_those_who_waited_and_the_next_goes_on(
         assert post(port, crop=CROP)[0].status == 200
 
 
-def test_every_score_is_compared_with_that_of_the_server(monkeypatch):
+def test_every_score_is_compared_with_that_of_the_server():
     explainer = tiny_explainer()
-    answers = {"scorer": explainer.score, "error": None}
+    transport = {"scorer": explainer.score, "precision": "fp32", "error": None}
 
-    def client(connection, *, model, detector):
-        assert (connection.url, connection.retry, model) == ("triton:8001", NO_RETRY, "tiny")
-        transport = FakeTransport(
-            lambda faces: answers["scorer"](faces), spec=explainer.spec, error=answers["error"], fail_after=0
+    def connect():
+        return AsyncDeepfakeClient(
+            FakeTransport(
+                transport["scorer"],
+                spec=explainer.spec,
+                precision=transport["precision"],
+                error=transport["error"],
+                fail_after=0,
+            )
         )
-        return AsyncDeepfakeClient(transport, detector=detector)
 
-    monkeypatch.setattr(service_module, "AsyncDeepfakeClient", client)
-    with running(explainer, agreement=Agreement("triton:8001", "tiny")) as port:
-        answer, data = post(port, crop=CROP)
-        assert answer.status == 200
-        facts = json.loads(data)
-        assert facts["served_probability"] == pytest.approx(facts["fake_probability"], abs=1e-6)
-        answers["scorer"] = lambda faces: explainer.score(faces) + 0.01
-        answer, data = post(port, crop=CROP)
-        assert answer.status == 409
-        assert "but the server gave" in problem_of(answer, data)
-    answers["error"] = ServerUnavailableError("no inference server answers at triton:8001")
-    with running(explainer, agreement=Agreement("triton:8001", "tiny")) as port:
-        answer, data = post(port, crop=CROP)
-        assert answer.status == 502
-        assert "no inference server answers" in problem_of(answer, data)
+    def off_by(difference):
+        return lambda faces: explainer.score(faces) + np.float32(difference)
+
+    def ask_service(**changes):
+        transport.update(changes)
+        with running(explainer, connect=connect) as port:
+            answer, data = post(port, crop=CROP)
+        return answer, data
+
+    answer, data = ask_service()
+    assert answer.status == 200
+    facts = json.loads(data)["explanation"]
+    assert facts["served_probability"] == pytest.approx(facts["fake_probability"], abs=1e-6)
+    answer, data = ask_service(scorer=off_by(0.01))
+    assert answer.status == 409
+    assert "but the server gave" in problem_of(answer, data)
+    # What the served model computes in decides how far scores may be apart.
+    answer, data = ask_service(precision="fp16")
+    assert answer.status == 200
+    assert json.loads(data)["explanation"]["tolerance"] == TOLERANCES["fp16"].probability_abs
+    answer, data = ask_service(error=ServerUnavailableError("no inference server answers at triton:8001"))
+    assert answer.status == 502
+    assert "no inference server answers" in problem_of(answer, data)
 
 
-def test_the_client_gets_what_the_library_gives(port):
+def test_a_server_that_comes_back_is_asked_again():
+    explainer = tiny_explainer()
+    error = ServerUnavailableError("no inference server answers at triton:8001")
+    transports = [
+        FakeTransport(explainer.score, spec=explainer.spec, error=error, fail_after=0),
+        *(FakeTransport(explainer.score, spec=explainer.spec) for _ in range(2)),
+    ]
+    waiting = iter(transports)
+    with running(explainer, connect=lambda: AsyncDeepfakeClient(next(waiting))) as port:
+        assert [post(port, crop=CROP)[0].status for _ in range(3)] == [502, 200, 200]
+    assert all(transport.closed for transport in transports)
+
+
+@pytest.mark.parametrize(
+    "options", [ExplainOptions("layer-cam", "2", faithfulness=True), ExplainOptions(sanity=True)]
+)
+def test_the_client_gets_what_the_library_gives(port, options):
     explainer, remote = tiny_explainer(), ServiceExplainer(f"127.0.0.1:{port}")
-    landmarks = np.array([[18, 20], [30, 20], [24, 27], [19, 33], [29, 33]], np.float32)
     served = ServedScores(explainer.score(CROPS), SHA)
-    options = ExplainOptions("layer-cam", "2", faithfulness=True)
-    here = explainer.explain(CROPS, options, landmarks_xy=[landmarks] * len(CROPS), served=served)
-    there = remote.explain(CROPS, options, landmarks_xy=[landmarks] * len(CROPS), served=served)
-    for one, other in zip(here, there, strict=True):
-        np.testing.assert_allclose(other.heatmap, one.heatmap, atol=1e-4)
-        assert other.part_shares.keys() == one.part_shares.keys()
-        assert len(other.regions) == len(one.regions)
-        assert other.served_probability == one.served_probability
-        assert other.layer == "2"
-        assert other.checks["faithfulness"]["deletion_auc"] == pytest.approx(
-            one.checks["faithfulness"]["deletion_auc"], abs=1e-3
-        )
+    given = {"landmarks_xy": [LANDMARKS] * len(CROPS), "served": served}
+    there = remote.explain(CROPS, options, **given)
+    assert len(there) == len(CROPS)
+    for index, other in enumerate(there):
+        one = {
+            "landmarks_xy": [LANDMARKS],
+            "served": ServedScores(served.probabilities[index : index + 1], SHA),
+        }
+        assert_same(other, *explainer.explain(CROPS[index : index + 1], options, **one))
     with pytest.raises(ExplainDisagreementError, match="is loaded here"):
         remote.explain(CROPS[:1], options, served=ServedScores(served.probabilities[:1], OTHER_SHA))
     with pytest.raises(OptionError, match="layer is 'x'; allowed: 4, 3"):
         remote.explain(CROPS[:1], ExplainOptions(layer="x"))
+    assert remote.explain(CROPS[:0], options) == []
     remote.close()
+
+
+def test_the_client_can_be_used_where_an_event_loop_runs(port):
+    async def explain():
+        return ServiceExplainer(f"127.0.0.1:{port}").explain(CROPS[:1], ExplainOptions())
+
+    assert len(asyncio.run(explain())) == 1
 
 
 def test_a_service_that_is_down_or_another_one_is_answered_in_one_sentence(port):
@@ -367,18 +439,28 @@ def test_a_service_that_is_down_or_another_one_is_answered_in_one_sentence(port)
             down.explain(CROPS[:1], ExplainOptions())
     with pytest.raises(OptionError, match="the explain service is 'ftp://x'; allowed: a URL"):
         ServiceExplainer("ftp://x")
-    with pytest.raises(InferenceError, match="something else than an explanation"):
-        explanation_from_npz(b"PK")
-    with pytest.raises(OptionError, match="Nothing matches the given URI"):
-        ServiceExplainer(f"http://127.0.0.1:{port}/elsewhere").explain(CROPS[:1], ExplainOptions())
+    elsewhere = ServiceExplainer(f"http://127.0.0.1:{port}/elsewhere")
+    with pytest.raises(OptionError, match=r"there is no explain service at http://127\.0\.0\.1:\d+/elsewhere"):
+        elsewhere.explain(CROPS[:1], ExplainOptions())
 
 
-def test_an_explanation_survives_the_wire():
+def test_an_answer_that_is_not_an_explanation_is_a_sentence(monkeypatch):
+    explainer = tiny_explainer()
+    with running(explainer) as port:
+        monkeypatch.setattr(explainer, "explain", lambda *_, **__: [None])
+        with pytest.raises(InferenceError, match=r"status 500 .* is it an explain service of this version\?"):
+            ServiceExplainer(f"http://127.0.0.1:{port}").explain(CROPS[:1], ExplainOptions())
+
+
+def test_an_explanation_with_members_survives_the_wire():
     (found,) = tiny_explainer().explain(CROPS[:1], ExplainOptions(sanity=True))
-    back = explanation_from_npz(explanation_to_npz(found))
-    np.testing.assert_array_equal(back.heatmap, found.heatmap)
-    np.testing.assert_array_equal(back.overlay, found.overlay)
-    assert back.to_dict() == found.to_dict()
+    heat = np.random.default_rng(0).random((3, 5), np.float32)
+    member = MemberHeatmap("eyes", heat, "pixels", "bn2", 0.25, 0.123456789)
+    found = dataclasses.replace(found, members=(member,), regions=(Region((1, 2, 3, 4), 0.123456789, None),))
+    back = Answer.model_validate_json(Answer(explanation=found).model_dump_json()).explanation
+    assert_same(back, found)
+    np.testing.assert_array_equal(back.members[0].heatmap, heat)
+    assert (back.members[0].weight, back.members[0].name) == (member.weight, "eyes")
 
 
 def test_the_service_says_what_it_explains(port):
@@ -387,8 +469,3 @@ def test_the_service_says_what_it_explains(port):
     assert facts["spec"]["checkpoint_sha256"] == SHA
     assert facts["layers"] == ["0", "1", "2", "3", "4"]
     assert facts["default_layer"] == "4"
-
-
-def test_limits_are_checked():
-    with pytest.raises(OptionError, match="max_requests is 0; allowed: a number above 0"):
-        Limits(max_requests=0)

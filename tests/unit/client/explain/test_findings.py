@@ -167,7 +167,7 @@ def test_overlays_are_given_as_png_for_a_report(faces):
 def test_who_explains():
     assert isinstance(open_explainer(), ServiceExplainer)
     assert open_explainer(service="http://elsewhere:1234").url == "http://elsewhere:1234"
-    with pytest.raises(OptionError, match="--service and --checkpoint exclude each other"):
+    with pytest.raises(OptionError, match="`service` and `checkpoint` exclude each other"):
         open_explainer(service="http://x", checkpoint="y.pt")
 
 
