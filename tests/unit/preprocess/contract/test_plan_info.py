@@ -88,7 +88,5 @@ def test_a_damaged_entry_is_named(tmp_path):
     data = json.loads(path.read_text())
     del data["engine"]["builder"]
     path.write_text(json.dumps(data))
-    with pytest.raises(
-        RepositoryError, match=r"damaged \(field 'engine.builder' is missing.*export the model"
-    ):
+    with pytest.raises(RepositoryError, match=r"damaged \(field 'engine.builder' is missing.*export the model"):
         Manifest.read(tmp_path)
