@@ -230,7 +230,7 @@ class CheckpointExplainer:
     def _heat_of_batch(
         self, batch: Tensor, method: str, subjects: Sequence[_Subject], targets: Sequence[TargetLayer]
     ) -> _Heat:
-        inputs = self._detector.normalise(batch)
+        inputs = self._detector.normalize(batch)
         maps, outputs = zip(
             *(
                 heatmaps_of(subject.network, inputs, layer, subject.head, method)

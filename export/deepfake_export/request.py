@@ -1,4 +1,4 @@
-"""What an export was asked for beyond checkpoint and spec: precisions, crops, limits; and whether it was done.
+"""`ExportRequest`: what an export is asked for, as one value; and in what two of them differ.
 
 What decides about the result is kept with the parity figures, so that the same request adds no version, and another
 one does and says what has changed.
@@ -9,29 +9,34 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfake_export.proof.gate import BEST
+from deepfake_export.proof.gate import BEST, check_precisions
 from deepfake_export.proof.tolerances import TOLERANCES
+from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 from deepfake_preprocess.errors import OptionError
 
 if TYPE_CHECKING:
-    from deepfake_export.proof.faces import FaceSet
+    from deepfake_export.graph.served_detector import ServedDetector
+    from deepfake_export.proof.crops import CropSet
 
+MAX_BATCH_LIMIT = 1024
 INT8_TARGETS = ("cpu", "tensorrt")
+MAX_PROOF_CROPS = 256
+"""Of the user's own crops, unless one full batch of the largest size needs more."""
 REQUEST_KEY = "request"
 """Where the parity figures of a version hold `ExportRequest.identity`."""
 
 DECIDES = {
-    "precisions": "--precision",
-    "promote": "--promote",
-    "int8_target": "--int8-target",
+    "precisions": "precisions",
+    "promote": "promote",
+    "int8_target": "int8_target",
     "calibration_sha256": "the calibration set",
     "labels_sha256": "the labels",
     "crops_sha256": "the crops of the proof",
@@ -42,22 +47,56 @@ DECIDES = {
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """The options about precisions and proof, checked; see `deepfake_export.api.export_checkpoint`.
+    """What `deepfake_export.export_checkpoint` is asked for.
+
+    Attributes:
+        checkpoint: file with the weights, or the YAML file of an ensemble, which names its members'.
+        repository: Triton model repository; created where missing.
+        spec: contract of the model or its YAML file; None takes the file of the checkpoint's name beside it. Its
+            version is replaced by the next free one.
+        max_batch_size: largest batch the server will form, 1 to 1024; proved, and written to the configuration.
+        precisions: what to make and measure; FP32 is always among them.
+        promote: ``best`` serves the fastest precision that passes; a precision's name serves that one if it is
+            accurate, and falls back INT8 -> FP16 -> FP32.
+        int8_target: ``cpu`` or ``tensorrt``: the form of Q/DQ.
+        calibration: directory of the user's videos and face images: ranges of INT8, and, without `crops`, the crops
+            of the proof. See `deepfake_export.proof.faces` for what is taken from it.
+        labels: CSV of real and fake for the files of `calibration`; None takes its folders ``real`` and ``fake``.
+        crops: directory of face crops for the proof; None generates face-like ones.
+        artifacts: directory that gets the ONNX files of all precisions that are accurate, for engines to be built
+            from.
+        tensorrt: also build a TensorRT plan, or check without a GPU that one can be built.
+        force: make a new version even where the latest one is the same.
+        verbose: let PyTorch's exporter print its messages.
+        command: the command line that repeats this, for the report.
 
     Raises:
-        OptionError: they do not fit together.
+        OptionError: a value is out of range, or they do not fit together.
     """
 
-    precisions: tuple[str, ...]
-    calibration: str | Path | None
-    labels: str | Path | None
-    promote: str
-    int8_target: str
-    artifacts: str | Path | None
-    crops: str | Path | None
-    spec_path: str | Path | None
+    checkpoint: str | Path
+    repository: str | Path
+    _: KW_ONLY
+    spec: ModelSpec | str | Path | None = None
+    max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE
+    precisions: Collection[str] = ("fp32",)
+    promote: str = BEST
+    int8_target: str = "cpu"
+    calibration: str | Path | None = None
+    labels: str | Path | None = None
+    crops: str | Path | None = None
+    artifacts: str | Path | None = None
+    tensorrt: EngineOptions | None = None
+    force: bool = False
+    verbose: bool = False
+    command: str = ""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.max_batch_size <= MAX_BATCH_LIMIT:
+            raise OptionError(
+                f"max_batch_size is {self.max_batch_size}; allowed: a whole number from 1 to {MAX_BATCH_LIMIT}"
+            )
+        object.__setattr__(self, "precisions", check_precisions(self.precisions))
         if self.promote not in (BEST, *self.precisions):
             allowed = ", ".join((BEST, *self.precisions))
             raise OptionError(f"promote is {self.promote!r}; allowed with these precisions: {allowed}")
@@ -65,15 +104,10 @@ class ExportRequest:
             raise OptionError(f"int8_target is {self.int8_target!r}; allowed: {', '.join(INT8_TARGETS)}")
         if "int8" in self.precisions and self.calibration is None:
             raise OptionError(
-                "INT8 needs faces to calibrate on; name a directory of your clips or face images with --calibration"
+                "INT8 needs faces to calibrate on; name a directory of your clips or face images as calibration"
             )
         if self.labels is not None and self.calibration is None:
-            raise OptionError("labels belong to the files of a calibration set; name that with --calibration")
-
-    @property
-    def compares(self) -> bool:
-        """Whether there is more to do than to export FP32 and to prove it."""
-        return self.precisions != ("fp32",) or self.calibration is not None
+            raise OptionError("labels belong to the files of a calibration set; name that as calibration")
 
     def identity(self) -> dict[str, Any]:
         """Return what decides about the result, as plain JSON data; files by their hash.
@@ -86,7 +120,7 @@ class ExportRequest:
             raise OptionError(f"{labels}: there is no such file of labels")
         return {
             "precisions": list(self.precisions),
-            "promote": self.promote if self.compares else None,
+            "promote": self.promote,
             "int8_target": self.int8_target if "int8" in self.precisions else None,
             "calibration_sha256": _hash_of_media(self.calibration) if self.calibration is not None else None,
             "labels_sha256": sha256_file(labels) if labels is not None else None,
@@ -94,32 +128,44 @@ class ExportRequest:
             "tolerances_sha256": _hash_of_tolerances(),
         }
 
-    def read_faces(self, spec: ModelSpec) -> FaceSet | None:
-        """Return the calibration set; None where there is none."""
+    def read_crops(self, spec: ModelSpec) -> tuple[CropSet, CropSet | None]:
+        """Return the crops of the proof, and the calibration set where there is one.
+
+        Raises:
+            OptionError: a file cannot be read, or there are too few faces.
+        """
+        from deepfake_export.proof.crops import generated_set, read_crops
         from deepfake_export.proof.faces import read_faces
 
-        return read_faces(self.calibration, spec, labels=self.labels) if self.calibration is not None else None
+        calibration = None
+        if self.calibration is not None:
+            calibration = read_faces(self.calibration, spec, labels=self.labels)
+        # One full batch of the largest size, and some more, so that the last batch is a smaller one.
+        count = self.max_batch_size + 4
+        if self.crops is not None:
+            return read_crops(self.crops, spec.input_size_wh, limit=max(count, MAX_PROOF_CROPS)), calibration
+        return (generated_set(count, spec.input_size_wh) if calibration is None else calibration), calibration
 
-    def command(self, checkpoint: str | Path, repository: Path, max_batch_size: int) -> Callable[[str], str]:
-        """Return what gives, by precision, the command line that repeats its comparison."""
 
-        def command(precision: str) -> str:
-            words: list[Any] = ["deepfake", "export", checkpoint]
-            for option, value in (
-                ("--spec", self.spec_path),
-                ("--repository", repository),
-                ("--max-batch", max_batch_size),
-                ("--precision", precision if precision == "fp32" else f"fp32,{precision}"),
-                ("--calibration", self.calibration),
-                ("--labels", self.labels),
-                ("--crops", self.crops),
-                ("--promote", precision),
-                ("--int8-target", self.int8_target if precision == "int8" else None),
-            ):
-                words += [] if value is None else [option, value]
-            return shlex.join([*map(str, words), "--force"])
+@dataclass(frozen=True, slots=True, eq=False)
+class ExportJob:
+    """A request with all of its files loaded.
 
-        return command
+    Attributes:
+        request: what was asked for.
+        spec: contract of the new version.
+        detector: the checkpoint under the wire contract, in eval mode on the CPU.
+        crops: those of the proof.
+        calibration: those of the INT8 ranges.
+        on_step: called with a short sentence before each step.
+    """
+
+    request: ExportRequest
+    spec: ModelSpec
+    detector: ServedDetector
+    crops: CropSet
+    calibration: CropSet | None
+    on_step: Callable[[str], None]
 
 
 def what_changed(parity: Mapping[str, Any], identity: Mapping[str, Any], max_batch_size: int) -> tuple[str, ...]:
@@ -130,12 +176,10 @@ def what_changed(parity: Mapping[str, Any], identity: Mapping[str, Any], max_bat
         identity: `ExportRequest.identity` of the new request.
         max_batch_size: largest batch of the new request; a smaller one than was proved is no difference.
     """
-    before = parity.get(REQUEST_KEY)
-    if not isinstance(before, Mapping):  # from before requests were kept
-        return ("what it was asked for, which that version does not say",)
+    before = parity.get(REQUEST_KEY) or {}
     changed = [name for key, name in DECIDES.items() if before.get(key) != identity[key]]
     if max(parity.get("batch_sizes") or [0]) < max_batch_size:
-        changed.append("a larger --max-batch")
+        changed.append("a larger max_batch_size")
     return tuple(changed)
 
 

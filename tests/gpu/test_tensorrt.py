@@ -29,13 +29,13 @@ def exported(tmp_path_factory):
     """The demo network, exported as people export it."""
     from safetensors.torch import save_file
 
-    from deepfake_export import export_checkpoint
+    from deepfake_export import ExportRequest, export_checkpoint
     from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network
 
     folder = tmp_path_factory.mktemp("demo")
     checkpoint = folder / "demo.safetensors"
     save_file(build_untrained_network(UNTRAINED_SPEC).state_dict(), checkpoint)
-    return export_checkpoint(checkpoint, UNTRAINED_SPEC, folder / "models", max_batch_size=16)
+    return export_checkpoint(ExportRequest(checkpoint, folder / "models", spec=UNTRAINED_SPEC, max_batch_size=16))
 
 
 def test_a_plan_gives_what_onnx_runtime_gives(exported, tmp_path):

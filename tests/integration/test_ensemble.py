@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from deepfake_export import export_checkpoint, load_network, read_spec
+from deepfake_export import ExportRequest, export_checkpoint, load_network
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.cli.export import export
 from deepfake_export.demo.untrained import build_untrained_network
@@ -84,7 +84,11 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(folder, tmp_path_factory):
     path = folder / "ensemble.yaml"
-    return export_checkpoint(path, read_spec(path), tmp_path_factory.mktemp("models"), max_batch_size=4)
+    return export_checkpoint(ExportRequest(path, tmp_path_factory.mktemp("models"), max_batch_size=4))
+
+
+def members_of(result) -> dict:
+    return json.loads((result.version_dir / "report.json").read_text())["members"]
 
 
 def by_hand(folder, crops) -> np.ndarray:
@@ -126,18 +130,18 @@ def by_hand(folder, crops) -> np.ndarray:
 
 
 def test_every_member_and_the_whole_are_proved_and_described(exported):
-    parity = exported.manifest.parity
-    assert parity["passed"]
-    assert list(parity["members"]) == [*MEMBERS, "frequency"]
-    assert all(figures["passed"] and figures["num_crops"] == 8 for figures in parity["members"].values())
-    page = (exported.version_dir / "parity.md").read_text()
-    for name, figures in parity["members"].items():
+    assert exported.manifest.parity["passed"]
+    members = members_of(exported)
+    assert list(members) == [*MEMBERS, "frequency"]
+    assert all(figures["passed"] and figures["num_crops"] == 8 for figures in members.values())
+    page = (exported.version_dir / "report.md").read_text()
+    for name, figures in members.items():
         shown = f"{figures['probability']['max_abs']:.2e}"
         assert re.search(rf"^\| {name} \| {re.escape(shown)} .*\| 0 of 8 \|", page, re.MULTILINE), page
-    assert parity["meta_model"] == META | {"features": "probability", "fake_index": 1}
     described = (exported.version_dir / "ensemble.json").read_bytes()
     assert hashlib.sha256(described).hexdigest() == exported.manifest.spec.checkpoint_sha256
     assert [member["spec"]["name"] for member in json.loads(described)["members"]] == [*MEMBERS, "frequency"]
+    assert json.loads(described)["meta_model"] == META | {"features": "probability", "fake_index": 1}
     # Nothing that NVIDIA's parser refuses.
     model = onnx.load(exported.version_dir / "model.onnx")
     assert not {"DFT", "Resize"} & {node.op_type for node in model.graph.node}
@@ -180,7 +184,7 @@ def test_without_a_meta_model_it_is_the_weighted_mean(folder, tmp_path):
     path = mean_of(folder, "mean.yaml", ENSEMBLE["members"][2:])
     result = CliRunner().invoke(
         app_of(export),
-        [str(path), "--repository", str(tmp_path), "--max-batch", "2", "--json"],
+        [str(path), "--repository", str(tmp_path), "--max-batch-size", "2", "--json"],
         catch_exceptions=False,
     )
     assert json.loads(result.stdout)["spec"]["architecture"] == "ensemble"
@@ -190,7 +194,7 @@ def test_without_a_meta_model_it_is_the_weighted_mean(folder, tmp_path):
     np.testing.assert_allclose(probability[:, 0], expected, atol=1e-4)
     np.testing.assert_allclose(1 / (1 + np.exp(-logit[:, 0])), expected, atol=1e-4)
     # The same again is nothing to do; another weight is another model.
-    again = export_checkpoint(path, read_spec(path), tmp_path, max_batch_size=2)
+    again = export_checkpoint(ExportRequest(path, tmp_path, max_batch_size=2))
     assert not again.created
 
 
@@ -214,7 +218,7 @@ def test_a_member_that_does_not_reproduce_its_checkpoint_stops_the_export(folder
     frequency = ENSEMBLE["members"][3]
     path = mean_of(folder, "tampered.yaml", [{**frequency, "name": "first"}, {**frequency, "name": "second"}])
     with pytest.raises(ParityError, match="the member 'first'"):
-        export_checkpoint(path, read_spec(path), tmp_path, max_batch_size=2)
+        export_checkpoint(ExportRequest(path, tmp_path, max_batch_size=2))
     assert not (tmp_path / "ensemble").exists()
 
 
@@ -233,10 +237,10 @@ def test_what_is_wrong_with_a_member_names_it(folder, tmp_path):
     ):
         path.write_text(yaml.safe_dump({**ENSEMBLE, "members": members, "meta_model": None}))
         with pytest.raises(error, match=message):
-            export_checkpoint(path, read_spec(path), tmp_path / "m")
+            export_checkpoint(ExportRequest(path, tmp_path / "m"))
     path.write_text(yaml.safe_dump({**ENSEMBLE, "meta_model": {"coef": [1, 2], "intercept": 0}}))
     with pytest.raises(SpecError, match=r"'coef' holds 2 number\(s\); allowed: 4"):
-        export_checkpoint(path, read_spec(path), tmp_path / "m")
+        export_checkpoint(ExportRequest(path, tmp_path / "m"))
 
 
 def test_every_kind_of_checkpoint_is_exported_and_served(tmp_path, monkeypatch):
@@ -261,7 +265,9 @@ def test_every_kind_of_checkpoint_is_exported_and_served(tmp_path, monkeypatch):
         torch.jit.save(torch.jit.script(made), "archive.pt")
     torch.save(made.state_dict(), "factory.pt")
     crops = generate_crops(3, (64, 64), seed=12)
-    results = [export_checkpoint(f"{spec.name}.pt", spec, "m", max_batch_size=4) for spec in specs]
+    results = [
+        export_checkpoint(ExportRequest(f"{spec.name}.pt", "m", spec=spec, max_batch_size=4)) for spec in specs
+    ]
     assert results[0].manifest.spec.head == layered
     with (
         EmbeddedTriton(Path("m"), instances=1, threads=1) as triton,
@@ -298,9 +304,9 @@ def test_the_ensemble_of_the_issue_is_exported_with_proof(tmp_path):
         members.append({"checkpoint": f"{name}.safetensors"})
     path = tmp_path / "ensemble.yaml"
     path.write_text(yaml.safe_dump({"name": "three", "architecture": "ensemble", "members": members}))
-    result = export_checkpoint(path, read_spec(path), tmp_path / "m", max_batch_size=2)
+    result = export_checkpoint(ExportRequest(path, tmp_path / "m", max_batch_size=2))
     assert result.manifest.parity["passed"]
-    assert all(figures["passed"] for figures in result.manifest.parity["members"].values())
+    assert all(figures["passed"] for figures in members_of(result).values())
 
 
 NETS = """
@@ -330,9 +336,9 @@ def test_members_may_be_torchscript_archives_and_factories(tmp_path, monkeypatch
         {"checkpoint": "made.pt", "architecture": "python:ensemble_nets:small", "head": head, **half},
     ]
     Path("e.yaml").write_text(yaml.safe_dump({"name": "both", "architecture": "ensemble", "members": members}))
-    result = export_checkpoint("e.yaml", read_spec("e.yaml"), tmp_path / "m", max_batch_size=3)
+    result = export_checkpoint(ExportRequest("e.yaml", tmp_path / "m", max_batch_size=3))
     assert result.manifest.parity["passed"]
-    assert all(figures["passed"] for figures in result.manifest.parity["members"].values())
+    assert all(figures["passed"] for figures in members_of(result).values())
 
 
 def test_a_malicious_meta_model_is_refused_and_nothing_is_added(folder, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from deepfake_client.cli import main as cli
 from deepfake_client.explain.service import ServiceExplainer
 from deepfake_client.explain.types import ExplainOptions
-from deepfake_export import export_checkpoint
+from deepfake_export import ExportRequest, export_checkpoint
 from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.tolerances import TOLERANCES
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
     network = build_untrained_network(SPEC)
     save_file(network.state_dict(), folder / "small.safetensors")
     (folder / "small.yaml").write_text(SPEC.to_yaml())
-    export_checkpoint(folder / "small.safetensors", SPEC, folder / "repository", max_batch_size=4)
+    export_checkpoint(ExportRequest(folder / "small.safetensors", folder / "repository", spec=SPEC, max_batch_size=4))
     network.classifier.bias.data += 1
     save_file(network.state_dict(), folder / "other.safetensors")
     (folder / "other.yaml").write_text(SPEC.to_yaml())

@@ -33,7 +33,7 @@ def checkpoint(tmp_path):
 
 def command(checkpoint, root, *, before=""):
     code = f"from deepfake_client.cli.main import main\n{before}\nmain()"
-    return [sys.executable, "-c", code, "export", str(checkpoint), "--repository", str(root), "--max-batch", "2"]
+    return [sys.executable, "-c", code, "export", str(checkpoint), "--repository", str(root), "--max-batch-size", "2"]
 
 
 def run(checkpoint, root, **options):

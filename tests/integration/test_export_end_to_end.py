@@ -17,8 +17,9 @@ import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from deepfake_export import export_checkpoint, load_network
-from deepfake_export.cli.export import demo_checkpoint, export
+from deepfake_export import ExportRequest, export_checkpoint, load_network
+from deepfake_export.cli.demo_checkpoint import demo_checkpoint
+from deepfake_export.cli.export import export
 from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network
 from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET
 from deepfake_export.graph.served_detector import ServedDetector
@@ -74,7 +75,9 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(checkpoint, tmp_path_factory):
     """One export, which the tests below read and do not change."""
-    return export_checkpoint(checkpoint, SPEC, tmp_path_factory.mktemp("models"), max_batch_size=8)
+    return export_checkpoint(
+        ExportRequest(checkpoint, tmp_path_factory.mktemp("models"), spec=SPEC, max_batch_size=8)
+    )
 
 
 @pytest.fixture
@@ -98,14 +101,18 @@ def test_a_version_is_complete_and_proved(exported, checkpoint):
         "tiny.lock",
         "tiny/config.pbtxt",
         "tiny/configs/embedded.pbtxt",
-        *(f"tiny/1/{name}" for name in ("model.onnx", "manifest.json", "parity.json", "parity.md")),
+        *(f"tiny/1/{name}" for name in ("model.onnx", "manifest.json", "report.json", "report.md")),
     }
     manifest = Manifest.read(exported.version_dir)
     manifest.verify(exported.version_dir)
     assert manifest.spec == dataclasses.replace(SPEC, checkpoint_sha256=sha256_file(checkpoint))
     assert manifest.parity["passed"]
     assert manifest.parity["batch_sizes"] == [1, 3, 8]
-    assert manifest.parity == json.loads((exported.version_dir / "parity.json").read_text())
+    (artifact,) = json.loads((exported.version_dir / "report.json").read_text())["artifacts"]
+    assert artifact["parity"].items() <= manifest.parity.items()
+    page = (exported.version_dir / "report.md").read_text()
+    assert "**FP32 is served.** FP32 is the only precision that was asked for." in page
+    assert "| FP32 | served |" in page
     assert manifest.tools["torch"] == torch.__version__.split("+")[0]
     # The crops are told apart, or the figures would prove nothing.
     low, high = manifest.parity["reference_logit_range"]
@@ -156,31 +163,31 @@ def test_versions_are_kept_and_identical_ones_not_repeated(nets, tmp_path):
     torch.save(nets["small"]().state_dict(), "c.pt")
     spec = dataclasses.replace(SPEC, architecture="python:export_nets:small", head=Head("softmax"))
     root = tmp_path / "m"
-    first = export_checkpoint("c.pt", spec, root, max_batch_size=2)
-    again = export_checkpoint("c.pt", spec, root, max_batch_size=2)
+    first = export_checkpoint(ExportRequest("c.pt", root, spec=spec, max_batch_size=2))
+    again = export_checkpoint(ExportRequest("c.pt", root, spec=spec, max_batch_size=2))
     assert (again.version, again.created) == (1, False)
     assert again.manifest == first.manifest
-    assert "--force" in again.notes[0]
+    assert "`force` makes a new one" in again.notes[0]
     before = (root / "tiny/1/model.onnx").read_bytes()
-    forced = export_checkpoint("c.pt", spec, root, max_batch_size=2, force=True)
+    forced = export_checkpoint(ExportRequest("c.pt", root, spec=spec, max_batch_size=2, force=True))
     assert (forced.version, forced.created) == (2, True)
     assert (root / "tiny/1/model.onnx").read_bytes() == before
     assert config_parameters(read_config(root / "tiny/config.pbtxt"))["deepfake.version"] == "2"
     # A larger batch than was proved is another request; a smaller one only changes the configuration.
-    assert export_checkpoint("c.pt", spec, root, max_batch_size=4).version == 3
-    smaller = export_checkpoint("c.pt", spec, root, max_batch_size=2)
+    assert export_checkpoint(ExportRequest("c.pt", root, spec=spec, max_batch_size=4)).version == 3
+    smaller = export_checkpoint(ExportRequest("c.pt", root, spec=spec, max_batch_size=2))
     assert (smaller.version, smaller.created) == (3, False)
     assert read_config(root / "tiny/config.pbtxt").max_batch_size == 2
 
 
 @pytest.mark.parametrize(("color_order", "fake_index"), [("RGB", 0), ("BGR", 1)])
-def test_softmax_heads_and_colour_orders(nets, tmp_path, color_order, fake_index):
+def test_softmax_heads_and_color_orders(nets, tmp_path, color_order, fake_index):
     network = nets["small"]().eval()
     torch.save({"state_dict": network.state_dict()}, "c.pt")
     spec = dataclasses.replace(
         SPEC, architecture="python:export_nets:small", head=Head("softmax", fake_index), color_order=color_order
     )
-    result = export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=2)
+    result = export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=2))
     assert "under 'state_dict'" in result.notes[0]
     crops = generate_crops(3, spec.input_size_wh)
     ordered = crops if color_order == "RGB" else crops[..., ::-1]
@@ -200,7 +207,7 @@ def test_torchscript_checkpoints_and_crops_of_the_user(nets, tmp_path):
     (tmp_path / "faces").mkdir()
     for index, crop in enumerate(generate_crops(3, (80, 80))):
         cv2.imwrite(str(tmp_path / f"faces/{index}.png"), crop)
-    result = export_checkpoint("ts.pt", spec, tmp_path / "m", max_batch_size=2, crops="faces")
+    result = export_checkpoint(ExportRequest("ts.pt", tmp_path / "m", spec=spec, max_batch_size=2, crops="faces"))
     assert result.manifest.parity["passed"]
     assert result.manifest.parity["num_crops"] == 3
     assert "'faces'" in result.manifest.parity["crops"]
@@ -222,40 +229,40 @@ def test_a_tampered_model_fails_and_nothing_is_added(nets, tmp_path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr("deepfake_export.proof.parity.onnxruntime_runner", tampering)
         with pytest.raises(ParityError, match=r"fake_probability differs by up to 0\.01\d* \(limit 0\.0001\)"):
-            export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=2)
+            export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=2))
     assert listing(tmp_path / "m") == {"tiny.lock"}
-    assert export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=2).version == 1
+    assert export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=2)).version == 1
 
 
 def test_a_network_whose_rows_influence_each_other_is_refused(nets, tmp_path):
     torch.save(nets["Mixing"]().state_dict(), "c.pt")
     spec = dataclasses.replace(SPEC, architecture="python:export_nets:Mixing")
     with pytest.raises(ParityError, match="one crop's probability in different batches"):
-        export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=4)
+        export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=4))
 
 
 def test_a_network_that_bakes_its_batch_size_in_is_refused(nets, tmp_path):
     torch.save(nets["FixedBatch"]().state_dict(), "c.pt")
     spec = dataclasses.replace(SPEC, architecture="python:export_nets:FixedBatch")
     with pytest.raises(ExportError, match="bakes a batch size of 2 into its graph"):
-        export_checkpoint("c.pt", spec, tmp_path / "m", max_batch_size=4)
+        export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=4))
     assert listing(tmp_path / "m") == {"tiny.lock"}
 
 
 def test_options_out_of_range(checkpoint, tmp_path):
     with pytest.raises(OptionError, match="max_batch_size is 0"):
-        export_checkpoint(checkpoint, SPEC, tmp_path, max_batch_size=0)
+        export_checkpoint(ExportRequest(checkpoint, tmp_path, spec=SPEC, max_batch_size=0))
     with pytest.raises(OptionError, match="no such directory of crops"):
-        export_checkpoint(checkpoint, SPEC, tmp_path, crops=tmp_path / "absent")
+        export_checkpoint(ExportRequest(checkpoint, tmp_path, spec=SPEC, crops=tmp_path / "absent"))
 
 
 def test_an_export_beside_a_running_one_is_refused(checkpoint, tmp_path):
     def second(step: str) -> None:
         if step.startswith("Loading PyTorch"):
-            export_checkpoint(checkpoint, SPEC, tmp_path)
+            export_checkpoint(ExportRequest(checkpoint, tmp_path, spec=SPEC))
 
     with pytest.raises(RepositoryError, match="another export of 'tiny'"):
-        export_checkpoint(checkpoint, SPEC, tmp_path, on_step=second)
+        export_checkpoint(ExportRequest(checkpoint, tmp_path, spec=SPEC), on_step=second)
 
 
 def app_of(command) -> typer.Typer:
@@ -265,7 +272,7 @@ def app_of(command) -> typer.Typer:
 
 
 def test_the_command_finds_the_spec_and_prints_what_is_next(exported, checkpoint):
-    arguments = [str(checkpoint), "--repository", str(exported.repository), "--max-batch", "8"]
+    arguments = [str(checkpoint), "--repository", str(exported.repository), "--max-batch-size", "8"]
     shown = CliRunner().invoke(app_of(export), arguments, catch_exceptions=False)
     assert "Nothing to do for tiny version 1" in shown.stdout
     assert f"Next: deepfake serve --repository {exported.repository}" in shown.stdout
@@ -276,7 +283,7 @@ def test_the_command_finds_the_spec_and_prints_what_is_next(exported, checkpoint
 
 
 def test_the_command_says_where_it_looked_for_a_spec(tmp_path):
-    with pytest.raises(SpecError, match=r"c\.yaml: there is no such spec file.*--spec"):
+    with pytest.raises(SpecError, match=r"c\.yaml: there is no such spec file.*as `spec`"):
         CliRunner().invoke(app_of(export), [str(tmp_path / "c.pt")], catch_exceptions=False)
 
 
@@ -303,6 +310,6 @@ def test_the_demo_checkpoint_comes_with_its_card_and_exports(tmp_path):
     spec = ModelSpec.from_yaml(checkpoint.with_suffix(".yaml"))
     assert "UNTRAINED" not in spec.training_data
     assert "not for decisions about people" in (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8").lower()
-    parity = export_checkpoint(checkpoint, spec, tmp_path / "m", max_batch_size=4).manifest.parity
+    parity = export_checkpoint(ExportRequest(checkpoint, tmp_path / "m", spec=spec, max_batch_size=4)).manifest.parity
     assert parity["passed"]
     assert parity["verdict_flips"] == 0

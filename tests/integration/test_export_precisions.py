@@ -16,7 +16,7 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
-from deepfake_export import export_checkpoint
+from deepfake_export import ExportRequest, export_checkpoint
 from deepfake_export.cli.export import export as export_command
 from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
@@ -25,7 +25,7 @@ from deepfake_export.precision.int8 import TARGETS, quantize_int8
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
 from deepfake_export.proof.tolerances import TOLERANCES
-from deepfake_export.request import ExportRequest, what_changed
+from deepfake_export.request import what_changed
 from deepfake_export.tensorrt import plans as engines
 from deepfake_export.tensorrt.engine import build_engine
 from deepfake_export.tensorrt.gpu import Gpu
@@ -123,25 +123,26 @@ def write_crops(directory, crops):
 
 def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector):
     result = export_checkpoint(
-        "c.pt",
-        SPEC,
-        "m",
-        max_batch_size=4,
-        precisions=("int8", "fp16"),
-        calibration="faces",
-        promote="int8",
-        artifacts="all",
+        ExportRequest(
+            "c.pt",
+            "m",
+            spec=SPEC,
+            max_batch_size=4,
+            precisions=("int8", "fp16"),
+            calibration="faces",
+            promote="int8",
+            artifacts="all",
+        )
     )
     manifest = Manifest.read(result.version_dir)
     manifest.verify(result.version_dir)
     assert set(manifest.files) == {
-        *("model.onnx", "engine.onnx", "parity.json", "parity.md"),
-        *("report.json", "report.md", "report.html"),
+        *("model.onnx", "engine.onnx", "report.json", "report.md"),
     }
     assert manifest.precision == "int8"
     assert manifest.promotion["promoted"] == manifest.promotion["requested"] == "int8"
     assert "INT8 keeps the verdicts" in manifest.promotion["reason"]
-    assert manifest.promotion["calibration"]["num_crops"] == len(CROPS)
+    assert manifest.promotion["calibration"]["count"] == len(CROPS)
     assert len(manifest.promotion["calibration"]["sha256"]) == 64
     assert manifest.parity["precision"] == "int8"
     # What is served is the INT8 file, and it carries the contract.
@@ -159,34 +160,28 @@ def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector)
         assert list(item["speed"]["latency_ms"]) == ["1", "4"]
         # The folders' names say exactly what the checkpoint says.
         assert item["auc"]["checkpoint"] == 1.0
-        assert f"--promote {item['precision']}" in item["command"]
-    page = (result.version_dir / "report.html").read_text()
-    assert page.count("<svg") == 1 + 2 * 3
-    assert "INT8 is served" in page
-    assert "http" not in page
-    assert "--precision fp32,int8 --calibration faces" in (result.version_dir / "report.md").read_text()
+    page = (result.version_dir / "report.md").read_text()
+    assert "**INT8 is served.**" in page
+    assert page.count("| `fake_probability`, largest difference |") == 3
 
     # The same request again adds nothing; another one does.
     again = export_checkpoint(
-        "c.pt",
-        SPEC,
-        "m",
-        max_batch_size=4,
-        precisions=("fp16", "int8"),
-        calibration="faces",
-        promote="int8",
+        ExportRequest(
+            "c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("fp16", "int8"), calibration="faces", promote="int8"
+        )
     )
     assert (again.version, again.created) == (1, False)
     assert "by the same request" in again.notes[0]
-    plain = export_checkpoint("c.pt", SPEC, "m", max_batch_size=4)
-    assert (plain.version, plain.manifest.precision, dict(plain.manifest.promotion)) == (2, "fp32", {})
+    plain = export_checkpoint(ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=4))
+    assert (plain.version, plain.manifest.precision) == (2, "fp32")
+    assert plain.manifest.promotion["reason"] == "FP32 is the only precision that was asked for"
 
 
 def test_another_request_makes_a_new_version_and_says_what_has_changed(workplace):
     write_crops(workplace / "crops", CROPS[:4])
 
     def export(**options):
-        return export_checkpoint("c.pt", SPEC, "m", max_batch_size=4, **options)
+        return export_checkpoint(ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=4, **options))
 
     assert export().version == 1
     proved = export(crops="crops")
@@ -195,14 +190,14 @@ def test_another_request_makes_a_new_version_and_says_what_has_changed(workplace
     assert not export(crops="crops").created
     write_crops(workplace / "crops", CROPS[4:8])
     assert (export(crops="crops").version, export(crops="crops").created) == (3, False)
-    larger = export_checkpoint("c.pt", SPEC, "m", max_batch_size=5, crops="crops")
-    assert "differs in a larger --max-batch," in larger.notes[-1]
+    larger = export_checkpoint(ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=5, crops="crops"))
+    assert "differs in a larger max_batch_size," in larger.notes[-1]
 
 
 def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatch):
     write_crops(workplace / "crops", CROPS[:4])
     (workplace / "labels.csv").write_text("")
-    base = ExportRequest(("fp32", "int8"), "faces", None, "best", "cpu", None, None, None)
+    base = ExportRequest("c.pt", "m", precisions=("fp32", "int8"), calibration="faces")
     done = {"request": base.identity(), "batch_sizes": [1, 3, 8]}
 
     def changed(max_batch_size=8, **options):
@@ -210,11 +205,11 @@ def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatc
 
     assert changed() == changed(max_batch_size=4) == ()
     # Where files are kept or read from decides nothing.
-    assert changed(spec_path="other.yaml", artifacts="all") == ()
-    assert changed(precisions=("fp32", "fp16", "int8")) == ("--precision",)
-    assert changed(promote="int8", int8_target="tensorrt") == ("--promote", "--int8-target")
+    assert changed(spec="other.yaml", artifacts="all", command="deepfake export") == ()
+    assert changed(precisions=("fp32", "fp16", "int8")) == ("precisions",)
+    assert changed(promote="int8", int8_target="tensorrt") == ("promote", "int8_target")
     assert changed(labels="labels.csv", crops="crops") == ("the labels", "the crops of the proof")
-    assert changed(max_batch_size=9) == ("a larger --max-batch",)
+    assert changed(max_batch_size=9) == ("a larger max_batch_size",)
     # Without INT8 its form decides nothing.
     fp16 = dataclasses.replace(base, precisions=("fp32", "fp16"))
     assert fp16.identity() == dataclasses.replace(fp16, int8_target="tensorrt").identity()
@@ -223,16 +218,15 @@ def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatc
         assert changed() == ("the table of tolerances",)
     write_crops(workplace / "faces", CROPS[::-1])
     assert changed() == ("the calibration set",)
-    assert what_changed({"batch_sizes": [8]}, base.identity(), 8) == (
-        "what it was asked for, which that version does not say",
-    )
     with pytest.raises(OptionError, match=r"no\.csv: there is no such file of labels"):
         changed(labels="no.csv")
 
 
 def test_the_server_answers_with_the_promoted_files_results(workplace):
     result = export_checkpoint(
-        "c.pt", SPEC, "m", max_batch_size=4, precisions=("int8",), calibration="faces", promote="int8"
+        ExportRequest(
+            "c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("int8",), calibration="faces", promote="int8"
+        )
     )
     assert result.manifest.precision == "int8"
     expected, _ = onnxruntime_runner(result.version_dir / "model.onnx")(CROPS[:4])
@@ -249,7 +243,9 @@ def test_the_server_answers_with_the_promoted_files_results(workplace):
 def test_a_plan_of_int8_for_the_cpu_is_built_from_the_next_best_precision(workplace, monkeypatch):
     """NVIDIA's parser refuses the CPU's form, so the version brings what a plan is built from."""
     result = export_checkpoint(
-        "c.pt", SPEC, "m", max_batch_size=4, precisions=("fp16", "int8"), calibration="faces", promote="int8"
+        ExportRequest(
+            "c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("fp16", "int8"), calibration="faces", promote="int8"
+        )
     )
     library = load_tensorrt_rtx()
     with pytest.raises(EngineError, match="quantize with signed symmetric activations"):
@@ -269,7 +265,17 @@ def test_int8_with_a_wrong_calibration_is_rejected_and_fp32_served(workplace):
     """Black pictures show none of the ranges that faces have."""
     write_crops(workplace / "black", np.zeros((16, SIZE_PX, SIZE_PX, 3), np.uint8))
     write_crops(workplace / "crops", CROPS)
-    arguments = ["c.pt", "--repository", "m", "--max-batch", "2", "--precision", "int8", "--calibration", "black"]
+    arguments = [
+        "c.pt",
+        "--repository",
+        "m",
+        "--max-batch-size",
+        "2",
+        "--precisions",
+        "int8",
+        "--calibration",
+        "black",
+    ]
     arguments += ["--crops", "crops", "--promote", "int8", "--artifacts", "all", "--json"]
     app = typer.Typer()
     app.command()(export_command)
@@ -282,7 +288,10 @@ def test_int8_with_a_wrong_calibration_is_rejected_and_fp32_served(workplace):
     model = onnx.load(workplace / "m/tiny/1/model.onnx")
     assert "QuantizeLinear" not in {node.op_type for node in model.graph.node}
     assert [path.name for path in (workplace / "all").iterdir()] == ["tiny.fp32.onnx"]
-    assert "rejected" in (workplace / "m/tiny/1/report.md").read_text()
+    page = (workplace / "m/tiny/1/report.md").read_text()
+    assert "rejected" in page
+    command = "deepfake export c.pt --repository m --max-batch-size 2 --precisions int8 --promote int8"
+    assert f"{command} --calibration black --crops crops --artifacts all --force" in page
 
 
 def test_a_network_that_cannot_be_halved_is_served_in_fp32_with_the_reason(workplace):
@@ -290,7 +299,7 @@ def test_a_network_that_cannot_be_halved_is_served_in_fp32_with_the_reason(workp
     exec(NETS, namespace)
     torch.save(namespace["Fp32Only"]().state_dict(), "f.pt")
     spec = dataclasses.replace(SPEC, architecture="python:precision_nets:Fp32Only")
-    result = export_checkpoint("f.pt", spec, "m", max_batch_size=2, precisions=("fp16",))
+    result = export_checkpoint(ExportRequest("f.pt", "m", spec=spec, max_batch_size=2, precisions=("fp16",)))
     assert result.manifest.precision == "fp32"
     assert "the exported graph is no valid ONNX" in result.manifest.promotion["rejected"]["fp16"]
     report = json.loads((result.version_dir / "report.json").read_text())
@@ -300,7 +309,7 @@ def test_a_network_that_cannot_be_halved_is_served_in_fp32_with_the_reason(workp
 
 def test_options_that_do_not_fit(workplace):
     def export(**options):
-        export_checkpoint("c.pt", SPEC, "m", max_batch_size=2, **options)
+        export_checkpoint(ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=2, **options))
 
     with pytest.raises(OptionError, match="INT8 needs faces to calibrate on"):
         export(precisions=("int8",))
@@ -380,8 +389,8 @@ def test_int8_is_explicit_per_channel_qdq_in_the_targets_form(detector, fp32_pat
     else:
         assert all(item.dtype == np.uint8 for item in zero_points)
         assert max(np.abs(item).max() for item in weights) <= 64  # 7 bits
-    # The last layer, which gives the logit, is never quantised.
+    # The last layer, which gives the logit, is never quantized.
     assert made.num_layers == 3
     assert set(made.layer_errors) == {"0", "2", "4"}
     assert list(made.layer_errors.values()) == sorted(made.layer_errors.values(), reverse=True)
-    assert set(made.excluded) < set(made.layer_errors)
+    assert set(made.layers_kept_fp32) < set(made.layer_errors)

@@ -12,7 +12,7 @@ import tritonclient.grpc
 from safetensors.torch import save_file
 from torch import nn
 
-from deepfake_export import export_checkpoint
+from deepfake_export import ExportRequest, export_checkpoint
 from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision import int8
@@ -61,7 +61,9 @@ def test_a_network_is_proved_built_in_every_precision_and_served(architecture, t
     spec = ModelSpec("net", architecture, head=Head("softmax"), input_height_px=size_px, input_width_px=size_px)
     network = build_untrained_network(spec)
     save_file(network.state_dict(), tmp_path / "net.safetensors")
-    result = export_checkpoint(tmp_path / "net.safetensors", spec, tmp_path / "m", max_batch_size=2)
+    result = export_checkpoint(
+        ExportRequest(tmp_path / "net.safetensors", tmp_path / "m", spec=spec, max_batch_size=2)
+    )
     assert result.manifest.parity["passed"]
     assert result.manifest.parity["verdict_flips"] == 0
 
@@ -101,7 +103,7 @@ def test_a_head_of_several_layers_gives_pytorchs_scores_served(architecture, siz
     torch.save({"model_state_dict": network.state_dict(), "epoch": 7}, tmp_path / "head.pt")
     layers = ("linear:512", "relu", "dropout", "linear:2")
     spec = dataclasses.replace(base, head=Head("softmax", fake_index=0, layers=layers))
-    result = export_checkpoint(tmp_path / "head.pt", spec, tmp_path / "m", max_batch_size=4)
+    result = export_checkpoint(ExportRequest(tmp_path / "head.pt", tmp_path / "m", spec=spec, max_batch_size=4))
     assert result.manifest.parity["passed"]
     crops = generate_crops(4, base.input_size_wh, seed=6)
     pixels = (crops / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])

@@ -22,7 +22,7 @@ import tritonclient.grpc
 from checkout import ROOT
 from safetensors.torch import save_file
 
-from deepfake_export import export_checkpoint
+from deepfake_export import ExportRequest, export_checkpoint
 from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.proof.crops import generate_crops
 from deepfake_preprocess.contract.spec import Head, ModelSpec
@@ -288,7 +288,7 @@ def ported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
 def test_published_detectors_give_their_publishers_scores_served(place, monkeypatch):
     published = [make(place / make.__name__, monkeypatch) for make in (challenge, bench, lightning, hub, ported)]
     for item in published:
-        result = export_checkpoint(item.checkpoint, item.spec, place / "m", max_batch_size=4)
+        result = export_checkpoint(ExportRequest(item.checkpoint, place / "m", spec=item.spec, max_batch_size=4))
         assert all(any(wanted in note for note in result.notes) for wanted in item.notes), result.notes
     with (
         EmbeddedTriton(place / "m", instances=1, threads=1) as triton,
@@ -338,4 +338,6 @@ def test_published_detectors_give_their_publishers_scores_served(place, monkeypa
 def test_what_does_not_fit_is_told_in_a_sentence(place, monkeypatch, make, architecture, head, error, message):
     item = make(place / make.__name__, monkeypatch)
     with pytest.raises(error, match=message):
-        export_checkpoint(item.checkpoint, spec_of("no", f"python:{architecture}", head=head), place / "m")
+        export_checkpoint(
+            ExportRequest(item.checkpoint, place / "m", spec=spec_of("no", f"python:{architecture}", head=head))
+        )

@@ -12,14 +12,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import typer
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from deepfake_export import export_checkpoint, load_network
-from deepfake_export.cli.export import export
+from deepfake_export import ExportRequest, export_checkpoint, load_network
 from deepfake_export.cli.repository import app as repository_app
 from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network, write_untrained_checkpoint
 from deepfake_export.graph.onnx_export import export_onnx
@@ -71,7 +69,7 @@ def b0_exported(tmp_path_factory):
     """EfficientNet-B0 as `deepfake demo-checkpoint --untrained` writes it, exported."""
     folder = tmp_path_factory.mktemp("b0")
     checkpoint, _ = write_untrained_checkpoint(folder)
-    return export_checkpoint(checkpoint, UNTRAINED_SPEC, folder / "m", max_batch_size=4)
+    return export_checkpoint(ExportRequest(checkpoint, folder / "m", spec=UNTRAINED_SPEC, max_batch_size=4))
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +196,9 @@ def without_gpu(monkeypatch):
 def test_an_export_without_a_gpu_says_what_is_missing_and_what_was_checked(tiny_checkpoint, tmp_path, monkeypatch):
     without_gpu(monkeypatch)
     root = tmp_path / "m"
-    result = export_checkpoint(tiny_checkpoint, TINY_SPEC, root, max_batch_size=4, tensorrt=EngineOptions())
+    result = export_checkpoint(
+        ExportRequest(tiny_checkpoint, root, spec=TINY_SPEC, max_batch_size=4, tensorrt=EngineOptions())
+    )
     (note,) = [item for item in result.notes if "TensorRT" in item]
     assert "no TensorRT plan was written, because no NVIDIA GPU was found" in note
     assert "took the FP32 graph for compute capability 8.9" in note
@@ -210,7 +210,9 @@ def test_an_export_without_a_gpu_says_what_is_missing_and_what_was_checked(tiny_
     assert (manifest.engine.builder, manifest.engine.plan) == ("tensorrt_rtx", "")
     assert read_config(result.model_dir / "config.pbtxt").backend == "onnxruntime"
     assert json.loads(json.dumps(result.to_dict()))["engine"]["max_batch_size"] == 4
-    again = export_checkpoint(tiny_checkpoint, TINY_SPEC, root, max_batch_size=4, tensorrt=EngineOptions())
+    again = export_checkpoint(
+        ExportRequest(tiny_checkpoint, root, spec=TINY_SPEC, max_batch_size=4, tensorrt=EngineOptions())
+    )
     assert not again.created
     assert "no TensorRT plan was written" in again.notes[-1]
     # Building plans is all that the other command is for, so there it is an error.
@@ -222,7 +224,7 @@ def test_an_export_without_a_gpu_says_what_is_missing_and_what_was_checked(tiny_
 def tiny_repository_of_export(tiny_checkpoint, tmp_path_factory) -> Path:
     """One export, which the tests below copy."""
     root = tmp_path_factory.mktemp("exported") / "m"
-    return export_checkpoint(tiny_checkpoint, TINY_SPEC, root, max_batch_size=4).repository
+    return export_checkpoint(ExportRequest(tiny_checkpoint, root, spec=TINY_SPEC, max_batch_size=4)).repository
 
 
 @pytest.fixture
@@ -320,14 +322,6 @@ def test_what_is_no_plan_is_not_healed_and_a_plan_that_differs_is_not_published(
         build_engines(repository_with_gpu, ["absent"])
 
 
-def test_options_of_plans_without_a_plan_are_refused(tiny_checkpoint, tmp_path):
-    tiny_checkpoint.with_suffix(".yaml").write_text(TINY_SPEC.to_yaml())
-    app = typer.Typer()
-    app.command()(export)
-    with pytest.raises(OptionError, match="add --tensorrt"):
-        CliRunner().invoke(app, [str(tiny_checkpoint), "--version-compatible"], catch_exceptions=False)
-
-
 def test_a_graph_that_tensorrt_refuses_adds_nothing(tmp_path, monkeypatch):
     without_gpu(monkeypatch)
     monkeypatch.chdir(tmp_path)
@@ -347,5 +341,5 @@ def test_a_graph_that_tensorrt_refuses_adds_nothing(tmp_path, monkeypatch):
     torch.save(namespace["Refused"]().state_dict(), "c.pt")
     spec = dataclasses.replace(TINY_SPEC, architecture="python:refused_nets:Refused")
     with pytest.raises(EngineError, match=r"ONNX operator Det"):
-        export_checkpoint("c.pt", spec, "m", max_batch_size=2, tensorrt=EngineOptions())
+        export_checkpoint(ExportRequest("c.pt", "m", spec=spec, max_batch_size=2, tensorrt=EngineOptions()))
     assert [path.name for path in Path("m").iterdir()] == ["tiny.lock"]

@@ -90,7 +90,7 @@ def verify(explained: Explained, method: str) -> float:
 
     explainer, by_hand, crops = explained.explainer, explained.by_hand, explained.crops[:NUM_VERIFIED]
     ours = np.stack([item.heatmap for item in explainer.explain(crops, ExplainOptions(method))])
-    inputs = ServedDetector(by_hand, explainer.spec).normalise(torch.from_numpy(crops))
+    inputs = ServedDetector(by_hand, explainer.spec).normalize(torch.from_numpy(crops))
     with CAMS[method](by_hand, [by_hand.get_submodule(explainer.default_layer())]) as cam:
         theirs = cam(inputs, [ClassifierOutputTarget(0)] * len(crops))
     furthest = float(np.abs(ours - theirs).max())

@@ -101,7 +101,7 @@ COMMANDS = {
         "Serve one checkpoint's heatmaps over HTTP.",
     ),
     "demo-checkpoint": Command(
-        "deepfake_export.cli.export:demo_checkpoint",
+        "deepfake_export.cli.demo_checkpoint:demo_checkpoint",
         "export",
         "Write the demo checkpoint, its spec and model card.",
     ),

@@ -1,4 +1,4 @@
-"""`deepfake export` and `deepfake demo-checkpoint`: thin shells around `api` and `demo`.
+"""`deepfake export`: a thin shell around `deepfake_export.export_checkpoint`.
 
 Plain functions with typer's annotations; the `deepfake` command mounts them by name. Errors are raised as
 `DeepfakeError` and printed there.
@@ -7,6 +7,7 @@ Plain functions with typer's annotations; the `deepfake` command mounts them by 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,35 +17,35 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepfake_export.api import ExportResult, export_checkpoint
-from deepfake_export.proof.gate import BEST, parse_precisions
-from deepfake_export.spec_file import default_spec_path, read_spec
+from deepfake_export.proof.gate import BEST
+from deepfake_export.request import ExportRequest
 from deepfake_export.tensorrt.options import EngineOptions
-from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
-from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
-from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.support.extras import require_extra
 
 
 def export(
+    context: typer.Context,
     checkpoint: Annotated[
         Path, typer.Argument(help="Weights (.safetensors, or of torch.save), or an ensemble's .yaml.")
     ],
     spec: Annotated[
         Path | None,
-        typer.Option("--spec", help="Model spec (YAML). Default: the .yaml with the checkpoint's name beside it."),
+        typer.Option("--spec", help="Model spec (YAML). Default: the .yaml of the checkpoint's name beside it."),
     ] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
-    max_batch: Annotated[
-        int, typer.Option("--max-batch", help="Largest batch the server will form.")
+    max_batch_size: Annotated[
+        int, typer.Option("--max-batch-size", help="Largest batch the server will form.")
     ] = PRODUCTION_MAX_BATCH_SIZE,
-    crops: Annotated[
-        Path | None,
-        typer.Option("--crops", help="Directory of face crops for the proof. Default: generated images."),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option("--precision", help="Precisions to make and measure, for example fp32,fp16,int8.")
+    precisions: Annotated[
+        str, typer.Option("--precisions", help="Precisions to make and measure, for example fp32,fp16,int8.")
     ] = "fp32",
+    promote: Annotated[
+        str, typer.Option("--promote", help="What to serve: best (the fastest that passes), fp32, fp16 or int8.")
+    ] = BEST,
+    int8_target: Annotated[
+        str, typer.Option("--int8-target", help="Form of INT8: cpu, or tensorrt to build an engine from.")
+    ] = "cpu",
     calibration: Annotated[
         Path | None,
         typer.Option("--calibration", help="Directory of your clips or face images; 500 faces or more are best."),
@@ -53,37 +54,38 @@ def export(
         Path | None,
         typer.Option("--labels", help="CSV 'path,real|fake' for --calibration. Default: folders 'real' and 'fake'."),
     ] = None,
-    promote: Annotated[
-        str, typer.Option("--promote", help="What to serve: best (the fastest that passes), fp32, fp16 or int8.")
-    ] = BEST,
-    int8_target: Annotated[
-        str, typer.Option("--int8-target", help="Form of INT8: cpu, or tensorrt to build an engine from.")
-    ] = "cpu",
+    crops: Annotated[
+        Path | None,
+        typer.Option("--crops", help="Directory of face crops for the proof. Default: generated images."),
+    ] = None,
     artifacts: Annotated[
         Path | None, typer.Option("--artifacts", help="Directory for the ONNX files of all precisions that pass.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make a new version even if nothing has changed.")] = False,
     tensorrt: Annotated[
         bool,
         typer.Option("--tensorrt", help="Also build a TensorRT plan; without a GPU, check that one can be built."),
     ] = False,
-    timing_cache: Annotated[
-        Path | None, typer.Option("--timing-cache", help="With --tensorrt: file that keeps kernel timings.")
-    ] = None,
-    version_compatible: Annotated[
-        bool,
-        typer.Option("--version-compatible", help="With --tensorrt: a plan that later minor versions load, too."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make a new version even if nothing has changed.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the messages of PyTorch's exporter.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Export a PyTorch checkpoint to ONNX, prove it, and add it to a model repository."""
-    spec_path = spec if spec is not None else default_spec_path(checkpoint)
-    model_spec = read_spec(spec_path)
-    if not tensorrt and (timing_cache is not None or version_compatible):
-        raise OptionError("--timing-cache and --version-compatible are about TensorRT plans; add --tensorrt")
-    engine_options = (
-        EngineOptions(timing_cache=timing_cache, version_compatible=version_compatible) if tensorrt else None
+    request = ExportRequest(
+        checkpoint,
+        repository,
+        spec=spec,
+        max_batch_size=max_batch_size,
+        precisions=[item.strip().lower() for item in precisions.split(",") if item.strip()],
+        promote=promote,
+        int8_target=int8_target,
+        calibration=calibration,
+        labels=labels,
+        crops=crops,
+        artifacts=artifacts,
+        tensorrt=EngineOptions() if tensorrt else None,
+        force=force,
+        verbose=verbose,
+        command=_command_line(context),
     )
     # Progress goes to stderr, so that stdout is the result alone.
     console = Console(stderr=True)
@@ -94,56 +96,26 @@ def export(
             if not as_json:
                 console.print(f"[dim]{escape(step)}[/dim]", highlight=False, soft_wrap=True)
 
-        result = export_checkpoint(
-            checkpoint,
-            model_spec,
-            repository,
-            max_batch_size=max_batch,
-            crops=crops,
-            force=force,
-            tensorrt=engine_options,
-            verbose=verbose,
-            precisions=parse_precisions(precision),
-            calibration=calibration,
-            labels=labels,
-            promote=promote,
-            int8_target=int8_target,
-            artifacts=artifacts,
-            spec_path=spec,
-            on_step=show,
-        )
+        result = export_checkpoint(request, on_step=show)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
         _print_summary(Console(), result)
 
 
-def demo_checkpoint(
-    directory: Annotated[Path, typer.Argument(help="Where to write checkpoint and spec.")] = Path(),
-    untrained: Annotated[
-        bool,
-        typer.Option("--untrained", help="A network at 224 px with random weights instead, to measure speed with."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")] = False,
-) -> None:
-    """Write the demo checkpoint (a trained EfficientNet-B0), its spec and its model card.
-
-    The model card says what it was trained on, what it is worth, and where it fails.
-    """
-    if untrained:
-        for module in ("torch", "timm", "safetensors"):
-            require_extra(module, extra="export")
-        from deepfake_export.demo.untrained import write_untrained_checkpoint as write
-    else:
-        from deepfake_export.demo.checkpoint import write_demo_checkpoint as write
-    checkpoint, spec_path = write(directory)
-    if as_json:
-        typer.echo(json.dumps({"checkpoint": str(checkpoint), "spec": str(spec_path)}))
-        return
-    console = Console()
-    console.print(f"Wrote {escape(str(checkpoint))} and {escape(spec_path.name)}", highlight=False, soft_wrap=True)
-    console.print(escape(ModelSpec.from_yaml(spec_path).training_data), highlight=False, soft_wrap=True)
-    console.print(f"Next: deepfake export {escape(str(checkpoint))}", highlight=False, soft_wrap=True)
+def _command_line(context: typer.Context) -> str:
+    """Return the command line that makes the same version again: what was given, and --force."""
+    words = ["deepfake", "export"]
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name in ("as_json", "force") or source is None or source.name == "DEFAULT":
+            continue
+        value = context.params[name]
+        is_option = parameter.param_type_name == "option"
+        words += [parameter.opts[0]] if is_option else []
+        words += [] if value is True else [str(value)]
+    return shlex.join([*words, "--force"])
 
 
 def _print_summary(console: Console, result: ExportResult) -> None:

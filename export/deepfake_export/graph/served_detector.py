@@ -17,7 +17,7 @@ class ServedDetector(nn.Module):
     two-class softmax is exactly that difference's sigmoid), divided by the spec's `temperature`.
 
     Attributes:
-        network: takes FP32 ``[N, 3, H, W]`` in the spec's colour order, gives ``[N, num_logits]``.
+        network: takes FP32 ``[N, 3, H, W]`` in the spec's color order, gives ``[N, num_logits]``.
     """
 
     scale: Tensor
@@ -40,10 +40,10 @@ class ServedDetector(nn.Module):
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
         """Return `fake_probability` and `logit`, each FP32 ``[N, 1]``, of uint8 ``[N, H, W, 3]`` RGB crops."""
-        logit = self.logit_of(self.network(self.normalise(faces)))
+        logit = self.logit_of(self.network(self.normalize(faces)))
         return torch.sigmoid(logit), logit
 
-    def normalise(self, faces: Tensor) -> Tensor:
+    def normalize(self, faces: Tensor) -> Tensor:
         """Return FP32 ``[N, 3, H, W]``, as the network was trained with, of uint8 ``[N, H, W, 3]`` RGB crops."""
         # The cast comes first: NVIDIA's parser refuses Transpose and Gather on UINT8. Planes come next: ONNX Runtime
         # multiplies and adds plane by plane several times as fast as pixel by pixel. A permuted NHWC tensor counts

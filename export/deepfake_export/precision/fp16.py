@@ -56,20 +56,12 @@ class HalfExport:
     Attributes:
         kept_fp32: modules that stayed in FP32, with the range that made them.
         largest: the module with the largest activations; None where nothing was measured.
+        float16_max: where half precision ends.
     """
 
     kept_fp32: tuple[ActivationRange, ...]
     largest: ActivationRange | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "kept_fp32": [{"module": item.module, "max_abs": item.max_abs} for item in self.kept_fp32],
-            "largest_activation": None
-            if self.largest is None
-            else {"module": self.largest.module, "max_abs": self.largest.max_abs},
-            "float16_max": FLOAT16_MAX,
-        }
+    float16_max: float = FLOAT16_MAX
 
 
 class HalfDetector(ServedDetector):
@@ -77,9 +69,9 @@ class HalfDetector(ServedDetector):
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
         """Return `fake_probability` and `logit`, each FP32 ``[N, 1]``, of uint8 ``[N, H, W, 3]`` RGB crops."""
-        # Normalisation and the head's arithmetic stay in FP32: they cost nothing, and a difference of two logits
+        # Normalization and the head's arithmetic stay in FP32: they cost nothing, and a difference of two logits
         # in half precision loses what distinguishes them.
-        outputs = self.network(self.normalise(faces).half())
+        outputs = self.network(self.normalize(faces).half())
         logit = self.logit_of(outputs.float())
         return torch.sigmoid(logit), logit
 

@@ -3,7 +3,7 @@
 Three measurements decide what the file looks like, all on calibration crops and all against the FP32 graph:
 
 1. the ranges: the largest values seen, or a percentile that cuts rare ones off, whichever disturbs the logits less;
-2. each layer's error: the change of the logit when that layer alone is quantised;
+2. each layer's error: the change of the logit when that layer alone is quantized;
 3. how many of the worst layers must stay in FP32 until verdicts are kept.
 
 Memory is bounded: one crop's activations at a time, and a few hundred numbers of each tensor are kept.
@@ -50,7 +50,7 @@ SAMPLES_PER_CROP = 512
 """Values of each tensor and crop that the percentile is taken from."""
 PERCENTILES = (99.99, 99.9)
 MAX_LAYERS = 96
-"""Beyond this, neighbouring layers are measured together, so that the search stays within minutes."""
+"""Beyond this, neighboring layers are measured together, so that the search stays within minutes."""
 MAX_EXCLUDED_SHARE = 0.75
 """With fewer layers than this left, nothing is gained from INT8, and the gate takes another precision."""
 
@@ -101,7 +101,7 @@ TARGETS = {
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Nodes that are quantised or left together: one with weights and what follows until the next.
+    """Nodes that are quantized or left together: one with weights and what follows until the next.
 
     Attributes:
         name: the weight's name in the network, for people.
@@ -118,34 +118,23 @@ class Int8Export:
 
     Attributes:
         target: key of `TARGETS`.
+        target_reason: why that form.
         method: how ranges were chosen, for example ``percentile 99.99``.
-        method_errors: mean absolute logit error of each method, everything quantised.
-        num_layers: layers that could be quantised.
-        excluded: layers left in FP32, worst first.
-        layer_errors: mean absolute logit error of each layer when it alone is quantised, largest first.
+        method_errors: mean absolute logit error of each method, everything quantized.
+        num_layers: layers that could be quantized.
+        layers_kept_fp32: worst first.
+        layer_errors: mean absolute logit error of each layer when it alone is quantized, largest first.
         num_calibration_crops: crops that the ranges come from.
     """
 
     target: str
+    target_reason: str
     method: str
     method_errors: dict[str, float]
     num_layers: int
-    excluded: tuple[str, ...]
+    layers_kept_fp32: tuple[str, ...]
     layer_errors: dict[str, float]
     num_calibration_crops: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "target": self.target,
-            "target_reason": TARGETS[self.target].reason,
-            "calibration_method": self.method,
-            "method_errors": self.method_errors,
-            "num_calibration_crops": self.num_calibration_crops,
-            "num_layers": self.num_layers,
-            "layers_kept_fp32": list(self.excluded),
-            "layer_errors": self.layer_errors,
-        }
 
 
 def quantize_int8(
@@ -157,7 +146,7 @@ def quantize_int8(
     target: str = "cpu",
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Int8Export:
-    """Quantise a proved FP32 ONNX file.
+    """Quantize a proved FP32 ONNX file.
 
     Args:
         fp32_path: what `export_onnx` wrote.
@@ -168,12 +157,12 @@ def quantize_int8(
         on_step: called with a short sentence before each step.
 
     Raises:
-        ExportError: there is nothing to quantise, or the quantiser refuses the graph.
+        ExportError: there is nothing to quantise, or the quantizer refuses the graph.
     """
     form = TARGETS[target]
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32_path))
     _name_nodes(model)
-    # Says that shapes are inferred; the quantiser would do it again for every choice of layers.
+    # Says that shapes are inferred; the quantizer would do it again for every choice of layers.
     add_infer_metadata(model)
     layers = layers_of(model)
     if not layers:
@@ -206,6 +195,7 @@ def quantize_int8(
     path.write_bytes(quantized.SerializeToString(deterministic=True))
     return Int8Export(
         target,
+        form.reason,
         method,
         {name: round(value, 6) for name, value in method_errors.items()},
         len(layers),
@@ -248,7 +238,7 @@ def layers_of(model: Any) -> list[Layer]:
 
 
 def _name_nodes(model: Any) -> None:
-    """Give every node a name of its own; the quantiser chooses by name."""
+    """Give every node a name of its own; the quantizer chooses by name."""
     seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
         if not node.name or node.name in seen:
@@ -329,7 +319,7 @@ def _quantize(
         quantizer.model.topological_sort()
     # It raises whatever its operators' code raises.
     except Exception as exc:
-        raise ExportError(f"the network cannot be quantised ({type(exc).__name__}: {exc})") from exc
+        raise ExportError(f"the network cannot be quantized ({type(exc).__name__}: {exc})") from exc
     finally:
         logging.root.setLevel(previous)
     return quantizer.model.model

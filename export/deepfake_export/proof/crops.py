@@ -1,4 +1,4 @@
-"""Face crops for proofs: read from a directory, or generated so that every machine gets the same ones.
+"""`CropSet`: face crops for proofs, read from a directory, or generated: every machine gets the same ones.
 
 Generated crops are smooth and structured (an oval with features on a gradient, some grain), because white noise
 drives a network far outside of what it sees in service and hides errors behind saturated logits.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +23,48 @@ from deepfake_preprocess.media.suffixes import IMAGE_SUFFIXES
 UInt8Array = npt.NDArray[np.uint8]
 
 GENERATED_SEED = 20240607
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CropSet:
+    """Face crops and where they came from.
+
+    Attributes:
+        crops: uint8 ``[N, H, W, 3]``, RGB.
+        origin: where they came from, for people.
+        sources: for each crop the name of its file, relative to the directory; empty for generated crops.
+        videos: those of the `sources` that are videos.
+        labels: for each crop 1 for fake and 0 for real; None where the files do not say it for all.
+        sha256: hash over names and contents of the directory's files; None for generated crops.
+        notes: what a reader should know, as sentences without a full stop.
+    """
+
+    crops: UInt8Array
+    origin: str
+    sources: tuple[str, ...] = ()
+    videos: frozenset[str] = frozenset()
+    labels: npt.NDArray[np.int64] | None = None
+    sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of crops."""
+        return len(self.crops)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data of all but the crops themselves."""
+        return {
+            "count": len(self.crops),
+            "origin": self.origin,
+            "num_videos": len(self.videos),
+            "labeled": self.labels is not None,
+            "sha256": self.sha256,
+        }
+
+
+def generated_set(count: int, size_wh: tuple[int, int]) -> CropSet:
+    """Return `count` generated crops; see `generate_crops`."""
+    return CropSet(generate_crops(count, size_wh), f"generated face-like images (seed {GENERATED_SEED})")
 
 
 def generate_crops(count: int, size_wh: tuple[int, int], *, seed: int = GENERATED_SEED) -> UInt8Array:
@@ -39,7 +83,7 @@ def generate_crops(count: int, size_wh: tuple[int, int], *, seed: int = GENERATE
     return np.stack([_one_crop(random, width, height) for _ in range(count)])
 
 
-def read_crops(directory: str | Path, size_wh: tuple[int, int], *, limit: int) -> UInt8Array:
+def read_crops(directory: str | Path, size_wh: tuple[int, int], *, limit: int) -> CropSet:
     """Read face crops from the images of a directory, in the order of their names.
 
     Args:
@@ -47,13 +91,17 @@ def read_crops(directory: str | Path, size_wh: tuple[int, int], *, limit: int) -
         size_wh: width and height in pixels that the images are resized to.
         limit: at most so many are read.
 
-    Returns:
-        uint8 ``[N, H, W, 3]``, RGB, with N from 1 to `limit`.
-
     Raises:
         OptionError: no directory, no image in it, or an image that cannot be decoded.
     """
-    return np.stack([_read_image(path, size_wh) for path in images_of(directory)[:limit]])
+    directory = Path(directory)
+    paths = images_of(directory)
+    return CropSet(
+        np.stack([_read_image(path, size_wh) for path in paths[:limit]]),
+        f"images of the directory {directory.name!r}",
+        tuple(path.name for path in paths[:limit]),
+        sha256=hash_files(paths, directory),
+    )
 
 
 def images_of(directory: str | Path) -> list[Path]:
@@ -85,7 +133,7 @@ def batches_of(crops: UInt8Array, batch_size: int) -> Sequence[UInt8Array]:
 
 
 def _one_crop(random: np.random.Generator, width: int, height: int) -> UInt8Array:
-    # Five control points per side give the slow colour changes of a background and of light on a face.
+    # Five control points per side give the slow color changes of a background and of light on a face.
     background = cv2.resize(random.uniform(20, 200, (5, 5, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
     skin = cv2.resize(random.uniform(90, 230, (3, 3, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
     face = np.zeros((height, width), dtype=np.uint8)

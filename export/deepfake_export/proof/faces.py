@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from deepfake_export.proof.crops import UInt8Array, hash_files
+from deepfake_export.proof.crops import CropSet, UInt8Array, hash_files
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.faces.crop import crop_face
@@ -29,7 +28,7 @@ from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.media.suffixes import VIDEO_SUFFIXES, media_of
 
 FRAMES_PER_VIDEO = 16
-"""Enough for the median of a verdict; neighbouring frames of one clip add hardly any new range."""
+"""Enough for the median of a verdict; neighboring frames of one clip add hardly any new range."""
 MIN_CROPS = 16
 """Fewer do not show the range of a layer's activations; the export refuses them."""
 RECOMMENDED_CROPS = 500
@@ -38,27 +37,6 @@ MAX_CROPS = 1024
 LABEL_NAMES = {"real": 0, "fake": 1, "0": 0, "1": 1}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FaceSet:
-    """Face crops and where they came from.
-
-    Attributes:
-        crops: uint8 ``[N, H, W, 3]``, RGB.
-        sources: for each crop the path of its file, relative to the directory.
-        videos: those of the `sources` that are videos.
-        labels: for each crop 1 for fake and 0 for real; None where the files do not say it for all.
-        sha256: hash over names and contents of the directory's media; None for generated crops.
-        origin: where they came from, for people.
-        notes: what a reader should know, as sentences without a full stop.
-    """
-
-    crops: UInt8Array
-    sources: tuple[str, ...]
-    videos: frozenset[str]
-    labels: npt.NDArray[np.int64] | None
-    sha256: str | None
-    origin: str
-    notes: tuple[str, ...] = ()
 
 
 def hash_media(directory: str | Path) -> str:
@@ -72,7 +50,7 @@ def hash_media(directory: str | Path) -> str:
 
 def read_faces(
     directory: str | Path, spec: ModelSpec, *, labels: str | Path | None = None, limit: int = MAX_CROPS
-) -> FaceSet:
+) -> CropSet:
     """Cut the faces out of a directory's videos and images, by the rule of this module.
 
     Args:
@@ -129,13 +107,13 @@ def read_faces(
         notes.append(f"no face was found in {len(without)} of {len(chosen)} files ({', '.join(without[:3])}); {hint}")
     if damaged:
         notes.append(f"{len(damaged)} damaged files were left out ({', '.join(damaged[:3])})")
-    return FaceSet(
+    return CropSet(
         np.stack(crops),
+        f"{len(crops)} face crops from {len(set(sources))} files of the directory {directory.name!r}",
         tuple(sources),
-        frozenset(path.relative_to(directory).as_posix() for path in chosen if _is_video(path)),
+        frozenset(name for name in sources if _is_video(Path(name))),
         _labels_of(sources, label_of),
         hash_media(directory),
-        f"{len(crops)} face crops from {len(set(sources))} files of the directory {directory.name!r}",
         tuple(notes),
     )
 

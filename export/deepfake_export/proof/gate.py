@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from deepfake_preprocess.errors import OptionError
 
@@ -22,7 +21,7 @@ measured at 0.92 to 1.06 on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Entrant:
     """What the gate looks at.
 
     Attributes:
@@ -58,25 +57,6 @@ class Decision:
     reason: str
     rejected: Mapping[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "promoted": self.promoted,
-            "requested": self.requested,
-            "reason": self.reason,
-            "rejected": dict(self.rejected),
-        }
-
-
-def parse_precisions(text: str) -> tuple[str, ...]:
-    """Return the precisions of a list like ``fp32,int8``, FP32 always among them, in the order of `PRECISIONS`.
-
-    Raises:
-        OptionError: an unknown precision.
-    """
-    named = [item.strip().lower() for item in text.split(",") if item.strip()]
-    return check_precisions(named)
-
 
 def check_precisions(named: Collection[str]) -> tuple[str, ...]:
     """Return the precisions in the order of `PRECISIONS`, FP32, the measure of the others, always among them.
@@ -90,17 +70,17 @@ def check_precisions(named: Collection[str]) -> tuple[str, ...]:
     return tuple(item for item in PRECISIONS if item in named or item == "fp32")
 
 
-def decide(candidates: Collection[Candidate], requested: str) -> Decision:
+def decide(entrants: Collection[Entrant], requested: str) -> Decision:
     """Choose what is served.
 
     Args:
-        candidates: one per precision, FP32 among them and without problems.
+        entrants: one per precision, FP32 among them and without problems.
         requested: ``best`` for the fastest that passes. A precision: that one if it is accurate, whatever its speed
             here (another machine may serve it); if not, the next in the order of `FALLBACK` that passes.
     """
-    by_name = {item.precision: item for item in candidates}
+    by_name = {item.precision: item for item in entrants}
     rejected: dict[str, str] = {}
-    for item in candidates:
+    for item in entrants:
         if item.problems:
             rejected[item.precision] = "; ".join(item.problems)
         elif item.precision not in ("fp32", requested):
@@ -125,14 +105,14 @@ def decide(candidates: Collection[Candidate], requested: str) -> Decision:
     return Decision(promoted, requested, _reason(by_name[promoted], requested, rejected), rejected)
 
 
-def _speed(candidate: Candidate) -> float:
+def _speed(entrant: Entrant) -> float:
     """Return the ratio at the largest batch measured, where a busy server runs; 1 for FP32 itself."""
-    if candidate.precision == "fp32" or not candidate.speed_ratio:
+    if entrant.precision == "fp32" or not entrant.speed_ratio:
         return 1.0
-    return candidate.speed_ratio[max(candidate.speed_ratio, key=int)]
+    return entrant.speed_ratio[max(entrant.speed_ratio, key=int)]
 
 
-def _reason(chosen: Candidate, requested: str, rejected: Mapping[str, str]) -> str:
+def _reason(chosen: Entrant, requested: str, rejected: Mapping[str, str]) -> str:
     name = chosen.precision.upper()
     others = "; ".join(f"{key.upper()}: {why}" for key, why in rejected.items() if key != "fp32")
     if chosen.precision == "fp32":

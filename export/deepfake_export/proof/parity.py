@@ -6,8 +6,6 @@ The reference is always `ServedDetector` in float32 PyTorch. An artifact is anyt
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +19,18 @@ import numpy.typing as npt
 import torch
 
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.proof.crops import UInt8Array, batches_of
+from deepfake_export.proof.crops import CropSet, UInt8Array, batches_of
+from deepfake_export.proof.plain_data import plain_data
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import ParityError
 from deepfake_preprocess.support.sessions import open_session
 
 Float32Array = npt.NDArray[np.float32]
-Runner = Callable[[UInt8Array], tuple[Float32Array, Float32Array]]
-"""From uint8 ``[N, H, W, 3]`` RGB to probability and logit, each float32 ``[N, 1]``."""
+Outputs = tuple[Float32Array, Float32Array]
+"""`fake_probability` and `logit`, each float32 ``[N, 1]``."""
+Runner = Callable[[UInt8Array], Outputs]
+"""From uint8 ``[N, H, W, 3]`` RGB to the outputs."""
 
 REFERENCE_BATCH = 8
 """Batch size of the reference; it only bounds memory."""
@@ -51,6 +52,11 @@ class Difference:
     max_abs: float
     mean_abs: float
     limit: float
+
+    @classmethod
+    def of(cls, errors: Float32Array, limit: float) -> Difference:
+        """Return the difference of all absolute errors."""
+        return cls(float(errors.max()), float(errors.mean()), limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,101 +133,43 @@ class ParityReport:
         return []
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data that `from_dict` reads back."""
-        data = {**dataclasses.asdict(self), "passed": not self.problems, "notes": self.notes}
-        # Through JSON, so that what is kept in memory equals what is read back (lists, not tuples).
-        return dict(json.loads(json.dumps(data)))
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ParityReport:
-        """Read a report back from `to_dict`.
-
-        Raises:
-            KeyError: a figure is missing.
-        """
-        values = {item.name: data[item.name] for item in dataclasses.fields(cls)}
-        for key in ("probability", "logit"):
-            values[key] = Difference(**values[key])
-        for key in ("batch_sizes", "reference_logit_range"):
-            values[key] = tuple(values[key])
-        return cls(**values)
-
-    def to_markdown(self) -> str:
-        """Return the report as a short Markdown page."""
-        low, high = self.reference_logit_range
-        tolerance = TOLERANCES[self.precision]
-        latency = ", ".join(f"{value:.1f} ms at batch {size}" for size, value in self.latency_ms.items())
-        rows = [
-            (f"`{PROBABILITY_NAME}`, largest difference", f"{self.probability.max_abs:.2e}", self.probability.limit),
-            (
-                f"`{PROBABILITY_NAME}`, mean difference",
-                f"{self.probability.mean_abs:.2e}",
-                tolerance.probability_mean_abs,
-            ),
-            (f"`{LOGIT_NAME}`, largest difference", f"{self.logit.max_abs:.2e}", self.logit.limit),
-            (f"`{LOGIT_NAME}`, mean difference", f"{self.logit.mean_abs:.2e}", None),
-            ("same crop in different batches", f"{self.batch_dependence:.2e}", self.batch_dependence_limit),
-        ]
-        lines = [
-            f"# Parity of {self.artifact}",
-            "",
-            f"{'Within' if not self.problems else 'BEYOND'} tolerance of the checkpoint in float32 PyTorch.",
-            "",
-            "| What | Figure | Limit |",
-            "|---|---|---|",
-            *(f"| {name} | {figure} | {'' if limit is None else f'{limit:.2e}'} |" for name, figure, limit in rows),
-            f"| verdict flips at {self.threshold:g} (of these, within the limit of the threshold) "
-            f"| {self.verdict_flips} ({self.verdict_flips_near_threshold}) | "
-            f"{tolerance.allowed_flips(self.num_crops)}{' (any)' if tolerance.flip_share is None else ''} |",
-            "",
-            f"- Crops: {self.num_crops}, {self.crops}, each at batch {', '.join(map(str, self.batch_sizes))}.",
-            f"- Reference logits: {low:.3f} to {high:.3f}.",
-            f"- Size: {self.size_bytes / 1e6:.1f} MB. On the exporting machine: {latency}.",
-            f"- Why these limits: {self.reason}.",
-            *(f"- Note: {note}." for note in self.notes),
-        ]
-        return "\n".join(lines) + "\n"
+        """Return plain JSON data."""
+        return {**plain_data(self), "passed": not self.problems, "notes": self.notes}
 
 
 def measure_parity(
-    detector: ServedDetector,
+    reference: Outputs,
     artifact: Runner,
-    crops: UInt8Array,
+    crops: CropSet,
     *,
     name: str,
     precision: str,
     threshold: float,
     max_batch_size: int,
-    crops_source: str,
     size_bytes: int,
-    reference: tuple[Float32Array, Float32Array] | None = None,
-) -> ParityReport:
-    """Run reference and artifact on the same crops at batch 1, 3 and the largest, and compare.
+) -> tuple[ParityReport, Float32Array]:
+    """Run an artifact at batch 1, 3 and the largest on the crops that the reference saw, and compare.
 
     Args:
-        detector: the reference, in eval mode on the CPU.
+        reference: what `reference_outputs` gives for the crops.
         artifact: what is to be proved.
-        crops: uint8 ``[N, H, W, 3]`` RGB. N need not be a multiple of a batch size: a smaller last batch is
-            another size proved.
+        crops: N need not be a multiple of a batch size: a smaller last batch is another size proved.
         name: the artifact's name, for the report.
         precision: key of the table of tolerances.
         threshold: decision threshold.
         max_batch_size: the largest batch that will be served.
-        crops_source: where the crops came from, for the report.
         size_bytes: size of the artifact, for the report.
-        reference: what `reference_outputs` gives for these crops, where the caller has it already.
 
     Returns:
-        The report; whether it is within tolerance is for `require_parity`.
+        The report (whether it is within tolerance is for `require_parity`), and the artifact's `fake_probability`
+        float32 ``[N]`` of each crop alone in its batch.
     """
     tolerance = TOLERANCES[precision]
-    reference_probability, reference_logit = (
-        reference if reference is not None else reference_outputs(detector, crops)
-    )
+    reference_probability, reference_logit = reference
     batch_sizes = tuple(sorted({1, min(3, max_batch_size), max_batch_size}))
     probabilities, logits, latency_ms = [], [], {}
     for batch_size in batch_sizes:
-        probability, logit, batch_ms = _run_batched(artifact, crops, batch_size)
+        probability, logit, batch_ms = _run_batched(artifact, crops.crops, batch_size)
         probabilities.append(probability)
         logits.append(logit)
         latency_ms[str(batch_size)] = round(batch_ms, 3)
@@ -230,20 +178,15 @@ def measure_parity(
     logit_error = np.abs(logit - reference_logit)
     flipped = ((probability >= threshold) != (reference_probability >= threshold)).any(axis=0)
     near = np.abs(reference_probability - threshold) <= tolerance.probability_abs
-    return ParityReport(
+    logit_limit = tolerance.logit_limit(float(np.abs(reference_logit).max()))
+    report = ParityReport(
         artifact=name,
         precision=precision,
-        crops=crops_source,
-        num_crops=len(crops),
+        crops=crops.origin,
+        num_crops=len(crops.crops),
         batch_sizes=batch_sizes,
-        probability=Difference(
-            float(probability_error.max()), float(probability_error.mean()), tolerance.probability_abs
-        ),
-        logit=Difference(
-            float(logit_error.max()),
-            float(logit_error.mean()),
-            tolerance.logit_limit(float(np.abs(reference_logit).max())),
-        ),
+        probability=Difference.of(probability_error, tolerance.probability_abs),
+        logit=Difference.of(logit_error, logit_limit),
         # Batch 1 comes first, and a crop alone in its batch cannot depend on others.
         batch_dependence=float(np.abs(probability - probability[0]).max()),
         batch_dependence_limit=tolerance.batch_abs,
@@ -255,49 +198,32 @@ def measure_parity(
         latency_ms=latency_ms,
         reason=tolerance.reason,
     )
+    return report, probability[0, :, 0]
 
 
-def prove_onnx(
-    detector: ServedDetector,
-    model_path: Path,
-    crops: UInt8Array,
-    *,
-    name: str,
-    threshold: float,
+def measure_onnx(
+    reference: Outputs, model_path: Path, crops: CropSet, *, name: str, precision: str, threshold: float,
     max_batch_size: int,
-    crops_source: str,
-) -> ParityReport:
-    """Compare an FP32 ONNX file in ONNX Runtime with its network, and accept nothing less than parity.
-
-    Args:
-        detector: the network under the wire contract, in eval mode.
-        model_path: what `export_onnx` wrote from it.
-        crops: uint8 ``[N, H, W, 3]`` RGB.
-        name: what the report calls the model.
-        threshold: at or above it a crop is fake.
-        max_batch_size: largest batch to compare at.
-        crops_source: where the crops came from, for the report.
+) -> tuple[ParityReport, Float32Array]:  # fmt: skip
+    """Compare an ONNX file in ONNX Runtime with the reference; see `measure_parity`.
 
     Raises:
-        ParityError: the file does not reproduce the network.
+        ExportError: ONNX Runtime cannot load the file.
     """
-    report = measure_parity(
-        detector,
+    return measure_parity(
+        reference,
         onnxruntime_runner(model_path),
         crops,
-        name=f"{name}, ONNX FP32 in ONNX Runtime on the CPU",
-        precision="fp32",
+        name=f"{name}, ONNX {precision.upper()} in ONNX Runtime on the CPU",
+        precision=precision,
         threshold=threshold,
         max_batch_size=max_batch_size,
-        crops_source=crops_source,
         size_bytes=model_path.stat().st_size,
     )
-    require_parity(report)
-    return report
 
 
 def require_parity(report: ParityReport) -> None:
-    """Do nothing where a report is within tolerance.
+    """Check that a report is within tolerance.
 
     Raises:
         ParityError: names every figure that is beyond its limit, and the limit.
@@ -309,7 +235,7 @@ def require_parity(report: ParityReport) -> None:
         )
 
 
-def reference_outputs(detector: ServedDetector, crops: UInt8Array) -> tuple[Float32Array, Float32Array]:
+def reference_outputs(detector: ServedDetector, crops: UInt8Array) -> Outputs:
     """Return probability and logit of the float32 PyTorch reference, each float32 ``[N, 1]``."""
 
     def run(batch: UInt8Array) -> tuple[torch.Tensor, torch.Tensor]:
@@ -341,7 +267,7 @@ def onnxruntime_runner(path: Path, *, num_threads: int | None = None) -> Runner:
     """
     session = open_session(path, threads=num_threads)
 
-    def run(faces: UInt8Array) -> tuple[Float32Array, Float32Array]:
+    def run(faces: UInt8Array) -> Outputs:
         probability, logit = session.run([PROBABILITY_NAME, LOGIT_NAME], {INPUT_NAME: faces})
         return probability, logit
 

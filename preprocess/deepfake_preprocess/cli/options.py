@@ -22,3 +22,5 @@ RepositoryOption: TypeAlias = Annotated[
         help="Model repository, as `deepfake export` writes it.",
     ),
 ]
+
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

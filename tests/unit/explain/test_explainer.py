@@ -82,7 +82,7 @@ def test_heatmaps_are_those_of_pytorch_grad_cam_by_hand(name):
     spec = spec_of(input_height_px=side, input_width_px=side)
     crops = crops_of(side=side)
     by_hand = {}
-    inputs = ServedDetector(network, spec).normalise(torch.from_numpy(crops))
+    inputs = ServedDetector(network, spec).normalize(torch.from_numpy(crops))
     for method in METHODS:
         with CAMS[method](network, [network.get_submodule(layer)], reshape_transform=reshape) as cam:
             by_hand[method] = cam(inputs, [ClassifierOutputTarget(0)] * len(crops))
@@ -103,7 +103,7 @@ def test_what_is_explained_is_the_logit_of_fake(head, target):
     network = tiny_network(head.num_logits)
     spec = spec_of(head=head, color_order="BGR")
     crops = crops_of()
-    inputs = ServedDetector(network, spec).normalise(torch.from_numpy(crops))
+    inputs = ServedDetector(network, spec).normalize(torch.from_numpy(crops))
     with CAMS["grad-cam"](network, [network[4]]) as cam:
         expected = cam(inputs, [target] * len(crops))
     for explanation, heatmap in zip(CheckpointExplainer(network, spec).explain(crops), expected, strict=True):

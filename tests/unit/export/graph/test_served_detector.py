@@ -31,7 +31,7 @@ def spec_of(**changes: object) -> ModelSpec:
 def test_the_network_sees_what_it_was_trained_with(color_order):
     crops = generate_crops(2, SIZE_WH)
     spec = spec_of(color_order=color_order)
-    seen = ServedDetector(torch.nn.Identity(), spec).normalise(torch.from_numpy(crops)).numpy()
+    seen = ServedDetector(torch.nn.Identity(), spec).normalize(torch.from_numpy(crops)).numpy()
     ordered = crops if color_order == "RGB" else crops[..., ::-1]
     expected = (ordered / 255.0 - np.array(spec.mean)) / np.array(spec.std)
     assert seen.dtype == np.float32
@@ -51,7 +51,7 @@ def test_probability_is_that_of_fake_whatever_the_head(kind, fake_index):
     detector = ServedDetector(Head2(), spec)
     crops = torch.from_numpy(generate_crops(3, SIZE_WH))
     probability, logit = detector(crops)
-    outputs = Head2()(detector.normalise(crops))
+    outputs = Head2()(detector.normalize(crops))
     if kind == "softmax":
         expected = outputs.softmax(dim=1)[:, fake_index : fake_index + 1]
     else:
@@ -86,7 +86,7 @@ def test_crops_are_read_as_rgb_in_the_order_of_their_names(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), red[..., ::-1])
     cv2.imwrite(str(tmp_path / "b.bmp"), blue[..., ::-1])
     (tmp_path / "notes.txt").write_text("no image")
-    crops = read_crops(tmp_path, SIZE_WH, limit=5)
+    crops = read_crops(tmp_path, SIZE_WH, limit=5).crops
     assert crops.shape == (2, 16, 24, 3)
     assert (crops[0] == (255, 0, 0)).all()
     assert (crops[1] == (0, 0, 255)).all()

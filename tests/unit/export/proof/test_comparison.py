@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepfake_export.proof.comparison import measure_speed, video_flips
-from deepfake_export.proof.crops import generate_crops
-from deepfake_export.proof.faces import FaceSet
+from deepfake_export.proof.comparison import video_flips
+from deepfake_export.proof.crops import CropSet, generate_crops
+from deepfake_export.proof.speed import measure_speed
 
 CROPS = generate_crops(4, (16, 16))
 
 
-def face_set(sources: tuple[str, ...], videos: set[str]) -> FaceSet:
-    return FaceSet(np.zeros((len(sources), 16, 16, 3), np.uint8), sources, frozenset(videos), None, None, "test")
+def crop_set(sources: tuple[str, ...], videos: set[str]) -> CropSet:
+    return CropSet(np.zeros((len(sources), 16, 16, 3), np.uint8), "test", sources, frozenset(videos))
 
 
 def test_a_video_flips_by_its_mean_not_by_a_frame():
-    faces = face_set(("a.mp4", "a.mp4", "b.mp4", "b.mp4", "c.png"), {"a.mp4", "b.mp4"})
+    faces = crop_set(("a.mp4", "a.mp4", "b.mp4", "b.mp4", "c.png"), {"a.mp4", "b.mp4"})
     reference = np.array([0.9, 0.6, 0.6, 0.5, 0.9], np.float32)
     artifact = np.array([0.9, 0.4, 0.5, 0.4, 0.1], np.float32)
     assert video_flips(reference, artifact, faces, 0.5) == 1
@@ -38,5 +38,5 @@ def test_speed_runs_every_artifact_at_every_batch_in_turn():
     speeds = measure_speed({"fp32": runner("fp32"), "int8": runner("int8")}, CROPS, (1, 6))
     assert {size for _, size in calls} == {1, 6}
     assert list(speeds["int8"].latency_ms) == ["1", "6"]
-    assert speeds["fp32"].ratio == {"1": 1.0, "6": 1.0}
+    assert speeds["fp32"].ratio_to_fp32 == {"1": 1.0, "6": 1.0}
     assert speeds["int8"].crops_per_s["6"] == pytest.approx(6000 / speeds["int8"].latency_ms["6"], rel=1e-2)

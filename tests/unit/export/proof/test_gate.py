@@ -4,62 +4,62 @@ from __future__ import annotations
 
 import pytest
 
-from deepfake_export.proof.gate import Candidate, Decision, check_precisions, decide, parse_precisions
+from deepfake_export.proof.gate import Decision, Entrant, check_precisions, decide
 from deepfake_preprocess.errors import OptionError
 
-FP32 = Candidate("fp32", (), {})
+FP32 = Entrant("fp32", (), {})
 
 
-def candidate(precision: str, ratio: float, *problems: str) -> Candidate:
-    return Candidate(precision, problems, {"1": ratio, "8": ratio})
+def entrant(precision: str, ratio: float, *problems: str) -> Entrant:
+    return Entrant(precision, problems, {"1": ratio, "8": ratio})
 
 
-def decision(*candidates: Candidate, requested: str = "best") -> Decision:
-    return decide([FP32, *candidates], requested)
+def decision(*entrants: Entrant, requested: str = "best") -> Decision:
+    return decide([FP32, *entrants], requested)
 
 
 def test_the_fastest_that_passes_is_served():
-    found = decision(candidate("fp16", 1.2), candidate("int8", 1.6))
+    found = decision(entrant("fp16", 1.2), entrant("int8", 1.6))
     assert found.promoted == "int8"
     assert "1.60x at batch 8" in found.reason
     assert found.rejected["fp16"] == "slower than INT8"
-    assert decision(candidate("fp16", 1.9), candidate("int8", 1.6)).promoted == "fp16"
+    assert decision(entrant("fp16", 1.9), entrant("int8", 1.6)).promoted == "fp16"
 
 
 def test_what_changes_verdicts_is_never_served_however_fast():
-    found = decision(candidate("int8", 9.0, "12 of 500 verdicts change (limit 2)"))
+    found = decision(entrant("int8", 9.0, "12 of 500 verdicts change (limit 2)"))
     assert found.promoted == "fp32"
     assert "INT8: 12 of 500 verdicts change (limit 2)" in found.reason
-    assert decision(candidate("int8", 9.0, "wrong"), requested="int8").promoted == "fp32"
+    assert decision(entrant("int8", 9.0, "wrong"), requested="int8").promoted == "fp32"
 
 
 def test_what_is_slower_at_any_batch_is_not_the_best():
-    found = decision(Candidate("int8", (), {"1": 0.9, "8": 1.4}))
+    found = decision(Entrant("int8", (), {"1": 0.9, "8": 1.4}))
     assert found.promoted == "fp32"
     assert found.rejected["int8"] == "slower than FP32 (0.90x at batch 1)"
 
 
 def test_noise_does_not_replace_fp32():
-    assert decision(candidate("fp16", 1.06)).promoted == "fp32"
+    assert decision(entrant("fp16", 1.06)).promoted == "fp32"
 
 
 def test_a_precision_asked_for_is_served_though_slow_here_and_falls_back_in_order():
-    slow = candidate("int8", 0.5)
-    assert decision(candidate("fp16", 1.2), slow, requested="int8").promoted == "int8"
-    failed = candidate("int8", 2.0, "7 of 100 verdicts change")
-    found = decision(candidate("fp16", 1.2), failed, requested="int8")
+    slow = entrant("int8", 0.5)
+    assert decision(entrant("fp16", 1.2), slow, requested="int8").promoted == "int8"
+    failed = entrant("int8", 2.0, "7 of 100 verdicts change")
+    found = decision(entrant("fp16", 1.2), failed, requested="int8")
     assert found.promoted == "fp16"
     assert "INT8 fell back to FP16: 7 of 100 verdicts change" in found.reason
-    assert decision(candidate("fp16", 0.7), failed, requested="int8").promoted == "fp32"
-    assert decision(candidate("int8", 2.0), requested="fp32").promoted == "fp32"
+    assert decision(entrant("fp16", 0.7), failed, requested="int8").promoted == "fp32"
+    assert decision(entrant("int8", 2.0), requested="fp32").promoted == "fp32"
 
 
 def test_nan_speed_is_no_speed():
-    assert decision(candidate("int8", float("nan"))).promoted == "fp32"
+    assert decision(entrant("int8", float("nan"))).promoted == "fp32"
 
 
-def test_precisions_are_parsed():
-    assert parse_precisions("int8, FP16") == ("fp32", "fp16", "int8")
+def test_precisions_are_put_in_order():
+    assert check_precisions(["int8", "fp16"]) == ("fp32", "fp16", "int8")
     assert check_precisions(["fp32"]) == ("fp32",)
     with pytest.raises(OptionError, match=r"'int4' is unknown; allowed: fp32, fp16, int8"):
-        parse_precisions("fp32,int4")
+        check_precisions(["fp32", "int4"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.proof.crops import generate_crops
+from deepfake_export.proof.crops import CropSet, generate_crops
 from deepfake_export.proof.parity import ParityReport, measure_parity, reference_outputs, require_parity
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -45,17 +45,18 @@ def shifted(by: float):
 
 
 def measure(artifact, *, threshold: float = 0.5) -> ParityReport:
-    return measure_parity(
-        DETECTOR,
+    report, probability = measure_parity(
+        reference_outputs(DETECTOR, CROPS),
         artifact,
-        CROPS,
+        CropSet(CROPS, "generated"),
         name="the artifact",
         precision="fp32",
         threshold=threshold,
         max_batch_size=4,
-        crops_source="generated",
         size_bytes=1_000_000,
     )
+    assert probability.shape == (7,)
+    return report
 
 
 def test_the_reference_itself_passes():
@@ -65,8 +66,8 @@ def test_the_reference_itself_passes():
     assert report.probability.max_abs < 1e-6
     assert report.verdict_flips == 0
     assert report.notes == []
-    assert ParityReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
-    assert "Within tolerance" in report.to_markdown()
+    assert report.to_dict()["passed"]
+    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
 
 
 def test_a_shift_is_refused_with_figure_and_limit():
@@ -75,7 +76,7 @@ def test_a_shift_is_refused_with_figure_and_limit():
     assert report.logit.mean_abs == pytest.approx(0.01, rel=1e-3)
     with pytest.raises(ParityError, match=r"fake_probability differs by up to 0\.002\d* \(limit 0\.0001\).*logit"):
         require_parity(report)
-    assert "BEYOND" in report.to_markdown()
+    assert not report.to_dict()["passed"]
 
 
 def test_nan_is_refused():
@@ -118,15 +119,14 @@ def test_a_reference_that_ignores_its_input_is_called_weak():
         ModelSpec(name="tiny", architecture="timm:none"),
     )
     torch.nn.init.zeros_(constant.network[2].weight)
-    report = measure_parity(
-        constant.eval(),
+    report, _ = measure_parity(
+        reference_outputs(constant.eval(), CROPS),
         lambda faces: reference_outputs(constant, faces),
-        CROPS,
+        CropSet(CROPS, "generated"),
         name="constant",
         precision="fp32",
         threshold=0.5,
         max_batch_size=1,
-        crops_source="generated",
         size_bytes=1,
     )
     assert "weak proof" in report.notes[0]

@@ -1,0 +1,43 @@
+"""`deepfake demo-checkpoint`: writes the networks that come with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from deepfake_preprocess.cli.options import JsonOption
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.support.extras import require_extra
+
+
+def demo_checkpoint(
+    directory: Annotated[Path, typer.Argument(help="Where to write checkpoint and spec.")] = Path(),
+    untrained: Annotated[
+        bool,
+        typer.Option("--untrained", help="A network at 224 px with random weights instead, to measure speed with."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the demo checkpoint (a trained EfficientNet-B0), its spec and its model card.
+
+    The model card says what it was trained on, what it is worth, and where it fails.
+    """
+    if untrained:
+        for module in ("torch", "timm", "safetensors"):
+            require_extra(module, extra="export")
+        from deepfake_export.demo.untrained import write_untrained_checkpoint as write
+    else:
+        from deepfake_export.demo.checkpoint import write_demo_checkpoint as write
+    checkpoint, spec_path = write(directory)
+    if as_json:
+        typer.echo(json.dumps({"checkpoint": str(checkpoint), "spec": str(spec_path)}))
+        return
+    console = Console()
+    console.print(f"Wrote {escape(str(checkpoint))} and {escape(spec_path.name)}", highlight=False, soft_wrap=True)
+    console.print(escape(ModelSpec.from_yaml(spec_path).training_data), highlight=False, soft_wrap=True)
+    console.print(f"Next: deepfake export {escape(str(checkpoint))}", highlight=False, soft_wrap=True)

@@ -1,0 +1,75 @@
+"""Measures the speed of artifacts side by side: one batch of each in turn, and the median of the rounds' ratios.
+
+So another program on the machine slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from deepfake_export.proof.crops import UInt8Array
+from deepfake_export.proof.parity import Runner
+
+SPEED_ROUNDS = 9
+"""Odd, so that the median is a measured one; in a shared machine the quartiles of a ratio are then within 10%."""
+MIN_ROUND_S = 0.05
+"""A measurement takes at least about this long, so that small networks are not lost in the clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Speed of one artifact by batch size.
+
+    Attributes:
+        latency_ms: median time of a batch.
+        crops_per_s: the throughput that follows.
+        ratio_to_fp32: median over the rounds of FP32's time over this one's; above 1 for faster.
+    """
+
+    latency_ms: Mapping[str, float]
+    crops_per_s: Mapping[str, float]
+    ratio_to_fp32: Mapping[str, float]
+
+
+def measure_speed(runners: Mapping[str, Runner], crops: UInt8Array, batch_sizes: Sequence[int]) -> dict[str, Speed]:
+    """Measure artifacts side by side.
+
+    Args:
+        runners: by precision, ``fp32`` among them.
+        crops: uint8 ``[N, H, W, 3]`` RGB, repeated where a batch is larger.
+        batch_sizes: sizes to measure.
+    """
+    latency: dict[str, dict[str, float]] = {name: {} for name in runners}
+    ratio: dict[str, dict[str, float]] = {name: {} for name in runners}
+    for size in batch_sizes:
+        batch = np.resize(crops, (size, *crops.shape[1:]))
+        repeats = {}
+        for name, run in runners.items():
+            run(batch)  # allocates
+            repeats[name] = max(1, round(MIN_ROUND_S / max(_time(run, batch, 1), 1e-6)))
+        rounds = [
+            {name: _time(run, batch, repeats[name]) for name, run in runners.items()} for _ in range(SPEED_ROUNDS)
+        ]
+        for name in runners:
+            latency[name][str(size)] = round(median(item[name] for item in rounds) * 1000, 3)
+            ratio[name][str(size)] = round(median(item["fp32"] / item[name] for item in rounds), 3)
+    return {
+        name: Speed(
+            latency[name],
+            {size: round(int(size) / value * 1000, 1) for size, value in latency[name].items()},
+            ratio[name],
+        )
+        for name in runners
+    }
+
+
+def _time(run: Runner, batch: UInt8Array, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run(batch)
+    return (time.perf_counter() - start) / repeats
