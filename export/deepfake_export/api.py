@@ -1,7 +1,7 @@
 """The library call behind `deepfake export`: a request in, a proved version of a served model out.
 
-PyTorch is imported inside the functions, so that this module (and the command's ``--help``) load at once and
-work, with a helpful message, where the `export` extra is not installed.
+PyTorch is imported inside the functions: this module loads at once, and works, with a helpful message, where the
+`export` extra is not installed.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _serve_again(request: ExportRequest, same: Manifest, maker: EngineMaker | No
     refresh_configs(model_dir, same, max_batch_size=request.max_batch_size)
     note = (
         f"version {same.spec.version} was made of the same checkpoint and spec by the same request, and its "
-        "files are intact, so that is the one that is served; `force` makes a new one"
+        "files are intact, so it is the one that is served; `force` makes a new one"
     )
     if request.artifacts is not None:
         note += f", and fills {request.artifacts}"

@@ -1,6 +1,6 @@
 """`load_network`: from a checkpoint or an ensemble to a PyTorch network that is ready to run.
 
-PyTorch is imported inside the function, so that the package loads where the `export` extra is not installed.
+PyTorch is imported inside the function: the package loads where the `export` extra is not installed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def load_network(
     Args:
         checkpoint: a ``.safetensors`` file, a file of `torch.save`, for ``torchscript`` one of `torch.jit.save`, or
             for ``ensemble`` the YAML file that names the members; or what `pin_checkpoint` returned.
-        spec: its contract, or the YAML file of that; None takes the file of the checkpoint's name beside it.
+        spec: its contract, or the YAML file of that; None takes the file of the checkpoint's name next to it.
 
     Raises:
         CheckpointError: a file is missing, damaged, refused as unsafe, has another hash, holds NaN or Inf, or

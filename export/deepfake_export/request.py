@@ -1,7 +1,7 @@
 """`ExportRequest`: what an export is asked for, as one value; and in what two of them differ.
 
-What decides about the result is kept with the parity figures, so that the same request adds no version, and another
-one does and says what has changed.
+What decides about the result is kept with the parity figures: the same request adds no version, and another one does
+and says what has changed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ExportRequest:
     Attributes:
         checkpoint: file with the weights, or the YAML file of an ensemble, which names its members'.
         repository: Triton model repository; created where missing.
-        spec: contract of the model or its YAML file; None takes the file of the checkpoint's name beside it. Its
+        spec: contract of the model or its YAML file; None takes the file of the checkpoint's name next to it. Its
             version is replaced by the next free one.
         max_batch_size: largest batch the server will form, 1 to 1024; proved, and written to the configuration.
         precisions: what to make and measure; FP32 is always among them.
@@ -140,7 +140,7 @@ class ExportRequest:
         calibration = None
         if self.calibration is not None:
             calibration = read_faces(self.calibration, spec, labels=self.labels)
-        # One full batch of the largest size, and some more, so that the last batch is a smaller one.
+        # One full batch of the largest size, and some more, which make the last batch a smaller one.
         count = self.max_batch_size + 4
         if self.crops is not None:
             return read_crops(self.crops, spec.input_size_wh, limit=max(count, MAX_PROOF_CROPS)), calibration

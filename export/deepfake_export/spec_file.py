@@ -41,7 +41,7 @@ def pin_checkpoint(checkpoint: str | Path, spec: ModelSpec | str | Path | None =
 
     Args:
         checkpoint: the file with the weights, or the YAML file of an ensemble.
-        spec: its contract, or the YAML file of that; None takes the file of the checkpoint's name beside it.
+        spec: its contract, or the YAML file of that; None takes the file of the checkpoint's name next to it.
 
     Raises:
         SpecError: there is no spec, or it is wrong.
@@ -72,7 +72,7 @@ def read_spec(path: str | Path) -> ModelSpec:
 
 
 def default_spec_path(checkpoint: Path) -> Path:
-    """Return the spec file of a checkpoint: the one of the same name beside it, or the ensemble's file itself.
+    """Return the spec file of a checkpoint: the one of the same name next to it, or the ensemble's file itself.
 
     Raises:
         SpecError: neither exists.

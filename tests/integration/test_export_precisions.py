@@ -301,7 +301,7 @@ def test_a_network_that_cannot_be_halved_is_served_in_fp32_with_the_reason(workp
     spec = dataclasses.replace(SPEC, architecture="python:precision_nets:Fp32Only")
     result = export_checkpoint(ExportRequest("f.pt", "m", spec=spec, max_batch_size=2, precisions=("fp16",)))
     assert result.manifest.precision == "fp32"
-    assert "the exported graph is no valid ONNX" in result.manifest.promotion["rejected"]["fp16"]
+    assert "the exported graph is not valid ONNX" in result.manifest.promotion["rejected"]["fp16"]
     report = json.loads((result.version_dir / "report.json").read_text())
     assert [item["passed"] for item in report["artifacts"]] == [True, False]
     assert "| FP16 | failed |" in (result.version_dir / "report.md").read_text()

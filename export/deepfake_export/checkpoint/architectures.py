@@ -81,7 +81,7 @@ def _build_torchvision(spec: ModelSpec, in_channels: int) -> nn.Module:
     builder = models.get_model_builder(name)
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        # Their slow random initialisation warns, and is overwritten by the checkpoint anyway.
+        # Their slow random initialization warns, and is overwritten by the checkpoint anyway.
         options["init_weights"] = False
     if name.startswith("vit_"):
         options["image_size"] = spec.input_height_px

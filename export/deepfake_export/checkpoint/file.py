@@ -1,6 +1,6 @@
 """What can be said of a checkpoint file without reading its tensors: can it be one, and is it the right one.
 
-Kept apart from `loading`, so that an export that has nothing to do answers without loading PyTorch.
+Kept apart from `loading`: an export that has nothing to do answers without loading PyTorch.
 """
 
 from __future__ import annotations

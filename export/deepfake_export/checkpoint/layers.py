@@ -1,6 +1,6 @@
 """Heads (and small networks) that a spec writes out layer by layer, in the words of `head.layers`.
 
-Each entry is one entry of the training code's `nn.Sequential`, so that the numbers in the checkpoint's names
+Each entry is one entry of the training code's `nn.Sequential`: the numbers in the checkpoint's names
 (``classifier.0.weight``, ``classifier.3.weight``) are those of the list. Layers are built for the shape that reaches
 them; nothing here knows of weights.
 """
@@ -32,7 +32,7 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
 
 
 class Layers(nn.Sequential):
-    """What `build_layers` returns; a type of its own, so that `head_path` finds it inside a network."""
+    """What `build_layers` returns; a type of its own, by which `head_path` finds it inside a network."""
 
 
 def build_layers(layers: Sequence[str], input_shape: Sequence[int]) -> Layers:

@@ -159,7 +159,7 @@ def _elsewhere(
     """Return the reading with prefixes that no wrapper of `WRAPPER_PREFIXES` puts there, if one fits.
 
     Training code often keeps body and head side by side in a module of its own (``backbone.conv_stem.weight``,
-    ``classifier.weight``), where the architecture has the head inside; or the network beside other ones.
+    ``classifier.weight``), where the architecture has the head inside; or the network next to other ones.
 
     Raises:
         CheckpointError: several networks or heads in the file fit, and any choice would be a guess.

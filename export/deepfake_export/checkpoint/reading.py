@@ -26,7 +26,7 @@ HARMLESS_GLOBALS: list[Any] = [
     *((PurePosixPath, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name in PATH_CLASSES),
     *((np.float64(0).__reduce__()[0], f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
 ]
-"""Plain data that training scripts save beside the weights: arguments (timm does), paths in them, metrics as NumPy
+"""Plain data that training scripts save with the weights: arguments (timm does), paths in them, metrics as NumPy
 scalars. PyTorch's documentation allows NumPy's in its example. NumPy 2 reads the names of both its generations, and
 Python 3.13 has moved its paths."""
 
@@ -56,7 +56,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} is no valid safetensors file ({exc})") from exc
+        raise CheckpointError(f"{path} is not a valid safetensors file ({exc})") from exc
 
 
 def _why_unreadable(path: Path, exc: Exception) -> str:
@@ -73,7 +73,7 @@ def _why_unreadable(path: Path, exc: Exception) -> str:
         )
     if isinstance(exc, pickle.UnpicklingError | KeyError):
         # What the reader says then (an opcode's number, and advice to switch its safety off) helps nobody.
-        return f"{path} is no file that torch.save wrote, or a damaged one; get it again, or save it as .safetensors"
+        return f"{path} is not a file that torch.save wrote, or is damaged; get it again, or save it as .safetensors"
     first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(exc).__name__)
     reason = first_line.split(". ")[0].rstrip(".")
-    return f"{path} is no file that torch.save wrote, or a damaged one ({reason}); get it again"
+    return f"{path} is not a file that torch.save wrote, or is damaged ({reason}); get it again"

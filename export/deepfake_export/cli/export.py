@@ -31,7 +31,7 @@ def export(
     ],
     spec: Annotated[
         Path | None,
-        typer.Option("--spec", help="Model spec (YAML). Default: the .yaml of the checkpoint's name beside it."),
+        typer.Option("--spec", help="Model spec (YAML). Default: the .yaml of the checkpoint's name next to it."),
     ] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     max_batch_size: Annotated[
@@ -87,7 +87,7 @@ def export(
         verbose=verbose,
         command=_command_line(context),
     )
-    # Progress goes to stderr, so that stdout is the result alone.
+    # Progress goes to stderr: stdout is the result alone.
     console = Console(stderr=True)
     with console.status("Starting") as status:
 

@@ -1,6 +1,6 @@
 """The demo checkpoint: a trained EfficientNet-B0 that comes with the package.
 
-What it is worth is measured: ``MODEL_CARD.md`` beside the weights. Needs no PyTorch; it is only copied.
+What it is worth is measured: ``MODEL_CARD.md`` next to the weights. Needs no PyTorch; it is only copied.
 """
 
 from __future__ import annotations

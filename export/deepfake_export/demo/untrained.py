@@ -1,11 +1,11 @@
 """Networks without training, for tests and for measurements of speed: their scores mean nothing.
 
-What they do have is the speed and size of a real detector, and outputs that depend on the crop, so that parity
-checks can fail. Random weights alone give neither: signals die out or grow through 49 convolutions whose batch norms
+What they do have is the speed and size of a real detector, and outputs that depend on the crop: parity checks
+can fail. Random weights alone give neither: signals die out or grow through 49 convolutions whose batch norms
 have seen no data. So each batch norm is set to the scale of what reaches it.
 
 The same PyTorch version on the same kind of CPU writes the same bytes: what is measured is rounded to powers of
-two, so that neither the number of threads nor the order of a sum shows in the file.
+two, and neither the number of threads nor the order of a sum shows in the file.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Spectrum(JsonData):
     """What a member with ``input: log_spectrum`` sees: ``gain * log(|FFT2(x)| + epsilon)``, zero frequency central.
 
     Attributes:
-        channels: ``luma`` for one channel (0.299 R + 0.587 G + 0.114 B), ``rgb`` for one spectrum per colour.
+        channels: ``luma`` for one channel (0.299 R + 0.587 G + 0.114 B), ``rgb`` for one spectrum per color.
         pixel_max: 1 where training scaled pixels to [0, 1] before the transform, 255 where it did not.
         epsilon: 1 for `log1p`; training code with ``log(|F| + 1e-8)`` says so here.
         gain: factor of the logarithm; ``20 * log10`` is 8.685889638.
@@ -185,10 +185,10 @@ def _member(path: Path, index: int, data: object) -> Member:
 def _member_spec(
     where: str, data: Mapping[str, Any], base: Path, checkpoint: Path, *, has_spectrum: bool
 ) -> ModelSpec:
-    """Return a member's own contract: from its spec file, the one beside its checkpoint, or the fields here."""
+    """Return a member's own contract: from its spec file, the one next to its checkpoint, or the fields here."""
     own = {key: value for key, value in data.items() if key not in MEMBER_FIELDS}
-    beside = next((file for file in (checkpoint.with_suffix(s) for s in (".yaml", ".yml")) if file.is_file()), None)
-    spec_path = base / str(data["spec"]) if "spec" in data else beside
+    neighbor = next((file for file in (checkpoint.with_suffix(s) for s in (".yaml", ".yml")) if file.is_file()), None)
+    spec_path = base / str(data["spec"]) if "spec" in data else neighbor
     if spec_path is not None and ("spec" in data or "architecture" not in own):
         if own:
             raise SpecError(f"field '{where}.{next(iter(own))}' is given, and so is a spec file; keep one of them")

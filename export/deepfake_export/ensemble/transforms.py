@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deepfake_export.ensemble.spec import Spectrum
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of R, G and B (ITU-R BT.601), as in OpenCV's and Pillow's grey conversions."""
+"""Weights of R, G and B (ITU-R BT.601), as in OpenCV's and Pillow's gray conversions."""
 
 
 class KeepsFloat32(nn.Module):
@@ -110,7 +110,7 @@ def shrink_matrix(old: int, new: int) -> npt.NDArray[np.float64]:
 
 
 def linear_matrix(old: int, new: int) -> npt.NDArray[np.float64]:
-    """Return the ``[new, old]`` matrix of linear interpolation between pixel centres."""
+    """Return the ``[new, old]`` matrix of linear interpolation between pixel centers."""
     centers = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
     distance = np.abs(centers[:, None] - np.arange(old)[None, :])
     return np.asarray(np.clip(1 - distance, 0, None), dtype=np.float64)

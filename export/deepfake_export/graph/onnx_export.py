@@ -63,8 +63,8 @@ def export_onnx(detector: ServedDetector, path: Path, spec: ModelSpec, *, verbos
     except Exception as exc:
         reason = _last_line(exc)
         raise ExportError(
-            f"{spec.architecture} cannot be exported to ONNX ({reason}); see all of the exporter's messages with "
-            "--verbose"
+            f"{spec.architecture} cannot be exported to ONNX ({reason}); set `verbose` to see all of the exporter's "
+            "messages"
         ) from exc
     pool_globally(model)
     _clean(model)
@@ -110,7 +110,7 @@ def _export_scripted(detector: ServedDetector, example: torch.Tensor) -> Any:
 def _clean(model: Any) -> None:
     """Remove the exporter's notes: they hold paths of this machine and change from run to run.
 
-    Which layer a node came from is kept; TensorRT's errors are told with it.
+    Which layer a node came from is kept; TensorRT's errors name it.
     """
     graph = model.graph
     for node in graph.node:
@@ -125,7 +125,7 @@ def _check(model: Any, spec: ModelSpec) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportError(f"the exported graph is no valid ONNX ({_last_line(exc)})") from exc
+        raise ExportError(f"the exported graph is not valid ONNX ({_last_line(exc)})") from exc
     opset = {item.domain: item.version for item in model.opset_import}.get("")
     if opset != OPSET or model.ir_version > MAX_IR_VERSION:
         raise ExportError(

@@ -51,7 +51,7 @@ def keep_layer(node: Any) -> None:
 
 
 def origin_of(model: Any, node: Any) -> str:
-    """Return where a node came from, as `` from layer 'x'`` or `` after layer 'x'``; empty where nothing tells.
+    """Return where a node came from, as `` from layer 'x'`` or `` after layer 'x'``; empty where that is unknown.
 
     What the exporter noted is taken; where a tool has rewritten the graph and dropped that, the names of the
     node's own weights; and else those of the nearest weights before it.

@@ -30,7 +30,7 @@ class ServedDetector(nn.Module):
         self._kind = spec.head.kind
         self._fake_index = spec.head.fake_index
         self._temperature = spec.temperature
-        # (x / 255 - mean) / std as one multiply-add; computed in double, so that it is rounded once.
+        # (x / 255 - mean) / std as one multiply-add; computed in double, to be rounded once.
         mean = torch.tensor(spec.mean, dtype=torch.float64)
         std = torch.tensor(spec.std, dtype=torch.float64)
         self.register_buffer("scale", (1 / (255 * std)).float().view(1, -1, 1, 1), persistent=False)

@@ -161,7 +161,7 @@ def export_fp16(
     ]
     if too_large:
         raise ExportError(f"{too_large[0]} holds weights beyond {FLOAT16_MAX:.0f}, the largest FP16 number")
-    # A kept module hands on FP32, so that an output that overflows arrives whole. The module that takes it saw the
+    # A kept module hands on FP32: an output that overflows arrives intact. The module that takes it saw the
     # same range and is kept too; any other one casts down what it gets.
     half = half_detector(detector, spec, names)
     export_onnx(half, path, spec, verbose=verbose)

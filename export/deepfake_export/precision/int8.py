@@ -50,7 +50,7 @@ SAMPLES_PER_CROP = 512
 """Values of each tensor and crop that the percentile is taken from."""
 PERCENTILES = (99.99, 99.9)
 MAX_LAYERS = 96
-"""Beyond this, neighboring layers are measured together, so that the search stays within minutes."""
+"""Beyond this, neighboring layers are measured together: the search stays within minutes."""
 MAX_EXCLUDED_SHARE = 0.75
 """With fewer layers than this left, nothing is gained from INT8, and the gate takes another precision."""
 
@@ -157,7 +157,7 @@ def quantize_int8(
         on_step: called with a short sentence before each step.
 
     Raises:
-        ExportError: there is nothing to quantise, or the quantizer refuses the graph.
+        ExportError: there is nothing to quantize, or the quantizer refuses the graph.
     """
     form = TARGETS[target]
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32_path))
@@ -296,7 +296,7 @@ def _quantize(
     previous = logging.root.level
     logging.root.setLevel(logging.ERROR)  # it advises pre-processing, which the exporter has done
     try:
-        # `quantize_static` takes these steps too, but measures the ranges anew for every choice of nodes.
+        # `quantize_static` takes these steps too, but measures the ranges again for every choice of nodes.
         quantizer = QDQQuantizer(
             copied,
             per_channel=True,
@@ -315,7 +315,7 @@ def _quantize(
             },
         )
         quantizer.quantize_model()
-        # Q/DQ nodes come last otherwise; ONNX Runtime does not mind, but it is no valid ONNX.
+        # Q/DQ nodes come last otherwise; ONNX Runtime does not mind, but it is not valid ONNX.
         quantizer.model.topological_sort()
     # It raises whatever its operators' code raises.
     except Exception as exc:
@@ -354,7 +354,7 @@ def _is_good(logits: Float, reference: Float, threshold: float) -> bool:
 
 
 def _sigmoid(logits: Float) -> npt.NDArray[np.float64]:
-    # Clipped where a double is 0 or 1 anyway, so that exp does not overflow.
+    # Clipped where a double is 0 or 1 anyway: exp would overflow.
     return np.asarray(1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -700, 700))))
 
 

@@ -70,7 +70,7 @@ def read_faces(
     step = max(1.0, sum(per_file) / limit)
     chosen = [paths[int(position * step)] for position in range(int(len(paths) / step))]
 
-    # Loaded on use: it brings ONNX Runtime, and `--help` and the repository's commands come through this module too.
+    # Loaded on use: it brings ONNX Runtime, and commands that need no faces come through this module too.
     from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
     detector = MtcnnDetector()

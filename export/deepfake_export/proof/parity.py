@@ -1,7 +1,7 @@
 """The proof that an artifact gives the checkpoint's verdicts: both see the same crops, and the figures are compared.
 
 The reference is always `ServedDetector` in float32 PyTorch. An artifact is anything that maps a batch of crops to
-(probability, logit), so that ONNX Runtime, a TensorRT engine and a running server are measured by the same code.
+(probability, logit): ONNX Runtime, a TensorRT engine and a running server are measured by the same code.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class ParityReport:
                 (LOGIT_NAME, self.logit.max_abs, self.logit.limit),
                 ("one crop's probability in different batches", self.batch_dependence, self.batch_dependence_limit),
             )
-            # Written so that NaN, which compares as neither, is a problem.
+            # Not `figure > limit`: NaN, which compares as neither, is a problem.
             if not figure <= limit
         ]
         tolerance = TOLERANCES[self.precision]

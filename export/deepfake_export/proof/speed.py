@@ -16,9 +16,9 @@ from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.proof.parity import Runner
 
 SPEED_ROUNDS = 9
-"""Odd, so that the median is a measured one; in a shared machine the quartiles of a ratio are then within 10%."""
+"""Odd: the median is a measured one; in a shared machine the quartiles of a ratio are then within 10%."""
 MIN_ROUND_S = 0.05
-"""A measurement takes at least about this long, so that small networks are not lost in the clock."""
+"""A measurement takes at least about this long, or small networks would be lost in the resolution of the clock."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,10 +185,10 @@ def test_a_whole_pickled_module_is_refused():
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"this is no checkpoint", "no file that torch.save wrote"),
-        (b"\x80\x02garbage", "no file that torch.save wrote"),
+        (b"this is no checkpoint", "not a file that torch.save wrote"),
+        (b"\x80\x02garbage", "not a file that torch.save wrote"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        (pickle.dumps({"epoch": 1}), "no file that torch.save wrote"),
+        (pickle.dumps({"epoch": 1}), "not a file that torch.save wrote"),
     ],
     ids=["empty", "text", "garbage", "lfs-pointer", "plain-pickle"],
 )
@@ -202,14 +202,14 @@ def test_damaged_and_missing_files(weights):
     torch.save(weights, "c.pt")
     Path("short.pt").write_bytes(Path("c.pt").read_bytes()[:-400])
     for name, message in (
-        ("short.pt", "or a damaged one"),
+        ("short.pt", "or is damaged"),
         ("absent.pt", "no such checkpoint"),
         (".", "is a directory"),
     ):
         with pytest.raises(CheckpointError, match=message):
             load_network(name, SPEC)
     Path("c.safetensors").write_bytes(b"abc")
-    with pytest.raises(CheckpointError, match="no valid safetensors file"):
+    with pytest.raises(CheckpointError, match="not a valid safetensors file"):
         load_network("c.safetensors", SPEC)
 
 
