@@ -37,8 +37,6 @@ MAX_CROPS = 1024
 LABEL_NAMES = {"real": 0, "fake": 1, "0": 0, "1": 1}
 
 
-
-
 def hash_media(directory: str | Path) -> str:
     """Return the SHA-256 over relative path and content of every image and video under a directory.
 
