@@ -65,8 +65,8 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
     output = tmp_path / "here-tune.json"
     add_version(tiny_repository, "int8", negate=True)
     options = triton_config.ServingOptions(4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores())
-    # One candidate; the whole space takes minutes.
-    monkeypatch.setattr(tuning, "neighbors", lambda setting, **_: [Setting(1, options)])
+    # Two candidates; the whole space takes minutes.
+    monkeypatch.setattr(tuning, "neighbors", lambda setting, **_: [replace(setting, version=2), Setting(1, options)])
     arguments = [
         str(clip),
         "--repository",
@@ -82,11 +82,11 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
     assert bench(*arguments, "--dry-run", "--output", str(output)) == 0
     assert embedded(tiny_repository) == before
     data = json.loads(output.read_text(encoding="utf-8"))
-    assert data["not_considered"] == {"2": "int8: other verdicts on two.mp4"}
     assert (data["traffic"]["requests"], data["traffic"]["crops"]) == (4, 8)
-    start, other = data["tried"]
+    start, int8, other = data["tried"]
+    assert (int8["precision"], int8["failed"], int8["replays"]) == ("int8", "other verdicts on two.mp4", [])
     assert (start["max_batch_size"], other["max_batch_size"]) == (8, 4)
-    assert max(replay["mean_batch"] for replay in other["replays"]) <= 4
+    assert max(replay["server"]["mean_batch"] for replay in other["replays"]) <= 4
     assert all(replay["latency"]["p50_ms"] > 0 for replay in start["replays"])
     assert other["better"] == (data["best"]["max_batch_size"] == 4 or bool(data["objection"]))
     assert len(data["confirmation"]) == (2 if other["better"] else 0)

@@ -12,14 +12,15 @@ from rich.console import Console
 
 from deepfake_bench.cli.options import ModelOption, OutputOption, print_table, read_counts, read_numbers, shown
 from deepfake_bench.load.generator import Load
-from deepfake_bench.load.measure import Measurement, Stopping
+from deepfake_bench.load.measure import Measurement, Stopping, measure_level
+from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.machine.results import write_results
-from deepfake_bench.server.levels import measure_levels
 from deepfake_bench.server.serving import embedded_server, running_server
 from deepfake_client.cli.groups import ConnectionOptions, with_groups
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 
+WARM_UP = Load(concurrency=8, measure_s=1.0)
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")
 
 
@@ -81,18 +82,21 @@ def server(
         if difference is None:
             screen.print("[yellow]the answers were not compared with a reference; give --reference FILE.onnx[/]")
         measured: list[Measurement] = []
+        load = stack.enter_context(LoadProcesses(target, served.crops, processes=processes))
+        load.run(WARM_UP)
         try:
-            with screen.status("") as status:
-                measured.extend(
-                    measure_levels(
-                        served,
-                        target,
-                        levels,
-                        processes=processes,
-                        stopping=Stopping(window, tolerance, max_windows),
-                        announce=status.update,
+            for level in levels:
+                with screen.status(str(level)):
+                    measured.append(
+                        measure_level(
+                            load,
+                            level,
+                            crops_per_request=num_crops,
+                            counters=served.counters,
+                            server=served.root,
+                            stopping=Stopping(window, tolerance, max_windows),
+                        )
                     )
-                )
         finally:  # what was measured is kept, whatever ended the rest
             if measured:
                 data = {

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deepfake_bench.cli.options import ClipsArgument, ModelOption, OutputOption, print_table, shown
 from deepfake_bench.machine.results import write_results
@@ -47,15 +45,8 @@ def tune(
       deepfake bench tune clip.mp4 --p99 500 --minutes 3 --dry-run
     """
     paths = find_clips(clips)
-    screen = Console(stderr=True, highlight=False, markup=False)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn())
-    with Progress(*columns, console=screen, transient=True) as progress:
-        task = progress.add_task("", total=60 * minutes)
-        started = time.monotonic()
-
-        def announce(line: str) -> None:
-            progress.update(task, description=line, completed=time.monotonic() - started)
-
+    screen = Console(stderr=True, highlight=False)
+    with screen.status("") as status:
         tuning = Tuning(
             repository,
             model,
@@ -64,12 +55,12 @@ def tune(
             p99_ms=p99,
             window_s=window,
             seconds=60 * minutes,
-            announce=announce,
+            announce=status.update,
         )
         try:
             tuning.run()
         finally:  # what was measured is kept, whatever ended the rest
-            if tuning.trials:
+            if tuning.tried:
                 path = write_results("tune", tuning.results(), packages=PACKAGES, path=output)
                 screen.print(f"written to {path}")
     _print(tuning)
@@ -86,21 +77,15 @@ def tune(
 def _print(tuning: Tuning) -> None:
     columns = ("instances x threads", "batch", "preferred", "delay us", "precision", "videos/s within the bound")
     rows = []
-    for trial in tuning.trials:
-        options = trial.setting.options
-        last = trial.replays[-1] if trial.replays else None
-        rows.append(
-            (
-                f"{options.instances} x {options.threads}",
-                str(options.max_batch_size),
-                str(options.preferred_batch_size or "-"),
-                str(options.queue_delay_us),
-                trial.precision,
-                trial.failed[:40] or (f"{trial.videos_per_s:.2f}" if trial.videos_per_s else "less"),
-                shown(None if last is None else last.latency.p99_ms, ".0f"),
-                shown(None if last is None else last.videos_per_s, ".2f"),
-                shown(None if last is None else last.mean_batch, ".1f"),
-            )
-        )
-    better = [trial.better for trial in tuning.trials]
+    for item in tuning.tried:
+        rate = f"{item['videos_per_s']:.2f}" if item["videos_per_s"] else "less"
+        row = [f"{item['instances']} x {item['threads']}", str(item["max_batch_size"])]
+        row += [str(item["preferred_batch_size"] or "-"), str(item["queue_delay_us"]), item["precision"]]
+        row.append(item["failed"][:40] or rate)
+        if item["replays"]:
+            last = item["replays"][-1]
+            row += [shown(last["latency"]["p99_ms"], ".0f"), shown(last["videos_per_s"], ".2f")]
+            row.append(shown(last["server"]["mean_batch"], ".1f"))
+        rows.append(row)
+    better = [item["better"] for item in tuning.tried]
     print_table((*columns, "p99 ms at", "videos/s", "batch formed"), rows, left=5, bold=better)

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from deepfake_bench.compare.contenders import Contender, Sample, ServerContender, start_peer
+from deepfake_bench.compare.contenders import Contender, Sample, server_contender, start_peer
 from deepfake_bench.compare.environments import PeerUnavailableError
 from deepfake_bench.compare.peer_list import ONNX_RUNTIME, Peer
 from deepfake_bench.load.statistics import Latency
@@ -157,7 +157,7 @@ def _served(server: Server) -> Iterable[Contender]:
     targets = {name: server.target(protocol) for name, protocol in SERVED.items()}
     differences = {name: server.verify(target) or 0.0 for name, target in targets.items()}
     for name, target in targets.items():  # from the first one on, the server is paused
-        yield ServerContender(
+        yield server_contender(
             name,
             setting,
             differences[name],

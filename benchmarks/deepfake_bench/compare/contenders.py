@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,8 @@ START_TIMEOUT_S = 90.0
 POLL_INTERVAL_S = 0.1
 REQUEST_TIMEOUT_S = 10.0
 RAMP_S = 0.5
+
+Probabilities = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,30 +67,44 @@ class Sample:
         return float(np.quantile(self.latencies_s, share))
 
 
-class Contender(Protocol):
-    """Something that scores crops; paused, but while it is measured.
+@dataclass(frozen=True, slots=True, eq=False)
+class Contender:
+    """Something that scores crops, with answers that were checked; paused, but while it is measured.
 
     Attributes:
         name: as results call it.
         setting: how it is set up, in words.
         difference: largest difference of its probabilities from the reference's.
+        root: root of its processes.
+        run: gives it so many crops in flight for so many seconds.
+        close: ends it.
     """
 
     name: str
     setting: str
     difference: float
+    root: psutil.Process
+    run: Callable[[int, float], Sample]
+    close: Callable[[], None]
 
     def measure(self, concurrency: int, seconds: float) -> Sample:
         """Measure it with so many crops in flight."""
-        ...
-
-    def close(self) -> None:
-        """End it."""
-        ...
+        with processes.running(self.root):
+            return self.run(concurrency, seconds)
 
 
-class ServerContender:
-    """A running server, with answers that were checked, under the load of `deepfake_bench.load.process`.
+def server_contender(
+    name: str,
+    setting: str,
+    difference: float,
+    *,
+    target: LoadTarget,
+    crops: Crops,
+    root: psutil.Process,
+    counters: Callable[[], Counters] | None = None,
+    stop: Callable[[], None] | None = None,
+) -> Contender:
+    """Return a running server, under the load of `deepfake_bench.load.process`.
 
     Args:
         name: see `Contender`.
@@ -96,37 +112,18 @@ class ServerContender:
         difference: see `Contender`.
         target: where the load goes.
         crops: uint8 ``[K, H, W, 3]``.
-        root: root of the server's processes.
+        root: see `Contender`.
         counters: reads what the server has counted; None where it does not count.
         stop: ends the server; None for one that is not ours to end.
     """
+    load = LoadProcesses(target, crops)
+    with processes.running(root):  # it may be paused as another contender, and memory is shared with it
+        load.__enter__()
 
-    def __init__(
-        self,
-        name: str,
-        setting: str,
-        difference: float,
-        *,
-        target: LoadTarget,
-        crops: Crops,
-        root: psutil.Process,
-        counters: Callable[[], Counters] | None = None,
-        stop: Callable[[], None] | None = None,
-    ) -> None:
-        self.name, self.setting, self.difference = name, setting, difference
-        self._root, self._counters, self._stop = root, counters, stop
-        self._load = LoadProcesses(target, crops)
-        with processes.running(root):  # it may be paused as another contender, and memory is shared with it
-            self._load.__enter__()
-
-    def measure(self, concurrency: int, seconds: float) -> Sample:
-        """See `Contender.measure`."""
-        with processes.running(self._root):
-            before = None if self._counters is None else self._counters()
-            cpu_before = processes.cpu_seconds(self._root) or 0.0
-            (trace,) = self._load.run(Load(concurrency=concurrency, ramp_s=RAMP_S, measure_s=seconds))
-            cpu_s = (processes.cpu_seconds(self._root) or 0.0) - cpu_before
-            after = None if self._counters is None else self._counters()
+    def run(concurrency: int, seconds: float) -> Sample:
+        before, cpu_before = counters and counters(), processes.cpu_seconds(root)
+        (trace,) = load.run(Load(concurrency=concurrency, ramp_s=RAMP_S, measure_s=seconds))
+        cpu_s, after = processes.cpu_seconds(root) - cpu_before, counters and counters()
         return Sample(
             trace.answered / seconds,
             (trace.answered_s - trace.due_s)[~trace.failed],
@@ -136,86 +133,17 @@ class ServerContender:
             None if before is None or after is None else share_between(before, after).mean_batch,
         )
 
-    def close(self) -> None:
-        """See `Contender.close`."""
-        processes.resume(self._root)
-        self._load.close()
-        if self._stop is not None:
-            self._stop()
+    def close() -> None:
+        processes.resume(root)
+        load.close()
+        if stop is not None:
+            stop()
 
-
-class EngineContender:
-    """An in-process engine, in a process of its own that obeys orders (see ``peers/engine.py``).
-
-    Args:
-        name: see `Contender`.
-        setting: see `Contender`.
-        process: as it starts.
-        log: where its errors go.
-        crops_file: uint8 ``[K, H, W, 3]`` as ``.npy``.
-        expected: float32 ``[K]``, the reference's probabilities of the crops.
-
-    Raises:
-        PeerUnavailableError: it does not start, or gives other probabilities.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        setting: str,
-        *,
-        process: subprocess.Popen[str],
-        log: Path,
-        crops_file: Path,
-        expected: npt.NDArray[np.float32],
-    ) -> None:
-        self.name, self.setting = name, setting
-        self._process, self._log = process, log
-        self._root = psutil.Process(process.pid)
-        self._answer()  # it is ready
-        answers = np.asarray(self._order(crops=str(crops_file))["probabilities"], np.float32)
-        self.difference = check_difference(name, answers, expected)
-        processes.pause(self._root)
-
-    def measure(self, concurrency: int, seconds: float) -> Sample:
-        """See `Contender.measure`."""
-        with processes.running(self._root):
-            cpu_before = processes.cpu_seconds(self._root) or 0.0
-            started = time.perf_counter()
-            answer = self._order(concurrency=concurrency, seconds=seconds)
-            elapsed_s = time.perf_counter() - started
-            cpu_s = (processes.cpu_seconds(self._root) or 0.0) - cpu_before
-        latencies = np.asarray(answer["latencies_s"], np.float64) if "latencies_s" in answer else None
-        rate = float(answer["crops_per_s"]) if latencies is None else len(latencies) / float(latencies.sum())
-        return Sample(rate, latencies, {}, 1_000 * cpu_s / (rate * elapsed_s))
-
-    def close(self) -> None:
-        """See `Contender.close`."""
-        end_process(self._process)
-
-    def _order(self, **order: object) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # why it ended is found out next
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise PeerUnavailableError(f"{self.name} ended: {tail(self._log)}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+    return Contender(name, setting, difference, root, run, close)
 
 
 def start_peer(
-    peer: Peer,
-    *,
-    crops: Crops,
-    expected: npt.NDArray[np.float32],
-    scratch: Path,
-    announce: Callable[[str], None],
+    peer: Peer, *, crops: Crops, expected: Probabilities, scratch: Path, announce: Callable[[str], None]
 ) -> Contender:
     """Install a peer if need be, start it and check its probabilities.
 
@@ -237,26 +165,22 @@ def start_peer(
     port = free_port()
     env["PEER_OPTIONS"] = json.dumps({**peer.options, "port": port})
     command = [str(python), *(part.replace("{port}", str(port)) for part in peer.command)]
-    folder = Path(tempfile.mkdtemp(dir=scratch))
-    log = folder / "log"
+    log = Path(tempfile.mkdtemp(dir=scratch)) / "log"
     process = start_process(command, log=log, env=env, cwd=PEERS_DIR, pipes=peer.http is None)
     try:
         if peer.http is None:
-            crops_file = folder / "crops.npy"
-            np.save(crops_file, crops)
-            return EngineContender(
-                peer.name, peer.setting, process=process, log=log, crops_file=crops_file, expected=expected
-            )
+            return _engine_contender(peer, process, log, crops, expected)
         target = LoadTarget(Connection(url=f"http://{HOST}:{port}", headers={}), http=peer.http)
-        wait_until_answers(peer.name, process, target, crops, log)
-        difference = check_difference(peer.name, asyncio.run(ask_plain(target, crops)), expected)
-        return ServerContender(
+        _wait_until_answers(peer.name, process, target, crops, log)
+        difference = _difference(peer.name, asyncio.run(_ask(target, crops)), expected)
+        root = psutil.Process(process.pid)
+        return server_contender(
             peer.name,
             peer.setting,
             difference,
             target=target,
             crops=crops,
-            root=psutil.Process(process.pid),
+            root=root,
             stop=lambda: end_process(process),
         )
     except RequestFailedError as exc:
@@ -267,7 +191,43 @@ def start_peer(
         raise
 
 
-def wait_until_answers(
+def _engine_contender(
+    peer: Peer, process: subprocess.Popen[str], log: Path, crops: Crops, expected: Probabilities
+) -> Contender:
+    """Return an in-process engine, whose process obeys orders (see ``peers/engine.py``)."""
+    reader, writer = process.stdout, process.stdin
+    assert reader is not None
+    assert writer is not None
+
+    def order(**fields: object) -> dict[str, Any]:
+        with contextlib.suppress(BrokenPipeError):  # why it ended is found out next
+            writer.write(json.dumps(fields) + "\n")
+            writer.flush()
+        line = reader.readline()
+        if not line:
+            raise PeerUnavailableError(f"{peer.name} ended: {tail(log)}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    root = psutil.Process(process.pid)
+
+    def run(concurrency: int, seconds: float) -> Sample:
+        cpu_before, started = processes.cpu_seconds(root), time.perf_counter()
+        answer = order(concurrency=concurrency, seconds=seconds)
+        elapsed_s, cpu_s = time.perf_counter() - started, processes.cpu_seconds(root) - cpu_before
+        latencies = np.asarray(answer["latencies_s"], np.float64) if "latencies_s" in answer else None
+        rate = float(answer["crops_per_s"]) if latencies is None else len(latencies) / float(latencies.sum())
+        return Sample(rate, latencies, {}, 1_000 * cpu_s / (rate * elapsed_s))
+
+    crops_file = log.with_name("crops.npy")
+    np.save(crops_file, crops)
+    answers = np.asarray(order(crops=str(crops_file))["probabilities"], np.float32)
+    difference = _difference(peer.name, answers, expected)
+    processes.pause(root)
+    return Contender(peer.name, peer.setting, difference, root, run, lambda: end_process(process))
+
+
+def _wait_until_answers(
     name: str, process: subprocess.Popen[str], target: LoadTarget, crops: Crops, log: Path
 ) -> None:
     """Return when a server answers its first request.
@@ -278,7 +238,7 @@ def wait_until_answers(
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            asyncio.run(ask_plain(target, crops[:1]))
+            asyncio.run(_ask(target, crops[:1]))
             return
         except RequestFailedError as exc:
             failure = str(exc)
@@ -290,18 +250,14 @@ def wait_until_answers(
             raise PeerUnavailableError(f"{name} did not answer within {START_TIMEOUT_S:g} s ({failure}): {tail(log)}")
 
 
-async def ask_plain(target: LoadTarget, crops: Crops) -> npt.NDArray[np.float32]:
-    """Return float32 ``[N]`` probabilities of crops, sent one by one to a server that answers with a JSON list.
-
-    Raises:
-        RequestFailedError: it does not answer.
-    """
+async def _ask(target: LoadTarget, crops: Crops) -> Probabilities:
+    """Return float32 ``[N]`` probabilities of crops, sent one by one to a server that answers with a JSON list."""
     async with connected(target, crops) as send:
         answers = [await send(number, REQUEST_TIMEOUT_S) for number in range(len(crops))]
     return np.asarray([np.ravel(json.loads(answer)) for answer in answers], np.float32)[:, 0]
 
 
-def check_difference(name: str, answers: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+def _difference(name: str, answers: Probabilities, expected: Probabilities) -> float:
     """Return the largest difference.
 
     Raises:

@@ -64,6 +64,11 @@ class Load:
         if sum(item is not None for item in (self.concurrency, self.requests_per_s, self.arrivals)) != 1:
             raise OptionError("a load has a concurrency, a rate or arrivals, and only one of them")
 
+    @property
+    def mode(self) -> str:
+        """``closed``, ``open`` or ``replay``."""
+        return "closed" if self.concurrency is not None else "open" if self.arrivals is None else "replay"
+
     def __str__(self) -> str:
         if self.arrivals is not None:
             return f"{len(self.arrivals)} requests"

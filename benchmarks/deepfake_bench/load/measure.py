@@ -1,4 +1,8 @@
-"""Measures one level of load in windows, until the throughput is known well enough."""
+"""Measures how much a server takes, and how long its callers wait, at one level of load.
+
+That is done in windows, until the confidence interval of the throughput is tight or the windows run out. See
+`deepfake_bench.load.generator` for the kinds of load, and for why latency counts from when a request was due.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +48,7 @@ class Stopping:
         """Return whether the windows' throughputs suffice."""
         if len(rates) >= self.max_windows:
             return True
-        closed = level.concurrency is not None
-        return closed and len(rates) >= MIN_WINDOWS and relative_half_width(rates) <= self.tolerance
+        return level.mode == "closed" and len(rates) >= MIN_WINDOWS and relative_half_width(rates) <= self.tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Measurement:
     """What one level of load gave.
 
     Attributes:
-        mode: ``closed`` or ``open``.
+        mode: ``closed``, ``open`` or ``replay``.
         concurrency: requests in flight (closed loop).
         requests_per_s: rate of arrivals (open loop).
         windows: measured windows.
@@ -94,7 +97,7 @@ def measure_level(
     load: LoadProcesses,
     level: Load,
     *,
-    crops_per_request: int,
+    crops_per_request: float,
     counters: Callable[[], Counters],
     server: psutil.Process | None,
     stopping: Stopping,
@@ -103,21 +106,23 @@ def measure_level(
 
     Args:
         load: started processes.
-        level: what to load the server with; its times are those of `stopping`.
-        crops_per_request: crops in one request.
+        level: what to load the server with, for the time that `stopping` says.
+        crops_per_request: crops in one request, on average.
         counters: reads the server's totals.
         server: root of the server's processes on this machine.
         stopping: how long.
     """
     rates: list[float] = []
     traces: list[Trace] = []
-    started, cpu_before, before = time.perf_counter(), cpu_seconds(server), counters()
+    started, cpu_before, before = time.perf_counter(), _cpu_s(server), counters()
     while not stopping.enough(rates, level):
-        window = load.run(replace(level, ramp_s=RAMP_S, measure_s=stopping.window_s, seed=100 * len(rates)))
+        window = load.run(
+            replace(level, ramp_s=max(RAMP_S, level.ramp_s), measure_s=stopping.window_s, seed=100 * len(rates))
+        )
         rates.append(sum(trace.answered for trace in window) * crops_per_request / stopping.window_s)
         traces.extend(window)
     share = share_between(before, counters())
-    cpu_after, elapsed_s = cpu_seconds(server), time.perf_counter() - started
+    cpu_after, elapsed_s = _cpu_s(server), time.perf_counter() - started
     due, sent, answered = (
         np.concatenate([getattr(trace, name)[~trace.failed] for trace in traces])
         for name in ("due_s", "sent_s", "answered_s")
@@ -128,7 +133,7 @@ def measure_level(
     exchange_ms = 1_000 * sum(trace.exchange_s for trace in traces)
     interval = half_width(rates)
     return Measurement(
-        mode="closed" if level.concurrency is not None else "open",
+        mode=level.mode,
         concurrency=level.concurrency,
         requests_per_s=level.requests_per_s,
         windows=len(rates),
@@ -137,16 +142,14 @@ def measure_level(
         latency=latency,
         errors=dict(sum((Counter(trace.errors) for trace in traces), Counter())),
         server=share,
-        client_and_network_ms=(
-            round(exchange_ms / succeeded - share.queue_ms - share.compute_ms, 3) if succeeded else None
-        ),
+        client_and_network_ms=round(exchange_ms / succeeded - share.queue_ms - share.compute_ms, 3)
+        if succeeded
+        else None,
         load_cores=round(sum(trace.cpu_s for trace in traces) / measured_s, 3),
-        load_rss_mb=round(sum(rss_mb(psutil.Process(pid)) or 0.0 for pid in load.pids), 1),
-        server_cores=(
-            None if cpu_before is None or cpu_after is None else round((cpu_after - cpu_before) / elapsed_s, 3)
-        ),
-        server_rss_mb=rss_mb(server),
-        falls_behind=level.requests_per_s is not None and falls_behind(traces),
+        load_rss_mb=round(sum(rss_mb(psutil.Process(pid)) for pid in load.pids), 1),
+        server_cores=None if server is None else round((cpu_after - cpu_before) / elapsed_s, 3),
+        server_rss_mb=None if server is None else rss_mb(server),
+        falls_behind=level.concurrency is None and falls_behind(traces),
         generator_limited=_generator_limit(
             max(trace.cpu_s for trace in traces) / stopping.window_s, sent - due, latency
         ),
@@ -158,6 +161,10 @@ def falls_behind(traces: list[Trace]) -> bool:
     due = sum(len(trace.due_s) for trace in traces)
     missing = due - sum(trace.answered for trace in traces)
     return missing > max(0.05 * due, 3 * math.sqrt(due))
+
+
+def _cpu_s(server: psutil.Process | None) -> float:
+    return 0.0 if server is None else cpu_seconds(server)
 
 
 def _generator_limit(busiest: float, lateness_s: npt.NDArray[np.float64], latency: Latency) -> str:

@@ -1,15 +1,19 @@
-"""A transport that notes what passes through it: when requests were sent and answered, their crops and scores."""
+"""Analyses that are observed: when their requests were sent and answered, with crops and scores."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from deepfake_bench.load.senders import Crops
-from deepfake_client.transport.protocol import Health, ServedModel, Transport
+from deepfake_client import NO_RETRY, AnalyzeOptions, DeepfakeClient, Reason, Verdict
+from deepfake_client.transport.protocol import ServedModel, Transport
+from deepfake_client.transport.retry import RetryingTransport
+from deepfake_preprocess.errors import DeepfakeError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,40 +33,34 @@ class Exchange:
     probabilities: npt.NDArray[np.float32]
 
 
-class ObservingTransport:
-    """Passes everything on to another transport; see `deepfake_client.transport.protocol.Transport`.
+def analyzed(client: DeepfakeClient, clip: Path, options: AnalyzeOptions) -> Verdict:
+    """Return the verdict of a clip that the server did not fail.
+
+    Raises:
+        DeepfakeError: it did.
+    """
+    verdict = client.analyze(clip, options=options)
+    if verdict.reason in (Reason.SERVER_ERROR, Reason.SERVER_UNAVAILABLE):
+        raise DeepfakeError(f"{clip.name}: {verdict.detail}; nothing was measured")
+    return verdict
+
+
+class ObservingTransport(RetryingTransport):
+    """Passes everything on to another transport.
 
     Attributes:
-        url: the other's.
         exchanges: answered requests since the list was last emptied, in the order of their answers.
     """
 
     def __init__(self, transport: Transport) -> None:
-        self.url = transport.url
+        super().__init__(transport, NO_RETRY)
         self.exchanges: list[Exchange] = []
-        self._transport = transport
-
-    async def health(self) -> Health:
-        """See `Transport.health`."""
-        return await self._transport.health()
-
-    async def list_models(self) -> list[str]:
-        """See `Transport.list_models`."""
-        return await self._transport.list_models()
-
-    async def describe(self, model: str) -> ServedModel:
-        """See `Transport.describe`."""
-        return await self._transport.describe(model)
 
     async def infer(
         self, model: ServedModel, faces: Crops, *, timeout_s: float | None = None
     ) -> npt.NDArray[np.float32]:
         """See `Transport.infer`."""
         sent_s = time.perf_counter()
-        answer = await self._transport.infer(model, faces, timeout_s=timeout_s)
+        answer = await super().infer(model, faces, timeout_s=timeout_s)
         self.exchanges.append(Exchange(sent_s, time.perf_counter(), faces, answer))
         return answer
-
-    async def close(self) -> None:
-        """See `Transport.close`."""
-        await self._transport.close()

@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -16,36 +17,17 @@ HOST = "127.0.0.1"
 STOP_TIMEOUT_S = 10.0
 LOG_TAIL_LINES = 3
 
-
-def tree(root: psutil.Process) -> list[psutil.Process]:
-    """Return a process and its descendants; empty when it has ended."""
-    try:
-        return [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+T = TypeVar("T")
 
 
-def cpu_seconds(root: psutil.Process | None) -> float | None:
-    """Return the CPU seconds a tree of processes has used so far; None for None."""
-    if root is None:
-        return None
-    total = 0.0
-    for process in tree(root):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
+def cpu_seconds(root: psutil.Process) -> float:
+    """Return the CPU seconds that a tree of processes has used so far."""
+    return sum(_of_each(root, lambda process: process.cpu_times().user + process.cpu_times().system))
 
 
-def rss_mb(root: psutil.Process | None) -> float | None:
-    """Return the resident memory of a tree of processes in MiB, shared pages counted in each; None for None."""
-    if root is None:
-        return None
-    total = 0
-    for process in tree(root):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += process.memory_info().rss
-    return round(total / 2**20, 1)
+def rss_mb(root: psutil.Process) -> float:
+    """Return the resident memory of a tree of processes in MiB, shared pages counted in each."""
+    return round(sum(_of_each(root, lambda process: process.memory_info().rss)) / 2**20, 1)
 
 
 def own_peak_mb() -> float:
@@ -55,16 +37,14 @@ def own_peak_mb() -> float:
     return round(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1)
 
 
-def end(root: psutil.Process) -> None:
-    """End a process and all its descendants, politely first; returns when none is left."""
-    processes = tree(root)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+def pause(root: psutil.Process) -> None:
+    """Stop a tree of processes until `resume`."""
+    _of_each(root, psutil.Process.suspend)
+
+
+def resume(root: psutil.Process) -> None:
+    """Continue a tree of processes."""
+    _of_each(root, psutil.Process.resume)
 
 
 @contextlib.contextmanager
@@ -75,20 +55,6 @@ def running(root: psutil.Process) -> Iterator[None]:
         yield
     finally:
         pause(root)
-
-
-def pause(root: psutil.Process) -> None:
-    """Stop a tree of processes until `resume`."""
-    for process in tree(root):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.suspend()
-
-
-def resume(root: psutil.Process) -> None:
-    """Let a tree of processes go on."""
-    for process in tree(root):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.resume()
 
 
 def start_process(
@@ -109,11 +75,17 @@ def start_process(
 
 
 def end_process(process: subprocess.Popen[str]) -> None:
-    """End a process of `start_process` with everything it started."""
+    """End a process of `start_process` with everything it started, politely first; returns when none is left."""
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(process.pid)
         resume(root)
-        end(root)
+        tree = _of_each(root, lambda item: item)
+        root.terminate()
+        _, alive = psutil.wait_procs(tree, timeout=STOP_TIMEOUT_S)
+        for item in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                item.kill()
+        psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     for pipe in (process.stdin, process.stdout):
@@ -135,3 +107,13 @@ def tail(log: Path) -> str:
     """Return the end of a log, on one line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return " / ".join(lines[-LOG_TAIL_LINES:]) or "it wrote no log"
+
+
+def _of_each(root: psutil.Process, ask: Callable[[psutil.Process], T]) -> list[T]:
+    """Return the answers of a process and its descendants; those that have ended give none."""
+    answers: list[T] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                answers.append(ask(process))
+    return answers

@@ -18,12 +18,12 @@ from typing import Any, Self
 import numpy as np
 
 from deepfake_bench.load.counters import Counters
-from deepfake_bench.load.observed import ObservingTransport
+from deepfake_bench.load.observed import ObservingTransport, analyzed
 from deepfake_bench.machine.stopwatch import median_ratio
 from deepfake_bench.pipeline.lower_bounds import decode_alone, detector_alone, onnxruntime_alone
 from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
 from deepfake_bench.server.serving import Server
-from deepfake_client import AnalyzeOptions, DeepfakeClient, Reason, Sampling, Verdict, connect
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling, Verdict, connect
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_serve._cores import CROPS_PER_THREAD
@@ -67,10 +67,8 @@ class Analyses:
         self.observed.exchanges.clear()
         before = self.server.counters()
         started = time.perf_counter()
-        verdict = self.client.analyze(clip, options=options)
+        verdict = analyzed(self.client, clip, options)
         total_s = time.perf_counter() - started
-        if verdict.reason in (Reason.SERVER_ERROR, Reason.SERVER_UNAVAILABLE):
-            raise DeepfakeError(f"{clip.name}: {verdict.detail}; nothing was measured")
         deadline = time.monotonic() + COUNTED_WITHIN_S
         after = self.server.counters()
         while after.requests - before.requests < len(self.observed.exchanges) and time.monotonic() < deadline:

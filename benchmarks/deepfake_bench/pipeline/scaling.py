@@ -126,10 +126,10 @@ def _cost(connection: Connection, model: str, server_pid: int, folder: str, repe
         peak_mb,
         round(resident[-1] - resident[0], 1),
         round(resident[-1] - resident[len(resident) // 2], 1),
-        rss_mb(server) or 0.0,
+        rss_mb(server),
     )
 
 
 def _cpu_s(server: psutil.Process) -> float:
     own = os.times()
-    return own.user + own.system + (cpu_seconds(server) or 0.0)
+    return own.user + own.system + cpu_seconds(server)

@@ -8,22 +8,24 @@ has to win again, side by side with the present setting, before it is written.
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from deepfake_bench.load.generator import Load
+from deepfake_bench.load.measure import Measurement
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.machine import processes
-from deepfake_bench.server.reference import OnnxReference, verify_served
 from deepfake_bench.server.serving import Server, embedded_server
 from deepfake_bench.tune.search import CLIMB, STEP, Setting, highest_rate, neighbors, search
-from deepfake_bench.tune.traffic import Replay, Traffic, record, replay
+from deepfake_bench.tune.traffic import Traffic, holds, p99_ms, record, replay
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of
@@ -32,37 +34,10 @@ from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_preprocess.errors import DeepfakeError, RepositoryError
 from deepfake_serve._repository import ServedModel, available_cores, check_repository, model_share
 
-VERIFIED_CROPS = 16
 FULL_LOAD, FULL_LOAD_S = 32, 1.5
 FIRST_SHARE = 0.6
 """Of the throughput without pauses: the first rate that is tried of the present setting."""
 CONFIRMATIONS = 3
-
-Holds = Callable[[float], bool]
-"""Tries a rate of videos."""
-
-
-@dataclass(slots=True)
-class Trial:
-    """One setting, and what came of it.
-
-    Attributes:
-        videos_per_s: the highest rate that holds the bound; None where none does, or `failed` says why not.
-        better: whether it was the best so far.
-    """
-
-    setting: Setting
-    precision: str
-    videos_per_s: float | None = None
-    better: bool = False
-    failed: str = ""
-    replays: list[Replay] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        data = asdict(self)
-        setting = data.pop("setting")
-        return {"version": setting["version"], **setting["options"], **data}
 
 
 class Tuning:
@@ -94,12 +69,13 @@ class Tuning:
         self.repository, self.p99_ms, self.window_s = repository, p99_ms, window_s
         self.model = _served(repository, name)
         self.cores = available_cores()
-        self.manifests, self.not_considered = _versions(self.model)
+        self.manifests = _versions(self.model)
         self.start = self.best = Setting(self.model.spec.version, _present_options(self.model, self.cores))
         self.best_rate = 0.0
-        self.trials: list[Trial] = []
+        self.tried: list[dict[str, Any]] = []
         self.confirmation: list[dict[str, Any]] = []
         self.objection = ""
+        self._same_verdicts = {self.start.version}
         self._clips, self._num_frames, self._announce = list(clips), num_frames, announce
         self._until = time.monotonic() + seconds
         announce("recording the clips' traffic")
@@ -112,20 +88,19 @@ class Tuning:
         Raises:
             DeepfakeError: no setting holds the bound at any rate.
         """
-        self._drop_other_verdicts()
-        self._try(self.start, self._measure_start)
+        self._try(self.start)
         largest, versions = _largest_proved_batch(self.model), sorted(self.manifests)
         self.best = search(
             self.start,
             lambda setting: neighbors(setting, cores=self.cores, largest_batch=largest, versions=versions),
-            lambda setting: self._try(setting, self._challenge),
+            self._try,
             self._out_of_time,
         )
         if not self.best_rate:
-            least = min((trial.replays[-1].p99_ms for trial in self.trials if trial.replays), default=float("inf"))
+            waits = [item["replays"][-1]["latency"]["p99_ms"] or math.inf for item in self.tried if item["replays"]]
             raise DeepfakeError(
                 f"no setting answers 99% of the requests within {self.p99_ms:g} ms, not even at "
-                f"{self._least_rate():.2g} videos/s: the least was {least:.0f} ms; allow a larger p99"
+                f"{self._least_rate():.2g} videos/s: the least was {min(waits):.0f} ms; allow a larger p99"
             )
         if self.best != self.start:
             self.objection = self._objection()
@@ -143,13 +118,13 @@ class Tuning:
     def results(self) -> dict[str, Any]:
         """Return what was measured so far as plain JSON data."""
         manifest = self.manifests[self.start.version]
-        rate = self.trials[0].videos_per_s or 0.0
+        rate = self.tried[0]["videos_per_s"] or 0.0
         return {
             "model": {"name": manifest.spec.name, "precision": manifest.precision, "version": manifest.spec.version},
             "p99_bound_ms": self.p99_ms,
             "seconds_per_replay": self.window_s,
             "traffic": {
-                "clips": [Path(name).name for name in self.traffic.labels],
+                "clips": [clip.name for clip in self.traffic.labels],
                 "labels": list(self.traffic.labels.values()),
                 "requests": len(self.traffic.requests),
                 "crops": sum(map(len, self.traffic.requests)),
@@ -159,28 +134,16 @@ class Tuning:
             "best_is_start": self.best == self.start,
             "objection": self.objection,
             "confirmation": self.confirmation,
-            "tried": [trial.to_dict() for trial in self.trials],
-            "not_considered": self.not_considered,
+            "tried": self.tried,
         }
 
     def _record(self, server: Server) -> Traffic:
         return record(server, self._clips, num_frames=self._num_frames)
 
-    def _drop_other_verdicts(self) -> None:
-        for version, manifest in list(self.manifests.items()):
-            if version == self.start.version:
-                continue
-            self._announce(f"verdicts of version {version}, {manifest.precision}")
-            try:
-                with self._server(replace(self.start, version=version)) as server:
-                    labels = self._record(server).labels
-                other = [Path(name).name for name in labels if labels[name] != self.traffic.labels[name]]
-                reason = f"other verdicts on {', '.join(other)}" if other else ""
-            except DeepfakeError as exc:
-                reason = str(exc)
-            if reason:
-                del self.manifests[version]
-                self.not_considered[str(version)] = f"{manifest.precision}: {reason}"
+    def _other_verdicts(self, server: Server) -> list[str]:
+        """Return the names of the clips whose verdicts a server gives otherwise than the present setting."""
+        labels = self._record(server).labels
+        return [clip.name for clip, label in labels.items() if label != self.traffic.labels[clip]]
 
     @contextmanager
     def _server(self, setting: Setting) -> Iterator[Server]:
@@ -199,88 +162,101 @@ class Tuning:
 
     @contextmanager
     def _loaded(self, setting: Setting) -> Iterator[tuple[Server, LoadProcesses]]:
-        """Serve a setting, checked to give the scores of its file, with processes that can load it.
+        """Serve a setting, checked to give the scores of its file and all verdicts, with processes that can load it.
 
         Raises:
             DeepfakeError: it does not.
         """
         with self._server(setting) as server:
-            assert server.reference is not None
+            if setting.version not in self._same_verdicts:
+                if other := self._other_verdicts(server):
+                    raise DeepfakeError(f"other verdicts on {', '.join(other)}")
+                self._same_verdicts.add(setting.version)
             target = server.target("grpc")
-            verify_served(target, self.traffic.some_crops(VERIFIED_CROPS), OnnxReference(server.reference))
+            server.verify(target)
             with LoadProcesses(target, self.traffic.requests) as load:
                 _full_load(load)  # connections, allocations and caches
                 yield server, load
 
-    def _try(self, setting: Setting, measure: Callable[[Holds, LoadProcesses], float | None]) -> bool:
+    def _try(self, setting: Setting) -> bool:
         """Measure a setting, note it, and return whether it is the best so far."""
         self._announce(str(setting))
-        trial = Trial(setting, self.manifests[setting.version].precision)
+        replays: list[dict[str, Any]] = []
+        rate, failed = None, ""
         try:
             with self._loaded(setting) as (server, load):
-
-                def holds(rate: float) -> bool:
-                    trial.replays.append(replay(self.traffic, server, load, rate, window_s=self.window_s))
-                    return trial.replays[-1].holds(self.p99_ms)
-
-                rate = measure(holds, load)
+                rate = self._highest_rate(setting, server, load, replays)
         except DeepfakeError as exc:
             if setting == self.start:
                 raise
-            rate, trial.failed = None, str(exc)
-        if rate is not None:
-            trial.videos_per_s = round(rate, 4)
-            trial.better = rate > self.best_rate
-            if trial.better:
-                self.best, self.best_rate = setting, rate
-        self.trials.append(trial)
-        return trial.better
+            failed = str(exc)
+        better = rate is not None and rate > self.best_rate
+        if better and rate is not None:
+            self.best, self.best_rate = setting, rate
+        self.tried.append(
+            {
+                "version": setting.version,
+                "precision": self.manifests[setting.version].precision,
+                **asdict(setting.options),
+                "videos_per_s": None if rate is None else round(rate, 4),
+                "better": better,
+                "failed": failed,
+                "replays": replays,
+            }
+        )
+        return better
 
-    def _measure_start(self, holds: Holds, load: LoadProcesses) -> float | None:
-        videos_per_s = _full_load(load) * len(self.traffic.videos) / len(self.traffic.requests)
-        return highest_rate(holds, FIRST_SHARE * videos_per_s)
+    def _highest_rate(
+        self, setting: Setting, server: Server, load: LoadProcesses, replays: list[dict[str, Any]]
+    ) -> float | None:
+        def tries(rate: float) -> bool:
+            replayed = replay(self.traffic, server, load, rate, window_s=self.window_s)
+            replays.append({"videos_per_s": round(rate, 4), **asdict(replayed)})
+            return holds(replayed, self.p99_ms)
 
-    def _challenge(self, holds: Holds, _: LoadProcesses) -> float | None:
+        if setting == self.start:
+            videos_per_s = _full_load(load) * len(self.traffic.videos) / len(self.traffic.requests)
+            return highest_rate(tries, FIRST_SHARE * videos_per_s)
         first = max(STEP * self.best_rate, self._least_rate())
-        if not holds(first):
+        if not tries(first):
             return None
-        return highest_rate(holds, CLIMB * first, known=first, out_of_time=self._out_of_time)
+        return highest_rate(tries, CLIMB * first, known=first, out_of_time=self._out_of_time)
 
     def _least_rate(self) -> float:
-        return min(item.videos_per_s for item in self.trials[0].replays)
+        return min(float(item["videos_per_s"]) for item in self.tried[0]["replays"])
 
     def _out_of_time(self) -> bool:
         return time.monotonic() > self._until
 
     def _objection(self) -> str:
         """Return why the best setting is none after all: in turn with the present one, and under other luck."""
+        replays: dict[str, list[Measurement]] = {"best": [], "start": []}
         with ExitStack() as stack:
             sides = {}
             for name, setting in (("best", self.best), ("start", self.start)):
                 self._announce(f"confirming: {setting}")
-                server, load = sides[name] = stack.enter_context(self._loaded(setting))
-                if name == "best" and self._record(server).labels != self.traffic.labels:
+                server, load = stack.enter_context(self._loaded(setting))
+                if name == "best" and self._other_verdicts(server):
                     return "it gives other verdicts"
                 assert server.root is not None
+                sides[name] = server, load, server.root
                 stack.callback(processes.resume, server.root)
                 processes.pause(server.root)
-            replays: dict[str, list[Replay]] = {name: [] for name in sides}
-            for number in range(CONFIRMATIONS):
-                for name, (server, load) in sides.items():
-                    assert server.root is not None
-                    with processes.running(server.root):
-                        found = replay(
-                            self.traffic, server, load, self.best_rate, window_s=self.window_s, seed=1 + number
-                        )
-                    replays[name].append(found)
-                    self.confirmation.append({"side": name, **asdict(found)})
-        waits = {name: statistics.median(item.p99_ms for item in items) for name, items in replays.items()}
-        held = sum(item.holds(self.p99_ms) for item in replays["best"])
-        if held > CONFIRMATIONS / 2 and waits["best"] < waits["start"]:
+            for number, name in itertools.product(range(CONFIRMATIONS), sides):
+                server, load, root = sides[name]
+                with processes.running(root):
+                    found = replay(
+                        self.traffic, server, load, self.best_rate, window_s=self.window_s, seed=1 + number
+                    )
+                replays[name].append(found)
+                self.confirmation.append({"side": name, "videos_per_s": round(self.best_rate, 4), **asdict(found)})
+        best_ms, start_ms = (statistics.median(map(p99_ms, items)) for items in replays.values())
+        held = sum(holds(item, self.p99_ms) for item in replays["best"])
+        if held > CONFIRMATIONS / 2 and best_ms < start_ms:
             return ""
         return (
             f"in turn with the present setting it kept the bound {held} times of {CONFIRMATIONS}, with a p99 of "
-            f"{waits['best']:.0f} against {waits['start']:.0f} ms"
+            f"{best_ms:.0f} against {start_ms:.0f} ms"
         )
 
 
@@ -316,27 +292,17 @@ def _largest_proved_batch(model: ServedModel) -> int:
     return max(int(config.max_batch_size), int(model.config.max_batch_size))
 
 
-def _versions(model: ServedModel) -> tuple[dict[int, Manifest], dict[str, str]]:
-    """Return the versions of the same network that may be served, and why others may not.
+def _versions(model: ServedModel) -> dict[int, Manifest]:
+    """Return the versions of the same network, with the served one the newest of each precision.
 
     A version is in the repository because its export's gate accepted its precision; it counts here when it was made
-    from the same checkpoint and spec and is intact. Of each precision the newest counts.
+    from the same checkpoint and spec. One that is damaged fails when it is served.
     """
     model_dir = model.version_dir.parent
-    found, others = {model.spec.version: Manifest.read(model.version_dir)}, {}
+    found = {model.spec.version: Manifest.read(model.version_dir)}
     for version in reversed(versions_of(model_dir)):
-        if version == model.spec.version:
-            continue
-        try:
-            manifest = Manifest.read(model_dir / str(version))
-            manifest.verify(model_dir / str(version))
-        except RepositoryError as exc:
-            others[str(version)] = str(exc)
-            continue
-        if manifest.spec != replace(model.spec, version=version):
-            others[str(version)] = "another checkpoint or spec"
-        elif MODEL_FILE not in manifest.files or manifest.precision in {item.precision for item in found.values()}:
-            others[str(version)] = f"{manifest.precision}: nothing new to serve"
-        else:
+        manifest = Manifest.read(model_dir / str(version))
+        same_network = manifest.spec == replace(model.spec, version=version) and MODEL_FILE in manifest.files
+        if same_network and manifest.precision not in {item.precision for item in found.values()}:
             found[version] = manifest
-    return found, others
+    return found

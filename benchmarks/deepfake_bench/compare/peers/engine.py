@@ -18,7 +18,6 @@ Throughput = Callable[[np.ndarray, float], float]
 def obey(run: Run, throughput: Throughput) -> None:
     """Carry out orders until standard input ends."""
     crops = np.empty(0, np.uint8)
-    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         if "crops" in order:
