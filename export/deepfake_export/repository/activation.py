@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_export.repository.locks import locked
@@ -23,10 +22,11 @@ from deepfake_preprocess.contract.triton_config import (
     read_config,
 )
 from deepfake_preprocess.errors import RepositoryError
+from deepfake_preprocess.support.json_data import JsonData
 
 
 @dataclass(frozen=True, slots=True)
-class Activation:
+class Activation(JsonData):
     """What a change of the served version brought about.
 
     Attributes:
@@ -42,16 +42,6 @@ class Activation:
     served: int
     files: tuple[str, ...]
     still_used_by: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "model": self.model,
-            "before": self.before,
-            "served": self.served,
-            "files": list(self.files),
-            "still_used_by": list(self.still_used_by),
-        }
 
 
 def activate(

@@ -7,7 +7,6 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deepfake_export.repository.staging import begun_models
 from deepfake_export.repository.verification import Problem, check_config, check_leftovers, check_version
@@ -15,10 +14,11 @@ from deepfake_preprocess.contract.manifest import MANIFEST_NAME
 from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
 from deepfake_preprocess.contract.repository import CONFIG_NAMES, EXPORT_FIRST, checked_names, model_names
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME
+from deepfake_preprocess.support.json_data import JsonData
 
 
 @dataclass(frozen=True, slots=True)
-class VersionInfo:
+class VersionInfo(JsonData):
     """One version of a model.
 
     Attributes:
@@ -32,6 +32,8 @@ class VersionInfo:
         in_use_by: ids of the processes of this machine that serve it now.
         problems: why it is damaged; empty where it is intact.
     """
+
+    json_properties = ("status",)
 
     version: int
     served: bool
@@ -48,24 +50,9 @@ class VersionInfo:
         """``ok`` or ``damaged``."""
         return "ok" if all(problem.harmless for problem in self.problems) else "damaged"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "version": self.version,
-            "served": self.served,
-            "status": self.status,
-            "precision": self.precision,
-            "size_bytes": self.size_bytes,
-            "created": self.created,
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "threshold": self.threshold,
-            "in_use_by": list(self.in_use_by),
-            "problems": [problem.to_dict() for problem in self.problems],
-        }
-
 
 @dataclass(frozen=True, slots=True)
-class ModelInfo:
+class ModelInfo(JsonData):
     """One model of a repository.
 
     Attributes:
@@ -84,15 +71,6 @@ class ModelInfo:
     def all_problems(self) -> tuple[Problem, ...]:
         """What is wrong in its versions and outside of them."""
         return (*(problem for version in self.versions for problem in version.problems), *self.problems)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "name": self.name,
-            "served": self.served,
-            "versions": [version.to_dict() for version in self.versions],
-            "problems": [problem.to_dict() for problem in self.problems],
-        }
 
 
 def inspect_repository(

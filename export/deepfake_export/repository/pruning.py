@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from deepfake_export.repository.listing import size_bytes
 from deepfake_export.repository.locks import locked, writing
@@ -14,10 +13,11 @@ from deepfake_preprocess.contract.model_dir import claimed_versions, versions_of
 from deepfake_preprocess.contract.repository import CONFIG_NAMES, model_dirs, served_in
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.json_data import JsonData
 
 
 @dataclass(frozen=True, slots=True)
-class Pruning:
+class Pruning(JsonData):
     """What a pruning removes, or did.
 
     Attributes:
@@ -35,17 +35,6 @@ class Pruning:
     removed: tuple[int, ...]
     freed_bytes: int
     done: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "model": self.model,
-            "served": list(self.served),
-            "kept": list(self.kept),
-            "removed": list(self.removed),
-            "freed_bytes": self.freed_bytes,
-            "done": self.done,
-        }
 
 
 def prune(

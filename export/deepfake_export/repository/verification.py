@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deepfake_export.repository.locks import lock_path
 from deepfake_export.repository.staging import leftovers
@@ -19,10 +18,11 @@ from deepfake_preprocess.contract.model_dir import lock_holders, served_version,
 from deepfake_preprocess.contract.plan_info import PLAN_FILE, REBUILD, check_plan
 from deepfake_preprocess.contract.triton_config import EMBEDDED_CONFIG_NAME, read_config, tuned_options
 from deepfake_preprocess.errors import RepositoryError
+from deepfake_preprocess.support.json_data import JsonData
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(JsonData):
     """Something that is wrong in a repository.
 
     Attributes:
@@ -38,16 +38,6 @@ class Problem:
     what: str
     fix: str
     harmless: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "model": self.model,
-            "file": self.file,
-            "what": self.what,
-            "fix": self.fix,
-            "harmless": self.harmless,
-        }
 
 
 def check_version(

@@ -113,6 +113,7 @@ class JsonData:
 
     Attributes:
         json_error: what is raised for data that does not fit.
+        json_properties: properties that are written after the fields.
     """
 
     __slots__ = ()
@@ -123,10 +124,17 @@ class JsonData:
         "json_schema_serialization_defaults_required": True,
     }
     json_error: ClassVar[type[DeepfakeError]] = OptionError
+    json_properties: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        exact: CoreSchema = _exact(handler(source))
+        from pydantic_core import core_schema
+
+        schema: Any = _exact(handler(source))
+        for name in cls.json_properties:
+            computed = core_schema.computed_field(name, core_schema.any_schema())
+            schema["schema"].setdefault("computed_fields", []).append(computed)
+        exact: CoreSchema = schema
         return exact
 
     def to_dict(self) -> dict[str, Any]:
