@@ -24,6 +24,7 @@ from deepfake_export.graph.onnx_nodes import find_node, origin_of, precision_of
 from deepfake_export.tensorrt.gpu import GpuMemory, cuda_version, find_gpu
 from deepfake_export.tensorrt.library import (
     RTX_CUDA_VERSION,
+    Builder,
     IBuilderConfig,
     ICudaEngine,
     IExecutionContext,
@@ -102,23 +103,17 @@ def build_engine(
     # Version 11 knows nothing else and ignores the flag; version 10 needs it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     model = _parse(network, library, onnx_path)
-    config = builder.create_builder_config()
-    # TF32 keeps ten bits of each factor, and an FP32 plan that differs from the checkpoint is not an FP32 plan.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if library.is_rtx:
-        target_gpu(trt, config, compute_capability)
+    config: IBuilderConfig = _configured(builder, library, options, compute_capability)
     profile = builder.create_optimization_profile()
     crop = _crop_shape(network, onnx_path)
     profile.set_shape(INPUT_NAME, (1, *crop), (typical, *crop), (max_batch_size, *crop))
     config.add_optimization_profile(profile)
-    _load_timing_cache(config, options.timing_cache)
     library.errors.clear()  # what it said of an old timing cache is not a reason for anything that follows
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(_build_message(library, onnx_path, model))
-    _save_timing_cache(config, options.timing_cache)
+    if options.timing_cache is not None:
+        _save_timing_cache(config, options.timing_cache)
     if plan_path is not None:
         _write(plan_path, memoryview(plan))
     return EngineInfo(
@@ -239,6 +234,22 @@ def _parse(network: INetworkDefinition, library: TensorRTLibrary, onnx_path: Pat
     return model
 
 
+def _configured(
+    builder: Builder, library: TensorRTLibrary, options: EngineOptions, compute_capability: str
+) -> IBuilderConfig:
+    trt: TensorRT = library.module
+    config = builder.create_builder_config()
+    # TF32 keeps ten bits of each factor, and an FP32 plan that differs from the checkpoint is not an FP32 plan.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if library.is_rtx:
+        target_gpu(trt, config, compute_capability)
+    if options.timing_cache is not None:
+        _load_timing_cache(config, options.timing_cache)
+    return config
+
+
 def _crop_shape(network: INetworkDefinition, onnx_path: Path) -> tuple[int, ...]:
     faces = network.get_input(0)
     shape = tuple(faces.shape)
@@ -295,21 +306,15 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:300].rstrip(" .;")
 
 
-def _load_timing_cache(config: IBuilderConfig, path: Path | None) -> None:
-    if path is None:
-        return
-    content = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(content)
+def _load_timing_cache(config: IBuilderConfig, path: Path) -> None:
     # A cache of another TensorRT or GPU is refused; then a new one is begun, because a build must not fail for it.
-    if content and (cache is None or not config.set_timing_cache(cache, False)):
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-    elif not content:
-        config.set_timing_cache(cache, False)
+    for content in (path.read_bytes() if path.is_file() else b"", b""):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
 
 
-def _save_timing_cache(config: IBuilderConfig, path: Path | None) -> None:
-    if path is None:
-        return
+def _save_timing_cache(config: IBuilderConfig, path: Path) -> None:
     cache = config.get_timing_cache()
     if cache is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ TensorRT: TypeAlias = Any
 TensorRTRTX: TypeAlias = Any
 """The module `tensorrt_rtx_bindings`."""
 ILogger: TypeAlias = Any
+Builder: TypeAlias = Any
 IBuilderConfig: TypeAlias = Any
 INetworkDefinition: TypeAlias = Any
 IOptimizationProfile: TypeAlias = Any

@@ -54,21 +54,16 @@ def served_version(config: Any, versions: Sequence[int], *, where: Path) -> int:
     """
     policy = config.version_policy
     kind = policy.WhichOneof("policy_choice")
+    # Triton reads no policy as the newest version.
+    newest = versions[-max(1, policy.latest.num_versions) :]
+    named = {"specific": policy.specific.versions, "all": versions}.get(kind, newest)
     fix = f"`deepfake repository rollback {config.name or where.parent.name} VERSION` writes it again"
-    present = ", ".join(map(str, versions))
-    if kind == "specific":
-        named = list(policy.specific.versions)
-        if len(named) == 1 and named[0] in versions:
-            return int(named[0])
-        if len(named) == 1:
-            raise RepositoryError(f"{where} serves version {named[0]}, which is not there, only: {present}; {fix}")
-        raise RepositoryError(f"{where} serves the versions {named}, but its parameters describe one; {fix}")
-    if kind == "all" or (kind == "latest" and policy.latest.num_versions > 1):
-        if len(versions) > 1:
-            raise RepositoryError(f"{where} serves several of the versions {present}, but describes one; {fix}")
-        return versions[-1]
-    # `latest`, or no policy, which Triton reads as the newest version.
-    return versions[-1]
+    if len(named) != 1:
+        raise RepositoryError(f"{where} serves the versions {list(named)}, but its parameters describe one; {fix}")
+    if named[0] not in versions:
+        present = ", ".join(map(str, versions))
+        raise RepositoryError(f"{where} serves version {named[0]}, which is not there, only: {present}; {fix}")
+    return int(named[0])
 
 
 def hold_version(version_dir: Path) -> int:
