@@ -11,7 +11,7 @@ from typing import Any
 
 
 def unexported_types(package: ModuleType) -> list[str]:
-    """Return the project's types in signatures, attributes and bases of exported members that are not exported."""
+    """Return the project's types in signatures and attributes of exported members that are not exported."""
     missing = set()
     for name in package.__all__:
         for where, hint in _hints(name, getattr(package, name)):
@@ -26,7 +26,6 @@ def _hints(name: str, member: Any) -> Iterator[tuple[str, Any]]:
     if inspect.isfunction(member):
         yield from ((name, hint) for hint in typing.get_type_hints(member).values())
     elif inspect.isclass(member):
-        yield from ((name, base) for base in member.__bases__)
         if dataclasses.is_dataclass(member):
             hints = typing.get_type_hints(member)
             public = (field.name for field in dataclasses.fields(member) if not field.name.startswith("_"))

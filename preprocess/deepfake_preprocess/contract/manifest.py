@@ -36,13 +36,13 @@ class EngineInfo(JsonData):
         cuda_version: of the CUDA runtime that the engine was built with, for example ``13.0``; empty where unknown.
         precision: ``fp32``, ``fp16`` or ``int8``, as the types in the ONNX graph say (networks are strongly typed).
         min_batch_size: smallest batch of the optimization profile.
-        typical_batch_size: the batch that kernels were picked for.
+        typical_batch_size: the batch size that kernels were selected for.
         max_batch_size: largest batch of the optimization profile.
         num_layers: layers of the parsed network, before fusion.
         size_bytes: of the engine.
         build_seconds: how long parsing and building took.
-        version_compatible: whether later TensorRT versions of the same major version load it, too.
-        plan: name of the file beside ``manifest.json``; empty where the engine was only built as a check.
+        version_compatible: whether later TensorRT versions of the same major version load it too.
+        plan: name of the file next to ``manifest.json``; empty where the engine was only built as a check.
     """
 
     json_error = RepositoryError
@@ -69,7 +69,7 @@ class Manifest(JsonData):
     Attributes:
         format: of the file.
         spec: the model's contract, with version and checkpoint hash filled in.
-        files: SHA-256 of every file of the version directory but the manifest, by POSIX relative path.
+        files: SHA-256 of every file of the version directory except the manifest, by relative POSIX path.
         precision: of the ONNX file: ``fp32``, ``fp16`` or ``int8``.
         tools: versions of the tools that made the files, by name.
         parity: figures of the proof against the checkpoint (plain JSON data).

@@ -1,7 +1,7 @@
-"""What is known of a TensorRT engine, and whether a plan may be loaded where it shall run.
+"""Whether a TensorRT plan may be loaded where it is to run, and which precision is served.
 
 A plan is compiled code for one TensorRT version and one kind of GPU. `export` writes an `EngineInfo` into the
-manifest; whoever serves the plan asks `check_plan`. This module imports neither TensorRT nor CUDA.
+manifest; whoever serves the plan calls `check_plan`. This module imports neither TensorRT nor CUDA.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REBUILD = (
 )
 
 _VERSION_PARTS = 3
-"""Major, minor and patch decide what loads; the fourth number is a build counter that images do not name."""
+"""Major, minor and patch decide what loads; images do not name the fourth number, a build counter."""
 
 
 def served_precision(manifest: Manifest, backend: str) -> str:
@@ -31,12 +31,12 @@ def check_plan(manifest: Manifest, *, tensorrt_version: str, compute_capability:
 
     Args:
         manifest: of the model version.
-        tensorrt_version: of the TensorRT that shall load the plan, with or without the build number.
-        compute_capability: of the GPU that shall run it, for example ``8.9``.
+        tensorrt_version: of the TensorRT that is to load the plan, with or without the build number.
+        compute_capability: of the GPU that is to run it, for example ``8.9``.
 
     Raises:
-        RepositoryError: the plan is not for this TensorRT or this GPU, or nothing is known of it; says what to
-            rebuild.
+        RepositoryError: the plan is not for this TensorRT or this GPU, or nothing is known of it; the message says
+            what to rebuild.
     """
     if PLAN_FILE not in manifest.files:
         return
@@ -66,5 +66,5 @@ def check_plan(manifest: Manifest, *, tensorrt_version: str, compute_capability:
 def _parts(version: str) -> tuple[int, ...]:
     numbers = tuple(int(part) for part in version.split(".")[:_VERSION_PARTS] if part.isdecimal())
     if not numbers:
-        raise RepositoryError(f"{version!r} is no TensorRT version; expected one like 11.4.0")
+        raise RepositoryError(f"{version!r} is not a TensorRT version; expected one like 11.4.0")
     return numbers

@@ -1,8 +1,8 @@
-"""`ModelSpec`: everything a consumer of a detector must know, in one place.
+"""`ModelSpec`: everything that a consumer of a detector must know, in one place.
 
-The same facts travel as YAML beside a checkpoint, as metadata inside the ONNX file and as `parameters` of
-the Triton model configuration, so that a client reads them from the server and nobody types them twice.
-This module never touches a model.
+The same facts travel as YAML next to a checkpoint, as metadata inside the ONNX file and as `parameters` of the Triton
+model configuration, where clients read them from the server. Nobody types them twice. This module never touches a
+model.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from deepfake_preprocess.errors import SpecError
 from deepfake_preprocess.support.json_data import Bounds, JsonData, Matching
 
 CONTRACT_VERSION = 1
-"""Version of the wire contract (tensor names, dtypes and meaning); a client refuses another one."""
+"""Version of the wire contract (tensor names, dtypes and meaning); a client refuses any other."""
 
 INPUT_NAME = "faces"
-"""UINT8 ``[N, H, W, 3]`` RGB; normalisation is inside the graph."""
+"""UINT8 ``[N, H, W, 3]`` RGB; normalization is inside the graph."""
 PROBABILITY_NAME = "fake_probability"
 """FP32 ``[N, 1]`` in [0, 1]."""
 LOGIT_NAME = "logit"
@@ -38,7 +38,7 @@ PLAIN_LAYERS = (
     "relu", "leaky_relu", "elu", "gelu", "silu", "hardswish", "tanh", "dropout", "batchnorm", "layernorm", "avgpool",
     "flatten", "identity",
 )  # fmt: skip
-"""Entries of `head.layers` that stand alone."""
+"""Entries of `head.layers` without a number."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,10 +75,10 @@ class Head(JsonData):
 
     Attributes:
         kind: ``sigmoid`` for one logit, ``softmax`` for two.
-        fake_index: class index that means fake. For ``sigmoid``, 1 when a positive logit means fake
-            and 0 when it means real.
-        layers: a head of several layers, entry by entry as its `nn.Sequential` was written (``linear:512``,
-            ``relu``, ``dropout``, ``linear:2``), in place of the network's last layer; empty for the usual one.
+        fake_index: class index that means fake. For ``sigmoid``, 1 when a positive logit means fake and 0 when it
+            means real.
+        layers: a head of several layers, entry by entry as in its `nn.Sequential` (``linear:512``, ``relu``,
+            ``dropout``, ``linear:2``), which replaces the network's last layer; empty for the usual one.
     """
 
     json_error = SpecError
@@ -94,7 +94,7 @@ class Head(JsonData):
 
     @property
     def num_logits(self) -> int:
-        """Number of values the network puts out per crop."""
+        """Number of values that the network outputs per crop."""
         return 1 if self.kind == "sigmoid" else 2
 
 
@@ -126,15 +126,15 @@ class ModelSpec(JsonData):
             ``layers`` (the network is `head.layers` alone) or ``ensemble`` (made of other checkpoints by the export).
         version: Triton model version, from 1; the export assigns it.
         head: meaning of the network's outputs.
-        input_height_px: crop height the network takes, 16 to 1024.
-        input_width_px: crop width the network takes, 16 to 1024.
-        color_order: order the *network* was trained with. The wire is always RGB.
+        input_height_px: crop height that the network takes, 16 to 1024.
+        input_width_px: crop width that the network takes, 16 to 1024.
+        color_order: order that the *network* was trained with. The wire is always RGB.
         mean: per channel, of values in [0, 1], in `color_order`.
         std: per channel, of values in [0, 1], in `color_order`.
         crop: how faces are cut out.
         threshold: fake when the probability is at or above it; strictly between 0 and 1.
-        temperature: what the logit is divided by, inside the graph, so that probabilities mean what they say
-            (Guo et al., 2017); `deepfake evaluate` finds it. 0.01 to 100.
+        temperature: divisor of the logit, inside the graph, that calibrates the probabilities (Guo et al., 2017);
+            `deepfake evaluate` finds it. 0.01 to 100.
         checkpoint_sha256: hash of the checkpoint file; None until it is known.
         training_data: what the detector was trained on and what its scores are worth, for people.
     """
@@ -162,7 +162,7 @@ class ModelSpec(JsonData):
         if family == "layers" and not layers:
             raise refuse("head.layers", layers, "the layers of the network, because the architecture is 'layers'")
         if family in ("torchscript", "python", "ensemble") and layers:
-            raise refuse("head.layers", layers, f"nothing, because {family!r} brings its own head along")
+            raise refuse("head.layers", layers, f"nothing, because {family!r} has its own head")
 
     @property
     def architecture_family(self) -> str:
@@ -171,7 +171,7 @@ class ModelSpec(JsonData):
 
     @property
     def architecture_name(self) -> str:
-        """What follows the family, for example ``efficientnet_b0``; empty for a family that stands alone."""
+        """The part after the family, for example ``efficientnet_b0``; empty where there is none."""
         return self.architecture.partition(":")[2]
 
     @property
@@ -200,7 +200,7 @@ class ModelSpec(JsonData):
                 continue
             parts = {f"{key}.{sub}": item for sub, item in value.items()} if isinstance(value, dict) else {key: value}
             for name, item in parts.items():
-                # Only the few models that have such a head, or were calibrated, publish it.
+                # Only the few models that have such a head, or were calibrated, publish these.
                 if item == [] or (name == "temperature" and item == 1.0):
                     continue
                 flat[PARAMETER_PREFIX + name] = item if isinstance(item, str) else json.dumps(item)
@@ -211,7 +211,7 @@ class ModelSpec(JsonData):
         """Read a spec back from the flat parameters of `to_parameters`; foreign keys are ignored.
 
         Raises:
-            SpecError: no contract version, another contract version, or a wrong field.
+            SpecError: the contract version is missing or another one, or a field is wrong.
         """
         ours = {
             key.removeprefix(PARAMETER_PREFIX): value

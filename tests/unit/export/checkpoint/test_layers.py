@@ -136,7 +136,7 @@ def test_networks_of_layers_alone_and_of_one_channel():
         ("timm:test_efficientnet", ("softmax", "linear:2"), r"field 'layers\[0\]' is 'softmax'"),
         ("timm:test_efficientnet", "linear:2", "field 'layers' is 'linear:2'; allowed: a list of "),
         ("layers", (), "the layers of the network, because the architecture is 'layers'"),
-        ("torchscript", LAYERS, "'torchscript' brings its own head along"),
+        ("torchscript", LAYERS, "'torchscript' has its own head"),
     ],
 )  # fmt: skip
 def test_wrong_layers_are_refused(architecture, layers, message):

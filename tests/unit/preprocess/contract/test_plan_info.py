@@ -67,7 +67,7 @@ def test_a_plan_of_which_nothing_is_known_is_refused():
     for unknown in (manifest(None), manifest(plan="")):
         with pytest.raises(RepositoryError, match="no entry in its manifest"):
             check_plan(unknown, tensorrt_version="11.4.0", compute_capability="8.9")
-    with pytest.raises(RepositoryError, match="'new' is no TensorRT version"):
+    with pytest.raises(RepositoryError, match="'new' is not a TensorRT version"):
         check_plan(manifest(), tensorrt_version="new", compute_capability="8.9")
 
 
