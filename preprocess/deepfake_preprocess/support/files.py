@@ -15,7 +15,7 @@ Content: TypeAlias = str | bytes | memoryview | Callable[[Path], object]
 
 
 def write_whole(path: Path, content: Content) -> None:
-    """Write a file so that every reader finds the old one or the new one, also after a crash or on a full disk.
+    """Write a file of which every reader finds the old or the new content, even after a crash or on a full disk.
 
     Args:
         path: the file; its folder must exist.
@@ -58,7 +58,7 @@ def prepared(path: Path, content: Content) -> Iterator[Callable[[], None]]:
 
 
 def sync(path: Path) -> None:
-    """Bring a file or a directory's entries to the disk, so that a power cut cannot leave a name without content."""
+    """Write a file or a directory's entries to the disk; otherwise a power cut can leave a name without content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
