@@ -12,9 +12,7 @@ from deepfake_preprocess.errors import RepositoryError
 PLAN_FILE = "model.plan"
 """The file that Triton's `tensorrt` backend loads."""
 
-REBUILD = (
-    "build it again on the machine that serves it: `deepfake build-engines`, or `docker compose run --rm engines`"
-)
+REBUILD = "build it again on the machine that serves it: `deepfake build-engines`, or `docker compose run engines`"
 
 _VERSION_PARTS = 3
 """Major, minor and patch decide what loads; images do not name the fourth number, a build counter."""
