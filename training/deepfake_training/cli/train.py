@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -92,7 +92,7 @@ def train(
         config, output_dir = config or resumed / CONFIG, output_dir or resumed
     if config is None:
         raise OptionError("name a CONFIG file; `deepfake train --example` prints one to start from")
-    chosen = TrainConfig.from_file(config, _changes(settings or ()))
+    chosen = TrainConfig.from_file(config, settings or ())
     if print_config:
         print(yaml.safe_dump(chosen.to_dict(), sort_keys=False, allow_unicode=True), end="")
         return
@@ -120,20 +120,6 @@ def train(
         f"best: epoch {best.epoch}, validation AUC {best.validation_auc:.4f}; {output_dir / BEST} and "
         f"{output_dir / BEST_SPEC} are what `deepfake evaluate` and `deepfake export` take"
     )
-
-
-def _changes(settings: list[str] | tuple[()]) -> dict[str, Any]:
-    """Read ``KEY=VALUE``; a value is YAML, as in the file."""
-    changes = {}
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            separator = ""
-        if not separator or not key:
-            raise OptionError(f"--set takes KEY=VALUE, such as mixture.self_blend=1, got {setting!r}")
-    return changes
 
 
 def _usable(device: str | None) -> str:

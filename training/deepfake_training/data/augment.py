@@ -7,17 +7,20 @@ otherwise a network could learn to separate the two by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as v2
 
-from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.json_data import Bounds, JsonData
 from deepfake_training.data.degradations import Picture, add_noise, blur, compress_h264, compress_jpeg, rescale
+
+Share = Annotated[float, Bounds(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)
-class Augmentation:
+class Augmentation(JsonData):
     """How often each change happens, as probabilities in [0, 1]; 0 turns it off.
 
     Attributes:
@@ -30,18 +33,16 @@ class Augmentation:
         flip: mirrored.
     """
 
-    color: float = 0.6
-    resize: float = 0.3
-    blur: float = 0.15
-    noise: float = 0.15
-    jpeg: float = 0.3
-    h264: float = 0.3
-    flip: float = 0.5
+    color: Share = 0.6
+    resize: Share = 0.3
+    blur: Share = 0.15
+    noise: Share = 0.15
+    jpeg: Share = 0.3
+    h264: Share = 0.3
+    flip: Share = 0.5
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"'{name}' must lie between 0 and 1, got {getattr(self, name)}")
+        self.check_fields()
 
     def apply(self, picture: Picture, rng: np.random.Generator) -> Picture:
         """Return the picture, uint8 ``[H, W, 3]`` RGB, changed. Mirroring is left to the caller."""

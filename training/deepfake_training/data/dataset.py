@@ -7,7 +7,7 @@ do not depend on the number of loading processes, and a run that is resumed sees
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,7 +21,8 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import ArrayFrame
-from deepfake_training.data.augment import Augmentation
+from deepfake_preprocess.support.json_data import JsonData
+from deepfake_training.data.augment import Augmentation, Share
 from deepfake_training.data.labels import FAKE, REAL
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.selfblend import misfit, self_blend, swap_source
@@ -36,11 +37,8 @@ EDGE = 0.25
 stills are often crops already, while in service a face has its surroundings."""
 
 
-Balance = Literal["sampler", "loss", "none"]
-
-
 @dataclass(frozen=True, slots=True)
-class Mixture:
+class Mixture(JsonData):
     """What the fakes of an epoch are.
 
     Attributes:
@@ -51,16 +49,12 @@ class Mixture:
             and one blended fake for each real face when `self_blend` is over 0; see `FaceDataset.positive_weight`.
     """
 
-    self_blend: float = 0.9
-    swap: float = 0.25
-    balance: Balance = "sampler"
+    self_blend: Share = 0.9
+    swap: Share = 0.25
+    balance: Literal["sampler", "loss", "none"] = "sampler"
 
     def __post_init__(self) -> None:
-        for name in ("self_blend", "swap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"'{name}' must lie between 0 and 1, got {getattr(self, name)}")
-        if self.balance not in get_args(Balance):
-            raise OptionError(f"'balance' must be one of {', '.join(get_args(Balance))}, got {self.balance!r}")
+        self.check_fields()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from deepfake_preprocess.media.frame import ArrayFrame, Frame
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.media.suffixes import media_of
+from deepfake_preprocess.support.json_data import Bounds, JsonData
 from deepfake_training.data.labels import FAKE, REAL
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.splits import find_groups
@@ -40,7 +42,7 @@ LISTED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FaceFolders:
+class FaceFolders(JsonData):
     """Folders of images and videos, and what is taken from them.
 
     Attributes:
@@ -52,12 +54,11 @@ class FaceFolders:
 
     real: tuple[str, ...] = ()
     fake: tuple[str, ...] = ()
-    frames_per_video: int = 16
+    frames_per_video: Annotated[int, Bounds(ge=1)] = 16
     identity_pattern: str | None = None
 
     def __post_init__(self) -> None:
-        if self.frames_per_video < 1:
-            raise OptionError(f"'frames_per_video' must be at least 1, got {self.frames_per_video}")
+        self.check_fields()
 
     def files(self) -> list[tuple[Path, Path, int]]:
         """Return the folder, the path and the label of every image and video.

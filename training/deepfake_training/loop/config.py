@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.json_data import Bounds, JsonData
 from deepfake_training.data.augment import Augmentation
 from deepfake_training.data.dataset import Mixture
 from deepfake_training.data.packed_faces import PackedFaces
@@ -19,13 +20,28 @@ from deepfake_training.data.packing import FaceFolders, pack_faces
 
 CONFIG: Final = "config.json"
 """Where a run keeps it."""
-Schedule = Literal["cosine", "plateau", "step"]
 _SPEC: Final = {"name": "deepfake_detector", "architecture": "timm:efficientnet_b0"}
 """What a spec must have, and a configuration need not say."""
 
+Count = Annotated[int, Bounds(ge=1)]
+CropCount = Annotated[int, Bounds(ge=2)]
+"""A pair of real and fake is the least that a loss or a ranking can be computed of."""
+NotNegative = Annotated[float, Bounds(ge=0)]
+Number = Annotated[int, Bounds(ge=0)]
+ShareBelowOne = Annotated[float, Bounds(ge=0, lt=1)]
+
+
+class _Yaml(yaml.SafeLoader):
+    """Reads 1e-4 as a number, as YAML 1.2 and JSON do."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(JsonData):
     """What is trained, on which faces and how; the keys of the file that `deepfake train` takes.
 
     Attributes:
@@ -66,93 +82,59 @@ class TrainConfig:
         OptionError: a value is out of its range.
     """
 
-    # An unknown key is a typing error, here and in the parts.
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
     pack: str | None = None
     folders: FaceFolders = field(default_factory=FaceFolders)
     spec: ModelSpec = field(default_factory=lambda: ModelSpec.from_dict(_SPEC))
     initial_weights: str | None = None
-    epochs: int = 20
-    crops_per_epoch: int | None = None
-    batch_size: int = 32
-    accumulate: int = 1
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.02
-    schedule: Schedule = "cosine"
-    warmup_epochs: int = 1
-    ema_decay: float = 0.995
-    label_smoothing: float = 0.02
-    pair_weight: float = 1.0
-    sam_radius: float = 0.0
-    drop_path: float = 0.1
+    epochs: Count = 20
+    crops_per_epoch: CropCount | None = None
+    batch_size: Count = 32
+    accumulate: Count = 1
+    learning_rate: Annotated[float, Bounds(gt=0)] = 5e-4
+    weight_decay: NotNegative = 0.02
+    schedule: Literal["cosine", "plateau", "step"] = "cosine"
+    warmup_epochs: Number = 1
+    ema_decay: ShareBelowOne = 0.995
+    label_smoothing: Annotated[float, Bounds(ge=0, lt=0.5)] = 0.02
+    pair_weight: NotNegative = 1.0
+    sam_radius: NotNegative = 0.0
+    drop_path: ShareBelowOne = 0.1
     freeze: tuple[str, ...] = ()
     freeze_statistics: bool = False
-    validation_share: float = 0.1
-    validation_crops: int = 1000
-    patience: int = 0
-    seed: int = 0
-    split_seed: int = 0
+    validation_share: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
+    validation_crops: CropCount = 1000
+    patience: Number = 0
+    seed: Number = 0
+    split_seed: Number = 0
     mixture: Mixture = field(default_factory=Mixture)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        # A pair of real and fake is the least that a loss or a ranking can be computed of.
-        self._check("crops_per_epoch", self.crops_per_epoch is None or self.crops_per_epoch >= 2, "at least 2")
-        self._check("validation_crops", self.validation_crops >= 2, "at least 2")
-        self._check("learning_rate", self.learning_rate > 0, "over 0")
-        for name in ("weight_decay", "pair_weight", "sam_radius", "warmup_epochs", "patience", "seed", "split_seed"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("ema_decay", "drop_path"):
-            self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        self._check("label_smoothing", 0 <= self.label_smoothing < 0.5, "at least 0 and below 0.5")
-        self._check("validation_share", 0 < self.validation_share < 1, "between 0 and 1")
-        self._check("schedule", self.schedule in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}")
-
-    def _check(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise OptionError(f"'{name}' must be {allowed}, got {getattr(self, name)!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data: what JSON reads back is equal to it."""
-        data: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
-        return data
+        self.check_fields()
 
     @classmethod
-    def from_file(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> TrainConfig:
+    def from_file(cls, path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
         """Read a YAML or JSON file; keys that it lacks have their defaults.
 
         Args:
             path: the file.
-            changes: values to take instead, by key; a dot leads into a part (``mixture.self_blend``).
+            changes: values to take instead of the file's, as ``key=value``; a dot leads into a part, and the value is
+                YAML (``mixture.self_blend=1``).
 
         Raises:
-            OptionError: the file cannot be read, or a key or value is wrong; the message names it.
+            OptionError: the file or a change cannot be read, or a key or value is wrong; the message names it.
+            SpecError: the same of `spec`.
         """
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            data = yaml.load(Path(path).read_text(encoding="utf-8"), _Yaml) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
             raise OptionError(f"{path}: the configuration cannot be read ({' '.join(str(exc).split())})") from exc
-        data = {} if data is None else data
-        if not isinstance(data, dict):
-            raise OptionError(f"{path}: the configuration must be a mapping, got {type(data).__name__}")
-        for key, value in (changes or {}).items():
-            *parts, name = key.split(".")
-            target = data
-            for part in parts:
-                target = target.setdefault(part, {})
-                if not isinstance(target, dict):
-                    raise OptionError(f"'{key}' cannot be set: '{part}' is {target!r} and has no parts")
-            target[name] = value
-        if isinstance(data.get("spec"), dict):
-            data["spec"] = _SPEC | data["spec"]
-        try:
-            return _ADAPTER.validate_python(data)
-        except ValidationError as exc:
-            found = "; ".join(_as_text(error) for error in exc.errors())
-            raise OptionError(f"{path}: {found}") from exc
+        if isinstance(data, dict):
+            for change in changes:
+                _apply(change, data)
+            if isinstance(data.get("spec"), dict):
+                data["spec"] = _SPEC | data["spec"]
+        return cls.from_dict(data, where=str(path))
 
     def load_faces(self, *, progress: Callable[[str, int, int], None] | None = None) -> PackedFaces:
         """Return the faces to learn from: those of the pack, or those that are found in the folders now.
@@ -180,14 +162,17 @@ class TrainConfig:
             raise OptionError(f"{directory} is not the directory of a run: {exc}") from exc
 
 
-_ADAPTER: Final = TypeAdapter(TrainConfig)
-
-
-def _as_text(error: Mapping[str, Any]) -> str:
-    """Return one of pydantic's findings in our words."""
-    where = ".".join(map(str, error["loc"]))
-    if error["type"] == "value_error":  # a part of ours refused it, with a message that names field and value
-        return f"{where}: {error['ctx']['error']}".removeprefix(": ")
-    if error["type"] == "unexpected_keyword_argument":
-        return f"'{where}' is not a key of a configuration; see docs/training.md"
-    return f"'{where}' is {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+def _apply(change: str, data: dict[str, Any]) -> None:
+    """Change plain data in place."""
+    key, separator, text = change.partition("=")
+    *parts, name = key.split(".")
+    for part in parts:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise OptionError(f"{change!r} cannot be set: {part!r} is {data!r} and has no parts")
+    try:
+        data[name] = yaml.load(text, _Yaml)
+    except yaml.YAMLError:
+        separator = ""
+    if not separator:
+        raise OptionError(f"{change!r} cannot be set; write key=value, such as mixture.self_blend=1")
