@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from deepfake_client.cli.groups import AggregationOption, Group, SamplingOptions, ServerOptions, with_groups
 from deepfake_client.client import DeepfakeClient
@@ -25,13 +25,14 @@ from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_training.evaluate.evaluation import (
     EvaluateOptions,
+    Evaluation,
+    RobustnessPoint,
     calibrated_spec,
     evaluate,
-    robustness_row,
+    robustness_point,
     write_spec,
 )
-from deepfake_training.evaluate.metrics import Estimate
-from deepfake_training.evaluate.report import TITLES, Evaluation, write_report
+from deepfake_training.evaluate.report import as_markdown, write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, kinds_of, view_of
 from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
 
@@ -51,7 +52,7 @@ class _Reporting:
             spec = calibrated_spec(ModelSpec.from_yaml(self.spec_path), evaluation, self.options.rule)
             write_spec(self.spec_path, spec)
             console.print(f"{self.spec_path}: threshold {spec.threshold:g}, temperature {spec.temperature:g}")
-        _print(evaluation)
+        Console().print(Markdown(as_markdown(evaluation)))
         console.print(f"written: {', '.join(str(path) for path in written)}")
 
 
@@ -131,12 +132,12 @@ def evaluate_command(
             through=through,
             settings={"frames per video": sampling.num_frames or f"{sampling.fps:g} per second"},
         )
-        curves: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
-        for kind, rows in curves.items():
+        curves: dict[str, tuple[RobustnessPoint, ...]] = {}
+        for kind in kinds:
             for level in DEGRADATIONS[kind].levels:
                 title = f" at {DEGRADATIONS[kind].title} {level:g}"
                 scored = _score(console, files, client, analysis, title, view_of(DEGRADATIONS[kind], level))
-                rows.append(robustness_row(scored, level, served.threshold))
+                curves[kind] = (*curves.get(kind, ()), robustness_point(scored, level, served.threshold))
     reporting.finish(dataclasses.replace(evaluation, robustness=curves))
 
 
@@ -190,24 +191,3 @@ def _score(
             view=view,
             on_file=lambda number, _: status.update(f"scored {number} of {len(files)} files{title}"),
         )
-
-
-def _print(evaluation: Evaluation) -> None:
-    console = Console(highlight=False)
-    table = Table(title=f"{evaluation.model['name']} through the {evaluation.through}")
-    for heading in ("", "per file", "per frame"):
-        table.add_column(heading)
-    pair = (evaluation.per_file, evaluation.per_frame)
-    table.add_row("real / fake", *(f"{metrics.num_real} / {metrics.num_fake}" for metrics in pair))
-    empty = Estimate(None)
-    for name, title in TITLES.items():
-        table.add_row(title, *(str(metrics.figures.get(name, empty)) for metrics in pair))
-    console.print(table)
-    for kind, row in evaluation.by_kind.items():
-        console.print(f"{kind}: ROC-AUC {row['roc_auc']}, recall {row['recall']}", markup=False)
-    for name, value in evaluation.found.items():
-        console.print(f"{name}: {'-' if value is None else f'{value:.4f}'}")
-    for item in evaluation.inconclusive:
-        console.print(f"no verdict: {item['source']} ({item['label']}): {item['reason']}", markup=False)
-    for note in evaluation.notes:
-        console.print(f"note: {note}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ import numpy as np
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
+from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.labels import FAKE, LABEL_NAMES
 from deepfake_training.evaluate.calibration import Float, Int, check_rule, find_temperature, find_threshold
-from deepfake_training.evaluate.metrics import Estimate, measure
-from deepfake_training.evaluate.report import Evaluation, Scores
+from deepfake_training.evaluate.metrics import DetectionMetrics, Estimate, measure
 from deepfake_training.evaluate.scoring import ScoredFile
 
 FALSE_POSITIVE_RATE = 0.05
@@ -48,13 +48,87 @@ class EvaluateOptions:
             raise OptionError(f"`resamples` must be at least 0, got {self.resamples}")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LabeledScores:
+    """Scores that were measured.
+
+    Attributes:
+        labels: ``[N]``, 1 for fake.
+        probabilities: ``[N]`` in [0, 1].
+    """
+
+    labels: Int
+    probabilities: Float
+
+
+@dataclass(frozen=True, slots=True)
+class FakeKind(JsonData):
+    """One kind of fake against all reals: how many files, ROC-AUC and recall."""
+
+    files: int
+    roc_auc: Estimate
+    recall: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class RobustnessPoint(JsonData):
+    """Figures at one level of a degradation.
+
+    Attributes:
+        level: how strong it is, in the degradation's own unit.
+        roc_auc: per file; None where a class is missing.
+        accuracy: per file, at the threshold of the model.
+        inconclusive: files without a verdict.
+    """
+
+    level: float
+    roc_auc: float | None
+    accuracy: float | None
+    inconclusive: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation(JsonData):
+    """Everything an evaluation found.
+
+    Attributes:
+        model: name of the model and hash of its checkpoint.
+        through: ``server`` or ``checkpoint``.
+        settings: how it was done, as plain data.
+        per_file: figures per video or image.
+        per_frame: figures per frame.
+        found: proposed temperature and thresholds, by name.
+        inconclusive: files without a verdict, with label and reason.
+        files: every file with label, score and number of scored frames.
+        robustness: by kind of degradation, from mild to strong.
+        by_kind: each kind of fake, where there are several.
+        notes: what limits these figures, as sentences.
+        file_scores: what `per_file` was computed from.
+        frame_scores: what `per_frame` was computed from.
+    """
+
+    model: dict[str, str]
+    through: str
+    settings: dict[str, Any]
+    per_file: DetectionMetrics
+    per_frame: DetectionMetrics
+    found: dict[str, float | None]
+    inconclusive: tuple[dict[str, str], ...]
+    files: tuple[dict[str, Any], ...]
+    robustness: dict[str, tuple[RobustnessPoint, ...]]
+    by_kind: dict[str, FakeKind]
+    notes: tuple[str, ...]
+    file_scores: LabeledScores = field(metadata={"exclude": True})
+    frame_scores: LabeledScores = field(metadata={"exclude": True})
+
+
 def evaluate(
     scored: Sequence[ScoredFile],
     spec: ModelSpec,
     options: EvaluateOptions,
     *,
     through: str,
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Measure scored files.
 
@@ -66,18 +140,21 @@ def evaluate(
         settings: more about how it was done, for the report.
     """
     usable = [item for item in scored if item.probability is not None]
-    labels = np.array([item.label for item in usable], dtype=np.int64)
-    scores = np.array([item.probability for item in usable], dtype=np.float64)
-    frames, frame_labels, units = _frames(usable)
+    files = LabeledScores(*_arrays((item.label, item.probability) for item in usable))
+    on_frames = [(item, score) for item in usable for score in item.frame_probabilities()]
+    frames = LabeledScores(*_arrays((item.label, score) for item, score in on_frames))
     measured = partial(measure, threshold=spec.threshold, resamples=options.resamples, seed=options.seed)
     return Evaluation(
         model={"name": spec.name, "checkpoint_sha256": spec.checkpoint_sha256 or "unknown"},
         through=through,
-        settings={**(settings or {}), "aggregation": options.aggregation, "bootstrap samples": options.resamples},
-        per_file=measured(labels, scores),
-        per_frame=measured(frame_labels, frames, units=units),
-        found=_found(usable, labels, frames, frame_labels, spec, options),
-        by_kind=_by_kind(usable, spec.threshold, options),
+        settings={
+            **(settings or {}),
+            "aggregation": options.aggregation,
+            "bootstrap samples": options.resamples,
+        },
+        per_file=measured(files.labels, files.probabilities),
+        per_frame=measured(frames.labels, frames.probabilities, units=[item.source for item, _ in on_frames]),
+        found=_found(usable, files.labels, frames, spec, options),
         inconclusive=tuple(
             {"source": item.source, "label": LABEL_NAMES[item.label], "reason": item.reason}
             for item in scored
@@ -92,46 +169,25 @@ def evaluate(
             }
             for item in usable
         ),
+        robustness={},
+        by_kind=dict(_by_kind(usable, measured)),
         notes=tuple(_limits(scored)),
-        file_scores=Scores(labels, scores),
-        frame_scores=Scores(frame_labels, frames),
+        file_scores=files,
+        frame_scores=frames,
     )
 
 
-def _found(
-    usable: Sequence[ScoredFile],
-    labels: Int,
-    frames: Float,
-    frame_labels: Int,
-    spec: ModelSpec,
-    options: EvaluateOptions,
-) -> dict[str, float | None]:
-    """Return the temperature that calibrates the frames, and the thresholds for the files' scores with it."""
-    temperature = find_temperature(frame_labels, frames)
-    calibrated = [item.with_temperature(temperature, options.aggregation).probability for item in usable]
-    scores = np.array(calibrated, dtype=np.float64)
-    rules = dict.fromkeys((options.rule, "max-f1", "max-accuracy", f"fpr={FALSE_POSITIVE_RATE}"))
-    return {
-        "temperature": spec.temperature * temperature,
-        **{f"threshold ({rule})": find_threshold(labels, scores, rule) for rule in rules},
-    }
+def robustness_point(scored: Sequence[ScoredFile], level: float, threshold: float) -> RobustnessPoint:
+    """Return one point of a robustness curve.
 
-
-def robustness_row(scored: Sequence[ScoredFile], level: float, threshold: float) -> dict[str, Any]:
-    """Return one point of a robustness curve."""
+    Args:
+        scored: the files at this level.
+        level: how strong the degradation is.
+        threshold: of the model.
+    """
     usable = [item for item in scored if item.probability is not None]
-    metrics = measure(
-        [item.label for item in usable],
-        [item.probability for item in usable if item.probability is not None],
-        threshold,
-        resamples=0,
-    )
-    return {
-        "level": level,
-        "roc_auc": metrics.figures["roc_auc"].value,
-        "accuracy": metrics.figures["accuracy"].value,
-        "inconclusive": len(scored) - len(usable),
-    }
+    metrics = measure(*_arrays((item.label, item.probability) for item in usable), threshold, resamples=0)
+    return RobustnessPoint(level, metrics.roc_auc.value, metrics.accuracy.value, len(scored) - len(usable))
 
 
 def calibrated_spec(spec: ModelSpec, evaluation: Evaluation, rule: str) -> ModelSpec:
@@ -162,43 +218,42 @@ def write_spec(path: Path, spec: ModelSpec) -> None:
         raise OptionError(f"{path} cannot be written ({exc}); it is as it was") from exc
 
 
-def _frames(usable: Sequence[ScoredFile]) -> tuple[Float, Int, list[str]]:
-    """Return score, label and source of every scored frame."""
-    found = [(score, item.label, item.source) for item in usable for score in item.frame_probabilities()]
-    scores, labels, sources = zip(*found, strict=True) if found else ((), (), ())
-    return np.array(scores, dtype=np.float64), np.array(labels, dtype=np.int64), list(sources)
+def _arrays(pairs: Iterator[tuple[int, float | None]]) -> tuple[Int, Float]:
+    labels, scores = zip(*found, strict=True) if (found := list(pairs)) else ((), ())
+    return np.array(labels, dtype=np.int64), np.array(scores, dtype=np.float64)
 
 
-def _by_kind(
-    usable: Sequence[ScoredFile], threshold: float, options: EvaluateOptions
-) -> dict[str, dict[str, int | Estimate]]:
-    """Measure each kind of fake against all reals; empty where there is only one kind."""
-    reals = [item for item in usable if item.label != FAKE]
+def _found(
+    usable: Sequence[ScoredFile], labels: Int, frames: LabeledScores, spec: ModelSpec, options: EvaluateOptions
+) -> dict[str, float | None]:
+    """Return the temperature that calibrates the frames, and the thresholds for the files' scores with it."""
+    temperature = find_temperature(frames.labels, frames.probabilities)
+    calibrated = [item.with_temperature(temperature, options.aggregation).probability for item in usable]
+    scores = np.array(calibrated, dtype=np.float64)
+    rules = dict.fromkeys((options.rule, "max-f1", "max-accuracy", f"fpr={FALSE_POSITIVE_RATE}"))
+    return {
+        "temperature": spec.temperature * temperature,
+        **{f"threshold ({rule})": find_threshold(labels, scores, rule) for rule in rules},
+    }
+
+
+def _by_kind(usable: Sequence[ScoredFile], measured: partial[DetectionMetrics]) -> Iterator[tuple[str, FakeKind]]:
+    """Measure each kind of fake against all reals; nothing where there is only one kind."""
     kinds = sorted({item.kind for item in usable if item.label == FAKE})
-    found: dict[str, dict[str, int | Estimate]] = {}
     for kind in kinds if len(kinds) > 1 else []:
-        items = [*reals, *(item for item in usable if item.label == FAKE and item.kind == kind)]
-        metrics = measure(
-            [item.label for item in items],
-            [item.probability for item in items if item.probability is not None],
-            threshold,
-            resamples=options.resamples,
-            seed=options.seed,
-        )
-        found[kind] = {"files": metrics.num_fake, **{name: metrics.figures[name] for name in ("roc_auc", "recall")}}
-    return found
+        items = [item for item in usable if item.label != FAKE or item.kind == kind]
+        metrics = measured(*_arrays((item.label, item.probability) for item in items))
+        yield kind, FakeKind(metrics.num_fake, metrics.roc_auc, metrics.recall)
 
 
-def _limits(scored: Sequence[ScoredFile]) -> list[str]:
-    notes = []
+def _limits(scored: Sequence[ScoredFile]) -> Iterator[str]:
     for label, name in enumerate(LABEL_NAMES):
         count = sum(item.label == label and item.probability is not None for item in scored)
         if not count:
-            notes.append(f"there is no {name} file with a verdict, so figures that need both classes are missing")
+            yield f"there is no {name} file with a verdict; figures that need both classes are missing"
         elif count < FEW:
-            notes.append(f"{count} {name} files prove little; intervals from so few are too narrow")
-    without = sum(item.probability is None for item in scored)
+            yield f"{count} {name} files prove little; intervals from so few are too narrow"
+    without = [item for item in scored if item.probability is None]
     if without:
-        fakes = sum(item.probability is None and item.label == FAKE for item in scored)
-        notes.append(f"{without} files ({fakes} fake) got no verdict; they are listed and not in the figures")
-    return notes
+        fakes = sum(item.label == FAKE for item in without)
+        yield f"{len(without)} files ({fakes} fake) got no verdict; they are listed and not in the figures"

@@ -5,13 +5,14 @@ Scores are probabilities of "fake", labels 1 for fake. A figure that needs both 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_curve
 
+from deepfake_preprocess.support.json_data import JsonData
 from deepfake_preprocess.support.ranking import roc_auc
 
 Float = NDArray[np.float64]
@@ -24,7 +25,7 @@ INTERVAL = (2.5, 97.5)
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(JsonData):
     """A figure and its 95% bootstrap interval.
 
     Attributes:
@@ -42,39 +43,61 @@ class Estimate:
             return "-"
         return f"{self.value:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else "")
 
-    def to_dict(self) -> dict[str, float | None]:
-        """Return plain JSON data."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+
+@dataclass(frozen=True, slots=True)
+class Confusion(JsonData):
+    """How many decisions were right and wrong, where a fake is the positive class."""
+
+    true_negatives: int
+    false_positives: int
+    false_negatives: int
+    true_positives: int
 
 
 @dataclass(frozen=True, slots=True)
-class DetectionMetrics:
+class DetectionMetrics(JsonData):
     """Figures over one set of scores.
 
     Attributes:
         num_real: scores of real items.
         num_fake: scores of fake items.
         threshold: what the decisions were made with.
-        confusion: counts of true negatives, false positives, false negatives and true positives.
-        figures: by name: ``roc_auc``, ``pr_auc``, ``eer``, ``accuracy``, ``precision``, ``recall``, ``f1``, ``ece``.
+        confusion: the decisions.
+        roc_auc: area under the ROC curve.
+        pr_auc: area under the precision-recall curve (average precision).
+        eer: error rate at the threshold where as many fakes are missed as reals are accused.
+        accuracy: share of right decisions.
+        precision: share of fakes among what is called fake.
+        recall: share of the fakes that is called fake.
+        f1: harmonic mean of precision and recall.
+        ece: expected calibration error, see `calibration_error`.
     """
 
     num_real: int
     num_fake: int
     threshold: float
-    confusion: tuple[int, int, int, int]
-    figures: dict[str, Estimate] = field(default_factory=dict)
+    confusion: Confusion
+    roc_auc: Estimate
+    pr_auc: Estimate
+    eer: Estimate
+    accuracy: Estimate
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+    ece: Estimate
 
-    def to_dict(self) -> dict[str, object]:
-        """Return plain JSON data."""
-        names = ("true_negatives", "false_positives", "false_negatives", "true_positives")
-        return {
-            "num_real": self.num_real,
-            "num_fake": self.num_fake,
-            "threshold": self.threshold,
-            "confusion": dict(zip(names, self.confusion, strict=True)),
-            **{name: estimate.to_dict() for name, estimate in self.figures.items()},
-        }
+
+FIGURES = {
+    "roc_auc": "ROC-AUC",
+    "pr_auc": "PR-AUC",
+    "eer": "EER",
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "ece": "ECE",
+}
+"""The figures of `DetectionMetrics`, as people call them."""
 
 
 def measure(
@@ -97,43 +120,32 @@ def measure(
         resamples: bootstrap samples; 0 gives no intervals.
         seed: of the bootstrap.
     """
-    labels_array = np.asarray(labels, dtype=np.int64)
-    scores_array = np.asarray(scores, dtype=np.float64)
-    decided = scores_array >= threshold
-    confusion = tuple(
-        int((decided[labels_array == label] == decision).sum()) for label in (0, 1) for decision in (False, True)
-    )
-    values = {name: figure(labels_array, scores_array, threshold) for name, figure in FIGURES.items()}
-    drawn: dict[str, list[float]] = {name: [] for name in FIGURES}
-    for sample in _resample(labels_array, units, resamples, seed):
-        for name, figure in FIGURES.items():
-            value = figure(labels_array[sample], scores_array[sample], threshold)
-            if value is not None:
-                drawn[name].append(value)
-    figures = {name: _estimate(values[name], drawn[name]) for name in FIGURES}
-    fakes = int(labels_array.sum())
-    return DetectionMetrics(len(labels_array) - fakes, fakes, threshold, confusion, figures)  # type: ignore[arg-type]
+    labels = np.asarray(labels, dtype=np.int64)
+    scores = np.asarray(scores, dtype=np.float64)
+    values = _figures(labels, scores, threshold)
+    samples = [
+        _figures(labels[drawn], scores[drawn], threshold) for drawn in _resample(labels, units, resamples, seed)
+    ]
+    estimates = {name: _estimate(name, values, samples) for name in FIGURES}
+    fakes = int(labels.sum())
+    confusion = _confusion(labels, scores, threshold)
+    return DetectionMetrics(len(labels) - fakes, fakes, threshold, confusion, **estimates)
 
 
-def equal_error_rate(labels: Int, scores: Float) -> float | None:
-    """Return the error rate at the threshold where as many fakes are missed as reals are accused."""
-    if not _has_both(labels):
-        return None
+def equal_error_rate(labels: Int, scores: Float) -> float:
+    """Return the error rate at the threshold where as many fakes are missed as reals are accused.
+
+    Args:
+        labels: ``[N]``, 1 for fake; both classes must occur.
+        scores: ``[N]``.
+    """
     false_positive, true_positive, _ = roc_curve(labels, scores)
-    false_negative = 1 - true_positive
-    # The curve is piecewise linear: the crossing lies on the segment where the difference changes its sign.
-    difference = false_positive - false_negative
-    after = int(np.argmax(difference >= 0))
-    if after == 0 or difference[after] == 0:
-        return float(false_positive[after])
-    share = -difference[after - 1] / (difference[after] - difference[after - 1])
-    return float(false_positive[after - 1] + share * (false_positive[after] - false_positive[after - 1]))
+    # The curve is piecewise linear, and the difference of the two rates rises all along it.
+    return float(np.interp(0.0, false_positive - (1 - true_positive), false_positive))
 
 
-def calibration_error(labels: Int, scores: Float) -> float | None:
-    """Return the expected calibration error over `CALIBRATION_BINS` bins of equal width."""
-    if not len(labels):
-        return None
+def calibration_error(labels: Int, scores: Float) -> float:
+    """Return the expected calibration error over `CALIBRATION_BINS` bins of equal width; N must not be 0."""
     gaps = np.bincount(calibration_bins(scores), weights=labels - scores)
     return float(np.abs(gaps).sum() / len(labels))
 
@@ -143,69 +155,54 @@ def calibration_bins(scores: Float) -> Int:
     return np.minimum((scores * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
 
 
-def _has_both(labels: Int) -> bool:
-    return 0 < int(labels.sum()) < len(labels)
-
-
-def _roc_auc(labels: Int, scores: Float, _: float) -> float | None:
-    return roc_auc(scores, labels) if _has_both(labels) else None
-
-
-def _pr_auc(labels: Int, scores: Float, _: float) -> float | None:
-    return float(average_precision_score(labels, scores)) if _has_both(labels) else None
-
-
-def _accuracy(labels: Int, scores: Float, threshold: float) -> float | None:
-    return float(((scores >= threshold) == labels).mean()) if len(labels) else None
-
-
-def _precision(labels: Int, scores: Float, threshold: float) -> float | None:
+def _confusion(labels: Int, scores: Float, threshold: float) -> Confusion:
     decided = scores >= threshold
-    return float(labels[decided].mean()) if decided.any() else None
+    return Confusion(*(int((decided[labels == label] == said).sum()) for label in (0, 1) for said in (False, True)))
 
 
-def _recall(labels: Int, scores: Float, threshold: float) -> float | None:
-    return float((scores[labels == 1] >= threshold).mean()) if labels.any() else None
+def _figures(labels: Int, scores: Float, threshold: float) -> dict[str, float]:
+    """Return by name what can be computed."""
+    counts = _confusion(labels, scores, threshold)
+    hits, wrong = counts.true_positives, counts.false_positives + counts.false_negatives
+    fakes = hits + counts.false_negatives
+    found: dict[str, float] = {}
+    if len(labels):
+        found |= {"accuracy": (len(labels) - wrong) / len(labels), "ece": calibration_error(labels, scores)}
+    if hits + counts.false_positives:
+        found["precision"] = hits / (hits + counts.false_positives)
+    if fakes:
+        found |= {"recall": hits / fakes, "f1": 2 * hits / (2 * hits + wrong)}
+    if 0 < fakes < len(labels):
+        found |= {
+            "roc_auc": roc_auc(scores, labels),
+            "pr_auc": float(average_precision_score(labels, scores)),
+            "eer": equal_error_rate(labels, scores),
+        }
+    return found
 
 
-def _f1(labels: Int, scores: Float, threshold: float) -> float | None:
-    if not labels.any():
-        return None
-    decided = scores >= threshold
-    return float(2 * (decided & (labels == 1)).sum() / (decided.sum() + labels.sum()))
-
-
-FIGURES: dict[str, Callable[[Int, Float, float], float | None]] = {
-    "roc_auc": _roc_auc,
-    "pr_auc": _pr_auc,
-    "eer": lambda labels, scores, _: equal_error_rate(labels, scores),
-    "accuracy": _accuracy,
-    "precision": _precision,
-    "recall": _recall,
-    "f1": _f1,
-    "ece": lambda labels, scores, _: calibration_error(labels, scores),
-}
-
-
-def _resample(labels: Int, units: Sequence[str] | None, resamples: int, seed: int) -> list[Int]:
-    """Draw units with replacement, as many of each class as there are, so that no sample lacks a class."""
+def _resample(labels: Int, units: Sequence[str] | None, resamples: int, seed: int) -> Iterator[Int]:
+    """Draw units with replacement, as many of each class as there are: no sample lacks a class."""
     rng = np.random.default_rng(seed)
     names = np.array(units if units is not None else [str(place) for place in range(len(labels))])
     members: dict[int, list[Int]] = {0: [], 1: []}
     for name in np.unique(names):
         places = np.flatnonzero(names == name)
         members[int(labels[places[0]])].append(places)
-    samples = []
     for _ in range(resamples if len(labels) else 0):
-        drawn = [
-            group[choice] for group in members.values() if group for choice in rng.integers(0, len(group), len(group))
-        ]
-        samples.append(np.concatenate(drawn))
-    return samples
+        yield np.concatenate(
+            [
+                group[choice]
+                for group in members.values()
+                if group
+                for choice in rng.integers(0, len(group), len(group))
+            ]
+        )
 
 
-def _estimate(value: float | None, drawn: list[float]) -> Estimate:
-    if value is None or not drawn:
-        return Estimate(value)
+def _estimate(name: str, values: dict[str, float], samples: Sequence[dict[str, float]]) -> Estimate:
+    drawn = [sample[name] for sample in samples if name in sample]
+    if name not in values or not drawn:
+        return Estimate(values.get(name))
     low, high = np.percentile(drawn, INTERVAL)
-    return Estimate(value, float(low), float(high))
+    return Estimate(values[name], float(low), float(high))

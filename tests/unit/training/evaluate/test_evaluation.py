@@ -24,10 +24,16 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.sampling import Sampling
 from deepfake_training.evaluate.calibration import apply_temperature, find_temperature, find_threshold
 from deepfake_training.evaluate.checkpoint import CheckpointTransport
-from deepfake_training.evaluate.evaluation import EvaluateOptions, calibrated_spec, evaluate
+from deepfake_training.evaluate.evaluation import (
+    EvaluateOptions,
+    Evaluation,
+    RobustnessPoint,
+    calibrated_spec,
+    evaluate,
+)
 from deepfake_training.evaluate.held_out import score_held_out
-from deepfake_training.evaluate.metrics import equal_error_rate, measure
-from deepfake_training.evaluate.report import Evaluation, write_report
+from deepfake_training.evaluate.metrics import FIGURES, Confusion, equal_error_rate, measure
+from deepfake_training.evaluate.report import write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, view_of
 from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
 from deepfake_training.loop.run import TrainingRun
@@ -57,8 +63,8 @@ def evaluation_of(scored: list[ScoredFile] = SCORED, *, rule: str = "max-accurac
 
 def test_figures_by_hand() -> None:
     metrics = measure([0, 0, 1, 1], [0.2, 0.5, 0.4, 0.9], 0.45, resamples=0)
-    assert metrics.confusion == (1, 1, 1, 1)
-    values = {name: estimate.value for name, estimate in metrics.figures.items()}
+    assert metrics.confusion == Confusion(1, 1, 1, 1)
+    values = {name: getattr(metrics, name).value for name in FIGURES}
     assert values["roc_auc"] == 0.75
     assert values["accuracy"] == values["precision"] == values["recall"] == values["f1"] == 0.5
     assert values["eer"] == 0.5
@@ -77,7 +83,7 @@ def test_intervals_hold_the_truth_and_draw_whole_videos() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 300)
     scores = np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1)
-    alone = measure(labels, scores, 0.5, resamples=60).figures["roc_auc"]
+    alone = measure(labels, scores, 0.5, resamples=60).roc_auc
     assert alone.low is not None
     assert alone.high is not None
     assert alone.low < roc_auc_score(labels, scores) < alone.high
@@ -85,7 +91,7 @@ def test_intervals_hold_the_truth_and_draw_whole_videos() -> None:
     # Frames of ten videos each, all alike, say no more than ten scores: the interval must widen.
     units = [f"video{number // 30}" for number in range(600)]
     alike = np.repeat(scores[::30], 30)
-    together = measure(labels, alike, 0.5, units=units, resamples=60).figures["roc_auc"]
+    together = measure(labels, alike, 0.5, units=units, resamples=60).roc_auc
     assert together.high is not None
     assert together.low is not None
     assert together.high - together.low > 2 * (alone.high - alone.low)
@@ -93,10 +99,10 @@ def test_intervals_hold_the_truth_and_draw_whole_videos() -> None:
 
 def test_figures_that_need_both_classes_are_missing_without_them() -> None:
     metrics = measure([1, 1], [0.2, 0.9], 0.5, resamples=20)
-    assert metrics.figures["roc_auc"].value is None
-    assert metrics.figures["eer"].value is None
-    assert metrics.figures["recall"].value == 0.5
-    assert measure([], [], 0.5).figures["accuracy"].value is None
+    assert metrics.roc_auc.value is None
+    assert metrics.eer.value is None
+    assert metrics.recall.value == 0.5
+    assert measure([], [], 0.5).accuracy.value is None
 
 
 def test_temperature_undoes_overconfidence() -> None:
@@ -134,15 +140,15 @@ def test_each_kind_of_fake_is_measured_against_all_reals() -> None:
     kinds = [dataclasses.replace(item, kind="swap" if item.source == "f2" else "mask") for item in SCORED[:4]]
     evaluation = evaluation_of(kinds)
     by_kind = evaluation.by_kind
-    assert (by_kind["swap"]["roc_auc"].value, by_kind["mask"]["roc_auc"].value) == (1.0, 0.5)
-    assert by_kind["mask"]["recall"].value == 0.0
+    assert (by_kind["swap"].roc_auc.value, by_kind["mask"].roc_auc.value) == (1.0, 0.5)
+    assert by_kind["mask"].recall.value == 0.0
     assert not evaluation_of().by_kind
 
 
 def test_one_class_only_is_measured_as_far_as_it_goes() -> None:
     evaluation = evaluation_of(SCORED[:2])
     assert "there is no fake file" in " ".join(evaluation.notes)
-    assert evaluation.per_file.figures["accuracy"].value == 0.5
+    assert evaluation.per_file.accuracy.value == 0.5
     with pytest.raises(OptionError, match="without real and fake files"):
         calibrated_spec(SPEC, evaluation, "max-accuracy")
 
@@ -169,7 +175,7 @@ def test_temperature_divides_the_fake_logit_of_every_head() -> None:
 def test_a_report_is_json_markdown_and_plots(tmp_path: Path) -> None:
     evaluation = dataclasses.replace(
         evaluation_of(),
-        robustness={"jpeg": [{"level": 50, "roc_auc": 0.8, "accuracy": 0.5, "inconclusive": 1}]},
+        robustness={"jpeg": (RobustnessPoint(50, 0.8, 0.5, 1),)},
     )
     written = {path.name for path in write_report(evaluation, tmp_path)}
     assert written == {"evaluation.json", "evaluation.md", "roc.png", "reliability.png", "robustness.png"}
