@@ -21,14 +21,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
+from deepfake_preprocess.support.sessions import open_session
 from deepfake_serve._cores import CROPS_PER_THREAD, MIN_AHEAD_S, running_alone
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 Array = npt.NDArray[Any]
 
@@ -54,9 +57,9 @@ class TritonPythonModel:
         # nobody else wants them.
         self._threads = int(parameters["intra_op_thread_count"])
         self._lone_threads = int(parameters.get("lone_intra_op_thread_count", self._threads))
-        self._session = self._lone_session = _session(path, self._threads, spinning=False)
+        self._session = self._lone_session = open_session(path, threads=self._threads)
         if self._lone_threads > self._threads:
-            self._lone_session = _session(path, self._lone_threads, spinning=True)
+            self._lone_session = open_session(path, threads=self._lone_threads, spinning=True)
         # Of the server's own, local folder: the weights may be where files cannot be locked.
         self._lock = (directory / "config.pbtxt").open("rb")
 
@@ -171,7 +174,7 @@ class TritonPythonModel:
             return self._infer(self._lone_session if alone else self._session, faces)
 
     def _infer(
-        self, session: ort.InferenceSession, faces: Array, *, before_last: Callable[[], None] | None = None
+        self, session: InferenceSession, faces: Array, *, before_last: Callable[[], None] | None = None
     ) -> list[Array]:
         rows = self._rows(session)
         parts = []
@@ -181,18 +184,9 @@ class TritonPythonModel:
             parts.append(session.run(self._output_names, {self._input_name: faces[start : start + rows]}))
         return parts[0] if len(parts) == 1 else [np.concatenate(values) for values in zip(*parts, strict=True)]
 
-    def _rows(self, session: ort.InferenceSession) -> int:
+    def _rows(self, session: InferenceSession) -> int:
         """Return how many crops a session computes at once."""
         return CROPS_PER_THREAD * (self._threads if session is self._session else self._lone_threads)
-
-
-def _session(path: Path, threads: int, *, spinning: bool) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # when an execution ends
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _tensor(name: str, values: Array) -> Any:

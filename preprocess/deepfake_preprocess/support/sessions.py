@@ -19,6 +19,7 @@ def open_session(
     model: Path | bytes,
     *,
     threads: int | None = None,
+    spinning: bool = False,
     provider: str = CPU,
     provider_options: Mapping[str, str] | None = None,
 ) -> InferenceSession:
@@ -27,6 +28,8 @@ def open_session(
     Args:
         model: path or content of the ONNX file.
         threads: threads of one call; all cores when None.
+        spinning: let threads that wait within a call spin: faster, and takes the cores from other threads and
+            programs.
         provider: ONNX Runtime's execution provider.
         provider_options: for that provider.
 
@@ -41,8 +44,8 @@ def open_session(
     options.inter_op_num_threads = 1  # nodes run one after another
     if threads is not None:
         options.intra_op_num_threads = threads
-    # Threads that spin while they wait take the cores from other threads and programs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # when a call ends
     source = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=[(provider, dict(provider_options or {}))])

@@ -10,9 +10,11 @@ def test_a_file_and_its_content_give_the_same_session(shared_graph):
     assert of_file.get_session_options().intra_op_num_threads == 2
 
 
-def test_no_session_spins_while_it_waits(shared_graph):
-    options = open_session(shared_graph).get_session_options()
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+def test_sessions_spin_only_on_request_and_never_between_calls(shared_graph):
+    for spinning in (False, True):
+        options = open_session(shared_graph, spinning=spinning).get_session_options()
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spinning))
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_what_is_not_a_graph_is_an_export_error_that_names_it(tmp_path):
