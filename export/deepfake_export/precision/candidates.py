@@ -15,7 +15,6 @@ from deepfake_export.precision.int8 import quantize_int8
 from deepfake_export.proof.comparison import ArtifactProof, Proof, compare
 from deepfake_export.proof.gate import decide
 from deepfake_export.proof.parity import measure_onnx, onnxruntime_runner, reference_outputs, require_parity
-from deepfake_export.proof.plain_data import plain_data
 from deepfake_export.proof.speed import measure_speed
 from deepfake_export.request import ExportJob
 from deepfake_preprocess.contract.triton_config import EMBEDDED_THREADS
@@ -65,16 +64,16 @@ def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
     return Proof(tuple(measured), decision, reference[0][:, 0])
 
 
-def _make(job: ExportJob, precision: str, fp32_path: Path, path: Path) -> Any:
+def _make(job: ExportJob, precision: str, fp32_path: Path, path: Path) -> dict[str, Any]:
     """Write the file of a precision to `path`, and return how it was made as plain data."""
     if precision == "fp16":
         job.on_step("Exporting to ONNX in FP16")
-        return plain_data(export_fp16(job.detector, path, job.spec, job.crops.crops, verbose=job.request.verbose))
+        return export_fp16(job.detector, path, job.spec, job.crops.crops, verbose=job.request.verbose).to_dict()
     if precision == "int8":
         assert job.calibration is not None  # the request refuses INT8 without it
         crops, target = job.calibration.crops, job.request.int8_target
-        return plain_data(quantize_int8(fp32_path, path, job.spec, crops, target=target, on_step=job.on_step))
-    return None
+        return quantize_int8(fp32_path, path, job.spec, crops, target=target, on_step=job.on_step).to_dict()
+    return {}
 
 
 def _with_speed(job: ExportJob, artifacts: Sequence[ArtifactProof]) -> list[ArtifactProof]:

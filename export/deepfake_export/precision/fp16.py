@@ -21,6 +21,7 @@ from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import UInt8Array, batches_of
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import ExportError
+from deepfake_preprocess.support.json_data import JsonData
 
 FLOAT16_MAX = 65504.0
 HEADROOM = 2.0
@@ -30,7 +31,7 @@ RANGE_CROPS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class ActivationRange:
+class ActivationRange(JsonData):
     """Largest absolute value that a module received or gave.
 
     Attributes:
@@ -50,7 +51,7 @@ class ActivationRange:
 
 
 @dataclass(frozen=True, slots=True)
-class HalfExport:
+class HalfExport(JsonData):
     """What became of the network.
 
     Attributes:

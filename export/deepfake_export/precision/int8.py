@@ -29,6 +29,7 @@ from deepfake_export.proof.crops import UInt8Array, batches_of
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, ModelSpec
 from deepfake_preprocess.errors import ExportError
+from deepfake_preprocess.support.json_data import JsonData
 from deepfake_preprocess.support.sessions import open_session
 
 Float = npt.NDArray[np.float32]
@@ -113,7 +114,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Export:
+class Int8Export(JsonData):
     """What the search decided, for the report.
 
     Attributes:

@@ -7,7 +7,7 @@ artifact.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ import numpy as np
 from deepfake_export.proof.crops import CropSet
 from deepfake_export.proof.gate import Decision, Entrant
 from deepfake_export.proof.parity import Float32Array, ParityReport
-from deepfake_export.proof.plain_data import plain_data
 from deepfake_export.proof.speed import Speed
 from deepfake_export.proof.tolerances import TOLERANCES
+from deepfake_preprocess.support.json_data import JsonData
 from deepfake_preprocess.support.ranking import roc_auc
 
 
 @dataclass(frozen=True, slots=True)
-class Auc:
+class Auc(JsonData):
     """Area under the ROC curve, where the crops have labels."""
+
+    json_properties = ("difference",)
 
     checkpoint: float
     artifact: float
@@ -35,8 +37,16 @@ class Auc:
         return self.artifact - self.checkpoint
 
 
+@dataclass(frozen=True, slots=True)
+class Videos(JsonData):
+    """Videos among the sources of the crops, and how many change their verdict on the mean of their crops."""
+
+    count: int = 0
+    verdict_flips: int = 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class ArtifactProof:
+class ArtifactProof(JsonData):
     """All figures of one artifact.
 
     Attributes:
@@ -44,24 +54,29 @@ class ArtifactProof:
         path: its file; None where it could not be made.
         parity: crop by crop; None where it could not be made.
         probability: ``[N]`` of the proof's crops; None where it could not be made.
-        num_videos: videos among the sources.
-        video_flips: those whose verdict, on the mean of their crops, changed.
+        videos: their number and their flips.
         auc: None without labels.
         speed: side by side with FP32; None where it could not be made, or FP32 is alone.
         failure: why it could not be made.
         details: how it was made (plain JSON data).
     """
 
+    json_properties = ("passed", "problems")
+
     precision: str
-    path: Path | None = None
+    path: Path | None = field(default=None, metadata={"exclude": True})
     parity: ParityReport | None = None
-    probability: Float32Array | None = None
-    num_videos: int = 0
-    video_flips: int = 0
+    probability: Float32Array | None = field(default=None, metadata={"exclude": True})
+    videos: Videos = Videos()
     auc: Auc | None = None
     speed: Speed | None = None
-    failure: str = ""
-    details: Mapping[str, Any] | None = None
+    failure: str = field(default="", metadata={"exclude": True})
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is beyond the table of tolerances."""
+        return not self.problems
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -70,11 +85,9 @@ class ArtifactProof:
             return (self.failure,)
         tolerance = TOLERANCES[self.precision]
         found = list(self.parity.problems)
-        if self.video_flips > tolerance.allowed_flips(self.num_videos):
-            found.append(
-                f"{self.video_flips} of {self.num_videos} videos' verdicts change "
-                f"(limit {tolerance.allowed_flips(self.num_videos)})"
-            )
+        videos, limit = self.videos, tolerance.allowed_flips(self.videos.count)
+        if videos.verdict_flips > limit:
+            found.append(f"{videos.verdict_flips} of {videos.count} videos' verdicts change (limit {limit})")
         if self.auc is not None and not abs(self.auc.difference) <= tolerance.auc_abs:
             found.append(
                 f"the AUC goes from {self.auc.checkpoint:.4f} to {self.auc.artifact:.4f} "
@@ -86,19 +99,6 @@ class ArtifactProof:
         """Return what the gate looks at."""
         ratio = {} if self.speed is None or self.precision == "fp32" else self.speed.ratio_to_fp32
         return Entrant(self.precision, self.problems, ratio)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "precision": self.precision,
-            "passed": not self.problems,
-            "problems": list(self.problems),
-            "parity": None if self.parity is None else self.parity.to_dict(),
-            "videos": {"count": self.num_videos, "verdict_flips": self.video_flips},
-            "auc": None if self.auc is None else {**plain_data(self.auc), "difference": self.auc.difference},
-            "speed": plain_data(self.speed),
-            "details": plain_data(self.details or {}),
-        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +133,7 @@ def compare(
     crops: CropSet,
     *,
     path: Path,
-    details: Mapping[str, Any] | None,
+    details: Mapping[str, Any],
 ) -> ArtifactProof:
     """Return the figures of an artifact but for its speed.
 
@@ -152,8 +152,7 @@ def compare(
         path,
         parity,
         probability,
-        len(crops.videos),
-        video_flips(reference, probability, crops, parity.threshold),
+        Videos(len(crops.videos), video_flips(reference, probability, crops, parity.threshold)),
         Auc(roc_auc(reference, labels), roc_auc(probability, labels)) if usable and labels is not None else None,
         details=details,
     )

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.json_data import JsonData
 
 PRECISIONS = ("fp32", "fp16", "int8")
 FALLBACK = ("int8", "fp16", "fp32")
@@ -42,7 +43,7 @@ class Entrant:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(JsonData):
     """What is served.
 
     Attributes:

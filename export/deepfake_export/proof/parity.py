@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +19,10 @@ import torch
 
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import CropSet, UInt8Array, batches_of
-from deepfake_export.proof.plain_data import plain_data
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import ParityError
+from deepfake_preprocess.support.json_data import JsonData
 from deepfake_preprocess.support.sessions import open_session
 
 Float32Array = npt.NDArray[np.float32]
@@ -40,7 +39,7 @@ WEAK_SPREAD = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(JsonData):
     """Absolute difference between artifact and reference.
 
     Attributes:
@@ -60,7 +59,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class ParityReport:
+class ParityReport(JsonData):
     """Figures of one artifact against the checkpoint in float32 PyTorch.
 
     Attributes:
@@ -81,6 +80,8 @@ class ParityReport:
         latency_ms: median time of a batch on this machine, by batch size; for orientation, not a benchmark.
         reason: why the limits are what they are.
     """
+
+    json_properties = ("passed", "notes")
 
     artifact: str
     precision: str
@@ -125,16 +126,17 @@ class ParityReport:
         return found
 
     @property
+    def passed(self) -> bool:
+        """Whether nothing is beyond tolerance."""
+        return not self.problems
+
+    @property
     def notes(self) -> list[str]:
         """What a reader should know about the proof itself."""
         low, high = self.reference_logit_range
         if high - low < WEAK_SPREAD:
             return [f"the reference gives almost the same logit for every crop ({low:.4g} to {high:.4g}): weak proof"]
         return []
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {**plain_data(self), "passed": not self.problems, "notes": self.notes}
 
 
 def measure_parity(

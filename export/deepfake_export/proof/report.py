@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deepfake_export.proof.comparison import Proof
 from deepfake_export.proof.crops import CropSet
-from deepfake_export.proof.plain_data import plain_data
+from deepfake_export.proof.parity import Float32Array
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 
@@ -39,29 +40,31 @@ def report_data(
         command: the command line that repeats the export; empty where it was not made by one.
     """
     scores = {item.precision: item.probability for item in proof.artifacts if item.probability is not None}
-    data: dict[str, Any] = plain_data(
-        {
-            "format": REPORT_FORMAT,
-            "model": spec.name,
-            "version": spec.version,
-            "architecture": spec.architecture,
-            "checkpoint_sha256": spec.checkpoint_sha256,
-            "threshold": spec.threshold,
-            "promotion": proof.decision,
-            "crops": crops.to_dict(),
-            "calibration": None if calibration is None else calibration.to_dict(),
-            "artifacts": [item.to_dict() for item in proof.artifacts],
-            "members": members,
-            "scores": {
-                "sources": crops.sources,
-                "labels": crops.labels,
-                **{name: values.round(6) for name, values in {"checkpoint": proof.reference, **scores}.items()},
-            },
-            "notes": list(dict.fromkeys([*crops.notes, *(() if calibration is None else calibration.notes)])),
-            "command": command,
-        }
-    )
-    return data
+    return {
+        "format": REPORT_FORMAT,
+        "model": spec.name,
+        "version": spec.version,
+        "architecture": spec.architecture,
+        "checkpoint_sha256": spec.checkpoint_sha256,
+        "threshold": spec.threshold,
+        "promotion": proof.decision.to_dict(),
+        "crops": crops.to_dict(),
+        "calibration": None if calibration is None else calibration.to_dict(),
+        "artifacts": [item.to_dict() for item in proof.artifacts],
+        "members": members,
+        "scores": {
+            "sources": list(crops.sources),
+            "labels": None if crops.labels is None else crops.labels.tolist(),
+            **{name: _rounded(values) for name, values in {"checkpoint": proof.reference, **scores}.items()},
+        },
+        "notes": list(dict.fromkeys([*crops.notes, *(() if calibration is None else calibration.notes)])),
+        "command": command,
+    }
+
+
+def _rounded(values: Float32Array) -> list[float | None]:
+    """Return scores for JSON, which cannot express NaN."""
+    return [value if math.isfinite(value) else None for value in values.round(6).tolist()]
 
 
 def write_report(directory: Path, data: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from deepfake_export.proof.crops import UInt8Array
 from deepfake_export.proof.parity import Runner
+from deepfake_preprocess.support.json_data import JsonData
 
 SPEED_ROUNDS = 9
 """Odd: the median is a measured one; in a shared machine the quartiles of a ratio are then within 10%."""
@@ -22,7 +23,7 @@ MIN_ROUND_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class Speed(JsonData):
     """Speed of one artifact by batch size.
 
     Attributes:

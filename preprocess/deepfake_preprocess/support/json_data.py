@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
 from functools import cache
@@ -198,13 +199,24 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _exact(schema: Any) -> Any:
-    """Return a core schema that converts lists into tuples and integers into floats, and no other values."""
+    """Return a core schema that converts lists into tuples and integers into floats, and no other values.
+
+    Numbers without bounds are written as null where they are not finite, which JSON cannot express.
+    """
+    from pydantic_core import core_schema
+
     if isinstance(schema, list):
         return [_exact(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     exact = {key: _exact(value) if key in _PARTS else value for key, value in schema.items()}
+    if schema["type"] == "float" and not schema.keys() & {*_BOUNDS, "serialization"}:
+        exact["serialization"] = core_schema.plain_serializer_function_ser_schema(_finite)
     return {**exact, "strict": True} if schema["type"] in _CORE_TYPES else exact
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _sentence(kind: type, errors: Iterable[ErrorDetails]) -> str:

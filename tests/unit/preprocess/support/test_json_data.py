@@ -77,6 +77,10 @@ def test_the_form_is_plain_and_in_the_order_of_the_fields() -> None:
     assert json.dumps(FULL.to_dict()) == json.dumps(DATA)
 
 
+def test_what_is_not_finite_is_null() -> None:
+    assert Thing("a", figures={"x": float("nan"), "y": float("inf")}).to_dict()["figures"] == {"x": None, "y": None}
+
+
 def test_what_was_written_is_read_back() -> None:
     back = Thing.from_dict(json.loads(json.dumps(DATA | {"part": {"kind": "round", "layers": ["x", "y"]}})))
     assert back.to_dict() == DATA
