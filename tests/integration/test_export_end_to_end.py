@@ -250,7 +250,7 @@ def test_a_network_that_bakes_its_batch_size_in_is_refused(nets, tmp_path):
 
 
 def test_options_out_of_range(checkpoint, tmp_path):
-    with pytest.raises(OptionError, match="max_batch_size is 0"):
+    with pytest.raises(OptionError, match="`max_batch_size` is 0"):
         export_checkpoint(ExportRequest(checkpoint, tmp_path, spec=SPEC, max_batch_size=0))
     with pytest.raises(OptionError, match="no such directory of crops"):
         export_checkpoint(ExportRequest(checkpoint, tmp_path, spec=SPEC, crops=tmp_path / "absent"))
@@ -275,6 +275,7 @@ def test_the_command_finds_the_spec_and_prints_what_is_next(exported, checkpoint
     arguments = [str(checkpoint), "--repository", str(exported.repository), "--max-batch-size", "8"]
     shown = CliRunner().invoke(app_of(export), arguments, catch_exceptions=False)
     assert "Nothing to do for tiny version 1" in shown.stdout
+    assert "; --force makes a new one" in shown.stdout
     assert f"Next: deepfake serve --repository {exported.repository}" in shown.stdout
     printed = CliRunner().invoke(app_of(export), [*arguments, "--json"], catch_exceptions=False)
     data = json.loads(printed.stdout)
@@ -293,7 +294,7 @@ def test_the_untrained_checkpoint_is_reproducible_and_says_what_it_is(tmp_path):
     torch.set_num_threads(2)
     try:
         result = CliRunner().invoke(app_of(demo_checkpoint), [str(tmp_path), "--untrained"], catch_exceptions=False)
-        assert "UNTRAINED" in result.stdout
+        assert "its scores mean nothing" in result.stdout
         torch.set_num_threads(1)  # sums in another order must not show in the file
         save_file(build_untrained_network(UNTRAINED_SPEC).state_dict(), tmp_path / "again.safetensors")
     finally:
@@ -308,7 +309,7 @@ def test_the_demo_checkpoint_comes_with_its_card_and_exports(tmp_path):
     checkpoint = tmp_path / "deepfake_efficientnet_b0.safetensors"
     assert checkpoint.stat().st_size <= 10 * 2**20
     spec = ModelSpec.from_yaml(checkpoint.with_suffix(".yaml"))
-    assert "UNTRAINED" not in spec.training_data
+    assert spec.trained
     assert "not for decisions about people" in (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8").lower()
     parity = export_checkpoint(ExportRequest(checkpoint, tmp_path / "m", spec=spec, max_batch_size=4)).manifest.parity
     assert parity["passed"]

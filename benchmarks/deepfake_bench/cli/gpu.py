@@ -132,7 +132,8 @@ def parse_networks(text: str) -> list[ModelSpec]:
                 architecture=architecture,
                 input_height_px=int(pixels),
                 input_width_px=int(pixels),
-                training_data="UNTRAINED: random weights, for measurements of speed. Its scores mean nothing.",
+                training_data="Random weights, for measurements of speed.",
+                trained=False,
             )
         )
     if not specs:

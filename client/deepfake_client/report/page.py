@@ -131,7 +131,6 @@ def write_page(verdict: Verdict, directory: Path, context: ReportContext, heatma
         tracks=_track_rows(verdict),
         context=context,
         sampling=_sampling_text(context.sampling),
-        untrained="UNTRAINED" in context.spec.training_data,
         warnings=_warnings(verdict),
         stages=_stages(verdict),
         version=metadata.version("deepfake-serving"),

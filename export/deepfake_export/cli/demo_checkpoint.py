@@ -39,5 +39,8 @@ def demo_checkpoint(
         return
     console = Console()
     console.print(f"Wrote {escape(str(checkpoint))} and {escape(spec_path.name)}", highlight=False, soft_wrap=True)
-    console.print(escape(ModelSpec.from_yaml(spec_path).training_data), highlight=False, soft_wrap=True)
+    spec = ModelSpec.from_yaml(spec_path)
+    console.print(escape(spec.training_data), highlight=False, soft_wrap=True)
+    if not spec.trained:
+        console.print("It is not trained: its scores mean nothing.")
     console.print(f"Next: deepfake export {escape(str(checkpoint))}", highlight=False, soft_wrap=True)

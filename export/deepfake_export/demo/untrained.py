@@ -26,7 +26,8 @@ from deepfake_preprocess.errors import OptionError
 UNTRAINED_SPEC = ModelSpec(
     name="untrained_efficientnet_b0",
     architecture="timm:efficientnet_b0",
-    training_data="UNTRAINED: random weights, for measurements of speed. Its scores mean nothing.",
+    training_data="Random weights, for measurements of speed.",
+    trained=False,
 )
 """EfficientNet-B0 at 224 px, the network and size that the field's figures are for."""
 

@@ -137,6 +137,7 @@ class ModelSpec(JsonData):
             `deepfake evaluate` finds it. 0.01 to 100.
         checkpoint_sha256: hash of the checkpoint file; None until it is known.
         training_data: what the detector was trained on and what its scores are worth, for people.
+        trained: False for random weights, whose scores mean nothing: they are for tests and measurements of speed.
     """
 
     json_error = SpecError
@@ -155,6 +156,7 @@ class ModelSpec(JsonData):
     temperature: Annotated[float, Bounds(ge=0.01, le=100)] = 1.0
     checkpoint_sha256: Sha256 | None = None
     training_data: str = ""
+    trained: bool = True
 
     def __post_init__(self) -> None:
         self.check_fields()
@@ -200,8 +202,8 @@ class ModelSpec(JsonData):
                 continue
             parts = {f"{key}.{sub}": item for sub, item in value.items()} if isinstance(value, dict) else {key: value}
             for name, item in parts.items():
-                # Only the few models that have such a head, or were calibrated, publish these.
-                if item == [] or (name == "temperature" and item == 1.0):
+                # Only the few models that have such a head, were calibrated or are untrained publish these.
+                if item == [] or (name == "temperature" and item == 1.0) or (name == "trained" and item):
                     continue
                 flat[PARAMETER_PREFIX + name] = item if isinstance(item, str) else json.dumps(item)
         return flat

@@ -157,7 +157,7 @@ def test_a_page_with_heatmaps_can_be_told_from_one_without(shown: Verdict, tmp_p
 
 
 def test_an_untrained_model_is_warned_of(shown: Verdict, tmp_path: Path) -> None:
-    spec = dataclasses.replace(CONTEXT.spec, training_data="UNTRAINED: random weights.")
+    spec = dataclasses.replace(CONTEXT.spec, trained=False, training_data="Random weights.")
     path = report.write_page(shown, tmp_path, dataclasses.replace(CONTEXT, spec=spec))
     assert "These scores mean nothing" in read(path).text
 
