@@ -191,7 +191,7 @@ def _add_version(
 def _export_and_prove(job: ExportJob, version_dir: Path) -> Proof:
     """Make and measure all precisions; leave the promoted one in `version_dir`, and what engines are built from."""
     from deepfake_export.graph.onnx_export import export_onnx
-    from deepfake_export.precision.candidates import prove_precisions
+    from deepfake_export.precision.selection import prove_precisions
 
     model_path = version_dir / MODEL_FILE
     job.on_step("Exporting to ONNX")
@@ -238,7 +238,7 @@ def _keep_artifacts(directory: Path, name: str, paths: Mapping[str, Path]) -> No
             shutil.copyfile(path, directory / f"{name}.{precision}.onnx")
     except OSError as exc:
         raise OptionError(
-            f"artifacts is {str(directory)!r}, which cannot be written ({exc.strerror}); name another directory"
+            f"`artifacts` is {str(directory)!r}, which cannot be written ({exc.strerror}); name another directory"
         ) from exc
 
 

@@ -34,9 +34,9 @@ REQUEST_KEY = "request"
 """Where the parity figures of a version hold `ExportRequest.identity`."""
 
 DECIDES = {
-    "precisions": "precisions",
-    "promote": "promote",
-    "int8_target": "int8_target",
+    "precisions": "`precisions`",
+    "promote": "`promote`",
+    "int8_target": "`int8_target`",
     "calibration_sha256": "the calibration set",
     "labels_sha256": "the labels",
     "crops_sha256": "the crops of the proof",
@@ -94,20 +94,20 @@ class ExportRequest:
     def __post_init__(self) -> None:
         if not 1 <= self.max_batch_size <= MAX_BATCH_LIMIT:
             raise OptionError(
-                f"max_batch_size is {self.max_batch_size}; allowed: a whole number from 1 to {MAX_BATCH_LIMIT}"
+                f"`max_batch_size` is {self.max_batch_size}; allowed: a whole number from 1 to {MAX_BATCH_LIMIT}"
             )
         object.__setattr__(self, "precisions", check_precisions(self.precisions))
         if self.promote not in (BEST, *self.precisions):
             allowed = ", ".join((BEST, *self.precisions))
-            raise OptionError(f"promote is {self.promote!r}; allowed with these precisions: {allowed}")
+            raise OptionError(f"`promote` is {self.promote!r}; allowed with these precisions: {allowed}")
         if self.int8_target not in INT8_TARGETS:
-            raise OptionError(f"int8_target is {self.int8_target!r}; allowed: {', '.join(INT8_TARGETS)}")
+            raise OptionError(f"`int8_target` is {self.int8_target!r}; allowed: {', '.join(INT8_TARGETS)}")
         if "int8" in self.precisions and self.calibration is None:
             raise OptionError(
-                "INT8 needs faces to calibrate on; name a directory of your clips or face images as calibration"
+                "INT8 needs faces to calibrate on; name a directory of your clips or face images as `calibration`"
             )
         if self.labels is not None and self.calibration is None:
-            raise OptionError("labels belong to the files of a calibration set; name that as calibration")
+            raise OptionError("`labels` belong to the files of a calibration set; name that as `calibration`")
 
     def identity(self) -> dict[str, Any]:
         """Return what decides about the result, as plain JSON data; files by their hash.
@@ -179,7 +179,7 @@ def what_changed(parity: Mapping[str, Any], identity: Mapping[str, Any], max_bat
     before = parity.get(REQUEST_KEY) or {}
     changed = [name for key, name in DECIDES.items() if before.get(key) != identity[key]]
     if max(parity.get("batch_sizes") or [0]) < max_batch_size:
-        changed.append("a larger max_batch_size")
+        changed.append("a larger `max_batch_size`")
     return tuple(changed)
 
 

@@ -191,7 +191,7 @@ def test_another_request_makes_a_new_version_and_says_what_has_changed(workplace
     write_crops(workplace / "crops", CROPS[4:8])
     assert (export(crops="crops").version, export(crops="crops").created) == (3, False)
     larger = export_checkpoint(ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=5, crops="crops"))
-    assert "differs in a larger max_batch_size," in larger.notes[-1]
+    assert "differs in a larger `max_batch_size`," in larger.notes[-1]
 
 
 def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatch):
@@ -206,10 +206,10 @@ def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatc
     assert changed() == changed(max_batch_size=4) == ()
     # Where files are kept or read from decides nothing.
     assert changed(spec="other.yaml", artifacts="all", command="deepfake export") == ()
-    assert changed(precisions=("fp32", "fp16", "int8")) == ("precisions",)
-    assert changed(promote="int8", int8_target="tensorrt") == ("promote", "int8_target")
+    assert changed(precisions=("fp32", "fp16", "int8")) == ("`precisions`",)
+    assert changed(promote="int8", int8_target="tensorrt") == ("`promote`", "`int8_target`")
     assert changed(labels="labels.csv", crops="crops") == ("the labels", "the crops of the proof")
-    assert changed(max_batch_size=9) == ("a larger max_batch_size",)
+    assert changed(max_batch_size=9) == ("a larger `max_batch_size`",)
     # Without INT8 its form decides nothing.
     fp16 = dataclasses.replace(base, precisions=("fp32", "fp16"))
     assert fp16.identity() == dataclasses.replace(fp16, int8_target="tensorrt").identity()
@@ -315,11 +315,11 @@ def test_options_that_do_not_fit(workplace):
         export(precisions=("int8",))
     with pytest.raises(OptionError, match="'int4' is unknown"):
         export(precisions=("int4",))
-    with pytest.raises(OptionError, match="promote is 'int8'; allowed with these precisions: best, fp32, fp16"):
+    with pytest.raises(OptionError, match="`promote` is 'int8'; allowed with these precisions: best, fp32, fp16"):
         export(precisions=("fp16",), promote="int8")
-    with pytest.raises(OptionError, match="int8_target is 'npu'; allowed: cpu, tensorrt"):
+    with pytest.raises(OptionError, match="`int8_target` is 'npu'; allowed: cpu, tensorrt"):
         export(int8_target="npu")
-    with pytest.raises(OptionError, match="labels belong to the files of a calibration set"):
+    with pytest.raises(OptionError, match="`labels` belong to the files of a calibration set"):
         export(labels="labels.csv")
     write_crops(workplace / "few", CROPS[:15])
     with pytest.raises(OptionError, match="only 15 face crops"):

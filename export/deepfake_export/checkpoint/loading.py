@@ -112,7 +112,7 @@ def _load_torchscript(path: Path) -> nn.Module:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class _Reading:
     """One reading of the file: these tensors, under this key, with this prefix taken off."""
 
     weights_key: str
@@ -133,13 +133,13 @@ class _Candidate:
 def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
     """Put the weights of the first reading of the file that fits into `network`."""
     expected = network.state_dict()
-    best: _Candidate | None = None
+    best: _Reading | None = None
     data = read_checkpoint(path)
     for key, tensors in _weight_sets(data):
         for wrapper, prefix in itertools.product(_wrappers(expected), _prefixes(tensors)):
-            candidate = _compare(key, prefix, tensors, expected, wrapper)
-            if best is None or candidate.problems < best.problems:
-                best = candidate
+            reading = _compare(key, prefix, tensors, expected, wrapper)
+            if best is None or reading.problems < best.problems:
+                best = reading
         if best is not None and best.problems:
             best = _elsewhere(path, key, tensors, expected, head_path(network)) or best
         if best is not None and not best.problems:
@@ -155,7 +155,7 @@ def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
 
 def _elsewhere(
     path: Path, key: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
-) -> _Candidate | None:
+) -> _Reading | None:
     """Return the reading with prefixes that no wrapper of `WRAPPER_PREFIXES` puts there, if one fits.
 
     Training code often keeps body and head side by side in a module of its own (``backbone.conv_stem.weight``,
@@ -167,7 +167,7 @@ def _elsewhere(
     inside = f"{head}." if head else "\n"
     head_names = [name for name in expected if name.startswith(inside)]
     body_names = [name for name in expected if not name.startswith(inside)]
-    fitting: dict[tuple[str, str], _Candidate] = {}
+    fitting: dict[tuple[str, str], _Reading] = {}
     for body_prefix in _prefixes_of(body_names[:1], tensors):
         for head_prefix in _prefixes_of([name.removeprefix(inside) for name in head_names[:1]], tensors):
             old_names = {name: body_prefix + name for name in body_names} | {
@@ -246,11 +246,11 @@ def _wrappers(expected: Mapping[str, Tensor]) -> list[str]:
 
 def _compare(
     key: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], wrapper: str = ""
-) -> _Candidate:
+) -> _Reading:
     inside = {
         wrapper + name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
     }
-    return _Candidate(
+    return _Reading(
         weights_key=key,
         prefix=prefix,
         tensors=inside,
@@ -265,7 +265,7 @@ def _compare(
     )
 
 
-def _why_unfit(path: Path, found: _Candidate, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
+def _why_unfit(path: Path, found: _Reading, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
     shapes = [
         f"{name} is {list(found.tensors[name].shape)} and should be {list(expected[name].shape)}"
         for name in found.wrong_shape
@@ -284,7 +284,7 @@ def _why_unfit(path: Path, found: _Candidate, spec: ModelSpec, expected: Mapping
     return f"{path} does not fit {spec.architecture}: {what}. {_hint(found, spec, expected)}"
 
 
-def _hint(found: _Candidate, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
+def _hint(found: _Reading, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
     """Return what to do about a checkpoint that does not fit."""
     written = _head_layers(found, spec)
     if written:
@@ -301,7 +301,7 @@ def _hint(found: _Candidate, spec: ModelSpec, expected: Mapping[str, Tensor]) ->
     return f"Its last layer has {outputs} output(s): set 'head: {{kind: {'sigmoid' if outputs == 1 else 'softmax'}}}'"
 
 
-def _head_layers(found: _Candidate, spec: ModelSpec) -> str:
+def _head_layers(found: _Reading, spec: ModelSpec) -> str:
     """Return how to state a head of several layers, where that is what does not fit; empty where it is not."""
     if spec.head.layers or spec.architecture_family not in ("timm", "torchvision"):
         return ""

@@ -7,7 +7,9 @@ Plain functions with typer's annotations; the `deepfake` command mounts them by 
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,7 +102,10 @@ def export(
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
-        _print_summary(Console(), result)
+        # Notes name parameters, as the library does; here they are options.
+        options = {f"`{item.name}`": item.opts[0] for item in context.command.params}
+        notes = [re.sub(r"`\w+`", lambda found: options.get(found[0], found[0]), note) for note in result.notes]
+        _print_summary(Console(), result, notes)
 
 
 def _command_line(context: typer.Context) -> str:
@@ -118,7 +123,7 @@ def _command_line(context: typer.Context) -> str:
     return shlex.join([*words, "--force"])
 
 
-def _print_summary(console: Console, result: ExportResult) -> None:
+def _print_summary(console: Console, result: ExportResult, notes: Sequence[str]) -> None:
     spec, figures = result.manifest.spec, result.manifest.parity
     what = "Exported" if result.created else "Nothing to do for"
     console.print(f"{what} [bold]{escape(spec.name)}[/bold] version {result.version}", highlight=False)
@@ -126,7 +131,7 @@ def _print_summary(console: Console, result: ExportResult) -> None:
     for name, value in _summary_rows(result, figures):
         table.add_row(name, escape(value))
     console.print(table, highlight=False)
-    for note in result.notes:
+    for note in notes:
         console.print(f"Note: {escape(note)}.", highlight=False, soft_wrap=True)
     console.print(
         f"Next: deepfake serve --repository {escape(str(result.repository))}", highlight=False, soft_wrap=True

@@ -37,7 +37,7 @@ def convert_meta_model(pickles: Sequence[str | Path], output: str | Path) -> Met
     """
     output = Path(output)
     if output.suffix not in FILE_SUFFIXES:
-        raise OptionError(f"output is {str(output)!r}; allowed: a name that ends in {', '.join(FILE_SUFFIXES)}")
+        raise OptionError(f"`output` is {str(output)!r}; allowed: a name that ends in {', '.join(FILE_SUFFIXES)}")
     meta_model = read_pickled(pickles)
     numbers = {name: value for name, value in meta_model.to_dict().items() if name in NUMBERS}
     text = json.dumps(numbers, indent=2) if output.suffix == ".json" else yaml.safe_dump(numbers, sort_keys=False)

@@ -57,7 +57,7 @@ MAX_EXCLUDED_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class QdqForm:
     """Who runs the file, and the form of Q/DQ that is right there.
 
     Attributes:
@@ -78,7 +78,7 @@ class Target:
 
 
 TARGETS = {
-    "cpu": Target(
+    "cpu": QdqForm(
         "cpu",
         signed_activations=False,
         reduce_range=True,
@@ -89,7 +89,7 @@ TARGETS = {
             "7-bit weights, because without VNNI two products are added in 16 bits and 8-bit weights saturate there"
         ),
     ),
-    "tensorrt": Target(
+    "tensorrt": QdqForm(
         "tensorrt",
         signed_activations=True,
         reduce_range=False,
@@ -288,7 +288,7 @@ def _percentile_range(values: Float, percentile: float) -> tuple[np.float32, np.
 
 
 def _quantize(
-    model: Any, ranges: dict[str, tuple[np.float32, np.float32]], nodes: Collection[str], form: Target
+    model: Any, ranges: dict[str, tuple[np.float32, np.float32]], nodes: Collection[str], form: QdqForm
 ) -> Any:
     """Return a copy of `model` with Q/DQ at `nodes`, those of the form's operators."""
     copied = onnx.ModelProto()

@@ -74,7 +74,7 @@ def test_pickles_are_converted(trained, form, output, capsys):
 
 def test_a_place_that_cannot_be_written_is_named(trained):
     joblib.dump(trained[0], "m.joblib")
-    with pytest.raises(OptionError, match=r"output is 'm\.npz'; allowed: a name that ends in \.yaml"):
+    with pytest.raises(OptionError, match=r"`output` is 'm\.npz'; allowed: a name that ends in \.yaml"):
         convert_meta_model(["m.joblib"], "m.npz")
     with pytest.raises(OptionError, match=r"absent/m\.yaml cannot be written"):
         convert_meta_model(["m.joblib"], "absent/m.yaml")
