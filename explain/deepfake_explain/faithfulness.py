@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import nn
+
+from deepfake_preprocess.support.json_data import JsonData
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """From uint8 ``[N, H, W, 3]`` crops to float32 ``[N]`` fake probabilities."""
@@ -33,7 +34,7 @@ RANDOMISED = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Faithfulness:
+class Faithfulness(JsonData):
     """How the score follows the heatmap, by the deletion and insertion metrics of RISE.
 
     Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018.
@@ -45,6 +46,8 @@ class Faithfulness:
         random_deletion_auc: mean area for smooth random maps, to compare with.
         random_insertion_auc: the same for insertion.
     """
+
+    json_properties = ("deletion_auc", "insertion_auc")
 
     deletion: tuple[float, ...]
     insertion: tuple[float, ...]
@@ -61,20 +64,9 @@ class Faithfulness:
         """Area under `insertion`, in [0, 1]; a faithful map of a fake has a large one."""
         return area(self.insertion)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {
-            "deletion_auc": self.deletion_auc,
-            "insertion_auc": self.insertion_auc,
-            "random_deletion_auc": self.random_deletion_auc,
-            "random_insertion_auc": self.random_insertion_auc,
-            "deletion": list(self.deletion),
-            "insertion": list(self.insertion),
-        }
-
 
 @dataclass(frozen=True, slots=True)
-class Sanity:
+class Sanity(JsonData):
     """How much a heatmap has in common with those of networks with random weights.
 
     Adebayo, Gilmer, Muelly, Goodfellow, Hardt and Kim, "Sanity Checks for Saliency Maps", NeurIPS 2018: a map that
@@ -88,10 +80,6 @@ class Sanity:
 
     rank_correlation: float
     ssim: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {"rank_correlation": self.rank_correlation, "ssim": self.ssim}
 
 
 def area(curve: tuple[float, ...]) -> float:

@@ -88,7 +88,7 @@ class ExplainedFace:
             "box_xyxy": [round(value, 2) for value in self.pick.face.box_xyxy],
             "verdict_probability": self.pick.face.fake_probability,
             "crop_to_frame": [[round(float(value), 6) for value in row] for row in self.geometry.to_frame],
-            **self.explanation.to_dict(),
+            **self.explanation.facts(),
         }
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.explain.encoding import Heatmap, Picture
+from deepfake_preprocess.support.json_data import JsonData, Rounded
 
+Share = Annotated[float, Rounded(4)]
 METHODS = ("grad-cam", "grad-cam++", "eigen-cam", "layer-cam", "hires-cam")
 """Names of the methods; see `deepfake_explain._cam`."""
 DEFAULT_METHOD = "grad-cam"
@@ -23,7 +25,7 @@ DEFAULT_SERVICE_URL = "http://127.0.0.1:8005"
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class Region(JsonData):
     """One connected area of a heatmap that matters.
 
     Attributes:
@@ -34,16 +36,12 @@ class Region:
     """
 
     box_xyxy: tuple[int, int, int, int]
-    share: float
+    share: Share
     part: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return {"box_xyxy": list(self.box_xyxy), "share": round(self.share, 4), "part": self.part}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MemberHeatmap:
+class MemberHeatmap(JsonData):
     """What one member of an ensemble looked at.
 
     Attributes:
@@ -61,21 +59,11 @@ class MemberHeatmap:
     domain: str
     layer: str
     fake_probability: float
-    weight: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data, without the heatmap."""
-        return {
-            "name": self.name,
-            "domain": self.domain,
-            "layer": self.layer,
-            "fake_probability": self.fake_probability,
-            "weight": round(self.weight, 4),
-        }
+    weight: Share
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Explanation:
+class Explanation(JsonData):
     """Where a detector saw the fake in one crop.
 
     Attributes:
@@ -102,7 +90,7 @@ class Explanation:
     layer: str
     checkpoint_sha256: str
     regions: tuple[Region, ...] = ()
-    part_shares: Mapping[str, float] = field(default_factory=dict)
+    part_shares: Mapping[str, Share] = field(default_factory=dict)
     members: tuple[MemberHeatmap, ...] = ()
     checks: Mapping[str, Any] = field(default_factory=dict)
 
@@ -110,20 +98,9 @@ class Explanation:
         height, width = self.heatmap.shape
         return f"Explanation({self.method} on {self.layer}, {width}x{height} px, {self.fake_probability:.4f})"
 
-    def to_dict(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Return plain JSON data, without the pictures."""
-        return {
-            "fake_probability": self.fake_probability,
-            "served_probability": self.served_probability,
-            "tolerance": self.tolerance,
-            "method": self.method,
-            "layer": self.layer,
-            "checkpoint_sha256": self.checkpoint_sha256,
-            "regions": [region.to_dict() for region in self.regions],
-            "part_shares": {part: round(share, 4) for part, share in self.part_shares.items()},
-            "members": [member.to_dict() for member in self.members],
-            "checks": dict(self.checks),
-        }
+        return self.to_dict(exclude={"heatmap": True, "overlay": True, "members": {"__all__": {"heatmap"}}})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -138,10 +138,10 @@ class JsonData:
         exact: CoreSchema = schema
         return exact
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data."""
+    def to_dict(self, *, exclude: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return plain JSON data, without the fields that `exclude` maps to True (as Pydantic's ``exclude``)."""
         kind: Any = type(self)
-        data: dict[str, Any] = _adapter(kind).dump_python(self, mode="json")
+        data: dict[str, Any] = _adapter(kind).dump_python(self, mode="json", exclude=exclude)
         return data
 
     @classmethod
