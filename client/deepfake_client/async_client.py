@@ -21,9 +21,8 @@ from deepfake_client.explain.types import Explainer, ExplainOptions
 from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity, Verdict
-from deepfake_client.sources.async_inputs import each_over, is_async, opened
-from deepfake_client.sources.concurrency import each_finished
-from deepfake_client.sources.inputs import AsyncSource, Source, each_source, name_of, open_source
+from deepfake_client.sources.concurrency import each_finished, each_over, is_async
+from deepfake_client.sources.inputs import AsyncSource, Source, each_source, name_of, open_source, opened
 from deepfake_client.transport.connect import connect
 from deepfake_client.transport.connection import Connection, check_timeout
 from deepfake_client.transport.protocol import ServedModel, Transport

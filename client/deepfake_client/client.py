@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
-from concurrent.futures import CancelledError, Future, wait
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +17,7 @@ from deepfake_client.explain.types import Explainer, ExplainOptions
 from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
+from deepfake_client.sources.concurrency import LoopThread
 from deepfake_client.sources.inputs import Source
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import ServedModel, Transport
@@ -55,9 +53,7 @@ class DeepfakeClient:
             detect_threads=detect_threads,
             max_requests_in_flight=max_requests_in_flight,
         )
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="deepfake-client", daemon=True)
-        self._thread.start()
+        self._loop = LoopThread("deepfake-client")
 
     def __enter__(self) -> Self:
         return self
@@ -67,16 +63,11 @@ class DeepfakeClient:
 
     def close(self) -> None:
         """See `AsyncDeepfakeClient.close`. Closing twice is harmless."""
-        if self._loop.is_closed():
-            return
-        self._run(self._shut_down())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._loop.stop(self._client.close)
 
     def model(self) -> ServedModel:
         """See `AsyncDeepfakeClient.model`."""
-        return self._run(self._client.model())
+        return self._loop.wait_for(self._client.model())
 
     def model_of(self, verdict: Verdict) -> ServedModel:
         """See `AsyncDeepfakeClient.model_of`."""
@@ -90,7 +81,7 @@ class DeepfakeClient:
         on_progress: OnProgress | None = None,
     ) -> Verdict:
         """See `AsyncDeepfakeClient.analyze`; `on_progress` is called on the client's thread."""
-        return self._run(self._client.analyze(source, options=options, on_progress=on_progress))
+        return self._loop.wait_for(self._client.analyze(source, options=options, on_progress=on_progress))
 
     def analyze_many(
         self,
@@ -122,7 +113,7 @@ class DeepfakeClient:
 
     def score(self, faces: NDArray[np.uint8], *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """See `AsyncDeepfakeClient.score`."""
-        return self._run(self._client.score(faces, timeout_s=timeout_s))
+        return self._loop.wait_for(self._client.score(faces, timeout_s=timeout_s))
 
     def explain(
         self,
@@ -135,7 +126,7 @@ class DeepfakeClient:
         options: ExplainOptions | None = None,
     ) -> tuple[ExplainedFace, ...]:
         """See `AsyncDeepfakeClient.explain`."""
-        return self._run(
+        return self._loop.wait_for(
             self._client.explain(verdict, source, top=top, at_most=at_most, explainer=explainer, options=options)
         )
 
@@ -152,52 +143,10 @@ class DeepfakeClient:
         try:
             while True:
                 try:
-                    item = self._run(step())
+                    item = self._loop.wait_for(step())
                 except StopAsyncIteration:
                     return
                 yield item
         finally:
-            if not self._loop.is_closed():
-                self._run(end())
-
-    async def _shut_down(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
-        await self._client.close()
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        result: Future[T] = Future()
-        task: asyncio.Task[T] | None = None
-
-        def start() -> None:
-            nonlocal task
-            task = self._loop.create_task(work)
-            task.add_done_callback(pass_on)
-
-        def pass_on(done: asyncio.Task[T]) -> None:
-            if done.cancelled():
-                result.set_exception(CancelledError())
-            elif (error := done.exception()) is not None:
-                result.set_exception(error)
-            else:
-                result.set_result(done.result())
-
-        def cancel() -> None:
-            if task is not None:
-                task.cancel()
-            else:  # interrupted before it was handed over
-                work.close()
-                result.set_exception(CancelledError())
-
-        try:
-            self._loop.call_soon_threadsafe(start)
-            return result.result()
-        except BaseException:
-            # Ctrl-C arrives in the caller's thread: the work must have let go of everything before the error goes on.
-            if not result.done():
-                self._loop.call_soon_threadsafe(cancel)
-                wait([result])
-            raise
+            if not self._loop.is_stopped:
+                self._loop.wait_for(end())

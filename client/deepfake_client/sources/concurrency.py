@@ -1,17 +1,124 @@
-"""Works on many things with a bound on how many at once, and yields the results. Knows no media and no server."""
+"""Work between threads and event loops, and on many things at once. Knows no media and no server."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+import threading
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import aclosing, suppress
 from itertools import islice
-from typing import Any, Final, TypeVar
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeGuard, TypeVar
 
+T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WAITING: Final = 8
 """Results that may wait to be taken, as a multiple of the concurrency. A verdict is small."""
+
+
+class LoopThread:
+    """An event loop in a thread of its own, started with the first piece of work.
+
+    For callers that have no loop, or each another one.
+
+    Args:
+        name: name of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.is_stopped = False
+        self._name = name
+        self._lock = threading.Lock()
+        self._started: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop.
+
+        Raises:
+            RuntimeError: it was stopped.
+        """
+        with self._lock:
+            if self.is_stopped:
+                raise RuntimeError(f"{self._name} was closed")
+            if self._started is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name=self._name, daemon=True)
+                thread.start()
+                self._started = loop, thread
+            return self._started[0]
+
+    async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine there, from any other loop; cancelling the caller cancels it."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+
+    def wait_for(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine there, from a thread without a loop. Interrupted (Ctrl-C), it first cancels the work."""
+        try:
+            loop = self.loop
+        except RuntimeError:
+            work.close()
+            raise
+        result: Future[Result] = Future()
+        task: asyncio.Task[Result] | None = None
+
+        def start() -> None:
+            nonlocal task
+            task = loop.create_task(work)
+            task.add_done_callback(pass_on)
+
+        def pass_on(done: asyncio.Task[Result]) -> None:
+            if done.cancelled():
+                result.set_exception(CancelledError())
+            elif (error := done.exception()) is not None:
+                result.set_exception(error)
+            else:
+                result.set_result(done.result())
+
+        def cancel() -> None:
+            if task is not None:
+                task.cancel()
+            else:  # interrupted before it was handed over
+                work.close()
+                result.set_exception(CancelledError())
+
+        try:
+            loop.call_soon_threadsafe(start)
+            return result.result()
+        except BaseException:
+            # Ctrl-C arrives in the caller's thread: the work must have ended before the error goes on.
+            if not result.done():
+                loop.call_soon_threadsafe(cancel)
+                wait([result])
+            raise
+
+    def stop(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Cancel what is under way, do `last` there, and end loop and thread; blocks. Stopping twice is harmless."""
+        if self.is_stopped:
+            return
+        if last is not None or self._started is not None:
+            self.wait_for(_end_all(last))
+        with self._lock:
+            self.is_stopped = True
+            started, self._started = self._started, None
+        if started is not None:
+            loop, thread = started
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+
+async def _end_all(last: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    if last is not None:
+        await last()
 
 
 async def each_finished(
@@ -63,3 +170,81 @@ async def each_finished(
             unfinished.cancel()
         await asyncio.gather(starter, *tasks, return_exceptions=True)
     starter.result()
+
+
+class ClosingIterator(Generic[T]):
+    """A blocking iterator over an asynchronous iterable, for one thread at a time; an asynchronous context manager.
+
+    An item is taken only when a thread asks for it, so that nothing piles up. All are taken in one task, as an
+    ``async for`` would: a generator may keep a connection or a timeout open from item to item. It is closed with the
+    context. Made on the event loop that the iterable belongs to.
+    """
+
+    def __init__(self, items: AsyncIterable[T]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asked = asyncio.Event()
+        self._answer: Future[T] = Future()
+        self._task = self._loop.create_task(self._take(items))
+        self._task.add_done_callback(lambda _: self._end())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        answer: Future[T] = Future()
+        self._loop.call_soon_threadsafe(self._ask, answer)
+        return answer.result()
+
+    def cancel(self) -> None:
+        """Take no more items; a thread that waits for one finds the end. Called on the event loop."""
+        self._task.cancel()
+
+    def _ask(self, answer: Future[T]) -> None:
+        self._answer = answer
+        self._asked.set()
+        if self._task.done():
+            self._end()
+
+    async def _take(self, items: AsyncIterable[T]) -> None:
+        iterator = aiter(items)
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked.clear()
+                self._answer.set_result(await anext(iterator))
+        except StopAsyncIteration:
+            pass
+        except Exception as exc:
+            self._answer.set_exception(exc)
+        finally:
+            if isinstance(iterator, AsyncGenerator):
+                await iterator.aclose()
+
+    def _end(self) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(StopIteration())
+
+
+def is_async(items: AsyncIterable[T] | object) -> TypeGuard[AsyncIterable[T]]:
+    """Return whether `items` can only be iterated with ``async for``; a stream of bytes is not meant."""
+    return isinstance(items, AsyncIterable) and not isinstance(items, Iterable) and not hasattr(items, "read")
+
+
+async def each_over(
+    items: AsyncIterable[T], work: Callable[[Iterable[T]], AsyncGenerator[Result, Any]]
+) -> AsyncGenerator[Result, None]:
+    """Yield what `work` makes of asynchronous items; it iterates them in a thread."""
+    pulled = ClosingIterator(items)
+    async with aclosing(work(pulled)) as results, pulled:
+        async for result in results:
+            yield result

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import os
-from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepfake_client.sources.concurrency import ClosingIterator, is_async
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
 from deepfake_preprocess.media.frames_source import GivenFrame, open_array, open_frames
 from deepfake_preprocess.media.opening import Media, open_media
@@ -64,7 +67,7 @@ def each_source(
     has no name of its own is called ``source`` and its position.
 
     Raises:
-        OptionError: `sources` is a single input that is no path, or asynchronous (`sources.async_inputs`).
+        OptionError: `sources` is a single input that is no path, or asynchronous (`sources.concurrency.each_over`).
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
@@ -104,7 +107,7 @@ def open_source(source: AsyncSource, *, name: str | None = None) -> Media:
     """Open one input of any kind; `Media` is returned as it is.
 
     Args:
-        source: the input; not an asynchronous one (`deepfake_client.sources.async_inputs.opened`).
+        source: the input; not an asynchronous one (see `opened`).
         name: what to call it in messages and reports; by default what it is called itself.
 
     Raises:
@@ -131,3 +134,33 @@ def open_source(source: AsyncSource, *, name: str | None = None) -> Media:
         f"an input is a path, an address, bytes, a binary file, an opened media, or RGB arrays; got a "
         f"{type(source).__name__}"
     )
+
+
+@asynccontextmanager
+async def opened(
+    source: AsyncSource, *, name: str | None = None
+) -> AsyncIterator[tuple[Media, Callable[[], None] | None]]:
+    """Open one input of any kind, and close it in the end unless it is a `Media` of the caller's.
+
+    Args:
+        source: the input.
+        name: see `open_source`.
+
+    Yields:
+        The input, and what makes a wait for its next frame end; None where nothing does.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    if is_async(source):
+        frames: ClosingIterator[GivenFrame] = ClosingIterator(source)
+        async with frames:
+            name = name or name_of(source) or "the given frames"
+            yield await asyncio.to_thread(open_frames, frames, name=name), frames.cancel
+        return
+    media = await asyncio.to_thread(open_source, source, name=name)
+    try:
+        yield media, None
+    finally:
+        if media is not source:
+            await asyncio.to_thread(media.close)

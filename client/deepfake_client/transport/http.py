@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-import threading
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final
 from urllib.parse import quote
 
 import aiohttp
@@ -21,6 +20,7 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
+from deepfake_client.sources.concurrency import LoopThread
 from deepfake_client.transport.address import check_headers
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.errors import server_error
@@ -41,8 +41,6 @@ from deepfake_preprocess.errors import (
     ServerTlsError,
     ServerUnavailableError,
 )
-
-T = TypeVar("T")
 
 _LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 """Length of the JSON part of a body, which raw tensors follow (KServe v2's binary tensor data extension)."""
@@ -82,7 +80,7 @@ class HttpTransport:
         self._headers = {"accept-encoding": "identity", **dict(check_headers(connection.headers))}
         self._context: ssl.SSLContext | bool = self._address.tls.context() if self._address.tls else True
         self._session: aiohttp.ClientSession | None = None
-        self._loop = _LoopThread()
+        self._loop = LoopThread("deepfake-http")
         self._closed = False
         self._has_answered = False
 
@@ -131,7 +129,7 @@ class HttpTransport:
         session, self._session = self._session, None
         if session is not None:
             await self._loop.run(session.close())
-        await self._loop.stop()
+        await asyncio.to_thread(self._loop.stop)
 
     def _read_answer(
         self, model: ServedModel, headers: Mapping[str, str], body: bytes, *, num_faces: int
@@ -256,40 +254,3 @@ def encode_infer(
     head = json.dumps({"inputs": [tensor], "outputs": [wanted], "parameters": parameters}).encode()
     headers = {"content-type": "application/octet-stream", _LENGTH_HEADER: str(len(head))}
     return f"models/{model.name}/versions/{model.version}/infer", headers, [head, crops.data.cast("B")]
-
-
-class _LoopThread:
-    """An event loop in a thread of its own, started with the first piece of work."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there, from any other loop; cancelling the caller cancels it."""
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="deepfake-http", daemon=True)
-                self._thread.start()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
-
-    async def stop(self) -> None:
-        """Cancel the work that is left, and end loop and thread. Stopping twice is harmless."""
-        with self._lock:
-            loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
-        if loop is None or thread is None:
-            return
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_cancel_others(), loop))
-        loop.call_soon_threadsafe(loop.stop)
-        await asyncio.to_thread(thread.join)
-        loop.close()
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)

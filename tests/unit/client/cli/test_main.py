@@ -279,7 +279,7 @@ def test_ctrl_c_while_work_is_handed_over_to_the_loop_is_clean(
     images: Path, monkeypatch: pytest.MonkeyPatch, handed_over: bool
 ) -> None:
     client = DeepfakeClient(FakeTransport())
-    hand_over, calls = client._loop.call_soon_threadsafe, []
+    hand_over, calls = client._loop.loop.call_soon_threadsafe, []
 
     def interrupted_once(callback: Any, *arguments: Any) -> None:
         calls.append(callback)
@@ -292,7 +292,7 @@ def test_ctrl_c_while_work_is_handed_over_to_the_loop_is_clean(
     with client:
         outcomes = client.analyze_many(["images"])
         assert next(outcomes).verdict is not None
-        monkeypatch.setattr(client._loop, "call_soon_threadsafe", interrupted_once)
+        monkeypatch.setattr(client._loop.loop, "call_soon_threadsafe", interrupted_once)
         calls.append(None)
         with pytest.raises(KeyboardInterrupt):
             next(outcomes)

@@ -20,7 +20,7 @@ from deepfake_client import (
 from deepfake_client.transport import tls as transport_tls
 from deepfake_client.transport.http import HttpTransport
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.contract.triton_config import contract_config
+from deepfake_preprocess.contract.triton_config import PRECISION_PARAMETER, contract_config
 from deepfake_preprocess.errors import ServerError
 
 SPEC = ModelSpec(name="m", architecture="timm:efficientnet_b0", input_height_px=16, input_width_px=16)
@@ -32,7 +32,8 @@ CONFIG = {
     "input": [{"name": "faces", "data_type": "TYPE_UINT8", "dims": [16, 16, 3]}],
     "output": [{"name": "fake_probability"}, {"name": "logit"}],
     "parameters": {
-        key: {"string_value": value.string_value} for key, value in contract_config(SPEC).parameters.items()
+        **{key: {"string_value": value.string_value} for key, value in contract_config(SPEC).parameters.items()},
+        PRECISION_PARAMETER: {"string_value": "fp32"},
     },
     "unknown_to_us": 1,
 }
