@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,8 @@ DEFAULT_CONCURRENCY = 2
 DEFAULT_MAX_REQUESTS_IN_FLIGHT = 32
 """Enough to let the server form full batches on every instance, and far below the bound of its queue."""
 
-T = TypeVar("T")
+OnVerdict: TypeAlias = Callable[[Verdict, Media], None]
+"""Takes a verdict and its input, which is open until it returns."""
 
 
 class AsyncDeepfakeClient:
@@ -167,11 +168,19 @@ class AsyncDeepfakeClient:
         return await self._analyze(source, None, options, on_progress)
 
     async def _analyze(
-        self, source: AsyncSource, name: str | None, options: AnalyzeOptions, on_progress: OnProgress | None
+        self,
+        source: AsyncSource,
+        name: str | None,
+        options: AnalyzeOptions,
+        on_progress: OnProgress | None,
+        on_verdict: OnVerdict | None = None,
     ) -> Verdict:
         async with opened(source, name=name) as (media, release):
             stages = await self._stages(options.timeout_s)
-            return await analyze_media(media, stages, options, on_progress=on_progress, release=release)
+            verdict = await analyze_media(media, stages, options, on_progress=on_progress, release=release)
+            if on_verdict is not None:
+                await asyncio.to_thread(on_verdict, verdict, media)
+            return verdict
 
     def analyze_many(
         self,
@@ -181,6 +190,7 @@ class AsyncDeepfakeClient:
         concurrency: int = DEFAULT_CONCURRENCY,
         ordered: bool = False,
         on_progress: Callable[[str, Progress], None] | None = None,
+        on_verdict: OnVerdict | None = None,
     ) -> AsyncGenerator[Outcome, None]:
         """Analyze many inputs, some at once, and yield what became of each as it is finished.
 
@@ -195,6 +205,8 @@ class AsyncDeepfakeClient:
             concurrency: inputs under way at once, from 1.
             ordered: yield in the order of `sources`; up to 8 times `concurrency` verdicts wait for their turn.
             on_progress: called with the input's name and its progress after each frame, in the event loop.
+            on_verdict: called in a thread with each verdict and its input, which is still open: frames that are to be
+                shown can be decoded again.
 
         Yields:
             One `Outcome` for each input. Inputs without a name of their own are called ``source`` and their position.
@@ -211,7 +223,7 @@ class AsyncDeepfakeClient:
                 return Outcome(name, error=source)
             report = None if on_progress is None else (lambda progress: on_progress(name, progress))
             try:
-                verdict = await self._analyze(source, name, options, report)
+                verdict = await self._analyze(source, name, options, report, on_verdict)
             except OptionError:
                 raise
             except DeepfakeError as exc:

@@ -11,7 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.analysis.pipeline import OnProgress, Progress
-from deepfake_client.async_client import DEFAULT_CONCURRENCY, DEFAULT_MAX_REQUESTS_IN_FLIGHT, AsyncDeepfakeClient
+from deepfake_client.async_client import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_MAX_REQUESTS_IN_FLIGHT,
+    AsyncDeepfakeClient,
+    OnVerdict,
+)
 from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.types import Explainer, ExplainOptions
 from deepfake_client.options import AnalyzeOptions, WatchOptions
@@ -91,6 +96,7 @@ class DeepfakeClient:
         concurrency: int = DEFAULT_CONCURRENCY,
         ordered: bool = False,
         on_progress: Callable[[str, Progress], None] | None = None,
+        on_verdict: OnVerdict | None = None,
     ) -> Generator[Outcome, None, None]:
         """See `AsyncDeepfakeClient.analyze_many`; leaving the loop over it cancels what is under way.
 
@@ -98,7 +104,12 @@ class DeepfakeClient:
         """
         return self._each(
             self._client.analyze_many(
-                sources, options=options, concurrency=concurrency, ordered=ordered, on_progress=on_progress
+                sources,
+                options=options,
+                concurrency=concurrency,
+                ordered=ordered,
+                on_progress=on_progress,
+                on_verdict=on_verdict,
             )
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_client.cli.groups import SamplingOptions, ServerOptions, with_groups
+from deepfake_client.cli.groups import ExplainerOptions, SamplingOptions, ServerOptions, with_groups
 from deepfake_client.explain.encoding import encode_png
-from deepfake_client.explain.findings import ExplainedFace, contact_sheet, open_explainer
-from deepfake_client.explain.types import DEFAULT_METHOD, DEFAULT_SERVICE_URL, METHODS, ExplainOptions
+from deepfake_client.explain.findings import ExplainedFace, contact_sheet
+from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
@@ -24,52 +24,20 @@ from deepfake_preprocess.media.opening import open_media
 SHEET_NAME = "contact_sheet.png"
 DATA_NAME = "explanation.json"
 
-EXPLAIN_PANEL = "Heatmaps"
-
-
-def _unless_checkpoint(context: typer.Context, option: typer.CallbackParam, service: str | None) -> str | None:
-    """Leave out an address from the environment where the command line, which is read first, gives a checkpoint."""
-    source = context.get_parameter_source(str(option.name))
-    from_environment = source is not None and source.name == "ENVIRONMENT"
-    return None if from_environment and context.params.get("checkpoint") else service
-
-
-ServiceOption = Annotated[
-    str | None,
-    typer.Option(
-        envvar="DEEPFAKE_EXPLAIN_URL",
-        callback=_unless_checkpoint,
-        metavar="URL",
-        help="Explain service.",
-        show_default=DEFAULT_SERVICE_URL,
-        rich_help_panel=EXPLAIN_PANEL,
-    ),
-]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Explain in this process, with the served checkpoint (extra 'explain').",
-        rich_help_panel=EXPLAIN_PANEL,
-    ),
-]
-"""Who explains: the same two options wherever a command can."""
-
 
 @with_groups
 def explain(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A video or an image.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the pictures and the JSON.")],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the pictures and the JSON go.")
+    ],
     server: ServerOptions,
     sampling: SamplingOptions,
+    explainer: ExplainerOptions,
     top: Annotated[int, typer.Option(min=1, help="At most that many frames of each face.")] = 3,
     verdict: Annotated[
         Path | None, typer.Option(help="What `deepfake analyze --json` said, instead of analyzing again.")
     ] = None,
-    service: ServiceOption = None,
-    checkpoint: CheckpointOption = None,
-    spec: Annotated[Path | None, typer.Option(help="Its spec. Default: the .yaml beside the checkpoint.")] = None,
-    device: Annotated[str, typer.Option(help="With --checkpoint: PyTorch's name of the device.")] = "cpu",
     method: Annotated[str, typer.Option(help=f"How: {', '.join(METHODS)}.")] = DEFAULT_METHOD,
     layer: Annotated[
         str | None, typer.Option(help="Target layer; MEMBER:LAYER for an ensemble. [default: the last map]")
@@ -77,7 +45,7 @@ def explain(
     faithfulness: Annotated[
         bool, typer.Option("--faithfulness", help="Measure deletion and insertion curves (slow).")
     ] = False,
-    sanity: Annotated[bool, typer.Option("--sanity", help="Compare with randomised weights.")] = False,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Compare with randomized weights.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON as well.")] = False,
 ) -> None:
     """Show where the model saw the fake, in the most suspicious frames of each face.
@@ -87,32 +55,31 @@ def explain(
 
     [bold]Examples[/]
 
-      deepfake explain clip.mp4 --top 6 --output evidence/
-      deepfake explain clip.mp4 --output evidence/ --checkpoint detector.safetensors --method hires-cam
+      deepfake explain clip.mp4 --top 6 --output-dir evidence/
+      deepfake explain clip.mp4 --output-dir evidence/ --checkpoint detector.safetensors --method hires-cam
     """
     options = ExplainOptions(method, layer, faithfulness, sanity)
     if method not in METHODS:
         raise OptionError(f"--method is {method!r}; allowed: {', '.join(METHODS)}")
     known = None if verdict is None else _read_verdict(verdict)
-    _make_directory(output)
+    _make_directory(output_dir)
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     # Opened before any server is asked: a bad input is reported whether or not one is running.
     with ExitStack() as stack:
         media = stack.enter_context(open_media(path, name=path))
-        with screen.status("loading the checkpoint" if checkpoint else "starting"):
-            explainer = open_explainer(service=service, checkpoint=checkpoint, spec=spec, device=device)
-        stack.callback(explainer.close)
+        with screen.status("loading the checkpoint" if explainer.checkpoint else "starting"):
+            opened = stack.enter_context(closing(explainer.open()))
         client = stack.enter_context(server.client(screen.status))
         if known is None:
             with screen.status(f"analyzing {escape(path)}"):
                 known = client.analyze(media, options=AnalyzeOptions(sampling=sampling))
-        with screen.status("explaining"), open_media(path, name=path) as again:
-            faces = client.explain(known, again, top=top, explainer=explainer, options=options)
-    data = _write(output, known, faces)
+        with screen.status("explaining"):
+            faces = client.explain(known, media, top=top, explainer=opened, options=options)
+    data = _write(output_dir, known, faces)
     if as_json:
         print(json.dumps(data, indent=2, ensure_ascii=False))
     else:
-        _print_summary(Console(highlight=False, soft_wrap=True), output, known, faces)
+        _print_summary(Console(highlight=False, soft_wrap=True), output_dir, known, faces)
 
 
 def _read_verdict(path: Path) -> Verdict:
@@ -132,7 +99,7 @@ def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise OptionError(f"{path} cannot be made a directory ({exc.strerror}); name another with --output") from exc
+        raise OptionError(f"--output-dir {path} cannot be made ({exc.strerror}); name another folder") from exc
 
 
 def _write(output: Path, verdict: Verdict, faces: tuple[ExplainedFace, ...]) -> dict[str, Any]:
@@ -158,7 +125,7 @@ def _write(output: Path, verdict: Verdict, faces: tuple[ExplainedFace, ...]) -> 
         }
         (output / DATA_NAME).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as exc:
-        raise OptionError(f"{output} cannot be written ({exc.strerror}); name another with --output") from exc
+        raise OptionError(f"{output} cannot be written ({exc.strerror}); name another with --output-dir") from exc
     return data
 
 

@@ -23,6 +23,9 @@ from typing import Annotated, Any, Final, TypeAlias, get_args, get_origin
 import typer
 
 from deepfake_client.client import DeepfakeClient
+from deepfake_client.explain.findings import open_explainer
+from deepfake_client.explain.types import DEFAULT_SERVICE_URL
+from deepfake_client.explain.types import Explainer
 from deepfake_client.options import AGGREGATIONS
 from deepfake_client.transport.address import DEFAULT_URLS, PROTOCOLS
 from deepfake_client.transport.connection import DEFAULT_TIMEOUT_S, Connection
@@ -36,6 +39,7 @@ from deepfake_preprocess.support.extras import require_extra
 TOKEN_VARIABLE: Final = "DEEPFAKE_TOKEN"
 """Its value is sent as ``authorization: Bearer ...``. No option of its own: ``ps`` would show that to everybody."""
 DEFAULT_NUM_FRAMES: Final = 32
+ANALYSIS_PANEL: Final = "Analysis"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ def _group_of(parameter: inspect.Parameter) -> Group | None:
 
 def _under(panel: str, annotation: Any) -> Any:
     """Return the annotation of an option with `panel` as its heading, unless it has one."""
+    if annotation is typer.Context:
+        return annotation
     kind, option = get_args(annotation)
     option = copy.copy(option)
     option.rich_help_panel = option.rich_help_panel or panel
@@ -243,12 +249,67 @@ def _sampling(
     return Sampling(num_frames=None if fps is not None else num_frames or DEFAULT_NUM_FRAMES, fps=fps, mode=mode)
 
 
-SamplingOptions: TypeAlias = Annotated[Sampling, Group(_sampling, "Frames")]
+SamplingOptions: TypeAlias = Annotated[Sampling, Group(_sampling, ANALYSIS_PANEL)]
 """Which frames of a video are looked at."""
 
 AggregationOption: TypeAlias = Annotated[
-    str, typer.Option(help=f"How a face's frames become its score: {', '.join(AGGREGATIONS)}.")
+    str,
+    typer.Option(
+        help=f"How a face's frames become its score: {', '.join(AGGREGATIONS)}.", rich_help_panel=ANALYSIS_PANEL
+    ),
 ]
 ThresholdOption: TypeAlias = Annotated[
-    float | None, typer.Option(help="FAKE at or above this probability.", show_default="the model's own")
+    float | None,
+    typer.Option(
+        help="FAKE at or above this probability.", show_default="the model's own", rich_help_panel=ANALYSIS_PANEL
+    ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainerChoice:
+    """Who explains: a service, or with a checkpoint PyTorch in this process; see `open_explainer`.
+
+    Attributes:
+        named: those of the options that stand on the command line.
+    """
+
+    service: str | None
+    checkpoint: Path | None
+    spec: Path | None
+    device: str
+    named: tuple[str, ...]
+
+    def open(self) -> Explainer:
+        """See `open_explainer`."""
+        return open_explainer(service=self.service, checkpoint=self.checkpoint, spec=self.spec, device=self.device)
+
+
+def _explainer(
+    context: typer.Context,
+    service: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DEEPFAKE_EXPLAIN_URL", metavar="URL", help="Explain service.", show_default=DEFAULT_SERVICE_URL
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Explain in this process, with the served checkpoint (extra 'explain')."),
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its spec.", show_default="the .yaml beside the checkpoint")
+    ] = None,
+    device: Annotated[str, typer.Option(help="With --checkpoint: PyTorch's name of the device.")] = "cpu",
+) -> ExplainerChoice:
+    sources = {name: context.get_parameter_source(name) for name in ("service", "checkpoint", "spec", "device")}
+    origins = {name: source.name for name, source in sources.items() if source is not None}
+    if checkpoint is not None and origins.get("service") == "ENVIRONMENT":
+        # The address may stand there for other commands.
+        service = None
+    named = tuple(name for name, origin in origins.items() if origin == "COMMANDLINE")
+    return ExplainerChoice(service, checkpoint, spec, device, named)
+
+
+ExplainerOptions: TypeAlias = Annotated[ExplainerChoice, Group(_explainer, "Heatmaps")]
+"""Who makes the heatmaps."""

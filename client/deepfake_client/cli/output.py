@@ -9,14 +9,14 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rich.console import Console
 
-from deepfake_client.cli.batch import Result
 from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.render import print_summary, print_verdict
 from deepfake_client.explain.findings import ExplainedFace, overlays_png
@@ -25,12 +25,15 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity, Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, OptionError
+from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.remote import without_password
 from deepfake_preprocess.support.extras import require_extra
 
 if TYPE_CHECKING:
-    from deepfake_client.report import Heatmaps, ReportContext
+    from deepfake_client.report import Heatmaps, Pictures, ReportContext
 
+REPORT_JOURNAL = "results.jsonl"
+"""File in the directory of a report that keeps its results."""
 CSV_COLUMNS = (
     "source", "label", "fake_probability", "interval_low", "interval_high", "threshold", "reason", "detail",
     "deciding_track", "agreeing_share", "score_variance", "longest_run", "tracks", "frames", "frames_saved",
@@ -38,6 +41,61 @@ CSV_COLUMNS = (
     "error_type", "error",
 )  # fmt: skip
 """One row per input; `docs/client.md` says what they hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of an input, and whether that is known from an earlier run."""
+
+    outcome: Outcome
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChoice:
+    """Which outputs a run has.
+
+    Raises:
+        OptionError: some of them exclude each other.
+    """
+
+    as_json: bool
+    as_jsonl: bool
+    csv: str | None
+    report: Path | None
+    file: Path | None
+    resume: bool
+    quiet: bool
+
+    def __post_init__(self) -> None:
+        given = (("--json", self.as_json), ("--jsonl", self.as_jsonl), ("--csv -", self.csv == "-"))
+        names = [name for name, wanted in given if wanted]
+        if len(names) > 1:
+            raise OptionError(f"{' and '.join(names)} would be mixed on standard output; give one of them")
+        if self.resume and self.journal_path is None:
+            raise OptionError(
+                "--resume needs the results of the earlier run: name them with --output FILE or --report DIR, and "
+                "give the same option to the first run"
+            )
+
+    @property
+    def journal_path(self) -> Path | None:
+        """Where results are kept; None for nowhere."""
+        return self.file or (None if self.report is None else self.report / REPORT_JOURNAL)
+
+    def printed(self, sources: Sequence[str]) -> Iterator[Output]:
+        """Yield what goes to the screen or into a table."""
+        if self.as_jsonl:
+            yield JsonLines()
+        if self.as_json or not (self.as_jsonl or self.csv == "-" or self.quiet):
+            yield Screen(sources, as_json=self.as_json)
+        if self.csv is not None:
+            yield Csv(self.csv)
+
+    def shows_progress(self, screen: Console) -> bool:
+        """Return whether progress can be drawn on `screen` without disturbing what is printed."""
+        streams = self.as_jsonl or self.csv == "-"
+        return screen.is_terminal and not self.quiet and not (streams and sys.stdout.isatty())
 
 
 class Output(Protocol):
@@ -48,22 +106,6 @@ class Output(Protocol):
 
     def close(self) -> None:
         """Finish what can be finished at the end only."""
-
-
-class Kept:
-    """Keeps results in a `Journal`; those that come from it are there already."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-
-    def add(self, result: Result, spec: ModelSpec | None) -> None:
-        """See `Output.add`."""
-        if not result.reused:
-            self._journal.append(result.outcome)
-
-    def close(self) -> None:
-        """See `Output.close`."""
-        self._journal.close()
 
 
 class JsonLines:
@@ -176,6 +218,11 @@ class Report:
         self._explain = explain
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="deepfake-report")
         self._pages: list[Future[Path]] = []
+        self._pictures: dict[str, Pictures] = {}
+
+    def collect(self, verdict: Verdict, media: Media, spec: ModelSpec) -> None:
+        """Take the pictures of a page while its input is open; called on any thread, before `add`."""
+        self._pictures[verdict.source] = self._report.take_pictures(verdict, media, spec)
 
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""
@@ -187,8 +234,9 @@ class Report:
             verdict.source, self._directory, heatmaps=self._explain is not None
         ):
             return
-        context = self._report.ReportContext(spec, self._options.sampling, self._options.aggregation)
-        self._pages.append(self._writer.submit(self._write_page, verdict, context))
+        context = self._report.ReportContext(spec, self._options)
+        pictures = self._pictures.pop(verdict.source, None)
+        self._pages.append(self._writer.submit(self._write_page, verdict, context, pictures))
 
     def wait(self) -> None:
         """Wait for the pages of all results so far."""
@@ -206,8 +254,9 @@ class Report:
             self._writer.shutdown(cancel_futures=True)
             self._write_index()
 
-    def _write_page(self, verdict: Verdict, context: ReportContext) -> Path:
-        return self._report.write_page(verdict, self._directory, context, self._heatmaps(verdict))
+    def _write_page(self, verdict: Verdict, context: ReportContext, pictures: Pictures | None) -> Path:
+        heatmaps = self._heatmaps(verdict)
+        return self._report.write_page(verdict, self._directory, context, heatmaps, pictures=pictures)
 
     def _heatmaps(self, verdict: Verdict) -> Heatmaps | None:
         if self._explain is None:

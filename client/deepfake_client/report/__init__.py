@@ -5,5 +5,15 @@ Needs the extra ``report`` (jinja2, matplotlib). Modules: `pictures` looks at th
 """
 
 from deepfake_client.report.page import Heatmaps, ReportContext, has_page, page_path, write_index, write_page
+from deepfake_client.report.pictures import Pictures, take_pictures
 
-__all__ = ["Heatmaps", "ReportContext", "has_page", "page_path", "write_index", "write_page"]
+__all__ = [
+    "Heatmaps",
+    "Pictures",
+    "ReportContext",
+    "has_page",
+    "page_path",
+    "take_pictures",
+    "write_index",
+    "write_page",
+]

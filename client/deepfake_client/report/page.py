@@ -22,7 +22,8 @@ from markupsafe import Markup
 
 from deepfake_client.analysis.aggregation import num_frames_needed
 from deepfake_client.cli.render import notes
-from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, take_pictures
+from deepfake_client.options import AnalyzeOptions
+from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, pictures_of_source
 from deepfake_client.report.plots import timeline_svg, track_looks, write_frame_analysis, write_timeline
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import FaceScore, Label, Verdict
@@ -56,13 +57,11 @@ class ReportContext:
 
     Attributes:
         spec: contract of the model that scored.
-        sampling: which frames were taken.
-        aggregation: how a face's frames became its score.
+        options: how the input was analyzed.
     """
 
     spec: ModelSpec
-    sampling: Sampling
-    aggregation: str
+    options: AnalyzeOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +99,23 @@ def has_page(source: str, directory: Path, *, heatmaps: bool) -> bool:
     return not heatmaps or _HEATMAPS_MARK in text
 
 
-def write_page(verdict: Verdict, directory: Path, context: ReportContext, heatmaps: Heatmaps | None = None) -> Path:
+def write_page(
+    verdict: Verdict,
+    directory: Path,
+    context: ReportContext,
+    heatmaps: Heatmaps | None = None,
+    *,
+    pictures: Pictures | None = None,
+) -> Path:
     """Write page, plots and JSON of one verdict into a folder of its own in `directory`.
 
     Args:
-        verdict: what to report; its `source` is opened once more for the pictures, where it is a file.
+        verdict: what to report.
         directory: where the reports lie; made when it is not there.
         context: what else is said.
         heatmaps: for `suspicious_faces` of the verdict; None where nobody asked for them.
+        pictures: what `take_pictures` returned while the input was open; with None the verdict's `source` is opened
+            once more.
 
     Returns:
         Path of the page, which is written last: where it is, the rest is complete.
@@ -115,7 +123,7 @@ def write_page(verdict: Verdict, directory: Path, context: ReportContext, heatma
     path = page_path(verdict.source, directory)
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = take_pictures(verdict, verdict.source, context.spec)
+    pictures = pictures or pictures_of_source(verdict, context.spec)
     write_timeline(verdict, folder / "confidence_timeline.png")
     write_frame_analysis(verdict, pictures.shots, folder / "frame_analysis.png")
     (folder / "verdict.json").write_text(json.dumps(verdict.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -130,7 +138,7 @@ def write_page(verdict: Verdict, directory: Path, context: ReportContext, heatma
         pictures=pictures,
         tracks=_track_rows(verdict),
         context=context,
-        sampling=_sampling_text(context.sampling),
+        sampling=_sampling_text(context.options.sampling),
         warnings=_warnings(verdict),
         stages=_stages(verdict),
         version=metadata.version("deepfake-serving"),

@@ -16,6 +16,7 @@ from deepfake_client.sources.inputs import open_source
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InputError
 from deepfake_preprocess.media.frame import Frame
+from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.sampling import Sampling
 
 MAX_FRAMES = 8
@@ -65,11 +66,26 @@ class Pictures:
     problem: str = ""
 
 
-def take_pictures(verdict: Verdict, source: str, spec: ModelSpec) -> Pictures:
-    """Decode the most suspicious moments of `source` again; some frames without a face where no face was scored."""
+def take_pictures(verdict: Verdict, media: Media, spec: ModelSpec) -> Pictures:
+    """Decode the most suspicious moments of an input again; some frames without a face where no face was scored.
+
+    Args:
+        verdict: what the pictures are for.
+        media: the verdict's source; stays open.
+        spec: contract of the model that scored.
+    """
+    picks = suspicious_faces(verdict, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN)
     try:
-        picks = suspicious_faces(verdict, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN)
-        return _of_picks(verdict, picks, source, spec) if picks else _of_frames(verdict, source)
+        return _of_picks(picks, media, spec) if picks else _of_frames(verdict, media)
+    except InputError as exc:
+        return Pictures(problem=f"The input could not be decoded again for this report: {exc}")
+
+
+def pictures_of_source(verdict: Verdict, spec: ModelSpec) -> Pictures:
+    """Open a verdict's source once more and take its pictures; see `take_pictures`."""
+    try:
+        with open_source(verdict.source) as media:
+            return take_pictures(verdict, media, spec)
     except InputError as exc:
         return Pictures(problem=f"The input could not be opened again for this report: {exc}")
 
@@ -86,29 +102,26 @@ def data_uri(media_type: str, data: bytes) -> str:
     return f"data:{media_type};base64," + base64.b64encode(data).decode("ascii")
 
 
-def _of_picks(verdict: Verdict, picks: Sequence[Pick], source: str, spec: ModelSpec) -> Pictures:
+def _of_picks(picks: Sequence[Pick], media: Media, spec: ModelSpec) -> Pictures:
     faces: list[FacePicture] = []
     shots: dict[int, Shot] = {}
     wanted = list(dict.fromkeys(pick.frame.index for pick in picks))[:MAX_FRAMES]
-    with open_source(source) as media:
-        for evidence in cut_out(media, picks, spec):
-            result = evidence.pick.frame
-            faces.append(FacePicture(result.index, result.pts_seconds, evidence.pick.face, evidence.crop))
-            if result.index in wanted and result.index not in shots:
-                shots[result.index] = _shot(result, evidence.frame)
+    for evidence in cut_out(media, picks, spec):
+        result = evidence.pick.frame
+        faces.append(FacePicture(result.index, result.pts_seconds, evidence.pick.face, evidence.crop))
+        if result.index in wanted and result.index not in shots:
+            shots[result.index] = _shot(result, evidence.frame)
     faces.sort(key=lambda picture: -(picture.face.fake_probability or 0.0))
     return Pictures(tuple(faces), tuple(shots.values()))
 
 
-def _of_frames(verdict: Verdict, source: str) -> Pictures:
+def _of_frames(verdict: Verdict, media: Media) -> Pictures:
     results = verdict.frames[:: max(1, len(verdict.frames) // MAX_FRAMES)][:MAX_FRAMES]
     if not results:
         return Pictures(problem="No frame of the input could be decoded, so there is nothing to show.")
     times = tuple(result.pts_seconds for result in results)
-    with open_source(source) as media:
-        frames = media.frames(Sampling(num_frames=None, at_seconds=times))
-        shots = tuple(_shot(_nearest(results, frame), frame) for frame in frames)
-    return Pictures(shots=shots)
+    frames = media.frames(Sampling(num_frames=None, at_seconds=times))
+    return Pictures(shots=tuple(_shot(_nearest(results, frame), frame) for frame in frames))
 
 
 def _nearest(results: tuple[FrameResult, ...], frame: Frame) -> FrameResult:

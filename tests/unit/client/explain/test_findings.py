@@ -14,7 +14,6 @@ from explain_nets import OTHER_SHA, SIDE_PX, spec_of, tiny_explainer, tiny_netwo
 from media import make_clip
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
-from deepfake_client.cli import explain as cli_explain
 from deepfake_client.cli import groups
 from deepfake_client.cli import main as cli
 from deepfake_client.explain import draw as explain_draw
@@ -192,7 +191,7 @@ def command(monkeypatch, explainer):
         lambda url, **_: DeepfakeClient(FakeTransport(explainer.score, spec=explainer.spec)),
     )
     monkeypatch.setattr(
-        cli_explain,
+        groups,
         "open_explainer",
         lambda *, service, checkpoint, spec, device: open_explainer(service=service) if service else explainer,
     )
@@ -208,7 +207,7 @@ def command(monkeypatch, explainer):
 
 
 def test_the_command_writes_pictures_and_data(command, clip, tmp_path, capsys):
-    assert command(clip, "--output", tmp_path / "out", "--num-frames", 4, "--top", 1, "--json") == 0
+    assert command(clip, "--output-dir", tmp_path / "out", "--num-frames", 4, "--top", 1, "--json") == 0
     data = json.loads((tmp_path / "out/explanation.json").read_text())
     assert json.loads(capsys.readouterr().out) == data
     assert len(data["faces"]) == 2
@@ -234,7 +233,7 @@ def test_the_command_takes_a_verdict_instead_of_analyzing(command, clip, verdict
         (["--verdict", "error.json"], "error.json holds an error and no verdict: gone"),
         (["--method", "cam"], "--method is 'cam'; allowed: grad-cam"),
         (["--layer", "bn2"], "layer is 'bn2'; allowed: 4, 3, 2, 1, 0"),
-        (["--output", "list.json"], "list.json cannot be made a directory"),
+        (["--output-dir", "list.json"], "list.json cannot be made (File exists)"),
     ],
 )
 def test_the_command_answers_bad_input_in_one_sentence(
@@ -245,7 +244,7 @@ def test_the_command_answers_bad_input_in_one_sentence(
     (tmp_path / "error.json").write_text(
         json.dumps({"source": "x", "error": {"type": "MediaNotFoundError", "message": "gone"}})
     )
-    assert command(clip, "--output", "out", "--num-frames", 2, *arguments) == 2
+    assert command(clip, "--output-dir", "out", "--num-frames", 2, *arguments) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1

@@ -15,7 +15,7 @@ import pytest
 from media import astronaut, make_clip
 from verdicts import face, inconclusive, verdict
 
-from deepfake_client import report
+from deepfake_client import AnalyzeOptions, report
 from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
 from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, suspicious_faces
 from deepfake_client.report.page import folder_name
@@ -33,8 +33,7 @@ CONTEXT = report.ReportContext(
         input_width_px=64,
         training_data="<b>random</b>",
     ),
-    Sampling(num_frames=4),
-    "mean",
+    AnalyzeOptions(sampling=Sampling(num_frames=4)),
 )
 VOID = {"meta", "link", "img", "br", "path", "use"}
 URL_ATTRIBUTES = {"src", "href", "srcset", "action", "data", "poster", "xlink:href"}
