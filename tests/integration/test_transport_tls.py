@@ -88,7 +88,7 @@ def test_certificates_that_triton_or_we_refuse_are_told_in_one_sentence(tls_trit
     assert health(url, tls=mutual).ready
     for tls, says in (
         (None, "speaks TLS.*--tls"),
-        (Tls(files / "ours-ca.pem"), "asks for a client certificate.* give one with --tls-cert"),
+        (Tls(files / "ours-ca.pem"), "asks for a client certificate.* give one with `tls.certificate`"),
         (
             Tls(files / "ours-ca.pem", files / "other.pem", files / "other.key"),
             "(refused|give) (the|a) client certificate",
@@ -171,7 +171,7 @@ def test_https_with_and_without_a_client_certificate(embedded_triton, authority,
                 health(url, tls=tls)
     with relay(target, authority.issue_cert("localhost"), client_authority=authority) as port:
         assert health(f"https://localhost:{port}", tls=mutual).ready
-        with pytest.raises(ServerTlsError, match=r"client certificate.* give one with --tls-cert"):
+        with pytest.raises(ServerTlsError, match=r"client certificate.* give one with `tls.certificate`"):
             health(f"https://localhost:{port}", tls=trusted)
 
 
@@ -205,7 +205,7 @@ def test_an_expired_certificate_is_called_that_with_every_protocol(embedded_trit
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_tls_where_none_is_spoken_is_told(embedded_triton, files, protocol):
     url = embedded_triton.http_url.removeprefix("http://") if protocol == "http" else embedded_triton.grpc_url
-    with pytest.raises(ServerTlsError, match="does not speak TLS on this port; connect without --tls"):
+    with pytest.raises(ServerTlsError, match="does not speak TLS on this port; leave `tls` out"):
         health(url, protocol=protocol, tls=Tls(files / "ours-ca.pem"))
 
 

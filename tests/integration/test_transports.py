@@ -219,7 +219,7 @@ def test_headers_reach_the_server_and_without_them_access_is_refused(slow_triton
             assert await transport.list_models() == ["tiny"]
             await transport.describe("tiny")
         async with connected(slow_triton, protocol) as transport:
-            with pytest.raises(ServerAccessError, match=r"restricted.*--header"):
+            with pytest.raises(ServerAccessError, match=r"restricted.*`headers`"):
                 await transport.list_models()
             with pytest.raises(ModelNotFoundError, match=r"has no model 'other'$"):
                 await transport.describe("other")
@@ -232,7 +232,7 @@ def test_a_deadline_ends_a_call_for_the_client_and_for_one_call(slow_triton, pro
     async def scenario() -> None:
         async with connected(slow_triton, protocol, headers=token_for(protocol)) as transport:
             model = await transport.describe("tiny")
-            with pytest.raises(ServerTimeoutError, match=r"(within|deadline) 0\.05 s.*raise --timeout"):
+            with pytest.raises(ServerTimeoutError, match=r"(within|deadline) 0\.05 s.*raise `timeout_s`"):
                 await transport.infer(model, FACES[:1], timeout_s=0.05)
             assert len(await transport.infer(model, FACES)) == 8, "the connection is still good"
         async with connected(slow_triton, protocol, headers=token_for(protocol), timeout_s=0.2) as transport:
@@ -412,7 +412,7 @@ def test_a_server_that_does_not_see_our_memory_is_named_before_any_work(embedded
 
     async def scenario() -> None:
         async with connected(embedded_triton, "grpc-shm", retry=Retry()) as transport:
-            with pytest.raises(SharedMemoryError, match=r"another host.*--ipc=host.*use --protocol grpc"):
+            with pytest.raises(SharedMemoryError, match=r"another host.*IPC namespace.*set `protocol` to 'grpc'"):
                 await transport.describe("tiny")
 
     asyncio.run(scenario())

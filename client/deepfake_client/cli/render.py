@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deepfake_client.cli.option_names import with_options
 from deepfake_client.result.verdict import Interval, Label, ModelIdentity, Verdict
 
 LABEL_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
@@ -21,7 +22,7 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: Mapping[
         console.print(track_table(verdict))
     console.print(headline(verdict))
     if verdict.detail:
-        console.print(Text(verdict.detail))
+        console.print(Text(with_options(verdict.detail)))
     timing = verdict.timing_s
     stages = f"decode {timing.decode:.2f}, detect {timing.detect:.2f}, infer {timing.infer:.2f}"
     rows = [("time", f"total {timing.total:.2f} s (overlapping: {stages})")]

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepfake_client.cli.groups import ConnectionOptions, with_groups
+from deepfake_client.cli.option_names import with_options
 from deepfake_client.transport.connect import connect
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import Health, ServedModel
@@ -35,7 +36,11 @@ def models(connection: ConnectionOptions, as_json: AsJson = False) -> None:
         console.print(f"the server at {url} offers no model")
     for name, found in entries.items():
         console.print(Text(name, style="bold"))
-        console.print(_contract_table(found) if isinstance(found, ServedModel) else Text(f"  not usable: {found}"))
+        console.print(_contract_table(found) if isinstance(found, ServedModel) else Text(_unusable(found)))
+
+
+def _unusable(error: ModelContractError) -> str:
+    return f"  not usable: {with_options(str(error))}"
 
 
 def _contract_table(model: ServedModel) -> Table:

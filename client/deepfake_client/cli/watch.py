@@ -19,6 +19,7 @@ from deepfake_client.cli.groups import (
     ThresholdOption,
     with_groups,
 )
+from deepfake_client.cli.option_names import with_options
 from deepfake_client.cli.render import headline, track_table
 from deepfake_client.options import WatchOptions
 from deepfake_client.result.verdict import Label, Verdict
@@ -142,7 +143,7 @@ def _line(verdict: Verdict) -> Text:
 
 def _note(verdict: Verdict) -> Text:
     parts = [_time(verdict), f"{len(verdict.frames)} frames", f"{verdict.frames_dropped} dropped since the start"]
-    return Text(" · ".join(part for part in (*parts, verdict.detail) if part), style="dim")
+    return Text(" · ".join(part for part in (*parts, with_options(verdict.detail)) if part), style="dim")
 
 
 def _time(verdict: Verdict) -> str:

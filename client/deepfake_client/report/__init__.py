@@ -1,4 +1,4 @@
-"""Reports for people (`deepfake analyze --report`): one self-contained HTML page per input, plots as PNG, an index.
+"""Reports for people: one self-contained HTML page per input, plots as PNG, an index.
 
 Needs the extra ``report`` (jinja2, matplotlib). Modules: `pictures` looks at the source again, `plots` draws,
 `page` writes the files.

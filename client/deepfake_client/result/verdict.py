@@ -1,6 +1,6 @@
 """What an analysis yields: `Verdict` and its parts. Plain data, no computation.
 
-The fields are those of the JSON that `deepfake analyze --json` prints, with their ranges and the decimals they are
+The fields are those of the JSON that `deepfake analyze` prints, with their ranges and the decimals they are
 written with; their descriptions are those of ``docs/verdict.schema.json``. What is null in JSON is None here.
 """
 

@@ -65,32 +65,32 @@ def parse_address(url: str | None, *, protocol: str | None = None, tls: Tls | No
         OptionError: the URL cannot be read, or contradicts `protocol` or `tls`.
     """
     if protocol is not None and protocol not in PROTOCOLS:
-        raise OptionError(f"protocol is {protocol!r}; allowed: {', '.join(PROTOCOLS)}")
+        raise OptionError(f"`protocol` is {protocol!r}; allowed: {', '.join(PROTOCOLS)}")
     given = DEFAULT_URLS["http" if protocol == "http" else "grpc"] if url is None else url.strip()
     scheme, separator, rest = given.rpartition("://")
     if separator and scheme not in _SCHEMES:
-        raise OptionError(f"url is {given!r} with the unknown scheme {scheme!r}; allowed: {_FORMS}")
+        raise OptionError(f"`url` is {given!r} with the unknown scheme {scheme!r}; allowed: {_FORMS}")
     spoken, secure = _SCHEMES[scheme] if separator else ("http" if protocol == "http" else "grpc", False)
     if protocol is not None and spoken != protocol.removesuffix("-shm"):
         raise OptionError(
-            f"url is {given!r}, which is {'HTTP' if spoken == 'http' else 'gRPC'}, but the protocol is {protocol}; "
-            f"use --protocol {spoken}, or give the address as HOST:PORT with the port for {protocol} "
+            f"`url` is {given!r}, which is {'HTTP' if spoken == 'http' else 'gRPC'}, but `protocol` is {protocol!r}; "
+            f"set `protocol` to {spoken!r}, or give the address as HOST:PORT with the port for {protocol} "
             "(usually 8001 for gRPC, 8000 for HTTP)"
         )
     if url is not None and separator and tls is not None and not secure:
         raise OptionError(
-            f"url is {given!r}, which is not encrypted, but TLS was asked for; write {scheme}s://{rest}"
+            f"`url` is {given!r}, which is not encrypted, but TLS was asked for; write {scheme}s://{rest}"
         )
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname or "", parts.port
     except ValueError as exc:
-        raise OptionError(f"url is {given!r}, which cannot be read ({exc}); allowed: {_FORMS}") from exc
+        raise OptionError(f"`url` is {given!r}, which cannot be read ({exc}); allowed: {_FORMS}") from exc
     path = parts.path.rstrip("/")
     if not host or re.search(r"\s", rest) or parts.query or parts.fragment or (path and spoken == "grpc"):
-        raise OptionError(f"url is {given!r}, which is no server's address; allowed: {_FORMS}")
+        raise OptionError(f"`url` is {given!r}, which is not a server's address; allowed: {_FORMS}")
     if parts.username is not None:
-        raise OptionError("a url must not hold a user or password; give a header: --header 'authorization: ...'")
+        raise OptionError("`url` must not hold a user or password; send the header 'authorization' (`headers`)")
     secured = tls if tls is not None else Tls() if secure else None
     if port is None:
         # A URL of the web without a port means the web's port; else Triton's own is meant.

@@ -35,14 +35,14 @@ def server_error(status: str, message: str, *, url: str, timeout_s: float) -> Se
     text = message.lower()
     if "is restricted, expecting" in text or status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return ServerAccessError(
-            f"the server at {url} refused access ({message}); give the header it wants with --header 'name: value'"
+            f"the server at {url} refused access ({message}); give the header that it expects (`headers`)"
         )
     if "shared memory" in text:
         return SharedMemoryError(f"the server at {url} cannot use the client's shared memory: {message}")
     if _QUEUE_TIMEOUT_TEXT in text:
         return ServerTimeoutError(
             f"the server at {url} dropped a request that waited too long in its queue (deadline {timeout_s:g} s); "
-            "raise --timeout or look at its load"
+            "raise `timeout_s` or look at its load"
         )
     if status == "RESOURCE_EXHAUSTED" or (status == "UNAVAILABLE" and _QUEUE_FULL_TEXT in text):
         return ServerBusyError(
@@ -52,7 +52,7 @@ def server_error(status: str, message: str, *, url: str, timeout_s: float) -> Se
         return ServerUnavailableError(_absence(message, url))
     if status == "DEADLINE_EXCEEDED":
         return ServerTimeoutError(
-            f"the server at {url} gave no answer within {timeout_s:g} s; raise --timeout or look at its load"
+            f"the server at {url} gave no answer within {timeout_s:g} s; raise `timeout_s` or look at its load"
         )
     if status == "NOT_FOUND":
         return ModelNotFoundError(f"the server at {url} does not offer that model: {message}")
@@ -66,10 +66,10 @@ def _absence(message: str, url: str) -> str:
     if "closed channel" in text or "channel closed" in text or "connection is closed" in text:
         return f"the connection to {url} was closed by this client; make a new one"
     if "resolving" in text or "name resolution" in text or "domain name" in text:
-        return f"the host name in {url} cannot be resolved; correct --url"
+        return f"the host name in {url} cannot be resolved; correct `url`"
     if "socket closed" in text and "failed to connect" in text:
         return (
             f"what listens at {url} hangs up on gRPC; Triton's gRPC port is usually 8001, "
-            "its HTTP port (8000) needs --protocol http"
+            "its HTTP port (8000) needs `protocol` 'http'"
         )
-    return f"no inference server answers at {url}; start one with `deepfake serve`, or name another with --url"
+    return f"no inference server answers at {url}; start one with `deepfake serve`, or correct `url`"

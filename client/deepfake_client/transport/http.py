@@ -227,7 +227,7 @@ class HttpTransport:
         if isinstance(exc, aiohttp.ClientResponseError):
             return ServerUnavailableError(
                 f"what listens at {self.url} does not speak HTTP; Triton's HTTP port is usually 8000, "
-                "its gRPC port (8001) needs --protocol grpc"
+                "its gRPC port (8001) needs `protocol` 'grpc'"
             )
         return server_error("UNAVAILABLE", str(exc), url=self.url, timeout_s=timeout_s)
 

@@ -53,10 +53,10 @@ class Retry:
     def __post_init__(self) -> None:
         for name in ("total_s", "initial_backoff_s", "max_backoff_s"):
             if not getattr(self, name) >= 0:
-                raise OptionError(f"{name} of Retry is {getattr(self, name)}; allowed: 0 or more seconds")
+                raise OptionError(f"`{name}` of Retry is {getattr(self, name)}; allowed: 0 or more seconds")
         if self.max_attempts is not None and self.max_attempts < 1:
             raise OptionError(
-                f"max_attempts of Retry is {self.max_attempts}; allowed: a whole number from 1, or None"
+                f"`max_attempts` of Retry is {self.max_attempts}; allowed: a whole number from 1, or None"
             )
 
     def pause_s(self, failures: int) -> float:

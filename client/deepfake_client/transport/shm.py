@@ -126,7 +126,7 @@ class SharedMemoryTransport(GrpcTransport):
         if isinstance(error, SharedMemoryError):
             raise SharedMemoryError(
                 f"the server at {self.url} does not see this process's shared memory: it runs on another host, in a "
-                "container without --ipc=host, or as another user; use --protocol grpc"
+                "container without the host's IPC namespace, or as another user; set `protocol` to 'grpc'"
             ) from error
         raise error
 
@@ -205,5 +205,5 @@ def _map_new_file(path: Path) -> mmap.mmap:
     except OSError as exc:
         raise SharedMemoryError(
             f"{SHARED_MEMORY} has no room for {REGION_BYTES // 2**20} MB of crops ({exc.strerror}); enlarge it "
-            "(in Docker: --shm-size) or use --protocol grpc"
+            "(Docker's shm size) or set `protocol` to 'grpc'"
         ) from exc

@@ -107,7 +107,7 @@ def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str, worked_before:
             context.wrap_socket(plain, server_hostname=host) as secured,
         ):
             if tls is None:
-                return "speaks TLS; connect with --tls, or with --tls-ca FILE for a certificate of your own"
+                return "speaks TLS; set `tls`, or `tls.ca` for a certificate of your own"
             encrypted = True
             secured.settimeout(ALERT_TIMEOUT_S)
             hung_up = not secured.recv(1)
@@ -126,8 +126,8 @@ def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str, worked_before:
         return None
     if tls is None or tls.certificate is None:
         return (
-            "hung up after the TLS handshake; if it asks for a client certificate, give one with --tls-cert FILE and "
-            "--tls-key FILE"
+            "hung up after the TLS handshake; if it asks for a client certificate, give one with `tls.certificate` "
+            "and `tls.key`"
         )
     return "hung up after the TLS handshake; give a client certificate that it trusts"
 
@@ -141,7 +141,7 @@ def _certificate_sentence(exc: ssl.SSLCertVerificationError, host: str) -> str:
         return f"has a certificate for another name than {host!r}; use a name that is in the certificate"
     return (
         f"has a certificate that no trusted authority has signed ({exc.verify_message}); "
-        "give its authority with --tls-ca FILE"
+        "give its authority with `tls.ca`"
     )
 
 
@@ -150,11 +150,11 @@ def _handshake_sentence(exc: ssl.SSLError, tls: Tls | None) -> str | None:
     alert = "ALERT" in reason
     if tls is None:
         # A server that refuses by a TLS alert speaks TLS.
-        return "speaks TLS and refused a connection without certificate; connect with --tls" if alert else None
+        return "speaks TLS and refused a connection without certificate; set `tls`" if alert else None
     if alert and tls.certificate is None:
-        return "asks for a client certificate; give one with --tls-cert FILE and --tls-key FILE"
+        return "asks for a client certificate; give one with `tls.certificate` and `tls.key`"
     if alert:
         return f"refused the client certificate ({reason.lower().replace('_', ' ')}); give one that it trusts"
     if reason in _NO_TLS_REASONS:
-        return "does not speak TLS on this port; connect without --tls, or to the port that does"
+        return "does not speak TLS on this port; leave `tls` out, or connect to the port that does"
     return f"ended the TLS handshake ({reason.lower().replace('_', ' ') or exc}); look at its log"

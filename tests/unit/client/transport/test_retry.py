@@ -170,7 +170,7 @@ def test_the_client_takes_the_options_of_the_connection():
         Connection(url="https://127.0.0.1:1", headers={"authorization": "Bearer x"}, retry=NO_RETRY)
     ) as client:
         assert client._client._transport.url == "https://127.0.0.1:1"
-    with pytest.raises(OptionError, match="--protocol http"):
+    with pytest.raises(OptionError, match="set `protocol` to 'http'"):
         DeepfakeClient(Connection(url="http://127.0.0.1:1", protocol="grpc"))
 
 

@@ -66,6 +66,6 @@ def test_nothing_is_left_when_the_server_does_not_take_it(folder, error):
 
 def test_a_full_file_system_is_named(folder, monkeypatch):
     monkeypatch.setattr(transport_shm, "REGION_BYTES", 2**60)
-    with pytest.raises(SharedMemoryError, match=r"has no room .* or use --protocol grpc"):
+    with pytest.raises(SharedMemoryError, match=r"has no room .* or set `protocol` to 'grpc'"):
         Region(2**55, register=lambda *_: None)
     assert not list(folder.iterdir())

@@ -1,0 +1,65 @@
+"""The library names parameters; only the modules of the command line name options."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkout import ROOT
+
+from deepfake_client.cli.option_names import OPTION_OF_PARAMETER, with_options
+
+PACKAGES = sorted(path.parent for path in ROOT.glob("*/deepfake_*/__init__.py"))
+TO_DO = {"deepfake_bench", "deepfake_explain", "deepfake_export", "deepfake_serve", "deepfake_training"}
+OPTION = re.compile(r"(?<![\w-])--[a-z]")
+OF_DOCKER = re.compile(r"`docker [^`]*`")
+
+
+def texts(package: Path) -> Iterator[tuple[str, str]]:
+    """Where each string of a package's library stands, and the string.
+
+    One without a space is an argument of another program, not a sentence.
+    """
+    for path in sorted(package.rglob("*.py")):
+        if "cli" in path.relative_to(package).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_the_library_names_no_option(package: Path) -> None:
+    found = [f"{where}: {text}" for where, text in texts(package) if OPTION.search(OF_DOCKER.sub("", text))]
+    if package.name in TO_DO:
+        pytest.skip(f"{len(found)} texts to correct")
+    assert found == []
+
+
+def test_the_command_line_turns_parameters_into_options() -> None:
+    assert with_options("raise `timeout_s` or correct `tls.ca`") == "raise --timeout or correct --tls-ca"
+    assert with_options("start one with `deepfake serve`; `max_attempts` is 0") == (
+        "start one with `deepfake serve`; `max_attempts` is 0"
+    )
+    assert list(OPTION_OF_PARAMETER) == sorted(OPTION_OF_PARAMETER)
+
+
+def test_every_option_in_the_table_is_one() -> None:
+    declared = {
+        option
+        for package in PACKAGES
+        for path in package.glob("cli/*.py")
+        for option in re.findall(r"--[a-z-]+", path.read_text(encoding="utf-8"))
+    }
+    parameters = {
+        "--" + name.replace("_", "-")
+        for package in PACKAGES
+        for path in package.glob("cli/*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.arg)
+        for name in [node.arg]
+    }
+    assert set(OPTION_OF_PARAMETER.values()) <= declared | parameters
