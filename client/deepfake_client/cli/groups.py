@@ -24,8 +24,7 @@ import typer
 
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.explain.findings import open_explainer
-from deepfake_client.explain.types import DEFAULT_SERVICE_URL
-from deepfake_client.explain.types import Explainer
+from deepfake_client.explain.types import DEFAULT_SERVICE_URL, Explainer
 from deepfake_client.options import AGGREGATIONS
 from deepfake_client.transport.address import DEFAULT_URLS, PROTOCOLS
 from deepfake_client.transport.connection import DEFAULT_TIMEOUT_S, Connection
