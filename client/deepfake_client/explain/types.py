@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.explain.encoding import Heatmap, Picture
-from deepfake_preprocess.support.json_data import JsonData, Rounded
+from deepfake_preprocess.support.json_data import JsonData
 
-Share = Annotated[float, Rounded(4)]
 METHODS = ("grad-cam", "grad-cam++", "eigen-cam", "layer-cam", "hires-cam")
 """Names of the methods; see `deepfake_explain._cam`."""
 DEFAULT_METHOD = "grad-cam"
@@ -36,7 +35,7 @@ class Region(JsonData):
     """
 
     box_xyxy: tuple[int, int, int, int]
-    share: Share
+    share: float
     part: str | None
 
 
@@ -59,7 +58,7 @@ class MemberHeatmap(JsonData):
     domain: str
     layer: str
     fake_probability: float
-    weight: Share
+    weight: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +89,7 @@ class Explanation(JsonData):
     layer: str
     checkpoint_sha256: str
     regions: tuple[Region, ...] = ()
-    part_shares: Mapping[str, Share] = field(default_factory=dict)
+    part_shares: Mapping[str, float] = field(default_factory=dict)
     members: tuple[MemberHeatmap, ...] = ()
     checks: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,8 +98,14 @@ class Explanation(JsonData):
         return f"Explanation({self.method} on {self.layer}, {width}x{height} px, {self.fake_probability:.4f})"
 
     def facts(self) -> dict[str, Any]:
-        """Return plain JSON data, without the pictures."""
-        return self.to_dict(exclude={"heatmap": True, "overlay": True, "members": {"__all__": {"heatmap"}}})
+        """Return plain JSON data for people: without the pictures, and with shares of four decimals."""
+        data = self.to_dict(exclude={"heatmap": True, "overlay": True, "members": {"__all__": {"heatmap"}}})
+        for part in data["regions"]:
+            part["share"] = round(part["share"], 4)
+        for part in data["members"]:
+            part["weight"] = round(part["weight"], 4)
+        data["part_shares"] = {part: round(share, 4) for part, share in data["part_shares"].items()}
+        return data
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -292,7 +292,7 @@ def ensemble(tmp_path_factory):
     members = [{"checkpoint": f"{name}.safetensors", "weight": 1 + index} for index, name in enumerate(specs)]
     data = {"name": "both", "architecture": "ensemble", "members": [*members, frequency]}
     spec = ModelSpec(
-        "f", "layers", input_height_px=32, input_width_px=32, head=Head(layers=frequency["head"]["layers"])
+        "f", "layers", input_height_px=32, input_width_px=32, head=Head(layers=tuple(frequency["head"]["layers"]))
     )
     save_file(seeded(lambda: build_network(spec, in_channels=1)).state_dict(), folder / "frequency.safetensors")
     (folder / "ensemble.yaml").write_text(yaml.safe_dump(data))
