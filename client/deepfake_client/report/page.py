@@ -34,7 +34,8 @@ from deepfake_preprocess.support.files import write_whole
 PAGE_NAME = "report.html"
 INDEX_NAME = "index.html"
 _MAX_STEM = 60
-_HEATMAPS_MARK = '<meta name="deepfake-heatmaps"'
+HEATMAPS_NAME = "heatmaps.json"
+"""Says how the heatmaps on a page were made; stands beside pages that have some."""
 
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("deepfake_client.report"),
@@ -92,11 +93,8 @@ def page_path(source: str, directory: Path) -> Path:
 
 def has_page(source: str, directory: Path, *, heatmaps: bool) -> bool:
     """Return whether the page of `source` is there, and where asked for, with heatmaps."""
-    try:
-        text = page_path(source, directory).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return False
-    return not heatmaps or _HEATMAPS_MARK in text
+    path = page_path(source, directory)
+    return path.exists() and (not heatmaps or path.with_name(HEATMAPS_NAME).exists())
 
 
 def write_page(
@@ -127,6 +125,10 @@ def write_page(
     write_timeline(verdict, folder / "confidence_timeline.png")
     write_frame_analysis(verdict, pictures.shots, folder / "frame_analysis.png")
     (folder / "verdict.json").write_text(json.dumps(verdict.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if heatmaps is not None and heatmaps.overlays:
+        write_whole(folder / HEATMAPS_NAME, json.dumps({"method": heatmaps.method}) + "\n")
+    else:
+        (folder / HEATMAPS_NAME).unlink(missing_ok=True)
     page = _templates.get_template("page.html.j2").render(
         verdict=verdict,
         name=Path(verdict.source).name or verdict.source,

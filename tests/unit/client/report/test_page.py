@@ -153,6 +153,8 @@ def test_a_page_with_heatmaps_can_be_told_from_one_without(shown: Verdict, tmp_p
     overlays = {(pick.frame.index, pick.face.track): b"png" for pick in picks}
     report.write_page(shown, tmp_path, CONTEXT, report.Heatmaps(overlays, "grad-cam on bn2"))
     assert found() == [True, True]
+    report.write_page(shown, tmp_path, CONTEXT)
+    assert found() == [True, False]
 
 
 def test_an_untrained_model_is_warned_of(shown: Verdict, tmp_path: Path) -> None:
