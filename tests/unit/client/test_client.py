@@ -18,7 +18,6 @@ from fixed_detector import LEFT, RIGHT, FixedDetector
 from media import write_video
 from numpy.typing import NDArray
 
-import deepfake_client
 from deepfake_client import (
     AnalyzeOptions,
     AsyncDeepfakeClient,
@@ -66,20 +65,6 @@ def transport() -> FakeTransport:
 def client(transport: FakeTransport) -> Iterator[DeepfakeClient]:
     with DeepfakeClient(transport, detector=FixedDetector(LEFT, RIGHT)) as client:
         yield client
-
-
-def test_public_names_are_these() -> None:
-    for name in deepfake_client.__all__:
-        assert hasattr(deepfake_client, name)
-    assert " ".join(sorted(deepfake_client.__all__, key=str.casefold)) == (
-        "AGGREGATIONS AnalyzeOptions AsyncDeepfakeClient AsyncSource Concern connect Connection Consistency "
-        "DeepfakeClient DeepfakeError FaceScore FrameResult Health InferenceError InputError Interval Label "
-        "MediaNotFoundError MediaOpenError MissingExtraError ModelContractError ModelIdentity ModelNotFoundError "
-        "NO_RETRY open_frames open_media OptionError Outcome Progress Reason Retry RetryingTransport Sampling "
-        "ServedModel ServerAccessError ServerBusyError ServerError ServerStartError ServerTimeoutError "
-        "ServerTlsError ServerUnavailableError SharedMemoryError Source Timing Tls Track Transport Verdict "
-        "WatchOptions"
-    )
 
 
 def test_the_fakes_follow_the_protocols() -> None:
