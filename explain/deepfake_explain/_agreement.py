@@ -17,21 +17,21 @@ def tolerance_of(served: ServedScores) -> float:
         OptionError: the precision is unknown.
     """
     if served.precision not in TOLERANCES:
-        raise OptionError(f"precision is {served.precision!r}; allowed: {', '.join(TOLERANCES)}")
+        raise OptionError(f"`precision` is {served.precision!r}; allowed: {', '.join(TOLERANCES)}")
     # A plan is proved against ONNX Runtime, and that against PyTorch.
     plan = PLAN_PROBABILITY_ABS[served.precision] if served.tensorrt else 0.0
     return TOLERANCES[served.precision].probability_abs + plan
 
 
 def check_checkpoint(checkpoint_sha256: str, served: ServedScores) -> None:
-    """Do nothing where the server serves this checkpoint.
+    """Check that the server serves this checkpoint.
 
     Raises:
         ExplainDisagreementError: it serves another one, or does not say which.
     """
     if served.checkpoint_sha256 is None:
         raise ExplainDisagreementError(
-            "the served model does not say which checkpoint it was made from, so that nothing proves that a heatmap "
+            "the served model does not say which checkpoint it was made from, and nothing proves that a heatmap "
             f"of {checkpoint_sha256[:12]} explains it; export it again with `deepfake export`"
         )
     if served.checkpoint_sha256 != checkpoint_sha256:
@@ -64,6 +64,6 @@ def check_scores(probabilities: NDArray[np.float32], served: ServedScores) -> fl
         raise ExplainDisagreementError(
             f"PyTorch gives {probabilities[worst]:.6f} for crop {worst}, but the server gave "
             f"{served.probabilities[worst]:.6f}, which is more than {tolerance:g} apart ({kind}); a heatmap would "
-            "explain another score: is the crop the same, and the served precision the one stated?"
+            "explain another score: is the crop the same?"
         )
     return tolerance

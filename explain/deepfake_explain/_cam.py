@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from deepfake_client.explain.types import METHODS
 from deepfake_explain._target_layer import TargetLayer
 from deepfake_preprocess.contract.spec import Head
-from deepfake_preprocess.errors import OptionError
 
 CAMS: dict[str, type[BaseCAM]] = {
     "grad-cam": GradCAM,
@@ -54,16 +53,6 @@ class FakeTarget:
         return logit if self.head.fake_index == 1 else -logit
 
 
-def check_method(method: str) -> None:
-    """Do nothing for a known method.
-
-    Raises:
-        OptionError: it is unknown.
-    """
-    if method not in CAMS:
-        raise OptionError(f"method is {method!r}; allowed: {', '.join(CAMS)}")
-
-
 def heatmaps_of(
     network: nn.Module, inputs: Tensor, layer: TargetLayer, head: Head, method: str
 ) -> tuple[NDArray[np.float32], Tensor]:
@@ -78,11 +67,7 @@ def heatmaps_of(
 
     Returns:
         float32 ``[N, H, W]`` in [0, 1], each scaled to its own largest value; and the network's outputs.
-
-    Raises:
-        OptionError: the method is unknown.
     """
-    check_method(method)
     with _gradients_end_at(layer.module):
         cam: Any = CAMS[method](network, [layer.module], reshape_transform=layer.reshape)
         # Not as a context manager: that one swallows an IndexError and prints it.

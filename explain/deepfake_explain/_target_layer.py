@@ -103,10 +103,10 @@ def find_target_layer(layers: tuple[TargetLayer, ...], name: str | None) -> Targ
         for layer in layers:
             if layer.name == name:
                 return layer
-        raise OptionError(f"layer is {name!r}; allowed: {list_names(layers, near=name)}")
+        raise OptionError(f"`layer` is {name!r}; allowed: {list_names(layers, near=name)}")
     if not layers:
         raise ExplainError(
-            "the network has no layer with a map of the picture, so that a heatmap cannot be made; that is so for "
+            "the network has no layer with a map of the picture, so a heatmap cannot be made; that is the case for "
             "networks that flatten the picture at once"
         )
     maps = [layer for layer in layers if not layer.tokens and not _passes_on(layer.module)]
@@ -117,7 +117,7 @@ def find_target_layer(layers: tuple[TargetLayer, ...], name: str | None) -> Targ
 
 
 def list_names(layers: tuple[TargetLayer, ...], *, near: str = "") -> str:
-    """Return the layers' names for a message: the last ones, and those that are spelt like `near`."""
+    """Return the layers' names for a message: the last ones, and those that are spelled like `near`."""
     names = [layer.name for layer in layers]
     shown = difflib.get_close_matches(near, names, n=3, cutoff=0.6) if near else []
     shown += [name for name in reversed(names) if name not in shown][: SHOWN - len(shown)]

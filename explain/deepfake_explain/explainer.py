@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from deepfake_client.explain.draw import overlay_heatmap
 from deepfake_client.explain.types import ExplainOptions, Explanation, MemberHeatmap, ServedScores
 from deepfake_explain._agreement import check_checkpoint, check_scores
-from deepfake_explain._cam import check_method, heatmaps_of
+from deepfake_explain._cam import heatmaps_of
 from deepfake_explain._target_layer import TargetLayer, find_target_layer, list_names, spatial_layers
-from deepfake_explain.faithfulness import RANDOMISED, compare_maps, measure_faithfulness, randomised
+from deepfake_explain.faithfulness import RANDOMIZED, compare_maps, measure_faithfulness, randomized
 from deepfake_explain.regions import find_regions, part_map, part_shares
 from deepfake_export.ensemble.network import EnsembleNetwork
 from deepfake_export.graph.served_detector import ServedDetector
@@ -92,7 +92,7 @@ class CheckpointExplainer:
             ExplainError: the network cannot be listened to (TorchScript).
         """
         if max_batch < 1:
-            raise OptionError(f"max_batch is {max_batch}; allowed: a whole number from 1")
+            raise OptionError(f"`max_batch` is {max_batch}; allowed: a whole number from 1")
         if spec.checkpoint_sha256 is None:
             raise OptionError("the spec holds no checkpoint_sha256; load the network with CheckpointExplainer.load")
         self.spec = spec
@@ -125,7 +125,7 @@ class CheckpointExplainer:
 
         Args:
             checkpoint: its file, or the YAML file of an ensemble.
-            spec: contract or its YAML file; the one beside the checkpoint when None.
+            spec: contract or its YAML file; the one next to the checkpoint when None.
             device: PyTorch's name of the device.
             max_batch: most crops per pass.
 
@@ -154,12 +154,11 @@ class CheckpointExplainer:
         return self._shown(self._targets(None))
 
     def check_options(self, options: ExplainOptions) -> None:
-        """Do nothing where method and layer exist.
+        """Check that the layer exists.
 
         Raises:
-            OptionError: one does not; the message lists what does.
+            OptionError: it does not; the message lists those that do.
         """
-        check_method(options.method)
         self._targets(options.layer)
 
     def score(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -179,14 +178,14 @@ class CheckpointExplainer:
         """Explain crops; see `deepfake_client.explain.types.Explainer.explain`.
 
         Raises:
-            OptionError: crops of another size or dtype, an unknown method or layer (with those there are).
+            OptionError: crops of another size or dtype, an unknown layer (the message lists those there are).
             ExplainDisagreementError: the checkpoint is not the served one, or its score not the served score.
         """
         options = options or ExplainOptions()
         self._check_crops(crops)
         self.check_options(options)
         if landmarks_xy is not None and len(landmarks_xy) != len(crops):
-            raise OptionError(f"landmarks_xy must be one per crop ({len(crops)}), got {len(landmarks_xy)}")
+            raise OptionError(f"`landmarks_xy` must be one per crop ({len(crops)}), got {len(landmarks_xy)}")
         if served is not None:
             check_checkpoint(str(self.spec.checkpoint_sha256), served)
         if not len(crops):
@@ -217,7 +216,7 @@ class CheckpointExplainer:
     def _heat(self, crops: NDArray[np.uint8], options: ExplainOptions, subjects: Sequence[_Subject]) -> _Heat:
         targets = self._targets(options.layer, subjects)
         parts = []
-        # Each batch for itself, so that a long request lets others take their turn.
+        # Each batch for itself, so a long request lets others take their turn.
         for batch in self._batches(crops):
             with self._lock:
                 parts.append(self._heat_of_batch(batch, options.method, subjects, targets))
@@ -282,9 +281,9 @@ class CheckpointExplainer:
         if options.sanity:
             others = [
                 self._heat(
-                    crops, options, [item.twin(randomised(item.network, seed=seed)) for item in self._subjects]
+                    crops, options, [item.twin(randomized(item.network, seed=seed)) for item in self._subjects]
                 )
-                for seed in range(RANDOMISED)
+                for seed in range(RANDOMIZED)
             ]
             for index, found in enumerate(checks):
                 compared = compare_maps(heat.maps[index], np.stack([other.maps[index] for other in others]))
@@ -300,7 +299,7 @@ class CheckpointExplainer:
         known = [subject.name for subject in subjects]
         if member not in known or not layer:
             raise OptionError(
-                f"layer is {name!r}; allowed for an ensemble: MEMBER:LAYER, where MEMBER is {' or '.join(known)}, "
+                f"`layer` is {name!r}; allowed for an ensemble: MEMBER:LAYER, where MEMBER is {' or '.join(known)}, "
                 f"and LAYER for {known[0]} one of {list_names(subjects[0].layers)}"
             )
         return [find_target_layer(subject.layers, layer if subject.name == member else None) for subject in subjects]
@@ -350,7 +349,7 @@ def _scaled(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _mean_rgb(spec: ModelSpec) -> tuple[int, int, int]:
-    """Return the colour that normalises to zero."""
+    """Return the color that the normalization makes zero."""
     ordered = spec.mean if spec.color_order == "RGB" else spec.mean[::-1]
     red, green, blue = (int(np.clip(round(value * 255), 0, 255)) for value in ordered)
     return red, green, blue
@@ -362,5 +361,7 @@ def _checked_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as exc:
         usable = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise OptionError(f"device is {name!r}, which PyTorch cannot use here; usable: {', '.join(usable)}") from exc
+        raise OptionError(
+            f"`device` is {name!r}, which PyTorch cannot use here; usable: {', '.join(usable)}"
+        ) from exc
     return device

@@ -1,4 +1,4 @@
-"""Says whether a heatmap means anything: deletion and insertion curves, and a comparison with randomised weights.
+"""Says whether a heatmap means anything: deletion and insertion curves, and a comparison with randomized weights.
 
 A heatmap is drawn for every network, also for one that knows nothing. Two published questions tell pictures from
 evidence: does the score fall when the hottest pixels go, and does the picture change when the weights do?
@@ -29,8 +29,8 @@ RANDOM_MAPS = 3
 """Random maps that the areas are compared with."""
 RANDOM_GRID = 7
 """Side of a random map before it is enlarged: as coarse as the last stage of the usual networks."""
-RANDOMISED = 2
-"""Randomised networks that a heatmap is compared with."""
+RANDOMIZED = 2
+"""Randomized networks that a heatmap is compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Faithfulness(JsonData):
 
     Attributes:
         deletion: fake probability after each step in which the hottest pixels left are painted over with the mean
-            colour, from the whole crop to none of it.
+            color, from the whole crop to none of it.
         insertion: the same while the hottest pixels come back onto the blurred crop.
         random_deletion_auc: mean area for smooth random maps, to compare with.
         random_insertion_auc: the same for insertion.
@@ -70,11 +70,11 @@ class Sanity(JsonData):
     """How much a heatmap has in common with those of networks with random weights.
 
     Adebayo, Gilmer, Muelly, Goodfellow, Hardt and Kim, "Sanity Checks for Saliency Maps", NeurIPS 2018: a map that
-    stays the same without what was learned shows the picture, not the model. Weights are drawn anew for all layers at
+    stays the same without what was learned shows the picture, not the model. Weights are drawn again for all layers at
     once, each tensor from a normal distribution with its own mean and spread, so that activations keep their scale.
 
     Attributes:
-        rank_correlation: Spearman's, mean over the randomised networks, in [-1, 1]; near 1 means no evidence.
+        rank_correlation: Spearman's, mean over the randomized networks, in [-1, 1]; near 1 means no evidence.
         ssim: structural similarity (Wang et al., IEEE TIP 2004), likewise.
     """
 
@@ -101,7 +101,7 @@ def measure_faithfulness(
         crop: uint8 ``[H, W, 3]`` RGB.
         heatmap: float32 ``[H, W]``.
         score: the network.
-        mean_rgb: what deleted pixels become; the mean that the network normalises with is "nothing" to it.
+        mean_rgb: what deleted pixels become; the mean that the network normalizes with is "nothing" to it.
         steps: parts in which pixels go or come.
     """
     random = np.random.default_rng(0)
@@ -116,15 +116,15 @@ def measure_faithfulness(
     return Faithfulness(deletion, insertion, float(random_deletion), float(random_insertion))
 
 
-def compare_maps(heatmap: NDArray[np.float32], randomised: NDArray[np.float32]) -> Sanity:
-    """Compare a heatmap ``[H, W]`` with those of randomised networks, ``[K, H, W]``."""
+def compare_maps(heatmap: NDArray[np.float32], randomized: NDArray[np.float32]) -> Sanity:
+    """Compare a heatmap ``[H, W]`` with those of randomized networks, ``[K, H, W]``."""
     return Sanity(
-        float(np.mean([_rank_correlation(heatmap, other) for other in randomised])),
-        float(np.mean([_ssim(heatmap, other) for other in randomised])),
+        float(np.mean([_rank_correlation(heatmap, other) for other in randomized])),
+        float(np.mean([_ssim(heatmap, other) for other in randomized])),
     )
 
 
-def randomised(network: nn.Module, *, seed: int) -> nn.Module:
+def randomized(network: nn.Module, *, seed: int) -> nn.Module:
     """Return a copy of a network with random weights of the same scale; the network itself stays as it is."""
     twin = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Which parts of a face a heatmap lies on: connected areas, and the share of heat on eyes, nose, mouth and so on.
+"""Which parts of a face a heatmap is on: connected areas, and the share of heat on eyes, nose, mouth and so on.
 
 Parts are drawn around the five landmarks in the face's own directions (along the eye line, and across it), so they
 turn and scale with it. Five points do not outline a face: borders are approximate, and forehead, cheeks, jaw and the
@@ -17,7 +17,7 @@ PARTS = ("outside face", "forehead", "eyes", "nose", "cheeks", "mouth", "jaw")
 """Names of the parts; their places are the numbers in `part_map`."""
 
 MATTERS_FROM = 0.5
-"""An area begins where the heat is half of the map's largest, as for the localisation boxes of CAM papers."""
+"""An area begins where the heat is half of the map's largest, as for the localization boxes of CAM papers."""
 SMALLEST_SHARE = 0.02
 """Areas with less of the total heat are not worth a name."""
 

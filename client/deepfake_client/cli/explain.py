@@ -59,8 +59,6 @@ def explain(
       deepfake explain clip.mp4 --output-dir evidence/ --checkpoint detector.safetensors --method hires-cam
     """
     options = ExplainOptions(method, layer, faithfulness, sanity)
-    if method not in METHODS:
-        raise OptionError(f"--method is {method!r}; allowed: {', '.join(METHODS)}")
     known = None if verdict is None else _read_verdict(verdict)
     _make_directory(output_dir)
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -89,7 +87,7 @@ def _read_verdict(path: Path) -> Verdict:
     except FileNotFoundError:
         raise OptionError(f"{path}: there is no such file; `deepfake analyze PATH --json` writes verdicts") from None
     except (OSError, ValueError, AttributeError) as exc:
-        raise OptionError(f"{path} is no verdict of `deepfake analyze PATH --json` for one input ({exc})") from exc
+        raise OptionError(f"{path} is not a verdict of `deepfake analyze PATH --json` for one input ({exc})") from exc
     if outcome.verdict is None:
         raise OptionError(f"{path} holds an error and no verdict: {outcome.error}")
     return outcome.verdict

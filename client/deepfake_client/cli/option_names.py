@@ -17,6 +17,7 @@ OPTION_OF_PARAMETER: Final[Mapping[str, str]] = {
     "checkpoint": "--checkpoint",
     "concurrency": "--concurrency",
     "crops": "--crops",
+    "device": "--device",
     "fake": "--fake",
     "force": "--force",
     "fps": "--fps",

@@ -108,7 +108,7 @@ def _facts(explanation: Explanation) -> str:
 
 
 def _boxed(frame: Image, box_xyxy: tuple[float, float, float, float], color: tuple[int, int, int]) -> Image:
-    """Return the frame, scaled to its tile, with the face's box, so that the line is as thick for any frame."""
+    """Return the frame, scaled to its tile, with the face's box, to give the line one thickness for any frame."""
     scale = min(FRAME_TILE_PX / frame.shape[1], TILE_PX / frame.shape[0])
     small = _resized(frame, (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))))
     left, top, right, bottom = (round(value * scale) for value in box_xyxy)

@@ -16,6 +16,7 @@ from deepfake_client.result.verdict import FaceScore, FrameResult, Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.faces.geometry import CropGeometry, crop_geometry
 from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.sampling import Sampling
@@ -35,19 +36,23 @@ class Pick:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """A pick with its pictures.
+    """A pick with its pictures. The frame itself is not kept: a dozen of 4K would be 300 MB.
 
     Attributes:
         pick: what was picked.
-        frame: the full-resolution frame.
-        face: the face in pixels of that frame.
         crop: uint8 ``[input_height_px, input_width_px, 3]`` RGB, what the model saw.
+        landmarks_xy: float32 ``[5, 2]`` in the crop's pixels; None where they are unknown.
+        geometry: where in the frame the crop is.
+        frame_wh: size of the frame in pixels.
+        preview: uint8 ``[H, W, 3]`` RGB, the frame in small.
     """
 
     pick: Pick
-    frame: Frame
-    face: Face
     crop: NDArray[np.uint8]
+    landmarks_xy: NDArray[np.float32] | None
+    geometry: CropGeometry
+    frame_wh: tuple[int, int]
+    preview: NDArray[np.uint8]
 
 
 def suspicious_faces(verdict: Verdict, *, per_track: int, at_most: int | None = None) -> tuple[Pick, ...]:
@@ -83,15 +88,16 @@ def suspicious_faces(verdict: Verdict, *, per_track: int, at_most: int | None = 
     return tuple(pick for pick in turns if pick is not None)[:at_most]
 
 
-def cut_out(media: Media, picks: Iterable[Pick], spec: ModelSpec) -> Iterator[Evidence]:
+def cut_out(media: Media, picks: Iterable[Pick], spec: ModelSpec, *, preview_px: int) -> Iterator[Evidence]:
     """Decode the frames of the picks again and cut the faces out as the model saw them.
 
     Only these frames are decoded, with what they depend on; one frame is held at a time.
 
     Args:
-        media: the verdict's source, opened again.
+        media: the verdict's source.
         picks: faces of one verdict on this source.
         spec: the model's contract (see `DeepfakeClient.model`).
+        preview_px: largest width of the previews.
 
     Yields:
         One `Evidence` per pick in order of time. A frame that cannot be decoded again is left out.
@@ -105,9 +111,19 @@ def cut_out(media: Media, picks: Iterable[Pick], spec: ModelSpec) -> Iterator[Ev
     for frame in media.frames(Sampling(num_frames=None, at_seconds=times)):
         # A verdict that was read back from JSON holds its times in whole microseconds.
         time = min(times, key=lambda time: abs(time - frame.pts_seconds))
+        frame_wh, preview = (frame.width_px, frame.height_px), preview_of(frame, preview_px)
         for pick in by_time[time]:
             face = _face(pick.face)
-            yield Evidence(pick, frame, face, crop_face(frame, face, spec))
+            geometry = crop_geometry(face, frame_wh, spec)
+            points = None if face.landmarks_xy is None else geometry.points_to_crop(face.landmarks_xy)
+            landmarks = None if points is None else points.astype(np.float32)
+            yield Evidence(pick, crop_face(frame, face, spec), landmarks, geometry, frame_wh, preview)
+
+
+def preview_of(frame: Frame, width_px: int) -> NDArray[np.uint8]:
+    """Return a frame as uint8 ``[H, W, 3]`` RGB, at most `width_px` wide."""
+    scale = min(1.0, width_px / frame.width_px)
+    return frame.to_rgb((max(1, round(frame.width_px * scale)), max(1, round(frame.height_px * scale))))
 
 
 def _face(score: FaceScore) -> Face:

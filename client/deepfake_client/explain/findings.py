@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deepfake_client.explain.draw import SheetRow, draw_contact_sheet, overlay_heatmap
 from deepfake_client.explain.encoding import encode_png
-from deepfake_client.explain.evidence import Evidence, Pick, cut_out, suspicious_faces
+from deepfake_client.explain.evidence import Evidence, cut_out, suspicious_faces
 from deepfake_client.explain.types import (
     DEFAULT_SERVICE_URL,
     Explainer,
@@ -27,14 +27,12 @@ from deepfake_client.explain.types import (
 )
 from deepfake_client.result.verdict import Label, Verdict
 from deepfake_client.transport.protocol import ServedModel
-from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import ExplainDisagreementError, NoFaceError, OptionError
-from deepfake_preprocess.faces.geometry import CropGeometry, crop_geometry
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.extras import require_extra
 
 PREVIEW_PX = 960
-"""Longer side of the frames that are kept for pictures; ten full frames of 4K would be 250 MB."""
+"""Width of the frames that are kept for pictures."""
 
 
 class Scorer(Protocol):
@@ -50,24 +48,14 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ExplainedFace:
-    """One face of a verdict with its explanation.
+class ExplainedFace(Evidence):
+    """One face of a verdict with its explanation, also where in the frame it is.
 
     Attributes:
-        pick: which face in which frame.
-        crop: uint8 ``[H, W, 3]`` RGB, what the model saw.
-        explanation: where it saw the fake.
-        geometry: where in the frame the crop lies.
-        frame_wh: size of the frame in pixels.
-        preview: uint8 RGB, the frame with at most `PREVIEW_PX` on its longer side.
+        explanation: where the model saw the fake.
     """
 
-    pick: Pick
-    crop: NDArray[np.uint8]
     explanation: Explanation
-    geometry: CropGeometry
-    frame_wh: tuple[int, int]
-    preview: NDArray[np.uint8]
 
     def heatmap_in_frame(self) -> NDArray[np.float32]:
         """Return the heatmap in the frame's pixels, float32 ``[frame height, frame width]``, 0 around the crop."""
@@ -104,7 +92,7 @@ def open_explainer(
     Args:
         service: URL of a `deepfake explain-serve`; `DEFAULT_SERVICE_URL` when None and no checkpoint is given.
         checkpoint: the served model's checkpoint, or the YAML file of an ensemble.
-        spec: its spec; the one beside it when None.
+        spec: its spec; the one next to it when None.
         device: PyTorch's name of the device, for a checkpoint.
 
     Raises:
@@ -142,7 +130,7 @@ async def explain_verdict(
     Args:
         client: asks the server that gave the verdict.
         verdict: what is to be explained.
-        media: its source, opened again; stays open.
+        media: its source; stays open.
         explainer: who makes the heatmaps.
         top: at most that many faces of each track.
         at_most: at most that many faces in all, for which the tracks take turns; None for no such bound.
@@ -158,7 +146,7 @@ async def explain_verdict(
         ServerError: server or service cannot be reached or failed.
     """
     if top < 1:
-        raise OptionError(f"top is {top}; allowed: a whole number from 1")
+        raise OptionError(f"`top` is {top}; allowed: a whole number from 1")
     picks = suspicious_faces(verdict, per_track=top, at_most=at_most)
     if not picks:
         raise NoFaceError(
@@ -172,7 +160,7 @@ async def explain_verdict(
             f"{verdict.source}: the verdict is of checkpoint {known}, but the server now serves "
             f"{model.spec.checkpoint_sha256}; analyze the file again"
         )
-    found = await asyncio.to_thread(_cut_again, media, picks, model.spec)
+    found = await asyncio.to_thread(list, cut_out(media, picks, model.spec, preview_px=PREVIEW_PX))
     if not found:
         raise NoFaceError(f"{media.name}: none of the verdict's frames could be decoded again; is it the same file?")
     order = {id(pick): number for number, pick in enumerate(picks)}
@@ -187,7 +175,9 @@ async def explain_verdict(
         served=served,
     )
     return tuple(
-        ExplainedFace(item.pick, item.crop, explanation, item.geometry, item.frame_wh, item.preview)
+        ExplainedFace(
+            item.pick, item.crop, item.landmarks_xy, item.geometry, item.frame_wh, item.preview, explanation
+        )
         for item, explanation in zip(found, explanations, strict=True)
     )
 
@@ -218,32 +208,6 @@ def contact_sheet(verdict: Verdict, faces: Sequence[ExplainedFace]) -> NDArray[n
 def overlays_png(faces: Sequence[ExplainedFace]) -> dict[tuple[int, int], bytes]:
     """Return each overlay as the bytes of a PNG file, by (frame index, track), for a report to embed."""
     return {(face.pick.frame.index, face.pick.face.track): encode_png(face.explanation.overlay) for face in faces}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Cut:
-    """A face that was cut out again, without its full frame."""
-
-    pick: Pick
-    crop: NDArray[np.uint8]
-    geometry: CropGeometry
-    landmarks_xy: NDArray[np.float32] | None
-    frame_wh: tuple[int, int]
-    preview: NDArray[np.uint8]
-
-
-def _cut_again(media: Media, picks: Sequence[Pick], spec: ModelSpec) -> list[_Cut]:
-    return [_without_frame(evidence, spec) for evidence in cut_out(media, picks, spec)]
-
-
-def _without_frame(evidence: Evidence, spec: ModelSpec) -> _Cut:
-    frame, face = evidence.frame, evidence.face
-    frame_wh = (frame.width_px, frame.height_px)
-    scale = min(1.0, PREVIEW_PX / max(frame_wh))
-    geometry = crop_geometry(face, frame_wh, spec)
-    points = None if face.landmarks_xy is None else geometry.points_to_crop(face.landmarks_xy).astype(np.float32)
-    preview = frame.to_rgb((max(1, round(frame_wh[0] * scale)), max(1, round(frame_wh[1] * scale))))
-    return _Cut(evidence.pick, evidence.crop, geometry, points, frame_wh, preview)
 
 
 def _scaled_box(face: ExplainedFace) -> tuple[float, float, float, float]:

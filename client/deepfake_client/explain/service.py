@@ -32,6 +32,14 @@ from deepfake_preprocess.errors import (
 
 DEFAULT_TIMEOUT_S: Final = 60.0
 
+_ERROR_OF: Final[dict[int, type[DeepfakeError]]] = {
+    409: ExplainDisagreementError,
+    429: ServerBusyError,
+    503: ServerBusyError,
+    504: ServerTimeoutError,
+}
+"""What a refusal is here; see docs/explain.md for the statuses."""
+
 
 class ServiceExplainer:
     """Asks an explain service over HTTP; a `deepfake_client.explain.types.Explainer`.
@@ -105,22 +113,10 @@ class ServiceExplainer:
         try:
             if status == 200:
                 return Answer.model_validate_json(body).explanation
-            raise _error_of(status, Problem.model_validate_json(body).detail, self.url)
+            kind = _ERROR_OF.get(status, OptionError if status < 500 else InferenceError)
+            raise kind(f"the explain service at {self.url}: {Problem.model_validate_json(body).detail}")
         except (ValidationError, EOFError) as exc:
             raise InferenceError(
                 f"{self.url} answered with status {status} and something else than an explanation; is it an explain "
                 "service of this version?"
             ) from exc
-
-
-def _error_of(status: int, detail: str, url: str) -> DeepfakeError:
-    """Return the error that a problem stands for; see docs/explain.md for the statuses."""
-    if status == 404:
-        return OptionError(f"there is no explain service at {url}: {detail}")
-    if status == 409:
-        return ExplainDisagreementError(detail)
-    if status in (429, 503):
-        return ServerBusyError(detail)
-    if status in (408, 504):
-        return ServerTimeoutError(detail)
-    return OptionError(detail) if status < 500 else InferenceError(f"the explain service at {url} failed: {detail}")

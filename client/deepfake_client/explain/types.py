@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.explain.encoding import Heatmap, Picture
+from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.json_data import JsonData
 
 METHODS = ("grad-cam", "grad-cam++", "eigen-cam", "layer-cam", "hires-cam")
@@ -134,13 +135,20 @@ class ExplainOptions:
         layer: target layer by its name in PyTorch; found from the architecture when None. For an ensemble
             ``MEMBER:LAYER``, which leaves the other members' as they are.
         faithfulness: also compute deletion and insertion curves (dozens of forward passes per crop).
-        sanity: also compare with randomised weights.
+        sanity: also compare with randomized weights.
+
+    Raises:
+        OptionError: the method is unknown.
     """
 
     method: str = DEFAULT_METHOD
     layer: str | None = None
     faithfulness: bool = False
     sanity: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise OptionError(f"`method` is {self.method!r}; allowed: {', '.join(METHODS)}")
 
 
 class Explainer(Protocol):

@@ -10,7 +10,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, Pick, cut_out, suspicious_faces
+from deepfake_client.explain.evidence import (
+    MAX_SHOWN,
+    SHOWN_PER_TRACK,
+    Pick,
+    cut_out,
+    preview_of,
+    suspicious_faces,
+)
 from deepfake_client.result.verdict import FaceScore, FrameResult, Verdict
 from deepfake_client.sources.inputs import open_source
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -106,11 +113,12 @@ def _of_picks(picks: Sequence[Pick], media: Media, spec: ModelSpec) -> Pictures:
     faces: list[FacePicture] = []
     shots: dict[int, Shot] = {}
     wanted = list(dict.fromkeys(pick.frame.index for pick in picks))[:MAX_FRAMES]
-    for evidence in cut_out(media, picks, spec):
+    for evidence in cut_out(media, picks, spec, preview_px=FRAME_WIDTH_PX):
         result = evidence.pick.frame
         faces.append(FacePicture(result.index, result.pts_seconds, evidence.pick.face, evidence.crop))
-        if result.index in wanted and result.index not in shots:
-            shots[result.index] = _shot(result, evidence.frame)
+        if result.index in wanted:
+            scale = evidence.preview.shape[1] / evidence.frame_wh[0]
+            shots.setdefault(result.index, Shot(result, evidence.preview, scale))
     faces.sort(key=lambda picture: -(picture.face.fake_probability or 0.0))
     return Pictures(tuple(faces), tuple(shots.values()))
 
@@ -129,6 +137,5 @@ def _nearest(results: tuple[FrameResult, ...], frame: Frame) -> FrameResult:
 
 
 def _shot(result: FrameResult, frame: Frame) -> Shot:
-    scale = min(1.0, FRAME_WIDTH_PX / frame.width_px)
-    size_wh = max(1, round(frame.width_px * scale)), max(1, round(frame.height_px * scale))
-    return Shot(result, frame.to_rgb(size_wh), scale)
+    image = preview_of(frame, FRAME_WIDTH_PX)
+    return Shot(result, image, image.shape[1] / frame.width_px)

@@ -155,4 +155,4 @@ def _sentence(item: dict[str, Any]) -> str:
     """Return one finding of pydantic's as a part of a sentence."""
     field = ".".join(str(part) for part in item["loc"] if part != "body")
     message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{field} is {str(item['input'])[:80]!r}: {message}" if field else message
+    return f"`{field}` is {str(item['input'])[:80]!r}: {message}" if field else message

@@ -142,7 +142,7 @@ def _face_at(box: list[float], points: NDArray[np.float32] | None, faces: list[F
     left, top, right, bottom = box
     if not (left < right and top < bottom and left < frame.width_px and top < frame.height_px and right > 0 < bottom):
         raise OptionError(
-            f"box is {left:g},{top:g},{right:g},{bottom:g}; allowed: left,top,right,bottom of a face in the "
+            f"`box` is {left:g},{top:g},{right:g},{bottom:g}; allowed: left,top,right,bottom of a face in the "
             f"{frame.width_px}x{frame.height_px} px frame"
         )
     box_xyxy = np.array(box, np.float32)

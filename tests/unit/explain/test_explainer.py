@@ -21,7 +21,7 @@ from deepfake_explain import METHODS, PARTS, CheckpointExplainer, ExplainOptions
 from deepfake_explain._agreement import check_scores, tolerance_of
 from deepfake_explain._cam import CAMS
 from deepfake_explain._target_layer import find_target_layer, spatial_layers
-from deepfake_explain.faithfulness import compare_maps, measure_faithfulness, randomised
+from deepfake_explain.faithfulness import compare_maps, measure_faithfulness, randomized
 from deepfake_explain.regions import find_regions, part_map, part_shares
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.graph.served_detector import ServedDetector
@@ -117,9 +117,9 @@ def test_a_named_layer_is_taken_and_an_unknown_one_answered_with_those_there_are
     (last,) = explainer.explain(crops_of(1))
     assert (first.layer, last.layer) == ("0", "4")
     assert not np.array_equal(first.heatmap, last.heatmap)
-    with pytest.raises(OptionError, match=r"layer is 'conv_head'; allowed: 4, 3, 2, 1, 0$"):
+    with pytest.raises(OptionError, match=r"`layer` is 'conv_head'; allowed: 4, 3, 2, 1, 0$"):
         explainer.explain(crops_of(1), ExplainOptions(layer="conv_head"))
-    with pytest.raises(OptionError, match=r"method is 'gradcam'; allowed: grad-cam, grad-cam\+\+, eigen-cam"):
+    with pytest.raises(OptionError, match=r"`method` is 'gradcam'; allowed: grad-cam, grad-cam\+\+, eigen-cam"):
         explainer.explain(crops_of(1), ExplainOptions("gradcam"))
 
 
@@ -160,9 +160,9 @@ def test_crops_of_another_size_are_refused(crops, message):
 
 
 def test_options_of_the_explainer_are_checked():
-    with pytest.raises(OptionError, match="device is 'gpu7', which PyTorch cannot use here; usable: cpu"):
+    with pytest.raises(OptionError, match="`device` is 'gpu7', which PyTorch cannot use here; usable: cpu"):
         tiny_explainer(device="gpu7")
-    with pytest.raises(OptionError, match="max_batch is 0"):
+    with pytest.raises(OptionError, match="`max_batch` is 0"):
         tiny_explainer(max_batch=0)
     with pytest.raises(OptionError, match="landmarks_xy must be one per crop"):
         tiny_explainer().explain(crops_of(2), landmarks_xy=[None])
@@ -377,7 +377,7 @@ def in_frame(geometry, points_xy):
 @pytest.mark.parametrize("box", [(30.3, 20.2, 70.9, 75.7), (20, 30, 32, 44), (-20, 60, 40, 130)])
 def test_a_crop_lies_in_the_frame_where_the_geometry_says(align, box):
     """Each pixel of the frame holds its own place, so each pixel of the crop says where it comes from."""
-    # Doubled, because the mean of two neighbours would always be rounded to the same side.
+    # Doubled, because the mean of two neighbors would always be rounded to the same side.
     columns, rows = np.meshgrid(2 * np.arange(125), 2 * np.arange(120))
     frame = ArrayFrame.from_rgb(np.stack([columns, rows, np.full_like(rows, 255)], axis=-1).astype(np.uint8))
     left, top, right, _ = box
@@ -435,10 +435,10 @@ def test_deletion_and_insertion_tell_a_true_map_from_a_false_one():
     assert len(good.deletion) == 17
 
 
-def test_randomised_weights_are_others_and_the_map_is_compared_with_theirs():
+def test_randomized_weights_are_others_and_the_map_is_compared_with_theirs():
     network = tiny_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    other = randomised(network, seed=1)
+    other = randomized(network, seed=1)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
     assert not torch.equal(other[0].weight, network[0].weight)
     assert other[0].weight.detach().std().item() == pytest.approx(network[0].weight.detach().std().item(), rel=0.3)

@@ -55,10 +55,11 @@ def test_the_same_crops_come_again(
     verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(10)))
     picks = suspicious_faces(verdict, per_track=3)
     with open_media(clip) as media:
-        evidence = list(cut_out(media, picks, SPEC))
+        evidence = list(cut_out(media, picks, SPEC, preview_px=80))
     assert len(evidence) == len(picks) == 6
     for item in evidence:
-        assert item.frame.pts_seconds == item.pick.frame.pts_seconds
+        assert item.frame_wh == (160, 120)
+        assert item.preview.shape == (60, 80, 3)
         assert any(np.array_equal(item.crop, crop) for crop in seen)
 
 
@@ -90,5 +91,5 @@ def test_an_image_and_a_verdict_without_faces(client: DeepfakeClient, tmp_path: 
     cv2.imwrite(str(image), PICTURES[20])
     verdict: Verdict = client.analyze(image)
     with open_media(image) as media:
-        assert len(list(cut_out(media, suspicious_faces(verdict, per_track=5), SPEC))) == 2
-        assert list(cut_out(media, (), SPEC)) == []
+        assert len(list(cut_out(media, suspicious_faces(verdict, per_track=5), SPEC, preview_px=80))) == 2
+        assert list(cut_out(media, (), SPEC, preview_px=80)) == []

@@ -122,7 +122,7 @@ def test_a_verdict_without_faces_and_a_top_of_nothing(clip, verdict, explainer):
     with client_of(explainer) as client:
         with pytest.raises(NoFaceError, match=r"nothing to explain \(no face was found in 5 frames\)"):
             client.explain(empty, clip, explainer=explainer)
-        with pytest.raises(OptionError, match="top is 0"):
+        with pytest.raises(OptionError, match="`top` is 0"):
             client.explain(verdict, clip, top=0, explainer=explainer)
 
 
@@ -229,10 +229,10 @@ def test_the_command_takes_a_verdict_instead_of_analyzing(command, clip, verdict
     ("arguments", "sentence"),
     [
         (["--verdict", "none.json"], "none.json: there is no such file"),
-        (["--verdict", "list.json"], "list.json is no verdict of `deepfake analyze PATH --json`"),
+        (["--verdict", "list.json"], "list.json is not a verdict of `deepfake analyze PATH --json`"),
         (["--verdict", "error.json"], "error.json holds an error and no verdict: gone"),
         (["--method", "cam"], "--method is 'cam'; allowed: grad-cam"),
-        (["--layer", "bn2"], "layer is 'bn2'; allowed: 4, 3, 2, 1, 0"),
+        (["--layer", "bn2"], "--layer is 'bn2'; allowed: 4, 3, 2, 1, 0"),
         (["--output-dir", "list.json"], "list.json cannot be made (File exists)"),
     ],
 )
