@@ -70,8 +70,8 @@ class Sanity(JsonData):
     """How much a heatmap has in common with those of networks with random weights.
 
     Adebayo, Gilmer, Muelly, Goodfellow, Hardt and Kim, "Sanity Checks for Saliency Maps", NeurIPS 2018: a map that
-    stays the same without what was learned shows the picture, not the model. Weights are drawn again for all layers at
-    once, each tensor from a normal distribution with its own mean and spread, so that activations keep their scale.
+    stays the same without what was learned shows the picture, not the model. The weights of all layers are drawn at
+    once, each tensor from a normal distribution with its own mean and spread, to keep the scale of activations.
 
     Attributes:
         rank_correlation: Spearman's, mean over the randomized networks, in [-1, 1]; near 1 means no evidence.

@@ -13,12 +13,9 @@ PROBLEM_TYPE: Final = "application/problem+json"
 
 
 class Answer(BaseModel):
-    """An explanation, and for a face in a frame where its crop is."""
+    """An explanation, and for a face in a frame where its crop is in it."""
 
     explanation: Explanation
-    box_xyxy: list[float] | None = Field(
-        None, description="left, top, right, bottom of the face in the frame, in pixels"
-    )
     crop_to_frame: list[list[float]] | None = Field(
         None, description="affine matrix, two rows of three, from pixels of the crop to those of the frame"
     )

@@ -62,7 +62,7 @@ def explain_serve(
     [bold]Examples[/]
 
       deepfake explain-serve detector.safetensors --url localhost:8001
-      curl -F frame=@portrait.jpg http://127.0.0.1:8005/v1/explain
+      curl -F frame=@frame.png -F box=412,120,560,330 http://127.0.0.1:8005/v1/explain
     """
     limits = Limits(max_requests=max_requests, max_upload_bytes=max_upload_mb * 2**20, timeout_s=deadline)
     # Not tried again: who waits has a deadline, and holds one of the few places.

@@ -115,26 +115,20 @@ class AdmittedRoute(APIRoute):
 
 
 def _bounded(request: Request, limit: int) -> Request:
-    """Return a form's request that is refused as soon as its body is known to be longer than `limit` bytes."""
+    """Return a form's request that is refused as soon as more than `limit` bytes of its body have come."""
+    kind = request.headers.get("content-type", "without a content type")
+    if not kind.lower().startswith("multipart/form-data"):
+        raise HTTPException(415, f"the request is {kind}; send multipart/form-data with a 'crop' or a 'frame'")
     received = 0
-
-    def check(num_bytes: int) -> None:
-        if num_bytes > limit:
-            raise HTTPException(
-                413, f"the upload has {num_bytes} bytes or more; at most {limit} are accepted: send a smaller picture"
-            )
 
     async def receive() -> Message:
         nonlocal received
         message = await request.receive()
         received += len(message.get("body", b""))
-        check(received)
+        if received > limit:
+            raise HTTPException(413, f"the upload has more than {limit} bytes; send the crop, or a smaller picture")
         return message
 
-    kind = request.headers.get("content-type", "without a content type")
-    if not kind.lower().startswith("multipart/form-data"):
-        raise HTTPException(415, f"the request is {kind}; send multipart/form-data with a 'crop' or a 'frame'")
-    check(int(request.headers.get("content-length", 0)))
     return Request(request.scope, receive)
 
 

@@ -45,7 +45,7 @@ def build_app(
 
     Args:
         explainer: explains crops.
-        detector: finds faces and landmarks that a request does not bring.
+        detector: finds landmarks that a request does not bring.
         limits: what it takes on; the defaults of `Limits` when None.
         connect: makes a client of the server to compare every score with; None compares only scores that a request
             brings.
@@ -76,7 +76,7 @@ def build_app(
         (explanation,) = await in_thread(
             worker, partial(explainer.explain, crops, options, landmarks_xy=landmarks_xy, served=served)
         )
-        return Answer(explanation=explanation, box_xyxy=face.box_xyxy, crop_to_frame=face.crop_to_frame)
+        return Answer(explanation=explanation, crop_to_frame=face.crop_to_frame)
 
     async def model() -> dict[str, Any]:
         """Say what is explained, and how it can be."""

@@ -164,7 +164,7 @@ def test_options_of_the_explainer_are_checked():
         tiny_explainer(device="gpu7")
     with pytest.raises(OptionError, match="`max_batch` is 0"):
         tiny_explainer(max_batch=0)
-    with pytest.raises(OptionError, match="landmarks_xy must be one per crop"):
+    with pytest.raises(OptionError, match="`landmarks_xy` must be one per crop"):
         tiny_explainer().explain(crops_of(2), landmarks_xy=[None])
     assert tiny_explainer().explain(crops_of(1)[:0]) == []
 
@@ -258,7 +258,7 @@ def test_agreement_needs_the_served_checkpoint_and_the_served_score():
     assert f"PyTorch gives {scores[1]:.6f} for crop 1, but the server gave {wrong[1]:.6f}" in str(raised.value)
     # What FP16 may change is not an error for FP16.
     explainer.explain(crops, served=ServedScores(wrong, SHA, "fp16"))
-    with pytest.raises(OptionError, match="precision is 'bf16'; allowed: fp32, fp16, int8"):
+    with pytest.raises(OptionError, match="`precision` is 'bf16'; allowed: fp32, fp16, int8"):
         explainer.explain(crops, served=ServedScores(scores, SHA, "bf16"))
     with pytest.raises(ExplainDisagreementError):
         check_scores(scores, ServedScores(np.full_like(scores, np.nan), SHA))
