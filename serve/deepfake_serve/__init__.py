@@ -1,25 +1,18 @@
 """Starts a real Triton without Docker: the embedded default of `deepfake serve`.
 
+::
+
+    from deepfake_serve import EmbeddedTriton
+
+    with EmbeddedTriton("model_repository") as triton:
+        print(triton.grpc_url)
+
 Modules, in the order in which a start uses them: `_runtime` (brings Triton's own binary), `_repository` (checks
 what is to be served and lays out a private view of it), `server` (the life cycle), `_supervisor` (the small
-process that makes sure nothing is left behind), `_backend` (ONNX Runtime inside Triton), `cli`.
-
-`EmbeddedTriton` is loaded on first use: Triton imports this package's backend where nothing else of the project is.
+process that makes sure nothing is left behind), `_backend` (ONNX Runtime inside Triton), `cli`. Public names are
+listed in ``__init__.pyi`` and loaded on first use: Triton imports the backend, and must not load the rest.
 """
 
-from __future__ import annotations
+from deepfake_preprocess.support.lazy import attach_stub
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from deepfake_serve.server import EmbeddedTriton
-
-__all__ = ["EmbeddedTriton"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "EmbeddedTriton":
-        from deepfake_serve.server import EmbeddedTriton
-
-        return EmbeddedTriton
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __all__ = attach_stub(__name__, __file__)

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 
 from deepfake_bench.load.senders import Crops, HttpRequest
-from deepfake_serve._cores import CROPS_PER_THREAD
+from deepfake_serve import CROPS_PER_THREAD
 
 PEERS_DIR = Path(__file__).parent / "peers"
 ONNX_RUNTIME = "ONNX Runtime in-process"

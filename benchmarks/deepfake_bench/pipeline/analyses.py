@@ -26,7 +26,7 @@ from deepfake_bench.server.serving import Server
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling, Verdict, connect
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
-from deepfake_serve._cores import CROPS_PER_THREAD
+from deepfake_serve import CROPS_PER_THREAD
 
 LOWER_BOUNDS = ("decode_alone", "detector_alone", "onnxruntime_alone")
 COUNTED_WITHIN_S = 1.0

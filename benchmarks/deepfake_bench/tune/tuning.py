@@ -32,7 +32,7 @@ from deepfake_preprocess.contract.model_dir import versions_of
 from deepfake_preprocess.contract.repository import MODEL_FILE
 from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_preprocess.errors import DeepfakeError, RepositoryError
-from deepfake_serve._repository import ServedModel, available_cores, check_repository, model_share
+from deepfake_serve import ServedModel, available_cores, check_repository, model_share
 
 FULL_LOAD, FULL_LOAD_S = 32, 1.5
 FIRST_SHARE = 0.6

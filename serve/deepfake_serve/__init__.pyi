@@ -1,0 +1,17 @@
+"""The public names of `deepfake_serve`, and the modules that they are loaded from on first use."""
+
+from deepfake_serve._cores import CROPS_PER_THREAD
+from deepfake_serve._repository import CpuShare, ServedModel, available_cores, check_repository, model_share
+from deepfake_serve._runtime import cache_dir
+from deepfake_serve.server import EmbeddedTriton
+
+__all__ = [
+    "CROPS_PER_THREAD",
+    "CpuShare",
+    "EmbeddedTriton",
+    "ServedModel",
+    "available_cores",
+    "cache_dir",
+    "check_repository",
+    "model_share",
+]
