@@ -88,7 +88,9 @@ class Outcome:
         facts = {name: value for name, value in data.items() if name != "input"}
         if "error" in facts:
             failure = Failure.from_dict(facts, where=where)
-            kind = getattr(errors, failure.error.type, DeepfakeError)
+            kind = getattr(errors, failure.error.type, None)
+            if not (isinstance(kind, type) and issubclass(kind, DeepfakeError)):
+                kind = DeepfakeError
             return cls(failure.source, error=kind(failure.error.message))
         verdict = Verdict.from_dict(facts, where=where)
         return cls(verdict.source, verdict=verdict)

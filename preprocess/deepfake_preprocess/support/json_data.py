@@ -1,8 +1,7 @@
 """`JsonData`: the JSON form of a dataclass, written, read back and checked by the annotations of its fields.
 
-An annotation says what a field may hold (`Bounds`, `Matching`) and how it is
-written (`Rounded`). Pydantic does the work; it is imported with the first use, because importing it takes as long as
-a quarter of importing the client.
+An annotation says what a field may hold (`Bounds`, `Matching`) and how it is written (`Rounded`). Pydantic does the
+work. It is imported with the first use, because importing it takes a fifth of the time that the client takes.
 """
 
 from __future__ import annotations

@@ -163,5 +163,5 @@ def test_the_schema_has_bounds_patterns_and_descriptions_and_no_pictures() -> No
 
 
 def test_pydantic_is_imported_only_once_it_is_needed() -> None:
-    code = "import sys, deepfake_client.result.outcome; assert 'pydantic' not in sys.modules"
+    code = "import sys, deepfake_client, deepfake_client.cli.main; assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
