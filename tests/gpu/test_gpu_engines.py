@@ -73,8 +73,7 @@ def test_the_ceilings_of_a_gpu_are_in_order():
     ceilings = measure_ceilings("cuda", seconds=0.2)
     assert set(ceilings.flops_per_s) == {"fp32", "tf32", "fp16"}
     assert ceilings.flops_per_s["fp16"] > ceilings.flops_per_s["fp32"] > 1e12
-    assert ceilings.upload_bytes_per_s is not None
-    assert ceilings.copy_bytes_per_s > ceilings.upload_bytes_per_s > 1e9
+    assert ceilings.copy_bytes_per_s > 1e10
 
 
 def test_the_command_measures_on_a_gpu(tmp_path):

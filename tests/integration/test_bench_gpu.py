@@ -13,7 +13,7 @@ from deepfake_bench.cli import gpu
 from deepfake_bench.gpu import engines as gpu_engines
 from deepfake_bench.gpu import measure as gpu_measure
 from deepfake_bench.gpu.engines import ENGINES, EngineKind, OnnxRuntimeEngine, Subject, TensorRTEngine
-from deepfake_bench.gpu.measure import LIMITS, describe_network, measure_engine
+from deepfake_bench.gpu.measure import LIMITS, measure_engine
 from deepfake_bench.report.plots import write_plots
 from deepfake_client.cli import main as cli
 from deepfake_export.demo.untrained import build_untrained_network
@@ -70,6 +70,8 @@ def test_the_engines_of_a_cpu_are_verified_timed_and_set_against_the_roofline(sm
     ceilings = data["ceilings"]
     assert set(ceilings["flops_per_s"]) == {"fp32", "fp16"}
     (network,) = data["networks"]
+    # 15 x 15 x 8 outputs of 27 multiply-adds, and the last layer.
+    assert network["gflops_per_crop"] * 1e9 == pytest.approx(2 * (15 * 15 * 8 * 27 + 8), rel=0.1)
     engines = {engine.pop("engine"): engine for engine in network["engines"]}
     run_here = ["onnxruntime-fp32", "onnxruntime-fp16", "pytorch-eager-fp16"]
     assert list(engines) == run_here
@@ -111,12 +113,6 @@ def test_without_a_gpu_there_is_an_error_and_no_result(small_network, tmp_path, 
     assert bench("--network", small_network, "--output", str(output)) == 1
     assert "no NVIDIA GPU was found; --device cpu tries the command" in " ".join(capsys.readouterr().err.split())
     assert not output.exists()
-
-
-def test_what_a_network_needs_is_counted(subject):
-    # 15 x 15 x 8 outputs of 27 multiply-adds, and the last layer.
-    described = describe_network(subject, None)
-    assert described["gflops_per_crop"] * 1e9 == pytest.approx(2 * (15 * 15 * 8 * 27 + 8), rel=0.1)
 
 
 def test_what_half_precision_cannot_hold_stays_in_float32_in_pytorch_too(subject):
@@ -235,7 +231,7 @@ def test_small_batches_run_on_the_plan_that_is_served_and_large_ones_on_their_ow
         (["--batches", "0"], "--batches is '0'"),
         (["--engines", "onnx"], "--engines is 'onnx'; allowed: all, onnxruntime-fp32"),
         (["--network", "timm:efficientnet_b0"], "--network is 'timm:efficientnet_b0'; expected ARCHITECTURE@PIXELS"),
-        (["--network", ","], "--network is empty"),
+        (["--network", ","], "--network is ''; expected ARCHITECTURE@PIXELS"),
         (["--device", "cpu", "--network", "timm:efficientnet_b00@64"], "did you mean"),
         (["--checkpoint", "absent.safetensors"], "absent.yaml: there is no such spec file"),
     ],

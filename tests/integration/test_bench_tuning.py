@@ -66,7 +66,7 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
     add_version(tiny_repository, "int8", negate=True)
     options = triton_config.ServingOptions(4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores())
     # Two candidates; the whole space takes minutes.
-    monkeypatch.setattr(tuning, "neighbors", lambda setting, **_: [replace(setting, version=2), Setting(1, options)])
+    monkeypatch.setattr(tuning, "neighbors", lambda setting, **_: [Setting(2, options), Setting(1, options)])
     arguments = [
         str(clip),
         "--repository",

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from deepfake_bench.cli.options import ModelOption, OutputOption, print_table, shown
+from deepfake_bench.cli.options import ModelOption, OutputOption, print_table
 from deepfake_bench.compare.comparison import MANY, ONE, Comparison, served_over_in_process
 from deepfake_bench.compare.peer_list import peers
 from deepfake_bench.machine.environment import usable_cores
@@ -23,6 +23,19 @@ from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "torch", "timm", "fastapi", "uvicorn")
+COLUMNS = (
+    ("contender", "{name}"),
+    ("setting", "{setting}"),
+    ("crops/s", "{many[crops_per_s]:.1f}"),
+    ("p50", "{many[latency][p50_ms]:.1f}"),
+    ("p99 ms", "{many[latency][p99_ms]:.1f}"),
+    ("CPU ms per crop", "{many[cpu_ms_per_crop]:.2f}"),
+    ("alone: p50 ms", "{one[latency][p50_ms]:.1f}"),
+    ("ours: throughput", "{ratio[throughput]:.2f}"),
+    ("p99", "{ratio[p99]:.2f}"),
+    ("alone", "{ratio[p50_alone]:.2f}"),
+    ("of in-process", "{in_process:.2f}"),
+)
 
 
 def compare(
@@ -91,23 +104,15 @@ def _sigterm_as_exit() -> Iterator[None]:
 
 
 def _print(data: Results) -> None:
-    columns = ("contender", "setting", "crops/s", "p50", "p99 ms", "CPU ms per crop", "alone: p50 ms")
     in_process = served_over_in_process(data)
-    rows = []
-    for item in data["contenders"]:
-        many, alone = item["concurrency"][str(MANY)], item["concurrency"][str(ONE)]
-        waits, ratio = many["latency"] or {}, data["ours_over"].get(item["name"], {})
-        rows.append(
-            (
-                item["name"],
-                item["setting"],
-                shown(many["crops_per_s"], ".1f"),
-                shown(waits.get("p50_ms"), ".1f"),
-                shown(waits.get("p99_ms"), ".1f"),
-                shown(many["cpu_ms_per_crop"], ".2f"),
-                shown(alone["latency"]["p50_ms"], ".1f"),
-                *(shown(ratio.get(key), ".2f") for key in ("throughput", "p99", "p50_alone")),
-                shown(in_process.get(item["name"]), ".2f"),
-            )
-        )
-    print_table((*columns, "ours: throughput", "p99", "alone", "of in-process"), rows, left=2)
+    items = [
+        {
+            **item,
+            "many": item["concurrency"][str(MANY)],
+            "one": item["concurrency"][str(ONE)],
+            "ratio": data["ours_over"].get(item["name"]),
+            "in_process": in_process.get(item["name"]),
+        }
+        for item in data["contenders"]
+    ]
+    print_table(items, COLUMNS, left=2)

@@ -11,6 +11,16 @@ from deepfake_bench.machine.results import write_results
 from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.pipeline.decode import ffmpeg_versions, measure_clip, measure_memory
 
+COLUMNS = (
+    ("clip", "{clip}"),
+    ("plain: wall", "{plain[wall_s]:.3f} s"),
+    ("sampled", "{sampled[wall_s]:.3f} s"),
+    ("ratio", "{wall_ratio:.2f}"),
+    ("plain: CPU", "{plain[cpu_s]:.3f} s"),
+    ("sampled", "{sampled[cpu_s]:.3f} s"),
+    ("ratio", "{cpu_ratio:.2f}"),
+)
+
 
 def decode(
     clips: ClipsArgument,
@@ -35,23 +45,7 @@ def decode(
     results: dict[str, Any] = {"ffmpeg": ffmpeg_versions(), "clips": measured}
     if memory:
         results["memory"] = measure_memory(num_frames=num_frames)
-    columns = ("clip", "plain: wall", "sampled", "ratio", "plain: CPU", "sampled", "ratio")
-    rows = [
-        (
-            item["clip"],
-            *(
-                text
-                for kind in ("wall", "cpu")
-                for text in (
-                    f"{item['plain'][f'{kind}_s']:.3f} s",
-                    f"{item['sampled'][f'{kind}_s']:.3f} s",
-                    f"{item[f'{kind}_ratio']:.2f}",
-                )
-            ),
-        )
-        for item in measured
-    ]
-    print_table(columns, rows)
+    print_table(measured, COLUMNS)
     if memory:
         typer.echo(f"peak memory, MB: {results['memory']}")
     typer.echo(f"written to {write_results('decode', results, packages=('av', 'numpy'), path=output)}")

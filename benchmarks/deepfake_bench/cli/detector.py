@@ -17,6 +17,20 @@ from deepfake_preprocess.support.extras import require_extra
 
 PACKAGES = ("facenet-pytorch", "torch", "onnxruntime", "opencv-python-headless", "numpy")
 
+COLUMNS = (
+    ("clip", "{clip} {size_wh[0]}x{size_wh[1]}"),
+    ("frames", "{frames}"),
+    ("peer's faces", "{peer_faces}"),
+    ("found", "{matched} ({matched_share:.1%})"),
+    ("following", "{matched_following} ({detections_following} detections)"),
+    ("mean IoU", "{mean_iou}"),
+    ("only ours", "{boxes_only_ours}"),
+    ("only peer", "{boxes_only_peer}"),
+    ("ours", "{median_ms[ours]:.1f} ms"),
+    ("peer", "{median_ms[peer]:.1f} ms"),
+    ("ratio", "{ratio:.1f}x"),
+)
+
 
 def detector(
     clips: ClipsArgument,
@@ -49,24 +63,7 @@ def detector(
         compare(clip, ours, peer, num_frames=num_frames, min_face_px=min_face_px, pictures_dir=output_dir)
         for clip in paths
     ]
-    columns = ("clip", "frames", "peer's faces", "found", "following", "mean IoU", "only ours", "only peer")
-    figures = [
-        (
-            f"{row['clip']} {row['size_wh'][0]}x{row['size_wh'][1]}",
-            str(row["frames"]),
-            str(row["peer_faces"]),
-            f"{row['matched']}" if row["matched_share"] is None else f"{row['matched']} ({row['matched_share']:.1%})",
-            f"{row['matched_following']} ({row['detections_following']} detections)",
-            str(row["mean_iou"] or ""),
-            str(row["boxes_only_ours"]),
-            str(row["boxes_only_peer"]),
-            f"{row['median_ms']['ours']:.1f} ms",
-            f"{row['median_ms']['peer']:.1f} ms",
-            f"{row['ratio']:.1f}x",
-        )
-        for row in rows
-    ]
-    print_table((*columns, "ours", "peer", "ratio"), figures, title="Face detectors on the same frames")
+    print_table(rows, COLUMNS, title="Face detectors on the same frames")
     results = {
         "settings": {
             "min_face_px_at_1080p": min_face_px,

@@ -13,6 +13,14 @@ from deepfake_bench.pipeline.explain import measure_method, untrained
 from deepfake_client.explain.types import METHODS
 from deepfake_preprocess.support.extras import require_extra
 
+COLUMNS = (
+    ("method", "{method}"),
+    ("wall", "{wall_s:.2f} s"),
+    ("CPU", "{cpu_s:.2f} s"),
+    ("per crop", "{crop_ms:.1f} ms"),
+    ("furthest from the library", "{max_difference:.1e}"),
+)
+
 
 def explain(
     architecture: Annotated[str, typer.Option(help="Network, as in a spec.")] = "timm:efficientnet_b0",
@@ -36,17 +44,8 @@ def explain(
     threads = threads or usable_cores()
     explained = untrained(architecture, num_crops=num_crops, threads=threads)
     measured = [measure_method(explained, method, repeats=repeats) for method in wanted]
-    rows = [
-        (
-            item["method"],
-            f"{item['wall_s']:.2f} s",
-            f"{item['cpu_s']:.2f} s",
-            f"{1_000 * item['wall_s'] / num_crops:.1f} ms",
-            f"{item['max_difference']:.1e}",
-        )
-        for item in measured
-    ]
-    print_table(("method", "wall", "CPU", "per crop", "furthest from the library"), rows)
+    items = [{**item, "crop_ms": 1_000 * item["wall_s"] / num_crops} for item in measured]
+    print_table(items, COLUMNS)
     results = {
         "architecture": architecture,
         "layer": explained.explainer.default_layer(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,8 +22,7 @@ from deepfake_preprocess.support.extras import require_extra
 if TYPE_CHECKING:
     from torch import nn
 
-    from deepfake_bench.gpu.measure import BatchSpeed, EngineSpeed
-    from deepfake_bench.gpu.roofline import Ceilings
+    from deepfake_bench.gpu.measure import EngineSpeed
 
 PACKAGES = ("torch", "timm", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx_cu12_libs", "numpy")
 DEFAULT_NETWORKS = "timm:efficientnet_b0@224,timm:efficientnet_b4@380"
@@ -68,17 +68,23 @@ def gpu(
         raise OptionError("--batches is empty; expected whole numbers with commas between, such as 1,8,32")
     for module in ("torch", "onnx", "onnxscript", "safetensors", "timm"):
         require_extra(module, extra="export")
-    from deepfake_bench.gpu.engines import ENGINES
-    from deepfake_bench.gpu.measure import describe_network, make_subject, measure_engine
+    from deepfake_bench.gpu.engines import ENGINES, require_torch_device
+    from deepfake_bench.gpu.measure import make_subject, measure_engine
+    from deepfake_bench.gpu.roofline import measure_ceilings, release
+    from deepfake_export import pin_checkpoint
 
     names = read_names("--engines", engines, ("all", *ENGINES))
     names = list(ENGINES) if "all" in names else names
-    specs = _specs(network, checkpoint, spec)
+    specs = parse_networks(network) if checkpoint is None else [pin_checkpoint(checkpoint, spec).spec]
     if device == "cuda" and find_gpu() is None:
         raise EngineError("no NVIDIA GPU was found; --device cpu tries the command with the engines that a CPU has")
     screen = Console(stderr=True)
-    with screen.status("Ceilings of the device"):
-        ceilings = _ceilings(device, min(seconds, CEILING_S))
+    ceilings = None
+    # Where PyTorch sees no GPU, its engines say why, and the others may run.
+    with screen.status("Ceilings of the device"), suppress(EngineError):
+        require_torch_device(device)
+        ceilings = measure_ceilings(device, seconds=min(seconds, CEILING_S))
+        release(device)
     entries: list[dict[str, Any]] = []
     data = {
         "device": device,
@@ -92,7 +98,15 @@ def gpu(
     for model_spec in specs:
         with screen.status(model_spec.name), tempfile.TemporaryDirectory(prefix="deepfake-bench-gpu-") as folder:
             subject = make_subject(model_spec, _load(checkpoint, model_spec), Path(folder), max(sizes))
-            entry = {**describe_network(subject, ceilings), "engines": [], "not_measured": {}}
+            entry: dict[str, Any] = {
+                "name": model_spec.name,
+                "architecture": model_spec.architecture,
+                "input_size_wh": list(model_spec.input_size_wh),
+                "checkpoint_sha256": model_spec.checkpoint_sha256,
+                "gflops_per_crop": round(sum(item.flops for item in subject.operations(1)) / 1e9, 4),
+                "engines": [],
+                "not_measured": {},
+            }
             entries.append(entry)
             speeds = []
             for name in names:
@@ -122,7 +136,7 @@ def parse_networks(text: str) -> list[ModelSpec]:
         SpecError: an architecture or a size is not allowed.
     """
     specs = []
-    for part in (item.strip() for item in text.split(",") if item.strip()):
+    for part in (item.strip() for item in text.split(",")):
         architecture, _, pixels = part.rpartition("@")
         if not architecture or not pixels.isdecimal():
             raise OptionError(f"--network is {part!r}; expected ARCHITECTURE@PIXELS, as timm:efficientnet_b0@224")
@@ -136,17 +150,7 @@ def parse_networks(text: str) -> list[ModelSpec]:
                 trained=False,
             )
         )
-    if not specs:
-        raise OptionError("--network is empty; expected ARCHITECTURE@PIXELS, as timm:efficientnet_b0@224")
     return specs
-
-
-def _specs(network: str, checkpoint: Path | None, spec: Path | None) -> list[ModelSpec]:
-    if checkpoint is None:
-        return parse_networks(network)
-    from deepfake_export import pin_checkpoint
-
-    return [pin_checkpoint(checkpoint, spec).spec]
 
 
 def _load(checkpoint: Path | None, spec: ModelSpec) -> nn.Module:
@@ -159,39 +163,19 @@ def _load(checkpoint: Path | None, spec: ModelSpec) -> nn.Module:
     return build_untrained_network(spec)
 
 
-def _ceilings(device: str, seconds: float) -> Ceilings | None:
-    from deepfake_bench.gpu.engines import require_torch_device
-    from deepfake_bench.gpu.roofline import measure_ceilings, release
-
-    try:
-        require_torch_device(device)
-    except EngineError:  # each engine of PyTorch says why; the others may run
-        return None
-    ceilings = measure_ceilings(device, seconds=seconds)
-    release(device)
-    return ceilings
-
-
 def _print(title: str, speeds: Sequence[EngineSpeed], sizes: Sequence[int]) -> None:
     """Print crops/s of each engine and batch size with the share of the roofline, and what was not measured."""
-    rows = []
-    for speed in speeds:
-        cells = {item.batch: item for item in speed.batches}
-        if cells:
-            rows.append((speed.engine, *(_cell(cells.get(size)) for size in sizes)))
-    if rows:
-        columns = ("engine", *(str(size) for size in sizes))
-        print_table(columns, rows, title=f"{title}, crops/s at each batch (share of the roofline)")
+    items = [{"engine": speed.engine, **{f"at_{item.batch}": asdict(item) for item in speed.batches}}
+             for speed in speeds if speed.batches]  # fmt: skip
+    columns = [("engine", "{engine}")]
+    columns += [
+        (str(size), f"{{at_{size}[crops_per_s]:.0f}} ({{at_{size}[share_of_roofline]:.0%}})") for size in sizes
+    ]
+    if items:
+        print_table(items, columns, title=f"{title}, crops/s at each batch (share of the roofline)")
     engines_by_reason: dict[str, list[str]] = {}
     for speed in speeds:
         if speed.reason:
             engines_by_reason.setdefault(speed.reason, []).append(speed.engine)
     for reason, engines in engines_by_reason.items():
         typer.echo(f"  {', '.join(engines)}: {reason}")
-
-
-def _cell(item: BatchSpeed | None) -> str:
-    if item is None:
-        return "-"
-    share = "" if item.share_of_roofline is None else f" ({100 * item.share_of_roofline:.0f}%)"
-    return f"{item.crops_per_s:.0f}{share}"

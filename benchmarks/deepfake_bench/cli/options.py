@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import typer
 from rich.console import Console
@@ -91,32 +92,42 @@ def load_facenet(path: Path | None, *, threads: int | None = None) -> Peer:
         raise MissingExtraError(f"facenet-pytorch cannot be imported ({exc}); {how}") from exc
 
 
+class _Figures(string.Formatter):
+    """Shows a dash for what there is no figure of."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            return super().get_field(field_name, args, kwargs)
+        except (KeyError, TypeError):
+            return None, field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return "-" if value is None else str(super().format_field(value, format_spec))
+
+
 def print_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
+    items: Iterable[Mapping[str, Any]],
+    columns: Iterable[tuple[str, str]],
     *,
     left: int = 1,
     title: str | None = None,
-    bold: Sequence[bool] = (),
+    bold: str = "",
 ) -> None:
-    """Print figures on standard output, uncut where that is not a terminal.
+    """Print figures on standard output, one item in a row, uncut where that is not a terminal.
 
     Args:
-        columns: headings.
-        rows: one text for each column.
+        items: plain JSON data.
+        columns: heading, and how an item's part is shown, as in ``{latency[p50_ms]:.1f}``.
         left: so many columns, the first ones, are aligned to the left.
         title: printed above.
-        bold: of each row, whether it stands out.
+        bold: name of a truth value of items that stand out.
     """
-    table = Table(title=title, box=None, header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", no_wrap=number >= left)
-    for number, row in enumerate(rows):
-        table.add_row(*row, style="bold" if any(bold[number : number + 1]) else "")
+    table, forms, figures = Table(title=title, box=None, header_style="bold"), [], _Figures()
+    for number, (heading, form) in enumerate(columns):
+        table.add_column(heading, justify="left" if number < left else "right", no_wrap=number >= left)
+        forms.append(form)
+    for item in items:
+        style = "bold" if item.get(bold) else ""
+        table.add_row(*(figures.vformat(form, (), item) for form in forms), style=style)
     console = Console()
     (console if console.is_terminal else Console(width=PLAIN_WIDTH)).print(table)
-
-
-def shown(value: float | None, form: str) -> str:
-    """Return a figure as text; a dash where there is none."""
-    return "-" if value is None else format(value, form)

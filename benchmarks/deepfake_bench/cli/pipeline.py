@@ -20,7 +20,7 @@ from deepfake_bench.cli.options import (
     read_counts,
 )
 from deepfake_bench.machine.results import Results, write_results
-from deepfake_bench.pipeline.analyses import LOWER_BOUNDS, Analyses, Usual
+from deepfake_bench.pipeline.analyses import Analyses, Usual
 from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.pipeline.facenet import Peer
 from deepfake_bench.pipeline.scaling import measure_scaling
@@ -32,6 +32,27 @@ from deepfake_preprocess.errors import OptionError
 PACKAGES = (
     *("av", "numpy", "onnxruntime", "opencv-python-headless"),
     *("tritonclient", "torch", "timm", "facenet-pytorch"),
+)
+
+TIMES = (
+    ("clip", "{clip}"),
+    ("decode alone", "{median_seconds[decode_alone]:.2f} ({ours_over_decode_alone:.2f}x)"),
+    ("detector alone", "{median_seconds[detector_alone]:.2f} ({ours_over_detector_alone:.2f}x)"),
+    ("ONNX Runtime alone", "{median_seconds[onnxruntime_alone]:.2f} ({ours_over_onnxruntime_alone:.2f}x)"),
+    ("ours", "{median_seconds[ours]:.2f}"),
+    ("fast", "{median_seconds[ours_fast]:.2f}"),
+    ("usual", "{median_seconds[usual]:.2f} ({ours_over_usual:.2f}x)"),
+    ("faces", "{faces_ours} / {faces_fast} / {faces_usual}"),
+)
+REPEATED = (
+    ("clips", "{clips}"),
+    ("s per clip", "{s_per_clip:.3f}"),
+    ("ratio", "{time_ratio:.2f}"),
+    ("CPU s per clip", "{cpu_s_per_clip:.3f}"),
+    ("ratio", "{cpu_ratio:.2f}"),
+    ("peak MB", "{peak_mb:.0f}"),
+    ("growth in the run, MB", "{growth_mb:+.1f}"),
+    ("in its 2nd half", "{late_growth_mb:+.1f}"),
 )
 
 
@@ -116,39 +137,8 @@ def _peer(checkpoint: Path | None, peer_path: Path | None) -> Peer | None:
 
 
 def _print(data: Results) -> None:
-    columns = ("clip", "decode alone", "detector alone", "ONNX Runtime alone", "ours", "fast", "usual", "faces")
-    rows = []
-    for clip in data["clips"]:
-        medians = clip["median_seconds"]
-        others = {
-            name: f"{medians[name]:.2f} ({clip[f'ours_over_{name}']:.2f}x)" if name in medians else "-"
-            for name in (*LOWER_BOUNDS, "usual")
-        }
-        faces = f"{clip['faces_ours']} / {clip['faces_fast']} / {clip.get('faces_usual', '-')}"
-        usual = others.pop("usual")
-        ours = (f"{medians['ours']:.2f}", f"{medians['ours_fast']:.2f}")
-        rows.append((clip["clip"], *others.values(), *ours, usual, faces))
-    print_table(columns, rows, title="Seconds, and ours as a multiple")
-    print_table(
-        ("clip", *data["clips"][0]["stages_s"]),
-        [(clip["clip"], *(f"{1_000 * item:.0f}" for item in clip["stages_s"].values())) for clip in data["clips"]],
-        title="Where the time of one analysis goes, ms",
-    )
-    if "repeated" not in data:
-        return
-    repeated = {
-        "clips": ("clips", "d"),
-        "s_per_clip": ("s per clip", ".3f"),
-        "time_ratio": ("ratio", ".2f"),
-        "cpu_s_per_clip": ("CPU s per clip", ".3f"),
-        "cpu_ratio": ("ratio", ".2f"),
-        "peak_mb": ("peak MB", ".0f"),
-        "growth_mb": ("growth in the run, MB", "+.1f"),
-        "late_growth_mb": ("in its 2nd half", "+.1f"),
-    }
-    print_table(
-        [heading for heading, _ in repeated.values()],
-        [[format(item[name], form) for name, (_, form) in repeated.items()] for item in data["repeated"]],
-        title="Copies of the clips in one run",
-        left=0,
-    )
+    print_table(data["clips"], TIMES, title="Seconds, and ours as a multiple")
+    stages = [("clip", "{clip}"), *((name, f"{{stages_s[{name}]:.3f}}") for name in data["clips"][0]["stages_s"])]
+    print_table(data["clips"], stages, title="Where the time of one analysis goes, in seconds")
+    if "repeated" in data:
+        print_table(data["repeated"], REPEATED, title="Copies of the clips in one run", left=0)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from deepfake_bench.cli.options import ModelOption, OutputOption, print_table, read_counts, read_numbers, shown
+from deepfake_bench.cli.options import ModelOption, OutputOption, print_table, read_counts, read_numbers
 from deepfake_bench.load.generator import Load
 from deepfake_bench.load.measure import Measurement, Stopping, measure_level
 from deepfake_bench.load.process import LoadProcesses
@@ -22,6 +22,18 @@ from deepfake_preprocess.errors import OptionError
 
 WARM_UP = Load(concurrency=8, measure_s=1.0)
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")
+COLUMNS = (
+    ("load", "{load}"),
+    ("crops/s", "{crops_per_s:.1f}"),
+    ("±", "{crops_per_s_half_width:.1f}"),
+    ("p50", "{latency[p50_ms]:.1f}"),
+    ("p90", "{latency[p90_ms]:.1f}"),
+    ("p99 ms", "{latency[p99_ms]:.1f}"),
+    ("queue", "{server[queue_ms]:.1f}"),
+    ("compute", "{server[compute_ms]:.1f}"),
+    ("batch", "{server[mean_batch]:.1f}"),
+    ("errors", "{num_errors}"),
+)
 
 
 @with_groups
@@ -112,26 +124,16 @@ def server(
 
 
 def _print(measured: list[Measurement], levels: list[Load], screen: Console) -> None:
-    columns = ("load", "crops/s", "±", "p50", "p90", "p99 ms", "queue", "compute", "batch", "errors")
-    rows = []
-    for item, level in zip(measured, levels, strict=True):
-        rows.append(
-            (
-                str(level),
-                f"{item.crops_per_s:.1f}",
-                shown(item.crops_per_s_half_width, ".1f"),
-                *(shown(value, ".1f") for value in (item.latency.p50_ms, item.latency.p90_ms, item.latency.p99_ms)),
-                f"{item.server.queue_ms:.1f}",
-                f"{item.server.compute_ms:.1f}",
-                shown(item.server.mean_batch, ".1f"),
-                str(sum(item.errors.values())),
-            )
-        )
-        if item.generator_limited:
-            screen.print(f"[yellow]{level}: {item.generator_limited}[/]")
-        if item.falls_behind:
+    items = [
+        {**asdict(item), "load": str(level), "num_errors": sum(item.errors.values())}
+        for item, level in zip(measured, levels, strict=True)
+    ]
+    print_table(items, COLUMNS)
+    for item in items:
+        if item["generator_limited"]:
+            screen.print(f"[yellow]{item['load']}: {item['generator_limited']}[/]")
+        if item["falls_behind"]:
             screen.print(
-                f"[yellow]{level}: the server answers {item.crops_per_s:g} crops/s and falls behind; its latencies "
-                "only say how long was measured[/]"
+                f"[yellow]{item['load']}: the server answers {item['crops_per_s']:g} crops/s and falls behind; its "
+                "latencies only say how long was measured[/]"
             )
-    print_table(columns, rows)

@@ -7,13 +7,26 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from deepfake_bench.cli.options import ClipsArgument, ModelOption, OutputOption, print_table, shown
+from deepfake_bench.cli.options import ClipsArgument, ModelOption, OutputOption, print_table
 from deepfake_bench.machine.results import write_results
 from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.tune.tuning import Tuning
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 
 PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")
+
+COLUMNS = (
+    ("instances x threads", "{instances} x {threads}"),
+    ("batch", "{max_batch_size}"),
+    ("preferred", "{preferred_batch_size}"),
+    ("delay us", "{queue_delay_us}"),
+    ("precision", "{precision}"),
+    ("failed", "{failed:.40}"),
+    ("videos/s within the bound", "{videos_per_s:.2f}"),
+    ("p99 ms at", "{last[latency][p99_ms]:.0f}"),
+    ("videos/s", "{last[videos_per_s]:.2f}"),
+    ("batch formed", "{last[server][mean_batch]:.1f}"),
+)
 
 
 def tune(
@@ -63,7 +76,8 @@ def tune(
             if tuning.tried:
                 path = write_results("tune", tuning.results(), packages=PACKAGES, path=output)
                 screen.print(f"written to {path}")
-    _print(tuning)
+    items = [{**item, "last": item["replays"][-1] if item["replays"] else None} for item in tuning.tried]
+    print_table(items, COLUMNS, left=6, bold="better")
     if tuning.objection:
         typer.echo(f"the present setting stays; {tuning.objection}")
     elif tuning.best == tuning.start:
@@ -72,20 +86,3 @@ def tune(
         typer.echo(f"best: {tuning.best}; nothing was changed (--dry-run)")
     else:
         typer.echo(f"best: {tuning.best}; written to {tuning.write()}; servers take it when they start")
-
-
-def _print(tuning: Tuning) -> None:
-    columns = ("instances x threads", "batch", "preferred", "delay us", "precision", "videos/s within the bound")
-    rows = []
-    for item in tuning.tried:
-        rate = f"{item['videos_per_s']:.2f}" if item["videos_per_s"] else "less"
-        row = [f"{item['instances']} x {item['threads']}", str(item["max_batch_size"])]
-        row += [str(item["preferred_batch_size"] or "-"), str(item["queue_delay_us"]), item["precision"]]
-        row.append(item["failed"][:40] or rate)
-        if item["replays"]:
-            last = item["replays"][-1]
-            row += [shown(last["latency"]["p99_ms"], ".0f"), shown(last["videos_per_s"], ".2f")]
-            row.append(shown(last["server"]["mean_batch"], ".1f"))
-        rows.append(row)
-    better = [item["better"] for item in tuning.tried]
-    print_table((*columns, "p99 ms at", "videos/s", "batch formed"), rows, left=5, bold=better)

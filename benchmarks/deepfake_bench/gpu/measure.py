@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from deepfake_bench.gpu.engines import Engine, EngineKind, Subject
-from deepfake_bench.gpu.roofline import BYTES_PER_VALUE, Ceilings, bound_s
+from deepfake_bench.gpu.roofline import Ceilings, bound_s
 from deepfake_bench.machine.stopwatch import measure
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import batches_of, generate_crops
@@ -46,7 +46,6 @@ class BatchSpeed:
         crops_per_s: at the median.
         largest_probability_difference: from float32 PyTorch on the same crops.
         verdict_flips: crops that fall on the other side of the threshold.
-        tflops_per_s: floating-point operations of the network at that speed, in 10^12 per second.
         roofline_crops_per_s: what the roofline allows; None where its ceiling was not measured.
         share_of_roofline: `crops_per_s` over that.
     """
@@ -59,7 +58,6 @@ class BatchSpeed:
     crops_per_s: float
     largest_probability_difference: float
     verdict_flips: int
-    tflops_per_s: float
     roofline_crops_per_s: float | None
     share_of_roofline: float | None
 
@@ -114,9 +112,9 @@ def measure_engine(
         with closing(kind.make(subject, kind.precision, device)) as engine:
             for size in sizes:
                 difference, flips = _verify(engine, subject, size, LIMITS[kind.precision])
-                operations, took = subject.operations(size), measure(engine.run, seconds=seconds)
-                bound = None if ceilings is None else bound_s(operations, kind.precision, ceilings)
+                took = measure(engine.run, seconds=seconds)
                 took_s = took.median_ms / 1_000
+                bound = None if ceilings is None else bound_s(subject.operations(size), kind.precision, ceilings)
                 measured.append(
                     BatchSpeed(
                         batch=size,
@@ -124,7 +122,6 @@ def measure_engine(
                         crops_per_s=round(size / took_s, 1),
                         largest_probability_difference=difference,
                         verdict_flips=flips,
-                        tflops_per_s=float(f"{sum(item.flops for item in operations) / took_s / 1e12:.4g}"),
                         roofline_crops_per_s=None if bound is None else round(size / bound, 1),
                         share_of_roofline=None if bound is None else round(bound / took_s, 4),
                     )
@@ -137,25 +134,6 @@ def measure_engine(
         if measured:
             reason = f"batches above {measured[-1].batch} were not measured: {reason}"
     return EngineSpeed(name, kind.precision, tuple(measured), reason, differs)
-
-
-def describe_network(subject: Subject, ceilings: Ceilings | None) -> dict[str, Any]:
-    """Return what a network is and needs, as plain JSON data; its weights are shared out over the largest batch."""
-    spec, size = subject.spec, subject.max_batch_size
-    width, height = spec.input_size_wh
-    operations = subject.operations(size)
-    mvalues = sum(item.values for item in operations) / size / 1e6
-    upload = None if ceilings is None else ceilings.upload_bytes_per_s
-    return {
-        "name": spec.name,
-        "architecture": spec.architecture,
-        "input_size_wh": [width, height],
-        "checkpoint_sha256": spec.checkpoint_sha256,
-        "gflops_per_crop": round(sum(item.flops for item in operations) / size / 1e9, 4),
-        "mbytes_per_crop": {name: round(value_bytes * mvalues, 3) for name, value_bytes in BYTES_PER_VALUE.items()},
-        "mbytes_at_batch": size,
-        "upload_crops_per_s": None if upload is None else round(upload / (width * height * 3), 1),
-    }
 
 
 def _verify(engine: Engine, subject: Subject, size: int, limit: float) -> tuple[float, int]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,12 +57,10 @@ class Ceilings:
     Attributes:
         flops_per_s: of a large matrix product, by precision; a precision that the device lacks is missing.
         copy_bytes_per_s: read and written together, of a copy within the device's memory.
-        upload_bytes_per_s: of a copy from the host's pinned memory to the device; None on a CPU.
     """
 
     flops_per_s: dict[str, float]
     copy_bytes_per_s: float
-    upload_bytes_per_s: float | None
 
 
 def count_operations(network: nn.Module, batch_size: int, size_wh: tuple[int, int]) -> list[Operation]:
@@ -89,33 +88,28 @@ def bound_s(operations: list[Operation], precision: str, ceilings: Ceilings) -> 
 
 
 def measure_ceilings(device: str, *, seconds: float) -> Ceilings:
-    """Measure matrix products and copies on ``cuda`` or ``cpu``, each for `seconds`."""
-    flops_per_s = {
-        precision: _matrix_flops_per_s(precision, device, seconds)
-        for precision in BYTES_PER_VALUE
-        if precision != "tf32" or device == "cuda"
-    }
-    total = COPY_BYTES[device]
-    source, target = (torch.zeros(total, dtype=torch.uint8, device=device) for _ in range(2))
-    copy_bytes_per_s = 2 * total / _seconds(lambda: target.copy_(source), device, seconds)
-    upload_bytes_per_s = None
-    if device == "cuda":
-        host = torch.zeros(total, dtype=torch.uint8, pin_memory=True)
-        upload_bytes_per_s = total / _seconds(lambda: target.copy_(host, non_blocking=True), device, seconds)
-    return Ceilings(flops_per_s, copy_bytes_per_s, upload_bytes_per_s)
+    """Measure matrix products and a copy on ``cuda`` or ``cpu``, each for `seconds`."""
 
+    def took_s(work: Callable[[], object]) -> float:
+        def run() -> None:
+            work()
+            synchronize(device)
 
-def _matrix_flops_per_s(precision: str, device: str, seconds: float) -> float:
-    size = MATRIX_SIZE[device]
-    dtype = torch.float16 if precision == "fp16" else torch.float32
-    left, right = (torch.randn(size, size).to(device, dtype) for _ in range(2))
-    product = torch.empty_like(left)
+        return measure(run, seconds=seconds).median_ms / 1_000
+
+    size, flops_per_s = MATRIX_SIZE[device], {}
     before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
-        return 2 * size**3 / _seconds(lambda: torch.matmul(left, right, out=product), device, seconds)
+        for precision in BYTES_PER_VALUE if device == "cuda" else ("fp32", "fp16"):
+            torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+            dtype = torch.float16 if precision == "fp16" else torch.float32
+            left, right = (torch.randn(size, size).to(device, dtype) for _ in range(2))
+            multiply = partial(torch.matmul, left, right, out=torch.empty_like(left))
+            flops_per_s[precision] = 2 * size**3 / took_s(multiply)
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+    source, target = (torch.zeros(COPY_BYTES[device], dtype=torch.uint8, device=device) for _ in range(2))
+    return Ceilings(flops_per_s, 2 * COPY_BYTES[device] / took_s(lambda: target.copy_(source)))
 
 
 def synchronize(device: str) -> None:
@@ -147,11 +141,3 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tensors = [item for item in (*args, result) if isinstance(item, torch.Tensor)]
             self.operations.append(Operation(flops, sum(item.numel() for item in tensors)))
         return result
-
-
-def _seconds(work: Callable[[], object], device: str, seconds: float) -> float:
-    def run() -> None:
-        work()
-        synchronize(device)
-
-    return measure(run, seconds=seconds).median_ms / 1_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,11 +51,18 @@ def measure(run: Callable[[], object], *, seconds: float) -> WallTime:
     return WallTime(round(float(median), 4), round(float(first), 4), round(float(third), 4), len(samples))
 
 
-def wall_and_cpu_s(run: Callable[[], object]) -> tuple[float, float]:
-    """Call `run` once and return its wall time and this process's CPU time, in seconds."""
-    started, busy = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - started, time.process_time() - busy
+def in_turn(
+    ways: Mapping[str, Callable[[], object]], rounds: int, announce: Callable[[str], None] = lambda _: None
+) -> dict[str, list[tuple[float, float]]]:
+    """Return wall and CPU time of each way in each round; what else the machine does meets all of them."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name, way in ways.items():
+            announce(f"round {number + 1} of {rounds}, {name}")
+            started, busy = time.perf_counter(), time.process_time()
+            way()
+            taken[name].append((time.perf_counter() - started, time.process_time() - busy))
+    return taken
 
 
 def spread(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from deepfake_bench.load.counters import Counters
 from deepfake_bench.load.observed import ObservingTransport, analyzed
-from deepfake_bench.machine.stopwatch import median_ratio
+from deepfake_bench.machine.stopwatch import in_turn, median_ratio
 from deepfake_bench.pipeline.lower_bounds import decode_alone, detector_alone, onnxruntime_alone
 from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
 from deepfake_bench.server.serving import Server
@@ -119,7 +119,8 @@ class Analyses:
             ways["usual"] = run = usual(clip, [frame.index for frame in verdict.frames])
             scores = run()
             extra = {"faces_usual": len(scores), "mean_score_usual": statistics.fmean(scores) if scores else None}
-        seconds = self._in_turn(ways, rounds, clip.name)
+        taken = in_turn(ways, rounds, lambda line: self._announce(f"{clip.name}: {line}"))
+        seconds = {name: [wall_s for wall_s, _ in pairs] for name, pairs in taken.items()}
         seconds["ours"] = [item["total"] for item in splits]  # the server's counters are read outside of it
         ratios = {f"ours_over_{name}": seconds[name] for name in (*LOWER_BOUNDS, "usual") if name in seconds}
         return {
@@ -145,13 +146,13 @@ class Analyses:
             measured: what `measure` gave for each.
             rounds: how often.
         """
-        seconds = []
-        for _ in range(rounds):
-            started = time.perf_counter()
+
+        def analyze_all() -> None:
             for outcome in self.client.analyze_many(clips, options=self.uniform):
                 if outcome.error is not None:
                     raise outcome.error
-            seconds.append(time.perf_counter() - started)
+
+        seconds = [wall_s for wall_s, _ in in_turn({"set": analyze_all}, rounds)["set"]]
         data: dict[str, Any] = {
             "clips": len(clips),
             "seconds": seconds,
@@ -162,16 +163,6 @@ class Analyses:
             data["usual_videos_per_s"] = round(usual, 4)
             data["ours_over_usual"] = round(data["videos_per_s"] / usual, 2)
         return data
-
-    def _in_turn(self, ways: dict[str, Callable[[], object]], rounds: int, what: str) -> dict[str, list[float]]:
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(rounds):
-            for name, way in ways.items():
-                self._announce(f"{what}: round {number + 1} of {rounds}, {name}")
-                started = time.perf_counter()
-                way()
-                seconds[name].append(time.perf_counter() - started)
-        return seconds
 
 
 def split(verdict: Verdict, total_s: float, exchange_s: float, before: Counters, after: Counters) -> dict[str, float]:

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from deepfake_bench.machine.processes import own_peak_mb
-from deepfake_bench.machine.stopwatch import median_ratio, spread, wall_and_cpu_s
+from deepfake_bench.machine.stopwatch import in_turn, median_ratio, spread
 from deepfake_bench.pipeline.lower_bounds import decode_alone
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.media.opening import open_media
@@ -29,18 +29,15 @@ def measure_clip(clip: Path, *, num_frames: int, repeats: int) -> dict[str, Any]
         DeepfakeError: the sampled frames are not those of the plain decode.
     """
     decoded, sampled = verify(clip, num_frames)
-    plain_s, sampled_s = [], []
-    for _ in range(repeats):
-        plain_s.append(wall_and_cpu_s(lambda: decode_alone(clip)))
-        sampled_s.append(wall_and_cpu_s(lambda: _sample(clip, num_frames)))
-    ratios = [median_ratio(*([pair[kind] for pair in way] for way in (sampled_s, plain_s))) for kind in (0, 1)]
+    taken = in_turn({"plain": lambda: decode_alone(clip), "sampled": lambda: _sample(clip, num_frames)}, repeats)
+    ratios = [median_ratio(*([pair[kind] for pair in taken[way]] for way in ("sampled", "plain"))) for kind in (0, 1)]
     return {
         "clip": clip.name,
         "frames_verified": num_frames,
         "pictures_decoded": {"plain": decoded, "sampled": sampled},
         "repeats": repeats,
-        "plain": spread(plain_s),
-        "sampled": spread(sampled_s),
+        "plain": spread(taken["plain"]),
+        "sampled": spread(taken["sampled"]),
         "wall_ratio": round(ratios[0], 3),
         "cpu_ratio": round(ratios[1], 3),
     }

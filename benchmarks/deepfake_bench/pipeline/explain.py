@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_bench.machine.stopwatch import spread, wall_and_cpu_s
+from deepfake_bench.machine.stopwatch import in_turn, spread
 from deepfake_bench.server.reference import random_crops
 from deepfake_client.explain.types import ExplainOptions
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -72,8 +72,8 @@ def measure_method(explained: Explained, method: str, *, repeats: int) -> dict[s
     """
     furthest = verify(explained, method)
     options = ExplainOptions(method)
-    pairs = [wall_and_cpu_s(lambda: explained.explainer.explain(explained.crops, options)) for _ in range(repeats)]
-    return {"method": method, "max_difference": furthest, **spread(pairs)}
+    taken = in_turn({method: lambda: explained.explainer.explain(explained.crops, options)}, repeats)
+    return {"method": method, "max_difference": furthest, **spread(taken[method])}
 
 
 def verify(explained: Explained, method: str) -> float:

@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +24,6 @@ MAX_REPEATS = 5
 """Of a small number of clips, whose time would be known worse than that of many."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a number of clips cost, in a process that had analyzed one clip before.
-
-    Attributes:
-        clips: how many.
-        repeats: how often they were analyzed; times are medians, memory is that of the first time.
-        s_per_clip: wall clock.
-        cpu_s_per_clip: CPU time of client and server.
-        peak_mb: largest resident memory of the client, in MiB.
-        growth_mb: its resident memory after the last clip less that after the first.
-        late_growth_mb: the part of that in the second half of the clips: what a leak would go on with, while what
-            threads and allocators set aside once is mostly in the first.
-        server_mb: resident memory of the server's processes afterwards.
-    """
-
-    clips: int
-    repeats: int
-    s_per_clip: float
-    cpu_s_per_clip: float
-    peak_mb: float
-    growth_mb: float
-    late_growth_mb: float
-    server_mb: float
-
-
 def measure_scaling(
     server: Server,
     clips: Sequence[Path],
@@ -59,7 +32,13 @@ def measure_scaling(
     num_frames: int,
     announce: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Return the `Cost` of each number of clips as plain JSON data, with what they say against the smallest number.
+    """Return what each number of clips costs as plain JSON data, also against the smallest number.
+
+    ``s_per_clip`` is wall clock, ``cpu_s_per_clip`` CPU time of client and server; both are medians over ``repeats``.
+    Memory is that of the first time, in MiB: ``peak_mb`` and ``growth_mb`` (after the last clip less after the first)
+    of the client, ``server_mb`` of the server's processes afterwards. ``late_growth_mb`` is the growth in the second
+    half of the clips: what a leak would go on with, while what threads and allocators set aside once is mostly in the
+    first.
 
     Args:
         server: on this machine.
@@ -83,24 +62,24 @@ def measure_scaling(
             for number in range(count):
                 clip = clips[number % len(clips)].absolute()
                 (Path(folder) / f"{number:05d}{clip.suffix}").symlink_to(clip)
-            costs.append(
-                pool.apply(
-                    _cost, (server.connection, server.model.name, server.root.pid, folder, repeats, num_frames)
-                )
-            )
+            served = (server.connection, server.model.name, server.root.pid)
+            costs.append(pool.apply(_cost, (*served, folder, repeats, num_frames)))
     one = costs[0]
     return [
         {
-            **asdict(cost),
-            "time_ratio": round(cost.s_per_clip / one.s_per_clip, 3),
-            "cpu_ratio": round(cost.cpu_s_per_clip / one.cpu_s_per_clip, 3),
-            "peak_growth_mb": round(cost.peak_mb - one.peak_mb, 1),
+            **cost,
+            "time_ratio": round(cost["s_per_clip"] / one["s_per_clip"], 3),
+            "cpu_ratio": round(cost["cpu_s_per_clip"] / one["cpu_s_per_clip"], 3),
+            "peak_growth_mb": round(cost["peak_mb"] - one["peak_mb"], 1),
         }
         for cost in costs
     ]
 
 
-def _cost(connection: Connection, model: str, server_pid: int, folder: str, repeats: int, num_frames: int) -> Cost:
+def _cost(
+    connection: Connection, model: str, server_pid: int, folder: str, repeats: int, num_frames: int
+) -> dict[str, float]:
+    """Analyze a folder in this process, which has done nothing else but one clip before."""
     server = psutil.Process(server_pid)
     options = AnalyzeOptions(sampling=Sampling(num_frames=num_frames))
     count = len(list(Path(folder).iterdir()))
@@ -118,16 +97,16 @@ def _cost(connection: Connection, model: str, server_pid: int, folder: str, repe
             seconds.append(time.perf_counter() - started)
             cpu.append(_cpu_s(server) - busy)
             peak_mb = peak_mb or own_peak_mb()
-    return Cost(
-        count,
-        repeats,
-        round(statistics.median(seconds) / count, 4),
-        round(statistics.median(cpu) / count, 4),
-        peak_mb,
-        round(resident[-1] - resident[0], 1),
-        round(resident[-1] - resident[len(resident) // 2], 1),
-        rss_mb(server),
-    )
+    return {
+        "clips": count,
+        "repeats": repeats,
+        "s_per_clip": round(statistics.median(seconds) / count, 4),
+        "cpu_s_per_clip": round(statistics.median(cpu) / count, 4),
+        "peak_mb": peak_mb,
+        "growth_mb": round(resident[-1] - resident[0], 1),
+        "late_growth_mb": round(resident[-1] - resident[len(resident) // 2], 1),
+        "server_mb": rss_mb(server),
+    }
 
 
 def _cpu_s(server: psutil.Process) -> float:

@@ -75,7 +75,7 @@ class Tuning:
         self.tried: list[dict[str, Any]] = []
         self.confirmation: list[dict[str, Any]] = []
         self.objection = ""
-        self._same_verdicts = {self.start.version}
+        self._candidates, self._same_verdicts = set(self.manifests), {self.start.version}
         self._clips, self._num_frames, self._announce = list(clips), num_frames, announce
         self._until = time.monotonic() + seconds
         announce("recording the clips' traffic")
@@ -89,10 +89,12 @@ class Tuning:
             DeepfakeError: no setting holds the bound at any rate.
         """
         self._try(self.start)
-        largest, versions = _largest_proved_batch(self.model), sorted(self.manifests)
+        largest = _largest_proved_batch(self.model)
         self.best = search(
             self.start,
-            lambda setting: neighbors(setting, cores=self.cores, largest_batch=largest, versions=versions),
+            lambda setting: neighbors(
+                setting, cores=self.cores, largest_batch=largest, versions=sorted(self._candidates)
+            ),
             self._try,
             self._out_of_time,
         )
@@ -170,6 +172,7 @@ class Tuning:
         with self._server(setting) as server:
             if setting.version not in self._same_verdicts:
                 if other := self._other_verdicts(server):
+                    self._candidates.discard(setting.version)
                     raise DeepfakeError(f"other verdicts on {', '.join(other)}")
                 self._same_verdicts.add(setting.version)
             target = server.target("grpc")

@@ -37,7 +37,7 @@ def test_an_efficientnet_has_the_operations_that_pytorchs_own_counter_sees():
 
 
 def test_each_operation_is_bound_by_the_slower_of_arithmetic_and_memory():
-    ceilings = Ceilings({"fp32": 1e3, "fp16": 4e3}, 100.0, None)
+    ceilings = Ceilings({"fp32": 1e3, "fp16": 4e3}, 100.0)
     computing, moving = Operation(flops=4_000, values=1), Operation(flops=0, values=50)
     assert bound_s([computing, moving], "fp32", ceilings) == pytest.approx(4 + 2)
     assert bound_s([computing, moving], "fp16", ceilings) == pytest.approx(1 + 1)
