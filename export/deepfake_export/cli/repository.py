@@ -154,8 +154,7 @@ def rollback(
     if result.before != result.served:
         console.print("A running server goes on with what it loaded: start it again to take the change.")
     if result.still_used_by:
-        processes = ", ".join(map(str, result.still_used_by))
-        console.print(f"On this machine, these processes serve another version: {processes}")
+        console.print(f"On this machine, these processes serve another version: {_numbers(result.still_used_by)}")
 
 
 @app.command()

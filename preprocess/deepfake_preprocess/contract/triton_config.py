@@ -245,16 +245,10 @@ def set_cpu_share(config: Any, *, instances: int, threads: int, lone_threads: in
 
     Args:
         config: changed in place.
-        instances: copies of the model.
-        threads: of each one.
+        instances: copies of the model, from 1.
+        threads: of each one, from 1.
         lone_threads: of an instance that runs while the others are idle; as many as `threads` when None.
-
-    Raises:
-        OptionError: a number is below 1.
     """
-    for name, value in (("instances", instances), ("threads", threads)):
-        if value < 1:
-            raise OptionError(f"{name} is {value}; allowed: a whole number from 1")
     del config.instance_group[:]
     group = config.instance_group.add()
     group.kind, group.count = type(group).KIND_CPU, instances
