@@ -59,6 +59,12 @@ class Face:
         landmarks = None if self.landmarks_xy is None else self.landmarks_xy * factors
         return Face(self.box_xyxy * np.tile(factors, 2), self.confidence, landmarks)
 
+    def shifted(self, x_px: float, y_px: float) -> Face:
+        """Return the same face in an image with `x_px` more columns to the left of it and `y_px` more rows above."""
+        shift = np.array([x_px, y_px], dtype=np.float32)
+        landmarks = None if self.landmarks_xy is None else self.landmarks_xy + shift
+        return Face(self.box_xyxy + np.tile(shift, 2), self.confidence, landmarks)
+
 
 @runtime_checkable
 class FaceDetector(Protocol):

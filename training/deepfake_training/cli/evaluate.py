@@ -30,7 +30,7 @@ from deepfake_training.evaluate.evaluation import (
     calibrated_spec,
     evaluate,
     robustness_point,
-    write_spec,
+    save_spec,
 )
 from deepfake_training.evaluate.report import as_markdown, write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, kinds_of, view_of
@@ -50,7 +50,7 @@ class _Reporting:
         written = write_report(evaluation, self.output_dir)
         if self.spec_path is not None:
             spec = calibrated_spec(ModelSpec.from_yaml(self.spec_path), evaluation, self.options.rule)
-            write_spec(self.spec_path, spec)
+            save_spec(self.spec_path, spec)
             console.print(f"{self.spec_path}: threshold {spec.threshold:g}, temperature {spec.temperature:g}")
         Console().print(Markdown(as_markdown(evaluation)))
         console.print(f"written: {', '.join(str(path) for path in written)}")
@@ -61,20 +61,16 @@ def _reporting(
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Directory for JSON, Markdown and plots.")
     ] = Path("evaluation"),
     rule: Annotated[
-        str, typer.Option("--rule", help="How the threshold is chosen: max-f1, max-accuracy or fpr=0.05.")
+        str, typer.Option(help="How the threshold is chosen: max-f1, max-accuracy or fpr=0.05.")
     ] = "max-accuracy",
-    write: Annotated[
+    write_spec: Annotated[
         Path | None,
-        typer.Option(
-            "--write-spec", metavar="FILE", help="Write the temperature and the threshold found into this spec."
-        ),
+        typer.Option(metavar="FILE", help="Write the temperature and the threshold found into this spec."),
     ] = None,
-    bootstrap: Annotated[
-        int, typer.Option("--bootstrap", min=0, help="Bootstrap samples; 0 gives no intervals.")
-    ] = 1000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap samples; 0 gives no intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> _Reporting:
-    return _Reporting(EvaluateOptions(rule=rule, resamples=bootstrap, seed=seed), output_dir, write)
+    return _Reporting(EvaluateOptions(rule=rule, resamples=bootstrap, seed=seed), output_dir, write_spec)
 
 
 ReportingOptions: TypeAlias = Annotated[_Reporting, Group(_reporting, "Figures")]
@@ -87,23 +83,21 @@ def evaluate_command(
     reporting: ReportingOptions,
     real: Annotated[
         list[Path] | None,
-        typer.Option("--real", metavar="PATH", help="Real videos or images: a file or a folder; repeatable."),
+        typer.Option(metavar="PATH", help="Real videos or images: a file or a folder; repeatable."),
     ] = None,
-    fake: Annotated[
-        list[Path] | None, typer.Option("--fake", metavar="PATH", help="Fake videos or images, likewise.")
-    ] = None,
+    fake: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Fake videos or images, likewise.")] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", metavar="FILE", help="Evaluate these weights with PyTorch, without a server."),
+        typer.Option(metavar="FILE", help="Evaluate these weights with PyTorch, without a server."),
     ] = None,
     spec: Annotated[
         Path | None,
-        typer.Option("--spec", metavar="FILE", help="Spec of --checkpoint.", show_default="the .yaml beside it"),
+        typer.Option(metavar="FILE", help="Spec of --checkpoint.", show_default="the .yaml beside it"),
     ] = None,
     aggregation: AggregationOption = "mean",
     robustness: Annotated[
         list[str] | None,
-        typer.Option("--robustness", metavar="KIND", help=f"Sweep {', '.join(DEGRADATIONS)}, or all; repeatable."),
+        typer.Option(metavar="KIND", help=f"Sweep {', '.join(DEGRADATIONS)}, or all; repeatable."),
     ] = None,
 ) -> None:
     """Measure a detector on labeled videos and images, through the served model or a checkpoint.
@@ -147,11 +141,11 @@ def evaluate_run(
     run: Annotated[Path, typer.Argument(help="Directory of a training run.")],
     pack: Annotated[
         Path | None,
-        typer.Option("--pack", metavar="FILE", help="Packed faces.", show_default="what the run was trained on"),
+        typer.Option(metavar="FILE", help="Packed faces.", show_default="what the run was trained on"),
     ] = None,
     num_crops: Annotated[
         int | None,
-        typer.Option("--num-crops", min=2, help="Crops to score, at most.", show_default="as many as the run used"),
+        typer.Option(min=2, help="Crops to score, at most.", show_default="as many as the run used"),
     ] = None,
 ) -> None:
     """Measure the best weights of a training run on the faces that it held out.

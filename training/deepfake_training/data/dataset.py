@@ -6,6 +6,7 @@ do not depend on the number of loading processes, and a run that is resumed sees
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,16 +99,10 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         jitter: bool,
         seed: int,
     ) -> None:
-        self._faces, self._spec, self._augmentation, self._jitter, self._seed = (
-            faces,
-            spec,
-            augmentation,
-            jitter,
-            seed,
-        )
+        self._faces, self._spec, self._jitter, self._seed = faces, spec, jitter, seed
+        self._mixture, self._augmentation = mixture, augmentation
         self._real = members[faces.labels[members] == REAL]
         self._fake = members[faces.labels[members] == FAKE]
-        self._mixture = mixture
         if not len(self._real):
             raise OptionError(f"{faces!r}: there is no real face to learn from; name folders of them")
         if not len(self._fake) and not mixture.self_blend:
@@ -194,15 +189,14 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
     def _crop(self, picture: NDArray[np.uint8], face: Face, rng: np.random.Generator) -> NDArray[np.uint8]:
         edge = round(EDGE * max(picture.shape[:2]))
         padded = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_REFLECT_101)
-        box = face.box_xyxy + edge
+        face = face.shifted(edge, edge)
         if self._jitter:
             size = max(face.width_px, face.height_px)
-            center = (box[:2] + box[2:]) / 2 + rng.uniform(-JITTER, JITTER, 2) * size
-            half = (box[2:] - box[:2]) / 2 * rng.uniform(1 - JITTER, 1 + JITTER)
-            box = np.concatenate([center - half, center + half])
-        landmarks = None if face.landmarks_xy is None else face.landmarks_xy + edge
-        moved = Face(box.astype(np.float32), face.confidence, landmarks)
-        crop = crop_face(ArrayFrame.from_rgb(np.asarray(padded, dtype=np.uint8)), moved, self._spec)
+            center = (face.box_xyxy[:2] + face.box_xyxy[2:]) / 2 + rng.uniform(-JITTER, JITTER, 2) * size
+            half = (face.box_xyxy[2:] - face.box_xyxy[:2]) / 2 * rng.uniform(1 - JITTER, 1 + JITTER)
+            box = np.concatenate([center - half, center + half]).astype(np.float32)
+            face = dataclasses.replace(face, box_xyxy=box)
+        crop = crop_face(ArrayFrame.from_rgb(np.asarray(padded, dtype=np.uint8)), face, self._spec)
         if rng.random() < self._augmentation.flip:
             crop = np.ascontiguousarray(crop[:, ::-1])
         return crop

@@ -6,9 +6,9 @@ What cannot be used (damaged files, pictures without a face) is left out, counte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import cv2
 import numpy as np
@@ -77,14 +77,13 @@ class FaceFolders(JsonData):
         return found
 
 
-@dataclass(slots=True)
-class _Kept:
-    pictures: list[NDArray[np.uint8]] = field(default_factory=list)
-    boxes: list[NDArray[np.float32]] = field(default_factory=list)
-    landmarks: list[NDArray[np.float32]] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    thumbnails: list[NDArray[np.float32]] = field(default_factory=list)
+class _Kept(NamedTuple):
+    encoded: NDArray[np.uint8]
+    box_xyxy: NDArray[np.float32]
+    landmarks_xy: NDArray[np.float32]
+    label: int
+    source: str
+    thumbnail: NDArray[np.float32]
 
 
 def pack_faces(
@@ -114,24 +113,25 @@ def pack_faces(
     files = folders.files()
     if detector is None:
         detector = MtcnnDetector()
-    kept = _Kept()
-    without: list[str] = []
-    damaged: list[str] = []
+    kept: list[_Kept] = []
+    without, damaged = [], []
     for number, (folder, path, label) in enumerate(files):
         name = (Path(folder.name) / path.relative_to(folder)).as_posix()
         if progress is not None:
             progress(name, number, len(files))
-        before = len(kept.labels)
         try:
             with open_media(path) as media:
-                for picture, face in _faces_of(media, detector, folders.frames_per_video):
-                    _keep(kept, *_shrunk(picture, face, max_side_px), label, name, quality)
+                found = [
+                    _kept(*_shrunk(picture, face, max_side_px), label, name, quality)
+                    for picture, face in _faces_of(media, detector, folders.frames_per_video)
+                ]
         except MediaOpenError:
             damaged.append(name)
-        else:
-            if len(kept.labels) == before:
-                without.append(name)
-    if not kept.labels:
+            continue
+        kept += found
+        if not found:
+            without.append(name)
+    if not kept:
         raise OptionError(
             f"no face was found in any of {len(files)} files ({len(damaged)} of them damaged); "
             "check that the folders hold pictures of faces of at least 60 px"
@@ -141,14 +141,15 @@ def pack_faces(
         notes.append(f"{len(damaged)} of {len(files)} files are damaged and were left out ({_listed(damaged)})")
     if without:
         notes.append(f"no face was found in {len(without)} of {len(files)} files ({_listed(without)})")
+    pictures, boxes, landmarks, labels, sources, thumbnails = zip(*kept, strict=True)
     return PackedFaces(
-        np.concatenate(kept.pictures),
-        np.cumsum([0, *map(len, kept.pictures)], dtype=np.int64),
-        np.stack(kept.boxes),
-        np.stack(kept.landmarks),
-        np.array(kept.labels, dtype=np.int8),
-        find_groups(kept.sources, np.stack(kept.thumbnails), identity_pattern=folders.identity_pattern),
-        tuple(kept.sources),
+        np.concatenate(pictures),
+        np.cumsum([0, *map(len, pictures)], dtype=np.int64),
+        np.stack(boxes),
+        np.stack(landmarks),
+        np.array(labels, dtype=np.int8),
+        find_groups(sources, np.stack(thumbnails), identity_pattern=folders.identity_pattern),
+        sources,
         tuple(notes),
     )
 
@@ -169,13 +170,7 @@ def _detect_in_still(image_rgb: NDArray[np.uint8], detector: FaceDetector) -> li
     border = round(BORDER * min(image_rgb.shape[:2]))
     padded = cv2.copyMakeBorder(image_rgb, border, border, border, border, cv2.BORDER_CONSTANT)
     frame = ArrayFrame.from_rgb(np.asarray(padded, dtype=np.uint8))
-    return [_moved(face, -border, -border) for face in faces_in(frame, detector)]
-
-
-def _moved(face: Face, x: float, y: float) -> Face:
-    shift = np.array([x, y], dtype=np.float32)
-    landmarks = None if face.landmarks_xy is None else face.landmarks_xy + shift
-    return Face(face.box_xyxy + np.tile(shift, 2), face.confidence, landmarks)
+    return [face.shifted(-border, -border) for face in faces_in(frame, detector)]
 
 
 def _surroundings(frame: Frame, face: Face) -> tuple[NDArray[np.uint8], Face]:
@@ -187,7 +182,7 @@ def _surroundings(frame: Frame, face: Face) -> tuple[NDArray[np.uint8], Face]:
         for value, size in zip(face.box_xyxy[2:], (frame.width_px, frame.height_px), strict=True)
     )
     x0, y0 = min(x0, x1 - 1), min(y0, y1 - 1)
-    return frame.region_rgb(x0, y0, x1, y1), _moved(face, -x0, -y0)
+    return frame.region_rgb(x0, y0, x1, y1), face.shifted(-x0, -y0)
 
 
 def _shrunk(picture: NDArray[np.uint8], face: Face, max_side_px: int) -> tuple[NDArray[np.uint8], Face]:
@@ -200,17 +195,12 @@ def _shrunk(picture: NDArray[np.uint8], face: Face, max_side_px: int) -> tuple[N
     return picture, face
 
 
-def _keep(kept: _Kept, picture: NDArray[np.uint8], face: Face, label: int, name: str, quality: int) -> None:
+def _kept(picture: NDArray[np.uint8], face: Face, label: int, name: str, quality: int) -> _Kept:
     assert face.landmarks_xy is not None
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
-    kept.pictures.append(np.asarray(encoded, dtype=np.uint8).ravel())
-    kept.boxes.append(face.box_xyxy)
-    kept.landmarks.append(face.landmarks_xy)
-    kept.labels.append(label)
-    kept.sources.append(name)
+    _, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     small = cv2.resize(picture, (16, 16), interpolation=cv2.INTER_AREA)
-    kept.thumbnails.append(np.asarray(small / np.float32(255), dtype=np.float32))
+    thumbnail = np.asarray(small / np.float32(255), dtype=np.float32)
+    return _Kept(encoded.astype(np.uint8).ravel(), face.box_xyxy, face.landmarks_xy, label, name, thumbnail)
 
 
 def _listed(names: Sequence[str]) -> str:

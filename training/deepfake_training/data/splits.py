@@ -1,6 +1,6 @@
 r"""Which faces must stay together, and splits in training and validation that keep them together.
 
-Faces of one video, of one person, or of one shot must not lie on both sides: a network that knows the person or the
+Faces of one video, of one person, or of one shot must not be on both sides: a network that knows the person or the
 background by heart would be praised for it. Groups are joined from everything that is known:
 
 - All faces of one video.
@@ -13,35 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from deepfake_preprocess.errors import OptionError
 
-ALIKE_NEIGHBOURS = 0.12
+ALIKE_NEIGHBORS = 0.12
 """Mean difference of 16 px thumbnails (colors in [0, 1]) below which consecutive stills are of one shot."""
 ALIKE_ANYWHERE = 0.05
 """The same for stills that are not neighbors: near duplicates only."""
-
-
-class _Union:
-    """Disjoint sets of 0 to `count` - 1."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def find(self, item: int) -> int:
-        while self._parent[item] != item:
-            self._parent[item] = self._parent[self._parent[item]]
-            item = self._parent[item]
-        return item
-
-    def join(self, first: int, second: int) -> None:
-        low, high = sorted((self.find(first), self.find(second)))
-        self._parent[high] = low
 
 
 def find_groups(
@@ -58,64 +43,73 @@ def find_groups(
     Raises:
         OptionError: the pattern is wrong, captures nothing, or matches none of the files.
     """
-    union = _Union(len(sources))
-    _join_equal(union, sources)
+    pairs = _with_equal(enumerate(sources))
     if identity_pattern is not None:
-        _join_identities(union, sources, identity_pattern)
+        pairs += _with_equal(_identities(sources, identity_pattern))
     flat = thumbnails.reshape(len(sources), -1)
     folders = np.array([PurePosixPath(source).parts[0] for source in sources])
     for index in range(1, len(sources)):
         same_folder = folders[index] == folders[index - 1]
-        if same_folder and np.abs(flat[index] - flat[index - 1]).mean() < ALIKE_NEIGHBOURS:
-            union.join(index, index - 1)
+        if same_folder and np.abs(flat[index] - flat[index - 1]).mean() < ALIKE_NEIGHBORS:
+            pairs.append((index - 1, index))
     for folder in np.unique(folders):
         members = np.flatnonzero(folders == folder)
         for position, member in enumerate(members.tolist()):
             rest = members[position + 1 :]
-            for other in rest[np.abs(flat[rest] - flat[member]).mean(axis=1) < ALIKE_ANYWHERE].tolist():
-                union.join(member, other)
-    return tuple(sources[union.find(index)] for index in range(len(sources)))
+            alike = rest[np.abs(flat[rest] - flat[member]).mean(axis=1) < ALIKE_ANYWHERE]
+            pairs += [(member, other) for other in alike.tolist()]
+    rows, columns = zip(*pairs, strict=True)
+    joined = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(sources),) * 2)
+    _, parts = connected_components(joined, directed=False)
+    _, first = np.unique(parts, return_index=True)
+    return tuple(sources[first[part]] for part in parts)
 
 
-def _join_equal(union: _Union, keys: Sequence[str]) -> None:
+def _with_equal(keys: Iterable[tuple[int, str]]) -> list[tuple[int, int]]:
+    """Pair each face with the first one that has the same key."""
     first: dict[str, int] = {}
-    for index, key in enumerate(keys):
-        union.join(index, first.setdefault(key, index))
+    return [(first.setdefault(key, index), index) for index, key in keys]
 
 
-def _join_identities(union: _Union, sources: Sequence[str], pattern: str) -> None:
+def _identities(sources: Sequence[str], pattern: str) -> list[tuple[int, str]]:
+    """Return each face with each of the identities in its file's name."""
     try:
         compiled = re.compile(pattern)
     except re.error as exc:
-        raise OptionError(f"the identity pattern {pattern!r} is no regular expression ({exc})") from exc
+        raise OptionError(f"the identity pattern {pattern!r} is not a regular expression ({exc})") from exc
     if not compiled.groups:
         raise OptionError(f"the identity pattern {pattern!r} captures nothing; put the identity in parentheses")
-    first: dict[str, int] = {}
-    for index, source in enumerate(sources):
-        match = compiled.search(PurePosixPath(source).stem)
-        for identity in match.groups() if match else ():
-            if identity is not None:
-                union.join(index, first.setdefault(identity, index))
-    if not first:
+    found = [
+        (index, identity)
+        for index, source in enumerate(sources)
+        if (match := compiled.search(PurePosixPath(source).stem))
+        for identity in match.groups()
+        if identity is not None
+    ]
+    if not found:
         raise OptionError(f"the identity pattern {pattern!r} matches none of the files, such as {sources[0]!r}")
+    return found
 
 
 def split_by_group(groups: Sequence[str], validation_share: float, *, seed: int) -> NDArray[np.bool_]:
     """Return which faces are for validation: whole groups, until they hold about the share that was asked for.
 
-    Groups are taken in the order of a hash of seed and name, so that a set that grows keeps its split. A group
-    larger than what is left is passed over; at least one group is taken.
+    Groups are taken in the order of a hash of seed and name: a set that grows keeps its split. A group larger than
+    what is left is passed over; at least one group is taken.
+
+    Args:
+        groups: of each face.
+        validation_share: in (0, 1).
+        seed: of the order.
 
     Raises:
-        OptionError: the share is not in (0, 1), or all faces are in one group.
+        OptionError: all faces are in one group.
     """
-    if not 0 < validation_share < 1:
-        raise OptionError(f"the validation share must lie between 0 and 1, got {validation_share}")
     names, counts = np.unique(np.array(groups), return_counts=True)
     if len(names) < 2:
         raise OptionError(
-            f"all {len(groups)} faces belong to one video, person or shot ({names[0]!r}), so that no part of them "
-            "can be held out; add others, or name a validation set of its own"
+            f"all {len(groups)} faces belong to one video, person or shot ({names[0]!r}), and none can be "
+            "held out; add others"
         )
     order = sorted(range(len(names)), key=lambda item: hashlib.sha256(f"{seed}/{names[item]}".encode()).digest())
     wanted = validation_share * len(groups)

@@ -14,7 +14,6 @@ from deepfake_client.transport.protocol import Health, ServedModel
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.network import load_network
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import ModelNotFoundError
 
 BATCH_SIZE: Final = 8
 """Crops per forward pass; larger ones are slower on a CPU."""
@@ -50,10 +49,6 @@ class CheckpointTransport:
 
     async def describe(self, model: str) -> ServedModel:
         """See `Transport.describe`."""
-        if model != self._model.name:
-            raise ModelNotFoundError(
-                f"{self.url} is the model {self._model.name!r}, not {model!r}; leave `model` out"
-            )
         return self._model
 
     async def infer(

@@ -206,7 +206,7 @@ def calibrated_spec(spec: ModelSpec, evaluation: Evaluation, rule: str) -> Model
     return dataclasses.replace(spec, threshold=round(threshold, 4), temperature=round(temperature, 4))
 
 
-def write_spec(path: Path, spec: ModelSpec) -> None:
+def save_spec(path: Path, spec: ModelSpec) -> None:
     """Replace a spec file in one step.
 
     Raises:

@@ -40,7 +40,8 @@ def test_alike_stills_far_apart_are_other_people() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "said"), [("(", "no regular expression"), (r"\d+", "captures nothing"), ("(zebra)", "matches none")]
+    ("pattern", "said"),
+    [("(", "not a regular expression"), (r"\d+", "captures nothing"), ("(zebra)", "matches none")],
 )
 def test_a_useless_identity_pattern_is_refused(pattern: str, said: str) -> None:
     with pytest.raises(OptionError, match=said):
