@@ -23,6 +23,7 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_training.data.labels import LabelName
 from deepfake_training.evaluate.evaluation import (
     EvaluateOptions,
     Evaluation,
@@ -171,7 +172,7 @@ def _checkpoint_client(checkpoint: Path, spec: Path | None) -> Iterator[Deepfake
 
 def _score(
     console: Console,
-    files: Sequence[tuple[Path, int]],
+    files: Sequence[tuple[Path, LabelName]],
     client: DeepfakeClient,
     options: AnalyzeOptions,
     title: str = "",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final
@@ -16,10 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from deepfake_client.cli.groups import Group, with_groups
 from deepfake_preprocess.errors import OptionError
 from deepfake_training.data.packed_faces import PackedFaces
-from deepfake_training.data.packing import JPEG_QUALITY, MAX_PICTURE_PX, FaceFolders, pack_faces
+from deepfake_training.data.packing import FRAMES_PER_VIDEO, JPEG_QUALITY, MAX_PICTURE_PX, FaceFolders, pack_faces
 from deepfake_training.loop.averaging import average_runs
 from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, LAST, publish
 from deepfake_training.loop.config import CONFIG, TrainConfig
@@ -28,32 +26,7 @@ from deepfake_training.loop.run import EpochResult, TrainingRun
 EXAMPLE: Final = "example.yaml"
 
 
-@dataclass(frozen=True, slots=True)
-class _Machine:
-    """What a run may use of this machine."""
-
-    device: str
-    workers: int
-
-
-def _machine(
-    device: Annotated[str | None, typer.Option(metavar="cpu|cuda", show_default="cuda where there is one")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="PyTorch's threads on the CPU.", show_default="its choice")
-    ] = None,
-) -> _Machine:
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise OptionError(f"device {device!r} cannot be used here; choose cpu, or cuda on a machine with a GPU")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return _Machine(device, workers)
-
-
-@with_groups
 def train(
-    machine: Annotated[_Machine, Group(_machine, "Machine")],
     config: Annotated[
         Path | None,
         typer.Argument(help="YAML or JSON file: faces, detector and recipe.", show_default="that of --resume"),
@@ -71,6 +44,11 @@ def train(
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of CONFIG (mixture.swap=0); repeatable."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="cpu|cuda", show_default="cuda where there is one")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="PyTorch's threads on the CPU.", show_default="its choice")
     ] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Keep a checkpoint of every epoch.")] = False,
     example: Annotated[bool, typer.Option("--example", help="Print a CONFIG with all keys and comments.")] = False,
@@ -104,11 +82,14 @@ def train(
             f"{output_dir} holds a run already; go on with --resume {output_dir}, or name another directory"
         )
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    device = _usable(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
     faces = _find_faces(console, lambda progress: chosen.load_faces(progress=progress))
-    run = TrainingRun(faces, chosen, output_dir, device=machine.device, workers=machine.workers)
+    run = TrainingRun(faces, chosen, output_dir, device=device, workers=workers)
     console.print(
         f"{faces!r}: {len(run.train_set)} crops to train on, {len(run.validation_set)} held out; "
-        f"{chosen.spec.architecture} from {run.initial_note}, on {machine.device}"
+        f"{chosen.spec.architecture} from {run.initial_note}, on {device}"
     )
     if resume is not None:
         run.resume(resume)
@@ -118,6 +99,13 @@ def train(
         f"best: epoch {best.epoch}, validation AUC {best.validation_auc:.4f}; {output_dir / BEST} and "
         f"{output_dir / BEST_SPEC} are what `deepfake evaluate` and `deepfake export` take"
     )
+
+
+def _usable(device: str | None) -> str:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise OptionError(f"device {device!r} cannot be used here; choose cpu, or cuda on a machine with a GPU")
+    return device
 
 
 def _find_faces(console: Console, find: Callable[[Callable[[str, int, int], None]], PackedFaces]) -> PackedFaces:
@@ -162,38 +150,30 @@ def _train_visibly(run: TrainingRun, console: Console, *, keep_all: bool) -> Epo
         return run.train(keep_all=keep_all, on_batch=on_batch, on_epoch=on_epoch)
 
 
-def _folders(
+def pack_faces_command(
+    output: Annotated[Path, typer.Argument(help="File to write (.safetensors).")],
     real: Annotated[list[str] | None, typer.Option(metavar="DIR", help="Folder of real faces; repeatable.")] = None,
     fake: Annotated[
         list[str] | None, typer.Option(metavar="DIR", help="Folder of fakes; repeatable. Self-blending needs none.")
     ] = None,
-    frames_per_video: Annotated[int, typer.Option(min=1, help="Frames to take from each video.")] = 16,
+    frames_per_video: Annotated[int, typer.Option(help="Frames to take from each video.")] = FRAMES_PER_VIDEO,
     identity_pattern: Annotated[
         str | None,
         typer.Option(
             metavar="REGEX", help="Its groups are the people in a file's name, whom a split keeps together."
         ),
     ] = None,
-) -> FaceFolders:
-    return FaceFolders(
+    max_side: Annotated[int, typer.Option(help="Longest side of a face's picture, in pixels.")] = MAX_PICTURE_PX,
+    quality: Annotated[int, typer.Option(help="JPEG quality of the pictures.")] = JPEG_QUALITY,
+) -> None:
+    """Find the faces in folders of images and videos once, and write them to one file: `pack` of `deepfake train`."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    folders = FaceFolders(
         real=tuple(real or ()),
         fake=tuple(fake or ()),
         frames_per_video=frames_per_video,
         identity_pattern=identity_pattern,
     )
-
-
-@with_groups
-def pack_faces_command(
-    folders: Annotated[FaceFolders, Group(_folders, "Faces")],
-    output: Annotated[Path, typer.Argument(help="File to write (.safetensors).")],
-    max_side: Annotated[int, typer.Option(help="Shrink a face's picture to this longest side, in pixels.")] = (
-        MAX_PICTURE_PX
-    ),
-    quality: Annotated[int, typer.Option(help="JPEG quality of the pictures.")] = JPEG_QUALITY,
-) -> None:
-    """Find the faces in folders of images and videos once, and write them to one file: `pack` of `deepfake train`."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     faces = _find_faces(
         console, lambda progress: pack_faces(folders, max_side_px=max_side, quality=quality, progress=progress)
     )

@@ -7,6 +7,7 @@ do not depend on the number of loading processes, and a run that is resumed sees
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,8 +93,8 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         self,
         faces: PackedFaces,
         members: NDArray[np.int64],
-        spec: ModelSpec,
         *,
+        spec: ModelSpec,
         mixture: Mixture,
         augmentation: Augmentation,
         jitter: bool,
@@ -117,27 +118,21 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         rng = np.random.default_rng([self._seed, epoch])
         blend_share = self._mixture.self_blend if len(self._fake) else 1.0
         pairs: list[list[Draw]] = []
-        number = 0
-
-        def seed() -> tuple[int, ...]:
-            nonlocal number
-            number += 1
-            return self._seed, epoch, number
-
+        seeds = ((self._seed, epoch, number) for number in itertools.count(1))
         if self._mixture.balance == "sampler":
             for index in rng.permutation(self._real).tolist():
-                shared = seed()
+                shared = next(seeds)
                 real = Draw(index, False, shared)
                 if rng.random() < blend_share:
                     pairs.append([real, Draw(index, True, shared)])
                 else:
-                    pairs.append([real, Draw(int(rng.choice(self._fake)), False, seed())])
+                    pairs.append([real, Draw(int(rng.choice(self._fake)), False, next(seeds))])
         else:
             for index in self._real.tolist():
-                shared = seed()
+                shared = next(seeds)
                 blended = [Draw(index, True, shared)] if blend_share else []
                 pairs.append([Draw(index, False, shared), *blended])
-            pairs += [[Draw(index, False, seed())] for index in self._fake.tolist()]
+            pairs += [[Draw(index, False, next(seeds))] for index in self._fake.tolist()]
             pairs = [pairs[place] for place in rng.permutation(len(pairs)).tolist()]
         self.draws = [draw for pair in pairs for draw in pair]
 
@@ -161,8 +156,7 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         rng = np.random.default_rng([*draw.seed, 0])
         picture = self._augmentation.apply(picture, rng)
         crop = self._crop(picture, face, rng)
-        label = torch.tensor([float(self._label(draw))])
-        return torch.from_numpy(crop), label
+        return torch.from_numpy(crop), torch.tensor([float(self._label(draw))])
 
     def source(self, place: int) -> str:
         """Return the file that the crop at `place` comes from."""

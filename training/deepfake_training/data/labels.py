@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 REAL: Final = 0
 FAKE: Final = 1
-LABEL_NAMES: Final = ("real", "fake")
-"""By label."""
+LabelName: TypeAlias = Literal["real", "fake"]

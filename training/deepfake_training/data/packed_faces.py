@@ -25,6 +25,8 @@ from deepfake_preprocess.faces.detector import Face
 from deepfake_training.data.labels import FAKE
 
 FORMAT_VERSION = "1"
+_ARRAYS = ("encoded", "offsets", "boxes_xyxy", "landmarks_xy", "labels")
+_TEXTS = ("groups", "sources", "notes")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,18 +90,11 @@ class PackedFaces:
         Raises:
             OptionError: the file cannot be written.
         """
-        texts = {"groups": self.groups, "sources": self.sources, "notes": self.notes}
-        metadata = {"format": FORMAT_VERSION, **{name: json.dumps(values) for name, values in texts.items()}}
-        arrays: dict[str, NDArray[Any]] = {
-            "encoded": self.encoded,
-            "offsets": self.offsets,
-            "boxes_xyxy": self.boxes_xyxy,
-            "landmarks_xy": self.landmarks_xy,
-            "labels": self.labels,
-        }
+        texts = {name: json.dumps(getattr(self, name)) for name in _TEXTS}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            save_file(arrays, path, metadata=metadata)
+            save_file(arrays, path, metadata={"format": FORMAT_VERSION, **texts})
         except (OSError, SafetensorError) as exc:
             raise OptionError(
                 f"{path}: the packed faces cannot be written ({exc}); free space, or name another file"
@@ -119,11 +114,9 @@ class PackedFaces:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT_VERSION:
                     raise OptionError(f"{path} holds no faces packed by `deepfake pack-faces`; make the file again")
-                groups, sources, notes = (
-                    tuple(json.loads(metadata[name])) for name in ("groups", "sources", "notes")
-                )
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-                return cls(**arrays, groups=groups, sources=sources, notes=notes)
+                values: dict[str, Any] = {name: file.get_tensor(name) for name in _ARRAYS}
+                values |= {name: tuple(json.loads(metadata[name])) for name in _TEXTS}
+                return cls(**values)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as exc:
             if isinstance(exc, OptionError):
                 raise

@@ -30,6 +30,7 @@ SURROUNDINGS = 0.5
 """What is kept around a face on each side, as a share of its box's longer side; enough for crop margins in use."""
 MAX_PICTURE_PX = 384
 """Longest side of a kept picture: a larger face is shrunk. Networks take 128 to 380 px."""
+FRAMES_PER_VIDEO = 16
 JPEG_QUALITY = 95
 BORDER = 0.5
 """Black border around a still picture while its face is looked for, as a share of its shorter side.
@@ -54,7 +55,7 @@ class FaceFolders(JsonData):
 
     real: tuple[str, ...] = ()
     fake: tuple[str, ...] = ()
-    frames_per_video: Annotated[int, Bounds(ge=1)] = 16
+    frames_per_video: Annotated[int, Bounds(ge=1)] = FRAMES_PER_VIDEO
     identity_pattern: str | None = None
 
     def __post_init__(self) -> None:

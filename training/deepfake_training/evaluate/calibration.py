@@ -41,12 +41,12 @@ def find_temperature(labels: Int, probabilities: Float) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
 
 
-def apply_temperature(probabilities: Float, temperature: float) -> Float:
+def apply_temperature(probabilities: Float | float, temperature: float) -> Float:
     """Return the probabilities that the same logits give when they are divided by `temperature`."""
     return np.asarray(1 / (1 + np.exp(-logits_of(probabilities) / temperature)), dtype=np.float64)
 
 
-def logits_of(probabilities: Float) -> Float:
+def logits_of(probabilities: Float | float) -> Float:
     """Return the logit of probabilities, finite also for 0 and 1."""
     clipped = np.clip(probabilities, EPSILON, 1 - EPSILON)
     return np.asarray(np.log(clipped / (1 - clipped)), dtype=np.float64)

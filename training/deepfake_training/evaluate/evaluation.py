@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -15,9 +15,9 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
 from deepfake_preprocess.support.json_data import JsonData
-from deepfake_training.data.labels import FAKE, LABEL_NAMES
+from deepfake_training.data.labels import LabelName
 from deepfake_training.evaluate.calibration import Float, Int, check_rule, find_temperature, find_threshold
-from deepfake_training.evaluate.metrics import DetectionMetrics, Estimate, measure
+from deepfake_training.evaluate.metrics import DetectionMetrics, measure
 from deepfake_training.evaluate.scoring import ScoredFile
 
 FALSE_POSITIVE_RATE = 0.05
@@ -60,14 +60,11 @@ class LabeledScores:
     labels: Int
     probabilities: Float
 
-
-@dataclass(frozen=True, slots=True)
-class FakeKind(JsonData):
-    """One kind of fake against all reals: how many files, ROC-AUC and recall."""
-
-    files: int
-    roc_auc: Estimate
-    recall: Estimate
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[int, float]]) -> LabeledScores:
+        """Return pairs of label and probability as arrays; there may be none."""
+        labels, scores = np.array([*pairs], dtype=np.float64).reshape(-1, 2).T
+        return cls(labels.astype(np.int64), scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +95,9 @@ class Evaluation(JsonData):
         per_file: figures per video or image.
         per_frame: figures per frame.
         found: proposed temperature and thresholds, by name.
-        inconclusive: files without a verdict, with label and reason.
-        files: every file with label, score and number of scored frames.
+        by_kind: figures per file of each kind of fake against all reals, where there are several kinds.
         robustness: by kind of degradation, from mild to strong.
-        by_kind: each kind of fake, where there are several.
+        files: every file; one without a verdict is not in the figures.
         notes: what limits these figures, as sentences.
         file_scores: what `per_file` was computed from.
         frame_scores: what `per_frame` was computed from.
@@ -113,13 +109,17 @@ class Evaluation(JsonData):
     per_file: DetectionMetrics
     per_frame: DetectionMetrics
     found: dict[str, float | None]
-    inconclusive: tuple[dict[str, str], ...]
-    files: tuple[dict[str, Any], ...]
+    by_kind: dict[str, DetectionMetrics]
     robustness: dict[str, tuple[RobustnessPoint, ...]]
-    by_kind: dict[str, FakeKind]
+    files: tuple[ScoredFile, ...]
     notes: tuple[str, ...]
     file_scores: LabeledScores = field(metadata={"exclude": True})
     frame_scores: LabeledScores = field(metadata={"exclude": True})
+
+    @property
+    def inconclusive(self) -> list[ScoredFile]:
+        """The files without a verdict."""
+        return [item for item in self.files if item.fake_probability is None]
 
 
 def evaluate(
@@ -139,11 +139,16 @@ def evaluate(
         through: ``server`` or ``checkpoint``.
         settings: more about how it was done, for the report.
     """
-    usable = [item for item in scored if item.probability is not None]
-    files = LabeledScores(*_arrays((item.label, item.probability) for item in usable))
+    usable = [item for item in scored if item.fake_probability is not None]
+    files = _scores_of(usable)
     on_frames = [(item, score) for item in usable for score in item.frame_probabilities()]
-    frames = LabeledScores(*_arrays((item.label, score) for item, score in on_frames))
+    frames = LabeledScores.of((item.class_index, score) for item, score in on_frames)
     measured = partial(measure, threshold=spec.threshold, resamples=options.resamples, seed=options.seed)
+    kinds = sorted({item.kind for item in usable if item.label == "fake"})
+    against_all_reals = {
+        kind: _scores_of([item for item in usable if item.label == "real" or item.kind == kind])
+        for kind in (kinds if len(kinds) > 1 else [])
+    }
     return Evaluation(
         model={"name": spec.name, "checkpoint_sha256": spec.checkpoint_sha256 or "unknown"},
         through=through,
@@ -155,22 +160,9 @@ def evaluate(
         per_file=measured(files.labels, files.probabilities),
         per_frame=measured(frames.labels, frames.probabilities, units=[item.source for item, _ in on_frames]),
         found=_found(usable, files.labels, frames, spec, options),
-        inconclusive=tuple(
-            {"source": item.source, "label": LABEL_NAMES[item.label], "reason": item.reason}
-            for item in scored
-            if item.probability is None
-        ),
-        files=tuple(
-            {
-                "source": item.source,
-                "label": LABEL_NAMES[item.label],
-                "fake_probability": item.probability,
-                "frames": len(item.frame_probabilities()),
-            }
-            for item in usable
-        ),
+        by_kind={kind: measured(found.labels, found.probabilities) for kind, found in against_all_reals.items()},
         robustness={},
-        by_kind=dict(_by_kind(usable, measured)),
+        files=tuple(scored),
         notes=tuple(_limits(scored)),
         file_scores=files,
         frame_scores=frames,
@@ -185,9 +177,9 @@ def robustness_point(scored: Sequence[ScoredFile], level: float, threshold: floa
         level: how strong the degradation is.
         threshold: of the model.
     """
-    usable = [item for item in scored if item.probability is not None]
-    metrics = measure(*_arrays((item.label, item.probability) for item in usable), threshold, resamples=0)
-    return RobustnessPoint(level, metrics.roc_auc.value, metrics.accuracy.value, len(scored) - len(usable))
+    usable = _scores_of(scored)
+    metrics = measure(usable.labels, usable.probabilities, threshold, resamples=0)
+    return RobustnessPoint(level, metrics.roc_auc.value, metrics.accuracy.value, len(scored) - len(usable.labels))
 
 
 def calibrated_spec(spec: ModelSpec, evaluation: Evaluation, rule: str) -> ModelSpec:
@@ -218,9 +210,11 @@ def save_spec(path: Path, spec: ModelSpec) -> None:
         raise OptionError(f"{path} cannot be written ({exc}); it is as it was") from exc
 
 
-def _arrays(pairs: Iterator[tuple[int, float | None]]) -> tuple[Int, Float]:
-    labels, scores = zip(*found, strict=True) if (found := list(pairs)) else ((), ())
-    return np.array(labels, dtype=np.int64), np.array(scores, dtype=np.float64)
+def _scores_of(files: Iterable[ScoredFile]) -> LabeledScores:
+    """Return the scores of the files that have one."""
+    return LabeledScores.of(
+        (item.class_index, item.fake_probability) for item in files if item.fake_probability is not None
+    )
 
 
 def _found(
@@ -228,8 +222,8 @@ def _found(
 ) -> dict[str, float | None]:
     """Return the temperature that calibrates the frames, and the thresholds for the files' scores with it."""
     temperature = find_temperature(frames.labels, frames.probabilities)
-    calibrated = [item.with_temperature(temperature, options.aggregation).probability for item in usable]
-    scores = np.array(calibrated, dtype=np.float64)
+    calibrated = [item.with_temperature(temperature, options.aggregation) for item in usable]
+    scores = _scores_of(calibrated).probabilities
     rules = dict.fromkeys((options.rule, "max-f1", "max-accuracy", f"fpr={FALSE_POSITIVE_RATE}"))
     return {
         "temperature": spec.temperature * temperature,
@@ -237,23 +231,14 @@ def _found(
     }
 
 
-def _by_kind(usable: Sequence[ScoredFile], measured: partial[DetectionMetrics]) -> Iterator[tuple[str, FakeKind]]:
-    """Measure each kind of fake against all reals; nothing where there is only one kind."""
-    kinds = sorted({item.kind for item in usable if item.label == FAKE})
-    for kind in kinds if len(kinds) > 1 else []:
-        items = [item for item in usable if item.label != FAKE or item.kind == kind]
-        metrics = measured(*_arrays((item.label, item.probability) for item in items))
-        yield kind, FakeKind(metrics.num_fake, metrics.roc_auc, metrics.recall)
-
-
 def _limits(scored: Sequence[ScoredFile]) -> Iterator[str]:
-    for label, name in enumerate(LABEL_NAMES):
-        count = sum(item.label == label and item.probability is not None for item in scored)
+    for name in get_args(LabelName):
+        count = sum(item.label == name and item.fake_probability is not None for item in scored)
         if not count:
             yield f"there is no {name} file with a verdict; figures that need both classes are missing"
         elif count < FEW:
             yield f"{count} {name} files prove little; intervals from so few are too narrow"
-    without = [item for item in scored if item.probability is None]
+    without = [item for item in scored if item.fake_probability is None]
     if without:
-        fakes = sum(item.label == FAKE for item in without)
+        fakes = sum(item.label == "fake" for item in without)
         yield f"{len(without)} files ({fakes} fake) got no verdict; they are listed and not in the figures"

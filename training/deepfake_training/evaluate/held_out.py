@@ -10,12 +10,12 @@ import numpy as np
 from deepfake_client.result.verdict import FaceScore, FrameResult
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_training.data.labels import FAKE, LabelName
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.evaluate.checkpoint import BATCH_SIZE, CheckpointTransport
 from deepfake_training.evaluate.scoring import ScoredFile
 from deepfake_training.loop.checkpointing import best_of
 from deepfake_training.loop.config import TrainConfig
-from deepfake_training.loop.splitting import split_datasets
 
 SELF_BLENDED = "self-blended"
 """Kind of the fakes that were made of real faces."""
@@ -45,16 +45,16 @@ def score_held_out(
     weights, spec = best_of(run)
     spec = dataclasses.replace(spec, checkpoint_sha256=sha256_file(weights))
     transport = CheckpointTransport(weights, spec)
-    _, validation = split_datasets(config.load_faces() if faces is None else faces, config)
+    _, validation = config.split(config.load_faces() if faces is None else faces)
     scored = []
     for start in range(0, len(validation), BATCH_SIZE):
         places = range(start, min(start + BATCH_SIZE, len(validation)))
         pictures, labels = zip(*(validation[place] for place in places), strict=True)
         probabilities = transport.score(np.stack([crop.numpy() for crop in pictures]))
         for place, label, probability in zip(places, labels, probabilities.tolist(), strict=True):
-            face = FaceScore(0, (0.0, 0.0, 1.0, 1.0), 1.0, probability)
             source = validation.source(place)
             kind = SELF_BLENDED if validation.draws[place].blended else source.partition("/")[0]
-            frame = FrameResult(0, 0.0, (face,))
-            scored.append(ScoredFile(source, int(label), probability, "", (frame,), kind))
+            frame = FrameResult(0, 0.0, (FaceScore(0, (0.0, 0.0, 1.0, 1.0), 1.0, probability),))
+            name: LabelName = "fake" if int(label) == FAKE else "real"
+            scored.append(ScoredFile(source, name, probability, kind=kind, frames=(frame,)))
     return spec, scored

@@ -72,11 +72,11 @@ def as_markdown(evaluation: Evaluation) -> str:
         lines += ["", "## Kinds of fakes, each against all reals"]
         lines += _table(
             ("kind", "files", "ROC-AUC", "recall"),
-            *((kind, row.files, row.roc_auc, row.recall) for kind, row in evaluation.by_kind.items()),
+            *((kind, row.num_fake, row.roc_auc, row.recall) for kind, row in evaluation.by_kind.items()),
         )
-    if evaluation.inconclusive:
-        lines += ["", f"## Without a verdict ({len(evaluation.inconclusive)})", ""]
-        lines += [f"- {item['source']} ({item['label']}): {item['reason']}" for item in evaluation.inconclusive]
+    if without := evaluation.inconclusive:
+        lines += ["", f"## Without a verdict ({len(without)})", ""]
+        lines += [f"- {item.source} ({item.label}): {item.reason}" for item in without]
     if evaluation.robustness:
         rows = [
             (kind, f"{point.level:g}", _shown(point.roc_auc), _shown(point.accuracy), point.inconclusive)

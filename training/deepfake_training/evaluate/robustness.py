@@ -79,7 +79,6 @@ def kinds_of(names: Sequence[str]) -> list[str]:
     Raises:
         OptionError: one is unknown; the message lists the known ones.
     """
-    for name in names:
-        if name not in (*DEGRADATIONS, "all"):
-            raise OptionError(f"degradation {name!r} is unknown; choose from {', '.join(DEGRADATIONS)}, or all")
+    if unknown := sorted({*names} - {*DEGRADATIONS, "all"}):
+        raise OptionError(f"degradation {unknown[0]!r} is unknown; choose from {', '.join(DEGRADATIONS)}, or all")
     return list(DEGRADATIONS if "all" in names else names)

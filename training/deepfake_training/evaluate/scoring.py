@@ -6,43 +6,46 @@ verdict is kept with its reason.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
 
 from deepfake_client.analysis.aggregation import STRATEGIES, most_suspicious, score_tracks
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
-from deepfake_client.result.verdict import FrameResult
+from deepfake_client.result.verdict import FaceScore, FrameResult
 from deepfake_preprocess.errors import InputError, OptionError
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.media.suffixes import media_of
-from deepfake_training.data.labels import FAKE, REAL
+from deepfake_preprocess.support.json_data import JsonData
+from deepfake_training.data.labels import FAKE, REAL, LabelName
 from deepfake_training.evaluate.calibration import apply_temperature
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredFile:
+class ScoredFile(JsonData):
     """What one labeled file got.
 
     Attributes:
         source: path as it was given.
-        label: `REAL` or `FAKE`.
-        probability: score of the file, in [0, 1]; None without a verdict.
+        label: ``real`` or ``fake``.
+        fake_probability: score of the file, in [0, 1]; None without a verdict.
         reason: why there is no verdict; empty where there is one.
-        frames: every sampled frame with its faces.
         kind: what sort of real or fake it is: the folder it was found in.
+        frames: every sampled frame with its faces.
     """
 
     source: str
-    label: int
-    probability: float | None
-    reason: str
-    frames: tuple[FrameResult, ...] = ()
+    label: LabelName
+    fake_probability: float | None
+    reason: str = ""
     kind: str = ""
+    frames: tuple[FrameResult, ...] = field(default=(), metadata={"exclude": True})
+
+    @property
+    def class_index(self) -> int:
+        """`REAL` or `FAKE`."""
+        return FAKE if self.label == "fake" else REAL
 
     def frame_probabilities(self) -> list[float]:
         """Return the score of the most suspicious face of each frame that has one that was scored and counts."""
@@ -54,37 +57,33 @@ class ScoredFile:
 
     def with_temperature(self, temperature: float, aggregation: str) -> ScoredFile:
         """Return what the file would have got with every logit divided by `temperature`."""
-        if self.probability is None:
+        if self.fake_probability is None:
             return self
         frames = tuple(
-            dataclasses.replace(
-                frame,
-                faces=tuple(
-                    face
-                    if face.fake_probability is None
-                    else dataclasses.replace(
-                        face,
-                        fake_probability=float(apply_temperature(np.array([face.fake_probability]), temperature)[0]),
-                    )
-                    for face in frame.faces
-                ),
-            )
+            replace(frame, faces=tuple(_with_temperature(face, temperature) for face in frame.faces))
             for frame in self.frames
         )
         suspect = most_suspicious(score_tracks(frames, strategy=STRATEGIES[aggregation], threshold=0.5))
         assert suspect is not None  # it had a verdict, and the same faces count
-        return dataclasses.replace(self, probability=suspect.fake_probability, frames=frames)
+        return replace(self, fake_probability=suspect.fake_probability, frames=frames)
 
 
-def labeled_files(real: Sequence[str | Path], fake: Sequence[str | Path]) -> list[tuple[Path, int]]:
+def _with_temperature(face: FaceScore, temperature: float) -> FaceScore:
+    if face.fake_probability is None:
+        return face
+    return replace(face, fake_probability=float(apply_temperature(face.fake_probability, temperature)))
+
+
+def labeled_files(real: Iterable[str | Path], fake: Iterable[str | Path]) -> list[tuple[Path, LabelName]]:
     """Return all files with their labels; a folder stands for the images and videos in it.
 
     Raises:
         OptionError: nothing was named, or a folder holds no media.
     """
+    labeled: tuple[tuple[Iterable[str | Path], LabelName], ...] = ((real, "real"), (fake, "fake"))
     found = [
         (file, label)
-        for places, label in ((real, REAL), (fake, FAKE))
+        for places, label in labeled
         for place in map(Path, places)
         for file in ([place] if place.is_file() else media_of(place))
     ]
@@ -94,7 +93,7 @@ def labeled_files(real: Sequence[str | Path], fake: Sequence[str | Path]) -> lis
 
 
 def score_files(
-    files: Sequence[tuple[Path, int]],
+    files: Iterable[tuple[Path, LabelName]],
     client: DeepfakeClient,
     options: AnalyzeOptions,
     *,
@@ -121,12 +120,10 @@ def score_files(
         except OptionError:
             raise
         except InputError as exc:
-            result = ScoredFile(str(path), label, None, str(exc), kind=path.parent.name)
+            result = ScoredFile(str(path), label, None, str(exc), path.parent.name)
         else:
             reason = "" if verdict.reason is None else f"{verdict.reason.value}: {verdict.detail}"
-            result = ScoredFile(
-                str(path), label, verdict.fake_probability, reason, verdict.frames, kind=path.parent.name
-            )
+            result = ScoredFile(str(path), label, verdict.fake_probability, reason, path.parent.name, verdict.frames)
         scored.append(result)
         if on_file is not None:
             on_file(number, result)

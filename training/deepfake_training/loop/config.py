@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 import yaml
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.json_data import Bounds, JsonData
 from deepfake_training.data.augment import Augmentation
-from deepfake_training.data.dataset import Mixture
+from deepfake_training.data.dataset import FaceDataset, Mixture
+from deepfake_training.data.labels import REAL
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.packing import FaceFolders, pack_faces
+from deepfake_training.data.splits import split_by_group
 
 CONFIG: Final = "config.json"
 """Where a run keeps it."""
@@ -148,6 +152,29 @@ class TrainConfig(JsonData):
         if (self.pack is None) == (not self.folders.real and not self.folders.fake):
             raise OptionError("name either a file of packed faces ('pack') or folders of them ('folders.real')")
         return PackedFaces.load(self.pack) if self.pack is not None else pack_faces(self.folders, progress=progress)
+
+    def split(self, faces: PackedFaces) -> tuple[FaceDataset, FaceDataset]:
+        """Return what a run trains on and what it holds out, by group; the same for the same faces.
+
+        Raises:
+            OptionError: the faces cannot be split, or a part has no real face.
+        """
+        held_out = split_by_group(faces.groups, self.validation_share, seed=self.split_seed)
+        train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        for part, members in (("train on", train), ("validate with", validation)):
+            if (faces.labels == REAL).any() and not (faces.labels[members] == REAL).any():
+                raise OptionError(
+                    f"{faces!r}: no real face is left to {part}, because whole groups are held out; add real faces "
+                    "of other videos or people, or change 'validation_share'"
+                )
+        dataset = partial(FaceDataset, faces, spec=self.spec, augmentation=self.augmentation)
+        train_set = dataset(train, mixture=self.mixture, jitter=True, seed=self.seed)
+        # A fixed choice of crops, degraded like those in training: their AUC is what early stopping looks at.
+        validation = np.random.default_rng(self.split_seed).permutation(validation)
+        balanced = replace(self.mixture, balance="sampler")
+        validation_set = dataset(validation, mixture=balanced, jitter=False, seed=self.split_seed + 1)
+        validation_set.draws = validation_set.draws[: self.validation_crops]
+        return train_set, validation_set
 
     @classmethod
     def of_run(cls, directory: str | Path) -> TrainConfig:

@@ -37,7 +37,6 @@ from deepfake_training.loop.config import CONFIG, TrainConfig
 from deepfake_training.loop.losses import pair_loss, uphill
 from deepfake_training.loop.memory import fitting_batch_size, is_out_of_memory
 from deepfake_training.loop.network import prepare_network
-from deepfake_training.loop.splitting import split_datasets
 
 LOG = "log.jsonl"
 CLIP_NORM = 5.0
@@ -102,7 +101,7 @@ class TrainingRun:
         self._optimizer = create_optimizer_v2(
             self.detector, opt="adamw", lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.train_set, self.validation_set = split_datasets(faces, config)
+        self.train_set, self.validation_set = config.split(faces)
         self._crops = min(config.crops_per_epoch or len(self.train_set), len(self.train_set))
         self._batches = -(-self._crops // config.batch_size)
         self._updates = -(-self._batches // config.accumulate)
@@ -152,10 +151,8 @@ class TrainingRun:
             raise OptionError(
                 f"{checkpoint} belongs to a run that differs in {', '.join(differ)}; resume it with its own {CONFIG}"
             )
-        self.detector.load_state_dict(state["detector"])
-        self.ema.module.load_state_dict(state["ema"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._scheduler.load_state_dict(state["scheduler"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.history = [EpochResult(**line) for line in state["history"]]
         self.epoch = state["epoch"]
 
@@ -318,15 +315,21 @@ class TrainingRun:
         identity = {**self.config.to_dict(), "initial_weights": self.initial_note}
         return {key: value for key, value in identity.items() if key not in ("pack", "folders")}
 
+    def _parts(self) -> dict[str, Any]:
+        """Return by name what changes in training."""
+        return {
+            "detector": self.detector,
+            "ema": self.ema.module,
+            "optimizer": self._optimizer,
+            "scheduler": self._scheduler,
+        }
+
     def _state(self) -> dict[str, Any]:
         return {
             "identity": self._identity(),
             "epoch": self.epoch,
-            "detector": self.detector.state_dict(),
-            "ema": self.ema.module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
             "history": [dataclasses.asdict(line) for line in self.history],
+            **{name: part.state_dict() for name, part in self._parts().items()},
         }
 
 

@@ -17,7 +17,6 @@ from deepfake_training.data.labels import FAKE
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.packing import FaceFolders, pack_faces
 from deepfake_training.data.selfblend import self_blend, swap_source
-from deepfake_training.loop.splitting import split_datasets
 
 FACE = Face(np.array(BOX, np.float32), 1.0, np.array(LANDMARKS, np.float32))
 NOTHING = Augmentation(color=0, resize=0, blur=0, noise=0, jpeg=0, h264=0, flip=0)
@@ -25,7 +24,7 @@ NOTHING = Augmentation(color=0, resize=0, blur=0, noise=0, jpeg=0, h264=0, flip=
 
 def dataset(faces: PackedFaces, mixture: Mixture, augmentation: Augmentation = NOTHING) -> FaceDataset:
     return FaceDataset(
-        faces, np.arange(len(faces)), TINY, mixture=mixture, augmentation=augmentation, jitter=True, seed=5
+        faces, np.arange(len(faces)), spec=TINY, mixture=mixture, augmentation=augmentation, jitter=True, seed=5
     )
 
 
@@ -121,12 +120,12 @@ def test_a_split_that_leaves_no_real_face_is_refused() -> None:
     faces = make_faces(4, 40, group_size=4)  # all reals are one group
     config = dataclasses.replace(QUICK, validation_share=0.05)
     with pytest.raises(OptionError, match="no real face is left to"):
-        split_datasets(faces, config)
+        config.split(faces)
 
 
 def test_training_and_validation_share_no_group() -> None:
     faces = make_faces(40)
-    train, validation = split_datasets(faces, dataclasses.replace(QUICK, validation_crops=1000))
+    train, validation = dataclasses.replace(QUICK, validation_crops=1000).split(faces)
     sides = [{faces.groups[draw.face] for draw in part.draws} for part in (train, validation)]
     assert sides[0]
     assert sides[1]

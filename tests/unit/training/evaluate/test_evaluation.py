@@ -22,6 +22,7 @@ from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.contract.spec import Head
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.sampling import Sampling
+from deepfake_training.data.labels import LabelName
 from deepfake_training.evaluate.calibration import apply_temperature, find_temperature, find_threshold
 from deepfake_training.evaluate.checkpoint import CheckpointTransport
 from deepfake_training.evaluate.evaluation import (
@@ -39,20 +40,20 @@ from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_
 from deepfake_training.loop.run import TrainingRun
 
 
-def scored_file(name: str, label: int, *probabilities: float) -> ScoredFile:
+def scored_file(name: str, label: LabelName, *probabilities: float) -> ScoredFile:
     frames = tuple(
         FrameResult(number, float(number), (FaceScore(0, (0.0, 0.0, 9.0, 9.0), 1.0, probability),))
         for number, probability in enumerate(probabilities)
     )
-    return ScoredFile(name, label, float(np.mean(probabilities)), "", frames)
+    return ScoredFile(name, label, float(np.mean(probabilities)), frames=frames)
 
 
 SCORED = [
-    scored_file("r1", 0, 0.1, 0.2, 0.3),
-    scored_file("r2", 0, 0.4, 0.5, 0.6),
-    scored_file("f1", 1, 0.4, 0.4, 0.4),
-    scored_file("f2", 1, 0.9, 0.9, 0.9),
-    ScoredFile("f3", 1, None, "no_face: no face was found"),
+    scored_file("r1", "real", 0.1, 0.2, 0.3),
+    scored_file("r2", "real", 0.4, 0.5, 0.6),
+    scored_file("f1", "fake", 0.4, 0.4, 0.4),
+    scored_file("f2", "fake", 0.9, 0.9, 0.9),
+    ScoredFile("f3", "fake", None, "no_face: no face was found"),
 ]
 SPEC = dataclasses.replace(TINY, threshold=0.45)
 
@@ -131,7 +132,7 @@ def test_thresholds_follow_their_rule() -> None:
 
 def test_files_without_a_verdict_are_reported_and_left_out() -> None:
     evaluation = evaluation_of()
-    assert [item["source"] for item in evaluation.inconclusive] == ["f3"]
+    assert [item.source for item in evaluation.inconclusive] == ["f3"]
     assert evaluation.per_file.num_fake == 2
     assert "1 files (1 fake) got no verdict" in " ".join(evaluation.notes)
 
@@ -209,13 +210,13 @@ def test_files_are_scored_through_the_clients_pipeline(clips: Path) -> None:
         scored = score_files(files, client, options)
         blurred = score_files(files[:1], client, options, view=view_of(DEGRADATIONS["blur"], 1))
     by_name = {Path(item.source).name: item for item in scored}
-    bright, dark = by_name["bright.png"].probability, by_name["dark.png"].probability
+    bright, dark = by_name["bright.png"].fake_probability, by_name["dark.png"].fake_probability
     assert bright is not None
     assert dark is not None
     assert bright < dark
     assert by_name["wall.png"].reason.startswith("no_face")
     assert "damaged" in by_name["broken.jpg"].reason
-    assert blurred[0].probability not in (None, bright)
+    assert blurred[0].fake_probability not in (None, bright)
 
 
 def test_a_checkpoint_answers_as_its_graph_does(tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def test_a_run_is_evaluated_on_what_it_held_out(tmp_path: Path) -> None:
     best = TrainingRun(faces, dataclasses.replace(QUICK, epochs=1, pack=str(pack)), tmp_path / "run").train()
     spec, scored = score_held_out(tmp_path / "run")
     assert spec.checkpoint_sha256 is not None
-    auc = roc_auc_score([item.label for item in scored], [item.probability for item in scored])
+    auc = roc_auc_score([item.class_index for item in scored], [item.fake_probability for item in scored])
     assert auc == pytest.approx(best.validation_auc, abs=1e-6)
     assert score_held_out(tmp_path / "run", faces) == (spec, scored)
     assert len(score_held_out(tmp_path / "run", num_crops=4)[1]) == 4
