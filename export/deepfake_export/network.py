@@ -54,9 +54,9 @@ def load_network(
     if pinned.ensemble is not None:
         from deepfake_export.ensemble.network import load_ensemble
 
-        network, notes = load_ensemble(pinned.ensemble)
-        return LoadedNetwork(network, pinned.spec, notes)
+        ensemble, notes = load_ensemble(pinned.ensemble)
+        return LoadedNetwork(ensemble, pinned.spec, notes)
     from deepfake_export.checkpoint.loading import load_checkpoint
 
-    loaded = load_checkpoint(pinned.path, pinned.spec)
-    return LoadedNetwork(loaded.network, pinned.spec, tuple(loaded.describe()))
+    network, reading = load_checkpoint(pinned.path, pinned.spec)
+    return LoadedNetwork(network, pinned.spec, tuple(reading.describe()))

@@ -10,7 +10,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +36,35 @@ COMPILED_MARK = "_orig_mod."
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedCheckpoint:
-    """A network with its weights, and where in the file they were.
+class Reading:
+    """One way to read a file: which of its tensors are the network's, and under which names.
 
     Attributes:
-        network: in eval mode, float32, on the CPU; FP32 ``[N, 3, H, W]`` -> ``[N, num_logits]``.
         weights_key: key path of the weights in the file, such as ``state_dict``; empty for the top level.
         prefix: wrapper prefix that was taken off every name; mostly empty.
+        tensors: the network's, by its own names.
         ignored: names outside of that prefix, which belong to the training script and not to the network.
+        missing: names of the network that are not in the file.
+        unexpected: names in the file that the network does not have.
+        wrong_shape: names whose tensors are of another shape in the network.
         renamed_head: where the file keeps the head, if not where the network does; with its dot, like `prefix`.
         wrapper: where the network keeps what the file holds, if it is a module around that; with its dot.
     """
 
-    network: nn.Module
     weights_key: str = ""
     prefix: str = ""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    wrong_shape: tuple[str, ...] = ()
     renamed_head: str = ""
     wrapper: str = ""
+
+    @property
+    def problems(self) -> int:
+        """How many tensors do not fit."""
+        return len(self.missing) + len(self.unexpected) + len(self.wrong_shape)
 
     def describe(self) -> list[str]:
         """Return what was taken from the file and what was left out, as sentences."""
@@ -72,7 +83,7 @@ class LoadedCheckpoint:
         return found
 
 
-def load_checkpoint(path: Path, spec: ModelSpec, *, in_channels: int = 3) -> LoadedCheckpoint:
+def load_checkpoint(path: Path, spec: ModelSpec, *, in_channels: int = 3) -> tuple[nn.Module, Reading]:
     """Load one checkpoint file into the network of its spec.
 
     Args:
@@ -81,20 +92,24 @@ def load_checkpoint(path: Path, spec: ModelSpec, *, in_channels: int = 3) -> Loa
         spec: contract of the model, not an ensemble's.
         in_channels: channels of the network's input.
 
+    Returns:
+        The network in eval mode, float32, on the CPU, FP32 ``[N, in_channels, H, W]`` -> ``[N, num_logits]``; and
+        where in the file its weights were.
+
     Raises:
         CheckpointError: the file is damaged, refused as unsafe, holds NaN or Inf, or does not fit the architecture
             (the message lists what is missing, unexpected or of another shape).
         SpecError: the architecture is unknown or cannot be built.
     """
     if spec.architecture_family == "torchscript":
-        loaded = LoadedCheckpoint(_load_torchscript(path))
+        network, reading = _load_torchscript(path), Reading()
     else:
         network = build_network(spec, in_channels=in_channels, code_dir=path.absolute().parent)
-        loaded = _fit(path, network, spec)
-    loaded.network.float().eval()
-    check_finite(path, loaded.network)
-    check_outputs(path, loaded.network, spec, in_channels)
-    return loaded
+        reading = _fit(path, network, spec)
+    network.float().eval()
+    check_finite(path, network)
+    check_outputs(path, network, spec, in_channels)
+    return network, reading
 
 
 def _load_torchscript(path: Path) -> nn.Module:
@@ -111,29 +126,10 @@ def _load_torchscript(path: Path) -> nn.Module:
     return network
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """One reading of the file: these tensors, under this key, with this prefix taken off."""
-
-    weights_key: str
-    prefix: str
-    tensors: Mapping[str, Tensor]
-    ignored: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    wrong_shape: tuple[str, ...]
-    renamed_head: str = ""
-    wrapper: str = ""
-
-    @property
-    def problems(self) -> int:
-        return len(self.missing) + len(self.unexpected) + len(self.wrong_shape)
-
-
-def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
+def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> Reading:
     """Put the weights of the first reading of the file that fits into `network`."""
     expected = network.state_dict()
-    best: _Reading | None = None
+    best: Reading | None = None
     data = read_checkpoint(path)
     for key, tensors in _weight_sets(data):
         for wrapper, prefix in itertools.product(_wrappers(expected), _prefixes(tensors)):
@@ -150,12 +146,12 @@ def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> LoadedCheckpoint:
         raise CheckpointError(_why_unfit(path, best, spec, expected))
     # Not strict, only because the counters of `_compare` may be missing; everything else is known to fit.
     network.load_state_dict(dict(best.tensors), strict=False)
-    return LoadedCheckpoint(network, best.weights_key, best.prefix, best.ignored, best.renamed_head, best.wrapper)
+    return best
 
 
 def _elsewhere(
     path: Path, key: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
-) -> _Reading | None:
+) -> Reading | None:
     """Return the reading with prefixes that no wrapper of `WRAPPER_PREFIXES` puts there, if one fits.
 
     Training code often keeps body and head side by side in a module of its own (``backbone.conv_stem.weight``,
@@ -167,7 +163,7 @@ def _elsewhere(
     inside = f"{head}." if head else "\n"
     head_names = [name for name in expected if name.startswith(inside)]
     body_names = [name for name in expected if not name.startswith(inside)]
-    fitting: dict[tuple[str, str], _Reading] = {}
+    fitting: dict[tuple[str, str], Reading] = {}
     for body_prefix in _prefixes_of(body_names[:1], tensors):
         for head_prefix in _prefixes_of([name.removeprefix(inside) for name in head_names[:1]], tensors):
             old_names = {name: body_prefix + name for name in body_names} | {
@@ -246,11 +242,11 @@ def _wrappers(expected: Mapping[str, Tensor]) -> list[str]:
 
 def _compare(
     key: str, prefix: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], wrapper: str = ""
-) -> _Reading:
+) -> Reading:
     inside = {
         wrapper + name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
     }
-    return _Reading(
+    return Reading(
         weights_key=key,
         prefix=prefix,
         tensors=inside,
@@ -265,7 +261,7 @@ def _compare(
     )
 
 
-def _why_unfit(path: Path, found: _Reading, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
+def _why_unfit(path: Path, found: Reading, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
     shapes = [
         f"{name} is {list(found.tensors[name].shape)} and should be {list(expected[name].shape)}"
         for name in found.wrong_shape
@@ -284,7 +280,7 @@ def _why_unfit(path: Path, found: _Reading, spec: ModelSpec, expected: Mapping[s
     return f"{path} does not fit {spec.architecture}: {what}. {_hint(found, spec, expected)}"
 
 
-def _hint(found: _Reading, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
+def _hint(found: Reading, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
     """Return what to do about a checkpoint that does not fit."""
     written = _head_layers(found, spec)
     if written:
@@ -301,7 +297,7 @@ def _hint(found: _Reading, spec: ModelSpec, expected: Mapping[str, Tensor]) -> s
     return f"Its last layer has {outputs} output(s): set 'head: {{kind: {'sigmoid' if outputs == 1 else 'softmax'}}}'"
 
 
-def _head_layers(found: _Reading, spec: ModelSpec) -> str:
+def _head_layers(found: Reading, spec: ModelSpec) -> str:
     """Return how to state a head of several layers, where that is what does not fit; empty where it is not."""
     if spec.head.layers or spec.architecture_family not in ("timm", "torchvision"):
         return ""

@@ -138,9 +138,9 @@ def load_ensemble(ensemble: EnsembleSpec) -> tuple[EnsembleNetwork, tuple[str, .
     branches, notes = [], []
     for index, member in enumerate(ensemble.members):
         try:
-            loaded = load_checkpoint(member.checkpoint, member.spec, in_channels=member.in_channels)
+            network, reading = load_checkpoint(member.checkpoint, member.spec, in_channels=member.in_channels)
         except (CheckpointError, SpecError) as exc:
             raise type(exc)(f"{ensemble.path}: members[{index}] ({member.spec.name!r}): {exc}") from exc
-        notes += [f"member {member.spec.name!r}: {note}" for note in loaded.describe()]
-        branches.append(Branch(loaded.network, member, ensemble.spec.input_size_wh))
+        notes += [f"member {member.spec.name!r}: {note}" for note in reading.describe()]
+        branches.append(Branch(network, member, ensemble.spec.input_size_wh))
     return EnsembleNetwork(branches, ensemble).eval(), tuple(notes)

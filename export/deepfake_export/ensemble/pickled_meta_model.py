@@ -1,6 +1,6 @@
 """Converts a meta-model that scikit-learn saved into plain numbers, and checks them against scikit-learn itself.
 
-Its files are pickles. Loading one runs whatever it says, so nothing but `deepfake convert-meta-model` comes here.
+Its files are pickles. Loading one can execute arbitrary code: nothing but `deepfake convert-meta-model` comes here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from deepfake_export.ensemble.meta_model import FILE_SUFFIXES, NUMBERS, MetaModel
+from deepfake_export.ensemble.meta_model import FILE_SUFFIXES, MetaModel
 from deepfake_preprocess.errors import CheckpointError, MissingExtraError, OptionError
 from deepfake_preprocess.support.extras import require_extra
 
@@ -27,7 +27,7 @@ def convert_meta_model(pickles: Sequence[str | Path], output: str | Path) -> Met
 
     Args:
         pickles: files of joblib or pickle that hold one LogisticRegression, and at most one StandardScaler before it:
-            as a pipeline, in a mapping or sequence, or in a file each. Loading them runs whatever they say.
+            as a pipeline, in a mapping or sequence, or in a file each. Loading them can execute arbitrary code.
         output: the ``.yaml`` or ``.json`` file to write.
 
     Raises:
@@ -38,9 +38,9 @@ def convert_meta_model(pickles: Sequence[str | Path], output: str | Path) -> Met
     output = Path(output)
     if output.suffix not in FILE_SUFFIXES:
         raise OptionError(f"`output` is {str(output)!r}; allowed: a name that ends in {', '.join(FILE_SUFFIXES)}")
-    meta_model = read_pickled(pickles)
-    numbers = {name: value for name, value in meta_model.to_dict().items() if name in NUMBERS}
-    text = json.dumps(numbers, indent=2) if output.suffix == ".json" else yaml.safe_dump(numbers, sort_keys=False)
+    meta_model = _read_pickles(pickles)
+    data = meta_model.to_dict()
+    text = json.dumps(data, indent=2) if output.suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as exc:
@@ -48,34 +48,27 @@ def convert_meta_model(pickles: Sequence[str | Path], output: str | Path) -> Met
     return meta_model
 
 
-def read_pickled(pickles: Sequence[str | Path]) -> MetaModel:
-    """Return the meta-model of pickled scikit-learn objects; see `convert_meta_model`."""
-    models, scalers = [], []
-    for file in pickles:
-        for part in _parts(_unpickle(Path(file))):
-            kind = type(part).__name__
-            if kind in ("LogisticRegression", "LogisticRegressionCV"):
-                models.append(part)
-            elif kind == "StandardScaler":
-                scalers.append(part)
-            else:
-                raise CheckpointError(
-                    f"{file} holds a {kind}, and a meta-model is a LogisticRegression after at most a StandardScaler"
-                )
+def _read_pickles(pickles: Sequence[str | Path]) -> MetaModel:
     names = " and ".join(map(str, pickles))
-    if len(models) != 1 or len(scalers) > 1:
+    parts = [part for file in pickles for part in _parts(_unpickle(Path(file)))]
+    models = [part for part in parts if type(part).__name__ in ("LogisticRegression", "LogisticRegressionCV")]
+    scalers = [part for part in parts if type(part).__name__ == "StandardScaler"]
+    if len(models) != 1 or len(scalers) > 1 or len(parts) > len(models) + len(scalers):
+        kinds = ", ".join(type(part).__name__ for part in parts) or "neither"
         raise CheckpointError(
-            f"{names}: found {len(models)} LogisticRegression and {len(scalers)} StandardScaler object(s); a "
-            "meta-model is one regression, and at most one scaler"
+            f"{names}: a meta-model is one LogisticRegression after at most one StandardScaler; found {kinds}"
         )
     model, scaler = models[0], scalers[0] if scalers else None
     try:
-        numbers = _numbers(model, scaler)
+        num_classes = len(model.classes_)
+        coef, intercept = model.coef_.ravel().tolist(), float(model.intercept_[0])
+        mean = scaler.mean_.tolist() if scaler is not None and scaler.with_mean else ()
+        scale = scaler.scale_.tolist() if scaler is not None and scaler.with_std else ()
     except AttributeError as exc:
         raise CheckpointError(f"{names}: the meta-model is not trained ({exc})") from exc
-    if len(model.classes_) != 2:
-        raise CheckpointError(f"{names} distinguishes {len(model.classes_)} classes; a detector has two")
-    meta_model = MetaModel.from_numbers(numbers, model.coef_.size)
+    if num_classes != 2:
+        raise CheckpointError(f"{names} distinguishes {num_classes} classes; a detector has two")
+    meta_model = MetaModel(tuple(coef), intercept, tuple(mean), tuple(scale))
     _check_conversion(names, model, scaler, meta_model)
     return meta_model
 
@@ -106,16 +99,6 @@ def _parts(found: Any) -> list[Any]:
     if isinstance(found, list | tuple):
         return [part for value in found for part in _parts(value)]
     return [found]
-
-
-def _numbers(model: Any, scaler: Any) -> dict[str, Any]:
-    numbers = {"coef": model.coef_, "intercept": model.intercept_}
-    if scaler is not None:
-        if scaler.with_mean:
-            numbers["mean"] = scaler.mean_
-        if scaler.with_std:
-            numbers["scale"] = scaler.scale_
-    return {name: value.tolist() for name, value in numbers.items()}
 
 
 def _check_conversion(names: str, model: Any, scaler: Any, meta_model: MetaModel) -> None:

@@ -40,9 +40,3 @@ def check_known(data: Mapping[str, Any], allowed: Collection[str], *, prefix: st
     for key in data:
         if key not in allowed:
             raise SpecError(f"field '{prefix}{key}' is unknown; allowed: {', '.join(allowed)}")
-
-
-def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
-    """Refuse a value that is not one of `allowed`."""
-    if isinstance(value, bool) or value not in allowed:
-        raise refuse(name, value, ", ".join(repr(item) for item in allowed))

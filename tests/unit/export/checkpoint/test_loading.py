@@ -92,23 +92,23 @@ def assert_same(network: torch.nn.Module, weights: dict) -> None:
 )
 def test_weights_are_found_however_they_are_wrapped(weights, wrap, weights_key, prefix):
     torch.save(wrap(weights), "c.pt")
-    loaded = load_checkpoint(Path("c.pt"), SPEC)
-    assert (loaded.weights_key, loaded.prefix, loaded.ignored) == (weights_key, prefix, ())
-    assert not loaded.network.training
-    assert_same(loaded.network, {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")})
+    network, reading = load_checkpoint(Path("c.pt"), SPEC)
+    assert (reading.weights_key, reading.prefix, reading.ignored) == (weights_key, prefix, ())
+    assert not network.training
+    assert_same(network, {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")})
 
 
 def test_averaged_weights_are_preferred_and_reported(weights):
     averaged = {name: value * 0 for name, value in weights.items()}
     torch.save({"state_dict": weights, "state_dict_ema": averaged}, "c.pt")
-    loaded = load_checkpoint(Path("c.pt"), SPEC)
-    assert loaded.weights_key == "state_dict_ema"
-    assert_same(loaded.network, averaged)
+    network, reading = load_checkpoint(Path("c.pt"), SPEC)
+    assert reading.weights_key == "state_dict_ema"
+    assert_same(network, averaged)
 
 
 def test_tensors_of_the_training_wrapper_are_left_out_and_reported(weights):
     torch.save({"state_dict": prefixed(weights, "model.") | {"loss.pos_weight": torch.ones(1)}}, "c.pt")
-    assert load_checkpoint(Path("c.pt"), SPEC).ignored == ("loss.pos_weight",)
+    assert load_checkpoint(Path("c.pt"), SPEC)[1].ignored == ("loss.pos_weight",)
 
 
 def test_safetensors_and_half_precision_become_float32(weights):

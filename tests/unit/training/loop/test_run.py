@@ -18,8 +18,8 @@ from drawn_faces import QUICK, TINY, make_faces
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from deepfake_export import load_network
 from deepfake_export.checkpoint.architectures import build_network
-from deepfake_export.checkpoint.loading import load_checkpoint
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 from deepfake_training.data.augment import Augmentation
@@ -102,8 +102,7 @@ def test_the_best_weights_are_a_checkpoint_that_the_export_loads(tmp_path: Path)
     best = run.train()
     spec = ModelSpec.from_yaml(tmp_path / BEST_SPEC)
     assert spec == TINY
-    loaded = load_checkpoint(tmp_path / BEST, spec)
-    assert not loaded.ignored
+    assert load_network(tmp_path / BEST, spec).notes == ()
     assert best.validation_auc == max(result.validation_auc for result in run.history)
 
 
@@ -117,7 +116,7 @@ def test_published_weights_are_half_as_large_and_answer_alike(tmp_path: Path) ->
     assert published.stat().st_size < 0.6 * (tmp_path / BEST).stat().st_size
     faces = torch.randn(4, 3, 32, 32)
     with torch.inference_mode():
-        halved, whole = (load_checkpoint(path, TINY).network(faces) for path in (published, tmp_path / BEST))
+        halved, whole = (load_network(path, TINY).network(faces) for path in (published, tmp_path / BEST))
     assert torch.allclose(halved, whole, atol=2e-2)
     with pytest.raises(OptionError, match=r"holds no best\.safetensors"):
         publish(tmp_path / "nothing", published)
