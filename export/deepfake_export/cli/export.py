@@ -89,16 +89,7 @@ def export(
         verbose=verbose,
         command=_command_line(context),
     )
-    # Progress goes to stderr: stdout is the result alone.
-    console = Console(stderr=True)
-    with console.status("Starting") as status:
-
-        def show(step: str) -> None:
-            status.update(f"{escape(step)} ...")
-            if not as_json:
-                console.print(f"[dim]{escape(step)}[/dim]", highlight=False, soft_wrap=True)
-
-        result = export_checkpoint(request, on_step=show)
+    result = _run(request, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -106,6 +97,19 @@ def export(
         options = {f"`{item.name}`": item.opts[0] for item in context.command.params}
         notes = [re.sub(r"`\w+`", lambda found: options.get(found[0], found[0]), note) for note in result.notes]
         _print_summary(Console(), result, notes)
+
+
+def _run(request: ExportRequest, *, quiet: bool) -> ExportResult:
+    """Export with progress on stderr: stdout is the result alone."""
+    console = Console(stderr=True)
+    with console.status("Starting") as status:
+
+        def show(step: str) -> None:
+            status.update(f"{escape(step)} ...")
+            if not quiet:
+                console.print(f"[dim]{escape(step)}[/dim]", highlight=False, soft_wrap=True)
+
+        return export_checkpoint(request, on_step=show)
 
 
 def _command_line(context: typer.Context) -> str:

@@ -12,7 +12,7 @@ Memory is bounded: one crop's activations at a time, and a few hundred numbers o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,6 @@ class QdqForm:
     """Who runs the file, and the form of Q/DQ that is right there.
 
     Attributes:
-        name: ``cpu`` or ``tensorrt``.
         signed_activations: signed and symmetric, the only form NVIDIA's parser takes.
         reduce_range: 7-bit weights.
         quantize_bias: biases as INT32; NVIDIA's parser wants them as floats.
@@ -69,7 +68,6 @@ class QdqForm:
         reason: why.
     """
 
-    name: str
     signed_activations: bool
     reduce_range: bool
     quantize_bias: bool
@@ -79,7 +77,6 @@ class QdqForm:
 
 TARGETS = {
     "cpu": QdqForm(
-        "cpu",
         signed_activations=False,
         reduce_range=True,
         quantize_bias=True,
@@ -90,7 +87,6 @@ TARGETS = {
         ),
     ),
     "tensorrt": QdqForm(
-        "tensorrt",
         signed_activations=True,
         reduce_range=False,
         quantize_bias=False,
@@ -98,19 +94,6 @@ TARGETS = {
         reason="signed symmetric activations and float biases are the only form that NVIDIA's parser takes",
     ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Nodes that are quantized or left together: one with weights and what follows until the next.
-
-    Attributes:
-        name: the weight's name in the network, for people.
-        nodes: names of the graph's nodes.
-    """
-
-    name: str
-    nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +148,7 @@ def quantize_int8(
     _name_nodes(model)
     # Says that shapes are inferred; the quantizer would do it again for every choice of layers.
     add_infer_metadata(model)
-    layers = layers_of(model)
+    layers = _layers_of(model)
     if not layers:
         raise ExportError("the graph has no convolution or matrix product with weights, so nothing can be INT8")
     calibration = evenly(crops, CALIBRATION_CROPS)
@@ -174,34 +157,35 @@ def quantize_int8(
     ranges = _measure_ranges(model, calibration)
     reference = _logits(model.SerializeToString(), search)
 
-    def error_of(chosen: Sequence[Layer], method: str, count: int = SEARCH_CROPS) -> tuple[float, Float]:
-        names = {name for layer in chosen for name in layer.nodes}
-        given = evenly(search, count)
-        logits = _logits(_quantize(model, ranges[method], names, form).SerializeToString(), given)
+    def quantized(chosen: Collection[str], method: str) -> Any:
+        nodes = {node for layer in chosen for node in layers[layer]}
+        return _quantize(model, ranges[method], nodes, form)
+
+    def error_of(chosen: Collection[str], method: str, count: int = SEARCH_CROPS) -> tuple[float, Float]:
+        logits = _logits(quantized(chosen, method).SerializeToString(), evenly(search, count))
         error = float(np.abs(logits - evenly(reference, count)).mean())
         return (error if np.isfinite(error) else float("inf")), logits
 
     method_errors = {method: error_of(layers, method)[0] for method in ranges}
     method = min(method_errors, key=lambda name: method_errors[name])
     on_step(f"Measuring the error of each of {len(layers)} layers")
-    errors = {layer.name: error_of([layer], method, LAYER_CROPS)[0] for layer in layers}
-    worst_first = sorted(layers, key=lambda layer: -errors[layer.name])
+    errors = {layer: error_of([layer], method, LAYER_CROPS)[0] for layer in layers}
+    worst_first = sorted(layers, key=lambda layer: -errors[layer])
     on_step("Choosing the layers that stay in FP32")
     count = _fewest_excluded(
         len(layers), lambda count: _is_good(error_of(worst_first[count:], method)[1], reference, spec.threshold)
     )
-    names = {name for layer in worst_first[count:] for name in layer.nodes}
-    quantized = _quantize(model, ranges[method], names, form)
-    onnx.helper.set_model_props(quantized, spec.to_parameters())
-    path.write_bytes(quantized.SerializeToString(deterministic=True))
+    made = quantized(worst_first[count:], method)
+    onnx.helper.set_model_props(made, spec.to_parameters())
+    path.write_bytes(made.SerializeToString(deterministic=True))
     return Int8Export(
         target,
         form.reason,
         method,
         {name: round(value, 6) for name, value in method_errors.items()},
         len(layers),
-        tuple(layer.name for layer in worst_first[:count]),
-        {layer.name: round(errors[layer.name], 6) for layer in worst_first},
+        tuple(worst_first[:count]),
+        {layer: round(errors[layer], 6) for layer in worst_first},
         len(calibration),
     )
 
@@ -213,8 +197,14 @@ def evenly(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
     return np.asarray(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)])
 
 
-def layers_of(model: Any) -> list[Layer]:
-    """Return the layers in topological order, at most `MAX_LAYERS`, without the last, which gives the logit."""
+def _layers_of(model: Any) -> dict[str, list[str]]:
+    """Return the layers in topological order, at most `MAX_LAYERS`, without the last, which gives the logit.
+
+    They are quantized or left whole: a node with weights and what follows until the next.
+
+    Returns:
+        The names of the graph's nodes by the weight's name in the network.
+    """
     weights = {item.name for item in model.graph.initializer}
     found: list[tuple[str, list[str]]] = []
     for node in model.graph.node:
@@ -225,16 +215,15 @@ def layers_of(model: Any) -> list[Layer]:
             found[-1][1].append(node.name)
     # The last one gives the logit, which must not be rounded to 256 steps; it costs next to nothing.
     found = found[:-1]
-    per_group = -(-len(found) // MAX_LAYERS)
-    groups = [found[start : start + per_group] for start in range(0, len(found), per_group)] if found else []
-    layers, seen = [], set()
-    for group in groups:
+    per_group = max(1, -(-len(found) // MAX_LAYERS))
+    layers: dict[str, list[str]] = {}
+    for start in range(0, len(found), per_group):
+        group = found[start : start + per_group]
         name = group[0][0] if len(group) == 1 else f"{group[0][0]} to {group[-1][0]}"
         # A weight that is used twice names two layers.
-        while name in seen:
+        while name in layers:
             name += "'"
-        seen.add(name)
-        layers.append(Layer(name, tuple(node for _, nodes in group for node in nodes)))
+        layers[name] = [node for _, nodes in group for node in nodes]
     return layers
 
 
