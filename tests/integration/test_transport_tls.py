@@ -87,14 +87,14 @@ def test_certificates_that_triton_or_we_refuse_are_told_in_one_sentence(tls_trit
     url = named(tls_triton)
     assert health(url, tls=mutual).ready
     for tls, says in (
-        (None, "speaks TLS.*--tls"),
+        (None, "speaks TLS.*`tls`"),
         (Tls(files / "ours-ca.pem"), "asks for a client certificate.* give one with `tls.certificate`"),
         (
             Tls(files / "ours-ca.pem", files / "other.pem", files / "other.key"),
             "(refused|give) (the|a) client certificate",
         ),
-        (Tls(files / "other-ca.pem", files / "ours.pem", files / "ours.key"), "no trusted authority.*--tls-ca"),
-        (Tls(None, files / "ours.pem", files / "ours.key"), "no trusted authority.*--tls-ca"),
+        (Tls(files / "other-ca.pem", files / "ours.pem", files / "ours.key"), "no trusted authority.*`tls.ca`"),
+        (Tls(None, files / "ours.pem", files / "ours.key"), "no trusted authority.*`tls.ca`"),
     ):
         with pytest.raises(ServerTlsError, match=says) as caught:
             health(url, tls=tls)
@@ -162,9 +162,9 @@ def test_https_with_and_without_a_client_certificate(embedded_triton, authority,
         with DeepfakeClient(Connection(url=f"https://localhost:{port}", tls=trusted)) as client:
             assert client.score(FACES) == pytest.approx([0.5, 0.5])
         for url, tls, says in (
-            (f"https://localhost:{port}", None, "no trusted authority.*--tls-ca"),
-            (f"https://localhost:{port}", Tls(files / "other-ca.pem"), "no trusted authority.*--tls-ca"),
-            (f"http://localhost:{port}", None, "speaks TLS.*--tls"),
+            (f"https://localhost:{port}", None, "no trusted authority.*`tls.ca`"),
+            (f"https://localhost:{port}", Tls(files / "other-ca.pem"), "no trusted authority.*`tls.ca`"),
+            (f"http://localhost:{port}", None, "speaks TLS.*`tls`"),
             (f"https://127.0.0.1:{port}", trusted, "another name than '127"),
         ):
             with pytest.raises(ServerTlsError, match=says):
