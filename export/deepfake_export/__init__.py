@@ -3,7 +3,7 @@
 from deepfake_export.api import ExportResult, export_checkpoint
 from deepfake_export.network import LoadedNetwork, load_network
 from deepfake_export.request import ExportRequest
-from deepfake_export.spec_file import PinnedCheckpoint, pin_checkpoint, read_spec
+from deepfake_export.spec_file import PinnedCheckpoint, pin_checkpoint
 from deepfake_export.tensorrt.options import EngineOptions
 
 __all__ = [
@@ -15,5 +15,4 @@ __all__ = [
     "export_checkpoint",
     "load_network",
     "pin_checkpoint",
-    "read_spec",
 ]

@@ -49,7 +49,7 @@ def pin_checkpoint(checkpoint: str | Path, spec: ModelSpec | str | Path | None =
     """
     path = Path(checkpoint)
     found: ModelSpec | EnsembleSpec
-    found = spec if isinstance(spec, ModelSpec) else _read(default_spec_path(path) if spec is None else Path(spec))
+    found = spec if isinstance(spec, ModelSpec) else _read(_default_spec_path(path) if spec is None else Path(spec))
     if isinstance(found, ModelSpec) and found.architecture_family != "ensemble":
         sha256 = sha256_of(path, found.checkpoint_sha256)
         return PinnedCheckpoint(path, dataclasses.replace(found, checkpoint_sha256=sha256))
@@ -61,22 +61,8 @@ def pin_checkpoint(checkpoint: str | Path, spec: ModelSpec | str | Path | None =
     return PinnedCheckpoint(path, dataclasses.replace(found.spec, checkpoint_sha256=sha256), found, description)
 
 
-def read_spec(path: str | Path) -> ModelSpec:
-    """Read the contract that a YAML file describes, of a single checkpoint or of an ensemble.
-
-    Raises:
-        SpecError: the file is missing, not a YAML mapping, or a field is wrong.
-    """
-    found = _read(Path(path))
-    return found.spec if isinstance(found, EnsembleSpec) else found
-
-
-def default_spec_path(checkpoint: Path) -> Path:
-    """Return the spec file of a checkpoint: the one of the same name next to it, or the ensemble's file itself.
-
-    Raises:
-        SpecError: neither exists.
-    """
+def _default_spec_path(checkpoint: Path) -> Path:
+    """Return the spec file of the checkpoint's name next to it, or the ensemble's file itself."""
     if checkpoint.suffix in SPEC_SUFFIXES:  # an ensemble's file is spec and checkpoint in one
         return checkpoint
     for suffix in SPEC_SUFFIXES:

@@ -75,7 +75,11 @@ def build_untrained_network(spec: ModelSpec) -> nn.Module:
             nn.init.constant_(last_norm.weight, RESIDUAL_SCALE)
     crops = torch.from_numpy(_calibration_crops(spec))
     detector = ServedDetector(network, spec).eval()
-    hooks = [module.register_forward_pre_hook(_match_scale) for module in network.modules() if _is_batch_norm(module)]
+    hooks = [
+        module.register_forward_pre_hook(_match_scale)
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
     with torch.no_grad():
         _, logit = detector(crops)
         for hook in hooks:
@@ -96,10 +100,6 @@ def _calibration_crops(spec: ModelSpec) -> UInt8Array:
     noise = random.integers(0, 256, (CALIBRATION_CROPS // 4, *smooth.shape[1:]))
     crops: UInt8Array = np.clip(np.concatenate([grainy, noise]), 0, 255).astype(np.uint8)
     return crops
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d)
 
 
 def _match_scale(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:

@@ -13,7 +13,6 @@ from deepfake_export.demo.checkpoint import DEMO_NAME
 from deepfake_export.demo.untrained import UNTRAINED_SPEC
 from deepfake_export.ensemble.spec import EnsembleSpec
 from deepfake_export.repository.configs import refresh_configs
-from deepfake_export.spec_file import read_spec
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import PLAIN_LAYERS, SIZED_LAYERS, ModelSpec
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, PRODUCTION_MAX_BATCH_SIZE
@@ -33,7 +32,7 @@ def test_the_example_is_a_spec_and_shows_every_field_a_person_sets(tmp_path):
 def test_the_head_and_the_ensemble_of_the_page_can_be_read(tmp_path):
     _, head, ensemble = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
     (tmp_path / "head.yaml").write_text(head, encoding="utf-8")
-    spec = read_spec(tmp_path / "head.yaml")
+    spec = ModelSpec.from_yaml(tmp_path / "head.yaml")
     assert (spec.head.layers, spec.head.fake_index) == (("linear:512", "relu", "dropout", "linear:2"), 0)
     (tmp_path / "ensemble.yaml").write_text(ensemble, encoding="utf-8")
     whole = EnsembleSpec.from_yaml(tmp_path / "ensemble.yaml")
