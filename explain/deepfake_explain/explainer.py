@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepfake_client.explain.draw import overlay_heatmap
+from deepfake_client.explain.overlay import overlay_heatmap
 from deepfake_client.explain.types import ExplainOptions, Explanation, MemberHeatmap, ServedScores
 from deepfake_explain._agreement import check_checkpoint, check_scores
 from deepfake_explain._cam import heatmaps_of
@@ -247,7 +247,12 @@ class CheckpointExplainer:
         members = tuple(
             tuple(
                 MemberHeatmap(
-                    subject.name, maps[m][n], subject.domain, targets[m].name, float(single[n, m]), weights[n, m]
+                    subject.name,
+                    maps[m][n],
+                    subject.domain,
+                    targets[m].name,
+                    fake_probability=float(single[n, m]),
+                    weight=float(weights[n, m]),
                 )
                 for m, subject in enumerate(subjects)
             )

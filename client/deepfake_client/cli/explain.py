@@ -13,7 +13,8 @@ from rich.markup import escape
 
 from deepfake_client.cli.groups import ExplainerOptions, SamplingOptions, ServerOptions, with_groups
 from deepfake_client.explain.encoding import encode_png
-from deepfake_client.explain.findings import ExplainedFace, contact_sheet
+from deepfake_client.explain.findings import ExplainedFace
+from deepfake_client.explain.sheet import contact_sheet
 from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome

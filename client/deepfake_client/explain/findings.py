@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.explain.draw import SheetRow, draw_contact_sheet, overlay_heatmap
 from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.evidence import Evidence, cut_out, suspicious_faces
+from deepfake_client.explain.overlay import overlay_heatmap
 from deepfake_client.explain.types import (
     DEFAULT_SERVICE_URL,
     Explainer,
@@ -25,7 +25,7 @@ from deepfake_client.explain.types import (
     Explanation,
     ServedScores,
 )
-from deepfake_client.result.verdict import Label, Verdict
+from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.errors import ExplainDisagreementError, NoFaceError, OptionError
 from deepfake_preprocess.media.opening import Media
@@ -35,7 +35,7 @@ PREVIEW_PX = 960
 """Width of the frames that are kept for pictures."""
 
 
-class Scorer(Protocol):
+class ScoringClient(Protocol):
     """What explaining needs of `AsyncDeepfakeClient`."""
 
     async def model(self) -> ServedModel:
@@ -114,7 +114,7 @@ def open_explainer(
 
 
 async def explain_verdict(
-    client: Scorer,
+    client: ScoringClient,
     verdict: Verdict,
     media: Media,
     *,
@@ -182,40 +182,6 @@ async def explain_verdict(
     )
 
 
-def contact_sheet(verdict: Verdict, faces: Sequence[ExplainedFace]) -> NDArray[np.uint8]:
-    """Draw one sheet of all explained faces: frame with box, crop and heatmap, score, time and track."""
-    first = faces[0].explanation
-    score = "" if verdict.fake_probability is None else f" {verdict.fake_probability:.4f}"
-    rows = [
-        SheetRow(
-            frame=face.preview,
-            box_xyxy=_scaled_box(face),
-            crop=face.crop,
-            explanation=face.explanation,
-            title=f"face {face.pick.face.track}   {face.pick.frame.pts_seconds:.2f} s   fake {_score(face):.4f}",
-            suspicious=_score(face) >= verdict.threshold,
-        )
-        for face in faces
-    ]
-    label = verdict.label.value if verdict.label is not Label.INCONCLUSIVE else f"INCONCLUSIVE ({verdict.reason})"
-    subtitle = (
-        f"{verdict.model.name} version {verdict.model.version}, checkpoint {first.checkpoint_sha256[:12]}   "
-        f"{first.method} on {first.layer}"
-    )
-    return draw_contact_sheet(rows, title=f"{Path(verdict.source).name}   {label}{score}", subtitle=subtitle)
-
-
 def overlays_png(faces: Sequence[ExplainedFace]) -> dict[tuple[int, int], bytes]:
     """Return each overlay as the bytes of a PNG file, by (frame index, track), for a report to embed."""
     return {(face.pick.frame.index, face.pick.face.track): encode_png(face.explanation.overlay) for face in faces}
-
-
-def _scaled_box(face: ExplainedFace) -> tuple[float, float, float, float]:
-    scale = face.preview.shape[1] / face.frame_wh[0]
-    left, top, right, bottom = (value * scale for value in face.pick.face.box_xyxy)
-    return left, top, right, bottom
-
-
-def _score(face: ExplainedFace) -> float:
-    served = face.explanation.served_probability
-    return face.explanation.fake_probability if served is None else served

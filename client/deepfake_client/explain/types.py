@@ -1,6 +1,6 @@
 """What explaining a face yields: `Explanation` and its parts. Plain data and NumPy; PyTorch is not needed to hold it.
 
-Made by `deepfake_explain` (in this process, or behind its service) and drawn by `deepfake_client.explain.draw`.
+Made by `deepfake_explain` (in this process, or behind its service) and drawn by `deepfake_client.explain.sheet`.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def explain_serve(
     """Serve heatmaps of one detector: POST /v1/explain, GET /v1/model, /health, /metrics and /openapi.json.
 
     A side path next to Triton: it explains one face at a time at low priority, and refuses what it cannot take.
-    With an address of the server, every score is compared with the server's before it is explained.
+    With --url (or DEEPFAKE_URL) every score is first compared with that server's; without it only scores that a
+    request brings along are compared.
 
     [bold]Examples[/]
 
@@ -82,7 +83,7 @@ def explain_serve(
             f"{str(explainer.spec.checkpoint_sha256)[:12]}) on {address}; stop with Ctrl-C"
         )
         if connect is None:
-            screen.print("without --url, only scores that a request brings along are compared", style="yellow")
+            screen.print("without --url only scores that a request brings along are compared", style="yellow")
         if host not in ("127.0.0.1", "::1", "localhost"):
             screen.print(f"{host} is reachable from elsewhere, and the service has no login", style="yellow")
         config = uvicorn.Config(
@@ -96,6 +97,5 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as exc:
-        raise OptionError(
-            f"{host}:{port} cannot be listened on ({exc.strerror}); name another with --host and --port"
-        ) from exc
+        reason = str(exc.strerror).partition(" (while ")[0]
+        raise OptionError(f"cannot listen on {host}:{port} ({reason}); name another with --host and --port") from exc

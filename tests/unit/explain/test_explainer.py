@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 
 import cv2
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import deepfake_explain
+from deepfake_client.explain.wire import Answer
 from deepfake_explain import METHODS, PARTS, CheckpointExplainer, ExplainOptions, ServedScores
 from deepfake_explain._agreement import check_scores, tolerance_of
 from deepfake_explain._cam import CAMS
@@ -313,6 +315,14 @@ def test_each_member_of_an_ensemble_is_explained_and_weighs_what_it_counts(ensem
     np.testing.assert_allclose(
         [found.fake_probability for found in ensemble.explain(crops)], ensemble.score(crops), atol=1e-6
     )
+
+
+def test_an_ensembles_explanation_is_written_as_json_and_read_back(ensemble):
+    (found,) = ensemble.explain(crops_of(1, side=64))
+    back = Answer.model_validate_json(Answer(explanation=found).model_dump_json()).explanation
+    assert back.facts() == json.loads(json.dumps(found.facts()))
+    for one, other in zip(back.members, found.members, strict=True):
+        np.testing.assert_array_equal(one.heatmap, other.heatmap)
 
 
 def test_a_members_map_is_that_of_the_member_alone(ensemble):

@@ -16,11 +16,12 @@ from media import make_clip
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 from deepfake_client.cli import groups
 from deepfake_client.cli import main as cli
-from deepfake_client.explain import draw as explain_draw
-from deepfake_client.explain.draw import draw_contact_sheet, overlay_heatmap
+from deepfake_client.explain import sheet as explain_sheet
 from deepfake_client.explain.evidence import suspicious_faces
-from deepfake_client.explain.findings import ExplainedFace, contact_sheet, open_explainer, overlays_png
+from deepfake_client.explain.findings import ExplainedFace, open_explainer, overlays_png
+from deepfake_client.explain.overlay import overlay_heatmap
 from deepfake_client.explain.service import ServiceExplainer
+from deepfake_client.explain.sheet import contact_sheet
 from deepfake_client.explain.types import ExplainOptions
 from deepfake_client.result.verdict import Label, Reason
 from deepfake_client.transport.testing import FakeTransport
@@ -132,8 +133,8 @@ def test_the_areas_of_a_contact_sheet_have_names_that_can_be_read(verdict, faces
     for region in (region for face in faces for region in face.explanation.regions[:3] if region.part):
         text, look = f"{region.part} {region.share:.0%}", (cv2.FONT_HERSHEY_SIMPLEX, 0.38)
         (width, height), _ = cv2.getTextSize(text, *look, 1)
-        label = np.full((height, width, 3), explain_draw.INK, np.uint8)
-        cv2.putText(label, text, (0, height), *look, explain_draw.PAPER, 1, cv2.LINE_AA)
+        label = np.full((height, width, 3), explain_sheet.INK, np.uint8)
+        cv2.putText(label, text, (0, height), *look, explain_sheet.PAPER, 1, cv2.LINE_AA)
         found.append(cv2.matchTemplate(sheet, label, cv2.TM_SQDIFF_NORMED).min() < 1e-3)
     assert any(found), "drawn once, on a plain ground"
 
@@ -149,7 +150,7 @@ def test_a_contact_sheet_shows_frame_crop_heatmap_and_numbers(verdict, faces):
     one = contact_sheet(verdict, faces[:1])
     assert one.shape[0] < sheet.shape[0]
     with pytest.raises(OptionError, match="at least one face"):
-        draw_contact_sheet([], title="", subtitle="")
+        contact_sheet(verdict, [])
     with pytest.raises(OptionError, match="must have one size"):
         overlay_heatmap(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.float32))
 

@@ -1,24 +1,18 @@
-"""Draws heatmaps: over a crop, and on a contact sheet that a person can read. OpenCV only; reads and writes no file.
-
-All pictures are uint8 ``[H, W, 3]`` RGB.
-"""
+"""Draws explained faces on a contact sheet that a person can read. OpenCV only; reads and writes no file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from deepfake_client.explain.findings import ExplainedFace
+from deepfake_client.explain.overlay import Image, heat_colors
 from deepfake_client.explain.types import Explanation
+from deepfake_client.result.verdict import Label, Verdict
 from deepfake_preprocess.errors import OptionError
-
-Image = NDArray[np.uint8]
-
-OVERLAY_STRENGTH = 0.6
-"""How much of the picture the hottest pixel covers; cold pixels cover nothing, so the face stays visible."""
 
 TILE_PX = 240
 FRAME_TILE_PX = 427
@@ -28,68 +22,49 @@ LABEL_PX = 46
 PAPER, INK, FAINT, RED, GREEN = (255, 255, 255), (25, 25, 25), (120, 120, 120), (200, 30, 30), (20, 130, 60)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SheetRow:
-    """What one row of a contact sheet shows.
-
-    Attributes:
-        frame: the whole frame.
-        box_xyxy: the face in it, in its pixels.
-        crop: what the model saw.
-        explanation: where the fake was seen in the crop.
-        title: first line, such as face and time.
-        suspicious: whether the face's score is at or above the threshold.
-    """
-
-    frame: Image
-    box_xyxy: tuple[float, float, float, float]
-    crop: Image
-    explanation: Explanation
-    title: str
-    suspicious: bool
-
-
-def overlay_heatmap(image: Image, heatmap: NDArray[np.float32]) -> Image:
-    """Lay a heatmap ``[H, W]`` in [0, 1] over a picture of the same size; blue is little, red is most."""
-    if image.shape[:2] != heatmap.shape:
-        raise OptionError(
-            f"picture and heatmap must have one size, got {list(image.shape[:2])} and {list(heatmap.shape)}"
-        )
-    heat = np.clip(heatmap, 0, 1)
-    colors = cv2.cvtColor(_colored(heat), cv2.COLOR_BGR2RGB).astype(np.float32)
-    share = (OVERLAY_STRENGTH * np.sqrt(heat))[..., None]
-    return np.asarray(np.rint(image * (1 - share) + colors * share), dtype=np.uint8)
-
-
-def draw_contact_sheet(rows: Sequence[SheetRow], *, title: str, subtitle: str) -> Image:
+def contact_sheet(verdict: Verdict, faces: Sequence[ExplainedFace]) -> Image:
     """Draw one row per face: frame with box, crop, heatmap over the crop, and what is known of it.
 
     Args:
-        rows: at least one.
-        title: headline, such as file and verdict.
-        subtitle: second line, such as model and method.
+        verdict: what the faces are from.
+        faces: at least one.
     """
-    if not rows:
+    if not faces:
         raise OptionError("a contact sheet needs at least one face")
+    first = faces[0].explanation
+    score = "" if verdict.fake_probability is None else f" {verdict.fake_probability:.4f}"
+    label = verdict.label.value if verdict.label is not Label.INCONCLUSIVE else f"INCONCLUSIVE ({verdict.reason})"
+    subtitle = (
+        f"{verdict.model.name} version {verdict.model.version}, checkpoint {first.checkpoint_sha256[:12]}   "
+        f"{first.method} on {first.layer}"
+    )
     width = GAP_PX + FRAME_TILE_PX + 2 * (GAP_PX + TILE_PX) + GAP_PX
-    height = HEADER_PX + len(rows) * (LABEL_PX + TILE_PX + GAP_PX) + 34
+    height = HEADER_PX + len(faces) * (LABEL_PX + TILE_PX + GAP_PX) + 34
+    room = width - 2 * GAP_PX
     sheet = np.full((height, width, 3), PAPER, dtype=np.uint8)
-    _text(sheet, title, (GAP_PX, 26), size=0.62, bold=True, room=width - 2 * GAP_PX)
-    _text(sheet, subtitle, (GAP_PX, 46), size=0.42, color=FAINT, room=width - 2 * GAP_PX)
-    for number, row in enumerate(rows):
+    _text(sheet, f"{Path(verdict.source).name}   {label}{score}", (GAP_PX, 26), size=0.62, bold=True, room=room)
+    _text(sheet, subtitle, (GAP_PX, 46), size=0.42, color=FAINT, room=room)
+    for number, face in enumerate(faces):
         top = HEADER_PX + number * (LABEL_PX + TILE_PX + GAP_PX)
         cv2.line(sheet, (GAP_PX, top), (width - GAP_PX, top), (215, 215, 215), 1)
-        color = RED if row.suspicious else GREEN
-        _text(sheet, row.title, (GAP_PX, top + 18), size=0.48, bold=True, color=color, room=width - 2 * GAP_PX)
-        _text(sheet, _facts(row.explanation), (GAP_PX, top + 37), size=0.42, color=INK, room=width - 2 * GAP_PX)
+        probability = _score(face.explanation)
+        color = RED if probability >= verdict.threshold else GREEN
+        title = f"face {face.pick.face.track}   {face.pick.frame.pts_seconds:.2f} s   fake {probability:.4f}"
+        _text(sheet, title, (GAP_PX, top + 18), size=0.48, bold=True, color=color, room=room)
+        _text(sheet, _facts(face.explanation), (GAP_PX, top + 37), size=0.42, color=INK, room=room)
         left, tiles_top = GAP_PX, top + LABEL_PX
-        _put(sheet, _boxed(row.frame, row.box_xyxy, color), left, tiles_top, (FRAME_TILE_PX, TILE_PX))
+        _put(sheet, _boxed(face, color), left, tiles_top, (FRAME_TILE_PX, TILE_PX))
         left += FRAME_TILE_PX + GAP_PX
-        _put(sheet, row.crop, left, tiles_top, (TILE_PX, TILE_PX))
+        _put(sheet, face.crop, left, tiles_top, (TILE_PX, TILE_PX))
         left += TILE_PX + GAP_PX
-        _put(sheet, _with_regions(row.explanation), left, tiles_top, (TILE_PX, TILE_PX))
+        _put(sheet, _with_regions(face.explanation), left, tiles_top, (TILE_PX, TILE_PX))
     _legend(sheet, width - GAP_PX - TILE_PX, height - 24, TILE_PX)
     return sheet
+
+
+def _score(explanation: Explanation) -> float:
+    served = explanation.served_probability
+    return explanation.fake_probability if served is None else served
 
 
 def _facts(explanation: Explanation) -> str:
@@ -107,11 +82,13 @@ def _facts(explanation: Explanation) -> str:
     return "   ".join(parts)
 
 
-def _boxed(frame: Image, box_xyxy: tuple[float, float, float, float], color: tuple[int, int, int]) -> Image:
+def _boxed(face: ExplainedFace, color: tuple[int, int, int]) -> Image:
     """Return the frame, scaled to its tile, with the face's box, to give the line one thickness for any frame."""
-    scale = min(FRAME_TILE_PX / frame.shape[1], TILE_PX / frame.shape[0])
-    small = _resized(frame, (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))))
-    left, top, right, bottom = (round(value * scale) for value in box_xyxy)
+    height, width = face.preview.shape[:2]
+    scale = min(FRAME_TILE_PX / width, TILE_PX / height)
+    small = _resized(face.preview, (max(1, round(width * scale)), max(1, round(height * scale))))
+    in_preview = [value * (width / face.frame_wh[0]) for value in face.pick.face.box_xyxy]
+    left, top, right, bottom = (round(value * scale) for value in in_preview)
     cv2.rectangle(small, (left, top), (right, bottom), PAPER, 4)
     cv2.rectangle(small, (left, top), (right, bottom), color, 2)
     return small
@@ -152,14 +129,10 @@ def _resized(picture: Image, size_wh: tuple[int, int]) -> Image:
 
 def _legend(sheet: Image, left: int, top: int, width: int) -> None:
     ramp = np.tile(np.linspace(0, 1, width - 110, dtype=np.float32), (10, 1))
-    bar = cv2.cvtColor(_colored(ramp), cv2.COLOR_BGR2RGB)
+    bar = heat_colors(ramp)
     sheet[top : top + 10, left + 50 : left + 50 + bar.shape[1]] = bar
     _text(sheet, "little", (left + 8, top + 9), size=0.38, color=FAINT)
     _text(sheet, "most", (left + width - 52, top + 9), size=0.38, color=FAINT)
-
-
-def _colored(heat: NDArray[np.float32]) -> Image:
-    return np.asarray(cv2.applyColorMap(np.asarray(np.rint(heat * 255), np.uint8), cv2.COLORMAP_TURBO), np.uint8)
 
 
 def _text(
