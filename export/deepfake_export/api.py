@@ -22,7 +22,7 @@ from deepfake_export.repository.staging import find_identical, publish, staged
 from deepfake_export.request import REQUEST_KEY, ExportJob, ExportRequest, what_changed
 from deepfake_export.spec_file import PinnedCheckpoint, pin_checkpoint
 from deepfake_export.tensorrt.plans import EngineMaker, add_plan, find_maker
-from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.repository import ENGINE_SOURCE, MODEL_FILE
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
@@ -165,9 +165,9 @@ def _add_version(
         report = _write_report(job, checkpoint, proof, stage.version_dir)
         parity = proof.promoted.parity
         assert parity is not None  # what could not be made is never promoted
-        manifest = Manifest.of_directory(
-            stage.version_dir,
+        manifest = Manifest(
             spec,
+            file_hashes(stage.version_dir),
             tools=_tool_versions(),
             parity={**parity.to_dict(), REQUEST_KEY: identity},
             precision=proof.decision.promoted,

@@ -14,7 +14,7 @@ from deepfake_bench.tune import search, tuning
 from deepfake_bench.tune.search import Setting
 from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract import triton_config
-from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_serve import EmbeddedTriton
 from deepfake_serve._repository import CpuShare, available_cores
 
@@ -56,7 +56,7 @@ def add_version(repository, precision, *, negate=False):
         weights = next(item for item in model.graph.initializer if item.name == "weights")
         weights.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), "weights"))
         onnx.save(model, version_dir / "model.onnx")
-    Manifest.of_directory(version_dir, spec, tools={}, parity={}, precision=precision).write(version_dir)
+    Manifest(spec, file_hashes(version_dir), precision).write(version_dir)
 
 
 def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(

@@ -16,7 +16,7 @@ from deepfake_export.repository.listing import inspect_repository
 from deepfake_export.repository.locks import locked
 from deepfake_export.repository.pruning import prune
 from deepfake_export.repository.staging import publish, staged
-from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
 from deepfake_preprocess.contract.repository import MODEL_FILE
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -31,7 +31,7 @@ def add_version(root, threshold):
     with locked(root, "tiny"), staged(root, "tiny") as stage:
         spec = dataclasses.replace(TINY_SPEC, version=stage.version, threshold=threshold)
         write_tiny_onnx(stage.version_dir / MODEL_FILE, spec)
-        manifest = Manifest.of_directory(stage.version_dir, spec, precision="fp32", tools={}, parity={})
+        manifest = Manifest(spec, file_hashes(stage.version_dir), "fp32")
         manifest.write(stage.version_dir)
         publish(root, manifest, max_batch_size=8)
 

@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_preprocess.contract import triton_config
-from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError, RepositoryError, ServerStartError
 from deepfake_serve import EmbeddedTriton
@@ -281,7 +281,7 @@ def test_a_second_start_fetches_nothing_and_uses_the_share_it_was_given(tiny_rep
 def test_the_newest_version_is_served(tiny_repository):
     spec = ModelSpec.from_dict({**TINY_SPEC.to_dict(), "version": 2})
     shutil.copytree(tiny_repository / "tiny" / "1", tiny_repository / "tiny" / "2")
-    manifest = Manifest.of_directory(tiny_repository / "tiny" / "2", spec, precision="fp32", tools={}, parity={})
+    manifest = Manifest(spec, file_hashes(tiny_repository / "tiny" / "2"), "fp32")
     manifest.write(tiny_repository / "tiny" / "2")
     refresh_configs(tiny_repository / "tiny", manifest, max_batch_size=4)
     with (
@@ -312,7 +312,7 @@ def test_a_taken_port_is_one_clear_sentence(tiny_repository):
 def test_a_model_that_cannot_be_loaded_is_reported_with_the_reason(tiny_repository):
     version_dir = tiny_repository / "tiny" / "1"
     (version_dir / "model.onnx").write_bytes(b"no onnx")
-    Manifest.of_directory(version_dir, TINY_SPEC, precision="fp32", tools={}, parity={}).write(version_dir)
+    Manifest(TINY_SPEC, file_hashes(version_dir), "fp32").write(version_dir)
     triton = EmbeddedTriton(tiny_repository)
     with pytest.raises(ServerStartError, match=r"(?s)ended while it started.*model\.onnx"):
         triton.start()

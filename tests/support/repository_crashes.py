@@ -18,7 +18,7 @@ from deepfake_export.repository.activation import activate
 from deepfake_export.repository.locks import locked
 from deepfake_export.repository.pruning import prune
 from deepfake_export.repository.staging import publish, staged
-from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.repository import MODEL_FILE
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import production_config
@@ -33,7 +33,7 @@ def add_version(root: Path, threshold: float, name: str = SPEC.name) -> None:
     with locked(root, name), staged(root, name) as stage:
         spec = dataclasses.replace(SPEC, name=name, version=stage.version, threshold=threshold)
         (stage.version_dir / MODEL_FILE).write_bytes(b"weights of %d" % stage.version)
-        manifest = Manifest.of_directory(stage.version_dir, spec, precision="fp32", tools={}, parity={})
+        manifest = Manifest(spec, file_hashes(stage.version_dir), "fp32")
         manifest.write(stage.version_dir)
         publish(root, manifest, max_batch_size=4)
 

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_preprocess.contract import triton_config
-from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.spec import ModelSpec
 
 TINY_SPEC = ModelSpec(
@@ -59,7 +59,7 @@ def write_tiny_repository(root: Path, spec: ModelSpec = TINY_SPEC) -> Path:
     version_dir = root / spec.name / str(spec.version)
     version_dir.mkdir(parents=True)
     write_tiny_onnx(version_dir / "model.onnx", spec)
-    manifest = Manifest.of_directory(version_dir, spec, precision="fp32", tools={}, parity={})
+    manifest = Manifest(spec, file_hashes(version_dir), "fp32")
     manifest.write(version_dir)
     refresh_configs(root / spec.name, manifest, max_batch_size=triton_config.PRODUCTION_MAX_BATCH_SIZE)
     embedded = root / spec.name / triton_config.EMBEDDED_CONFIG_NAME

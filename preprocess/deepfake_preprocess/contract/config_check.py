@@ -21,13 +21,7 @@ from deepfake_preprocess.contract.triton_config import (
 
 
 def contract_problems(config: Any, manifest: Manifest, *, embedded: bool) -> list[str]:
-    """Return where a ``ModelConfig`` message differs from the manifest of its version.
-
-    Args:
-        config: the message.
-        manifest: of the version that it serves.
-        embedded: whether it is the configuration of the embedded server.
-    """
+    """Return where a ``ModelConfig`` message differs from the manifest of the version that it serves."""
     spec = manifest.spec
     problems = []
     if config.name != spec.name:
@@ -62,8 +56,8 @@ def production_problems(config: Any) -> list[str]:
         problems.append("default_model_filename is not set, so the backend guesses")
     if not config.HasField("dynamic_batching"):
         problems.append("dynamic_batching is off, so single crops run one by one")
-    policy = config.dynamic_batching.default_queue_policy
-    if config.HasField("dynamic_batching"):
+    else:
+        policy = config.dynamic_batching.default_queue_policy
         if policy.max_queue_size < 1:
             problems.append("the queue is unbounded (max_queue_size is 0), so it grows until the server is killed")
         if policy.default_timeout_microseconds < 1 or policy.timeout_action != type(policy).REJECT:

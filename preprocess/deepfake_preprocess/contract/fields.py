@@ -12,11 +12,7 @@ from deepfake_preprocess.errors import SpecError
 
 
 def read_mapping(path: Path) -> Mapping[str, Any]:
-    """Read a YAML (or JSON) mapping.
-
-    Raises:
-        SpecError: the file is missing, cannot be read, or is not a mapping.
-    """
+    """Read a YAML (or JSON) mapping; a `SpecError` says where that fails."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -89,22 +89,6 @@ class Manifest(JsonData):
     promotion: Mapping[str, Any] = field(default_factory=dict)
     engine: EngineInfo | None = None
 
-    @classmethod
-    def of_directory(
-        cls,
-        version_dir: Path,
-        spec: ModelSpec,
-        *,
-        precision: str,
-        tools: Mapping[str, str],
-        parity: Mapping[str, Any],
-        promotion: Mapping[str, Any] | None = None,
-        engine: EngineInfo | None = None,
-    ) -> Manifest:
-        """Hash every file of `version_dir` into a new manifest (nothing is written)."""
-        files = _hash_files(version_dir)
-        return cls(spec, files, precision, tools, parity, promotion or {}, engine)
-
     def write(self, version_dir: Path) -> Path:
         """Write ``manifest.json`` into `version_dir` and return its path."""
         path = version_dir / MANIFEST_NAME
@@ -146,7 +130,7 @@ class Manifest(JsonData):
 
         A manifest that names another model or version than its directory ``<model>/<version>`` is among them.
         """
-        actual = _hash_files(version_dir)
+        actual = file_hashes(version_dir)
         problems = [(name, "is missing") for name in self.files if name not in actual]
         problems += [
             (name, "has changed") for name in self.files if actual.get(name, self.files[name]) != self.files[name]
@@ -158,7 +142,8 @@ class Manifest(JsonData):
         return problems
 
 
-def _hash_files(version_dir: Path) -> dict[str, str]:
+def file_hashes(version_dir: Path) -> dict[str, str]:
+    """Return `Manifest.files` of a version directory as it is now."""
     return {
         path.relative_to(version_dir).as_posix(): sha256_file(path)
         for path in sorted(version_dir.rglob("*"))

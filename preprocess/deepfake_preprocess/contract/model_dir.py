@@ -41,16 +41,10 @@ def versions_of(model_dir: Path) -> list[int]:
 
 
 def served_version(config: Any, versions: Sequence[int], *, where: Path) -> int:
-    """Return the version that a configuration makes Triton serve.
-
-    Args:
-        config: a ``ModelConfig`` message.
-        versions: the versions that are there, in ascending order; at least one.
-        where: the configuration's path, for messages.
+    """Return which of `versions` (ascending, at least one) the ``ModelConfig`` at `where` makes Triton serve.
 
     Raises:
-        RepositoryError: the policy names a version that is not there, or more than one, while the configuration's
-            parameters describe exactly one.
+        RepositoryError: the policy names a version that is not there, or not exactly one.
     """
     policy = config.version_policy
     kind = policy.WhichOneof("policy_choice")
@@ -69,9 +63,8 @@ def served_version(config: Any, versions: Sequence[int], *, where: Path) -> int:
 def hold_version(version_dir: Path) -> int:
     """Mark a version as in use until the returned descriptor is closed, here and in child processes that inherit it.
 
-    The mark is a shared lock on the version's folder. It needs no write permission, ends with the process in any
-    case, and does not keep an export from adding another version. Where the file system has no such locks, nothing
-    is marked, and serving works anyway.
+    The mark is a shared lock on the version's folder: it needs no write permission and ends with the process in any
+    case. Where the file system has no such locks, nothing is marked, and serving works anyway.
 
     Raises:
         RepositoryError: the version is gone, or is being removed.
@@ -87,11 +80,7 @@ def hold_version(version_dir: Path) -> int:
 
 @contextlib.contextmanager
 def claimed_versions(version_dirs: Sequence[Path]) -> Iterator[None]:
-    """Keep every other process from starting to use these versions while they are removed.
-
-    Raises:
-        RepositoryError: one is in use; the message names the process.
-    """
+    """Keep other processes from starting to use versions while they are removed; `RepositoryError` if one does."""
     with contextlib.ExitStack() as stack:
         for version_dir in version_dirs:
             descriptor = _open_folder(version_dir)
@@ -154,6 +143,4 @@ def _may_have_open(pid: int, stat: os.stat_result) -> bool:
 def who_locks(path: Path) -> str:
     """Return who holds a lock on `path`, in words for a message."""
     pids = lock_holders(path)
-    if not pids:
-        return "another process"
-    return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"
+    return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}" if pids else "another process"

@@ -25,16 +25,10 @@ def served_precision(manifest: Manifest, backend: str) -> str:
 
 
 def check_plan(manifest: Manifest, *, tensorrt_version: str, compute_capability: str) -> None:
-    """Check that this TensorRT can load a version's plan on this GPU; a version without a plan passes.
-
-    Args:
-        manifest: of the model version.
-        tensorrt_version: of the TensorRT that is to load the plan, with or without the build number.
-        compute_capability: of the GPU that is to run it, for example ``8.9``.
+    """Check that a TensorRT (``11.4.0``) can load a version's plan on a GPU (``8.9``); one without a plan passes.
 
     Raises:
-        RepositoryError: the plan is not for this TensorRT or this GPU, or nothing is known of it; the message says
-            what to rebuild.
+        RepositoryError: the plan is for another TensorRT or GPU, or nothing is known of it; says what to rebuild.
     """
     if PLAN_FILE not in manifest.files:
         return

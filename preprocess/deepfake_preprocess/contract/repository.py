@@ -29,11 +29,7 @@ EXPORT_FIRST: Final = "put a model there with `deepfake export`"
 
 
 def model_names(repository: Path) -> list[str]:
-    """Return the names of all models in ascending order, those without a version included.
-
-    Raises:
-        RepositoryError: the repository is missing or cannot be read.
-    """
+    """Return the names of all models in ascending order, those without a version included."""
     if not repository.is_dir():
         what = "this is not a folder" if repository.exists() else "there is no such model repository"
         raise RepositoryError(f"{repository}: {what}; `deepfake export` makes one, or name another `repository`")
@@ -63,11 +59,7 @@ def model_dirs(repository: Path, models: Sequence[str] = ()) -> list[Path]:
 
 
 def checked_names(repository: Path, models: Sequence[str], present: Sequence[str]) -> list[str]:
-    """Return `models` without repetitions, or all that are `present` where it is empty.
-
-    Raises:
-        RepositoryError: one of them is not present.
-    """
+    """Return `models` without repetitions, each of which must be `present`, or all that are where it is empty."""
     for name in models:
         if name not in present:
             raise RepositoryError(f"{repository} holds no model {name!r}, only: {', '.join(present) or 'nothing'}")
@@ -75,11 +67,7 @@ def checked_names(repository: Path, models: Sequence[str], present: Sequence[str
 
 
 def served_in(model_dir: Path, config_name: str = CONFIG_NAME) -> int:
-    """Return the version that a model's configuration serves.
-
-    Raises:
-        RepositoryError: there is no version or no configuration, or it does not name exactly one that is there.
-    """
+    """Return the version that a model's configuration serves; see `served_version`."""
     versions = versions_of(model_dir)
     if not versions:
         raise RepositoryError(f"{model_dir} holds no version; {EXPORT_FIRST}")

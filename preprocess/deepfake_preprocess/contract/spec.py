@@ -32,6 +32,11 @@ LOGIT_NAME = "logit"
 PARAMETER_PREFIX = "deepfake."
 """Prefix of our keys among Triton parameters and ONNX metadata."""
 
+_TEXT_PARAMETERS = (
+    "name", "architecture", "color_order", "checkpoint_sha256", "training_data", "head.kind", "crop.align",
+)  # fmt: skip
+"""Our parameters that are plain text; the others are JSON."""
+
 SIZED_LAYERS = ("linear", "conv", "maxpool")
 """Entries of `head.layers` that take a whole number: outputs, channels (3x3, padded by 1), window."""
 PLAIN_LAYERS = (
@@ -226,19 +231,10 @@ class ModelSpec(JsonData):
                 f"{where}: field '{PARAMETER_PREFIX}contract_version' is {version!r}; "
                 f"allowed: '{CONTRACT_VERSION}' (models written by `deepfake export` carry it)"
             )
-        texts = {
-            "name",
-            "architecture",
-            "color_order",
-            "checkpoint_sha256",
-            "training_data",
-            "head.kind",
-            "crop.align",
-        }
         data: dict[str, Any] = {}
         for key, text in ours.items():
             value: Any = text
-            if key not in texts:
+            if key not in _TEXT_PARAMETERS:
                 try:
                     value = json.loads(text)
                 except json.JSONDecodeError:

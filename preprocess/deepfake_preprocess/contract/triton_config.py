@@ -1,7 +1,6 @@
 """Triton's `config.pbtxt`, generated from a `ModelSpec`: one file for production, one for the embedded server.
 
-The configurations are built as NVIDIA's own protobuf and printed, so a misspelled field cannot be written. They
-differ only in backend, batch size and instances; names, tensors and parameters are the same, and a client cannot
+They are built as NVIDIA's own protobuf and differ only in backend, batch size and instances; a client cannot
 distinguish the two servers. This module never reads a model file or inspects the machine: what depends on the
 machine is set by whoever starts the server.
 """
@@ -113,14 +112,8 @@ def production_config(
 ) -> str:
     """Return the text of ``config.pbtxt`` for NVIDIA's Triton container.
 
-    Args:
-        spec: contract of the model.
-        precision: of the file that is served.
-        max_batch_size: largest batch the server forms and accepts; at least 1.
-        backend: ``onnxruntime`` (loads ``model.onnx``) or ``tensorrt`` (loads ``model.plan``).
-
     Raises:
-        OptionError: an unknown backend or a batch size below 1.
+        OptionError: `backend` is not one of `PRODUCTION_BACKENDS`, or `max_batch_size` is below 1.
     """
     if backend not in PRODUCTION_BACKENDS:
         raise OptionError(f"backend is {backend!r}; allowed: {', '.join(PRODUCTION_BACKENDS)}")
@@ -140,19 +133,8 @@ def production_config(
     return config_to_text(config)
 
 
-def embedded_config(
-    spec: ModelSpec,
-    *,
-    precision: str,
-    options: ServingOptions | None = None,
-) -> str:
-    """Return the text of ``configs/embedded.pbtxt`` for the Triton that `deepfake serve` starts.
-
-    Args:
-        spec: contract of the model.
-        precision: of the ONNX file.
-        options: batching and instances; the defaults when None.
-    """
+def embedded_config(spec: ModelSpec, *, precision: str, options: ServingOptions | None = None) -> str:
+    """Return the text of ``configs/embedded.pbtxt`` for the Triton that `deepfake serve` starts."""
     options = options or ServingOptions()
     config = _base_config(spec, options.max_batch_size, precision, queue_delay_us=options.queue_delay_us)
     config.backend = EMBEDDED_BACKEND
@@ -171,11 +153,7 @@ def embedded_config(
 
 
 def tuned_options(config: Any) -> ServingOptions | None:
-    """Return the tuned options in an embedded ``ModelConfig``; None where it holds defaults.
-
-    Raises:
-        RepositoryError: it says that it was tuned, but an option is missing or wrong.
-    """
+    """Return the tuned options in an embedded ``ModelConfig``; None where it holds defaults."""
     parameters = config_parameters(config)
     if CORES_PARAMETER not in parameters:
         return None
@@ -199,18 +177,17 @@ def tuned_options(config: Any) -> ServingOptions | None:
 
 def config_to_text(config: Any) -> str:
     """Return a ``ModelConfig`` message as the text of a ``config.pbtxt``, the same for the same message."""
-    return _HEADER + str(_text_format().MessageToString(config, as_utf8=True))
+    from google.protobuf import text_format
+
+    return _HEADER + str(text_format.MessageToString(config, as_utf8=True))
 
 
 def read_config(path: Path) -> Any:
-    """Read a ``config.pbtxt`` and return it as a ``ModelConfig`` message.
+    """Read a ``config.pbtxt`` and return it as a ``ModelConfig`` message; `RepositoryError` where that fails."""
+    from google.protobuf import text_format
 
-    Raises:
-        RepositoryError: the file is missing or not a Triton model configuration.
-    """
-    text_format = _text_format()
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), _new_config())
+        return text_format.Parse(path.read_text(encoding="utf-8"), _protobuf().ModelConfig())
     except FileNotFoundError:
         raise RepositoryError(f"{path}: there is no such configuration; `deepfake export` writes it") from None
     except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
@@ -221,15 +198,11 @@ def read_config(path: Path) -> Any:
 
 def contract_config(spec: ModelSpec) -> Any:
     """Return a ``ModelConfig`` message with only what the contract fixes: name, tensors and `deepfake.*`."""
-    config = _new_config()
-    config.name = spec.name
-    faces = config.input.add()
-    faces.name, faces.data_type = INPUT_NAME, _data_type("TYPE_UINT8")
-    faces.dims.extend([spec.input_height_px, spec.input_width_px, 3])
+    pb = _protobuf()
+    config = pb.ModelConfig(name=spec.name)
+    config.input.add(name=INPUT_NAME, data_type=pb.TYPE_UINT8, dims=[spec.input_height_px, spec.input_width_px, 3])
     for name in (PROBABILITY_NAME, LOGIT_NAME):
-        output = config.output.add()
-        output.name, output.data_type = name, _data_type("TYPE_FP32")
-        output.dims.append(1)
+        config.output.add(name=name, data_type=pb.TYPE_FP32, dims=[1])
     for key, value in spec.to_parameters().items():
         config.parameters[key].string_value = value
     return config
@@ -243,11 +216,7 @@ def config_parameters(config: Any) -> dict[str, str]:
 def set_cpu_share(config: Any, *, instances: int, threads: int, lone_threads: int | None = None) -> None:
     """Set in an embedded ``ModelConfig`` how many instances run and how many threads each one gets.
 
-    Args:
-        config: changed in place.
-        instances: copies of the model, from 1.
-        threads: of each one, from 1.
-        lone_threads: of an instance that runs while the others are idle; as many as `threads` when None.
+    `lone_threads` are those of an instance that runs while the others are idle; as many as `threads` when None.
     """
     del config.instance_group[:]
     group = config.instance_group.add()
@@ -291,20 +260,8 @@ def _add_warmup(config: Any, *, batch_sizes: Sequence[int]) -> None:
         faces.zero_data = True
 
 
-def _new_config() -> Any:
+def _protobuf() -> Any:
     # Imported here: the package imports gRPC (0.6 s), which users of the other modules never need.
     from tritonclient.grpc import model_config_pb2
 
-    return model_config_pb2.ModelConfig()
-
-
-def _text_format() -> Any:
-    from google.protobuf import text_format
-
-    return text_format
-
-
-def _data_type(name: str) -> int:
-    from tritonclient.grpc import model_config_pb2
-
-    return int(model_config_pb2.DataType.Value(name))
+    return model_config_pb2

@@ -6,7 +6,7 @@ import pytest
 
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_preprocess.contract import triton_config
-from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_serve import _repository as repository
@@ -19,7 +19,7 @@ def write_model(root, spec=SPEC, file_name="model.onnx"):
     version_dir = root / spec.name / str(spec.version)
     version_dir.mkdir(parents=True)
     (version_dir / file_name).write_bytes(b"weights")
-    manifest = Manifest.of_directory(version_dir, spec, precision="fp32", tools={}, parity={})
+    manifest = Manifest(spec, file_hashes(version_dir), "fp32")
     manifest.write(version_dir)
     refresh_configs(root / spec.name, manifest, max_batch_size=triton_config.PRODUCTION_MAX_BATCH_SIZE)
     return version_dir

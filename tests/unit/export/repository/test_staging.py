@@ -12,7 +12,7 @@ import pytest
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_export.repository.locks import locked
 from deepfake_export.repository.staging import find_identical, leftovers, publish, staged
-from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.model_dir import versions_of
 from deepfake_preprocess.contract.repository import MODEL_FILE, served_in
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -26,7 +26,7 @@ def add_version(root: Path, spec: ModelSpec = SPEC, *, content: bytes = b"onnx",
     with locked(root, spec.name), staged(root, spec.name) as stage:
         spec = dataclasses.replace(spec, version=stage.version)
         (stage.version_dir / MODEL_FILE).write_bytes(content)
-        manifest = Manifest.of_directory(stage.version_dir, spec, precision="fp32", tools={}, parity={})
+        manifest = Manifest(spec, file_hashes(stage.version_dir), "fp32")
         manifest.write(stage.version_dir)
         publish(root, manifest, max_batch_size=max_batch_size)
     return stage.version

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest
+from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest, file_hashes
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import RepositoryError
 
@@ -20,7 +20,7 @@ def version_dir(tmp_path: Path) -> Path:
     (version_dir / "sub").mkdir(parents=True)
     (version_dir / "model.onnx").write_bytes(b"weights")
     (version_dir / "sub" / "data.bin").write_bytes(b"more")
-    manifest = Manifest.of_directory(version_dir, SPEC, precision="fp16", tools={"torch": "2"}, parity={"max": 1e-6})
+    manifest = Manifest(SPEC, file_hashes(version_dir), "fp16", {"torch": "2"}, {"max": 1e-6})
     manifest.write(version_dir)
     return version_dir
 
