@@ -17,7 +17,7 @@ from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face, FaceDetector, faces_in
 from deepfake_preprocess.faces.geometry import crop_geometry
 from deepfake_preprocess.media.frame import ArrayFrame
-from deepfake_preprocess.media.opening import read_image
+from deepfake_preprocess.media.image import read_image
 
 SAME_FACE_IOU: Final = 0.3
 """Overlap from which a detected face is the one whose box was given."""

@@ -56,17 +56,11 @@ _FAST_MAX_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """The time between two keyframes, by the index, and the samples in it; all in ticks.
+    """The time between two keyframes, by the index, and the samples in it; all in ticks."""
 
-    Attributes:
-        start: time of the first keyframe; it may be shown later, after pictures that belong to the previous stretch.
-        stop: time of the next keyframe, or the end.
-        offsets: times of the samples after the first keyframe.
-    """
-
-    start: int
+    start: int  # of the first keyframe; it may be shown later, after pictures of the previous stretch
     stop: int
-    offsets: list[int]
+    offsets: list[int]  # of the samples, from the first keyframe
 
 
 @dataclass(slots=True)
@@ -126,14 +120,10 @@ class Decoding:
         may_skip: bool = True,
         may_jump: bool = True,
     ) -> None:
-        """Prepare a pass.
+        """Prepare a pass that adds to `stats`.
 
-        Args:
-            container: holds the stream.
-            stream: the video stream to decode.
-            stats: counters to add to.
-            may_skip: leave out frames that no other frame refers to.
-            may_jump: leave out packets before a keyframe. With both off, everything is decoded.
+        It may skip frames that no other frame refers to, and jump over packets before a keyframe; with both off,
+        everything is decoded.
         """
         self._container = container
         self._stream = stream
@@ -304,9 +294,7 @@ class Decoding:
     def _by_packet(self, picker: FramePicker, begin: int | None = None) -> Iterator[PlanarFrame]:
         """Read ahead, and decode as little as possible up to each wanted frame.
 
-        Args:
-            picker: says which frames are wanted.
-            begin: time of the keyframe that reading begins with, if that is not the stream's first.
+        `begin` is the time of the keyframe that reading begins with, if that is not the stream's first.
         """
         held: deque[Packet] = deque()  # read, not yet decoded, in decoding order
         held_bytes = 0

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.media.decoding import timed
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
-from deepfake_preprocess.media.opening import Media
+from deepfake_preprocess.media.opening import Media, image_media
 from deepfake_preprocess.media.sampling import Sampling, midpoints
 
 GivenFrame: TypeAlias = NDArray[np.uint8] | tuple[float, NDArray[np.uint8]]
@@ -69,18 +69,12 @@ def open_frames(frames: Iterable[GivenFrame], *, fps: float = DEFAULT_FPS, name:
 
 
 def open_array(image_rgb: NDArray[np.uint8], *, name: str = "the given image") -> Media:
-    """Make a `Media` of one uint8 ``[H, W, 3]`` RGB image, or of ``[N, H, W, 3]`` frames (see `open_frames`).
-
-    Raises:
-        MediaOpenError: another dtype or shape.
-    """
+    """Make a `Media` of one uint8 ``[H, W, 3]`` RGB image, or of ``[N, H, W, 3]`` frames (see `open_frames`)."""
     if image_rgb.ndim == 4 and len(image_rgb):
         return open_frames(image_rgb, name=name)
-    problem = _problem(image_rgb)
-    if problem:
+    if problem := _problem(image_rgb):
         raise MediaOpenError(f"{name} {problem}")
-    height, width = image_rgb.shape[:2]
-    return Media(name, "image", width, height, None, None, "rgb24", _image=image_rgb)
+    return image_media(image_rgb, "rgb24", name)
 
 
 @dataclass(slots=True)
@@ -111,8 +105,7 @@ def _checked(frames: Iterator[GivenFrame], fps: float, name: str) -> Iterator[Ar
     for index, item in enumerate(frames):
         pts_seconds, image = item if isinstance(item, tuple) and len(item) == 2 else (index / fps, item)
         where = f"{name}: frame {index}"
-        problem = _problem(image)
-        if problem:
+        if problem := _problem(image):
             raise MediaOpenError(f"{where} {problem}")
         if not (isinstance(pts_seconds, int | float) and isfinite(pts_seconds) and pts_seconds > last_pts):
             raise MediaOpenError(

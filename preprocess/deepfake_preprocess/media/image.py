@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 from deepfake_preprocess.errors import MediaOpenError
 
+MAX_SIDE_PX = 16384
+"""Longest side of a picture that is accepted; the limit of H.264 level 6.2 and of most hardware."""
+MAX_PIXELS = 2**27
+"""Most pixels per picture that are accepted (134 million, four times 8K): 0.4 GB as RGB."""
 SNIFF_BYTES = 16
 """Number of leading bytes that `image_codec` needs."""
 
@@ -66,19 +70,29 @@ def _webp_size_wh(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def decode_image(data: bytes, *, name: str) -> NDArray[np.uint8]:
-    """Decode an image: EXIF orientation applied, alpha dropped, gray expanded, 16 bits reduced to 8.
+def check_size(width: int, height: int, name: str, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse pictures that are too large."""
+    if max(width, height) > MAX_SIDE_PX or width * height > max_pixels:
+        raise MediaOpenError(
+            f"{name} has {width}x{height} pixels; at most {MAX_SIDE_PX} per side and {max_pixels} in total are "
+            "accepted: scale it down"
+        )
 
-    Args:
-        data: the whole file.
-        name: its name in messages.
 
-    Returns:
-        uint8 ``[H, W, 3]`` RGB.
+def read_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode the content of a JPEG, PNG or WebP file to uint8 ``[H, W, 3]`` RGB, upright, whatever it stores.
+
+    EXIF orientation is applied, alpha dropped, gray expanded, and 16 bits are reduced to 8.
 
     Raises:
-        MediaOpenError: it is damaged.
+        MediaOpenError: it is another kind of file, damaged, or has too many pixels.
     """
+    codec = image_codec(data[:SNIFF_BYTES])
+    if codec is None:
+        what = f"it begins with {data[:8]!r}" if data else "it is empty"
+        raise MediaOpenError(f"{name} is not a JPEG, PNG or WebP image ({what}); save it as one of these")
+    if (size_wh := stored_size_wh(data, codec)) is not None:
+        check_size(*size_wh, name, max_pixels=max_pixels)
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as exc:

@@ -11,7 +11,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from math import floor, inf
 from pathlib import Path
@@ -22,7 +22,7 @@ import av
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
 from deepfake_preprocess.media.decoding import DecodeStats, decode_packet
 from deepfake_preprocess.media.frame import Frame
-from deepfake_preprocess.media.opening import CONTAINERS, Media, foreign_errors, open_stream
+from deepfake_preprocess.media.opening import Media, foreign_errors, open_file, open_stream
 from deepfake_preprocess.media.planar import Orientation, PlanarFrame
 from deepfake_preprocess.media.remote import (
     TIMEOUT_S,
@@ -102,9 +102,10 @@ def open_live(
         check_certificates(source_ca)
     text = os.fspath(source)
     name = without_password(text)
+    live = LiveSource(name, can_wait=False)
+    decoder = _Decoder(live, fps, stop)
     if is_url(text):
-        live = LiveSource(name, can_wait=False)
-        live.frames = _Decoder(live, fps, stop).reconnecting(
+        live.frames = decoder.reconnecting(
             lambda: open_live_url(text, timeout_s=timeout_s, source_ca=source_ca), text, reconnects, timeout_s
         )
         return live
@@ -114,24 +115,19 @@ def open_live(
     if path.is_dir():
         raise MediaOpenError(f"{text} is a folder; name a file in it")
     if stat.S_ISCHR(path.stat().st_mode):
-        live = LiveSource(name, can_wait=False)
-        live.frames = _Decoder(live, fps, stop).once(lambda: _open_camera(text, timeout_s))
+        live.frames = decoder.once(lambda: _open_camera(text, timeout_s))
     else:
-        live = LiveSource(name, can_wait=True)
-        live.frames = _Decoder(live, fps, stop).once(lambda: _growing(path, idle_s, stop))
+        live.can_wait = True
+        live.frames = decoder.once(lambda: _growing(path, idle_s, stop))
     return live
 
 
 def live_media(
     opened: Callable[[], AbstractContextManager[Media]], *, name: str, fps: float, stop: threading.Event
 ) -> LiveSource:
-    """Describe any other source: frames of an application, data in memory, an opened `Media`.
+    """Describe any other source; `opened` opens it (this may wait for its first frame) and closes it in the end.
 
-    Args:
-        opened: opens it, which may wait for its first frame, and closes it in the end.
-        name: its name in messages and reports.
-        fps: frames taken per second of its own time.
-        stop: set it to end the frames.
+    The other arguments are those of `open_live`.
     """
     live = LiveSource(name, can_wait=True)
 
@@ -274,28 +270,17 @@ class _GrowingFile:
 
 @contextmanager
 def _growing(path: Path, idle_s: float, stop: threading.Event) -> Iterator[av.container.InputContainer]:
-    file: str | _GrowingFile = f"file:{path}"
-    if not _has_late_index(path, idle_s, stop):
-        file = _GrowingFile(path, idle_s, stop)
-    try:
-        with foreign_errors(str(path)):
-            container = av.open(
-                file, mode="r", container_options={"format_whitelist": CONTAINERS}, metadata_errors="replace"
-            )
-        with container:
-            yield container
-    finally:
-        if isinstance(file, _GrowingFile):
-            file.close()
+    with ExitStack() as stack:
+        file: str | _GrowingFile = str(path)
+        if not _has_late_index(path, idle_s, stop):
+            file = stack.enter_context(closing(_GrowingFile(path, idle_s, stop)))
+        yield stack.enter_context(open_file(file, str(path)))
 
 
 def _has_late_index(path: Path, idle_s: float, stop: threading.Event) -> bool:
     """Return whether a file is an MP4 or MOV with its index at the end, once that index has been written.
 
-    Such a file can only be read when it is finished, by seeking.
-
-    Raises:
-        MediaOpenError: the file stays empty, or no index comes.
+    Such a file can only be read when it is finished, by seeking. `MediaOpenError` where no index comes.
     """
     deadline = time.monotonic() + idle_s
     size_seen = 0

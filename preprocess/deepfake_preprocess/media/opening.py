@@ -1,7 +1,6 @@
 """Opening a video or an image, and decoding only what the sampled frames need.
 
-`open_media` refuses unusable input right away; `Media.frames` yields `Frame` objects one at a time. Never holds a
-whole video, never detects or crops.
+Never holds a whole video, never detects or crops.
 """
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Literal, Self
 
 import av
@@ -22,14 +20,9 @@ from numpy.typing import NDArray
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
 from deepfake_preprocess.media.decoding import SKIPPING_CODECS, DecodeStats, Decoding
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
-from deepfake_preprocess.media.image import SNIFF_BYTES, decode_image, image_codec, stored_size_wh
+from deepfake_preprocess.media.image import MAX_PIXELS, SNIFF_BYTES, check_size, image_codec, read_image
 from deepfake_preprocess.media.planar import Orientation
 from deepfake_preprocess.media.sampling import Sampling
-
-MAX_SIDE_PX = 16384
-"""Longest side that is accepted; the limit of H.264 level 6.2 and of most hardware."""
-MAX_PIXELS = 2**27
-"""Most pixels per picture that are accepted (134 million, four times 8K): 0.4 GB as RGB."""
 
 # Demuxers that read one self-contained file. Playlists (hls, concat, dash) are left out: they name other files
 # and addresses, which an uploaded file must not make us read.
@@ -72,9 +65,7 @@ class Media:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -137,9 +128,10 @@ def open_media(source: str | os.PathLike[str] | bytes | BinaryIO, *, name: str |
         raise MediaOpenError(f"{name} is empty; copy or download it again")
     codec = image_codec(head)
     if codec is None:
-        return _open_video(file, name)
+        return describe(open_file(file, name), name)
     with foreign_errors(name):
-        return _open_image(Path(file).read_bytes() if isinstance(file, str) else file.read(), codec, name)
+        image = read_image(Path(file).read_bytes() if isinstance(file, str) else file.read(), name=name)
+    return image_media(image, codec, name)
 
 
 def _open_source(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | None) -> tuple[str | BinaryIO, str]:
@@ -177,73 +169,36 @@ def foreign_errors(name: str) -> Iterator[None]:
         ) from exc
 
 
-def _check_size(width: int, height: int, name: str, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse pictures that are too large."""
-    if max(width, height) > MAX_SIDE_PX or width * height > max_pixels:
-        raise MediaOpenError(
-            f"{name} has {width}x{height} pixels; at most {MAX_SIDE_PX} per side and {max_pixels} in total are "
-            "accepted: scale it down"
-        )
+def image_media(image_rgb: NDArray[np.uint8], codec: str, name: str) -> Media:
+    """Make the `Media` of a uint8 ``[H, W, 3]`` RGB image."""
+    height, width = image_rgb.shape[:2]
+    return Media(name, "image", width, height, None, None, codec, _image=image_rgb)
 
 
-def read_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode an image, and nothing else; its header is read before any pixel is decoded.
-
-    Args:
-        data: the whole file: JPEG, PNG or WebP.
-        name: what to call it in messages.
-        max_pixels: most pixels that are accepted.
-
-    Returns:
-        uint8 ``[H, W, 3]`` RGB, upright.
-
-    Raises:
-        MediaOpenError: it is another kind of file, damaged, or has too many pixels.
-    """
-    codec = image_codec(data[:SNIFF_BYTES])
-    if codec is None:
-        what = f"it begins with {data[:8]!r}" if data else "it is empty"
-        raise MediaOpenError(f"{name} is not a JPEG, PNG or WebP image ({what}); save it as one of these")
-    if (size_wh := stored_size_wh(data, codec)) is not None:
-        _check_size(*size_wh, name, max_pixels=max_pixels)
-    return decode_image(data, name=name)
-
-
-def _open_image(data: bytes, codec: str, name: str) -> Media:
-    image = read_image(data, name=name)
-    height, width = image.shape[:2]
-    return Media(name, "image", width, height, None, None, codec, _image=image)
-
-
-def _open_video(file: str | BinaryIO, name: str) -> Media:
+def open_file(file: object, name: str) -> av.container.InputContainer:
+    """Open a path or an object with `read` as a container that names no other files."""
     with foreign_errors(name):
         # "file:" keeps a name such as "concat:a.mp4" from being taken for a protocol.
-        container = av.open(
+        return av.open(
             f"file:{file}" if isinstance(file, str) else file,
             mode="r",
             container_options={"format_whitelist": CONTAINERS},
             metadata_errors="replace",
         )
-    try:
-        return describe(container, name)
-    except BaseException:
-        container.close()
-        raise
 
 
 def describe(container: av.container.InputContainer, name: str) -> Media:
-    """Make the `Media` of an open container.
-
-    Raises:
-        MediaOpenError: it has no picture, an unknown codec, or too large pictures.
-    """
-    stream, context = open_stream(container, name)
-    context.thread_type = "FRAME" if context.name in SKIPPING_CODECS else "AUTO"
-    context.thread_count = min(len(os.sched_getaffinity(0)) + 1, _MAX_DECODER_THREADS)
-    with foreign_errors(name):
-        width, height = _probe_size(container, stream)
-    if not (width and height):
-        raise MediaOpenError(f"{name} does not state the size of its pictures; convert it to MP4 with H.264")
+    """Make the `Media` of an open container, which is closed where that fails; raises as `open_stream` does."""
+    with ExitStack() as on_failure:
+        on_failure.callback(container.close)
+        stream, context = open_stream(container, name)
+        context.thread_type = "FRAME" if context.name in SKIPPING_CODECS else "AUTO"
+        context.thread_count = min(len(os.sched_getaffinity(0)) + 1, _MAX_DECODER_THREADS)
+        with foreign_errors(name):
+            width, height = _probe_size(container, stream)
+        if not (width and height):
+            raise MediaOpenError(f"{name} does not state the size of its pictures; convert it to MP4 with H.264")
+        on_failure.pop_all()
     rate = stream.average_rate or stream.guessed_rate
     frame_rate = float(rate) if rate else None
     duration_s = _duration_s(container, stream)
@@ -262,7 +217,7 @@ def open_stream(container: av.container.InputContainer, name: str) -> tuple[av.V
     context = stream.codec_context
     if context is None:
         raise MediaOpenError(f"{name} holds video of an unknown codec; convert it to MP4 with H.264")
-    _check_size(context.width, context.height, name)
+    check_size(context.width, context.height, name)
     # A stream may change its size later; the decoder then refuses what is too large.
     context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream, context

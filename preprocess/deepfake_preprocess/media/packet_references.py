@@ -15,12 +15,8 @@ def reference_test(codec: str, extradata: bytes | None) -> Callable[[memoryview]
     """Return a test of a packet's content: whether other pictures may refer to its picture.
 
     In H.264 (ITU-T H.264, 7.4.1) ``nal_ref_idc`` of the picture's slices says so, in HEVC (ITU-T H.265, 7.4.2.2)
-    their type. Pictures of other codecs, and packets without a slice, count as referenced.
-
-    Args:
-        codec: FFmpeg's name of the decoder.
-        extradata: the stream's configuration record (ISO/IEC 14496-15), which says how packets are divided into
-            units; without one, start codes divide them.
+    their type. Pictures of other codecs, and packets without a slice, count as referenced. `extradata`, the stream's
+    configuration record (ISO/IEC 14496-15), says how packets are divided into units; without one, start codes do.
     """
     is_reference = {"h264": _h264_reference, "hevc": _hevc_reference}.get(codec)
     if is_reference is None:

@@ -71,12 +71,8 @@ def open_url(url: str, *, timeout_s: float = TIMEOUT_S) -> Media:
     if scheme.startswith("rtsp"):
         raise MediaOpenError(f"{name} is a live stream without an end; watch it instead of analyzing it")
     container = _open(url, f"{CONTAINERS},{_IMAGES}", {"reconnect": "1", "reconnect_delay_max": "2"}, timeout_s)
-    try:
-        with url_errors(name, timeout_s):
-            media = describe(container, name)
-    except BaseException:
-        container.close()
-        raise
+    with url_errors(name, timeout_s):
+        media = describe(container, name)
     if media.duration_s is None and container.format.name not in _IMAGES.split(","):
         media.close()
         raise MediaOpenError(f"{name} does not state its length; watch it, or download it first")
@@ -88,14 +84,7 @@ def open_live_url(
 ) -> av.container.InputContainer:
     """Open a live stream (RTSP, HLS, MPEG-TS or JPEG pictures over HTTP), or any video at an address.
 
-    Args:
-        url: the address.
-        timeout_s: limit for opening, and for each read.
-        source_ca: PEM file of the certificates to trust; those that this machine trusts when None.
-
-    Raises:
-        MediaNotFoundError: the server does not have it.
-        MediaOpenError: it cannot be reached, or is not a video.
+    The limit holds for opening and for each read; `source_ca` is as for `open_live`, errors are as for `open_url`.
     """
     # Over TCP a slow reader makes the camera wait; over UDP, pictures would be damaged.
     options = {"rtsp_transport": "tcp"} if _scheme(url).startswith("rtsp") else {}
@@ -127,10 +116,8 @@ def _open(
     source_ca: str | os.PathLike[str] | None = None,
 ) -> av.container.InputContainer:
     name = without_password(url)
-    # Certificates matter for http too, which may redirect to https.
-    options = {
-        "format_whitelist": formats, "protocol_whitelist": _PROTOCOLS[_scheme(url)], "tls_verify": "1", **options
-    }  # fmt: skip
+    options |= {"format_whitelist": formats, "protocol_whitelist": _PROTOCOLS[_scheme(url)]}
+    options["tls_verify"] = "1"  # for http too, which may redirect to https
     trusted = _system_certificates() if source_ca is None else os.fspath(source_ca)
     if trusted is not None:
         options["ca_file"] = trusted

@@ -1,7 +1,5 @@
 """Which frames of a video are sampled: `Sampling` asks for times, `FramePicker` turns them into frames.
 
-Knows nothing of files or decoders.
-
 A time asks for the frame that is *on screen* then: the last one whose timestamp is not after it. "The first frame at
 or after" would, with as many targets as frames, lose the first frame and look past the end for the last. Where
 nothing is on screen yet, the first frame is taken. A frame is taken once.
@@ -79,12 +77,9 @@ class Sampling:
             raise OptionError("the sampling mode 'fast' cannot be combined with at_seconds; leave it out")
 
     def targets(self, *, start: int, duration: int | None, time_base: Fraction) -> Iterator[int]:
-        """Return the times asked for, in increasing order, in ticks of `time_base`.
+        """Return the times asked for, in increasing order, in ticks of `time_base` seconds.
 
-        Args:
-            start: time of the first frame, in ticks.
-            duration: length in ticks, or None if unknown; `num_frames` needs it.
-            time_base: seconds per tick.
+        `start` is the time of the first frame and `duration` the length, both in ticks; `num_frames` needs a length.
         """
         if self.at_seconds is not None:
             # A microsecond reaches no further frame, and finds one whose time was printed with six digits.
@@ -128,16 +123,10 @@ class PartOf(Sampling):
 
 
 def early_offsets(count: int, stretch: int, frame: int) -> list[int]:
-    """Return where the fast mode samples a stretch between two keyframes.
+    """Return where the fast mode samples a stretch of `stretch` ticks, whose frames are `frame` ticks apart.
 
-    Args:
-        count: how many samples; at least 1.
-        stretch: length of the stretch in ticks.
-        frame: time from frame to frame in ticks.
-
-    Returns:
-        `count` times in ticks from the stretch's start, the keyframe's time first. They spread over a quarter of the
-        stretch, or as much as it takes to meet `count` different frames.
+    These are `count` times in ticks from its start, the keyframe's first. They spread over a quarter of the stretch,
+    or as much as it takes to meet `count` different frames.
     """
     # Rounded timestamps may be a tick farther apart than the frames.
     step = max(stretch // (_EARLY_PART * count), min(frame + 1, stretch // count))
@@ -170,7 +159,7 @@ class FramePicker:
 
         Args:
             targets: increasing times in ticks.
-            reach: how much earlier than its target a referenced frame may be to be taken instead of an unreferenced
+            reach: ticks by which a referenced frame may precede its target to be taken instead of an unreferenced
                 one; less than the distance between targets.
         """
         self._targets = targets
@@ -186,15 +175,9 @@ class FramePicker:
         self._counted_to: int | None = None
 
     def read(self, pts: int, dts: int | None, *, referenced: bool = True) -> dict[int, int]:
-        """Record a packet, and return the frames that are now known to be wanted.
+        """Record a packet; return the position in presentation order, by time, of each newly wanted frame.
 
-        Args:
-            pts: presentation time of the packet's frame, in ticks.
-            dts: its decoding time in ticks, or None where the container does not state it.
-            referenced: whether other frames may refer to it.
-
-        Returns:
-            Position in presentation order, by time in ticks, of each newly wanted frame.
+        Presentation and decoding times are in ticks; `referenced` says whether other frames may refer to the frame.
         """
         if self._counted_to is None or pts >= self._counted_to:
             self._num_read += 1
@@ -217,11 +200,9 @@ class FramePicker:
         return self.target is None or ((pick := self._pick(self.target)) is not None and pts < pick)
 
     def jump(self, num_before: int, *, counted_to: int | None = None) -> None:
-        """Forget what was read: reading continues at a keyframe.
+        """Forget what was read: reading continues at a keyframe, which `num_before` frames precede.
 
-        Args:
-            num_before: frames that precede it in decoding order, or with `counted_to` all that are shown before that.
-            counted_to: the keyframe's time in ticks.
+        They precede it in decoding order, or with `counted_to`, the keyframe's time in ticks, as they are shown.
         """
         self._later.clear()
         self._later_unreferenced.clear()
