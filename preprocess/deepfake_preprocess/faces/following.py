@@ -4,8 +4,6 @@ Detection searches the whole picture, which takes most of its time. Where the pi
 near where they were, and a `FaceFollower` finds them again in a sixth of the time. A new face is found by detection
 only: at once where its appearance changes the picture much, otherwise at the latest `DETECT_EVERY - 1` sampled
 frames, of at most `MAX_GAP_S` each, after it appeared.
-
-This module decides which; it runs no network of its own, and knows nothing of tracks, which are built from the faces.
 """
 
 from __future__ import annotations
@@ -34,34 +32,20 @@ _MAX_LOCAL_CHANGE = 50.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sighting:
-    """The faces of one picture, and what is needed to follow them in the next.
+    """The faces of one picture, in pixels of it, and what is needed to follow them in the next."""
 
-    Attributes:
-        faces: the faces, in pixels of the picture, largest confidence first.
-        pts_seconds: its time.
-        size_wh: its width and height in pixels.
-        thumbnail: int16 ``[18, 32, 3]``, for comparison with the next one.
-    """
-
-    faces: tuple[Face, ...]
+    faces: tuple[Face, ...]  # largest confidence first
     pts_seconds: float
     size_wh: tuple[int, int]
-    thumbnail: NDArray[np.int16]
+    thumbnail: NDArray[np.int16]  # [18, 32, 3]
 
 
 def find_faces(
     detector: FaceDetector, image_rgb: NDArray[np.uint8], pts_seconds: float, before: Sighting | None
 ) -> Sighting:
-    """Follow the faces of the previous picture, or detect.
+    """Find the faces of a uint8 ``[H, W, 3]`` RGB image of the size that the detector asks for.
 
-    Args:
-        detector: follows only if it is a `FaceFollower`.
-        image_rgb: uint8 ``[H, W, 3]`` RGB image of the size that the detector asks for.
-        pts_seconds: its time.
-        before: what was seen in the previous sampled frame; None asks for detection.
-
-    Returns:
-        The faces of this picture. If one of the previous faces is lost, all are detected.
+    A `FaceFollower` follows those seen `before`, in the previous sampled frame. If one is lost, all are detected.
     """
     height, width = image_rgb.shape[:2]
     thumbnail = cv2.resize(image_rgb, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA).astype(np.int16)

@@ -19,17 +19,11 @@ from deepfake_preprocess.faces.detector import Face
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The part of a frame that is cut out.
+    """The part of a frame that is cut out, in pixels of the frame."""
 
-    Attributes:
-        center: its center (x, y), in pixels from the frame's corner.
-        size_wh: its size in pixels of the frame.
-        angle: its rotation in radians, clockwise as seen.
-    """
-
-    center: tuple[float, float]
+    center: tuple[float, float]  # (x, y) from the frame's corner
     size_wh: tuple[int, int]
-    angle: float
+    angle: float  # in radians, clockwise as seen
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -94,21 +88,15 @@ def crop_geometry(face: Face, frame_wh: tuple[int, int], spec: ModelSpec) -> Cro
         corner = np.array(cut.corner)
         scale = np.diag([width / target[0], height / target[1]])
         # The middle is between pixels or on one; for cut and crop it is at (size - 1) / 2.
-        return CropGeometry(
-            np.column_stack([scale, corner + (np.array([width, height]) - 1) / 2 - scale @ middle]),
-            spec.input_size_wh,
-        )
+        shift = corner + (np.array([width, height]) - 1) / 2 - scale @ middle
+        return CropGeometry(np.column_stack([scale, shift]), spec.input_size_wh)
     rotation = np.array([[cos(angle), -sin(angle)], [sin(angle), cos(angle)]]) * (width / target[0])
     shift = np.array(cut.center) - 0.5 - rotation @ middle
     return CropGeometry(np.column_stack([rotation, shift]), spec.input_size_wh)
 
 
 def place_cut(face: Face, frame_wh: tuple[int, int], spec: ModelSpec) -> Cut:
-    """Return the part of the frame that becomes the crop of a face.
-
-    Raises:
-        ValueError: the face's box has values that are not finite.
-    """
+    """Return the part of the frame that becomes the crop of a face; `ValueError` for a box that is not finite."""
     if not np.isfinite(face.box_xyxy).all():
         raise ValueError(f"box_xyxy must be finite, got {face.box_xyxy.tolist()}")
     left, top, right, bottom = (float(value) for value in face.box_xyxy)

@@ -122,14 +122,7 @@ class MtcnnDetector:
         )
 
     def detection_size_wh(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """Return the size at which the detector takes a frame: never larger than the frame.
-
-        Args:
-            width_px: width of the frame, at least 1.
-            height_px: height of the frame, at least 1.
-
-        Returns:
-            Width and height in pixels, both at least 1; for 1920x1080 and the defaults 455x256.
+        """See `FaceDetector`; never larger than the frame. For 1920x1080 and the defaults it is 455x256.
 
         Raises:
             OptionError: a side is smaller than 1.
@@ -141,15 +134,7 @@ class MtcnnDetector:
         return max(1, round(width_px * scale)), max(1, round(height_px * scale))
 
     def detect(self, images_rgb: Sequence[Image]) -> list[list[Face]]:
-        """Find faces in each image.
-
-        Args:
-            images_rgb: uint8 ``[H, W, 3]`` RGB images, each of any size. One that is larger than
-                `detection_size_wh` is shrunk to it first; callers save time by passing that size.
-
-        Returns:
-            One list of faces per image, in pixels of that image, largest confidence first. Every face has
-            landmarks; boxes may extend beyond the image.
+        """See `FaceDetector`; images larger than `detection_size_wh` are shrunk to it, and all faces have landmarks.
 
         Raises:
             OptionError: an image has another dtype or shape, or no pixels.
@@ -165,15 +150,9 @@ class MtcnnDetector:
         return found
 
     def follow(self, image_rgb: Image, faces: Sequence[Face]) -> list[Face | None]:
-        """Find faces again in a picture that was taken shortly after; about six times as fast as `detect`.
+        """See `FaceFollower`; about six times as fast as `detect`.
 
-        Args:
-            image_rgb: uint8 ``[H, W, 3]`` RGB image, as for `detect`.
-            faces: those found in a picture of the same size, in pixels of it.
-
-        Returns:
-            For each of `faces` the same face in `image_rgb`, or None where it is lost or uncertain. Of faces that
-            merge, as when one passes in front of another, all but one are lost.
+        Of faces that merge, as when one passes in front of another, all but one are lost.
 
         Raises:
             OptionError: the image has another dtype or shape, or no pixels.
@@ -281,25 +260,15 @@ class MtcnnDetector:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layout:
-    """Where the levels of an image's pyramid are in the packed picture.
-
-    Attributes:
-        width: width of the image and of the packed picture.
-        height: height of the image.
-        packed_height: height of the packed picture.
-        rects_xywh: int64 ``[L, 4]``: each level's place, largest first; x and y are even, because then PNet's cells
-            fall on each level as they would on the level alone.
-        scales_xy: float32 ``[L, 2]``: level pixels per image pixel.
-        level_of_cell: int64 ``[H', W']``: the level that PNet's output cell belongs to; -1 where its window
-            crosses the border of a level.
-    """
+    """Where the levels of an image's pyramid are in the packed picture, which is as wide as the image."""
 
     width: int
     height: int
     packed_height: int
+    # [L, 4], largest level first; x and y are even, because then PNet's cells fall on each level as on it alone.
     rects_xywh: Int
-    scales_xy: Float
-    level_of_cell: Int
+    scales_xy: Float  # [L, 2]: level pixels per image pixel
+    level_of_cell: Int  # [H', W']: the level of PNet's output cell; -1 where its window crosses a level's border
 
 
 @dataclass(frozen=True, slots=True, eq=False)

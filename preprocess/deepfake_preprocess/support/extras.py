@@ -9,14 +9,7 @@ from deepfake_preprocess.errors import MissingExtraError
 
 
 def require_extra(module: str, *, extra: str) -> ModuleType:
-    """Import `module`, which the optional-dependency group `extra` installs.
-
-    Args:
-        module: dotted module name, for example ``"torch"``.
-        extra: name of the group in ``pyproject.toml``, for example ``"export"``.
-
-    Returns:
-        The imported module.
+    """Import and return `module` (dotted), which the group `extra` of optional dependencies installs.
 
     Raises:
         MissingExtraError: the module, or something it needs, is not installed.

@@ -17,12 +17,7 @@ Content: TypeAlias = str | bytes | memoryview | Callable[[Path], object]
 def write_whole(path: Path, content: Content) -> None:
     """Write a file of which every reader finds the old or the new content, even after a crash or on a full disk.
 
-    Args:
-        path: the file; its folder must exist.
-        content: what to write.
-
-    Raises:
-        OSError: it cannot be written; `path` is as it was. So it is after anything that `content` raises.
+    Its folder must exist. After an `OSError`, or anything that `content` raises, `path` is as it was.
     """
     with prepared(path, content) as put_in_place:
         put_in_place()
@@ -32,15 +27,7 @@ def write_whole(path: Path, content: Content) -> None:
 def prepared(path: Path, content: Content) -> Iterator[Callable[[], None]]:
     """Write a file under another name in its folder, where a full disk does no harm; for changes of several files.
 
-    Args:
-        path: the file; its folder must exist.
-        content: what to write.
-
-    Yields:
-        A function that puts the file in its place in one step. Where it is not called, `path` stays as it was.
-
-    Raises:
-        OSError: it cannot be written.
+    Yields a function that puts the file in its place in one step. Where it is not called, `path` stays as it was.
     """
     # Unique, because several processes may write the same file.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

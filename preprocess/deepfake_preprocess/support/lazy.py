@@ -15,12 +15,9 @@ from typing import Any
 
 
 def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Return the `__getattr__` (PEP 562) and the `__all__` of a package.
+    """Return the `__getattr__` (PEP 562) and the `__all__` of a package, given its `__name__` and `__file__`.
 
-    Args:
-        package: `__name__` of the package.
-        file: `__file__` of the package; the stub is in the same folder. It holds ``from module import name, ...``
-            and nothing else that matters here.
+    Of the stub next to it, only ``from module import name, ...`` matters here.
     """
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
     module_of = {

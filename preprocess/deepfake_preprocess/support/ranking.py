@@ -9,9 +9,7 @@ import numpy.typing as npt
 def roc_auc(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.int64]) -> float:
     """Return the area under the ROC curve: the share of (fake, real) pairs in the right order, ties counting half.
 
-    Args:
-        scores: ``[N]``, higher for fake.
-        labels: ``[N]``, 1 for fake and 0 for real; both must occur.
+    Scores ``[N]`` are higher for fake; labels ``[N]`` are 1 for fake and 0 for real, and both must occur.
     """
     _, ranks, counts = np.unique(scores, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(counts) - (counts - 1) / 2

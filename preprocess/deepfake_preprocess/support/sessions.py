@@ -23,13 +23,12 @@ def open_session(
     provider: str = CPU,
     provider_options: Mapping[str, str] | None = None,
 ) -> InferenceSession:
-    """Load an ONNX graph into ONNX Runtime.
+    """Load an ONNX file, given by its path or content, into ONNX Runtime.
 
     Args:
-        model: path or content of the ONNX file.
+        model: path or content.
         threads: threads of one call; all cores when None.
-        spinning: let threads that wait within a call spin: faster, and takes the cores from other threads and
-            programs.
+        spinning: let waiting threads of a call spin: faster, and takes the cores from other threads and programs.
         provider: ONNX Runtime's execution provider.
         provider_options: for that provider.
 
