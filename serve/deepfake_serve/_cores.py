@@ -29,9 +29,8 @@ LOOKS = 3
 def running_alone(lock: BinaryIO, *, cores_wanted: int | None) -> Iterator[bool]:
     """Mark this instance of a model as running; yield whether no other one runs and enough cores are idle.
 
-    Args:
-        lock: a file that each instance of the model has opened for itself; it is locked, not read.
-        cores_wanted: idle cores in addition to the one that this thread runs on; None does not ask, and yields False.
+    Each instance has opened the file `lock` for itself; it is locked, not read. `cores_wanted` is in addition to the
+    core that this thread runs on; None does not ask, and yields False.
     """
     alone = False
     if cores_wanted is not None:

@@ -32,13 +32,7 @@ MAX_LONE_MODEL_MB = 128
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One checked model version.
-
-    Attributes:
-        spec: its contract, from the manifest.
-        version_dir: the folder that holds its files.
-        config: the embedded configuration, as a ``ModelConfig`` message.
-    """
+    """One checked model version: its contract, its folder, and its embedded configuration, a ``ModelConfig``."""
 
     spec: ModelSpec
     version_dir: Path
@@ -54,8 +48,7 @@ class CpuShare:
 
     def __post_init__(self) -> None:
         for name in ("instances", "threads"):
-            value = getattr(self, name)
-            if value < 1:
+            if (value := getattr(self, name)) < 1:
                 raise OptionError(f"{name} is {value}; allowed: a whole number from 1")
 
 
@@ -70,11 +63,7 @@ def available_cores() -> int:
 
 
 def cpu_share(cores: int, *, instances: int | None = None, threads: int | None = None) -> CpuShare:
-    """Divide `cores` so that instances times threads uses them all and no more; given numbers are kept.
-
-    Raises:
-        OptionError: a given number is below 1.
-    """
+    """Divide `cores` so that instances times threads uses them all and no more; given numbers are kept."""
     if instances is None:
         instances = min(max(1, cores // threads), MAX_INSTANCES) if threads else min(cores, MAX_INSTANCES)
     if threads is None:
@@ -85,12 +74,7 @@ def cpu_share(cores: int, *, instances: int | None = None, threads: int | None =
 def model_share(
     model: ServedModel, cores: int, *, instances: int | None = None, threads: int | None = None
 ) -> CpuShare:
-    """Return how the cores are divided for one model: as given, or as tuned for so many cores, or by `cpu_share`.
-
-    Raises:
-        OptionError: a given number is below 1.
-        RepositoryError: the options in the model's configuration are damaged.
-    """
+    """Return how the cores are divided for one model: as given, or as tuned for so many cores, or by `cpu_share`."""
     tuned = triton_config.tuned_options(model.config)
     if instances is None and threads is None and tuned is not None and tuned.tuned_for_cores == cores:
         return CpuShare(tuned.instances, tuned.threads)
@@ -98,30 +82,17 @@ def model_share(
 
 
 def check_repository(repository: Path, models: Sequence[str] = ()) -> list[ServedModel]:
-    """Check what is to be served.
-
-    Args:
-        repository: folder with one folder per model.
-        models: names of the models to serve; all that have a version where empty.
-
-    Returns:
-        Of each model the version that its configuration serves, by name.
+    """Return of each model named, or of all that have a version, the one that its configuration serves, checked.
 
     Raises:
-        RepositoryError: nothing to serve, a version does not match its manifest, or a configuration is
-            missing or says something else than the manifest; names the model and the file.
+        RepositoryError: nothing to serve, a version does not match its manifest, or a configuration is missing or
+            differs from the manifest; names the model and the file.
     """
     return [_check_model(model_dir) for model_dir in model_dirs(repository, models)]
 
 
 def write_view(models: Sequence[ServedModel], target: Path, shares: Mapping[str, CpuShare]) -> None:
-    """Lay out a repository for one server: links to the checked versions, configurations for this machine.
-
-    Args:
-        models: what `check_repository` returned.
-        target: folder to make.
-        shares: instances and threads of each model, by its name.
-    """
+    """Lay out a repository in `target`: links to the checked versions, configurations with each model's share."""
     for model in models:
         directory = target / model.spec.name
         directory.mkdir(parents=True)

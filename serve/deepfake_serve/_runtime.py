@@ -46,11 +46,7 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TritonRuntime:
-    """Where the parts of one unpacked Triton are.
-
-    Attributes:
-        root: the folder that holds the unpacked wheel.
-    """
+    """Where the parts of one Triton are, whose wheel is unpacked in `root`."""
 
     root: Path
 
@@ -87,10 +83,8 @@ def cache_dir() -> Path:
 def ensure_runtime(*, announce: Announce | None = None) -> TritonRuntime:
     """Return an unpacked Triton that can run here, fetching it first where it is not in the cache.
 
-    Safe to call from several processes at once: one fetches, the others wait for it.
-
-    Args:
-        announce: called with one line of text before something slow; by default it goes to standard error.
+    Of several processes one fetches, and the others wait for it. `announce` is called with one line of text before
+    something slow; by default that goes to standard error.
 
     Raises:
         ServerStartError: this machine or Python cannot run it, or it cannot be fetched; says what to do.
@@ -119,11 +113,7 @@ def ensure_runtime(*, announce: Announce | None = None) -> TritonRuntime:
 
 
 def check_platform() -> None:
-    """Check that the wheel has a server for this operating system, processor and C library.
-
-    Raises:
-        ServerStartError: it has none.
-    """
+    """Raise `ServerStartError` where the wheel has no server for this system, processor or C library."""
     instead = "Use NVIDIA's container instead (`docker compose up`)"
     machine = platform.machine()
     if sys.platform != "linux" or machine not in WHEEL_SHA256:
@@ -152,14 +142,11 @@ def python_library() -> Path | None:
 
 def library_path(runtime: TritonRuntime) -> str:
     """Return the `LD_LIBRARY_PATH` under which server and stub find their libraries."""
-    parts = [str(runtime.libraries)]
-    if (library := python_library()) is not None:
-        # The stub must run the very Python it was started from: another build of the same version finds
-        # another standard library.
-        parts.append(str(library.parent))
-    if inherited := os.environ.get("LD_LIBRARY_PATH"):
-        parts.append(inherited)
-    return os.pathsep.join(parts)
+    # The stub must run the very Python it was started from: another build of the same version finds another
+    # standard library.
+    library = python_library()
+    parts = [runtime.libraries, library and library.parent, os.environ.get("LD_LIBRARY_PATH")]
+    return os.pathsep.join(str(part) for part in parts if part)
 
 
 def missing_libraries(executable: Path, search_path: str) -> list[str]:

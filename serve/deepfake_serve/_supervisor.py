@@ -40,14 +40,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(config_path: str) -> int:
-    """Run one server until it ends or has to.
+    """Run one server, as `EmbeddedTriton` wrote into a JSON file, until it ends or has to.
 
-    Args:
-        config_path: JSON file with `command`, `parent_pid`, `shm_prefix`, `run_dir` and `stop_timeout_s`.
-
-    Returns:
-        0 when the server was asked to stop; what a shell would report (code, or 128 + signal) when it ended
-        by itself.
+    Returns 0 when it was asked to stop, else what a shell would report: its code, or 128 + signal.
     """
     config: dict[str, Any] = json.loads(Path(config_path).read_text(encoding="utf-8"))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -121,16 +116,9 @@ def _watch_parent(pid: int) -> int:
 def _pass_log_until(
     log: int, descriptors: list[int], *, timeout_s: float | None = None, text: bytes | None = None
 ) -> set[int]:
-    """Copy the server's log to standard output until something happens.
+    """Copy the server's log to standard output until one of `descriptors` is readable, and return those that are.
 
-    Args:
-        log: descriptor to read the log from.
-        descriptors: return when one of these is readable.
-        timeout_s: return after this time; what can be read at once is copied even for 0.
-        text: return when the log says this.
-
-    Returns:
-        Those of `descriptors` that are readable.
+    Also returns after the time, with what can be read at once copied even for 0, and when the log says `text`.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     poll = select.poll()

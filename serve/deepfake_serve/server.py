@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from deepfake_preprocess.contract.model_dir import hold_version
@@ -123,9 +122,7 @@ class EmbeddedTriton:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -243,11 +240,12 @@ class EmbeddedTriton:
         deadline = time.monotonic() + self._start_timeout_s
         while not _is_ready(http_port):
             if (code := self.wait(POLL_INTERVAL_S)) is not None:
-                raise ServerStartError(self._failure(f"Triton ended while it started (exit code {code})"))
+                raise ServerStartError(self.failure(f"Triton ended while it started (exit code {code})"))
             if time.monotonic() > deadline:
-                raise ServerStartError(self._failure(f"Triton was not ready within {self._start_timeout_s:g} s"))
+                raise ServerStartError(self.failure(f"Triton was not ready within {self._start_timeout_s:g} s"))
 
-    def _failure(self, what: str) -> str:
+    def failure(self, what: str) -> str:
+        """Return a message: what happened, the last error in Triton's log, and the end of that log."""
         if self.log_path is None:
             return f"{what}; its log above says why"
         tail = self.log_tail()
@@ -259,12 +257,7 @@ class EmbeddedTriton:
 
 
 def _choose_ports(wanted: dict[str, int]) -> dict[str, int]:
-    """Return a usable port for each name: the one given, or a free one for 0.
-
-    Raises:
-        OptionError: a number is not a port, or two are the same.
-        ServerStartError: a port is taken or not allowed.
-    """
+    """Return a usable port for each name: the one given, or a free one for 0."""
     given = [port for port in wanted.values() if port]
     for name, port in wanted.items():
         if not 0 <= port <= 65535:
@@ -342,23 +335,17 @@ def _command(
         "strict-readiness=true",
         "disable-auto-complete-config",
         f"exit-timeout-secs={int(STOP_TIMEOUT_S)}",
-        f"grpc-address={HOST}",
-        f"grpc-port={ports['grpc_port']}",
-        f"http-address={HOST}",
-        f"http-port={ports['http_port']}",
-        f"metrics-address={HOST}",
-        f"metrics-port={ports['metrics_port']}",
         "allow-gpu-metrics=false",
+        *(f"{kind}-address={HOST}" for kind in ("grpc", "http", "metrics")),
+        *(f"{name.replace('_', '-')}={port}" for name, port in ports.items()),
     ]
     return [str(runtime.tritonserver), *(f"--{flag}" for flag in (*flags, *more_flags))]
 
 
 def _is_ready(http_port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, http_port, timeout=1)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    with contextlib.closing(http.client.HTTPConnection(HOST, http_port, timeout=1)) as connection:
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False

@@ -72,7 +72,7 @@ def serve(
         triton.start()
         _print_ready(console, triton)
         code = triton.wait()
-        raise ServerStartError(_death_notice(triton, code))
+        raise ServerStartError(triton.failure(f"Triton ended by itself (exit code {code})"))
     except KeyboardInterrupt:
         # From here on nothing may interrupt the clean-up; it is bounded in time.
         for number in previous:
@@ -98,10 +98,3 @@ def _print_ready(console: Console, triton: EmbeddedTriton) -> None:
         console.print(f"  log      {triton.log_path}")
     console.print(f"Score a video from another terminal: deepfake analyze VIDEO --url {triton.grpc_url}")
     console.print("Stop with Ctrl-C.")
-
-
-def _death_notice(triton: EmbeddedTriton, code: int | None) -> str:
-    what = f"Triton ended by itself (exit code {code})"
-    if triton.log_path is None:
-        return f"{what}; its log above says why"
-    return f"{what}; the end of its log ({triton.log_path}):\n{triton.log_tail()}"
