@@ -1,6 +1,6 @@
-"""How alike two pictures or two faces look, by their colours: cheap, and blind to where things are.
+"""How alike two pictures or two faces look, by their colors: cheap, and blind to where things are.
 
-Colour histograms change little while things and camera move, and much at a cut (Swain and Ballard, "Color
+Color histograms change little while things and camera move, and much at a cut (Swain and Ballard, "Color
 indexing", IJCV 1991; J. Boreczky and L. Rowe, "Comparison of video shot boundary detection techniques", 1996).
 This module decides nothing; `deepfake_client.analysis.tracking` does.
 """
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 _PICTURE_SIDE_PX = 64
 _FACE_SIDE_PX = 32
 
-Colours = NDArray[np.float32]
+Colors = NDArray[np.float32]
 """Square roots of a histogram's shares, float32 ``[bins]`` of length 1."""
 
 
-def picture_colours(image_rgb: NDArray[np.uint8]) -> Colours:
-    """Return the colours of a picture: 8 levels each of luma and both chroma differences, 512 bins.
+def picture_colors(image_rgb: NDArray[np.uint8]) -> Colors:
+    """Return the colors of a picture: 8 levels each of luma and both chroma differences, 512 bins.
 
     Args:
         image_rgb: uint8 ``[H, W, 3]`` RGB of any size; every n-th pixel is looked at.
@@ -28,8 +28,8 @@ def picture_colours(image_rgb: NDArray[np.uint8]) -> Colours:
     return _histogram(image_rgb, _PICTURE_SIDE_PX, [0, 1, 2], [8, 8, 8], [0, 256, 64, 192, 64, 192])
 
 
-def face_colours(face_rgb: NDArray[np.uint8]) -> Colours:
-    """Return the colours of a face: 32 levels of both chroma differences, 1024 bins; brightness is left out.
+def face_colors(face_rgb: NDArray[np.uint8]) -> Colors:
+    """Return the colors of a face: 32 levels of both chroma differences, 1024 bins; brightness is left out.
 
     Args:
         face_rgb: uint8 ``[H, W, 3]`` RGB, the face without margin.
@@ -37,14 +37,14 @@ def face_colours(face_rgb: NDArray[np.uint8]) -> Colours:
     return _histogram(face_rgb, _FACE_SIDE_PX, [1, 2], [32, 32], [0, 256, 0, 256])
 
 
-def likeness(a: Colours, b: Colours) -> float:
+def likeness(a: Colors, b: Colors) -> float:
     """Return the Bhattacharyya coefficient of two histograms, from 0 (nothing in common) to 1 (equal)."""
     return float(a @ b)
 
 
 def _histogram(
     image_rgb: NDArray[np.uint8], side_px: int, channels: list[int], bins: list[int], ranges: list[float]
-) -> Colours:
+) -> Colors:
     step = max(1, min(image_rgb.shape[:2]) // side_px)
     thinned = np.ascontiguousarray(image_rgb[::step, ::step])
     luma_chroma = cv2.cvtColor(thinned, cv2.COLOR_RGB2YCrCb)

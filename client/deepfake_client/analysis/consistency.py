@@ -3,7 +3,7 @@
 The interval says where the score would lie with other frames of the same video. It knows nothing of what the model
 gets wrong as a whole.
 
-Scores of neighbouring frames resemble each other, so treating them as independent gives intervals that are far too
+Scores of neighboring frames resemble each other, so treating them as independent gives intervals that are far too
 narrow. Instead the frames are cut into a few consecutive groups, and the score without each group shows how much
 the groups disagree (delete-a-group jackknife: H. Kuensch, "The jackknife and the bootstrap for general stationary
 observations", Annals of Statistics 1989; groups of unequal weight: Busing, Meijer and van der Leeden, "Delete-m
@@ -56,8 +56,8 @@ def interval(
         ]
     )
     pseudo = (score - (1 - share) * without) / share
-    centre = len(groups) * score - float(((1 - share) * without).sum())
-    variance = float(((pseudo - centre) ** 2 / (1 / share - 1)).mean())
+    center = len(groups) * score - float(((1 - share) * without).sum())
+    variance = float(((pseudo - center) ** 2 / (1 / share - 1)).mean())
     reach = student_t_quantile((1 + confidence) / 2, len(groups) - 1) * sqrt(variance)
     return Interval(max(0.0, score - reach), min(1.0, score + reach))
 

@@ -18,11 +18,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
 from deepfake_client.analysis.aggregation import STRATEGIES
-from deepfake_client.analysis.pipeline import MAX_FRAMES_IN_FLIGHT, Run, Stages, frames_in_flight
+from deepfake_client.analysis.clocks import Clocks, verdict_of
+from deepfake_client.analysis.pipeline import MAX_FRAMES_IN_FLIGHT, Analysis, Stages, frames_in_flight
 from deepfake_client.analysis.scoring import ScoredFrame, judge
 from deepfake_client.analysis.track_ids import StableIds
 from deepfake_client.options import WatchOptions
-from deepfake_client.result.verdict import Timing, Verdict
+from deepfake_client.result.verdict import Verdict
 from deepfake_preprocess.errors import ServerError
 from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.live import LiveSource
@@ -124,20 +125,20 @@ class _Window:
         self._feed = feed
         self._stages = stages
         self._options = options
-        self._started = time.perf_counter()
+        self.clocks = Clocks()
         self._frames: deque[ScoredFrame] = deque()
         self._ids = StableIds()
         self._next_step: float | None = None
         self._shown: Verdict | None = None
         self._is_shown = False
 
-    def add(self, frame: ScoredFrame, run: Run) -> Verdict | None:
+    def add(self, frame: ScoredFrame, analysis: Analysis) -> Verdict | None:
         """Take the next frame, and return a verdict when it is time for one and it says something new."""
         if frame.probabilities is not None:
             self.failure = None
         elif frame.faces:
-            self.failure = run.failure or self.failure
-            run.failure = None  # so that the next frames are tried
+            self.failure = analysis.failure or self.failure
+            analysis.failure = None  # the next frames are tried again
         self._frames.append(frame)
         while self._frames[0].pts_seconds <= frame.pts_seconds - self._options.window_s:
             self._frames.popleft()
@@ -148,14 +149,14 @@ class _Window:
             return None
         while self._next_step <= frame.pts_seconds:
             self._next_step += self._options.step_s
-        verdict = self._judge(run)
+        verdict = self._judge()
         if self._shown is not None and not self._differs(verdict, self._shown):
             return None
         return self._show(verdict)
 
-    def last(self, run: Run | None) -> Verdict | None:
+    def last(self) -> Verdict | None:
         """Return the verdict at the end, unless it was returned before."""
-        return None if self._is_shown else self._show(self._judge(run))
+        return None if self._is_shown else self._show(self._judge())
 
     def _show(self, verdict: Verdict) -> Verdict:
         self._shown, self._is_shown = verdict, True
@@ -166,42 +167,16 @@ class _Window:
             return True
         return abs((new.fake_probability or 0.0) - (old.fake_probability or 0.0)) >= self._options.min_change
 
-    def _judge(self, run: Run | None) -> Verdict:
+    def _judge(self) -> Verdict:
         model = self._stages.model
         threshold = model.spec.threshold if self._options.threshold is None else self._options.threshold
-        started = time.perf_counter()
-        judgement = self._ids.apply(
-            judge(
-                tuple(self._frames),
-                strategy=STRATEGIES[self._options.aggregation],
-                threshold=threshold,
-                failure=self.failure,
+        strategy = STRATEGIES[self._options.aggregation]
+        with self.clocks.aggregate:
+            judgement = self._ids.apply(
+                judge(tuple(self._frames), strategy=strategy, threshold=threshold, failure=self.failure)
             )
-        )
-        ended = time.perf_counter()
-        return Verdict(
-            source=self._source.name,
-            label=judgement.label,
-            fake_probability=judgement.fake_probability,
-            interval=judgement.interval,
-            deciding_track=judgement.deciding_track,
-            threshold=threshold,
-            reason=judgement.reason,
-            detail=judgement.detail,
-            tracks=judgement.tracks,
-            frames=judgement.frames,
-            model=model.identity,
-            timing_s=Timing(
-                decode=self._source.stats.decode_s,
-                detect=run.detect_clock.seconds if run else 0.0,
-                crop=run.crop_clock.seconds if run else 0.0,
-                infer=run.infer_clock.seconds if run else 0.0,
-                aggregate=ended - started,
-                total=ended - self._started,
-            ),
-            corrupt_packets=self._source.stats.packets_corrupt,
-            frames_dropped=self._feed.dropped,
-        )
+        dropped = self._feed.dropped
+        return verdict_of(self._source, judgement, threshold, model, self.clocks, frames_dropped=dropped)
 
 
 async def watch_frames(
@@ -218,7 +193,7 @@ async def watch_frames(
     stages = await get_stages()
     feed = _Feed(source, stop, options)
     window = _Window(source, feed, stages, options)
-    run: Run | None = None
+    analysis: Analysis | None = None
     # In order of time, with the time at which each was started.
     under_way: deque[tuple[float, asyncio.Task[ScoredFrame]]] = deque()
     getting: asyncio.Task[Frame | None] | None = None
@@ -243,19 +218,19 @@ async def watch_frames(
                 if frame is None:
                     ended = True
                 else:
-                    run = run or _run(source, frame, stages, options)
-                    under_way.append((time.monotonic(), asyncio.create_task(run.score(frame))))
+                    analysis = analysis or _analysis(source, frame, stages, window.clocks, options)
+                    under_way.append((time.monotonic(), asyncio.create_task(analysis.score(frame))))
                     del frame
             failed = False
-            while under_way and under_way[0][1].done() and run is not None and not failed:
-                verdict = window.add(under_way.popleft()[1].result(), run)
+            while under_way and under_way[0][1].done() and analysis is not None and not failed:
+                verdict = window.add(under_way.popleft()[1].result(), analysis)
                 if verdict is not None:
                     yield verdict
                 # A file is still there when the server is back; a camera goes on meanwhile.
                 failed = window.failure is not None and not feed.drops
             if failed:
                 break
-        last = window.last(run) if error is None or run is not None else None
+        last = window.last() if error is None or analysis is not None else None
         if last is not None:
             yield last
         if error is not None:
@@ -276,6 +251,6 @@ def _may_start(under_way: deque[tuple[float, asyncio.Task[ScoredFrame]]], feed: 
     return not under_way or not feed.drops or time.monotonic() - under_way[0][0] < options.max_latency_s / 2
 
 
-def _run(source: LiveSource, frame: Frame, stages: Stages, options: WatchOptions) -> Run:
+def _analysis(source: LiveSource, frame: Frame, stages: Stages, clocks: Clocks, options: WatchOptions) -> Analysis:
     media = Media(source.name, "video", frame.width_px, frame.height_px, None, None, "", stats=source.stats)
-    return Run(media, stages, Sampling(num_frames=None, fps=options.fps))
+    return Analysis(media, stages, Sampling(num_frames=None, fps=options.fps), clocks)

@@ -11,22 +11,21 @@ by requests in flight, never by the length of the video. This module opens no fi
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.analysis.aggregation import STRATEGIES, Strategy
+from deepfake_client.analysis.clocks import Clocks, verdict_of
 from deepfake_client.analysis.scoring import ScoredFrame, judge
 from deepfake_client.analysis.stopping import StopRule
 from deepfake_client.options import AnalyzeOptions
-from deepfake_client.result.verdict import Label, Timing, Verdict
+from deepfake_client.result.verdict import Label, Verdict
 from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_preprocess.errors import ModelContractError, ServerError
 from deepfake_preprocess.faces.crop import crop_face
@@ -89,33 +88,6 @@ class Stages:
     max_requests_in_flight: int
 
 
-class BusyClock:
-    """Wall-clock time during which at least one piece of work was under way. Safe to use from several threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._active = 0
-        self._since = 0.0
-        self._total = 0.0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._active == 0:
-                self._since = time.perf_counter()
-            self._active += 1
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        with self._lock:
-            self._active -= 1
-            if self._active == 0:
-                self._total += time.perf_counter() - self._since
-
-    @property
-    def seconds(self) -> float:
-        """Time counted so far, up to the end of the last piece of work."""
-        return self._total
-
-
 async def analyze_media(
     media: Media,
     stages: Stages,
@@ -139,54 +111,30 @@ async def analyze_media(
     Raises:
         ModelContractError: the server answers with tensors of another shape.
     """
-    started = time.perf_counter()
+    clocks = Clocks()
     sampling, strategy = options.sampling, STRATEGIES[options.aggregation]
     threshold = stages.model.spec.threshold if options.threshold is None else options.threshold
-    run = Run(media, stages, sampling, release)
+    analysis = Analysis(media, stages, sampling, clocks, release)
     if on_progress is not None:
-        run.on_progress = _ProgressReporter(on_progress, run, strategy, threshold)
+        analysis.on_progress = _ProgressReporter(on_progress, analysis, strategy, threshold)
     stop_rule = _stop_rule(media, sampling, strategy, threshold, options.confidence)
-    aggregate_clock = BusyClock()
     parts = [sampling] if stop_rule is None else stop_rule.parts(sampling)
     for num_passes, part in enumerate(parts, start=1):
-        await run.drive(part)
-        with aggregate_clock:
-            judgement = judge(run.frames, strategy=strategy, threshold=threshold, failure=run.failure)
+        await analysis.drive(part)
+        with clocks.aggregate:
+            judgement = judge(analysis.frames, strategy=strategy, threshold=threshold, failure=analysis.failure)
             sure = stop_rule is not None and stop_rule.suffices(
                 judgement.frames, judgement.tracks, num_passes=num_passes
             )
-        if sure or run.failure is not None:
+        if sure or analysis.failure is not None:
             break
-    details = [judgement.detail] if judgement.detail else []
     frames_saved = 0
     if sure and stop_rule is not None:
-        frames_saved = max(0, stop_rule.num_frames - len(run.frames))
-        details.append(
-            f"{len(run.frames)} of {stop_rule.num_frames} frames sufficed, at confidence {stop_rule.confidence:.4g}"
-        )
-    return Verdict(
-        source=media.name,
-        label=judgement.label,
-        fake_probability=judgement.fake_probability,
-        interval=judgement.interval,
-        deciding_track=judgement.deciding_track,
-        threshold=threshold,
-        reason=judgement.reason,
-        detail="; ".join(details),
-        tracks=judgement.tracks,
-        frames=judgement.frames,
-        model=stages.model.identity,
-        timing_s=Timing(
-            decode=media.stats.decode_s,
-            detect=run.detect_clock.seconds,
-            crop=run.crop_clock.seconds,
-            infer=run.infer_clock.seconds,
-            aggregate=aggregate_clock.seconds,
-            total=time.perf_counter() - started,
-        ),
-        corrupt_packets=media.stats.packets_corrupt,
-        frames_saved=frames_saved,
-    )
+        num_frames = len(judgement.frames)
+        frames_saved = max(0, stop_rule.num_frames - num_frames)
+        saved = f"{num_frames} of {stop_rule.num_frames} frames sufficed, at confidence {stop_rule.confidence:.4g}"
+        judgement = replace(judgement, detail="; ".join(filter(None, [judgement.detail, saved])))
+    return verdict_of(media, judgement, threshold, stages.model, clocks, frames_saved=frames_saved)
 
 
 async def infer_in_chunks(
@@ -210,19 +158,22 @@ def frames_in_flight(width_px: int, height_px: int) -> int:
     return min(max(FRAME_BYTES_IN_FLIGHT // frame_bytes, MIN_FRAMES_IN_FLIGHT), MAX_FRAMES_IN_FLIGHT)
 
 
-class Run:
-    """One analysis under way."""
+class Analysis:
+    """One input on its way through the stages."""
 
     def __init__(
-        self, media: Media, stages: Stages, sampling: Sampling, release: Callable[[], None] | None = None
+        self,
+        media: Media,
+        stages: Stages,
+        sampling: Sampling,
+        clocks: Clocks,
+        release: Callable[[], None] | None = None,
     ) -> None:
         self.on_progress: OnProgress | None = None
         self.frames: list[ScoredFrame] = []
         self.frames_done: list[ScoredFrame] = []
         self.failure: ServerError | None = None
-        self.detect_clock = BusyClock()
-        self.crop_clock = BusyClock()
-        self.infer_clock = BusyClock()
+        self._clocks = clocks
         self._media = media
         self._stages = stages
         self._release = release
@@ -296,7 +247,7 @@ class Run:
                 latest.set_result(None)
         try:
             if crops is not None and self.failure is None:
-                with self.infer_clock:
+                with self._clocks.infer:
                     scored.probabilities = await self._stages.infer(crops)
         except ModelContractError:
             raise
@@ -315,21 +266,22 @@ class Run:
     ) -> tuple[NDArray[np.uint8] | None, Sighting]:
         """Find, crop and look at the faces of one frame; runs on a worker thread."""
         spec = self._stages.model.spec
-        with self.detect_clock:
+        with self._clocks.detect:
             small = detection_image(frame, self._stages.detector)
             sighting = find_faces(self._stages.detector, small, frame.pts_seconds, before)
             scored.faces = faces_in_frame(frame, small, sighting.faces)
-        with self.crop_clock:
+        with self._clocks.crop:
             crops = np.stack([crop_face(frame, face, spec) for face in scored.faces]) if scored.faces else None
-            scored.look_at(small, crops, frame_wh=(frame.width_px, frame.height_px), spec=spec)
+            scored.describe(small, crops, frame_wh=(frame.width_px, frame.height_px), spec=spec)
         return crops, sighting
 
 
 class _ProgressReporter:
     """Passes progress on, together with what the frames so far say."""
 
-    def __init__(self, on_progress: OnProgress, run: Run, strategy: Strategy, threshold: float) -> None:
-        self._on_progress, self._run, self._strategy, self._threshold = on_progress, run, strategy, threshold
+    def __init__(self, on_progress: OnProgress, analysis: Analysis, strategy: Strategy, threshold: float) -> None:
+        self._on_progress, self._analysis = on_progress, analysis
+        self._strategy, self._threshold = strategy, threshold
         self._judged_at = time.monotonic()
         self._label: Label | None = None
         self._fake_probability: float | None = None
@@ -337,7 +289,7 @@ class _ProgressReporter:
     def __call__(self, progress: Progress) -> None:
         if time.monotonic() - self._judged_at >= JUDGE_EVERY_S:
             # Not those under way: a thread may be filling them in.
-            frames = sorted(self._run.frames_done, key=lambda frame: frame.pts_seconds)
+            frames = sorted(self._analysis.frames_done, key=lambda frame: frame.pts_seconds)
             judgement = judge(frames, strategy=self._strategy, threshold=self._threshold)
             self._label, self._fake_probability = judgement.label, judgement.fake_probability
             self._judged_at = time.monotonic()

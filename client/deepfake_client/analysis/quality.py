@@ -43,7 +43,7 @@ MIN_WEIGHT = 0.1
 
 _BLUR_SIDE_PX = 64
 _BLUR_WINDOW_PX = 9
-_MIN_CHANGE = 0.25  # from pixel to pixel, in grey levels
+_MIN_CHANGE = 0.25  # from pixel to pixel, in gray levels
 # The nose's tip as seen from the front, in units of the eyes' distance: how far it stands out, and its place
 # between eyes (0) and mouth (1) with the change of that per unit of tan(pitch). From the commonly used model of
 # six points: eyes at +-160 (pupils), 170, -135; mouth corners at -150, -125; nose at the origin.
@@ -88,8 +88,8 @@ def blur(face_rgb: NDArray[np.uint8]) -> float:
         face_rgb: uint8 ``[H, W, 3]`` RGB, the face without margin.
     """
     size_wh = (_BLUR_SIDE_PX, _BLUR_SIDE_PX)
-    grey = cv2.cvtColor(face_rgb, cv2.COLOR_RGB2GRAY)
-    small = np.asarray(cv2.resize(grey, size_wh, interpolation=cv2.INTER_AREA), dtype=np.float32)
+    gray = cv2.cvtColor(face_rgb, cv2.COLOR_RGB2GRAY)
+    small = np.asarray(cv2.resize(gray, size_wh, interpolation=cv2.INTER_AREA), dtype=np.float32)
     return max(_blur_along(small, axis=0), _blur_along(small, axis=1))
 
 
@@ -144,16 +144,16 @@ def _share_inside(face: Face, frame_wh: tuple[int, int]) -> float:
     return max(0.0, width) * max(0.0, height) / area
 
 
-def _blur_along(grey: NDArray[np.float32], *, axis: int) -> float:
+def _blur_along(gray: NDArray[np.float32], *, axis: int) -> float:
     window = (1, _BLUR_WINDOW_PX) if axis == 0 else (_BLUR_WINDOW_PX, 1)
     # At the border the blurred picture is made of invented pixels.
     edge = _BLUR_WINDOW_PX // 2
     inner = (slice(edge, -edge), slice(edge, -edge))
-    change = np.abs(np.diff(grey[inner], axis=axis))
+    change = np.abs(np.diff(gray[inner], axis=axis))
     # Of a plain surface nothing can be said; faces that a detector finds in a photograph are none.
     if float(change.mean()) < _MIN_CHANGE:
         return 0.0
-    change_left = np.abs(np.diff(cv2.blur(grey, window)[inner], axis=axis))
+    change_left = np.abs(np.diff(cv2.blur(gray, window)[inner], axis=axis))
     return 1.0 - float(np.maximum(change - change_left, 0).sum() / change.sum())
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.analysis.aggregation import Strategy, most_suspicious, num_frames_needed, score_tracks
-from deepfake_client.analysis.appearance import Colours, face_colours, picture_colours
+from deepfake_client.analysis.appearance import Colors, face_colors, picture_colors
 from deepfake_client.analysis.quality import Quality, assess, inner_face
-from deepfake_client.analysis.tracking import Candidate, Tracker
+from deepfake_client.analysis.tracking import Detection, Tracker
 from deepfake_client.result.verdict import FaceScore, FrameResult, Interval, Label, Reason, Track
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InferenceError, ServerError
@@ -23,16 +23,16 @@ from deepfake_preprocess.faces.detector import Face
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FaceLook:
+class FaceAppearance:
     """What a face's picture says beside its score.
 
     Attributes:
         quality: how much the face may count.
-        colours: to tell it from other faces.
+        colors: to tell it from other faces.
     """
 
     quality: Quality
-    colours: Colours
+    colors: Colors
 
 
 @dataclass(slots=True)
@@ -44,18 +44,18 @@ class ScoredFrame:
         pts_seconds: presentation time in seconds.
         faces: faces found, in pixels of the frame.
         probabilities: float32 ``[len(faces)]`` fake probabilities; None when there is no answer for them.
-        picture: colours of the whole frame; without them no cut is seen.
-        looks: one for each face; without them every face counts in full.
+        picture: colors of the whole frame; without them no cut is seen.
+        appearances: one for each face; without them every face counts in full.
     """
 
     index: int
     pts_seconds: float
     faces: list[Face] = field(default_factory=list)
     probabilities: NDArray[np.float32] | None = None
-    picture: Colours | None = None
-    looks: list[FaceLook] = field(default_factory=list)
+    picture: Colors | None = None
+    appearances: list[FaceAppearance] = field(default_factory=list)
 
-    def look_at(
+    def describe(
         self,
         picture_rgb: NDArray[np.uint8],
         crops: NDArray[np.uint8] | None,
@@ -63,7 +63,7 @@ class ScoredFrame:
         frame_wh: tuple[int, int],
         spec: ModelSpec,
     ) -> None:
-        """Fill in `picture` and `looks` while the pixels are at hand.
+        """Fill in `picture` and `appearances` while the pixels are at hand.
 
         Args:
             picture_rgb: uint8 ``[H, W, 3]`` RGB, the frame at any size.
@@ -71,10 +71,10 @@ class ScoredFrame:
             frame_wh: full size of the frame, in whose pixels `faces` are.
             spec: what the crops were cut by.
         """
-        self.picture = picture_colours(picture_rgb)
+        self.picture = picture_colors(picture_rgb)
         if crops is not None:
-            self.looks = [
-                FaceLook(assess(face, crop, frame_wh, spec), face_colours(inner_face(crop, spec)))
+            self.appearances = [
+                FaceAppearance(assess(face, crop, frame_wh, spec), face_colors(inner_face(crop, spec)))
                 for face, crop in zip(self.faces, crops, strict=True)
             ]
 
@@ -125,12 +125,12 @@ def judge(
 def _followed(scored: Sequence[ScoredFrame]) -> Iterator[FrameResult]:
     tracker = Tracker()
     for frame in scored:
-        looks: Sequence[FaceLook | None] = frame.looks or [None] * len(frame.faces)
-        candidates = [
-            Candidate(face.box_xyxy, face.landmarks_xy, None if look is None else look.colours)
-            for face, look in zip(frame.faces, looks, strict=True)
+        appearances: Sequence[FaceAppearance | None] = frame.appearances or [None] * len(frame.faces)
+        detections = [
+            Detection(face.box_xyxy, face.landmarks_xy, None if look is None else look.colors)
+            for face, look in zip(frame.faces, appearances, strict=True)
         ]
-        ids = tracker.update(candidates, pts_seconds=frame.pts_seconds, picture=frame.picture)
+        ids = tracker.update(detections, pts_seconds=frame.pts_seconds, picture=frame.picture)
         scores = [None] * len(ids) if frame.probabilities is None else [float(p) for p in frame.probabilities]
         faces = tuple(
             FaceScore(
@@ -142,7 +142,7 @@ def _followed(scored: Sequence[ScoredFrame]) -> Iterator[FrameResult]:
                 () if look is None else look.quality.concerns,
                 landmarks_xy=_as_points(face.landmarks_xy),
             )
-            for track, face, look, score in zip(ids, frame.faces, looks, scores, strict=True)
+            for track, face, look, score in zip(ids, frame.faces, appearances, scores, strict=True)
         )
         yield FrameResult(frame.index, frame.pts_seconds, faces)
 

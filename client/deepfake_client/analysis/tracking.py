@@ -4,9 +4,9 @@ Samples may lie 0.03 s or minutes apart, so no rule holds for all of them:
 
 - Where a face went is judged by overlap (IoU, as in Bochinski et al., "High-Speed Tracking-by-Detection Without
   Using Image Information", AVSS 2017) and by how far its landmarks moved, for which more is allowed the more time
-  has passed. After `LONG_GAP_S` place says nothing any more, and the colours of the face decide.
-- A cut ends all tracks. A picture whose colours have little in common with the one in which a track was last seen is
-  another shot: there the track goes on only where a face of the same colours is in the same place (a change of
+  has passed. After `LONG_GAP_S` place says nothing any more, and the colors of the face decide.
+- A cut ends all tracks. A picture whose colors have little in common with the one in which a track was last seen is
+  another shot: there the track goes on only where a face of the same colors is in the same place (a change of
   light, a jump cut). Each track is compared with its own last picture, not with the previous one, so that it goes on
   when an edited video comes back to the shot, however often; and frames of other shots do not count as missed.
 
@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.appearance import Colours, likeness
+from deepfake_client.analysis.appearance import Colors, likeness
 from deepfake_client.analysis.assignment import assign
 from deepfake_preprocess.faces.boxes import iou
 
 MIN_IOU = 0.2
 """Overlap that continues a track. Lower than for consecutive frames, since samples are tenths of seconds apart."""
 MIN_IOU_ACROSS_CUT = 0.4
-"""Overlap that continues a track in a picture of other colours."""
+"""Overlap that continues a track in a picture of other colors."""
 MAX_SHIFT = 0.75
 """Without overlap: largest shift that continues a track at once, as a share of the box side."""
 MAX_SPEED_PER_S = 0.5
@@ -36,41 +36,41 @@ MAX_SPEED_PER_S = 0.5
 MAX_SIZE_RATIO = 1.6
 """Without overlap: largest change of the box side that continues a track."""
 LONG_GAP_S = 3.0
-"""From here on a face of the same colours and of like size may be anywhere in the picture."""
+"""From here on a face of the same colors and of like size may be anywhere in the picture."""
 MAX_MISSED_FRAMES = 3
 MAX_MISSED_S = 1.0
 """A track is closed when its shot was sampled more than this often, and for longer than this, without the face."""
 MAX_OPEN_TRACKS = 64
 """Of more, those not seen for longest are closed, so that a film of a thousand shots does not cost a thousandfold."""
 SAME_SHOT = 0.7
-"""Likeness of two pictures' colours: within six clips at least 0.78, across their cuts at most 0.65."""
+"""Likeness of two pictures' colors: within six clips at least 0.78, across their cuts at most 0.65."""
 SAME_FACE = 0.9
-"""Likeness of two faces' colours: mostly above 0.92 for one person in one clip, mostly below 0.9 for two."""
+"""Likeness of two faces' colors: mostly above 0.92 for one person in one clip, mostly below 0.9 for two."""
 OTHER_FACE = 0.7
 """Below this likeness two faces are not the same, wherever they are; within the clips at least 0.75."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
+class Detection:
     """One face of one frame, as far as tracking is concerned.
 
     Attributes:
         box_xyxy: float ``[4]`` in pixels of the frame; the frames must share one size.
         landmarks_xy: float ``[5, 2]``, or None.
-        colours: of the face (`deepfake_client.analysis.appearance.face_colours`), or None.
+        colors: of the face (`deepfake_client.analysis.appearance.face_colors`), or None.
     """
 
     box_xyxy: NDArray[np.float32]
     landmarks_xy: NDArray[np.float32] | None = None
-    colours: Colours | None = None
+    colors: Colors | None = None
 
 
 @dataclass(slots=True)
 class _OpenTrack:
     track: int
-    last: Candidate
+    last: Detection
     pts_seconds: float
-    picture: Colours | None
+    picture: Colors | None
     missed: int = 0
 
 
@@ -80,20 +80,20 @@ class Tracker:
     ::
 
         tracker = Tracker()
-        ids = tracker.update(faces, pts_seconds=0.5, picture=colours)      # one id per face of this frame
+        ids = tracker.update(faces, pts_seconds=0.5, picture=colors)      # one id per face of this frame
     """
 
     def __init__(self) -> None:
         self._open: list[_OpenTrack] = []
         self._next_id = 0
 
-    def update(self, faces: Sequence[Candidate], *, pts_seconds: float, picture: Colours | None = None) -> list[int]:
+    def update(self, faces: Sequence[Detection], *, pts_seconds: float, picture: Colors | None = None) -> list[int]:
         """Return the track id of each face of the next frame, in the order given.
 
         Args:
             faces: the faces of the frame.
             pts_seconds: the frame's time; not before that of the frame before.
-            picture: the frame's colours (`analysis.appearance.picture_colours`); without them no cut is seen.
+            picture: the frame's colors (`analysis.appearance.picture_colors`); without them no cut is seen.
         """
         same_shot = [_alike(track.picture, picture, SAME_SHOT, unknown=True) for track in self._open]
         affinity = np.zeros((len(self._open), len(faces)))
@@ -126,30 +126,30 @@ class Tracker:
         return ids
 
 
-def _affinity(a: Candidate, b: Candidate, *, passed_s: float, same_shot: bool) -> float:
+def _affinity(a: Detection, b: Detection, *, passed_s: float, same_shot: bool) -> float:
     """Return how likely two faces are of one person, in (0, 3]; 0 where they must not be joined."""
     overlap = iou(a.box_xyxy, b.box_xyxy)
-    # Places come first: colours cost more, and most pairs of a crowd lie far apart.
+    # Places come first: colors cost more, and most pairs of a crowd lie far apart.
     if not same_shot:
         near = overlap >= MIN_IOU_ACROSS_CUT
-        return 1.0 + overlap if near and _alike(a.colours, b.colours, SAME_FACE, unknown=False) else 0.0
+        return 1.0 + overlap if near and _alike(a.colors, b.colors, SAME_FACE, unknown=False) else 0.0
     side_a, side_b = _side(a.box_xyxy), _side(b.box_xyxy)
     shift = _shift(a, b) / max(side_a, side_b)
     closeness = max(0.0, 1.0 - shift / (MAX_SHIFT + MAX_SPEED_PER_S * passed_s))
     if overlap >= MIN_IOU:
-        return 1.0 + overlap + closeness if _alike(a.colours, b.colours, OTHER_FACE, unknown=True) else 0.0
+        return 1.0 + overlap + closeness if _alike(a.colors, b.colors, OTHER_FACE, unknown=True) else 0.0
     if max(side_a, side_b) > MAX_SIZE_RATIO * min(side_a, side_b):
         return 0.0
-    if passed_s >= LONG_GAP_S and _alike(a.colours, b.colours, SAME_FACE, unknown=False):
+    if passed_s >= LONG_GAP_S and _alike(a.colors, b.colors, SAME_FACE, unknown=False):
         return 0.1 + closeness
     if closeness == 0.0:
         return 0.0
     # With little known of where it went, a face that lost its place must not look different either.
     least = OTHER_FACE if shift <= MAX_SHIFT else SAME_FACE
-    return closeness if _alike(a.colours, b.colours, least, unknown=True) else 0.0
+    return closeness if _alike(a.colors, b.colors, least, unknown=True) else 0.0
 
 
-def _alike(a: Colours | None, b: Colours | None, least: float, *, unknown: bool) -> bool:
+def _alike(a: Colors | None, b: Colors | None, least: float, *, unknown: bool) -> bool:
     return unknown if a is None or b is None else likeness(a, b) >= least
 
 
@@ -157,8 +157,8 @@ def _side(box_xyxy: NDArray[np.float32]) -> float:
     return max(float(box_xyxy[2] - box_xyxy[0]), float(box_xyxy[3] - box_xyxy[1]), 1e-9)
 
 
-def _shift(a: Candidate, b: Candidate) -> float:
-    """Return how far the face moved, in pixels: its landmarks on average, or without them its centre."""
+def _shift(a: Detection, b: Detection) -> float:
+    """Return how far the face moved, in pixels: its landmarks on average, or without them its center."""
     if a.landmarks_xy is not None and b.landmarks_xy is not None:
         moved = a.landmarks_xy - b.landmarks_xy
     else:

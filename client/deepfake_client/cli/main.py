@@ -6,6 +6,7 @@ is quick and a base install needs neither torch nor a server.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,13 +29,13 @@ class Command:
     Attributes:
         target: ``module:name`` of a function, which carries the options and the long help, or of a `typer.Typer`
             with sub-commands.
-        extra: optional-dependency group that brings it.
         summary: its line in `deepfake --help`.
+        extra: optional-dependency group that brings it; None for what the base install has.
     """
 
     target: str
-    extra: str
     summary: str
+    extra: str | None = None
 
     def load(self) -> Callable[..., Any] | typer.Typer:
         """Import the function or group.
@@ -43,67 +44,64 @@ class Command:
             MissingExtraError: its part of the project is not installed.
         """
         module, _, name = self.target.partition(":")
-        loaded: Callable[..., Any] | typer.Typer = getattr(require_extra(module, extra=self.extra), name)
+        found = require_extra(module, extra=self.extra) if self.extra else importlib.import_module(module)
+        loaded: Callable[..., Any] | typer.Typer = getattr(found, name)
         return loaded
 
 
 COMMANDS = {
     "analyze": Command(
-        "deepfake_client.cli.analyze:analyze", "serve", "Say whether videos or images show a manipulated face."
+        "deepfake_client.cli.analyze:analyze", "Say whether videos or images show a manipulated face."
     ),
     "watch": Command(
-        "deepfake_client.cli.watch:watch",
-        "serve",
-        "Follow a camera, a stream or a growing file with a rolling verdict.",
+        "deepfake_client.cli.watch:watch", "Follow a camera, a stream or a growing file with a rolling verdict."
     ),
-    "models": Command("deepfake_client.cli.server:models", "serve", "Show the detectors that a server offers."),
-    "health": Command("deepfake_client.cli.server:health", "serve", "Ask a server whether it is alive and ready."),
+    "models": Command("deepfake_client.cli.server:models", "Show the detectors that a server offers."),
+    "health": Command("deepfake_client.cli.server:health", "Ask a server whether it is alive and ready."),
     "serve": Command(
-        "deepfake_serve.cli.serve:serve", "serve", "Serve a model repository on a real Triton, without Docker."
+        "deepfake_serve.cli.serve:serve", "Serve a model repository on a real Triton, without Docker.", "serve"
     ),
     "export": Command(
-        "deepfake_export.cli.export:export", "export", "Turn a PyTorch checkpoint into a served model, with proof."
+        "deepfake_export.cli.export:export", "Turn a PyTorch checkpoint into a served model, with proof.", "export"
     ),
     "repository": Command(
-        "deepfake_export.cli.repository:app", "export", "Look after a model repository: versions, rollback, pruning."
+        "deepfake_export.cli.repository:app", "Look after a model repository: versions, rollback, pruning.", "export"
     ),
-    "train": Command("deepfake_training.cli.train:train", "train", "Train a detector; real faces alone are enough."),
+    "train": Command("deepfake_training.cli.train:train", "Train a detector; real faces alone are enough.", "train"),
     "pack-faces": Command(
-        "deepfake_training.cli.train:pack_faces_command", "train", "Find the faces in folders once, for `train`."
+        "deepfake_training.cli.train:pack_faces_command", "Find the faces in folders once, for `train`.", "train"
     ),
     "evaluate": Command(
-        "deepfake_training.cli.evaluate:evaluate_command", "evaluate", "Measure a detector on labeled files."
+        "deepfake_training.cli.evaluate:evaluate_command", "Measure a detector on labeled files.", "evaluate"
     ),
     "evaluate-run": Command(
-        "deepfake_training.cli.evaluate:evaluate_run", "train", "Measure a training run on the faces it held out."
+        "deepfake_training.cli.evaluate:evaluate_run", "Measure a training run on the faces it held out.", "train"
     ),
     "average-runs": Command(
-        "deepfake_training.cli.train:average_runs_command", "train", "Take the mean of several runs' best weights."
+        "deepfake_training.cli.train:average_runs_command", "Take the mean of several runs' best weights.", "train"
     ),
     "publish-checkpoint": Command(
-        "deepfake_training.cli.train:publish_checkpoint", "train", "Write a run's best weights in half precision."
+        "deepfake_training.cli.train:publish_checkpoint", "Write a run's best weights in half precision.", "train"
     ),
     "build-engines": Command(
-        "deepfake_export.cli.engines:build_engines", "export", "Build TensorRT plans on the machine with the GPU."
+        "deepfake_export.cli.engines:build_engines", "Build TensorRT plans on the machine with the GPU.", "export"
     ),
     "convert-meta-model": Command(
         "deepfake_export.cli.convert_meta_model:convert_meta_model",
-        "ensemble",
         "Convert a pickled meta-model to plain numbers.",
+        "ensemble",
     ),
-    "bench": Command("deepfake_bench.cli.main:app", "bench", "Measure speed: server, comparisons, plots."),
+    "bench": Command("deepfake_bench.cli.main:app", "Measure speed: server, comparisons, plots.", "bench"),
     "explain": Command(
-        "deepfake_client.cli.explain:explain", "explain", "Show where the model saw the fake: heatmaps of a verdict."
+        "deepfake_client.cli.explain:explain", "Show where the model saw the fake: heatmaps of a verdict."
     ),
     "explain-serve": Command(
-        "deepfake_explain.cli.explain_serve:explain_serve",
-        "explain",
-        "Serve one checkpoint's heatmaps over HTTP.",
+        "deepfake_explain.cli.explain_serve:explain_serve", "Serve one checkpoint's heatmaps over HTTP.", "explain"
     ),
     "demo-checkpoint": Command(
         "deepfake_export.cli.demo_checkpoint:demo_checkpoint",
-        "export",
         "Write the demo checkpoint, its spec and model card.",
+        "export",
     ),
 }
 

@@ -26,17 +26,8 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: Mapping[
     timing = verdict.timing_s
     stages = f"decode {timing.decode:.2f}, detect {timing.detect:.2f}, infer {timing.infer:.2f}"
     rows = [("time", f"total {timing.total:.2f} s (overlapping: {stages})")]
-    rows += [("note", note) for note in notes(verdict)]
+    rows += [("note", note) for note in verdict.notes()]
     console.print(_facts([*rows, *_model_rows(verdict.model, training_data)]))
-
-
-def notes(verdict: Verdict) -> list[str]:
-    """Return what is worth knowing about how a verdict came about, as sentences without a full stop."""
-    counts = (
-        (verdict.corrupt_packets, "damaged packets were skipped"),
-        (verdict.frames_dropped, "frames were left out, because the server was slower than the source"),
-    )
-    return [f"{count} {what}" for count, what in counts if count]
 
 
 def print_summary(

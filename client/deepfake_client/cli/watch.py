@@ -28,50 +28,54 @@ EXIT_INCONCLUSIVE = 3
 _DEFAULTS = WatchOptions()
 
 
+WindowOption = Annotated[float, typer.Option(help="Length of the window, in seconds.")]
+StepOption = Annotated[float, typer.Option(help="Seconds from one verdict to the next.")]
+FpsOption = Annotated[float, typer.Option(help="Frames to look at per second.")]
+MinChangeOption = Annotated[
+    float, typer.Option(help="Minimum change of score that triggers a new verdict (0 = every verdict).")
+]
+OnSlowOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="drop|wait",
+        help="When the server is slower than the source.",
+        show_default="drop for cameras and live streams",
+    ),
+]
+MaxLatencyOption = Annotated[float, typer.Option(help="With drop: how old a frame may get, in seconds.")]
+IdleOption = Annotated[float, typer.Option(help="A file ends when it has not grown for so many seconds.")]
+ReconnectsOption = Annotated[int, typer.Option(help="How often in a row a stream that broke off is opened again.")]
+SourceCaOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Trust these certificates (PEM) of a source at https or rtsps.",
+        show_default="those that this machine trusts",
+    ),
+]
+JsonlOption = Annotated[bool, typer.Option("--jsonl", help="Print each verdict as one line of JSON, as it comes.")]
+
+
 @with_groups
 def watch(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="Address (http, https, rtsp), camera (/dev/video0) or file.")
     ],
     server: ServerOptions,
-    window: Annotated[float, typer.Option(help="Length of the window, in seconds.")] = _DEFAULTS.window_s,
-    step: Annotated[float, typer.Option(help="Seconds from one verdict to the next.")] = _DEFAULTS.step_s,
-    fps: Annotated[float, typer.Option(help="Frames to look at per second.")] = _DEFAULTS.fps,
-    min_change: Annotated[
-        float, typer.Option(help="Minimum change of score that triggers a new verdict (0 = every verdict).")
-    ] = _DEFAULTS.min_change,
-    on_slow: Annotated[
-        str | None,
-        typer.Option(
-            metavar="drop|wait",
-            help="When the server is slower than the source.",
-            show_default="drop for cameras and live streams",
-        ),
-    ] = None,
-    max_latency: Annotated[
-        float, typer.Option(help="With drop: how old a frame may get, in seconds.")
-    ] = _DEFAULTS.max_latency_s,
-    idle: Annotated[
-        float, typer.Option(help="A file ends when it has not grown for so many seconds.")
-    ] = _DEFAULTS.idle_s,
-    reconnects: Annotated[
-        int, typer.Option(help="How often in a row a stream that broke off is opened again.")
-    ] = _DEFAULTS.reconnects,
-    source_ca: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Trust these certificates (PEM) of a source at https or rtsps.",
-            show_default="those that this machine trusts",
-        ),
-    ] = None,
+    window: WindowOption = _DEFAULTS.window_s,
+    step: StepOption = _DEFAULTS.step_s,
+    fps: FpsOption = _DEFAULTS.fps,
+    min_change: MinChangeOption = _DEFAULTS.min_change,
+    on_slow: OnSlowOption = None,
+    max_latency: MaxLatencyOption = _DEFAULTS.max_latency_s,
+    idle: IdleOption = _DEFAULTS.idle_s,
+    reconnects: ReconnectsOption = _DEFAULTS.reconnects,
+    source_ca: SourceCaOption = None,
     aggregation: AggregationOption = _DEFAULTS.aggregation,
     threshold: ThresholdOption = None,
-    as_jsonl: Annotated[
-        bool, typer.Option("--jsonl", help="Print each verdict as one line of JSON, as it comes.")
-    ] = False,
+    as_jsonl: JsonlOption = False,
 ) -> None:
-    """Watch a live source and tell the verdict on its last seconds whenever it changes.
+    """Watch a live source and report the verdict on its last seconds whenever it changes.
 
     Ends with the source, or with Ctrl-C.
 
@@ -100,13 +104,13 @@ def watch(
     )
     screen = Console(stderr=as_jsonl)
     last: Verdict | None = None
-    told = 0
+    shown = 0
     with server.client(screen.status) as client:
         verdicts = client.watch(source, options=options)
         try:
             with _showing(screen, as_jsonl=as_jsonl) as live:
                 for verdict in verdicts:
-                    last, told = verdict, told + 1
+                    last, shown = verdict, shown + 1
                     if as_jsonl:
                         print(json.dumps(verdict.to_dict(), ensure_ascii=False), flush=True)
                     elif live is not None:
@@ -117,7 +121,7 @@ def watch(
             screen.print("interrupted", style="yellow")
         finally:
             if last is not None:
-                _tell_end(screen, last, told)
+                _print_end(screen, last, shown)
     if last is None or last.label is Label.INCONCLUSIVE:
         raise typer.Exit(EXIT_INCONCLUSIVE)
 
@@ -153,10 +157,10 @@ def _time(verdict: Verdict) -> str:
     return f"{int(minutes)}:{seconds:04.1f}"
 
 
-def _tell_end(screen: Console, last: Verdict, told: int) -> None:
+def _print_end(screen: Console, last: Verdict, shown: int) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_row("watched", Text(f"{_time(last)} of {last.source}"))
-    table.add_row("verdicts", f"{told}, the last one {last.label.value}")
+    table.add_row("verdicts", f"{shown}, the last one {last.label.value}")
     table.add_row("dropped", f"{last.frames_dropped} frames")
     table.add_row("model", f"{last.model.name} version {last.model.version}")
     screen.print(table)

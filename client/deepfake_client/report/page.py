@@ -21,10 +21,9 @@ import jinja2
 from markupsafe import Markup
 
 from deepfake_client.analysis.aggregation import num_frames_needed
-from deepfake_client.cli.render import notes
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, pictures_of_source
-from deepfake_client.report.plots import timeline_svg, track_looks, write_frame_analysis, write_timeline
+from deepfake_client.report.plots import timeline_svg, track_styles, write_frame_analysis, write_timeline
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import FaceScore, Label, Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -221,7 +220,7 @@ def _face_cards(pictures: Pictures, heatmaps: Heatmaps | None) -> list[dict[str,
 
 
 def _track_rows(verdict: Verdict) -> list[dict[str, Any]]:
-    looks = track_looks(verdict)
+    styles = track_styles(verdict)
     rows = []
     usable = Counter(face.track for frame in verdict.frames for face in frame.faces if _is_usable(face))
     needed = num_frames_needed(len(verdict.frames), max(usable.values(), default=0))
@@ -232,7 +231,7 @@ def _track_rows(verdict: Verdict) -> list[dict[str, Any]]:
         rows.append(
             {
                 "track": track,
-                "color": looks[track.track][0],
+                "color": styles[track.track][0],
                 "concerns": _concerns(faces),
                 "left_out": left_out,
                 "unscored": unscored,
@@ -273,7 +272,7 @@ def _sampling_text(sampling: Sampling) -> str:
 
 def _warnings(verdict: Verdict) -> list[str]:
     detail = [verdict.detail] if verdict.detail and verdict.reason is None else []
-    return [*(f"{note}." for note in notes(verdict)), *detail]
+    return [*(f"{note}." for note in verdict.notes()), *detail]
 
 
 def _stages(verdict: Verdict) -> list[tuple[str, float, float]]:

@@ -20,10 +20,10 @@ from deepfake_client.report.pictures import Shot
 from deepfake_client.result.verdict import FaceScore, Verdict
 
 COLORS = ("#0077bb", "#ee7733", "#009988", "#aa3377", "#33bbee", "#887700")
-"""Of the tracks, most suspicious first; told apart by colour-blind people too (after Paul Tol's vibrant scheme)."""
+"""Of the tracks, most suspicious first; told apart by color-blind people too (after Paul Tol's vibrant scheme)."""
 OTHER_COLOR = "#999999"
 MARKERS = ("o", "s", "^", "D", "v", "P")
-"""Of the tracks: colour is never the only difference."""
+"""Of the tracks: color is never the only difference."""
 _INK = "#1f2328"
 _FAKE_COLOR, _REAL_COLOR = "#c62f3c", "#2f7d4f"
 _DPI = 120
@@ -39,7 +39,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def timeline_svg(verdict: Verdict) -> str:
-    """Return the scores over time as an ``<svg>`` element whose ink is the text colour of the page around it."""
+    """Return the scores over time as an ``<svg>`` element whose ink is the text color of the page around it."""
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE):
         _timeline(verdict).savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -77,11 +77,11 @@ def write_frame_analysis(verdict: Verdict, shots: Sequence[Shot], path: Path) ->
         figure.savefig(path, format="png", dpi=_DPI, facecolor="white")
 
 
-def track_looks(verdict: Verdict) -> dict[int, tuple[str, str]]:
-    """Return colour and marker of each track; the most suspicious ones have looks of their own."""
+def track_styles(verdict: Verdict) -> dict[int, tuple[str, str]]:
+    """Return color and marker of each track; the most suspicious ones have styles of their own."""
     ranked = sorted(verdict.tracks, key=lambda track: (not track.counted, -track.fake_probability))
-    looks = dict(zip((track.track for track in ranked), zip(COLORS, MARKERS, strict=True), strict=False))
-    return {track.track: looks.get(track.track, (OTHER_COLOR, ".")) for track in verdict.tracks}
+    styles = dict(zip((track.track for track in ranked), zip(COLORS, MARKERS, strict=True), strict=False))
+    return {track.track: styles.get(track.track, (OTHER_COLOR, ".")) for track in verdict.tracks}
 
 
 def _title(verdict: Verdict) -> str:
@@ -98,9 +98,9 @@ def _timeline(verdict: Verdict) -> Figure:
         verdict.threshold, color=_FAKE_COLOR, linestyle="--", linewidth=1.2,
         label=f"threshold {verdict.threshold:g}: FAKE at or above",
     )  # fmt: skip
-    looks = track_looks(verdict)
-    _draw_interval(axes, verdict, looks)
-    _draw_tracks(axes, verdict, looks)
+    styles = track_styles(verdict)
+    _draw_interval(axes, verdict, styles)
+    _draw_tracks(axes, verdict, styles)
     axes.set_ylim(-0.04, 1.04)
     axes.set_xlabel("time in seconds")
     axes.set_ylabel("fake probability")
@@ -110,7 +110,7 @@ def _timeline(verdict: Verdict) -> Figure:
     return figure
 
 
-def _draw_interval(axes: Axes, verdict: Verdict, looks: dict[int, tuple[str, str]]) -> None:
+def _draw_interval(axes: Axes, verdict: Verdict, styles: dict[int, tuple[str, str]]) -> None:
     deciding = next((track for track in verdict.tracks if track.track == verdict.deciding_track), None)
     if deciding is None or verdict.interval is None:
         return
@@ -118,21 +118,21 @@ def _draw_interval(axes: Axes, verdict: Verdict, looks: dict[int, tuple[str, str
         [deciding.first_pts_seconds, deciding.last_pts_seconds],
         verdict.interval.low,
         verdict.interval.high,
-        color=looks[deciding.track][0],
+        color=styles[deciding.track][0],
         alpha=0.14,
         linewidth=0,
         label=f"95% interval of face {deciding.track}",
     )
 
 
-def _draw_tracks(axes: Axes, verdict: Verdict, looks: dict[int, tuple[str, str]]) -> None:
+def _draw_tracks(axes: Axes, verdict: Verdict, styles: dict[int, tuple[str, str]]) -> None:
     points: dict[int, list[tuple[float, FaceScore]]] = {}
     for frame in verdict.frames:
         for face in frame.faces:
             points.setdefault(face.track, []).append((frame.pts_seconds, face))
     left_out: list[tuple[float, float]] = []
     for track, seen in sorted(points.items()):
-        color, marker = looks.get(track, (OTHER_COLOR, "."))
+        color, marker = styles.get(track, (OTHER_COLOR, "."))
         used = [(time, face.fake_probability or 0.0) for time, face in seen if _takes_part(face)]
         left_out += [
             (time, face.fake_probability)
@@ -156,8 +156,8 @@ def _draw_tracks(axes: Axes, verdict: Verdict, looks: dict[int, tuple[str, str]]
 def _widen_single_moment(axes: Axes, verdict: Verdict) -> None:
     times = {frame.pts_seconds for frame in verdict.frames}
     if len(times) < 2:
-        centre = next(iter(times), 0.0)
-        axes.set_xlim(centre - 0.5, centre + 0.5)
+        center = next(iter(times), 0.0)
+        axes.set_xlim(center - 0.5, center + 0.5)
 
 
 def _takes_part(face: FaceScore) -> bool:

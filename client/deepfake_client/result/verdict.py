@@ -198,3 +198,11 @@ class Verdict(JsonData):
         score = f"{self.fake_probability:.4f}" if self.fake_probability is not None else f"reason={self.reason}"
         counts = f"{len(self.frames)} frames, {len(self.tracks)} tracks"
         return f"Verdict({self.source!r}, {self.label.value}, {score}, {counts})"
+
+    def notes(self) -> list[str]:
+        """Return what is worth knowing about how the verdict came about, as sentences without a full stop."""
+        counts = (
+            (self.corrupt_packets, "damaged packets were skipped"),
+            (self.frames_dropped, "frames were left out, because the server was slower than the source"),
+        )
+        return [f"{count} {what}" for count, what in counts if count]

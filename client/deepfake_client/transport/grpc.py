@@ -171,7 +171,7 @@ class GrpcTransport:
     def _begin(self, method: str, request: Any, timeout_s: float) -> Any:
         """Start a call and return gRPC's future of the encoded answer."""
         if method not in self._methods:
-            # Without serialisers: bytes in, bytes out.
+            # Without serializers: bytes in, bytes out.
             self._methods[method] = self._channel.unary_unary(SERVICE + method)
         encoded = request if isinstance(request, bytes) else request.SerializeToString()
         try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from media import astronaut
 
-from deepfake_client.analysis.appearance import face_colours, likeness, picture_colours
+from deepfake_client.analysis.appearance import face_colors, likeness, picture_colors
 from deepfake_client.analysis.quality import assess, blur, pose_deg
 from deepfake_client.result.verdict import Concern
 from deepfake_preprocess.contract.spec import Crop, ModelSpec
@@ -152,11 +152,11 @@ def moved(face: Face, by_px: float) -> Face:
     return Face((face.box_xyxy - np.array([by_px, 0, by_px, 0])).astype(np.float32), face.confidence)
 
 
-def test_colours_tell_pictures_apart_and_survive_movement_and_light() -> None:
+def test_colors_tell_pictures_apart_and_survive_movement_and_light() -> None:
     image = astronaut()
-    assert likeness(picture_colours(image), picture_colours(image[:, ::-1])) > 0.95
-    assert likeness(picture_colours(image), picture_colours(np.roll(image, 40, axis=1))) > 0.95
-    assert likeness(picture_colours(image), picture_colours(image[..., ::-1].copy())) < 0.7
+    assert likeness(picture_colors(image), picture_colors(image[:, ::-1])) > 0.95
+    assert likeness(picture_colors(image), picture_colors(np.roll(image, 40, axis=1))) > 0.95
+    assert likeness(picture_colors(image), picture_colors(image[..., ::-1].copy())) < 0.7
     face = image[60:210, 170:280]
-    assert likeness(face_colours(face), face_colours((face * 0.8).astype(np.uint8))) > 0.7
-    assert likeness(face_colours(face), face_colours(face[..., ::-1].copy())) < 0.5
+    assert likeness(face_colors(face), face_colors((face * 0.8).astype(np.uint8))) > 0.7
+    assert likeness(face_colors(face), face_colors(face[..., ::-1].copy())) < 0.5

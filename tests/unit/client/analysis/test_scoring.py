@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from deepfake_client import AnalyzeOptions, Concern, DeepfakeClient, Label, Reason, Sampling, ServerUnavailableError
 from deepfake_client.analysis.aggregation import STRATEGIES
 from deepfake_client.analysis.quality import Quality
-from deepfake_client.analysis.scoring import FaceLook, ScoredFrame, judge
+from deepfake_client.analysis.scoring import FaceAppearance, ScoredFrame, judge
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face
 
-COLOURS = np.sqrt(np.full(8, 1 / 8, dtype=np.float32))
+COLORS = np.sqrt(np.full(8, 1 / 8, dtype=np.float32))
 
 
 def frame(index: int, *faces: tuple[float, float, float]) -> ScoredFrame:
@@ -28,8 +28,8 @@ def frame(index: int, *faces: tuple[float, float, float]) -> ScoredFrame:
         index * 0.3,
         [Face(np.array([x, 0, x + 100, 100], np.float32), 0.99) for x, _, _ in faces],
         np.array([probability for _, probability, _ in faces], np.float32),
-        COLOURS,
-        [FaceLook(Quality(w, () if w == 1 else (Concern.BLURRED,)), COLOURS) for _, _, w in faces],
+        COLORS,
+        [FaceAppearance(Quality(w, () if w == 1 else (Concern.BLURRED,)), COLORS) for _, _, w in faces],
     )
 
 

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from deepfake_client.analysis.assignment import assign
-from deepfake_client.analysis.tracking import MAX_MISSED_FRAMES, Candidate, Tracker
+from deepfake_client.analysis.tracking import MAX_MISSED_FRAMES, Detection, Tracker
 
 FACES = np.sqrt(np.eye(4, dtype=np.float32) * 0.97 + 0.01)
-"""Colours of four faces that look nothing like each other."""
+"""Colors of four faces that look nothing like each other."""
 STUDIO, STREET = FACES[0], FACES[1]
 
 
-def face(x: float, y: float = 0, side: float = 100, *, person: int | None = None, points: bool = False) -> Candidate:
+def face(x: float, y: float = 0, side: float = 100, *, person: int | None = None, points: bool = False) -> Detection:
     box = np.array([x, y, x + side, y + side], dtype=np.float32)
     shares = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
     landmarks = (shares * side + [x, y]).astype(np.float32) if points else None
-    return Candidate(box, landmarks, None if person is None else FACES[person])
+    return Detection(box, landmarks, None if person is None else FACES[person])
 
 
 class Following:
@@ -32,7 +32,7 @@ class Following:
         self.tracker, self.now_s, self.step_s = Tracker(), 0.0, step_s
 
     def __call__(
-        self, *faces: Candidate, picture: np.ndarray | None = None, after_s: float | None = None
+        self, *faces: Detection, picture: np.ndarray | None = None, after_s: float | None = None
     ) -> list[int]:
         self.now_s += self.step_s if after_s is None else after_s
         return self.tracker.update(faces, pts_seconds=self.now_s, picture=picture)
@@ -111,7 +111,7 @@ def test_a_change_of_light_is_no_cut_for_a_face_that_stays() -> None:
     follow = Following()
     assert follow(face(0, person=2), picture=STUDIO) == [0]
     assert follow(face(5, person=2), picture=STREET) == [0]
-    assert follow(face(300, person=2), picture=STUDIO) == [1], "elsewhere, in a picture of other colours"
+    assert follow(face(300, person=2), picture=STUDIO) == [1], "elsewhere, in a picture of other colors"
 
 
 @pytest.mark.parametrize("step_s", [0.3, 120.0])
@@ -123,7 +123,7 @@ def test_an_edited_talk_has_one_track_for_each_person_however_often_it_cuts(step
             assert follow(face(20, person=1), picture=STREET) == [1]
 
 
-def test_minutes_apart_a_face_of_the_same_colours_may_be_anywhere() -> None:
+def test_minutes_apart_a_face_of_the_same_colors_may_be_anywhere() -> None:
     follow = Following(step_s=120)
     assert follow(face(0, person=0), face(300, person=1), picture=STUDIO) == [0, 1]
     assert follow(face(0, person=1), face(900, person=0), picture=STUDIO) == [1, 0]

@@ -145,7 +145,7 @@ def test_errors_of_the_source_and_of_its_frames_reach_the_caller() -> None:
         yield image(3)
         raise ConnectionError("the camera is gone")
 
-    async def grey() -> AsyncIterator[object]:
+    async def gray() -> AsyncIterator[object]:
         yield np.zeros((4, 4), np.uint8)
 
     async def nothing() -> AsyncIterator[object]:
@@ -157,7 +157,7 @@ def test_errors_of_the_source_and_of_its_frames_reach_the_caller() -> None:
             with pytest.raises(ConnectionError, match="the camera is gone"):
                 await client.analyze(breaking())  # type: ignore[arg-type]
             with pytest.raises(MediaOpenError, match="frame 0 is not a uint8"):
-                await client.analyze(grey())  # type: ignore[arg-type]
+                await client.analyze(gray())  # type: ignore[arg-type]
             with pytest.raises(MediaOpenError, match="there are no frames"):
                 await client.analyze(nothing())  # type: ignore[arg-type]
 

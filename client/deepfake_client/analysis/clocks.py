@@ -1,0 +1,89 @@
+"""When each stage of an analysis was busy, and the verdict that says so."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from deepfake_client.analysis.scoring import Judgement
+from deepfake_client.result.verdict import Timing, Verdict
+from deepfake_client.transport.protocol import ServedModel
+from deepfake_preprocess.media.live import LiveSource
+from deepfake_preprocess.media.opening import Media
+
+
+class BusyClock:
+    """Wall-clock time during which at least one piece of work was under way. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active = 0
+        self._since = 0.0
+        self._total = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._active == 0:
+                self._since = time.perf_counter()
+            self._active += 1
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        with self._lock:
+            self._active -= 1
+            if self._active == 0:
+                self._total += time.perf_counter() - self._since
+
+    @property
+    def seconds(self) -> float:
+        """Time counted so far, up to the end of the last piece of work."""
+        return self._total
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """One clock for each stage but decoding, which the source itself times."""
+
+    detect: BusyClock = field(default_factory=BusyClock)
+    crop: BusyClock = field(default_factory=BusyClock)
+    infer: BusyClock = field(default_factory=BusyClock)
+    aggregate: BusyClock = field(default_factory=BusyClock)
+    started: float = field(default_factory=time.perf_counter)
+
+
+def verdict_of(
+    source: Media | LiveSource,
+    judgement: Judgement,
+    threshold: float,
+    model: ServedModel,
+    clocks: Clocks,
+    *,
+    frames_saved: int = 0,
+    frames_dropped: int = 0,
+) -> Verdict:
+    """Return the verdict on a source: a judgement with everything that it is based on."""
+    return Verdict(
+        source=source.name,
+        label=judgement.label,
+        fake_probability=judgement.fake_probability,
+        interval=judgement.interval,
+        deciding_track=judgement.deciding_track,
+        threshold=threshold,
+        reason=judgement.reason,
+        detail=judgement.detail,
+        tracks=judgement.tracks,
+        frames=judgement.frames,
+        model=model.identity,
+        timing_s=Timing(
+            decode=source.stats.decode_s,
+            detect=clocks.detect.seconds,
+            crop=clocks.crop.seconds,
+            infer=clocks.infer.seconds,
+            aggregate=clocks.aggregate.seconds,
+            total=time.perf_counter() - clocks.started,
+        ),
+        corrupt_packets=source.stats.packets_corrupt,
+        frames_saved=frames_saved,
+        frames_dropped=frames_dropped,
+    )
