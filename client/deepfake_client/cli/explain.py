@@ -11,12 +11,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_client.cli.groups import ExplainerOptions, SamplingOptions, ServerOptions, with_groups
+from deepfake_client.cli.groups import AnalysisOptions, ExplainerOptions, ServerOptions, with_groups
 from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.sheet import contact_sheet
 from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
-from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
 from deepfake_preprocess.errors import OptionError
@@ -33,7 +32,7 @@ def explain(
         Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Where the pictures and the JSON go.")
     ],
     server: ServerOptions,
-    sampling: SamplingOptions,
+    analysis: AnalysisOptions,
     explainer: ExplainerOptions,
     top: Annotated[int, typer.Option(min=1, help="At most that many frames of each face.")] = 3,
     verdict: Annotated[
@@ -71,7 +70,7 @@ def explain(
         client = stack.enter_context(server.client(screen.status))
         if known is None:
             with screen.status(f"analyzing {escape(path)}"):
-                known = client.analyze(media, options=AnalyzeOptions(sampling=sampling))
+                known = client.analyze(media, options=analysis)
         with screen.status("explaining"):
             faces = client.explain(known, media, top=top, explainer=opened, options=options)
     data = _write(output_dir, known, faces)

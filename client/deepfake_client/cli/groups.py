@@ -1,6 +1,7 @@
 """Groups of options that several commands share, each declared once.
 
-A group is a function: its parameters are the options, and what it returns is the one object that a command gets::
+A group is a function or a dataclass: its parameters are the options, or groups again, and what it returns is the one
+object that a command gets::
 
     @with_groups
     def models(connection: ConnectionOptions) -> None: ...
@@ -25,7 +26,7 @@ import typer
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.explain.findings import open_explainer
 from deepfake_client.explain.types import DEFAULT_SERVICE_URL, Explainer
-from deepfake_client.options import AGGREGATIONS
+from deepfake_client.options import AGGREGATIONS, AnalyzeOptions
 from deepfake_client.transport.address import DEFAULT_URLS, PROTOCOLS
 from deepfake_client.transport.connection import DEFAULT_TIMEOUT_S, Connection
 from deepfake_client.transport.retry import Retry
@@ -178,12 +179,23 @@ class ServerChoice:
     Attributes:
         connection: how it is reached; of a private server only the protocol and the deadlines count.
         model: name of the model; None where the server offers one.
-        repository: what a private Triton serves; None for a server that runs.
+        embedded: whether a private server is started.
+        repository: what that one serves.
+
+    Raises:
+        OptionError: TLS and a private server are asked for.
     """
 
-    connection: Connection
-    model: str | None
-    repository: Path | None
+    connection: ConnectionOptions
+    model: ModelOption = None
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Start a private Triton for this run and stop it at the end.")
+    ] = False
+    repository: RepositoryOption = DEFAULT_REPOSITORY
+
+    def __post_init__(self) -> None:
+        if self.embedded and self.connection.tls:
+            raise OptionError("--embedded starts a server of its own, without TLS; leave out the options of TLS")
 
     @contextmanager
     def client(self, waiting_for: Callable[[str], AbstractContextManager[Any]]) -> Iterator[DeepfakeClient]:
@@ -195,7 +207,7 @@ class ServerChoice:
         Raises:
             DeepfakeError: the private server does not start.
         """
-        if self.repository is None:
+        if not self.embedded:
             with DeepfakeClient(self.connection, model=self.model) as client:
                 yield client
             return
@@ -210,20 +222,7 @@ class ServerChoice:
             yield stack.enter_context(DeepfakeClient(private, model=self.model))
 
 
-def _server(
-    connection: ConnectionOptions,
-    model: ModelOption = None,
-    embedded: Annotated[
-        bool, typer.Option("--embedded", help="Start a private Triton for this run and stop it at the end.")
-    ] = False,
-    repository: RepositoryOption = DEFAULT_REPOSITORY,
-) -> ServerChoice:
-    if embedded and connection.tls:
-        raise OptionError("--embedded starts a server of its own, without TLS; leave out the options of TLS")
-    return ServerChoice(connection, model, repository if embedded else None)
-
-
-ServerOptions: TypeAlias = Annotated[ServerChoice, Group(with_groups(_server), "Server")]
+ServerOptions: TypeAlias = Annotated[ServerChoice, Group(with_groups(ServerChoice), "Server")]
 """`ConnectionOptions`, the model, and whether a private server is started instead."""
 
 
@@ -265,50 +264,58 @@ ThresholdOption: TypeAlias = Annotated[
 ]
 
 
+def _analysis(
+    sampling: SamplingOptions,
+    aggregation: AggregationOption = "mean",
+    until_sure: Annotated[
+        bool, typer.Option("--until-sure", help="Stop as soon as the frames looked at suffice.")
+    ] = False,
+    threshold: ThresholdOption = None,
+) -> AnalyzeOptions:
+    return AnalyzeOptions(sampling=sampling, aggregation=aggregation, until_sure=until_sure, threshold=threshold)
+
+
+AnalysisOptions: TypeAlias = Annotated[AnalyzeOptions, Group(with_groups(_analysis), ANALYSIS_PANEL)]
+"""How an input is analyzed."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExplainerChoice:
-    """Who explains: a service, or with a checkpoint PyTorch in this process; see `open_explainer`.
+    """Who explains: a service, or with a checkpoint PyTorch in this process; see `open_explainer`."""
 
-    Attributes:
-        named: those of the options that stand on the command line.
-    """
-
-    service: str | None
-    checkpoint: Path | None
-    spec: Path | None
-    device: str
-    named: tuple[str, ...]
-
-    def open(self) -> Explainer:
-        """See `open_explainer`."""
-        return open_explainer(service=self.service, checkpoint=self.checkpoint, spec=self.spec, device=self.device)
-
-
-def _explainer(
-    context: typer.Context,
+    context: typer.Context
     service: Annotated[
         str | None,
         typer.Option(
             envvar="DEEPFAKE_EXPLAIN_URL", metavar="URL", help="Explain service.", show_default=DEFAULT_SERVICE_URL
         ),
-    ] = None,
+    ] = None
     checkpoint: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Explain in this process, with the served checkpoint (extra 'explain')."),
-    ] = None,
+    ] = None
     spec: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Its spec.", show_default="the .yaml beside the checkpoint")
-    ] = None,
-    device: Annotated[str, typer.Option(help="With --checkpoint: PyTorch's name of the device.")] = "cpu",
-) -> ExplainerChoice:
-    sources = {name: context.get_parameter_source(name) for name in ("service", "checkpoint", "spec", "device")}
-    origins = {name: source.name for name, source in sources.items() if source is not None}
-    if checkpoint is not None and origins.get("service") == "ENVIRONMENT":
-        # The address may stand there for other commands.
-        service = None
-    named = tuple(name for name, origin in origins.items() if origin == "COMMANDLINE")
-    return ExplainerChoice(service, checkpoint, spec, device, named)
+        Path | None, typer.Option(metavar="FILE", help="Its spec.", show_default="the .yaml next to the checkpoint")
+    ] = None
+    device: Annotated[str, typer.Option(help="With --checkpoint: PyTorch's name of the device.")] = "cpu"
+
+    @property
+    def named(self) -> list[str]:
+        """Those of the options that stand on the command line."""
+        return [name for name in ("service", "checkpoint", "spec", "device") if self._origin(name) == "COMMANDLINE"]
+
+    def open(self) -> Explainer:
+        """See `open_explainer`."""
+        service = self.service
+        if self.checkpoint is not None and self._origin("service") == "ENVIRONMENT":
+            # The address may stand there for other commands.
+            service = None
+        return open_explainer(service=service, checkpoint=self.checkpoint, spec=self.spec, device=self.device)
+
+    def _origin(self, name: str) -> str | None:
+        source = self.context.get_parameter_source(name)
+        return None if source is None else source.name
 
 
-ExplainerOptions: TypeAlias = Annotated[ExplainerChoice, Group(_explainer, "Heatmaps")]
+ExplainerOptions: TypeAlias = Annotated[ExplainerChoice, Group(ExplainerChoice, "Heatmaps")]
 """Who makes the heatmaps."""

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO
 
+import typer
 from rich.console import Console
 
 from deepfake_client.cli.journal import Journal
@@ -32,6 +33,7 @@ from deepfake_preprocess.support.extras import require_extra
 if TYPE_CHECKING:
     from deepfake_client.report import Heatmaps, Pictures, ReportContext
 
+MANY_PANEL = "Many inputs"
 REPORT_JOURNAL = "results.jsonl"
 """File in the directory of a report that keeps its results."""
 CSV_COLUMNS = (
@@ -53,19 +55,55 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class OutputChoice:
-    """Which outputs a run has.
+    """Which outputs a run of `deepfake analyze` has.
 
     Raises:
         OptionError: some of them exclude each other.
     """
 
-    as_json: bool
-    as_jsonl: bool
-    csv: str | None
-    report: Path | None
-    file: Path | None
-    resume: bool
-    quiet: bool
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: one object for one input, an array for several.")
+    ] = False
+    as_jsonl: Annotated[bool, typer.Option("--jsonl", help="Print one line of JSON per input, as it finishes.")] = (
+        False
+    )
+    csv: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="Write one row of CSV per input; - prints it.")
+    ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write an HTML page, plots and JSON per input, and an index. Needs the extra 'report'.",
+            file_okay=False,
+        ),
+    ] = None
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Heatmaps in the report: where the model saw the fake. With --resume also on earlier pages without.",
+        ),
+    ] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; errors only.")] = False
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep every result in FILE as well (JSON lines), as it finishes.",
+            dir_okay=False,
+            rich_help_panel=MANY_PANEL,
+        ),
+    ] = None
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Do not analyze again what --output FILE or --report DIR of an earlier run holds already; pages "
+            "that are missing, or lack the heatmaps of --explain, are made from it.",
+            rich_help_panel=MANY_PANEL,
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         given = (("--json", self.as_json), ("--jsonl", self.as_jsonl), ("--csv -", self.csv == "-"))
@@ -77,11 +115,13 @@ class OutputChoice:
                 "--resume needs the results of the earlier run: name them with --output FILE or --report DIR, and "
                 "give the same option to the first run"
             )
+        if self.explain and self.report is None:
+            raise OptionError("--explain puts heatmaps into a report; name its directory with --report DIR")
 
     @property
     def journal_path(self) -> Path | None:
         """Where results are kept; None for nowhere."""
-        return self.file or (None if self.report is None else self.report / REPORT_JOURNAL)
+        return self.output or (None if self.report is None else self.report / REPORT_JOURNAL)
 
     def printed(self, sources: Sequence[str]) -> Iterator[Output]:
         """Yield what goes to the screen or into a table."""

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
+from rich import console as rich_console
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from deepfake_client.cli.groups import (
+    ANALYSIS_PANEL,
     AggregationOption,
+    Group,
     ServerOptions,
     ThresholdOption,
     with_groups,
@@ -28,32 +31,55 @@ EXIT_INCONCLUSIVE = 3
 _DEFAULTS = WatchOptions()
 
 
-WindowOption = Annotated[float, typer.Option(help="Length of the window, in seconds.")]
-StepOption = Annotated[float, typer.Option(help="Seconds from one verdict to the next.")]
-FpsOption = Annotated[float, typer.Option(help="Frames to look at per second.")]
-MinChangeOption = Annotated[
-    float, typer.Option(help="Minimum change of score that triggers a new verdict (0 = every verdict).")
-]
-OnSlowOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="drop|wait",
-        help="When the server is slower than the source.",
-        show_default="drop for cameras and live streams",
-    ),
-]
-MaxLatencyOption = Annotated[float, typer.Option(help="With drop: how old a frame may get, in seconds.")]
-IdleOption = Annotated[float, typer.Option(help="A file ends when it has not grown for so many seconds.")]
-ReconnectsOption = Annotated[int, typer.Option(help="How often in a row a stream that broke off is opened again.")]
-SourceCaOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Trust these certificates (PEM) of a source at https or rtsps.",
-        show_default="those that this machine trusts",
-    ),
-]
-JsonlOption = Annotated[bool, typer.Option("--jsonl", help="Print each verdict as one line of JSON, as it comes.")]
+def _options(
+    window: Annotated[float, typer.Option(help="Length of the window, in seconds.")] = _DEFAULTS.window_s,
+    step: Annotated[float, typer.Option(help="Seconds from one verdict to the next.")] = _DEFAULTS.step_s,
+    fps: Annotated[float, typer.Option(help="Frames to look at per second.")] = _DEFAULTS.fps,
+    min_change: Annotated[
+        float, typer.Option(help="Minimum change of score that triggers a new verdict (0 = every verdict).")
+    ] = _DEFAULTS.min_change,
+    on_slow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="drop|wait",
+            help="When the server is slower than the source.",
+            show_default="drop for cameras and live streams",
+        ),
+    ] = None,
+    max_latency: Annotated[
+        float, typer.Option(help="With drop: how old a frame may get, in seconds.")
+    ] = _DEFAULTS.max_latency_s,
+    idle: Annotated[
+        float, typer.Option(help="A file ends when it has not grown for so many seconds.")
+    ] = _DEFAULTS.idle_s,
+    reconnects: Annotated[
+        int, typer.Option(help="How often in a row a stream that broke off is opened again.")
+    ] = _DEFAULTS.reconnects,
+    source_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Trust these certificates (PEM) of a source at https or rtsps.",
+            show_default="those that this machine trusts",
+        ),
+    ] = None,
+    aggregation: AggregationOption = _DEFAULTS.aggregation,
+    threshold: ThresholdOption = None,
+) -> WatchOptions:
+    slow: Any = on_slow  # what is not allowed is refused by `WatchOptions`, in the words of its field
+    return WatchOptions(
+        window_s=window,
+        step_s=step,
+        fps=fps,
+        min_change=min_change,
+        on_slow=slow,
+        max_latency_s=max_latency,
+        aggregation=aggregation,
+        threshold=threshold,
+        idle_s=idle,
+        reconnects=reconnects,
+        source_ca=source_ca,
+    )
 
 
 @with_groups
@@ -61,19 +87,11 @@ def watch(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="Address (http, https, rtsp), camera (/dev/video0) or file.")
     ],
+    options: Annotated[WatchOptions, Group(_options, ANALYSIS_PANEL)],
     server: ServerOptions,
-    window: WindowOption = _DEFAULTS.window_s,
-    step: StepOption = _DEFAULTS.step_s,
-    fps: FpsOption = _DEFAULTS.fps,
-    min_change: MinChangeOption = _DEFAULTS.min_change,
-    on_slow: OnSlowOption = None,
-    max_latency: MaxLatencyOption = _DEFAULTS.max_latency_s,
-    idle: IdleOption = _DEFAULTS.idle_s,
-    reconnects: ReconnectsOption = _DEFAULTS.reconnects,
-    source_ca: SourceCaOption = None,
-    aggregation: AggregationOption = _DEFAULTS.aggregation,
-    threshold: ThresholdOption = None,
-    as_jsonl: JsonlOption = False,
+    as_jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="Print each verdict as one line of JSON, as it comes.")
+    ] = False,
 ) -> None:
     """Watch a live source and report the verdict on its last seconds whenever it changes.
 
@@ -88,20 +106,6 @@ def watch(
     [bold]Exit codes[/]  0 the last verdict was REAL or FAKE · 3 it was inconclusive, or there was none · 2 input or
     usage error · 4 server unreachable
     """
-    slow: Any = on_slow  # what is not allowed is refused by `WatchOptions`, in the words of its field
-    options = WatchOptions(
-        window_s=window,
-        step_s=step,
-        fps=fps,
-        min_change=min_change,
-        on_slow=slow,
-        max_latency_s=max_latency,
-        aggregation=aggregation,
-        threshold=threshold,
-        idle_s=idle,
-        reconnects=reconnects,
-        source_ca=source_ca,
-    )
     screen = Console(stderr=as_jsonl)
     last: Verdict | None = None
     shown = 0
@@ -133,8 +137,8 @@ def _showing(screen: Console, *, as_jsonl: bool) -> AbstractContextManager[Any]:
     return Live(Text("waiting for the first verdict", style="dim"), console=screen, auto_refresh=False)
 
 
-def _picture(verdict: Verdict) -> Group:
-    return Group(track_table(verdict), headline(verdict), _note(verdict))
+def _picture(verdict: Verdict) -> rich_console.Group:
+    return rich_console.Group(track_table(verdict), headline(verdict), _note(verdict))
 
 
 def _line(verdict: Verdict) -> Text:
