@@ -267,7 +267,7 @@ def test_the_manual_names_every_column_of_csv() -> None:
 def test_a_missing_part_is_reported_with_its_pip_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cli.COMMANDS, "export", cli.Command("deepfake_absent.cli:export", "export", "absent"))
+    monkeypatch.setitem(cli.COMMANDS, "export", cli.Command("deepfake_absent.cli:export", "absent", "export"))
     with pytest.raises(SystemExit) as stopped:
         cli.main(["export", "x.pt"])
     assert stopped.value.code == MissingExtraError.exit_code == 2
