@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
@@ -79,10 +80,20 @@ class Admission:
         """Whether another request would be let in."""
         return not self._places.locked()
 
-    async def answer(self, request: Request, handler: Handler) -> Response:
+    def route(self) -> type[APIRoute]:
+        """Return the class of routes that are behind this admission."""
+        answer = self.answer
+
+        class Admitted(APIRoute):
+            def get_route_handler(self) -> Handler:
+                return partial(answer, super().get_route_handler())
+
+        return Admitted
+
+    async def answer(self, handler: Handler, request: Request) -> Response:
         """Return what `handler` answers, or the problem that keeps it from answering."""
         try:
-            response = await self._admit(request, handler)
+            response = await self._admit(handler, request)
         except (HTTPException, RequestValidationError, errors.DeepfakeError) as exc:
             response = problem_of(exc)
         except TimeoutError:
@@ -91,27 +102,13 @@ class Admission:
         self._answers.labels(str(response.status_code)).inc()
         return response
 
-    async def _admit(self, request: Request, handler: Handler) -> Response:
+    async def _admit(self, handler: Handler, request: Request) -> Response:
         if not self.open:
             busy = f"the explain service is busy with {self._limits.max_requests} requests, as many as it takes"
             raise HTTPException(503, f"{busy}; try again later", {"Retry-After": "1"})
         async with self._places, asyncio.timeout(self._limits.timeout_s):
             with self._inside.track_inprogress(), self._seconds.time():
                 return await handler(_bounded(request, self._limits.max_upload_bytes))
-
-
-class AdmittedRoute(APIRoute):
-    """A route behind the `Admission` of its app, which is ``app.state.admission``."""
-
-    def get_route_handler(self) -> Handler:
-        """See `APIRoute.get_route_handler`."""
-        handler = super().get_route_handler()
-
-        async def admitted(request: Request) -> Response:
-            admission: Admission = request.app.state.admission
-            return await admission.answer(request, handler)
-
-        return admitted
 
 
 def _bounded(request: Request, limit: int) -> Request:

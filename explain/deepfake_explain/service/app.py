@@ -24,7 +24,7 @@ from deepfake_client.explain.types import METHODS, ServedScores
 from deepfake_client.explain.wire import EXPLAIN_PATH, Answer
 from deepfake_explain._agreement import check_checkpoint
 from deepfake_explain.explainer import CheckpointExplainer
-from deepfake_explain.service.admission import REFUSALS, Admission, AdmittedRoute, Limits, problem_of
+from deepfake_explain.service.admission import REFUSALS, Admission, Limits, problem_of
 from deepfake_explain.service.intake import ExplainForm, take_face
 from deepfake_preprocess.faces.detector import FaceDetector
 
@@ -89,11 +89,11 @@ def build_app(
 
     # The pages that show OpenAPI load their scripts from elsewhere.
     app = FastAPI(title="deepfake-serving explain", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.state.admission = Admission(limits)
-    admitted = APIRouter(route_class=AdmittedRoute)
+    admission = Admission(limits)
+    admitted = APIRouter(route_class=admission.route())
     admitted.add_api_route(EXPLAIN_PATH, explain, methods=["POST"], responses=REFUSALS)
     app.include_router(admitted)
-    app.include_router(_operations(app.state.admission))
+    app.include_router(_operations(admission))
     app.add_api_route("/v1/model", model)
     app.add_exception_handler(HTTPException, lambda _, exc: problem_of(exc))
     return app

@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import cv2
 import numpy as np
@@ -342,6 +342,23 @@ def test_a_request_that_takes_too_long_is_given_up():
             ServiceExplainer(f"http://127.0.0.1:{port}").explain(CROPS[:1], ExplainOptions())
         held.go.set()
         assert post(port, crop=CROP)[0].status in (200, 504)
+
+
+def test_a_request_under_way_is_answered_when_the_service_stops():
+    held = Held()
+
+    def release_when_stopping(port):
+        with suppress(ConnectionRefusedError):
+            while True:
+                socket.create_connection(("127.0.0.1", port), timeout=30).close()
+        held.go.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        with running(held) as port:
+            answer = pool.submit(post, port, crop=CROP)
+            assert held.begun.wait(30)
+            pool.submit(release_when_stopping, port)
+        assert answer.result()[0].status == 200
 
 
 def test_after_an_error_the_next_request_is_explained(monkeypatch):
