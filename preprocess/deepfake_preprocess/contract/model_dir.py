@@ -7,9 +7,8 @@
         configs/embedded.pbtxt    the same for the embedded server
         1/  2/  ...               versions, each with its manifest
 
-The configurations name the version by a `specific` version policy. Replacing that one small file is therefore the
-step that changes what is served, parameters included, and a version that it does not name is never loaded. This
-module only reads and locks; it never writes.
+The configurations name the version by a `specific` version policy, so replacing that one small file changes what is
+served, parameters included. This module only reads and locks; it never writes.
 """
 
 from __future__ import annotations

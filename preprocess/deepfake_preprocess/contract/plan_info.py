@@ -1,7 +1,6 @@
 """Whether a TensorRT plan may be loaded where it is to run, and which precision is served.
 
-A plan is compiled code for one TensorRT version and one kind of GPU. `export` writes an `EngineInfo` into the
-manifest; whoever serves the plan calls `check_plan`. This module imports neither TensorRT nor CUDA.
+A plan is compiled code for one TensorRT version and one kind of GPU. This module imports neither TensorRT nor CUDA.
 """
 
 from __future__ import annotations

@@ -43,9 +43,6 @@ def model_dirs(repository: Path, models: Sequence[str] = ()) -> list[Path]:
     """Return the folders of models that hold a version: of those named, or of all where none is.
 
     A configuration without weights is normal (the weights are not in git); only asking for it is an error.
-
-    Raises:
-        RepositoryError: the repository or a named model is missing or holds no version, or there is no model.
     """
     present = model_names(repository)
     found = [repository / name for name in checked_names(repository, models, present)]

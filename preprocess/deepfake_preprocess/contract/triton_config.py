@@ -7,7 +7,6 @@ machine is set by whoever starts the server.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,23 +66,14 @@ of the contract and its prefix, because two backends may serve one version in tw
 
 @dataclass(frozen=True, slots=True)
 class ServingOptions:
-    """How the embedded server batches and runs a model; none of it changes an answer.
+    """How the embedded server batches and runs a model; none of it changes an answer."""
 
-    Attributes:
-        max_batch_size: largest batch that the server forms and accepts; at least 1.
-        queue_delay_us: how long a crop may wait for others; 0 for not at all.
-        preferred_batch_size: size at which a batch is run at once; None runs whatever waits.
-        instances: copies of the model that run at the same time; at least 1.
-        threads: ONNX Runtime threads of each instance; at least 1.
-        tuned_for_cores: number of cores that these were tuned for; None for defaults.
-    """
-
-    max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE
-    queue_delay_us: int = EMBEDDED_QUEUE_DELAY_US
-    preferred_batch_size: int | None = None
-    instances: int = EMBEDDED_INSTANCES
-    threads: int = EMBEDDED_THREADS
-    tuned_for_cores: int | None = None
+    max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE  # largest that the server forms and accepts
+    queue_delay_us: int = EMBEDDED_QUEUE_DELAY_US  # how long a crop may wait for others
+    preferred_batch_size: int | None = None  # size at which a batch is run at once; None runs whatever waits
+    instances: int = EMBEDDED_INSTANCES  # copies of the model that run at the same time
+    threads: int = EMBEDDED_THREADS  # ONNX Runtime threads of each instance
+    tuned_for_cores: int | None = None  # number of cores that these were tuned for; None for defaults
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "instances", "threads"):
@@ -129,7 +119,10 @@ def production_config(
         group.kind, group.count = type(group).KIND_AUTO, 1
     # The first execution of each batch size allocates memory and selects kernels (seconds on a GPU). Warm-up runs
     # before the server is ready.
-    _add_warmup(config, batch_sizes=sorted({1, max_batch_size}))
+    for batch_size in sorted({1, max_batch_size}):
+        faces = config.model_warmup.add(name=f"batch_{batch_size}", batch_size=batch_size).inputs[INPUT_NAME]
+        faces.data_type, faces.zero_data = config.input[0].data_type, True
+        faces.dims.extend(config.input[0].dims)
     return config_to_text(config)
 
 
@@ -248,16 +241,6 @@ def _base_config(spec: ModelSpec, max_batch_size: int, precision: str, *, queue_
     # Explicit rather than by default: no two crops of a video are equal, so a cache would only cost memory.
     config.response_cache.enable = False
     return config
-
-
-def _add_warmup(config: Any, *, batch_sizes: Sequence[int]) -> None:
-    for batch_size in batch_sizes:
-        warmup = config.model_warmup.add()
-        warmup.name, warmup.batch_size = f"batch_{batch_size}", batch_size
-        faces = warmup.inputs[INPUT_NAME]
-        faces.data_type = config.input[0].data_type
-        faces.dims.extend(config.input[0].dims)
-        faces.zero_data = True
 
 
 def _protobuf() -> Any:

@@ -2,8 +2,7 @@
 
 Why 32 frames of a clip cost less than decoding it:
 
-- Packets are read ahead of the decoder. Their timestamps alone say which frames are wanted (`FramePicker`), a few
-  packets later and without scanning the file.
+- Packets are read ahead of the decoder; their timestamps alone say which frames are wanted (`FramePicker`).
 - A frame that is neither wanted nor referenced by another frame is not decoded (FFmpeg's ``skip_frame``, set per
   packet). The others are decoded as usual, so the wanted ones have exactly the pixels of a plain decode.
 - Evenly spaced samples take referenced frames where one is near (`Sampling.reach`).
@@ -151,7 +150,8 @@ class Decoding:
     def _sampled(self, sampling: Sampling, duration_s: float | None) -> Iterator[PlanarFrame]:
         self._rewind()
         if sampling.num_frames is not None and 0 < self._stream.frames <= sampling.num_frames:
-            yield from self._every_frame()
+            for index, (picture, pts) in enumerate(self._pictures()):
+                yield self._frame(picture, index, pts)
             return
         duration = None if duration_s is None else round(duration_s / self._time_base)
         if sampling.num_frames is not None and duration is None:
@@ -225,10 +225,6 @@ class Decoding:
             self._orientation = Orientation.of(picture)
         pts_seconds = max(0.0, float((pts - self._start) * self._time_base))
         return PlanarFrame.of(picture, index=index, pts_seconds=pts_seconds, orientation=self._orientation)
-
-    def _every_frame(self) -> Iterator[PlanarFrame]:
-        for index, (picture, pts) in enumerate(self._pictures()):
-            yield self._frame(picture, index, pts)
 
     def _by_counting(self, picker: FramePicker) -> Iterator[PlanarFrame]:
         """Decode everything, for streams without timestamps (raw H.264, some AVI): time is position over rate."""

@@ -188,7 +188,7 @@ def open_file(file: object, name: str) -> av.container.InputContainer:
 
 
 def describe(container: av.container.InputContainer, name: str) -> Media:
-    """Make the `Media` of an open container, which is closed where that fails; raises as `open_stream` does."""
+    """Make the `Media` of an open container, which is closed where that fails."""
     with ExitStack() as on_failure:
         on_failure.callback(container.close)
         stream, context = open_stream(container, name)
@@ -206,11 +206,7 @@ def describe(container: av.container.InputContainer, name: str) -> Media:
 
 
 def open_stream(container: av.container.InputContainer, name: str) -> tuple[av.VideoStream, av.VideoCodecContext]:
-    """Return the video stream of a container and its decoder, which accepts no larger pictures than we do.
-
-    Raises:
-        MediaOpenError: it has no picture, an unknown codec, or too large pictures.
-    """
+    """Return the video stream of a container and its decoder, which accepts no larger pictures than we do."""
     stream = _video_stream(container)
     if stream is None:
         raise MediaOpenError(f"{name} has no video stream (sound only?); name a source with pictures")

@@ -102,13 +102,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class PartOf(Sampling):
-    """Some of the frames of another sampling, for one of several passes.
+    """Some of the frames of another sampling, for one of several passes."""
 
-    Attributes:
-        positions: which of its times, counted from 0.
-    """
-
-    positions: frozenset[int] = frozenset()
+    positions: frozenset[int] = frozenset()  # which of its times, counted from 0
 
     @classmethod
     def of(cls, sampling: Sampling, positions: Iterable[int]) -> PartOf:
@@ -155,12 +151,10 @@ class FramePicker:
     """
 
     def __init__(self, targets: Iterator[int], *, reach: int = 0) -> None:
-        """Prepare for the frames of one stream.
+        """Prepare to pick frames for increasing times in ticks.
 
-        Args:
-            targets: increasing times in ticks.
-            reach: ticks by which a referenced frame may precede its target to be taken instead of an unreferenced
-                one; less than the distance between targets.
+        `reach`, less than the distance between them, is how many ticks before its target a referenced frame may be
+        to be taken instead of an unreferenced one.
         """
         self._targets = targets
         self._reach = reach

@@ -15,11 +15,7 @@ MEDIA_SUFFIXES: Final = frozenset(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
 
 
 def media_of(directory: str | Path) -> list[Path]:
-    """Return the images and videos under a directory, sorted by path; hidden ones are left out.
-
-    Raises:
-        OptionError: no such directory, or no image or video in it.
-    """
+    """Return the images and videos under a directory, at least one, sorted by path; hidden ones are left out."""
     directory = Path(directory)
     if not directory.is_dir():
         raise OptionError(f"{directory}: there is no such directory of faces; name one that holds videos or images")

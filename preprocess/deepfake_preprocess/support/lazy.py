@@ -1,7 +1,7 @@
 """Packages whose public names are imported on first use, by a stub that lists them.
 
-The way of scientific Python's SPEC 1 (https://scientific-python.org/specs/spec-0001/): the package's
-``__init__.pyi`` is its one list of public names, for type checkers, for people and at run time.
+The package's ``__init__.pyi`` is its one list of public names, for type checkers, for people and at run time, as in
+scientific Python's SPEC 1 (https://scientific-python.org/specs/spec-0001/).
 """
 
 from __future__ import annotations
