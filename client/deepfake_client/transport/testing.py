@@ -26,12 +26,12 @@ class FakeTransport:
 
     ::
 
-        client = DeepfakeClient(transport=FakeTransport(lambda faces: np.full(len(faces), 0.9, np.float32)))
+        client = DeepfakeClient(FakeTransport(lambda faces: np.full(len(faces), 0.9, np.float32)))
 
     A server that goes away after two requests and is back after three more, as the client sees it with retries::
 
         away = FakeTransport(fail_after=2, error=ServerUnavailableError("restarting"), num_failures=3)
-        client = DeepfakeClient(transport=RetryingTransport(away))
+        client = DeepfakeClient(RetryingTransport(away))
 
     Args:
         scorer: what the "model" answers.
