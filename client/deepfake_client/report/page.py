@@ -32,9 +32,9 @@ from deepfake_preprocess.support.files import write_whole
 
 PAGE_NAME = "report.html"
 INDEX_NAME = "index.html"
-_MAX_STEM = 60
 HEATMAPS_NAME = "heatmaps.json"
-"""Says how the heatmaps on a page were made; stands beside pages that have some."""
+"""How the heatmaps on a page were made; written only for pages that have some."""
+_MAX_STEM = 60
 
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("deepfake_client.report"),
@@ -53,7 +53,7 @@ _templates.filters["plain"] = lambda text: text.encode("utf-8", "backslashreplac
 
 @dataclass(frozen=True, slots=True)
 class ReportContext:
-    """What a report says beside the verdict.
+    """What a report says in addition to the verdict.
 
     Attributes:
         spec: contract of the model that scored.

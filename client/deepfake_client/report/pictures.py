@@ -34,12 +34,12 @@ _JPEG_QUALITY = 88
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shot:
-    """A whole frame in small.
+    """A frame, scaled down.
 
     Attributes:
         result: what was found in it.
         image_rgb: uint8 ``[H, W, 3]``, at most `FRAME_WIDTH_PX` wide.
-        scale: size of the picture divided by that of the frame; boxes times this lie on the picture.
+        scale: size of the picture divided by that of the frame; also of boxes.
     """
 
     result: FrameResult

@@ -20,7 +20,7 @@ from deepfake_client.report.pictures import Shot
 from deepfake_client.result.verdict import FaceScore, Verdict
 
 COLORS = ("#0077bb", "#ee7733", "#009988", "#aa3377", "#33bbee", "#887700")
-"""Of the tracks, most suspicious first; told apart by color-blind people too (after Paul Tol's vibrant scheme)."""
+"""Of the tracks, most suspicious first; color-blind people can distinguish them (after Paul Tol's vibrant scheme)."""
 OTHER_COLOR = "#999999"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 """Of the tracks: color is never the only difference."""
