@@ -184,7 +184,7 @@ def test_a_command_whose_engine_differs_says_so_with_its_exit_code(small_network
 
 def test_an_onnxruntime_without_cuda_says_how_to_get_one(subject, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(EngineError, match="no CUDAExecutionProvider; run: pip uninstall --yes onnxruntime"):
+    with pytest.raises(EngineError, match="no CUDAExecutionProvider; run: pip uninstall -y onnxruntime"):
         OnnxRuntimeEngine(subject, "fp32", "cuda")
 
 

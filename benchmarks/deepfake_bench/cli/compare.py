@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from deepfake_bench.cli.options import ModelOption, OutputOption, print_table
-from deepfake_bench.compare.comparison import MANY, ONE, Comparison, served_over_in_process
+from deepfake_bench.compare.comparison import MANY, ONE, PeerComparison, served_over_in_process
 from deepfake_bench.compare.peer_list import peers
 from deepfake_bench.machine.environment import usable_cores
 from deepfake_bench.machine.results import Results, write_results
@@ -42,7 +42,7 @@ def compare(
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     model: ModelOption = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Its checkpoint, with its spec beside it, for the server with eager PyTorch.")
+        Path | None, typer.Option(help="Its checkpoint, with its spec next to it, for the server with eager PyTorch.")
     ] = None,
     peer: Annotated[str, typer.Option(help="Only peers whose names hold one of these words, comma-separated.")] = "",
     rounds: Annotated[int, typer.Option(help="How often the contenders alternate.", min=1)] = 5,
@@ -75,7 +75,7 @@ def compare(
         wanted = [name for name in names if not words or any(word in name.lower() for word in words)]
         if not wanted:
             raise OptionError(f"--peer is {peer!r}; known are: {', '.join(names)}")
-        comparison = stack.enter_context(Comparison(server, scratch=scratch, announce=screen.print))
+        comparison = stack.enter_context(PeerComparison(server, scratch=scratch, announce=screen.print))
         for name in wanted:
             comparison.add([item for item in listed if item.name == name])
         if checkpoint is None and not words:
@@ -95,7 +95,7 @@ def compare(
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """End by an exception on SIGTERM, so that no peer outlives this process."""
+    """End by an exception on SIGTERM; otherwise peers would outlive this process."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

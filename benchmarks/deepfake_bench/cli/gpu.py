@@ -37,9 +37,9 @@ def gpu(
         str, typer.Option(help="ARCHITECTURE@PIXELS with random weights, several with commas between.")
     ] = DEFAULT_NETWORKS,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Measure this checkpoint instead of --network; its spec lies beside it.")
+        Path | None, typer.Option(help="Measure this checkpoint instead of --network; its spec is next to it.")
     ] = None,
-    spec: Annotated[Path | None, typer.Option(help="Spec of --checkpoint where it lies elsewhere.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="Spec of --checkpoint where it is elsewhere.")] = None,
     engines: Annotated[str, typer.Option(help="Names of engines, with commas between.")] = "all",
     batches: Annotated[str, typer.Option(help="Crops per execution.")] = DEFAULT_BATCHES,
     device: Annotated[
@@ -50,7 +50,7 @@ def gpu(
 ) -> None:
     """Measure a network on a GPU: ONNX Runtime, PyTorch, TensorRT, batch 1 to 256, against the roofline.
 
-    Crops lie on the GPU and scores stay there; what is timed is the network. Scores are compared with float32
+    Crops are on the GPU and scores stay there; what is timed is the network. Scores are compared with float32
     PyTorch first. Results are written after each engine, so a run that is cut short keeps what it has.
 
     [bold]Examples[/]
@@ -132,7 +132,7 @@ def parse_networks(text: str) -> list[ModelSpec]:
     """Return the specs of untrained networks in a text like ``timm:efficientnet_b0@224``.
 
     Raises:
-        OptionError: it is no such list.
+        OptionError: it is not such a list.
         SpecError: an architecture or a size is not allowed.
     """
     specs = []

@@ -19,7 +19,7 @@ def plots(
     ] = None,
     form: Annotated[str, typer.Option("--format", help=" or ".join(FORMATS))] = "svg",
 ) -> None:
-    """Draw result files, each beside its file: latency against throughput, stages, batches, settings tried."""
+    """Draw results files, each next to its file: latency against throughput, stages, batches, settings tried."""
     (form,) = read_names("--format", form, FORMATS)[:1]
     written = []
     for path in results or sorted(RESULTS_DIR.glob("*.json")):

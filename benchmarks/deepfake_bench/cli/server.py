@@ -62,7 +62,7 @@ def server(
 
     A private Triton serves the repository, unless --url names a running server. Closed loop: a fixed number of
     requests is kept in flight. Open loop: requests are due at random times at a mean rate, and latency counts from
-    when a request was due, so that no waiting is hidden. Answers are compared with the model file's before anything
+    when a request was due: no waiting is hidden. Answers are compared with the model file's before anything
     is timed.
 
     [bold]Examples[/]

@@ -1,7 +1,7 @@
 """The same crops through the same ONNX file, by everything that a user could have chosen.
 
 All contenders run in turn in every round, under the same load generator, while the others are paused; ratios are
-taken within a round, so that a machine that is busy elsewhere disturbs them alike, and their medians over rounds are
+taken within a round, because a machine that is busy elsewhere then disturbs them alike; their medians over rounds are
 reported. A contender whose probabilities are not the reference's is not timed, and one that cannot be installed or
 started is reported with the reason.
 """
@@ -43,7 +43,7 @@ Round = Mapping[str, Mapping[int, Sample]]
 """One round: by contender and concurrency."""
 
 
-class Comparison:
+class PeerComparison:
     """Our server and its contenders, started and paused; the context ends all but the server.
 
     Args:

@@ -1,4 +1,4 @@
-"""Virtual environments for peers: each has its own, so that no peer's pins reach this environment or another peer."""
+"""Virtual environments for peers: each has its own, because no peer's pins may reach this one or another peer."""
 
 from __future__ import annotations
 
@@ -42,11 +42,18 @@ def peer_python(name: str, requirements: Sequence[str], *, announce: Callable[[s
     commands = (
         # Of the interpreter itself, not of a virtual environment it may run in.
         [sys.executable, "-m", "venv", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", "--no-input", *requirements],
+        [str(python), "-m", "pip", "install", "-q", *requirements],
     )
     for command in commands:
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
+            subprocess.run(
+                command,
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=INSTALL_TIMEOUT_S,
+                stdin=subprocess.DEVNULL,
+            )
         except subprocess.CalledProcessError as exc:
             reasons = [line for line in (exc.stderr + exc.stdout).splitlines() if line.startswith("ERROR")]
             reason = reasons[-1] if reasons else f"exit code {exc.returncode} of {' '.join(command)}"

@@ -63,7 +63,7 @@ def peers(model: Path, *, cores: int, max_batch: int, checkpoint: Path | None) -
         model: the ONNX file.
         cores: cores to use.
         max_batch: the largest batch of the served model.
-        checkpoint: of the same model, for eager PyTorch; a spec lies beside it.
+        checkpoint: of the same model, for eager PyTorch; its spec is next to it.
     """
     onnxruntime, numpy = (f"{name}=={metadata.version(name)}" for name in ("onnxruntime", "numpy"))
     splits = [(1, cores)] if cores == 1 else [(1, cores), (cores, 1)]
@@ -73,7 +73,7 @@ def peers(model: Path, *, cores: int, max_batch: int, checkpoint: Path | None) -
             f"{sessions} session(s) of {threads} thread(s), batches of {batch}",
             (),
             ("onnxruntime_engine.py",),
-            {"model": str(model), "sessions": sessions, "threads": threads, "batch": batch},
+            {"model": str(model.resolve()), "sessions": sessions, "threads": threads, "batch": batch},
         )
         for sessions, threads in splits
         for batch in sorted({CROPS_PER_THREAD * threads, max_batch})
@@ -84,7 +84,7 @@ def peers(model: Path, *, cores: int, max_batch: int, checkpoint: Path | None) -
             "throughput mode; latency mode for single crops",
             ("openvino==2026.4.1", numpy),
             ("openvino_engine.py",),
-            {"model": str(model)},
+            {"model": str(model.resolve())},
         )
     )
     servers: list[tuple[str, str, tuple[str, ...], dict[str, str], Callable[[Crops], Awaitable[HttpRequest]]]] = [
@@ -105,7 +105,7 @@ def peers(model: Path, *, cores: int, max_batch: int, checkpoint: Path | None) -
             (requirement, onnxruntime, numpy),
             command,
             {
-                "model": str(model),
+                "model": str(model.resolve()),
                 "workers": workers,
                 "threads": threads,
                 "batch": batch,
@@ -125,7 +125,7 @@ def peers(model: Path, *, cores: int, max_batch: int, checkpoint: Path | None) -
                 "one crop at a time, all threads",
                 (),
                 ("fastapi_server.py",),
-                {"checkpoint": str(checkpoint)},
+                {"checkpoint": str(checkpoint.resolve())},
                 http=plain_http,
             )
         )

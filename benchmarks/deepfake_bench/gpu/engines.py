@@ -1,7 +1,7 @@
 """What can run one network on a GPU: ONNX Runtime, PyTorch eager and compiled, TensorRT; and on a CPU what has one.
 
-Each engine holds one batch on the device and runs it again and again: the crops lie there already and the scores
-stay there, so that what is timed is the network. An engine that cannot run here says why with an error.
+Each engine holds one batch on the device and runs it again and again: the crops are there already and the scores
+stay there: what is timed is the network. An engine that cannot run here says why with an error.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class OnnxRuntimeEngine:
             raise EngineError("TF32 is arithmetic of NVIDIA GPUs")
         if provider not in ort.get_available_providers():
             raise EngineError(
-                f"this ONNX Runtime has no {provider}; run: pip uninstall --yes onnxruntime onnxruntime-gpu, then: "
+                f"this ONNX Runtime has no {provider}; run: pip uninstall -y onnxruntime onnxruntime-gpu, then: "
                 "pip install onnxruntime-gpu (both packages write the same files)"
             )
         options: dict[str, str] = {}
@@ -175,7 +175,7 @@ class PyTorchEngine:
         self._faces = self._probability = torch.empty(0)
 
     def bind(self, crops: UInt8Array) -> None:
-        """Put a batch on the device, and compile anew for its size."""
+        """Put a batch on the device, and compile for its size."""
         self._probability = torch.empty(0)  # may lie in the memory of the graph before
         self._faces = torch.from_numpy(crops).to(self._device)
         if self._compiled:

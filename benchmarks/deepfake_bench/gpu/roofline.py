@@ -8,7 +8,7 @@ Counted are convolutions and matrix products, two floating-point operations per 
 `torch.utils.flop_counter` counts them, and poolings; their bytes are the weights and what goes in and out, at the
 width of the precision. Batch norms, activation functions, gates and additions count nothing: engines fold or fuse
 them. So this is a bound that no engine quite reaches; and where all activations of a small batch stay in a cache,
-the device's memory is no bound.
+the device's memory is not a bound.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def synchronize(device: str) -> None:
 
 
 def release(device: str) -> None:
-    """Give back the device's memory that PyTorch keeps for later, so that other engines have it."""
+    """Give back the device's memory that PyTorch keeps for later; other engines need it."""
     if device == "cuda":
         torch.cuda.empty_cache()
 

@@ -5,7 +5,7 @@ There are three kinds of load:
 - closed loop: a number of requests is kept in flight; the next one is sent when an answer arrives. Shows the
   throughput that many callers get, but hides waiting: a slow server is asked less often.
 - open loop: requests are due at random times (Poisson arrivals), whether or not earlier ones were answered. Latency
-  counts from the time a request was due, not from when it could be sent, so that no waiting is hidden ("coordinated
+  counts from the time a request was due, not from when it could be sent, or waiting would be hidden ("coordinated
   omission", G. Tene, "How NOT to Measure Latency", 2013).
 - replay: an open loop whose arrival times and requests are given, as recorded from real traffic.
 
@@ -47,7 +47,7 @@ class Load:
         measure_s: time that is measured.
         seed: of the arrival times.
         timeout_s: deadline of one request.
-        start_at: `time.perf_counter` at which the first request is sent; the clock is the machine's, so that several
+        start_at: `time.perf_counter` at which the first request is sent; the clock is the machine's, by which several
             processes start together.
     """
 

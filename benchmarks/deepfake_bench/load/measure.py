@@ -36,7 +36,7 @@ LATE_SHARE = 0.1
 class Stopping:
     """When a level has been measured enough.
 
-    Closed loop: when the half width of the throughput's 95% interval is at most `tolerance` of the mean. Open loop:
+    Closed loop: when the half-width of the throughput's 95% interval is at most `tolerance` of the mean. Open loop:
     after `max_windows`, because there the arrivals make the throughput, and their randomness its spread.
     """
 
@@ -61,7 +61,7 @@ class Measurement:
         requests_per_s: rate of arrivals (open loop).
         windows: measured windows.
         crops_per_s: mean throughput of answered crops.
-        crops_per_s_half_width: half width of its 95% confidence interval, from the windows' means; None for one.
+        crops_per_s_half_width: half-width of its 95% confidence interval, from the windows' means; None for one.
         latency: from when a request was due to its answer; failed requests are not in it.
         errors: failed requests by their status.
         server: what the server counted, in the windows and the ramps before them.
@@ -70,8 +70,8 @@ class Measurement:
         load_rss_mb: their memory, pages they share counted in each.
         server_cores: cores the server's processes used; None for a server elsewhere.
         server_rss_mb: their memory; None for a server elsewhere.
-        falls_behind: open loop: the server answered fewer requests than were due, so that the latencies grow with the
-            length of the window and say nothing else.
+        falls_behind: open loop: the server answered fewer requests than were due; the latencies then only grow with
+            the length of the window.
         generator_limited: why the generator, not the server, may have been the bottleneck; empty when it was not.
     """
 

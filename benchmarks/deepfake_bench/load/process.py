@@ -1,4 +1,4 @@
-"""Processes that hold the load, so that the generator and the measuring program do not disturb each other."""
+"""Processes that hold the load: the generator and the measuring program must not disturb each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepfake_bench.load.senders import Crops, LoadTarget, connected
 from deepfake_preprocess.errors import DeepfakeError
 
 START_SLACK_S = 0.2
-"""Between the order and the first request, so that all processes start together."""
+"""Between the order and the first request: all processes start together."""
 
 
 class LoadProcesses:

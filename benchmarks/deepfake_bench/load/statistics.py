@@ -31,7 +31,7 @@ class Latency:
 
 
 def half_width(samples: Sequence[float], *, confidence: float = 0.95) -> float:
-    """Return the half width of the confidence interval of a mean, from independent samples (batch means).
+    """Return the half-width of the confidence interval of a mean, from independent samples (batch means).
 
     Student's t by its expansion in the normal quantile (Abramowitz and Stegun, 26.7.5); infinite below two samples.
     """

@@ -65,9 +65,7 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip()
+    return answer.stdout.strip()[:12]

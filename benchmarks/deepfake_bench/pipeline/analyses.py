@@ -2,7 +2,7 @@
 
 Ours runs with uniform and fast sampling. The lower bounds are PyAV decoding the clip, the detector on the sampled
 frames, and ONNX Runtime in-process on the crops (`deepfake_bench.pipeline.lower_bounds`); for the usual pipeline see
-`deepfake_bench.pipeline.usual`. All run in turn in every round, so that a noisy machine disturbs them alike; ratios
+`deepfake_bench.pipeline.usual`. All run in turn in every round, as a noisy machine then disturbs them alike; ratios
 are medians over rounds. All but the fast one look at the same frames.
 """
 
@@ -168,7 +168,7 @@ class Analyses:
 def split(verdict: Verdict, total_s: float, exchange_s: float, before: Counters, after: Counters) -> dict[str, float]:
     """Return where the time of one analysis went, in seconds of wall clock in which each stage was at work.
 
-    Stages overlap, so that their sum may exceed the total. The time in which requests were under way is shared out to
+    Stages overlap, and their sum may exceed the total. The time in which requests were under way is shared out to
     wire, queue and compute in proportion to what they took of each request.
 
     Args:

@@ -19,7 +19,7 @@ def find_clips(sources: Sequence[str]) -> list[Path]:
 
     Raises:
         MediaNotFoundError: there is no such file, no media in a directory, or nothing that matches.
-        MediaOpenError: a file is no media.
+        MediaOpenError: a file is not media.
         OptionError: it is an image or an address.
     """
     clips = []

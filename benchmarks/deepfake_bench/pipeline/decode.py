@@ -1,6 +1,6 @@
 """What sampling frames of a clip costs, against PyAV decoding the whole clip.
 
-Both ways are run in turn, so that other load on the machine meets both alike, and the sampled frames are first
+Both ways are run in turn, because other load on the machine then meets both alike, and the sampled frames are first
 checked to be those of the plain decode, pixel by pixel.
 """
 

@@ -1,6 +1,6 @@
 """Our face detector against facenet-pytorch's MTCNN, on the same frames, in turn.
 
-Both see every frame in turn, so that other load on the machine meets both alike. The peer gets the frame at full
+Both see every frame in turn: other load on the machine then meets both alike. The peer gets the frame at full
 resolution, as its users call it, with its default settings, ``keep_all=True`` and torch's threads; our detector gets
 the frame at the size it asks for and one thread. Making either picture out of the decoded
 frame is timed apart, as `convert`. Counted are

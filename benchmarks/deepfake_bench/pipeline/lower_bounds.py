@@ -30,7 +30,7 @@ def decode_alone(clip: Path) -> int:
 def detector_alone(clip: Path, sampling: Sampling, detector: FaceDetector) -> Callable[[], int]:
     """Return the face detection of one analysis as a function; frames are decoded and scaled here, before the clock.
 
-    Faces are followed from frame to frame as in an analysis, and frames that start anew run side by side, one thread
+    Faces are followed from frame to frame as in an analysis, and frames detected in full run side by side, one thread
     per core. The function returns how many faces it found.
     """
     with open_media(clip) as media:

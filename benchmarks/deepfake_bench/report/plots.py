@@ -1,4 +1,4 @@
-"""Pictures of results files, and of nothing else; each is written beside its file."""
+"""Pictures of results files, and of nothing else; each is written next to its file."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ PLOTS: Mapping[str, Mapping[str, Callable[[Results], Figure]]] = {
 
 
 def write_plots(path: Path, *, form: str) -> list[Path]:
-    """Write the plots of one results file beside it and return their paths; none for benchmarks without plots.
+    """Write the plots of one results file next to it and return their paths; none for benchmarks without plots.
 
     Args:
         path: results file.

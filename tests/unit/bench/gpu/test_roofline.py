@@ -1,4 +1,4 @@
-"""What the roofline counts, and how it bounds; and the stopwatch beside it."""
+"""What the roofline counts, and how it bounds; and the stopwatch."""
 
 from __future__ import annotations
 
