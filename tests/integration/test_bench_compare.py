@@ -133,7 +133,7 @@ def test_the_command_reports_ratios_and_what_it_could_not_measure(
         raise PeerUnavailableError(f"{name} cannot be installed: no network")
 
     monkeypatch.setattr("deepfake_bench.compare.contenders.peer_python", refuse)
-    arguments = ["--peer", "onnx,litserve", "--rounds", "1", "--seconds", "0.2", "--output", str(output)]
+    arguments = ["--peer", "onnx,litserve", "--rounds", "1", "--seconds", "0.5", "--output", str(output)]
     with pytest.raises(SystemExit) as left:
         cli.main(["bench", "compare", "--repository", str(shared_tiny_repository), *arguments])
     assert left.value.code == 0

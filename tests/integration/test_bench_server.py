@@ -12,7 +12,7 @@ from tiny_model import write_tiny_repository
 from deepfake_bench.load.generator import Load
 from deepfake_bench.load.measure import Stopping, measure_level
 from deepfake_bench.load.process import LoadProcesses
-from deepfake_bench.machine.environment import environment
+from deepfake_bench.machine.results import environment
 from deepfake_bench.report.plots import FORMATS, write_plots
 from deepfake_bench.server.reference import OnnxReference, verify_served
 from deepfake_bench.server.serving import embedded_server, running_server

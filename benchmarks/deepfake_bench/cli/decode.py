@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from deepfake_bench.cli.options import ClipsArgument, OutputOption, print_table
+from deepfake_bench.cli.options import ClipsArgument, OutputOption, find_clips, print_table
 from deepfake_bench.machine.results import write_results
-from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.pipeline.decode import ffmpeg_versions, measure_clip, measure_memory
 
 COLUMNS = (

@@ -8,9 +8,15 @@ from typing import Annotated
 
 import typer
 
-from deepfake_bench.cli.options import ClipsArgument, OutputOption, PeerPathOption, load_facenet, print_table
+from deepfake_bench.cli.options import (
+    ClipsArgument,
+    OutputOption,
+    PeerPathOption,
+    find_clips,
+    load_facenet,
+    print_table,
+)
 from deepfake_bench.machine.results import write_results
-from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.pipeline.detector import LONE_IOU, MATCH_IOU, compare
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.support.extras import require_extra

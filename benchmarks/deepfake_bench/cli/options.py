@@ -11,8 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deepfake_bench.pipeline.facenet import Peer, load_peer
+from deepfake_bench.pipeline.usual import Peer, load_peer
+from deepfake_client.sources.inputs import expand
 from deepfake_preprocess.errors import MissingExtraError, OptionError
+from deepfake_preprocess.media.opening import open_media
+from deepfake_preprocess.media.remote import is_url
 
 PLAIN_WIDTH = 140
 """Of a table that goes into a file or a pipe, where there is no terminal to fit."""
@@ -74,6 +77,30 @@ def read_counts(option: str, text: str) -> list[int]:
     if any(number != int(number) for number in numbers):
         raise OptionError(f"{option} is {text!r}; allowed: whole numbers from 1 with commas between, such as 1,8,32")
     return [int(number) for number in numbers]
+
+
+def find_clips(sources: Sequence[str]) -> list[Path]:
+    """Return the files that `sources` stand for, each checked to open as a video.
+
+    Args:
+        sources: files, directories and glob patterns, as `deepfake analyze` takes them.
+
+    Raises:
+        MediaNotFoundError: there is no such file, no media in a directory, or nothing that matches.
+        MediaOpenError: a file is not media.
+        OptionError: it is an image or an address.
+    """
+    clips = []
+    for name in expand(sources):
+        if is_url(name):
+            raise OptionError(
+                f"{name} is an address, and a network is not what is measured; fetch it and give the file"
+            )
+        with open_media(name, name=name) as media:
+            if media.kind != "video":
+                raise OptionError(f"{name} is an image; benchmarks of clips take videos")
+        clips.append(Path(name))
+    return clips
 
 
 def load_facenet(path: Path | None, *, threads: int | None = None) -> Peer:

@@ -15,16 +15,15 @@ from deepfake_bench.cli.options import (
     ModelOption,
     OutputOption,
     PeerPathOption,
+    find_clips,
     load_facenet,
     print_table,
     read_counts,
 )
 from deepfake_bench.machine.results import Results, write_results
 from deepfake_bench.pipeline.analyses import Analyses, Usual
-from deepfake_bench.pipeline.clips import find_clips
-from deepfake_bench.pipeline.facenet import Peer
 from deepfake_bench.pipeline.scaling import measure_scaling
-from deepfake_bench.pipeline.usual import usual_pipeline
+from deepfake_bench.pipeline.usual import Peer, usual_pipeline
 from deepfake_bench.server.serving import embedded_server
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError

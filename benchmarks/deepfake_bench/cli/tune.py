@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from deepfake_bench.cli.options import ClipsArgument, ModelOption, OutputOption, print_table
+from deepfake_bench.cli.options import ClipsArgument, ModelOption, OutputOption, find_clips, print_table
 from deepfake_bench.machine.results import write_results
-from deepfake_bench.pipeline.clips import find_clips
 from deepfake_bench.tune.tuning import Tuning
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 

@@ -233,11 +233,11 @@ def served_over_in_process(data: Results) -> dict[str, float]:
     rates = {item["name"]: item["concurrency"][str(MANY)]["rounds_crops_per_s"] for item in data["contenders"]}
     if ONNX_RUNTIME not in rates:
         return {}
-    return {
-        name: round(median(ours / alone for ours, alone in zip(rates[name], rates[ONNX_RUNTIME], strict=True)), 3)
-        for name in SERVED
-        if name in rates
-    }
+    found = {}
+    for name in (item for item in SERVED if item in rates):
+        if values := [ours / alone for ours, alone in zip(rates[name], rates[ONNX_RUNTIME], strict=True) if alone]:
+            found[name] = round(median(values), 3)
+    return found
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import re
+import subprocess
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from deepfake_bench.machine.environment import environment, machine_slug
+from deepfake_export.tensorrt.gpu import find_gpu
 
 RESULTS_DIR = Path("benchmarks/results")
 Results: TypeAlias = Mapping[str, Any]
@@ -39,3 +45,54 @@ def read_results(path: Path) -> dict[str, Any]:
     """Return the content of a results file."""
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the kernel gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Return processor, cores, system, Python, git commit and the versions of `packages`, as plain JSON data."""
+    gpu = find_gpu()
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "gpu": "none" if gpu is None else gpu.name,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "git_commit": _git_commit(),
+        "measured_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def machine_slug() -> str:
+    """Return a short name of the machine for file names, for example ``amd-epyc-2core``."""
+    words = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-").split("-")
+    return "-".join([*words[:3], f"{usable_cores()}core"])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()[:12]

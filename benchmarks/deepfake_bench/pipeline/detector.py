@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_bench.machine.stopwatch import median_ratio
-from deepfake_bench.pipeline.facenet import Boxes, Peer
+from deepfake_bench.pipeline.usual import Boxes, Peer
 from deepfake_preprocess.errors import MediaOpenError
 from deepfake_preprocess.faces.boxes import iou
 from deepfake_preprocess.faces.detector import Face, detection_image, faces_in, faces_in_frame

@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from deepfake_bench.load.senders import Crops
-from deepfake_bench.machine.environment import usable_cores
+from deepfake_bench.machine.results import usable_cores
 from deepfake_bench.server.reference import OnnxReference
 from deepfake_preprocess.faces.detector import FaceDetector, detection_image
 from deepfake_preprocess.faces.following import DETECT_EVERY, find_faces

@@ -102,7 +102,7 @@ class Tuning:
             waits = [item["replays"][-1]["latency"]["p99_ms"] or math.inf for item in self.tried if item["replays"]]
             raise DeepfakeError(
                 f"no setting answers 99% of the requests within {self.p99_ms:g} ms, not even at "
-                f"{self._least_rate():.2g} videos/s: the least was {min(waits):.0f} ms; allow a larger p99"
+                f"{self._least_rate():.2g} videos/s: the least was {min(waits):.0f} ms; raise `p99_ms`"
             )
         if self.best != self.start:
             self.objection = self._objection()

@@ -38,6 +38,7 @@ OPTION_OF_PARAMETER: Final[Mapping[str, str]] = {
     "model": "--model",
     "num_frames": "--num-frames",
     "on_slow": "--on-slow",
+    "p99_ms": "--p99",
     "precisions": "--precisions",
     "promote": "--promote",
     "protocol": "--protocol",
