@@ -5,28 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from engines import ENGINE
 
 from deepfake_client.cli import main as cli
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_preprocess.contract import triton_config
-from deepfake_preprocess.contract.manifest import EngineInfo, Manifest, sha256_file
+from deepfake_preprocess.contract.manifest import Manifest, sha256_file
 from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_serve._repository import check_repository
-
-ENGINE = EngineInfo(
-    builder="tensorrt",
-    tensorrt_version="11.4.0.106",
-    compute_capability="8.9",
-    cuda_version="13.0",
-    precision="fp32",
-    min_batch_size=1,
-    typical_batch_size=4,
-    max_batch_size=4,
-    num_layers=3,
-    size_bytes=6,
-    build_seconds=0.1,
-    plan=PLAN_FILE,
-)
 
 
 def deepfake(capsys, *arguments):

@@ -6,26 +6,13 @@ import dataclasses
 import json
 
 import pytest
+from engines import ENGINE
 
 from deepfake_preprocess.contract.manifest import EngineInfo, Manifest
 from deepfake_preprocess.contract.plan_info import PLAN_FILE, check_plan
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import RepositoryError
 
-ENGINE = EngineInfo(
-    builder="tensorrt",
-    tensorrt_version="11.4.0.106",
-    compute_capability="8.9",
-    cuda_version="13.0",
-    precision="fp16",
-    min_batch_size=1,
-    typical_batch_size=8,
-    max_batch_size=32,
-    num_layers=300,
-    size_bytes=12_000_000,
-    build_seconds=31.5,
-    plan=PLAN_FILE,
-)
 SPEC = ModelSpec(name="tiny", architecture="timm:test_efficientnet", training_data="none")
 
 
