@@ -29,7 +29,7 @@ from deepfake_training.evaluate.evaluation import (
     Evaluation,
     RobustnessPoint,
     calibrated_spec,
-    evaluate,
+    evaluate_files,
     robustness_point,
     save_spec,
 )
@@ -120,7 +120,7 @@ def evaluate_command(
     opened = server.client(console.status) if checkpoint is None else _checkpoint_client(checkpoint, spec)
     with opened as client:
         served = client.model().spec
-        evaluation = evaluate(
+        evaluation = evaluate_files(
             _score(console, files, client, analysis),
             served,
             options,
@@ -160,7 +160,7 @@ def evaluate_run(
     faces = packed_faces.PackedFaces.load(pack) if pack is not None else None
     with Console(stderr=True, highlight=False, soft_wrap=True).status("scoring the faces that were held out"):
         spec, scored = held_out.score_held_out(run, faces, num_crops=num_crops)
-    reporting.finish(evaluate(scored, spec, reporting.options, through="checkpoint"))
+    reporting.finish(evaluate_files(scored, spec, reporting.options, through="checkpoint"))
 
 
 @contextmanager

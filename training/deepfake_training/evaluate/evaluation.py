@@ -122,7 +122,7 @@ class Evaluation(JsonData):
         return [item for item in self.files if item.fake_probability is None]
 
 
-def evaluate(
+def evaluate_files(
     scored: Sequence[ScoredFile],
     spec: ModelSpec,
     options: EvaluateOptions,

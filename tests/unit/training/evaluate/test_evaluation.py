@@ -30,7 +30,7 @@ from deepfake_training.evaluate.evaluation import (
     Evaluation,
     RobustnessPoint,
     calibrated_spec,
-    evaluate,
+    evaluate_files,
 )
 from deepfake_training.evaluate.held_out import score_held_out
 from deepfake_training.evaluate.metrics import FIGURES, Confusion, equal_error_rate, measure
@@ -59,7 +59,7 @@ SPEC = dataclasses.replace(TINY, threshold=0.45)
 
 
 def evaluation_of(scored: list[ScoredFile] = SCORED, *, rule: str = "max-accuracy") -> Evaluation:
-    return evaluate(scored, SPEC, EvaluateOptions(rule=rule, resamples=50), through="server")
+    return evaluate_files(scored, SPEC, EvaluateOptions(rule=rule, resamples=50), through="server")
 
 
 def test_figures_by_hand() -> None:

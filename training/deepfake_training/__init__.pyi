@@ -1,0 +1,65 @@
+"""The public names of `deepfake_training`, and the modules that they are loaded from on first use."""
+
+from deepfake_training.data.augment import Augmentation
+from deepfake_training.data.dataset import FaceDataset, Mixture
+from deepfake_training.data.packed_faces import PackedFaces
+from deepfake_training.data.packing import FaceFolders, pack_faces
+from deepfake_training.evaluate.calibration import find_temperature, find_threshold
+from deepfake_training.evaluate.checkpoint import CheckpointTransport
+from deepfake_training.evaluate.evaluation import (
+    EvaluateOptions,
+    Evaluation,
+    LabeledScores,
+    RobustnessPoint,
+    calibrated_spec,
+    evaluate_files,
+    robustness_point,
+    save_spec,
+)
+from deepfake_training.evaluate.held_out import score_held_out
+from deepfake_training.evaluate.metrics import Confusion, DetectionMetrics, Estimate, measure
+from deepfake_training.evaluate.report import as_markdown, write_report
+from deepfake_training.evaluate.robustness import DEGRADATIONS, Degradation, view_of
+from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
+from deepfake_training.loop.averaging import average_runs
+from deepfake_training.loop.checkpointing import publish
+from deepfake_training.loop.config import TrainConfig
+from deepfake_training.loop.run import EpochResult, TrainingRun
+
+__all__ = [
+    "DEGRADATIONS",
+    "Augmentation",
+    "CheckpointTransport",
+    "Confusion",
+    "Degradation",
+    "DetectionMetrics",
+    "EpochResult",
+    "Estimate",
+    "EvaluateOptions",
+    "Evaluation",
+    "FaceDataset",
+    "FaceFolders",
+    "LabeledScores",
+    "Mixture",
+    "PackedFaces",
+    "RobustnessPoint",
+    "ScoredFile",
+    "TrainConfig",
+    "TrainingRun",
+    "as_markdown",
+    "average_runs",
+    "calibrated_spec",
+    "evaluate_files",
+    "find_temperature",
+    "find_threshold",
+    "labeled_files",
+    "measure",
+    "pack_faces",
+    "publish",
+    "robustness_point",
+    "save_spec",
+    "score_files",
+    "score_held_out",
+    "view_of",
+    "write_report",
+]
