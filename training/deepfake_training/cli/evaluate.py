@@ -6,8 +6,8 @@ PyTorch is imported only where a checkpoint is scored: measuring a server works 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -16,14 +16,20 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from deepfake_client.cli.groups import AggregationOption, Group, SamplingOptions, ServerOptions, with_groups
+from deepfake_client.cli.groups import (
+    AggregationOption,
+    Group,
+    SamplingOptions,
+    ServerChoice,
+    ServerOptions,
+    with_groups,
+)
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_training.data.labels import LabelName
 from deepfake_training.evaluate.evaluation import (
     EvaluateOptions,
     Evaluation,
@@ -93,7 +99,7 @@ def evaluate_command(
     ] = None,
     spec: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Spec of --checkpoint.", show_default="the .yaml beside it"),
+        typer.Option(metavar="FILE", help="Spec of --checkpoint.", show_default="the .yaml of the same name"),
     ] = None,
     aggregation: AggregationOption = "mean",
     robustness: Annotated[
@@ -116,22 +122,28 @@ def evaluate_command(
     files = labeled_files(real or (), fake or ())
     if checkpoint is not None and server.repository is not None:
         raise OptionError("--checkpoint is evaluated without a server; leave out --embedded")
-    through = "server" if checkpoint is None else "checkpoint"
-    opened = server.client(console.status) if checkpoint is None else _checkpoint_client(checkpoint, spec)
-    with opened as client:
+
+    def score(title: str = "", view: Callable[[Media], Media] | None = None) -> list[ScoredFile]:
+        with console.status(f"scoring {len(files)} files{title}") as status:
+
+            def show(number: int, _: ScoredFile) -> None:
+                status.update(f"scored {number} of {len(files)} files{title}")
+
+            return score_files(files, client, analysis, view=view, on_file=show)
+
+    with _client(server, console, checkpoint, spec) as client:
         served = client.model().spec
         evaluation = evaluate_files(
-            _score(console, files, client, analysis),
+            score(),
             served,
             options,
-            through=through,
+            through="server" if checkpoint is None else "checkpoint",
             settings={"frames per video": sampling.num_frames or f"{sampling.fps:g} per second"},
         )
         curves: dict[str, tuple[RobustnessPoint, ...]] = {}
         for kind in kinds:
             for level in DEGRADATIONS[kind].levels:
-                title = f" at {DEGRADATIONS[kind].title} {level:g}"
-                scored = _score(console, files, client, analysis, title, view_of(DEGRADATIONS[kind], level))
+                scored = score(f" at {DEGRADATIONS[kind].title} {level:g}", view_of(DEGRADATIONS[kind], level))
                 curves[kind] = (*curves.get(kind, ()), robustness_point(scored, level, served.threshold))
     reporting.finish(dataclasses.replace(evaluation, robustness=curves))
 
@@ -163,26 +175,10 @@ def evaluate_run(
     reporting.finish(evaluate_files(scored, spec, reporting.options, through="checkpoint"))
 
 
-@contextmanager
-def _checkpoint_client(checkpoint: Path, spec: Path | None) -> Iterator[DeepfakeClient]:
+def _client(
+    server: ServerChoice, console: Console, checkpoint: Path | None, spec: Path | None
+) -> AbstractContextManager[DeepfakeClient]:
+    if checkpoint is None:
+        return server.client(console.status)
     module = require_extra("deepfake_training.evaluate.checkpoint", extra="train")
-    with DeepfakeClient(module.CheckpointTransport(checkpoint, spec)) as client:
-        yield client
-
-
-def _score(
-    console: Console,
-    files: Sequence[tuple[Path, LabelName]],
-    client: DeepfakeClient,
-    options: AnalyzeOptions,
-    title: str = "",
-    view: Callable[[Media], Media] | None = None,
-) -> list[ScoredFile]:
-    with console.status(f"scoring {len(files)} files{title}") as status:
-        return score_files(
-            files,
-            client,
-            options,
-            view=view,
-            on_file=lambda number, _: status.update(f"scored {number} of {len(files)} files{title}"),
-        )
+    return DeepfakeClient(module.CheckpointTransport(checkpoint, spec))

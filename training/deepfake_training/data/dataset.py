@@ -35,7 +35,7 @@ MAX_MISFIT = 0.08
 JITTER = 0.05
 """Largest shift and change of size of the crop, as a share of the box: what detectors disagree about."""
 EDGE = 0.25
-"""What is added by reflection around each picture, as a share of its longer side, so that crops have no black rim:
+"""What is added by reflection around each picture, as a share of its longer side. Crops then have no black rim:
 stills are often crops already, while in service a face has its surroundings."""
 
 
@@ -63,7 +63,7 @@ class Mixture(JsonData):
 class Draw:
     """One crop of an epoch: which face, whether it is blended, and its random numbers.
 
-    A real face and the fake that is made of it have the same `seed`, so that they are degraded and cropped alike.
+    A real face and the fake that is made of it have the same `seed`: they are degraded and cropped alike.
     """
 
     face: int

@@ -81,7 +81,7 @@ class PackedFaces:
         return np.asarray(picture, dtype=np.uint8)
 
     def face(self, index: int) -> Face:
-        """Return where the face lies in its picture."""
+        """Return where the face is in its picture."""
         return Face(self.boxes_xyxy[index], 1.0, self.landmarks_xy[index])
 
     def save(self, path: str | Path) -> None:
@@ -105,7 +105,7 @@ class PackedFaces:
         """Read a set that `save` wrote.
 
         Raises:
-            OptionError: there is no such file, or it is no set of faces.
+            OptionError: there is no such file, or it is not a set of faces.
         """
         if not Path(path).is_file():
             raise OptionError(f"{path}: there is no such file of packed faces; make it with `deepfake pack-faces`")

@@ -29,7 +29,7 @@ Points = NDArray[np.float32]
 TEMPLATE_LANDMARKS: Points = np.array(
     [[38.3, 51.7], [73.5, 51.5], [56.0, 71.7], [41.5, 92.4], [70.7, 92.2]], dtype=np.float32
 )
-"""Where the five landmarks of a frontal face lie in a picture of 112 px; the outlines below are drawn in it."""
+"""Where the five landmarks of a frontal face are in a picture of 112 px; the outlines below are drawn in it."""
 
 _FOREHEAD = [(88, 28), (73, 15), (56, 12), (39, 15), (24, 28)]
 _BROWS = [(90, 41), (80, 34), (67, 33), (56, 36), (45, 33), (32, 34), (22, 41)]
@@ -214,7 +214,7 @@ def _smooth_field(size_hw: tuple[int, int], amplitude_px: float, rng: np.random.
 
 
 def _soften(mask: Mask, size_px: float, rng: np.random.Generator) -> Mask:
-    """Blur the mask's edge by a random width; for half of the masks inwards, so that the hull's rim is untouched."""
+    """Blur the mask's edge by a random width; for half of the masks inwards, the hull's rim stays untouched."""
     sigma = size_px * float(np.exp(rng.uniform(np.log(0.008), np.log(0.07))))
     soft = np.asarray(cv2.GaussianBlur(mask, (0, 0), sigma), dtype=np.float32)
     if rng.random() < 0.5:

@@ -24,7 +24,7 @@ class CheckpointTransport:
 
     Args:
         checkpoint: weights, or the YAML file of an ensemble.
-        spec: their contract; None takes the file of the checkpoint's name beside it.
+        spec: their contract; None takes the YAML file of the checkpoint's name.
         device: ``cpu`` or ``cuda``.
 
     Raises:

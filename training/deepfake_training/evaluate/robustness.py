@@ -31,7 +31,7 @@ class Degradation:
 
 
 def _noisy(picture: Picture, sigma: float) -> Picture:
-    # The same grain every time, so that an evaluation can be repeated.
+    # The same grain every time: an evaluation can be repeated.
     return add_noise(picture, sigma, np.random.default_rng(0))
 
 

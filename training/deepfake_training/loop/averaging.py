@@ -40,7 +40,7 @@ def average_runs(runs: Sequence[str | Path], directory: str | Path) -> Path:
 
     Raises:
         OptionError: fewer than two runs, one without weights, networks or crops that differ, faces held out that
-            differ (so that one was trained on what another one is judged with), or `directory` holds a run.
+            differ (one was then trained on what another one is judged with), or `directory` holds a run.
         TrainingError: the files cannot be written.
     """
     directories, directory = [Path(run) for run in runs], Path(directory)

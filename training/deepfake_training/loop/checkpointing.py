@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, so that a kill or a full disk leaves the last good one.
+"""Checkpoints of a run: written completely or not at all; a kill or a full disk leaves the last good one.
 
 ``last.pt`` holds what the next epoch needs, ``best.safetensors`` and ``best.yaml`` the averaged weights with the best
 validation AUC and their contract, as `deepfake export` takes them. Random numbers need no place in it: those of an
@@ -106,7 +106,7 @@ def save_whole(path: Path, content: Content) -> None:
 
 
 def publish(run: str | Path, out: str | Path, *, training_data: str = "") -> tuple[Path, ModelSpec]:
-    """Write the best weights of a run in half precision, with their spec beside them.
+    """Write the best weights of a run in half precision, with their spec in a file of the same name.
 
     Half precision keeps ten bits of each weight, which is enough for weights that are read back as float32, and
     halves the file. Evaluate the published file to know what it is worth.

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 class _FoldingConv(nn.Conv2d):
     """A convolution that does the work of a normalization as well."""
 
-    folded: tuple[nn.BatchNorm2d]  # in a tuple, so that it does not become a part of this module
+    folded: tuple[nn.BatchNorm2d]  # in a tuple, or it would become a part of this module
 
     def forward(self, input: Tensor) -> Tensor:
         (norm,) = self.folded
