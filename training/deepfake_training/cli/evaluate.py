@@ -45,42 +45,39 @@ from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_
 
 
 @dataclass(frozen=True, slots=True)
-class _Reporting:
-    """What becomes of scores: how they are measured, and where that is written."""
+class Reporting:
+    """How scores are measured, and where the figures go."""
 
-    options: EvaluateOptions
-    output_dir: Path
-    spec_path: Path | None
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Directory for JSON, Markdown and plots.")
+    ] = Path("evaluation")
+    rule: Annotated[str, typer.Option(help="How the threshold is chosen: max-f1, max-accuracy or fpr=0.05.")] = (
+        "max-accuracy"
+    )
+    write_spec: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the temperature and the threshold found into this spec."),
+    ] = None
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap samples; 0 gives no intervals.")] = 1000
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0
+
+    def options(self, aggregation: str = "mean") -> EvaluateOptions:
+        """Return how scores are measured that were made by this aggregation."""
+        return EvaluateOptions(aggregation=aggregation, rule=self.rule, resamples=self.bootstrap, seed=self.seed)
 
     def finish(self, evaluation: Evaluation) -> None:
+        """Write the report and the spec, and print the figures."""
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         written = write_report(evaluation, self.output_dir)
-        if self.spec_path is not None:
-            spec = calibrated_spec(ModelSpec.from_yaml(self.spec_path), evaluation, self.options.rule)
-            save_spec(self.spec_path, spec)
-            console.print(f"{self.spec_path}: threshold {spec.threshold:g}, temperature {spec.temperature:g}")
+        if self.write_spec is not None:
+            spec = calibrated_spec(ModelSpec.from_yaml(self.write_spec), evaluation, self.rule)
+            save_spec(self.write_spec, spec)
+            console.print(f"{self.write_spec}: threshold {spec.threshold:g}, temperature {spec.temperature:g}")
         Console().print(Markdown(as_markdown(evaluation)))
         console.print(f"written: {', '.join(str(path) for path in written)}")
 
 
-def _reporting(
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="Directory for JSON, Markdown and plots.")
-    ] = Path("evaluation"),
-    rule: Annotated[
-        str, typer.Option(help="How the threshold is chosen: max-f1, max-accuracy or fpr=0.05.")
-    ] = "max-accuracy",
-    write_spec: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the temperature and the threshold found into this spec."),
-    ] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap samples; 0 gives no intervals.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-) -> _Reporting:
-    return _Reporting(EvaluateOptions(rule=rule, resamples=bootstrap, seed=seed), output_dir, write_spec)
-
-
-ReportingOptions: TypeAlias = Annotated[_Reporting, Group(_reporting, "Figures")]
+ReportingOptions: TypeAlias = Annotated[Reporting, Group(Reporting, "Figures")]
 
 
 @with_groups
@@ -118,9 +115,9 @@ def evaluate_command(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     kinds = kinds_of(robustness or ())
     analysis = AnalyzeOptions(sampling=sampling, aggregation=aggregation)
-    options = dataclasses.replace(reporting.options, aggregation=aggregation)
+    options = reporting.options(aggregation)
     files = labeled_files(real or (), fake or ())
-    if checkpoint is not None and server.repository is not None:
+    if checkpoint is not None and server.embedded:
         raise OptionError("--checkpoint is evaluated without a server; leave out --embedded")
 
     def score(title: str = "", view: Callable[[Media], Media] | None = None) -> list[ScoredFile]:
@@ -172,7 +169,7 @@ def evaluate_run(
     faces = packed_faces.PackedFaces.load(pack) if pack is not None else None
     with Console(stderr=True, highlight=False, soft_wrap=True).status("scoring the faces that were held out"):
         spec, scored = held_out.score_held_out(run, faces, num_crops=num_crops)
-    reporting.finish(evaluate_files(scored, spec, reporting.options, through="checkpoint"))
+    reporting.finish(evaluate_files(scored, spec, reporting.options(), through="checkpoint"))
 
 
 def _client(
