@@ -10,19 +10,6 @@ from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
 from deepfake_preprocess.errors import ExplainDisagreementError, OptionError
 
 
-def tolerance_of(served: ServedScores) -> float:
-    """Return how far PyTorch's probability may be from the served one: what the parity proof allows.
-
-    Raises:
-        OptionError: the precision is unknown.
-    """
-    if served.precision not in TOLERANCES:
-        raise OptionError(f"`precision` is {served.precision!r}; allowed: {', '.join(TOLERANCES)}")
-    # A plan is proved against ONNX Runtime, and that against PyTorch.
-    plan = PLAN_PROBABILITY_ABS[served.precision] if served.tensorrt else 0.0
-    return TOLERANCES[served.precision].probability_abs + plan
-
-
 def check_checkpoint(checkpoint_sha256: str, served: ServedScores) -> None:
     """Check that the server serves this checkpoint.
 
@@ -45,13 +32,17 @@ def check_scores(probabilities: NDArray[np.float32], served: ServedScores) -> fl
     """Compare PyTorch's probabilities with those served.
 
     Returns:
-        The tolerance.
+        How far they may be apart: what the parity proof allows.
 
     Raises:
         ExplainDisagreementError: a pair is too far apart; the message holds both numbers.
         OptionError: the numbers of scores differ, or the precision is unknown.
     """
-    tolerance = tolerance_of(served)
+    if served.precision not in TOLERANCES:
+        raise OptionError(f"`precision` is {served.precision!r}; allowed: {', '.join(TOLERANCES)}")
+    # A plan is proved against ONNX Runtime, and that against PyTorch.
+    plan = PLAN_PROBABILITY_ABS[served.precision] if served.tensorrt else 0.0
+    tolerance = TOLERANCES[served.precision].probability_abs + plan
     if served.probabilities.shape != probabilities.shape:
         raise OptionError(
             f"served scores must be one per crop ({len(probabilities)}), got {list(served.probabilities.shape)}"

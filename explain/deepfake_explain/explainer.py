@@ -153,14 +153,6 @@ class CheckpointExplainer:
         """Return the layer that is taken where none is named; for an ensemble one per member, with commas."""
         return self._shown(self._targets(None))
 
-    def check_options(self, options: ExplainOptions) -> None:
-        """Check that the layer exists.
-
-        Raises:
-            OptionError: it does not; the message lists those that do.
-        """
-        self._targets(options.layer)
-
     def score(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the fake probabilities float32 ``[N]`` of uint8 ``[N, H, W, 3]`` RGB crops, by PyTorch."""
         self._check_crops(crops)
@@ -183,7 +175,7 @@ class CheckpointExplainer:
         """
         options = options or ExplainOptions()
         self._check_crops(crops)
-        self.check_options(options)
+        layer = self._shown(self._targets(options.layer))
         if landmarks_xy is not None and len(landmarks_xy) != len(crops):
             raise OptionError(f"`landmarks_xy` must be one per crop ({len(crops)}), got {len(landmarks_xy)}")
         if served is not None:
@@ -193,7 +185,6 @@ class CheckpointExplainer:
         heat = self._heat(crops, options, self._subjects)
         tolerance = None if served is None else check_scores(heat.probabilities, served)
         checks = self._checks(crops, heat, options)
-        layer = self._shown(self._targets(options.layer))
         return [
             Explanation(
                 heatmap=heatmap,

@@ -64,7 +64,6 @@ def build_app(
         """Explain a face: where in its crop the detector sees the fake."""
         in_thread = asyncio.get_running_loop().run_in_executor
         options, served = form.options, form.served
-        explainer.check_options(options)
         if served is not None:
             check_checkpoint(str(explainer.spec.checkpoint_sha256), served)
         face = await in_thread(

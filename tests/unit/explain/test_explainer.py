@@ -20,7 +20,7 @@ from torch import nn
 import deepfake_explain
 from deepfake_client.explain.wire import Answer
 from deepfake_explain import METHODS, PARTS, CheckpointExplainer, ExplainOptions, ServedScores
-from deepfake_explain._agreement import check_scores, tolerance_of
+from deepfake_explain._agreement import check_scores
 from deepfake_explain._cam import CAMS
 from deepfake_explain._target_layer import find_target_layer, spatial_layers
 from deepfake_explain.faithfulness import compare_maps, measure_faithfulness, randomized
@@ -265,7 +265,7 @@ def test_agreement_needs_the_served_checkpoint_and_the_served_score():
     with pytest.raises(ExplainDisagreementError):
         check_scores(scores, ServedScores(np.full_like(scores, np.nan), SHA))
     plan = ServedScores(scores, SHA, "fp16", tensorrt=True)
-    assert tolerance_of(plan) == TOLERANCES["fp16"].probability_abs + PLAN_PROBABILITY_ABS["fp16"]
+    assert check_scores(scores, plan) == TOLERANCES["fp16"].probability_abs + PLAN_PROBABILITY_ABS["fp16"]
 
 
 def test_other_weights_under_the_same_hash_are_noticed():
