@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,34 +45,19 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Counts:
-    """What was counted on one clip.
+class ClipComparison:
+    """What was counted and timed on one clip.
 
     Attributes:
-        peer_faces: boxes of the peer that are large enough, and of them `peer_sure` those it is sure of.
-        matched: of its boxes, how many a full detection found; `matched_sure` of those it is sure of.
-        matched_following: and how many were found following; `matched_sure_following` likewise.
-        detections_following: full detections that following took.
-        boxes_only_ours: boxes that overlap none of the other's; `boxes_only_peer` likewise.
+        counts: ``frames``; ``peer_faces``, boxes of the peer that are large enough; ``peer_sure``, those of them it
+            is sure of; ``matched`` and ``matched_sure``, how many of them a full detection found, and
+            ``matched_following`` and ``matched_sure_following``, how many were found following;
+            ``boxes_only_ours`` and ``boxes_only_peer``, boxes that overlap none of the other's.
+        ious: of the boxes that match.
+        times_ms: of each step, per frame.
     """
 
-    frames: int = 0
-    peer_faces: int = 0
-    matched: int = 0
-    matched_following: int = 0
-    detections_following: int = 0
-    peer_sure: int = 0
-    matched_sure: int = 0
-    matched_sure_following: int = 0
-    boxes_only_ours: int = 0
-    boxes_only_peer: int = 0
-
-
-@dataclass(slots=True)
-class ClipComparison:
-    """What was counted and timed on one clip; times in milliseconds per frame."""
-
-    counts: Counts = field(default_factory=Counts)
+    counts: Counter[str] = field(default_factory=Counter)
     ious: list[float] = field(default_factory=list)
     times_ms: dict[str, list[float]] = field(default_factory=dict)
 
@@ -86,8 +72,8 @@ class ClipComparison:
         """Return the figures as plain JSON data."""
         counts = self.counts
         return {
-            **asdict(counts),
-            "matched_share": round(counts.matched / counts.peer_faces, 4) if counts.peer_faces else None,
+            **counts,
+            "matched_share": round(counts["matched"] / counts["peer_faces"], 4) if counts["peer_faces"] else None,
             "mean_iou": round(statistics.mean(self.ious), 3) if self.ious else None,
             "min_iou": round(min(self.ious), 3) if self.ious else None,
             "median_ms": {name: round(statistics.median(values), 2) for name, values in self.times_ms.items()},
@@ -148,8 +134,7 @@ def compare(
                     _write_pictures(pictures_dir, f"{clip.stem}-{number:03d}-{who}", full, boxes)
     if not sizes:
         raise MediaOpenError(f"{clip.name}: no frame of it could be decoded; it may be damaged")
-    result.counts.detections_following = counting.detections
-    return {"clip": clip.name, **sizes, **result.summary()}
+    return {"clip": clip.name, **sizes, "detections_following": counting.detections, **result.summary()}
 
 
 def _count(
@@ -162,23 +147,24 @@ def _count(
     min_face_px: float,
 ) -> dict[str, Boxes]:
     """Count the boxes of one frame; return those that only one of both has."""
-    counts = result.counts
     overlaps = _overlaps(theirs, ours)
     our_best, peer_best = overlaps.max(axis=0, initial=0), overlaps.max(axis=1, initial=0)
     ours_large, theirs_large = ((boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= min_face_px for boxes in (ours, theirs))
     matched, sure = peer_best[theirs_large] >= MATCH_IOU, confidences[theirs_large] >= SURE
     matched_following = _overlaps(theirs, followed).max(axis=1, initial=0)[theirs_large] >= MATCH_IOU
-    counts.frames += 1
-    counts.peer_faces += len(matched)
-    counts.peer_sure += int(sure.sum())
-    counts.matched += int(matched.sum())
-    counts.matched_sure += int(matched[sure].sum())
-    counts.matched_following += int(matched_following.sum())
-    counts.matched_sure_following += int(matched_following[sure].sum())
     result.ious += peer_best[theirs_large][matched].tolist()
     lone_ours, lone_peer = ours[(our_best < LONE_IOU) & ours_large], theirs[(peer_best < LONE_IOU) & theirs_large]
-    counts.boxes_only_ours += len(lone_ours)
-    counts.boxes_only_peer += len(lone_peer)
+    result.counts.update(
+        frames=1,
+        peer_faces=len(matched),
+        peer_sure=int(sure.sum()),
+        matched=int(matched.sum()),
+        matched_sure=int(matched[sure].sum()),
+        matched_following=int(matched_following.sum()),
+        matched_sure_following=int(matched_following[sure].sum()),
+        boxes_only_ours=len(lone_ours),
+        boxes_only_peer=len(lone_peer),
+    )
     return {"ours": lone_ours, "peer": lone_peer}
 
 
