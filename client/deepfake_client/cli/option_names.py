@@ -67,4 +67,4 @@ OPTION_OF_PARAMETER: Final[Mapping[str, str]] = {
 
 def with_options(text: str) -> str:
     """Return a text of the library in the words of the command line."""
-    return re.sub(r"`([a-z_.]+)`", lambda found: OPTION_OF_PARAMETER.get(found[1], found[0]), text)
+    return re.sub(r"`([a-z0-9_.]+)`", lambda found: OPTION_OF_PARAMETER.get(found[1], found[0]), text)
