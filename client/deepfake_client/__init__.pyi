@@ -3,7 +3,7 @@
 from deepfake_client.analysis.pipeline import OnProgress, Progress
 from deepfake_client.async_client import AsyncDeepfakeClient, OnVerdict
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.explain.evidence import Pick
+from deepfake_client.explain.evidence import Evidence, Pick
 from deepfake_client.explain.findings import ExplainedFace, open_explainer
 from deepfake_client.explain.types import Explainer, ExplainOptions, Explanation, MemberHeatmap, Region, ServedScores
 from deepfake_client.options import AGGREGATIONS, AnalyzeOptions, WatchOptions
@@ -78,6 +78,7 @@ __all__ = [
     "DecodeStats",
     "DeepfakeClient",
     "DeepfakeError",
+    "Evidence",
     "ExplainDisagreementError",
     "ExplainError",
     "ExplainOptions",

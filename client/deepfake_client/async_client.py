@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import TracebackType
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from deepfake_client.analysis.live import watch_frames
 from deepfake_client.analysis.pipeline import OnProgress, Progress, Stages, analyze_media, infer_in_chunks
-from deepfake_client.explain.findings import ExplainedFace, explain_verdict, open_explainer
+from deepfake_client.explain.evidence import Evidence, gather
+from deepfake_client.explain.findings import ExplainedFace, explain_faces, open_explainer
 from deepfake_client.explain.types import Explainer, ExplainOptions
 from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
@@ -340,8 +341,9 @@ class AsyncDeepfakeClient:
         *,
         top: int = 3,
         at_most: int | None = None,
+        evidence: Sequence[Evidence] | None = None,
         explainer: Explainer | None = None,
-        options: ExplainOptions | None = None,
+        options: ExplainOptions = ExplainOptions(),
     ) -> tuple[ExplainedFace, ...]:
         """Show where the model saw the fake in the most suspicious faces of a verdict.
 
@@ -350,7 +352,8 @@ class AsyncDeepfakeClient:
             source: the input again; the path that the verdict names when None.
             top: at most that many faces of each track.
             at_most: at most that many faces in all, for which the tracks take turns; None for no such bound.
-            explainer: see `explain.findings.open_explainer`; the service at its default address when None.
+            evidence: faces that were cut out while the input was open; neither it nor the bounds are asked for then.
+            explainer: see `open_explainer`; the service at its default address when None.
             options: method, layer and extra checks.
 
         Raises:
@@ -358,12 +361,13 @@ class AsyncDeepfakeClient:
             ExplainDisagreementError: the heatmap would not explain the served score.
             ServerError: server or service cannot be reached or failed.
         """
-        source = verdict.source if source is None else source
-        async with opened(source) as (media, _):
-            return await explain_verdict(
-                self, verdict, media, explainer=explainer or open_explainer(), top=top, at_most=at_most,
-                options=options,
-            )  # fmt: skip
+        if top < 1:
+            raise OptionError(f"`top` is {top}; allowed: a whole number from 1")
+        if evidence is None:
+            async with opened(verdict.source if source is None else source) as (media, _):
+                spec = (await self.model()).spec
+                evidence = await asyncio.to_thread(gather, media, verdict, spec, per_track=top, at_most=at_most)
+        return await explain_faces(self, verdict, evidence, explainer=explainer or open_explainer(), options=options)
 
     def _the_detector(self) -> FaceDetector:
         with self._detector_lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -17,6 +17,7 @@ from deepfake_client.async_client import (
     AsyncDeepfakeClient,
     OnVerdict,
 )
+from deepfake_client.explain.evidence import Evidence
 from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.types import Explainer, ExplainOptions
 from deepfake_client.options import AnalyzeOptions, WatchOptions
@@ -133,12 +134,21 @@ class DeepfakeClient:
         *,
         top: int = 3,
         at_most: int | None = None,
+        evidence: Sequence[Evidence] | None = None,
         explainer: Explainer | None = None,
-        options: ExplainOptions | None = None,
+        options: ExplainOptions = ExplainOptions(),
     ) -> tuple[ExplainedFace, ...]:
         """See `AsyncDeepfakeClient.explain`."""
         return self._loop.wait_for(
-            self._client.explain(verdict, source, top=top, at_most=at_most, explainer=explainer, options=options)
+            self._client.explain(
+                verdict,
+                source,
+                top=top,
+                at_most=at_most,
+                evidence=evidence,
+                explainer=explainer,
+                options=options,
+            )
         )
 
     def _each(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:

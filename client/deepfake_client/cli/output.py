@@ -20,6 +20,7 @@ from rich.console import Console
 
 from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.render import print_summary, print_verdict
+from deepfake_client.explain.evidence import Evidence
 from deepfake_client.explain.findings import ExplainedFace, overlays_png
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
@@ -245,7 +246,7 @@ class Report:
         directory: Path,
         journal: Journal,
         options: AnalyzeOptions,
-        explain: Callable[[Verdict], tuple[ExplainedFace, ...]] | None = None,
+        explain: Callable[[Verdict, Sequence[Evidence]], tuple[ExplainedFace, ...]] | None = None,
     ) -> None:
         # Here and not above: the client must work where the plotting library is not installed.
         require_extra("deepfake_client.report", extra="report")
@@ -295,14 +296,15 @@ class Report:
             self._write_index()
 
     def _write_page(self, verdict: Verdict, context: ReportContext, pictures: Pictures | None) -> Path:
-        heatmaps = self._heatmaps(verdict)
+        pictures = pictures or self._report.pictures_of_source(verdict, context.spec)
+        heatmaps = self._heatmaps(verdict, pictures)
         return self._report.write_page(verdict, self._directory, context, heatmaps, pictures=pictures)
 
-    def _heatmaps(self, verdict: Verdict) -> Heatmaps | None:
+    def _heatmaps(self, verdict: Verdict, pictures: Pictures) -> Heatmaps | None:
         if self._explain is None:
             return None
         try:
-            faces = self._explain(verdict)
+            faces = self._explain(verdict, pictures.faces)
         except DeepfakeError as exc:
             return self._report.Heatmaps(problem=str(exc))
         method = f"{faces[0].explanation.method} on {faces[0].explanation.layer}"

@@ -19,7 +19,7 @@ from deepfake_client.cli.main import print_error
 from deepfake_client.cli.output import Output, Result
 from deepfake_client.cli.progress import RunProgress
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK
+from deepfake_client.explain.evidence import Evidence
 from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.types import Explainer
 from deepfake_client.options import AnalyzeOptions
@@ -118,10 +118,12 @@ class Run(AbstractContextManager["Run"]):
         if self.on_verdict is not None:
             self.on_verdict(verdict, media, self.client.model_of(verdict).spec)
 
-    def explain(self, verdict: Verdict, explainer: Explainer) -> tuple[ExplainedFace, ...]:
+    def explain(
+        self, verdict: Verdict, evidence: Sequence[Evidence], explainer: Explainer
+    ) -> tuple[ExplainedFace, ...]:
         """Explain the faces that a page shows."""
         assert self.client is not None, "there are verdicts only when a server was asked"
-        return self.client.explain(verdict, top=SHOWN_PER_TRACK, at_most=MAX_SHOWN, explainer=explainer)
+        return self.client.explain(verdict, evidence=evidence, explainer=explainer)
 
     def results(self) -> Generator[Result]:
         """Yield one result for each source, as it is finished; those of an earlier run first.

@@ -5,7 +5,6 @@ A `Verdict` is plain data and holds no pictures. Reports and explanations ask he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
@@ -24,6 +23,8 @@ from deepfake_preprocess.media.sampling import Sampling
 SHOWN_PER_TRACK = 4
 MAX_SHOWN = 12
 """Faces on a report's page: what a person looks through."""
+PREVIEW_PX = 960
+"""Width of the frames that are kept for pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,36 +89,50 @@ def suspicious_faces(verdict: Verdict, *, per_track: int, at_most: int | None = 
     return tuple(pick for pick in turns if pick is not None)[:at_most]
 
 
-def cut_out(media: Media, picks: Iterable[Pick], spec: ModelSpec, *, preview_px: int) -> Iterator[Evidence]:
-    """Decode the frames of the picks again and cut the faces out as the model saw them.
+def gather(
+    media: Media,
+    verdict: Verdict,
+    spec: ModelSpec,
+    *,
+    per_track: int,
+    at_most: int | None = None,
+    preview_px: int = PREVIEW_PX,
+) -> tuple[Evidence, ...]:
+    """Decode the frames of the most suspicious faces again and cut the faces out as the model saw them.
 
     Only these frames are decoded, with what they depend on; one frame is held at a time.
 
     Args:
-        media: the verdict's source.
-        picks: faces of one verdict on this source.
+        media: the verdict's source; stays open.
+        verdict: what the evidence is for.
         spec: the model's contract (see `DeepfakeClient.model`).
+        per_track: see `suspicious_faces`.
+        at_most: see `suspicious_faces`.
         preview_px: largest width of the previews.
 
-    Yields:
-        One `Evidence` per pick in order of time. A frame that cannot be decoded again is left out.
+    Returns:
+        As `suspicious_faces` orders them. A face whose frame cannot be decoded again is left out.
     """
-    by_time: dict[float, list[Pick]] = {}
-    for pick in picks:
-        by_time.setdefault(pick.frame.pts_seconds, []).append(pick)
+    picks = suspicious_faces(verdict, per_track=per_track, at_most=at_most)
+    by_time: dict[float, list[int]] = {}
+    for number, pick in enumerate(picks):
+        by_time.setdefault(pick.frame.pts_seconds, []).append(number)
     if not by_time:
-        return
+        return ()
     times = tuple(sorted(by_time))
+    found: dict[int, Evidence] = {}
     for frame in media.frames(Sampling(num_frames=None, at_seconds=times)):
         # A verdict that was read back from JSON holds its times in whole microseconds.
         time = min(times, key=lambda time: abs(time - frame.pts_seconds))
         frame_wh, preview = (frame.width_px, frame.height_px), preview_of(frame, preview_px)
-        for pick in by_time[time]:
-            face = _face(pick.face)
+        for number in by_time[time]:
+            face = _face(picks[number].face)
             geometry = crop_geometry(face, frame_wh, spec)
             points = None if face.landmarks_xy is None else geometry.points_to_crop(face.landmarks_xy)
             landmarks = None if points is None else points.astype(np.float32)
-            yield Evidence(pick, crop_face(frame, face, spec), landmarks, geometry, frame_wh, preview)
+            crop = crop_face(frame, face, spec)
+            found[number] = Evidence(picks[number], crop, landmarks, geometry, frame_wh, preview)
+    return tuple(found[number] for number in sorted(found))
 
 
 def preview_of(frame: Frame, width_px: int) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.explain.encoding import encode_png
-from deepfake_client.explain.evidence import Evidence, cut_out, suspicious_faces
+from deepfake_client.explain.evidence import Evidence, suspicious_faces
 from deepfake_client.explain.overlay import overlay_heatmap
 from deepfake_client.explain.types import (
     DEFAULT_SERVICE_URL,
@@ -28,11 +28,7 @@ from deepfake_client.explain.types import (
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.errors import ExplainDisagreementError, NoFaceError, OptionError
-from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.extras import require_extra
-
-PREVIEW_PX = 960
-"""Width of the frames that are kept for pictures."""
 
 
 class ScoringClient(Protocol):
@@ -113,46 +109,39 @@ def open_explainer(
     return explainer
 
 
-async def explain_verdict(
+async def explain_faces(
     client: ScoringClient,
     verdict: Verdict,
-    media: Media,
+    evidence: Sequence[Evidence],
     *,
     explainer: Explainer,
-    top: int = 3,
-    at_most: int | None = None,
-    options: ExplainOptions | None = None,
+    options: ExplainOptions,
 ) -> tuple[ExplainedFace, ...]:
-    """Explain the most suspicious faces of each track of a verdict.
+    """Explain faces of a verdict.
 
     The served score is asked for again, for the very crops that are explained, and compared with PyTorch's.
 
     Args:
         client: asks the server that gave the verdict.
         verdict: what is to be explained.
-        media: its source; stays open.
+        evidence: the faces, as `gather` cuts them out.
         explainer: who makes the heatmaps.
-        top: at most that many faces of each track.
-        at_most: at most that many faces in all, for which the tracks take turns; None for no such bound.
         options: method, layer and extra checks.
 
     Returns:
-        As `suspicious_faces` orders them.
+        In the order of the evidence.
 
     Raises:
-        OptionError: `top` is below 1, or the explainer refuses an option.
-        NoFaceError: the verdict holds no scored face, or none of them is found again in the source.
+        OptionError: the explainer refuses an option.
+        NoFaceError: there are no faces.
         ExplainDisagreementError: verdict, server and explainer are not of one checkpoint, or scores differ.
         ServerError: server or service cannot be reached or failed.
     """
-    if top < 1:
-        raise OptionError(f"`top` is {top}; allowed: a whole number from 1")
-    picks = suspicious_faces(verdict, per_track=top, at_most=at_most)
-    if not picks:
-        raise NoFaceError(
-            f"{verdict.source}: the verdict holds no scored face, so there is nothing to explain"
-            + (f" ({verdict.detail})" if verdict.detail else "")
-        )
+    if not evidence:
+        reason = "none of its frames could be decoded again; is it the same file?"
+        if not suspicious_faces(verdict, per_track=1):
+            reason = "the verdict holds no scored face, so there is nothing to explain"
+        raise NoFaceError(f"{verdict.source}: {reason}" + (f" ({verdict.detail})" if verdict.detail else ""))
     model = await client.model()
     known = verdict.model.checkpoint_sha256
     if known is not None and known != model.spec.checkpoint_sha256:
@@ -160,25 +149,16 @@ async def explain_verdict(
             f"{verdict.source}: the verdict is of checkpoint {known}, but the server now serves "
             f"{model.spec.checkpoint_sha256}; analyze the file again"
         )
-    found = await asyncio.to_thread(list, cut_out(media, picks, model.spec, preview_px=PREVIEW_PX))
-    if not found:
-        raise NoFaceError(f"{media.name}: none of the verdict's frames could be decoded again; is it the same file?")
-    order = {id(pick): number for number, pick in enumerate(picks)}
-    found.sort(key=lambda item: order[id(item.pick)])
-    crops = np.stack([item.crop for item in found])
+    crops = np.stack([item.crop for item in evidence])
     served = ServedScores(await client.score(crops), model.spec.checkpoint_sha256, model.precision, model.tensorrt)
     explanations = await asyncio.to_thread(
-        explainer.explain,
-        crops,
-        options or ExplainOptions(),
-        landmarks_xy=[item.landmarks_xy for item in found],
-        served=served,
+        explainer.explain, crops, options, landmarks_xy=[item.landmarks_xy for item in evidence], served=served
     )
     return tuple(
         ExplainedFace(
             item.pick, item.crop, item.landmarks_xy, item.geometry, item.frame_wh, item.preview, explanation
         )
-        for item, explanation in zip(found, explanations, strict=True)
+        for item, explanation in zip(evidence, explanations, strict=True)
     )
 
 

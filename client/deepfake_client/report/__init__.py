@@ -5,7 +5,7 @@ Needs the extra ``report`` (jinja2, matplotlib). Modules: `pictures` looks at th
 """
 
 from deepfake_client.report.page import Heatmaps, ReportContext, has_page, page_path, write_index, write_page
-from deepfake_client.report.pictures import Pictures, take_pictures
+from deepfake_client.report.pictures import Pictures, pictures_of_source, take_pictures
 
 __all__ = [
     "Heatmaps",
@@ -13,6 +13,7 @@ __all__ = [
     "ReportContext",
     "has_page",
     "page_path",
+    "pictures_of_source",
     "take_pictures",
     "write_index",
     "write_page",

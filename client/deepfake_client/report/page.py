@@ -205,17 +205,11 @@ def _timeline_text(verdict: Verdict) -> str:
 def _face_cards(pictures: Pictures, heatmaps: Heatmaps | None) -> list[dict[str, Any]]:
     overlays = {} if heatmaps is None else heatmaps.overlays
     cards = []
-    for item in pictures.faces:
-        png = overlays.get((item.frame_index, item.face.track))
+    for item in sorted(pictures.faces, key=lambda item: -(item.pick.face.fake_probability or 0.0)):
+        frame, face = item.pick.frame, item.pick.face
+        png = overlays.get((frame.index, face.track))
         overlay = None if png is None else data_uri("image/png", png)
-        cards.append(
-            {
-                "uri": jpeg_uri(item.image_rgb),
-                "overlay": overlay,
-                "face": item.face,
-                "pts_seconds": item.pts_seconds,
-            }
-        )
+        cards.append({"uri": jpeg_uri(item.crop), "overlay": overlay, "face": face, "pts_seconds": frame.pts_seconds})
     return cards
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from deepfake_client.explain.evidence import (
     MAX_SHOWN,
     SHOWN_PER_TRACK,
-    Pick,
-    cut_out,
+    Evidence,
+    gather,
     preview_of,
     suspicious_faces,
 )
-from deepfake_client.result.verdict import FaceScore, FrameResult, Verdict
+from deepfake_client.result.verdict import FrameResult, Verdict
 from deepfake_client.sources.inputs import open_source
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InputError
@@ -47,28 +46,11 @@ class Shot:
     scale: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FacePicture:
-    """A face as the model saw it.
-
-    Attributes:
-        frame_index: number of its frame.
-        pts_seconds: time of its frame.
-        face: its scores.
-        image_rgb: uint8 ``[H, W, 3]`` RGB crop.
-    """
-
-    frame_index: int
-    pts_seconds: float
-    face: FaceScore
-    image_rgb: NDArray[np.uint8]
-
-
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Faces with the highest score first, and frames in order of time; `problem` says why there are none."""
+    """Faces in the order of `suspicious_faces`, and frames in order of time; `problem` says why there are none."""
 
-    faces: tuple[FacePicture, ...] = ()
+    faces: tuple[Evidence, ...] = ()
     shots: tuple[Shot, ...] = ()
     problem: str = ""
 
@@ -81,11 +63,15 @@ def take_pictures(verdict: Verdict, media: Media, spec: ModelSpec) -> Pictures:
         media: the verdict's source; stays open.
         spec: contract of the model that scored.
     """
-    picks = suspicious_faces(verdict, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN)
     try:
-        return _of_picks(picks, media, spec) if picks else _of_frames(verdict, media)
+        faces = gather(media, verdict, spec, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN, preview_px=FRAME_WIDTH_PX)
+        if not suspicious_faces(verdict, per_track=1):
+            return _of_frames(verdict, media)
     except InputError as exc:
         return Pictures(problem=f"The input could not be decoded again for this report: {exc}")
+    by_frame = {item.pick.frame.index: item for item in reversed(faces)}
+    wanted = sorted(list(dict.fromkeys(item.pick.frame.index for item in faces))[:MAX_FRAMES])
+    return Pictures(faces, tuple(_shot_of(by_frame[index]) for index in wanted))
 
 
 def pictures_of_source(verdict: Verdict, spec: ModelSpec) -> Pictures:
@@ -109,20 +95,6 @@ def data_uri(media_type: str, data: bytes) -> str:
     return f"data:{media_type};base64," + base64.b64encode(data).decode("ascii")
 
 
-def _of_picks(picks: Sequence[Pick], media: Media, spec: ModelSpec) -> Pictures:
-    faces: list[FacePicture] = []
-    shots: dict[int, Shot] = {}
-    wanted = list(dict.fromkeys(pick.frame.index for pick in picks))[:MAX_FRAMES]
-    for evidence in cut_out(media, picks, spec, preview_px=FRAME_WIDTH_PX):
-        result = evidence.pick.frame
-        faces.append(FacePicture(result.index, result.pts_seconds, evidence.pick.face, evidence.crop))
-        if result.index in wanted:
-            scale = evidence.preview.shape[1] / evidence.frame_wh[0]
-            shots.setdefault(result.index, Shot(result, evidence.preview, scale))
-    faces.sort(key=lambda picture: -(picture.face.fake_probability or 0.0))
-    return Pictures(tuple(faces), tuple(shots.values()))
-
-
 def _of_frames(verdict: Verdict, media: Media) -> Pictures:
     results = verdict.frames[:: max(1, len(verdict.frames) // MAX_FRAMES)][:MAX_FRAMES]
     if not results:
@@ -139,3 +111,7 @@ def _nearest(results: tuple[FrameResult, ...], frame: Frame) -> FrameResult:
 def _shot(result: FrameResult, frame: Frame) -> Shot:
     image = preview_of(frame, FRAME_WIDTH_PX)
     return Shot(result, image, image.shape[1] / frame.width_px)
+
+
+def _shot_of(face: Evidence) -> Shot:
+    return Shot(face.pick.frame, face.preview, face.preview.shape[1] / face.frame_wh[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from media import write_video
 from numpy.typing import NDArray
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling, Verdict, open_media
-from deepfake_client.explain.evidence import cut_out, suspicious_faces
+from deepfake_client.explain.evidence import gather, suspicious_faces
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.faces.detector import Face
@@ -53,10 +54,10 @@ def test_the_same_crops_come_again(
     clip = tmp_path / f"clip.{ending}"
     write_video(clip, PICTURES, fps=20)
     verdict = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(10)))
-    picks = suspicious_faces(verdict, per_track=3)
     with open_media(clip) as media:
-        evidence = list(cut_out(media, picks, SPEC, preview_px=80))
-    assert len(evidence) == len(picks) == 6
+        evidence = gather(media, verdict, SPEC, per_track=3, preview_px=80)
+    assert [item.pick for item in evidence] == list(suspicious_faces(verdict, per_track=3))
+    assert len(evidence) == 6
     for item in evidence:
         assert item.frame_wh == (160, 120)
         assert item.preview.shape == (60, 80, 3)
@@ -91,5 +92,5 @@ def test_an_image_and_a_verdict_without_faces(client: DeepfakeClient, tmp_path: 
     cv2.imwrite(str(image), PICTURES[20])
     verdict: Verdict = client.analyze(image)
     with open_media(image) as media:
-        assert len(list(cut_out(media, suspicious_faces(verdict, per_track=5), SPEC, preview_px=80))) == 2
-        assert list(cut_out(media, (), SPEC, preview_px=80)) == []
+        assert len(gather(media, verdict, SPEC, per_track=5)) == 2
+        assert gather(media, dataclasses.replace(verdict, frames=()), SPEC, per_track=5) == ()
