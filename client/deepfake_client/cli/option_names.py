@@ -10,59 +10,23 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+_NAMED_ALIKE: Final = """
+    aggregation artifacts calibration checkpoint concurrency crops device fake force fps grpc_port http_port
+    idle_s instances int8_target labels layer max_batch_size max_latency_s method metrics_port min_change
+    model num_frames on_slow precisions promote protocol real reconnects repository service source_ca spec
+    step_s threshold timeout_s tls tls.ca tls.key top until_sure url verbose window_s
+"""
+"""Parameters whose option has their name, without the unit (`max_latency_s`: --max-latency); sorted."""
+
 OPTION_OF_PARAMETER: Final[Mapping[str, str]] = {
-    "aggregation": "--aggregation",
-    "artifacts": "--artifacts",
-    "calibration": "--calibration",
-    "checkpoint": "--checkpoint",
-    "concurrency": "--concurrency",
-    "crops": "--crops",
-    "device": "--device",
-    "fake": "--fake",
-    "force": "--force",
-    "fps": "--fps",
-    "grpc_port": "--grpc-port",
+    **{name: "--" + re.sub(r"[._]", "-", name.removesuffix("_s")) for name in _NAMED_ALIKE.split()},
     "headers": "--header",
-    "http_port": "--http-port",
-    "idle_s": "--idle",
-    "instances": "--instances",
-    "int8_target": "--int8-target",
-    "labels": "--labels",
-    "layer": "--layer",
-    "max_batch_size": "--max-batch-size",
-    "max_latency_s": "--max-latency",
-    "method": "--method",
-    "metrics_port": "--metrics-port",
-    "min_change": "--min-change",
     "mode": "--sampling",
-    "model": "--model",
-    "num_frames": "--num-frames",
-    "on_slow": "--on-slow",
     "p99_ms": "--p99",
-    "precisions": "--precisions",
-    "promote": "--promote",
-    "protocol": "--protocol",
-    "real": "--real",
-    "reconnects": "--reconnects",
-    "repository": "--repository",
-    "service": "--service",
-    "source_ca": "--source-ca",
-    "spec": "--spec",
-    "step_s": "--step",
-    "threshold": "--threshold",
-    "timeout_s": "--timeout",
-    "tls": "--tls",
-    "tls.ca": "--tls-ca",
     "tls.certificate": "--tls-cert",
-    "tls.key": "--tls-key",
-    "top": "--top",
     "total_s": "--retry",
-    "until_sure": "--until-sure",
-    "url": "--url",
-    "verbose": "--verbose",
-    "window_s": "--window",
 }
-"""Sorted; a parameter that no command has an option for is not here, and stays as the library names it."""
+"""A parameter that no command has an option for is not here, and stays as the library names it."""
 
 
 def with_options(text: str) -> str:
