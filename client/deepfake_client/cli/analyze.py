@@ -1,15 +1,23 @@
-"""`deepfake analyze`: from paths on the command line to verdicts on the screen, in files and in reports."""
+"""`deepfake analyze`: from paths on the command line to verdicts on the screen, in files and in reports.
+
+`Run` sees to it that every input gets one result whatever the server does meanwhile, that every output gets all
+results, and that what went wrong is said at the end.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
-from contextlib import ExitStack, closing
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from deepfake_client.async_client import DEFAULT_CONCURRENCY
 from deepfake_client.cli.groups import (
@@ -17,15 +25,34 @@ from deepfake_client.cli.groups import (
     ExplainerChoice,
     ExplainerOptions,
     Group,
+    ServerChoice,
     ServerOptions,
     with_groups,
 )
 from deepfake_client.cli.journal import Journal
-from deepfake_client.cli.output import MANY_PANEL, OutputChoice, Report
+from deepfake_client.cli.main import print_error
+from deepfake_client.cli.output import MANY_PANEL, Output, OutputChoice, Report, Result
 from deepfake_client.cli.progress import RunProgress
-from deepfake_client.cli.run import Run
+from deepfake_client.client import DeepfakeClient
+from deepfake_client.explain.evidence import Evidence
+from deepfake_client.explain.findings import ExplainedFace
+from deepfake_client.explain.types import Explainer
+from deepfake_client.options import AnalyzeOptions
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
 from deepfake_client.sources.inputs import expand
-from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerUnavailableError
+from deepfake_preprocess.media.opening import Media, open_media
+from deepfake_preprocess.media.remote import is_url, without_password
+
+EXIT_INCONCLUSIVE = 3
+EXIT_SERVER = 4
+EXIT_SOME_INPUTS_FAILED = 5
+EXIT_INTERRUPTED = 130
+MAX_SERVER_FAILURES = 3
+"""Inputs in a row that the server may fail before the rest is given up: each has waited for it already."""
+_SHOWN_SOURCES = 10
 
 
 @with_groups
@@ -101,3 +128,257 @@ def _run(run: Run, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
         if pages is not None:
             with run.progress.waiting_for("writing the report"):
                 pages.wait()
+
+
+class Run(AbstractContextManager["Run"]):
+    """One run over many inputs; a context manager, which ends the client and a private server.
+
+    Args:
+        sources: inputs as named, each once.
+        server: where the scores come from. It is asked when the first input has been opened, so that inputs that
+            cannot be opened are reported whether or not a server is running.
+        options: how each input is analyzed.
+        progress: shows how far the run is.
+        concurrency: inputs that are worked on at once.
+        resume: whether results in the journal are used again.
+
+    Attributes:
+        journal: where results are kept, before any other output gets them; or None.
+        outputs: where results go, in this order.
+        on_verdict: looks at an input that has its verdict, while it is still open; called in a thread. Or None.
+        client: the client, once the server was asked.
+        interrupted: whether Ctrl-C ended the run.
+        unsettled: results of inputs that the server failed, and that will be tried again at the end; what is still
+            here when a run is interrupted has not been yielded.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        server: ServerChoice,
+        options: AnalyzeOptions,
+        progress: RunProgress,
+        *,
+        concurrency: int,
+        resume: bool = False,
+    ) -> None:
+        self.sources, self.options, self.progress = sources, options, progress
+        self.journal: Journal | None = None
+        self.outputs: list[Output] = []
+        self.on_verdict: Callable[[Verdict, Media, ModelSpec], None] | None = None
+        self.client: DeepfakeClient | None = None
+        self.interrupted = False
+        self.unsettled: list[Outcome] = []
+        self._server, self._concurrency, self._resume = server, concurrency, resume
+        self._outcomes: list[Outcome] = []
+        self._stack = ExitStack()
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def drive(self) -> None:
+        """Hand every result on to the outputs; Ctrl-C ends it, and keeps what is done."""
+        try:
+            with closing(self.results()) as results:
+                for result in results:
+                    self._take(result)
+                    self.progress.input_done(result.outcome)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            for outcome in self.unsettled:
+                self._take(Result(outcome))
+
+    def _take(self, result: Result) -> None:
+        spec = self._spec_of(result.outcome)
+        # One result is in all outputs or in none of them.
+        with _ctrl_c_deferred():
+            self._outcomes.append(result.outcome)
+            if self.journal is not None and not result.reused:
+                self.journal.append(result.outcome)
+            for output in self.outputs:
+                output.add(result, spec)
+
+    def _spec_of(self, outcome: Outcome) -> ModelSpec | None:
+        """Return the contract of the model that gave a verdict, also when the server has another one since."""
+        if outcome.verdict is None or self.client is None:
+            return None
+        return self.client.model_of(outcome.verdict).spec
+
+    def _inspect(self, verdict: Verdict, media: Media) -> None:
+        assert self.client is not None, "there are verdicts only when a server was asked"
+        if self.on_verdict is not None:
+            self.on_verdict(verdict, media, self.client.model_of(verdict).spec)
+
+    def explain(
+        self, verdict: Verdict, evidence: Sequence[Evidence], explainer: Explainer
+    ) -> tuple[ExplainedFace, ...]:
+        """Explain the faces that a page shows."""
+        assert self.client is not None, "there are verdicts only when a server was asked"
+        return self.client.explain(verdict, evidence=evidence, explainer=explainer)
+
+    def results(self) -> Generator[Result]:
+        """Yield one result for each source, as it is finished; those of an earlier run first.
+
+        Closing the generator cancels what is under way.
+
+        Raises:
+            OptionError: an option is wrong; whatever else goes wrong is a result.
+        """
+        pending = list(self.sources)
+        first: Media | None = None
+        # An address is opened when it is its turn: it would be fetched twice.
+        while pending and first is None and not is_url(pending[0]):
+            try:
+                first = open_media(pending[0], name=pending[0])
+            except InputError as exc:
+                yield Result(Outcome(pending.pop(0), error=exc))
+        if not pending:
+            return
+        try:
+            yield from self._of_server(pending, first)
+        finally:
+            if first is not None:
+                first.close()
+
+    def _of_server(self, pending: Sequence[str], first: Media | None) -> Iterator[Result]:
+        try:
+            self.client = client = self._stack.enter_context(self._server.client(self.progress.waiting_for))
+            model = client.model().identity
+        except OptionError:
+            raise
+        except DeepfakeError as exc:
+            yield from (Result(Outcome(source, error=exc)) for source in pending)
+            return
+        todo = []
+        for source in pending:
+            if self.journal is None:
+                todo.append(source)
+            elif self._resume and (known := self.journal.reusable(source, model)) is not None:
+                yield Result(known, reused=True)
+            else:
+                self.journal.begin(source)
+                todo.append(source)
+        for outcome in self._analyze(client, todo, model, first):
+            yield Result(outcome)
+
+    def _analyze(
+        self, client: DeepfakeClient, todo: Sequence[str], model: ModelIdentity, first: Media | None
+    ) -> Iterator[Outcome]:
+        # Results know an address without its password.
+        left = {without_password(source): source for source in todo}
+        failed: list[str] = []
+        failures = 0
+        for outcome in self._pass(client, [first if first and first.name == source else source for source in todo]):
+            source = left.pop(outcome.source)
+            if first is not None and source == first.name:
+                first.close()
+            if outcome.server_failed:
+                self.unsettled.append(outcome)
+                failed.append(source)
+                failures += 1
+            else:
+                failures = 0
+                yield outcome
+        if failures == 0 or _replaced(client, model):
+            # The server was away and has come back, or has another model: what failed meanwhile gets a second chance.
+            for outcome in self._pass(client, failed):
+                self.unsettled = [item for item in self.unsettled if item.source != outcome.source]
+                yield outcome
+        while self.unsettled:
+            yield self.unsettled.pop(0)
+        gone = ServerUnavailableError(
+            f"not analyzed, because the server failed {MAX_SERVER_FAILURES} inputs in a row before; see that it runs "
+            "(deepfake health) and run again"
+        )
+        yield from (Outcome(source, error=gone) for source in left)
+
+    def _pass(self, client: DeepfakeClient, sources: Sequence[str | Media]) -> Iterator[Outcome]:
+        """Yield outcomes until all are there, or the server has failed too many in a row."""
+        failures = 0
+        if not sources:
+            return
+        with closing(
+            client.analyze_many(
+                sources,
+                options=self.options,
+                concurrency=self._concurrency,
+                on_progress=self.progress.frame_done,
+                on_verdict=None if self.on_verdict is None else self._inspect,
+            )
+        ) as outcomes:
+            for outcome in outcomes:
+                yield outcome
+                failures = failures + 1 if outcome.server_failed else 0
+                if failures == MAX_SERVER_FAILURES:
+                    return
+
+    def print_failures(self, screen: Console) -> None:
+        """Name the inputs without a verdict on standard error, each reason once."""
+        sources_by_message: dict[str, list[str]] = {}
+        errors: dict[str, DeepfakeError] = {}
+        for outcome in self._outcomes:
+            if outcome.error is not None:
+                sources_by_message.setdefault(str(outcome.error), []).append(outcome.source)
+                errors[str(outcome.error)] = outcome.error
+        for message, sources in sources_by_message.items():
+            print_error(errors[message])
+            if len(sources) > 1:
+                _note(screen, f"  so it was with {len(sources)} inputs: {_listed(sources)}")
+        cut_short = [outcome.source for outcome in self._outcomes if outcome.verdict and outcome.server_failed]
+        if cut_short and len(self.sources) > 1:
+            _note(screen, f"the server failed during {len(cut_short)} inputs: {_listed(cut_short)}")
+        if self.interrupted:
+            _note(screen, f"interrupted: {len(self._outcomes)} of {len(self.sources)} inputs were analyzed")
+        if len(self.sources) > 1 and (self.interrupted or any(item.server_failed for item in self._outcomes)):
+            _note(
+                screen,
+                "to resume where this run stopped, run the same command with --resume"
+                if self.journal is not None
+                else "with --output FILE or --report DIR, a run can resume where it stopped (--resume)",
+            )
+
+    def exit_code(self) -> int:
+        """Return the exit code of the process."""
+        if self.interrupted:
+            return EXIT_INTERRUPTED
+        if any(outcome.server_failed for outcome in self._outcomes):
+            return EXIT_SERVER
+        errors = [outcome.error for outcome in self._outcomes if outcome.error is not None]
+        if errors:
+            return errors[0].exit_code if len(errors) == len(self._outcomes) else EXIT_SOME_INPUTS_FAILED
+        verdicts = [outcome.verdict for outcome in self._outcomes if outcome.verdict is not None]
+        return EXIT_INCONCLUSIVE if any(verdict.label is Label.INCONCLUSIVE for verdict in verdicts) else 0
+
+
+@contextmanager
+def _ctrl_c_deferred() -> Iterator[None]:
+    """Let what is inside finish before Ctrl-C is raised; only the main thread can be interrupted at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _listed(sources: Sequence[str]) -> str:
+    shown = ", ".join(sources[:_SHOWN_SOURCES])
+    rest = len(sources) - _SHOWN_SOURCES
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _note(screen: Console, text: str) -> None:
+    screen.print(f"[yellow]{escape(text)}[/]")
+
+
+def _replaced(client: DeepfakeClient, model: ModelIdentity) -> bool:
+    """Return whether the client has found out that the server offers another model now."""
+    try:
+        return client.model().identity != model
+    except DeepfakeError:
+        return False

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from verdicts import inconclusive, verdict
 
 from deepfake_client.analysis.pipeline import Progress
+from deepfake_client.cli import analyze as cli_analyze
 from deepfake_client.cli import groups
 from deepfake_client.cli import main as cli
-from deepfake_client.cli import run as cli_run
 from deepfake_client.cli.output import CSV_COLUMNS, csv_row
 from deepfake_client.cli.progress import RunProgress
 from deepfake_client.cli.render import headline
@@ -79,7 +79,7 @@ def test_ctrl_c_keeps_what_is_done_in_every_form(
 ) -> None:
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 2)
     code, out, err = run(capsys, "images", "--json", "--csv", "run.csv", "--report", "report")
-    assert code == cli_run.EXIT_INTERRUPTED
+    assert code == cli_analyze.EXIT_INTERRUPTED
     assert [item["source"] for item in json.loads(out)] == ["images/a.png", "images/b.png"]
     assert "2 of 3 inputs were analyzed" in err
     assert "--resume" in err
@@ -92,7 +92,7 @@ def test_ctrl_c_keeps_what_is_done_in_every_form(
     missing = next(Path("report").glob("a.png-*/report.html"))
     missing.unlink()
     code, out, err = run(capsys, "images", "--jsonl", "--csv", "run.csv", "--report", "report", "--resume")
-    assert code == cli_run.EXIT_INCONCLUSIVE
+    assert code == cli_analyze.EXIT_INCONCLUSIVE
     assert [json.loads(line)["source"] for line in out.splitlines()] == [f"images/{name}.png" for name in "abc"]
     assert len(read_csv(Path("run.csv").read_text())) == 3
     assert missing.exists(), "a page that is not there is written"
@@ -104,7 +104,7 @@ def test_ctrl_c_during_the_first_input_is_no_traceback(
 ) -> None:
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 0)
     code, out, err = run(capsys, "images", "--json")
-    assert (code, json.loads(out)) == (cli_run.EXIT_INTERRUPTED, [])
+    assert (code, json.loads(out)) == (cli_analyze.EXIT_INTERRUPTED, [])
     assert "0 of 3" in err
     assert "--output FILE" in err, "says how the next run could be resumed"
 
@@ -167,10 +167,10 @@ def test_csv_goes_to_standard_output_and_quiet_prints_nothing_else(
 ) -> None:
     code, out, err = run(capsys, "images", "--csv", "-", "--quiet")
     rows = read_csv(out)
-    assert (code, err) == (cli_run.EXIT_INCONCLUSIVE, "")
+    assert (code, err) == (cli_analyze.EXIT_INCONCLUSIVE, "")
     assert tuple(rows[0]) == CSV_COLUMNS
     assert {row["label"] for row in rows} == {"FAKE", "INCONCLUSIVE"}, "white is fake, says the stand-in"
-    assert run(capsys, "images", "--quiet") == (cli_run.EXIT_INCONCLUSIVE, "", "")
+    assert run(capsys, "images", "--quiet") == (cli_analyze.EXIT_INCONCLUSIVE, "", "")
 
 
 def test_every_input_is_taken_once(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
