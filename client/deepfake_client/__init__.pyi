@@ -59,6 +59,7 @@ from deepfake_preprocess.faces.geometry import CropGeometry
 from deepfake_preprocess.media.decoding import DecodeStats
 from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.frames_source import open_frames
+from deepfake_preprocess.media.live import LiveOptions
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.media.sampling import Sampling
 
@@ -96,6 +97,7 @@ __all__ = [
     "InputError",
     "Interval",
     "Label",
+    "LiveOptions",
     "Media",
     "MediaNotFoundError",
     "MediaOpenError",

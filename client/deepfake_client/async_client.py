@@ -268,10 +268,7 @@ class AsyncDeepfakeClient:
         """
         stop = threading.Event()
         if isinstance(source, str | os.PathLike):
-            live = open_live(
-                source, fps=options.fps, stop=stop, idle_s=options.idle_s, reconnects=options.reconnects,
-                timeout_s=options.source_timeout_s, source_ca=options.source_ca,
-            )  # fmt: skip
+            live = open_live(source, fps=options.fps, stop=stop, options=options)
             return watch_frames(live, stop, self._stages, options)
         name = name_of(source) or "the given frames"
 

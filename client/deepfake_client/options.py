@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 from deepfake_client.transport.connection import check_timeout
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.media.live import DEFAULT_IDLE_S, DEFAULT_RECONNECTS
-from deepfake_preprocess.media.remote import TIMEOUT_S
+from deepfake_preprocess.media.live import LiveOptions
 from deepfake_preprocess.media.sampling import Sampling
 
 Aggregation: TypeAlias = Literal["mean", "median", "trimmed", "top_k", "vote", "confident", "log_odds"]
@@ -63,8 +61,8 @@ class AnalyzeOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatchOptions:
-    """How a source that is still going on is watched.
+class WatchOptions(LiveOptions):
+    """How a source that is still going on is watched; also how long it is waited for (`LiveOptions`).
 
     Attributes:
         window_s: length of the window, in seconds of the source's time.
@@ -76,11 +74,6 @@ class WatchOptions:
         max_latency_s: with ``drop``, about how old a frame may be when it is scored.
         aggregation: how a face's frames become its score, one of `AGGREGATIONS`.
         threshold: FAKE at or above it, in (0, 1); the model's own when None.
-        idle_s: a file ends when it has not grown for so long.
-        reconnects: how often in a row an address that broke off or stalled is opened again.
-        source_timeout_s: how long opening an address, and each read from it, may take.
-        source_ca: PEM file with the certificates to trust at an address that begins with ``https`` or ``rtsps``;
-            those that this machine trusts when None.
 
     Raises:
         OptionError: a value is out of its range.
@@ -94,20 +87,13 @@ class WatchOptions:
     max_latency_s: float = 3.0
     aggregation: str = "mean"
     threshold: float | None = None
-    idle_s: float = DEFAULT_IDLE_S
-    reconnects: int = DEFAULT_RECONNECTS
-    source_timeout_s: float = TIMEOUT_S
-    source_ca: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("window_s", "step_s", "fps", "max_latency_s", "source_timeout_s"):
+        LiveOptions.__post_init__(self)
+        for name in ("window_s", "step_s", "fps", "max_latency_s"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise OptionError(f"`{name}` is {value!r}; allowed: a number above 0")
-        if not 0 <= self.idle_s < float("inf"):
-            raise OptionError(f"`idle_s` is {self.idle_s!r}; allowed: a number from 0")
-        if self.reconnects < 0:
-            raise OptionError(f"`reconnects` is {self.reconnects!r}; allowed: a whole number from 0")
         if not 0 <= self.min_change <= 1:
             raise OptionError(f"`min_change` is {self.min_change!r}; allowed: a number from 0 to 1")
         if self.on_slow not in (None, *get_args(OnSlow)):

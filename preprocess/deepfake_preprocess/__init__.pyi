@@ -38,7 +38,7 @@ from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.media.decoding import DecodeStats
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
 from deepfake_preprocess.media.frames_source import open_frames
-from deepfake_preprocess.media.live import LiveSource, open_live
+from deepfake_preprocess.media.live import LiveOptions, LiveSource, open_live
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.media.remote import open_url
 from deepfake_preprocess.media.sampling import Sampling
@@ -62,6 +62,7 @@ __all__ = [
     "Head",
     "InferenceError",
     "InputError",
+    "LiveOptions",
     "LiveSource",
     "Manifest",
     "Media",

@@ -34,8 +34,6 @@ from deepfake_preprocess.media.remote import (
 )
 from deepfake_preprocess.media.sampling import Sampling
 
-DEFAULT_IDLE_S: Final = 5.0
-DEFAULT_RECONNECTS: Final = 5
 _POLL_S: Final = 0.05
 _MAX_GAP_S: Final = 60.0
 """A clock that jumps back, or further ahead than this, was reset."""
@@ -65,15 +63,39 @@ class LiveSource:
     frames: Generator[Frame, None, None] = field(init=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveOptions:
+    """How long a live source is waited for, and whom it must be.
+
+    Attributes:
+        idle_s: a file ends when it has not grown for this long.
+        reconnects: how many times in a row an address is reopened after it broke off or stalled.
+        source_timeout_s: limit for opening an address or a camera, and for each read, in seconds.
+        source_ca: PEM file of the certificates to trust at an address that begins with ``https`` or ``rtsps``; those
+            that this machine trusts when None.
+
+    Raises:
+        OptionError: a value is out of its range, or `source_ca` is not such a file.
+    """
+
+    idle_s: float = 5.0
+    reconnects: int = 5
+    source_timeout_s: float = TIMEOUT_S
+    source_ca: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.idle_s < inf:
+            raise OptionError(f"`idle_s` is {self.idle_s!r}; allowed: a number from 0")
+        if self.reconnects < 0:
+            raise OptionError(f"`reconnects` is {self.reconnects!r}; allowed: a whole number from 0")
+        if not 0 < self.source_timeout_s < inf:
+            raise OptionError(f"`source_timeout_s` is {self.source_timeout_s!r}; allowed: a number above 0")
+        if self.source_ca is not None:
+            check_certificates(self.source_ca)
+
+
 def open_live(
-    source: str | os.PathLike[str],
-    *,
-    fps: float,
-    stop: threading.Event,
-    idle_s: float = DEFAULT_IDLE_S,
-    reconnects: int = DEFAULT_RECONNECTS,
-    timeout_s: float = TIMEOUT_S,
-    source_ca: str | os.PathLike[str] | None = None,
+    source: str | os.PathLike[str], *, fps: float, stop: threading.Event, options: LiveOptions = LiveOptions()
 ) -> LiveSource:
     """Describe a live source.
 
@@ -81,32 +103,24 @@ def open_live(
         source: a file, which is read as it grows; an address (http, https, rtsp; also HLS playlists); or a camera
             (``/dev/video0``).
         fps: frames taken per second of the source's own time.
-        stop: set it to end the frames; waits end within fractions of a second, a stalled read within `timeout_s`.
-        idle_s: a file ends when it has not grown for this long.
-        reconnects: how many times in a row an address is reopened after it broke off or stalled.
-        timeout_s: limit for opening an address or a camera, and for each read.
-        source_ca: PEM file of the certificates to trust at an address; those that this machine trusts when None.
+        stop: set it to end the frames; waits end within fractions of a second, a stalled read within
+            `LiveOptions.source_timeout_s`.
+        options: how long it is waited for.
 
     Raises:
-        OptionError: a value is out of its range, or `source_ca` is not such a file.
         MediaNotFoundError: the file or camera does not exist.
         MediaOpenError: it is a folder. All other problems are raised with the first frame.
     """
-    if not 0 <= idle_s < inf:
-        raise OptionError(f"idle_s is {idle_s!r}; allowed: a number from 0")
-    if reconnects < 0:
-        raise OptionError(f"reconnects is {reconnects!r}; allowed: a whole number from 0")
-    if not 0 < timeout_s < inf:
-        raise OptionError(f"the timeout of a source is {timeout_s!r} s; allowed: a number above 0")
-    if source_ca is not None:
-        check_certificates(source_ca)
     text = os.fspath(source)
     name = without_password(text)
     live = LiveSource(name, can_wait=False)
     decoder = _Decoder(live, fps, stop)
     if is_url(text):
         live.frames = decoder.reconnecting(
-            lambda: open_live_url(text, timeout_s=timeout_s, source_ca=source_ca), text, reconnects, timeout_s
+            lambda: open_live_url(text, timeout_s=options.source_timeout_s, source_ca=options.source_ca),
+            text,
+            options.reconnects,
+            options.source_timeout_s,
         )
         return live
     path = Path(text)
@@ -115,10 +129,10 @@ def open_live(
     if path.is_dir():
         raise MediaOpenError(f"{text} is a folder; name a file in it")
     if stat.S_ISCHR(path.stat().st_mode):
-        live.frames = decoder.once(lambda: _open_camera(text, timeout_s))
+        live.frames = decoder.once(lambda: _open_camera(text, options.source_timeout_s))
     else:
         live.can_wait = True
-        live.frames = decoder.once(lambda: _growing(path, idle_s, stop))
+        live.frames = decoder.once(lambda: _growing(path, options.idle_s, stop))
     return live
 
 
