@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from deepfake_client.analysis.scoring import Judgement
 from deepfake_client.result.verdict import Timing, Verdict
@@ -29,7 +28,7 @@ class BusyClock:
                 self._since = time.perf_counter()
             self._active += 1
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         with self._lock:
             self._active -= 1
             if self._active == 0:

@@ -263,7 +263,9 @@ class Report:
 
     def collect(self, verdict: Verdict, media: Media, spec: ModelSpec) -> None:
         """Take the pictures of a page while its input is open; called on any thread, before `add`."""
-        self._pictures[verdict.source] = self._report.take_pictures(verdict, media, spec)
+        pictures = self._report.take_pictures(verdict, media, spec)
+        if pictures.faces or pictures.shots:  # else it is opened once more: some addresses can only be read once
+            self._pictures[verdict.source] = pictures
 
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""

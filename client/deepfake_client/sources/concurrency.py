@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, 
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import aclosing, suppress
 from itertools import islice
-from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeGuard, TypeVar
 
 T = TypeVar("T")
@@ -190,9 +189,7 @@ class ClosingIterator(Generic[T]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         self.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
