@@ -297,7 +297,7 @@ class AsyncDeepfakeClient:
         try:
             return await infer_in_chunks(self._transport, model, faces, timeout_s=timeout_s)
         except (ModelContractError, ModelNotFoundError):
-            # The server has another model now: this call cannot go on with it, the next one asks anew.
+            # The server has another model now: this call cannot go on with it, the next one asks again.
             if self._served is model:
                 self._served = None
             raise

@@ -153,7 +153,7 @@ class DeepfakeClient:
     def _each(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """Run an asynchronous generator on the client's loop."""
 
-        # Inside coroutines, so that the loop sees the generator's first step and `close` can end it.
+        # Inside coroutines, so the loop sees the generator's first step and `close` can end it.
         async def step() -> T:
             return await anext(items)
 

@@ -1,6 +1,6 @@
 """From the scores of single faces to the score of a track, and from tracks to the verdict.
 
-A video is as fake as its most suspicious face: tracks are scored one by one and the largest counts, so that one
+A video is as fake as its most suspicious face: tracks are scored one by one and the largest counts, so one
 manipulated face among several real ones is not averaged away.
 
 Within a track the default is the mean of the frames' probabilities: it is the figure that papers and benchmarks of
@@ -117,7 +117,7 @@ def score_tracks(frames: tuple[FrameResult, ...], *, strategy: Strategy, thresho
     """Score every track of `frames` that has at least one scored face, in order of id.
 
     Faces that are left out (weight 0) take no part, neither in the score nor in whether the track counts. A track
-    that has no others is scored as if all had weight 1, so that there is something to look at, and never counts.
+    that has no others is scored as if all had weight 1, so there is something to look at, and never counts.
     """
     seen: dict[int, list[tuple[float, float, float]]] = {}
     for frame in frames:

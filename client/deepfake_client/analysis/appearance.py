@@ -24,7 +24,7 @@ def picture_colors(image_rgb: NDArray[np.uint8]) -> Colors:
     Args:
         image_rgb: uint8 ``[H, W, 3]`` RGB of any size; every n-th pixel is looked at.
     """
-    # Chroma differences of natural pictures lie around 128; the outer quarters would stay empty.
+    # Chroma differences of natural pictures are around 128; the outer quarters would stay empty.
     return _histogram(image_rgb, _PICTURE_SIDE_PX, [0, 1, 2], [8, 8, 8], [0, 256, 64, 192, 64, 192])
 
 

@@ -11,7 +11,7 @@ def assign(affinity: NDArray[np.float64]) -> list[tuple[int, int]]:
 
     The Hungarian method with shortest augmenting paths (H. Kuhn, 1955; R. Jonker and A. Volgenant, "A shortest
     augmenting path algorithm for dense and sparse linear assignment problems", Computing 1987). SciPy has it, too,
-    but is no dependency of the client.
+    but is not a dependency of the client.
 
     Args:
         affinity: float64 ``[rows, columns]``, at least 0; 0 forbids a pair.

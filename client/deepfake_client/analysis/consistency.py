@@ -1,6 +1,6 @@
 """How far a track's score can be trusted: its confidence interval, and how steady the frames are.
 
-The interval says where the score would lie with other frames of the same video. It knows nothing of what the model
+The interval says where the score would be with other frames of the same video. It knows nothing of what the model
 gets wrong as a whole.
 
 Scores of neighboring frames resemble each other, so treating them as independent gives intervals that are far too

@@ -213,7 +213,7 @@ class Analysis:
             if decoding is not None and not decoding.done():
                 if self._release is not None:
                     self._release()
-                # The decoder must have let go of the container before the caller closes it.
+                # The decoder must have released the container before the caller closes it.
                 await asyncio.to_thread(wait, [decoding])
         self.frames.sort(key=lambda item: item.pts_seconds)
 
@@ -226,13 +226,13 @@ class Analysis:
 
     async def _process(self, frame: Frame, scored: ScoredFrame) -> None:
         loop = asyncio.get_running_loop()
-        # Tasks start in the order of their frames. Which frames start anew is fixed, so that results do not depend on
+        # Tasks start in the order of their frames. Which frames start over is fixed, so results do not depend on
         # the threads' speed; those between form a chain, and chains run side by side.
         previous, self._latest = self._latest, loop.create_future()
-        latest, starts_anew = self._latest, self._frames_seen % DETECT_EVERY == 0
+        latest, starts_over = self._latest, self._frames_seen % DETECT_EVERY == 0
         self._frames_seen += 1
         try:
-            before = None if previous is None or starts_anew else await previous
+            before = None if previous is None or starts_over else await previous
             crops, sighting = await loop.run_in_executor(
                 self._stages.detect_pool, self._detect, frame, scored, before
             )

@@ -2,7 +2,7 @@
 
 Each concern has a ramp: up to one value a face counts in full, from another on it is left out. A face's weight is
 the product of its ramps. The ramps start beyond what ordinary recordings show (measured, see docs/decisions.md),
-so that nothing is weighted down without need: manipulated faces are often softer than real ones, and leaving them
+so nothing is weighted down without need: manipulated faces are often softer than real ones, and leaving them
 out for that would be a mistake.
 
 Where the figures come from:
@@ -10,7 +10,7 @@ Where the figures come from:
 - Size: relative to the network's input, since an enlarged crop holds no more than the face had.
 - Blur: the measure of Crete et al., "The blur effect: perception and estimation with a new no-reference perceptual
   blur metric" (SPIE 6492, 2007): blurring changes a blurred picture less than a sharp one. It does not depend on
-  contrast, and is taken on the face at one fixed size, so that it asks whether detail of a face is there, not how
+  contrast, and is taken on the face at one fixed size, so it asks whether detail of a face is there, not how
   many pixels it was drawn with.
 - Pose: angles from the five landmarks under parallel projection, after Gee and Cipolla, "Determining the gaze of
   faces in images" (Image and Vision Computing, 1994). Profiles are understated (MTCNN's points shift less than the
@@ -37,7 +37,7 @@ BLUR_RAMP = (0.65, 0.78)
 POSE_RAMP_DEG = (45.0, 65.0)
 """Largest of yaw, pitch and roll."""
 INSIDE_RAMP = (0.8, 0.5)
-"""Share of the box that lies inside the picture."""
+"""Share of the box that is inside the picture."""
 MIN_WEIGHT = 0.1
 """Below it a face is left out: a track must not be decided by what is hardly worth anything."""
 

@@ -24,11 +24,11 @@ from deepfake_preprocess.faces.detector import Face
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FaceAppearance:
-    """What a face's picture says beside its score.
+    """What a face's picture says in addition to its score.
 
     Attributes:
         quality: how much the face may count.
-        colors: to tell it from other faces.
+        colors: to distinguish it from other faces.
     """
 
     quality: Quality

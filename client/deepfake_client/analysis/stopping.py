@@ -5,8 +5,8 @@ nothing on the later ones, where a face may be swapped or another face may appea
 passes from coarse to fine, each spread over the whole video: first every n-th, then those in the middle of the gaps,
 at last all others. After each pass but the last there is one look:
 
-- FAKE suffices when a track's score lies above the threshold with its whole confidence interval.
-- REAL suffices when every face that was seen lies below it in the same way, and no face can have gone unseen that
+- FAKE suffices when a track's score is above the threshold with its whole confidence interval.
+- REAL suffices when every face that was seen is below it in the same way, and no face can have gone unseen that
   would count: the gaps between frames are shorter than the number of frames from which on a track counts.
 
 Looking several times would let chance stop it sooner or later, so the allowed error is spent in equal parts over all
@@ -38,7 +38,7 @@ MIN_SURE_FRAMES = 8
 def passes(num_frames: int) -> list[list[int]]:
     """Return the positions of the sampled frames that each pass takes, from coarse to fine.
 
-    The first pass takes every n-th, with n at least `MIN_TRACK_FRAMES`, so that no counting face fits between; each
+    The first pass takes every n-th, with n at least `MIN_TRACK_FRAMES`, so no counting face fits between; each
     further pass the middle of every gap; the last all others, as soon as the gaps are shorter than that.
 
     Args:

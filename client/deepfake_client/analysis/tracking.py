@@ -1,13 +1,13 @@
-"""Follows faces through sampled frames, so that each person gets a score of their own.
+"""Follows faces through sampled frames, so each person gets a score of their own.
 
-Samples may lie 0.03 s or minutes apart, so no rule holds for all of them:
+Samples may be 0.03 s or minutes apart, so no rule holds for all of them:
 
 - Where a face went is judged by overlap (IoU, as in Bochinski et al., "High-Speed Tracking-by-Detection Without
   Using Image Information", AVSS 2017) and by how far its landmarks moved, for which more is allowed the more time
   has passed. After `LONG_GAP_S` place says nothing any more, and the colors of the face decide.
 - A cut ends all tracks. A picture whose colors have little in common with the one in which a track was last seen is
   another shot: there the track goes on only where a face of the same colors is in the same place (a change of
-  light, a jump cut). Each track is compared with its own last picture, not with the previous one, so that it goes on
+  light, a jump cut). Each track is compared with its own last picture, not with the previous one, so it goes on
   when an edited video comes back to the shot, however often; and frames of other shots do not count as missed.
 
 Among all ways to give faces to tracks the one with the largest total affinity is taken.
@@ -41,7 +41,7 @@ MAX_MISSED_FRAMES = 3
 MAX_MISSED_S = 1.0
 """A track is closed when its shot was sampled more than this often, and for longer than this, without the face."""
 MAX_OPEN_TRACKS = 64
-"""Of more, those not seen for longest are closed, so that a film of a thousand shots does not cost a thousandfold."""
+"""Of more, those not seen for longest are closed, so a film of a thousand shots does not cost a thousandfold."""
 SAME_SHOT = 0.7
 """Likeness of two pictures' colors: within six clips at least 0.78, across their cuts at most 0.65."""
 SAME_FACE = 0.9
@@ -129,7 +129,7 @@ class Tracker:
 def _affinity(a: Detection, b: Detection, *, passed_s: float, same_shot: bool) -> float:
     """Return how likely two faces are of one person, in (0, 3]; 0 where they must not be joined."""
     overlap = iou(a.box_xyxy, b.box_xyxy)
-    # Places come first: colors cost more, and most pairs of a crowd lie far apart.
+    # Places come first: colors cost more, and most pairs of a crowd are far apart.
     if not same_shot:
         near = overlap >= MIN_IOU_ACROSS_CUT
         return 1.0 + overlap if near and _alike(a.colors, b.colors, SAME_FACE, unknown=False) else 0.0

@@ -135,7 +135,7 @@ class Run(AbstractContextManager["Run"]):
 
     Args:
         sources: inputs as named, each once.
-        server: where the scores come from. It is asked when the first input has been opened, so that inputs that
+        server: where the scores come from. It is asked when the first input has been opened, so inputs that
             cannot be opened are reported whether or not a server is running.
         options: how each input is analyzed.
         progress: shows how far the run is.

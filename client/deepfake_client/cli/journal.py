@@ -1,6 +1,6 @@
 """`Journal`: a file of results, one JSON line each, from which an interrupted run goes on (`--resume`).
 
-Every result is on disk before the next one is begun, so that neither a crash nor a full terminal loses it. A line
+Every result is on disk before the next one is begun, so neither a crash nor a full terminal loses it. A line
 that was torn by a crash is dropped; where a source was analyzed several times, the last result counts.
 """
 
@@ -95,7 +95,7 @@ class Journal:
             raise OptionError(f"results cannot be kept in {self.path}: {exc.strerror}") from exc
 
     def close(self) -> None:
-        """Let go of the file, with one line for each source. Closing twice is harmless."""
+        """Release the file, with one line for each source. Closing twice is harmless."""
         if self._file.closed:
             return
         try:
@@ -121,7 +121,7 @@ class Journal:
                 # A crash can tear the last line only, and never writes another beginning.
                 if raw.endswith(b"\n") or not (number > 1 or raw.startswith(b'{"source"')):
                     raise OptionError(
-                        f"line {number} of {self.path} is no result of `deepfake analyze`; name another file"
+                        f"line {number} of {self.path} is not a result of `deepfake analyze`; name another file"
                     ) from exc
                 break
             length += len(raw)

@@ -1,6 +1,6 @@
 """The `deepfake` command: mounts the commands of all parts, and turns errors into one sentence and an exit code.
 
-Commands live in their own packages and are imported by name only when they are called, so that `deepfake --help`
+Commands live in their own packages and are imported by name only when they are called, so `deepfake --help`
 is quick and a base install needs neither torch nor a server.
 """
 

@@ -174,7 +174,7 @@ async def each_finished(
 class ClosingIterator(Generic[T]):
     """A blocking iterator over an asynchronous iterable, for one thread at a time; an asynchronous context manager.
 
-    An item is taken only when a thread asks for it, so that nothing piles up. All are taken in one task, as an
+    An item is taken only when a thread asks for it, so nothing piles up. All are taken in one task, as an
     ``async for`` would: a generator may keep a connection or a timeout open from item to item. It is closed with the
     context. Made on the event loop that the iterable belongs to.
     """

@@ -67,7 +67,7 @@ def each_source(
     has no name of its own is called ``source`` and its position.
 
     Raises:
-        OptionError: `sources` is a single input that is no path, or asynchronous (`sources.concurrency.each_over`).
+        OptionError: `sources` is a single input that is not a path, or asynchronous (see `each_over`).
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
@@ -97,7 +97,7 @@ def name_of(source: AsyncSource) -> str | None:
     if isinstance(source, Media):
         return source.name
     if isinstance(source, str | os.PathLike):
-        # A path is reported as the caller wrote it, so that results of several directories can be told apart.
+        # A path is reported as the caller wrote it, so results of several directories can be distinguished.
         return without_password(os.fspath(source))
     name = getattr(source, "name", None)
     return Path(name).name if isinstance(name, str) else None

@@ -62,7 +62,7 @@ class GrpcTransport:
     """KServe v2 over gRPC.
 
     Built on the threaded gRPC stack with futures, not on ``grpc.aio``: that one ties a channel to a single event
-    loop for the whole process, so that two clients in two threads disturb each other.
+    loop for the whole process, so two clients in two threads disturb each other.
 
     Args:
         connection: which server, and how.

@@ -62,7 +62,7 @@ _STATUS_NAMES: Final = {
 class HttpTransport:
     """KServe v2 over HTTP/1.1.
 
-    aiohttp's connections belong to one event loop; they live on one of their own, in a thread, so that callers may
+    aiohttp's connections belong to one event loop; they live on one of their own, in a thread, so callers may
     use any.
 
     Args:
@@ -197,7 +197,7 @@ class HttpTransport:
             async with self._session.request(
                 method,
                 f"{self.url}/v2/{path}",
-                # In parts, so that the crops are not copied; with their length, so that they are not sent in chunks.
+                # In parts, so the crops are not copied; with their length, so they are not sent in chunks.
                 data=parts() if body else None,
                 headers={**(headers or {}), **({"content-length": str(sum(map(len, body)))} if body else {})},
                 timeout=aiohttp.ClientTimeout(total=timeout_s),

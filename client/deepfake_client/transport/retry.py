@@ -32,7 +32,7 @@ class Retry:
     """How long and how often a call is tried again.
 
     Pauses double from `initial_backoff_s` to `max_backoff_s`; each is drawn evenly between zero and that length
-    ("full jitter", M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015), so that many clients
+    ("full jitter", M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015), so many clients
     do not come back to a server at the same moment.
 
     Attributes:

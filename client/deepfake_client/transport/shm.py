@@ -1,7 +1,7 @@
 """gRPC with the crops in system shared memory, for a server on the same host.
 
 One region holds the crops of all requests in flight. Its name in ``/dev/shm`` lives only until the server has mapped
-it, so that nothing is left behind however the client ends.
+it, so nothing is left behind however the client ends.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SharedMemoryTransport(GrpcTransport):
     """gRPC whose crops travel through system shared memory; calls and answers are the same.
 
     Answers stay in the messages: they are four bytes a crop. A request that finds no room in the region goes by plain
-    gRPC, so that nobody waits for another's request.
+    gRPC, so nobody waits for another's request.
 
     Args:
         connection: see `GrpcTransport`; the server must run on this host and see the same ``/dev/shm``.

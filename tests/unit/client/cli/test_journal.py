@@ -127,7 +127,7 @@ def test_a_file_that_begins_with_a_torn_line_is_empty(tmp_path: Path, clips: lis
 def test_another_file_is_refused_and_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "diary.txt"
     path.write_text(text)
-    with pytest.raises(OptionError, match=r"line 1 of .*diary.txt is no result"):
+    with pytest.raises(OptionError, match=r"line 1 of .*diary.txt is not a result"):
         Journal(path, SETTINGS)
     assert path.read_text() == text
 
