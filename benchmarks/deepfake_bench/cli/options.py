@@ -80,10 +80,7 @@ def read_counts(option: str, text: str) -> list[int]:
 
 
 def find_clips(sources: Sequence[str]) -> list[Path]:
-    """Return the files that `sources` stand for, each checked to open as a video.
-
-    Args:
-        sources: files, directories and glob patterns, as `deepfake analyze` takes them.
+    """Return the files that sources stand for, as `deepfake analyze` takes them, each checked to open as a video.
 
     Raises:
         MediaNotFoundError: there is no such file, no media in a directory, or nothing that matches.

@@ -224,11 +224,7 @@ def ratios(ours_name: str, names: Sequence[str], rounds: Sequence[Round]) -> dic
 def served_over_in_process(data: Results) -> dict[str, float]:
     """Return what serving costs, by protocol: throughput at 32 in flight over ONNX Runtime's without a server.
 
-    Args:
-        data: results of a comparison.
-
-    Returns:
-        Medians over rounds of ratios within a round, by contender; empty where ONNX Runtime was not measured.
+    These are medians over rounds of ratios within a round; there are none where ONNX Runtime was not measured.
     """
     rates = {item["name"]: item["concurrency"][str(MANY)]["rounds_crops_per_s"] for item in data["contenders"]}
     if ONNX_RUNTIME not in rates:

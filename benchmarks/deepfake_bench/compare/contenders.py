@@ -106,15 +106,7 @@ def server_contender(
 ) -> Contender:
     """Return a running server, under the load of `deepfake_bench.load.process`.
 
-    Args:
-        name: see `Contender`.
-        setting: see `Contender`.
-        difference: see `Contender`.
-        target: where the load goes.
-        crops: uint8 ``[K, H, W, 3]``.
-        root: see `Contender`.
-        counters: reads what the server has counted; None where it does not count.
-        stop: ends the server; None for one that is not ours to end.
+    `counters` reads what the server has counted, where it counts; `stop` ends it, where that is ours to do.
     """
     load = LoadProcesses(target, crops)
     with processes.running(root):  # it may be paused as another contender, and memory is shared with it
@@ -145,14 +137,9 @@ def server_contender(
 def start_peer(
     peer: Peer, *, crops: Crops, expected: Probabilities, scratch: Path, announce: Callable[[str], None]
 ) -> Contender:
-    """Install a peer if need be, start it and check its probabilities.
+    """Install a peer if need be, start it, and check its probabilities of `crops` to be the `expected` ones.
 
-    Args:
-        peer: what to start.
-        crops: uint8 ``[K, H, W, 3]``.
-        expected: float32 ``[K]``, the reference's probabilities.
-        scratch: folder for logs and crops.
-        announce: called with one line before something slow.
+    Logs and crops are written below `scratch`; `announce` is called with one line before something slow.
 
     Raises:
         PeerUnavailableError: any of it failed.

@@ -22,12 +22,7 @@ class PeerUnavailableError(DeepfakeError):
 
 
 def peer_python(name: str, requirements: Sequence[str], *, announce: Callable[[str], None]) -> Path:
-    """Return the Python of an environment with `requirements`, made where the cache has none.
-
-    Args:
-        name: of the peer, for the folder.
-        requirements: as pip takes them, pinned.
-        announce: called with one line before something slow.
+    """Return the Python of an environment with a peer's pinned `requirements`, made where the cache has none.
 
     Raises:
         PeerUnavailableError: pip cannot install them.

@@ -122,12 +122,7 @@ class Trace:
 
 
 async def run_load(send: Send, load: Load) -> Trace:
-    """Load the server as asked and return what was seen.
-
-    Args:
-        send: of a connected target.
-        load: what to do.
-    """
+    """Load a connected target as asked and return what was seen."""
     recorder = _Recorder(send, load)
     cpu = asyncio.create_task(recorder.cpu_while_measuring())
     try:

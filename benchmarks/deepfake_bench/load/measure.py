@@ -24,7 +24,7 @@ from deepfake_bench.load.statistics import Latency, half_width, relative_half_wi
 from deepfake_bench.machine.processes import cpu_seconds, rss_mb
 
 RAMP_S = 0.5
-"""Time before each window, in which queues fill and the first batches form."""
+"""Time before each window, in which queues fill and the first batches form; a load may have its own."""
 MIN_WINDOWS = 4
 BUSY_GENERATOR = 0.9
 """Share of a core from which on a load process, which runs one event loop, is taken for the bottleneck."""
@@ -117,7 +117,7 @@ def measure_level(
     started, cpu_before, before = time.perf_counter(), _cpu_s(server), counters()
     while not stopping.enough(rates, level):
         window = load.run(
-            replace(level, ramp_s=max(RAMP_S, level.ramp_s), measure_s=stopping.window_s, seed=100 * len(rates))
+            replace(level, ramp_s=level.ramp_s or RAMP_S, measure_s=stopping.window_s, seed=100 * len(rates))
         )
         rates.append(sum(trace.answered for trace in window) * crops_per_request / stopping.window_s)
         traces.extend(window)

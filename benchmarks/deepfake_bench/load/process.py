@@ -25,10 +25,7 @@ class LoadProcesses:
         with LoadProcesses(target, crops, processes=2) as load:
             traces = load.run(Load(concurrency=32, ramp_s=0.5, measure_s=3))
 
-    Args:
-        target: where to.
-        crops: see `deepfake_bench.load.senders.connected`.
-        processes: how many.
+    For `crops` see `deepfake_bench.load.senders.connected`.
     """
 
     def __init__(self, target: LoadTarget, crops: Crops | list[Crops], *, processes: int = 1) -> None:

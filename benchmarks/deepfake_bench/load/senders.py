@@ -75,10 +75,8 @@ class RequestFailedError(Exception):
 def connected(target: LoadTarget, crops: Crops | list[Crops]) -> AbstractAsyncContextManager[Send]:
     """Return a connection to a target, as a context of its `Send`.
 
-    Args:
-        target: where to.
-        crops: uint8 ``[K, H, W, 3]``; requests take them in turn, `target.crops_per_request` at a time. Or a list of
-            such arrays, one for each request.
+    Requests take crops, uint8 ``[K, H, W, 3]``, in turn, `target.crops_per_request` at a time; or one each of a list
+    of such arrays.
     """
     if isinstance(crops, list):
         parts: Sequence[Crops] = crops

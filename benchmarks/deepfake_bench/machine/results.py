@@ -26,14 +26,7 @@ def default_path(benchmark: str) -> Path:
 
 
 def write_results(benchmark: str, data: Results, *, packages: Sequence[str], path: Path | None = None) -> Path:
-    """Write results with the machine and return the path.
-
-    Args:
-        benchmark: its name, for example ``pipeline``.
-        data: plain JSON data.
-        packages: whose versions matter.
-        path: where to write; `default_path` when None.
-    """
+    """Write results with the machine and the versions of `packages`, to `default_path` when None; return the path."""
     path = path or default_path(benchmark)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"benchmark": benchmark, "environment": environment(packages), **data}

@@ -139,13 +139,7 @@ class Analyses:
         }
 
     def measure_set(self, clips: Sequence[Path], measured: Sequence[dict[str, Any]], rounds: int) -> dict[str, Any]:
-        """Analyze all clips in one run, `rounds` times; return videos per second, and those of the usual pipeline.
-
-        Args:
-            clips: in one run.
-            measured: what `measure` gave for each.
-            rounds: how often.
-        """
+        """Analyze all clips in one run; return videos per second, and those of the usual pipeline as measured."""
 
         def analyze_all() -> None:
             for outcome in self.client.analyze_many(clips, options=self.uniform):

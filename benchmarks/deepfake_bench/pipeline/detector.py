@@ -93,14 +93,8 @@ def compare(
 ) -> dict[str, Any]:
     """Run both detectors on frames spread over a clip; return what was counted and timed as plain JSON data.
 
-    Args:
-        clip: a video.
-        detector: ours.
-        peer: function from a full-resolution RGB image to boxes and confidences.
-        num_frames: how many frames.
-        min_face_px: smaller side that a box must have in a 1080p frame to be counted, and as much less as a frame is
-            smaller.
-        pictures_dir: folder for pictures of the boxes that only one of both has.
+    A box is counted whose smaller side is at least `min_face_px` in a 1080p frame, and as much less as a frame is
+    smaller. Pictures of the boxes that only one of both has are written into `pictures_dir`.
 
     Raises:
         MediaOpenError: no frame of the clip can be decoded.

@@ -56,14 +56,8 @@ def onnxruntime_alone(
 ) -> Callable[[], Crops]:
     """Return the inference of one analysis as a function: ONNX Runtime in-process, as it is arranged in the server.
 
-    Args:
-        model_file: the ONNX file that is served.
-        crops: uint8 ``[N, H, W, 3]``, the crops of the analysis; N at least 1.
-        arrangement: of the server, with its ``instances`` and ``threads``: so many sessions with so many threads.
-        batch: crops in one run.
-
-    Returns:
-        A function that returns float32 ``[N]`` fake probabilities.
+    It has as many sessions and threads as the server has ``instances`` and ``threads``. The function returns float32
+    ``[N]`` fake probabilities of the crops, uint8 ``[N, H, W, 3]``, N at least 1.
     """
     sessions: SimpleQueue[OnnxReference] = SimpleQueue()
     for _ in range(arrangement["instances"]):

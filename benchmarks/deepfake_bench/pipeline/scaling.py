@@ -40,12 +40,7 @@ def measure_scaling(
     half of the clips: what a leak would go on with, while what threads and allocators set aside once is mostly in the
     first.
 
-    Args:
-        server: on this machine.
-        clips: are taken in turn.
-        counts: numbers of clips, in ascending order.
-        num_frames: sampled of each.
-        announce: called with one line before each number.
+    The clips are taken in turn; `counts` ascend.
 
     Raises:
         DeepfakeError: a clip cannot be analyzed.

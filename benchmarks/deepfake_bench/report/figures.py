@@ -186,12 +186,7 @@ ROWS: Mapping[str, Callable[[Results], list[Row]]] = {
 
 
 def all_figures(folder: Path, *, link: str) -> str:
-    """Return the Markdown tables of all results in a folder, one for each file.
-
-    Args:
-        folder: with results files.
-        link: address of the folder, as the page sees it.
-    """
+    """Return the Markdown tables of all results in a folder, one for each file; `link` is its address there."""
     parts = []
     for path, data, rows in _read(folder):
         machine = data["environment"]

@@ -27,8 +27,7 @@ STAGES = {
 
 def latency_throughput(data: Results) -> Figure:
     """Curve of a ``server`` result: median and 99th percentile of latency against throughput."""
-    figure = _figure()
-    axes = figure.subplots()
+    axes = _axes()
     for number, (protocol, items) in enumerate(data["protocols"].items()):
         for mode, marker in (("closed", "o"), ("open", "^")):
             levels = [item for item in items if item["mode"] == mode and item["latency"]["p50_ms"] is not None]
@@ -50,13 +49,12 @@ def latency_throughput(data: Results) -> Figure:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="y", which="both", labelsize=7)
-    return _finish(figure, data, "Latency against throughput")
+    return _finish(axes, data, "Latency against throughput")
 
 
 def stages(data: Results) -> Figure:
     """Bars of a ``server`` result: where the mean latency of each load goes."""
-    figure = _figure()
-    axes = figure.subplots()
+    axes = _axes()
     levels = [(f"{protocol}\n{_load(item)}", item) for protocol, items in data["protocols"].items() for item in items]
     parts = {
         label: [max(0.0, (item["server"].get(key) or item.get(key) or 0.0)) for _, item in levels]
@@ -64,13 +62,12 @@ def stages(data: Results) -> Figure:
     }
     _stack(axes, [name for name, _ in levels], parts)
     axes.set(ylabel="mean, ms")
-    return _finish(figure, data, "Where a request's time goes")
+    return _finish(axes, data, "Where a request's time goes")
 
 
 def batches(data: Results) -> Figure:
     """Histogram of a ``server`` result: crops run in batches of each size, by the server's counters."""
-    figure = _figure()
-    axes = figure.subplots()
+    axes = _axes()
     levels = [
         (f"{protocol}, {_load(item)}", item["server"]["executions_by_batch"])
         for protocol, items in data["protocols"].items()
@@ -87,13 +84,12 @@ def batches(data: Results) -> Figure:
             label=name,
         )
     axes.set(xlabel="batch size formed", ylabel="share of crops, %")
-    return _finish(figure, data, "Batches the server formed")
+    return _finish(axes, data, "Batches the server formed")
 
 
 def contenders(data: Results) -> Figure:
     """Bars of a ``compare`` result: throughput with many requests in flight."""
-    figure = _figure()
-    axes = figure.subplots()
+    axes = _axes()
     items = sorted(data["contenders"], key=lambda item: float(item["concurrency"]["32"]["crops_per_s"]))
     colors = ["C1" if item["name"] == data["ours"] else "C0" for item in items]
     bars = axes.barh(
@@ -103,13 +99,12 @@ def contenders(data: Results) -> Figure:
     )
     axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
     axes.set(xlabel="crops/s, 32 in flight")
-    return _finish(figure, data, "The same model, served otherwise", legend=False)
+    return _finish(axes, data, "The same model, served otherwise", legend=False)
 
 
 def analysis_stages(data: Results) -> Figure:
     """Bars of a ``pipeline`` result: where the time of one analysis of each clip goes; stages overlap."""
-    figure = _figure()
-    axes = figure.subplots()
+    axes = _axes()
     splits = [clip["stages_s"] for clip in data["clips"]]
     parts = {stage: [split[stage] for split in splits] for stage in splits[0] if stage != "total"}
     _stack(axes, [_short(clip["clip"]) for clip in data["clips"]], parts, width=0.6)
@@ -118,13 +113,12 @@ def analysis_stages(data: Results) -> Figure:
         [split["total"] for split in splits], [x - 0.4 for x in places], [x + 0.4 for x in places], "k", label="total"
     )
     axes.set(ylabel="seconds at work")
-    return _finish(figure, data, "Where the time of an analysis goes (stages overlap)")
+    return _finish(axes, data, "Where the time of an analysis goes (stages overlap)")
 
 
 def tuning(data: Results) -> Figure:
     """Curves of a ``tune`` result: the 99th percentile of each setting against the rate of videos, and the bound."""
-    figure = _figure()
-    axes = figure.subplots()
+    axes = _axes()
     for number, item in enumerate(data["tried"]):
         replays = [part for part in item["replays"] if part["latency"]["p99_ms"] is not None]
         replays.sort(key=lambda part: float(part["videos_per_s"]))
@@ -144,7 +138,7 @@ def tuning(data: Results) -> Figure:
     axes.axhline(data["p99_bound_ms"], color="k", linestyle="--", linewidth=0.8, label="bound")
     axes.set(xlabel="videos/s", ylabel="p99 of a request, ms", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
-    return _finish(figure, data, "Settings tried, on recorded traffic")
+    return _finish(axes, data, "Settings tried, on recorded traffic")
 
 
 def roofline(data: Results) -> Figure:
@@ -186,12 +180,7 @@ PLOTS: Mapping[str, Mapping[str, Callable[[Results], Figure]]] = {
 
 
 def write_plots(path: Path, *, form: str) -> list[Path]:
-    """Write the plots of one results file next to it and return their paths; none for benchmarks without plots.
-
-    Args:
-        path: results file.
-        form: one of `FORMATS`.
-    """
+    """Write the plots of a results file next to it, as one of `FORMATS`; none for benchmarks without plots."""
     data = read_results(path)
     plots = PLOTS.get(data["benchmark"], {})
     if not plots:
@@ -226,20 +215,18 @@ def _load(item: Mapping[str, Any]) -> str:
     return f"{item['concurrency']} in flight" if item["concurrency"] else f"{item['requests_per_s']:g} req/s"
 
 
-def _figure() -> Figure:
+def _axes() -> Axes:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DPI, layout="constrained")
+    return Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DPI, layout="constrained").subplots()
 
 
-def _finish(figure: Figure, data: Results, title: str, *, legend: bool = True) -> Figure:
+def _finish(axes: Axes, data: Results, title: str, *, legend: bool = True) -> Figure:
     machine, model = data["environment"], data["model"]
-    name = (
-        f"{data['model']} {data['precision']}" if isinstance(model, str) else f"{model['name']} {model['precision']}"
-    )
-    (axes,) = figure.axes
+    name = f"{model} {data['precision']}" if isinstance(model, str) else f"{model['name']} {model['precision']}"
     axes.set_title(f"{title}\n{name}, {machine['cpu']}, {machine['cores']} cores", size=9)
     axes.spines[["top", "right"]].set_visible(False)
+    figure: Figure = axes.figure  # type: ignore[assignment]
     if legend:
         figure.legend(loc="outside right upper", fontsize=7, frameon=False, handlelength=3)
     return figure

@@ -19,12 +19,7 @@ PROBABILITY_TOLERANCE = 1e-4
 
 
 class OnnxReference:
-    """One ONNX Runtime session on the CPU, as an application without a server would run the file.
-
-    Args:
-        path: the model file.
-        threads: threads of the session; all cores when None.
-    """
+    """One ONNX Runtime session on the CPU, as an application without a server would run the file."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         self._session = open_session(path, threads=threads)

@@ -74,13 +74,9 @@ def search(
     is_better: Callable[[Setting], bool],
     out_of_time: Callable[[], bool],
 ) -> Setting:
-    """Return the best setting found.
+    """Return the best setting found, of those `around` the start and then around what was better.
 
-    Args:
-        start: measured already.
-        around: see `neighbors`.
-        is_better: tries a setting; True makes it the one that others have to beat.
-        out_of_time: asked before each try.
+    `is_better` tries a setting; True makes it the one that others have to beat. `out_of_time` is asked before each.
     """
     best, tried, settled = start, {start}, False
     while not settled:
@@ -105,11 +101,7 @@ def highest_rate(
 ) -> float | None:
     """Return the highest rate that holds, to within `CLOSE`; None where none did.
 
-    Args:
-        holds: tries a rate.
-        start: tried first.
-        known: a lower rate that holds.
-        out_of_time: asked before each try.
+    `holds` tries a rate, `start` first; `known` is a lower rate that holds. `out_of_time` is asked before each try.
     """
     low, high, rate = known, math.inf, start
     for _ in range(MAX_PROBES):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from deepfake_bench.load.generator import Load
-from deepfake_bench.load.measure import Measurement, Stopping, measure_level
+from deepfake_bench.load.measure import RAMP_S, Measurement, Stopping, measure_level
 from deepfake_bench.load.observed import ObservingTransport, analyzed
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.senders import Crops
@@ -62,18 +62,12 @@ class Traffic:
 def replay(
     traffic: Traffic, server: Server, load: LoadProcesses, videos_per_s: float, *, window_s: float, seed: int = 0
 ) -> Measurement:
-    """Replay traffic at a rate, after a time in which the queue fills.
+    """Replay traffic on one load process that was given its requests, after a time in which the queue fills.
 
-    Args:
-        traffic: whose requests `load` was given.
-        server: that `load` is sent to.
-        load: one process.
-        videos_per_s: rate at which videos begin.
-        window_s: measured time, longer where few videos begin in it.
-        seed: of the arrivals.
+    The measured time is longer than `window_s` where few videos begin in it.
     """
     window_s = min(max(window_s, MIN_VIDEOS / videos_per_s), MAX_LONGER * window_s)
-    ramp_s = min(max(moment for video in traffic.videos for moment, _ in video), MAX_RAMP_S)
+    ramp_s = min(max(RAMP_S, *(moment for video in traffic.videos for moment, _ in video)), MAX_RAMP_S)
     arrivals = traffic.arrivals(videos_per_s, ramp_s + window_s, seed=seed)
     return measure_level(
         load,

@@ -41,17 +41,10 @@ CONFIRMATIONS = 3
 
 
 class Tuning:
-    """One search on one model.
+    """One search on one model of a repository, whose name may be None where there is one.
 
-    Args:
-        repository: the model repository.
-        name: of the model; may be None where there is one.
-        clips: whose traffic is replayed.
-        num_frames: sampled of each clip.
-        p99_ms: the bound.
-        window_s: measured time of one replay.
-        seconds: after which no further setting is tried.
-        announce: called with one line on each step.
+    The traffic of the clips is replayed, each time for `window_s`; `p99_ms` is the bound. After `seconds` no further
+    setting is tried. `announce` is called with one line on each step.
     """
 
     def __init__(
