@@ -72,9 +72,10 @@ test-slow: $(VENV)/.dev  ## Run the tests that take minutes
 test-gpu: $(VENV)/.dev  ## Run the tests that need a GPU and TensorRT; they fail without
 	@FAIL_WITHOUT_GPU=1 $(BIN)/python -m pytest -m gpu
 
-lint: $(VENV)/.dev  ## ruff, lint and format
+lint: $(VENV)/.dev  ## ruff, lint and format; codespell
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@git ls-files -z | xargs -0 $(BIN)/codespell
 
 types: $(VENV)/.dev  ## mypy --strict
 	@$(BIN)/mypy
