@@ -194,7 +194,7 @@ class AsyncDeepfakeClient:
 
         An input that cannot be opened, or that the server fails, is yielded as its error, and the others go on.
         `sources` is read in a thread and only as far as inputs are started. Closing the generator
-        (`contextlib.aclosing`) or cancelling cancels what is under way.
+        (`contextlib.aclosing`) or canceling cancels what is under way.
 
         Args:
             sources: a directory, a glob pattern, or an iterable of inputs, which may be asynchronous: whatever

@@ -65,8 +65,8 @@ def test_a_video_gets_a_verdict_for_every_face(embedded_triton: EmbeddedTriton, 
     assert data["model"]["name"] == "tiny"
     assert len(data["frames"]) == 8
     for frame in data["frames"]:
-        centres = sorted((face["box_xyxy"][0] + face["box_xyxy"][2]) / 2 for face in frame["faces"])
-        assert centres == pytest.approx([320 * 225 / 512, 320 + 320 * 225 / 512], abs=15)
+        centers = sorted((face["box_xyxy"][0] + face["box_xyxy"][2]) / 2 for face in frame["faces"])
+        assert centers == pytest.approx([320 * 225 / 512, 320 + 320 * 225 / 512], abs=15)
 
 
 def test_scores_are_those_of_the_model_on_the_same_crops(
@@ -165,7 +165,7 @@ def test_good_files_are_analyzed_although_others_cannot_be_opened(
 
 
 def test_a_video_without_a_face_is_inconclusive(embedded_triton: EmbeddedTriton, tmp_path: Path) -> None:
-    path = tmp_path / "grey.mp4"
+    path = tmp_path / "gray.mp4"
     write_video(path, [np.full((240, 320, 3), 127, np.uint8)] * 10)
     run = deepfake("analyze", path, "--url", embedded_triton.grpc_url, "--json")
     assert run.code == 3

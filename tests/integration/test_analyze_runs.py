@@ -160,7 +160,7 @@ def test_good_and_bad_inputs_in_one_directory(embedded_triton: EmbeddedTriton, c
     folder.mkdir()
     shutil.copy(clips / "clip0.mp4", folder)
     (folder / "broken.mp4").write_text("no video")
-    write_video(folder / "grey.mp4", [np.full((120, 160, 3), 127, np.uint8)] * 5)
+    write_video(folder / "gray.mp4", [np.full((120, 160, 3), 127, np.uint8)] * 5)
     code, out, err = finish(
         start(
             "mixed",
@@ -176,9 +176,9 @@ def test_good_and_bad_inputs_in_one_directory(embedded_triton: EmbeddedTriton, c
     )
     assert code == 5
     jsonschema.validate(json.loads(out), SCHEMA)
-    broken, good, grey = json.loads(out)
+    broken, good, gray = json.loads(out)
     assert broken["error"]["type"] == "MediaOpenError"
-    assert (good["source"], grey["reason"]) == ("mixed/clip0.mp4", "no_face")
+    assert (good["source"], gray["reason"]) == ("mixed/clip0.mp4", "no_face")
     assert err.count("error: ") == 1
     assert "broken.mp4" in err
     assert len(list((tmp_path / "report").glob("*/confidence_timeline.png"))) == 2

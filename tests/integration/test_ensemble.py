@@ -112,11 +112,11 @@ def by_hand(folder, crops) -> np.ndarray:
             outputs = network(pixels)
         fake = outputs.softmax(1)[:, 0] if spec.head.kind == "softmax" else outputs.sigmoid()[:, 0]
         columns.append(fake.double().numpy())
-    grey = np.stack(
+    gray = np.stack(
         [cv2.resize(crop.astype(np.float32) / 255, (48, 48), interpolation=cv2.INTER_AREA) for crop in crops]
     )
-    grey = (grey.astype(np.float64) * [0.299, 0.587, 0.114]).sum(3)
-    seen = np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(grey), axes=(1, 2)))).astype(np.float32)[:, None]
+    gray = (gray.astype(np.float64) * [0.299, 0.587, 0.114]).sum(3)
+    seen = np.log1p(np.abs(np.fft.fftshift(np.fft.fft2(gray), axes=(1, 2)))).astype(np.float32)[:, None]
     from safetensors.torch import load_file
 
     head = torch.nn.Sequential(

@@ -1,1 +1,1 @@
-"""From frames to a judgement: detection, tracking, weights, scores, label and reason."""
+"""From frames to a judgment: detection, tracking, weights, scores, label and reason."""

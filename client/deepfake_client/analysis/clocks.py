@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from deepfake_client.analysis.scoring import Judgement
+from deepfake_client.analysis.scoring import Judgment
 from deepfake_client.result.verdict import Timing, Verdict
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.media.live import LiveSource
@@ -53,7 +53,7 @@ class Clocks:
 
 def verdict_of(
     source: Media | LiveSource,
-    judgement: Judgement,
+    judgment: Judgment,
     threshold: float,
     model: ServedModel,
     clocks: Clocks,
@@ -61,18 +61,18 @@ def verdict_of(
     frames_saved: int = 0,
     frames_dropped: int = 0,
 ) -> Verdict:
-    """Return the verdict on a source: a judgement with everything that it is based on."""
+    """Return the verdict on a source: a judgment with everything that it is based on."""
     return Verdict(
         source=source.name,
-        label=judgement.label,
-        fake_probability=judgement.fake_probability,
-        interval=judgement.interval,
-        deciding_track=judgement.deciding_track,
+        label=judgment.label,
+        fake_probability=judgment.fake_probability,
+        interval=judgment.interval,
+        deciding_track=judgment.deciding_track,
         threshold=threshold,
-        reason=judgement.reason,
-        detail=judgement.detail,
-        tracks=judgement.tracks,
-        frames=judgement.frames,
+        reason=judgment.reason,
+        detail=judgment.detail,
+        tracks=judgment.tracks,
+        frames=judgment.frames,
         model=model.identity,
         timing_s=Timing(
             decode=source.stats.decode_s,

@@ -172,11 +172,11 @@ class _Window:
         threshold = model.spec.threshold if self._options.threshold is None else self._options.threshold
         strategy = STRATEGIES[self._options.aggregation]
         with self.clocks.aggregate:
-            judgement = self._ids.apply(
+            judgment = self._ids.apply(
                 judge(tuple(self._frames), strategy=strategy, threshold=threshold, failure=self.failure)
             )
         dropped = self._feed.dropped
-        return verdict_of(self._source, judgement, threshold, model, self.clocks, frames_dropped=dropped)
+        return verdict_of(self._source, judgment, threshold, model, self.clocks, frames_dropped=dropped)
 
 
 async def watch_frames(

@@ -122,19 +122,19 @@ async def analyze_media(
     for num_passes, part in enumerate(parts, start=1):
         await analysis.drive(part)
         with clocks.aggregate:
-            judgement = judge(analysis.frames, strategy=strategy, threshold=threshold, failure=analysis.failure)
+            judgment = judge(analysis.frames, strategy=strategy, threshold=threshold, failure=analysis.failure)
             sure = stop_rule is not None and stop_rule.suffices(
-                judgement.frames, judgement.tracks, num_passes=num_passes
+                judgment.frames, judgment.tracks, num_passes=num_passes
             )
         if sure or analysis.failure is not None:
             break
     frames_saved = 0
     if sure and stop_rule is not None:
-        num_frames = len(judgement.frames)
+        num_frames = len(judgment.frames)
         frames_saved = max(0, stop_rule.num_frames - num_frames)
         saved = f"{num_frames} of {stop_rule.num_frames} frames sufficed, at confidence {stop_rule.confidence:.4g}"
-        judgement = replace(judgement, detail="; ".join(filter(None, [judgement.detail, saved])))
-    return verdict_of(media, judgement, threshold, stages.model, clocks, frames_saved=frames_saved)
+        judgment = replace(judgment, detail="; ".join(filter(None, [judgment.detail, saved])))
+    return verdict_of(media, judgment, threshold, stages.model, clocks, frames_saved=frames_saved)
 
 
 async def infer_in_chunks(
@@ -290,8 +290,8 @@ class _ProgressReporter:
         if time.monotonic() - self._judged_at >= JUDGE_EVERY_S:
             # Not those under way: a thread may be filling them in.
             frames = sorted(self._analysis.frames_done, key=lambda frame: frame.pts_seconds)
-            judgement = judge(frames, strategy=self._strategy, threshold=self._threshold)
-            self._label, self._fake_probability = judgement.label, judgement.fake_probability
+            judgment = judge(frames, strategy=self._strategy, threshold=self._threshold)
+            self._label, self._fake_probability = judgment.label, judgment.fake_probability
             self._judged_at = time.monotonic()
         self._on_progress(replace(progress, label=self._label, fake_probability=self._fake_probability))
 

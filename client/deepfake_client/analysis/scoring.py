@@ -1,4 +1,4 @@
-"""From the scored faces of an input to the judgement on it: tracks, weights, scores, label and reason.
+"""From the scored faces of an input to the judgment on it: tracks, weights, scores, label and reason.
 
 Plain functions over data; knows no server, no file and no clock.
 """
@@ -80,7 +80,7 @@ class ScoredFrame:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgment:
     """What the scores say; its fields are those of `Verdict`."""
 
     label: Label
@@ -95,20 +95,20 @@ class Judgement:
 
 def judge(
     scored: Sequence[ScoredFrame], *, strategy: Strategy, threshold: float, failure: ServerError | None = None
-) -> Judgement:
+) -> Judgment:
     """Follow the faces, score the tracks and decide.
 
     Args:
         scored: sampled frames in order of time.
         strategy: how a track's frames become its score.
         threshold: FAKE at or above it, in (0, 1).
-        failure: what ended the analysis before its time; makes the judgement INCONCLUSIVE.
+        failure: what ended the analysis before its time; makes the judgment INCONCLUSIVE.
     """
     frames = tuple(_followed(scored))
     tracks = score_tracks(frames, strategy=strategy, threshold=threshold)
     suspect = most_suspicious(tracks)
     if failure is None and suspect is not None:
-        return Judgement(
+        return Judgment(
             suspect.label,
             suspect.fake_probability,
             suspect.interval,
@@ -119,7 +119,7 @@ def judge(
             frames,
         )
     reason, detail = _reason(scored, frames, failure)
-    return Judgement(Label.INCONCLUSIVE, None, None, None, reason, detail, tracks, frames)
+    return Judgment(Label.INCONCLUSIVE, None, None, None, reason, detail, tracks, frames)
 
 
 def _followed(scored: Sequence[ScoredFrame]) -> Iterator[FrameResult]:

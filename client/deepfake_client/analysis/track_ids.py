@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from deepfake_client.analysis.scoring import Judgement
+from deepfake_client.analysis.scoring import Judgment
 from deepfake_client.result.verdict import FrameResult
 
 
 class StableIds:
-    """Gives the tracks of overlapping judgements the ids that their faces had before.
+    """Gives the tracks of overlapping judgments the ids that their faces had before.
 
     Every window is judged by itself, so its tracks are counted from 0 again. A track goes on under the id that most
     of its faces had in the window before; one with new faces only gets an id that was never used.
@@ -20,27 +20,27 @@ class StableIds:
         self._known: dict[tuple[int, int], int] = {}
         self._next_id = 0
 
-    def apply(self, judgement: Judgement) -> Judgement:
-        """Return the judgement with lasting ids."""
-        lasting = self._lasting(judgement.frames)
+    def apply(self, judgment: Judgment) -> Judgment:
+        """Return the judgment with lasting ids."""
+        lasting = self._lasting(judgment.frames)
         self._known = {
             (frame.index, position): lasting[face.track]
-            for frame in judgement.frames
+            for frame in judgment.frames
             for position, face in enumerate(frame.faces)
         }
-        deciding = judgement.deciding_track
+        deciding = judgment.deciding_track
         return replace(
-            judgement,
+            judgment,
             deciding_track=None if deciding is None else lasting[deciding],
             tracks=tuple(
                 sorted(
-                    (replace(track, track=lasting[track.track]) for track in judgement.tracks),
+                    (replace(track, track=lasting[track.track]) for track in judgment.tracks),
                     key=lambda track: track.track,
                 )
             ),
             frames=tuple(
                 replace(frame, faces=tuple(replace(face, track=lasting[face.track]) for face in frame.faces))
-                for frame in judgement.frames
+                for frame in judgment.frames
             ),
         )
 

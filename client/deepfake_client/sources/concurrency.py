@@ -51,7 +51,7 @@ class LoopThread:
             return self._started[0]
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine there, from any other loop; cancelling the caller cancels it."""
+        """Run a coroutine there, from any other loop; canceling the caller cancels it."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
     def wait_for(self, work: Coroutine[Any, Any, Result]) -> Result:

@@ -101,7 +101,7 @@ class Transport(Protocol):
     async def infer(
         self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
     ) -> NDArray[np.float32]:
-        """Score crops. Cancelling the task cancels the request on the server.
+        """Score crops. Canceling the task cancels the request on the server.
 
         Args:
             model: what `describe` returned.

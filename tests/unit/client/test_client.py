@@ -41,7 +41,7 @@ from deepfake_client import (
     open_media,
 )
 from deepfake_client.analysis import pipeline, scoring
-from deepfake_client.analysis.scoring import Judgement, ScoredFrame
+from deepfake_client.analysis.scoring import Judgment, ScoredFrame
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face, FaceDetector
 
@@ -176,7 +176,7 @@ def test_progress_leaves_frames_under_way_alone(clip: Path, monkeypatch: pytest.
 
     judged: list[list[bool]] = []
 
-    def judge(scored: Sequence[ScoredFrame], **options: Any) -> Judgement:
+    def judge(scored: Sequence[ScoredFrame], **options: Any) -> Judgment:
         judged.append([frame.probabilities is not None for frame in scored])
         return scoring.judge(scored, **options)
 

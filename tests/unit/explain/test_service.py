@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -53,13 +53,23 @@ LIMITS = Limits(max_upload_bytes=2**20, max_pixels=2**20)
 
 
 @contextmanager
-def running(explainer=None, **options):
-    """Yield the port of a service on a free one, with its uvicorn in a thread."""
+def running(explainer=None, when_it_stops=lambda: None, **options):
+    """Yield the port of a service on a free one, with its uvicorn in a thread.
+
+    ``when_it_stops`` is called as uvicorn begins to shut down, before it waits for the requests under way.
+    """
     app = build_app(explainer or tiny_explainer(), MtcnnDetector(), **{"limits": LIMITS, **options})
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+    shut_down = server.shutdown
+
+    async def shutdown(sockets=None):
+        when_it_stops()
+        await shut_down(sockets)
+
+    server.shutdown = shutdown
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -346,18 +356,10 @@ def test_a_request_that_takes_too_long_is_given_up():
 
 def test_a_request_under_way_is_answered_when_the_service_stops():
     held = Held()
-
-    def release_when_stopping(port):
-        with suppress(ConnectionRefusedError):
-            while True:
-                socket.create_connection(("127.0.0.1", port), timeout=30).close()
-        held.go.set()
-
-    with ThreadPoolExecutor(2) as pool:
-        with running(held) as port:
+    with ThreadPoolExecutor(1) as pool:
+        with running(held, when_it_stops=held.go.set) as port:
             answer = pool.submit(post, port, crop=CROP)
             assert held.begun.wait(30)
-            pool.submit(release_when_stopping, port)
         assert answer.result()[0].status == 200
 
 

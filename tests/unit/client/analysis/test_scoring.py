@@ -1,4 +1,4 @@
-"""From scored faces to the judgement: cuts, several people, poor faces and the sentences that explain them."""
+"""From scored faces to the judgment: cuts, several people, poor faces and the sentences that explain them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def frame(index: int, *faces: tuple[float, float, float]) -> ScoredFrame:
     )
 
 
-def judgement(frames: list[ScoredFrame]):
+def judgment(frames: list[ScoredFrame]):
     return judge(frames, strategy=STRATEGIES["mean"], threshold=0.5)
 
 
 def test_one_fake_face_beside_a_real_one_is_named() -> None:
-    result = judgement([frame(n, (0, 0.1, 1), (300, 0.9, 1)) for n in range(10)])
+    result = judgment([frame(n, (0, 0.1, 1), (300, 0.9, 1)) for n in range(10)])
     assert result.label is Label.FAKE
     assert result.deciding_track == 1
     assert result.fake_probability == pytest.approx(0.9)
@@ -47,7 +47,7 @@ def test_one_fake_face_beside_a_real_one_is_named() -> None:
 
 
 def test_poor_frames_of_a_track_do_not_decide_it() -> None:
-    result = judgement([frame(n, (0, *((0.9, 0.0) if n % 2 else (0.1, 1.0)))) for n in range(12)])
+    result = judgment([frame(n, (0, *((0.9, 0.0) if n % 2 else (0.1, 1.0)))) for n in range(12)])
     assert result.label is Label.REAL
     assert result.fake_probability == pytest.approx(0.1)
     assert [face.weight for item in result.frames for face in item.faces] == [1, 0] * 6
@@ -55,19 +55,19 @@ def test_poor_frames_of_a_track_do_not_decide_it() -> None:
 
 
 def test_nothing_but_poor_faces_is_no_verdict() -> None:
-    result = judgement([frame(n, (0, 0.99, 0)) for n in range(12)])
+    result = judgment([frame(n, (0, 0.99, 0)) for n in range(12)])
     assert (result.label, result.reason, result.fake_probability) == (Label.INCONCLUSIVE, Reason.POOR_FACES, None)
     assert "12 of 12 faces found are too poor to judge (12 blurred)" in result.detail
     assert result.tracks[0].num_frames == 12
 
 
 def test_a_poor_face_beside_a_good_one_says_nothing() -> None:
-    result = judgement([frame(n, (0, 0.1, 1), (300, 0.99, 0)) for n in range(10)])
+    result = judgment([frame(n, (0, 0.1, 1), (300, 0.99, 0)) for n in range(10)])
     assert (result.label, result.deciding_track) == (Label.REAL, 0)
 
 
 def test_too_few_sightings_are_not_called_poor() -> None:
-    result = judgement([frame(n, *([(0, 0.9, 1)] if n < 2 else [])) for n in range(10)])
+    result = judgment([frame(n, *([(0, 0.9, 1)] if n < 2 else [])) for n in range(10)])
     assert result.reason is Reason.TOO_FEW_FRAMES
 
 

@@ -106,7 +106,7 @@ def test_frames_are_taken_only_as_fast_as_they_are_scored() -> None:
 
 
 @pytest.mark.parametrize("stall_at", [0, 3])
-def test_cancelling_does_not_wait_for_a_frame_that_never_comes(stall_at: int) -> None:
+def test_canceling_does_not_wait_for_a_frame_that_never_comes(stall_at: int) -> None:
     async def main() -> Camera:
         camera = Camera(stall_at=stall_at)
         async with async_client() as client:
