@@ -45,7 +45,7 @@ WEIGHTS_DIR = Path(__file__).parents[1] / "preprocess/deepfake_preprocess/faces/
 NETWORKS = ("pnet", "rnet", "onet")
 _OUTPUT_SHAPES = {"pnet": ("n", 8, "cells_high", "cells_wide"), "rnet": ("n", 5), "onet": ("n", 15)}
 
-# Channels per block of ONNX Runtime's NCHWc kernels on AVX2; a convolution whose output is no multiple of it
+# Channels per block of ONNX Runtime's NCHWc kernels on AVX2; a convolution whose output is not a multiple of it
 # falls back to a slower path.
 _BLOCK = 8
 # Both are old enough for every onnxruntime >= 1.20.

@@ -174,7 +174,7 @@ def what_changed(parity: Mapping[str, Any], identity: Mapping[str, Any], max_bat
     Args:
         parity: figures of the version, from its manifest.
         identity: `ExportRequest.identity` of the new request.
-        max_batch_size: largest batch of the new request; a smaller one than was proved is no difference.
+        max_batch_size: largest batch of the new request; a smaller one than was proved makes no difference.
     """
     before = parity.get(REQUEST_KEY) or {}
     changed = [name for key, name in DECIDES.items() if before.get(key) != identity[key]]

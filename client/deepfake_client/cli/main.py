@@ -65,7 +65,7 @@ COMMANDS = {
         "deepfake_export.cli.export:export", "Turn a PyTorch checkpoint into a served model, with proof.", "export"
     ),
     "repository": Command(
-        "deepfake_export.cli.repository:app", "Look after a model repository: versions, rollback, pruning.", "export"
+        "deepfake_export.cli.repository:app", "Manage a model repository: versions, rollback, pruning.", "export"
     ),
     "train": Command("deepfake_training.cli.train:train", "Train a detector; real faces alone are enough.", "train"),
     "pack-faces": Command(

@@ -51,7 +51,7 @@ class Tls:
         try:
             context = ssl.create_default_context(cafile=self.ca)
         except (ssl.SSLError, ValueError) as exc:
-            raise OptionError(f"{self.ca}: this is no PEM file of certificates to trust") from exc
+            raise OptionError(f"{self.ca}: this is not a PEM file of certificates to trust") from exc
         if self.certificate is not None and self.key is not None:
             try:
                 # The empty password keeps OpenSSL from asking for one on the terminal.
