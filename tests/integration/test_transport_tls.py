@@ -214,7 +214,7 @@ def test_files_that_are_no_certificates_are_refused_before_connecting(files, pro
     (files / "text.pem").write_text("no certificate")
     for tls, says in (
         (Tls(files / "none.pem"), "none.pem: cannot be read"),
-        (Tls(files / "text.pem"), "text.pem: this is no PEM file of certificates to trust"),
+        (Tls(files / "text.pem"), "text.pem: this is not a PEM file of certificates to trust"),
         (Tls(None, files / "ours.pem", files / "other.key"), "no PEM certificate and its unencrypted key"),
     ):
         with pytest.raises(OptionError, match=says):
