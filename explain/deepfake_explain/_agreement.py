@@ -11,11 +11,7 @@ from deepfake_preprocess.errors import ExplainDisagreementError, OptionError
 
 
 def check_checkpoint(checkpoint_sha256: str, served: ServedScores) -> None:
-    """Check that the server serves this checkpoint.
-
-    Raises:
-        ExplainDisagreementError: it serves another one, or does not say which.
-    """
+    """Raise `ExplainDisagreementError` where the server serves another checkpoint, or does not say which."""
     if served.checkpoint_sha256 is None:
         raise ExplainDisagreementError(
             "the served model does not say which checkpoint it was made from, and nothing proves that a heatmap "
@@ -29,14 +25,9 @@ def check_checkpoint(checkpoint_sha256: str, served: ServedScores) -> None:
 
 
 def check_scores(probabilities: NDArray[np.float32], served: ServedScores) -> float:
-    """Compare PyTorch's probabilities with those served.
+    """Return how far PyTorch's probabilities and those served may be apart, by the parity proof.
 
-    Returns:
-        How far they may be apart: what the parity proof allows.
-
-    Raises:
-        ExplainDisagreementError: a pair is too far apart; the message holds both numbers.
-        OptionError: the numbers of scores differ, or the precision is unknown.
+    Raises `ExplainDisagreementError` with both numbers where a pair is farther apart.
     """
     if served.precision not in TOLERANCES:
         raise OptionError(f"`precision` is {served.precision!r}; allowed: {', '.join(TOLERANCES)}")

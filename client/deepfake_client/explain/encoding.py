@@ -6,11 +6,14 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from deepfake_preprocess.media.image import read_image
 
 if TYPE_CHECKING:  # only who writes or reads the JSON needs it
     from pydantic_core import CoreSchema
@@ -20,13 +23,6 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     """Return a uint8 ``[H, W, 3]`` RGB picture as the bytes of a PNG file."""
     _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return bytes(data)
-
-
-def _decode_png(data: bytes) -> NDArray[np.uint8]:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError("not a picture")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _encode_npy(array: NDArray[np.float32]) -> bytes:
@@ -61,7 +57,9 @@ class _Base64:
         return {"type": "string", "contentEncoding": "base64", "contentMediaType": self.media_type}
 
 
-Picture: TypeAlias = Annotated[NDArray[np.uint8], _Base64(encode_png, _decode_png, "image/png")]
+Picture: TypeAlias = Annotated[
+    NDArray[np.uint8], _Base64(encode_png, partial(read_image, name="overlay"), "image/png")
+]
 """uint8 ``[H, W, 3]`` RGB; in JSON a PNG file in base64."""
 
 Heatmap: TypeAlias = Annotated[NDArray[np.float32], _Base64(_encode_npy, _decode_npy, "application/x-npy")]

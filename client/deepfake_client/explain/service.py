@@ -1,7 +1,4 @@
-"""`ServiceExplainer`: explanations from a `deepfake explain-serve` elsewhere. Needs the extra ``http``, no PyTorch.
-
-This is the only module that speaks HTTP to the service; its errors are translated here and nowhere else.
-"""
+"""`ServiceExplainer`: explanations from a `deepfake explain-serve` elsewhere; needs the extra ``http``."""
 
 from __future__ import annotations
 
@@ -24,13 +21,12 @@ from deepfake_preprocess.errors import (
     DeepfakeError,
     ExplainDisagreementError,
     InferenceError,
+    MediaOpenError,
     OptionError,
     ServerBusyError,
     ServerTimeoutError,
     ServerUnavailableError,
 )
-
-DEFAULT_TIMEOUT_S: Final = 60.0
 
 _ERROR_OF: Final[dict[int, type[DeepfakeError]]] = {
     409: ExplainDisagreementError,
@@ -42,17 +38,9 @@ _ERROR_OF: Final[dict[int, type[DeepfakeError]]] = {
 
 
 class ServiceExplainer:
-    """Asks an explain service over HTTP; a `deepfake_client.explain.types.Explainer`.
+    """Asks an explain service over HTTP, within `timeout_s` each time; an `explain.types.Explainer`."""
 
-    Args:
-        url: of the service, such as ``http://127.0.0.1:8005``.
-        timeout_s: deadline of each request, in seconds.
-
-    Raises:
-        OptionError: it is not a URL.
-    """
-
-    def __init__(self, url: str = DEFAULT_SERVICE_URL, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(self, url: str = DEFAULT_SERVICE_URL, *, timeout_s: float = 60.0) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise OptionError(f"the explain service is {url!r}; allowed: a URL such as {DEFAULT_SERVICE_URL}")
@@ -67,13 +55,7 @@ class ServiceExplainer:
         landmarks_xy: Sequence[NDArray[np.float32] | None] | None = None,
         served: ServedScores | None = None,
     ) -> list[Explanation]:
-        """See `Explainer.explain`; the service explains one crop at a time, so each is a request after the other.
-
-        Raises:
-            OptionError: the service refuses the crops, the method or the layer.
-            ExplainDisagreementError: the service holds another checkpoint, or does not get the served scores.
-            ServerError: it cannot be reached, is busy or failed.
-        """
+        """See `Explainer.explain`; the service explains one crop at a time, so each is a request after the other."""
         forms = []
         for index, crop in enumerate(crops):
             fields: dict[str, object] = dataclasses.asdict(options)
@@ -86,16 +68,17 @@ class ServiceExplainer:
             form = aiohttp.FormData({name: str(value) for name, value in fields.items() if value is not None})
             form.add_field("crop", encode_png(crop), filename="crop.png")
             forms.append(form)
+
+        async def post_all() -> list[Explanation]:
+            async with aiohttp.ClientSession(timeout=self._timeout) as session:
+                return [await self._post(session, form) for form in forms]
+
         # In a thread, because the caller's may run an event loop.
         with ThreadPoolExecutor(1, thread_name_prefix="deepfake-explain") as thread:
-            return thread.submit(asyncio.run, self._post_all(forms)).result()
+            return thread.submit(asyncio.run, post_all()).result()
 
     def close(self) -> None:
         """See `Explainer.close`; no connection is kept."""
-
-    async def _post_all(self, forms: Sequence[aiohttp.FormData]) -> list[Explanation]:
-        async with aiohttp.ClientSession(timeout=self._timeout) as session:
-            return [await self._post(session, form) for form in forms]
 
     async def _post(self, session: aiohttp.ClientSession, form: aiohttp.FormData) -> Explanation:
         try:
@@ -115,7 +98,7 @@ class ServiceExplainer:
                 return Answer.model_validate_json(body).explanation
             kind = _ERROR_OF.get(status, OptionError if status < 500 else InferenceError)
             raise kind(f"the explain service at {self.url}: {Problem.model_validate_json(body).detail}")
-        except (ValidationError, EOFError) as exc:
+        except (ValidationError, EOFError, MediaOpenError) as exc:
             raise InferenceError(
                 f"{self.url} answered with status {status} and something else than an explanation; is it an explain "
                 "service of this version?"

@@ -48,19 +48,12 @@ REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the service takes on; all numbers are above 0.
+    """What the service takes on; all numbers are above 0."""
 
-    Attributes:
-        max_requests: requests let in at a time, whether uploading, waiting or computing.
-        max_upload_bytes: of one request's body.
-        max_pixels: of one picture.
-        timeout_s: from the first byte to the answer, in seconds.
-    """
-
-    max_requests: int = 32
-    max_upload_bytes: int = 10 * 2**20
-    max_pixels: int = 2**25
-    timeout_s: float = 30.0
+    max_requests: int = 32  # let in at a time, whether uploading, waiting or computing
+    max_upload_bytes: int = 10 * 2**20  # of one request's body
+    max_pixels: int = 2**25  # of one picture
+    timeout_s: float = 30.0  # from the first byte to the answer
 
 
 class Admission:
@@ -82,7 +75,7 @@ class Admission:
 
     def route(self) -> type[APIRoute]:
         """Return the class of routes that are behind this admission."""
-        answer = self.answer
+        answer = self._answer
 
         class Admitted(APIRoute):
             def get_route_handler(self) -> Handler:
@@ -90,25 +83,24 @@ class Admission:
 
         return Admitted
 
-    async def answer(self, handler: Handler, request: Request) -> Response:
+    async def _answer(self, handler: Handler, request: Request) -> Response:
         """Return what `handler` answers, or the problem that keeps it from answering."""
+        limits = self._limits
         try:
-            response = await self._admit(handler, request)
+            if self.open:
+                async with self._places, asyncio.timeout(limits.timeout_s):
+                    with self._inside.track_inprogress(), self._seconds.time():
+                        response = await handler(_bounded(request, limits.max_upload_bytes))
+            else:
+                busy = f"the explain service is busy with {limits.max_requests} requests, as many as it takes"
+                response = problem_of(HTTPException(503, f"{busy}; try again later", {"Retry-After": "1"}))
         except (HTTPException, RequestValidationError, errors.DeepfakeError) as exc:
             response = problem_of(exc)
         except TimeoutError:
-            late = f"there was no explanation within {self._limits.timeout_s:g} s, upload included; try again later"
+            late = f"there was no explanation within {limits.timeout_s:g} s, upload included; try again later"
             response = problem_of(HTTPException(504, late))
         self._answers.labels(str(response.status_code)).inc()
         return response
-
-    async def _admit(self, handler: Handler, request: Request) -> Response:
-        if not self.open:
-            busy = f"the explain service is busy with {self._limits.max_requests} requests, as many as it takes"
-            raise HTTPException(503, f"{busy}; try again later", {"Retry-After": "1"})
-        async with self._places, asyncio.timeout(self._limits.timeout_s):
-            with self._inside.track_inprogress(), self._seconds.time():
-                return await handler(_bounded(request, self._limits.max_upload_bytes))
 
 
 def _bounded(request: Request, limit: int) -> Request:
@@ -131,15 +123,13 @@ def _bounded(request: Request, limit: int) -> Request:
 
 def problem_of(error: Exception) -> JSONResponse:
     """Return the answer that an error of this project, of FastAPI or of Starlette stands for."""
-    headers = None
-    if isinstance(error, HTTPException):
-        status, detail, headers = error.status_code, error.detail, error.headers
-    elif isinstance(error, RequestValidationError):
-        status, detail = 422, "; ".join(_sentence(item) for item in error.errors())
-    else:
-        status, detail = next(status for kind, status in _STATUS_OF if isinstance(error, kind)), str(error)
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
-    return JSONResponse(problem.model_dump(), status, headers, media_type=PROBLEM_TYPE)
+    if isinstance(error, RequestValidationError):
+        error = HTTPException(422, "; ".join(_sentence(item) for item in error.errors()))
+    elif not isinstance(error, HTTPException):
+        error = HTTPException(next(status for kind, status in _STATUS_OF if isinstance(error, kind)), str(error))
+    status = error.status_code
+    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=error.detail)
+    return JSONResponse(problem.model_dump(), status, error.headers, media_type=PROBLEM_TYPE)
 
 
 def _sentence(item: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, Self
 
 import numpy as np
@@ -10,7 +9,7 @@ from fastapi import UploadFile
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions, ServedScores
+from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ServedScores
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.faces.boxes import iou
 from deepfake_preprocess.faces.crop import crop_face
@@ -66,11 +65,6 @@ class ExplainForm(BaseModel):
         return self
 
     @property
-    def options(self) -> ExplainOptions:
-        """How to explain."""
-        return ExplainOptions(self.method, self.layer, self.faithfulness, self.sanity)
-
-    @property
     def served(self) -> ServedScores | None:
         """The score that came along, if any."""
         if self.served_probability is None:
@@ -79,32 +73,13 @@ class ExplainForm(BaseModel):
         return ServedScores(score, self.served_checkpoint_sha256, self.served_precision, self.served_tensorrt)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Intake:
-    """A face to explain.
-
-    Attributes:
-        crop: uint8 ``[H, W, 3]`` RGB.
-        landmarks_xy: float32 ``[5, 2]`` in the crop's pixels; None where none are known.
-        crop_to_frame: see `CropGeometry.to_frame`; None for a crop that came as such.
-    """
-
-    crop: NDArray[np.uint8]
-    landmarks_xy: NDArray[np.float32] | None
-    crop_to_frame: list[list[float]] | None = None
-
-
-def take_face(form: ExplainForm, spec: ModelSpec, detector: FaceDetector, *, max_pixels: int) -> Intake:
+def take_face(
+    form: ExplainForm, spec: ModelSpec, detector: FaceDetector, max_pixels: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None, list[list[float]] | None]:
     """Return the face that a request is about; for a worker thread.
 
-    Args:
-        form: what the request says.
-        spec: margin and alignment of the model.
-        detector: finds landmarks that the form does not hold.
-        max_pixels: most pixels of the picture that are decoded.
-
-    Raises:
-        MediaOpenError: the picture is not a JPEG, PNG or WebP, is damaged or too large.
+    That is its crop, uint8 ``[H, W, 3]`` RGB; its landmarks, float32 ``[5, 2]`` in the crop's pixels, where any are
+    known; and for a face in a frame `CropGeometry.to_frame`.
     """
     upload = form.crop or form.frame
     assert upload is not None
@@ -120,8 +95,8 @@ def take_face(form: ExplainForm, spec: ModelSpec, detector: FaceDetector, *, max
         if same is not None and iou(same.box_xyxy, box_xyxy) >= SAME_FACE_IOU:
             points = same.landmarks_xy
     if form.crop is not None:
-        return Intake(image, points)
+        return image, points, None
     face = Face(box_xyxy, 1.0, points)
     geometry = crop_geometry(face, frame_wh, spec)
     in_crop = None if points is None else geometry.points_to_crop(points).astype(np.float32)
-    return Intake(crop_face(frame, face, spec), in_crop, geometry.to_frame.tolist())
+    return crop_face(frame, face, spec), in_crop, geometry.to_frame.tolist()
