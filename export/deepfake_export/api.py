@@ -158,16 +158,16 @@ def _add_version(
         on_step("Cutting out faces")
     crops, calibration = request.read_crops(checkpoint.spec)
     repository = Path(request.repository)
-    with staged(repository, checkpoint.spec.name) as stage:
-        spec = dataclasses.replace(checkpoint.spec, version=stage.version)
+    with staged(repository, checkpoint.spec.name) as version_dir:
+        spec = dataclasses.replace(checkpoint.spec, version=int(version_dir.name))
         job = ExportJob(request, spec, ServedDetector(loaded.network, spec).eval(), crops, calibration, on_step)
-        proof = _export_and_prove(job, stage.version_dir)
-        report = _write_report(job, checkpoint, proof, stage.version_dir)
+        proof = _export_and_prove(job, version_dir)
+        report = _write_report(job, checkpoint, proof, version_dir)
         parity = proof.promoted.parity
         assert parity is not None  # what could not be made is never promoted
         manifest = Manifest(
             spec,
-            file_hashes(stage.version_dir),
+            file_hashes(version_dir),
             tools=_tool_versions(),
             parity={**parity.to_dict(), REQUEST_KEY: identity},
             precision=proof.decision.promoted,
@@ -177,11 +177,11 @@ def _add_version(
         if maker is not None and request.tensorrt is not None:
             on_step("Building the TensorRT engine")
             added = add_plan(
-                maker, stage.version_dir, manifest, max_batch_size=request.max_batch_size, options=request.tensorrt
+                maker, version_dir, manifest, max_batch_size=request.max_batch_size, options=request.tensorrt
             )
             manifest, engine_notes = added.manifest, (added.note,)
         on_step(f"Adding version {spec.version} to {repository}")
-        manifest.write(stage.version_dir)
+        manifest.write(version_dir)
         publish(repository, manifest, max_batch_size=request.max_batch_size)
     reason = (proof.decision.reason,) if len(proof.artifacts) > 1 else ()
     notes = (*loaded.notes, *parity.notes, *reason, *report["notes"], *engine_notes)

@@ -28,11 +28,11 @@ END_TIMEOUT_S = 30
 
 
 def add_version(root, threshold):
-    with locked(root, "tiny"), staged(root, "tiny") as stage:
-        spec = dataclasses.replace(TINY_SPEC, version=stage.version, threshold=threshold)
-        write_tiny_onnx(stage.version_dir / MODEL_FILE, spec)
-        manifest = Manifest(spec, file_hashes(stage.version_dir), "fp32")
-        manifest.write(stage.version_dir)
+    with locked(root, "tiny"), staged(root, "tiny") as version_dir:
+        spec = dataclasses.replace(TINY_SPEC, version=int(version_dir.name), threshold=threshold)
+        write_tiny_onnx(version_dir / MODEL_FILE, spec)
+        manifest = Manifest(spec, file_hashes(version_dir), "fp32")
+        manifest.write(version_dir)
         publish(root, manifest, max_batch_size=8)
 
 

@@ -30,11 +30,11 @@ TAKES_SPACE = {"os.mkdir", "open"}
 
 
 def add_version(root: Path, threshold: float, name: str = SPEC.name) -> None:
-    with locked(root, name), staged(root, name) as stage:
-        spec = dataclasses.replace(SPEC, name=name, version=stage.version, threshold=threshold)
-        (stage.version_dir / MODEL_FILE).write_bytes(b"weights of %d" % stage.version)
-        manifest = Manifest(spec, file_hashes(stage.version_dir), "fp32")
-        manifest.write(stage.version_dir)
+    with locked(root, name), staged(root, name) as version_dir:
+        spec = dataclasses.replace(SPEC, name=name, version=int(version_dir.name), threshold=threshold)
+        (version_dir / MODEL_FILE).write_bytes(b"weights of %d" % spec.version)
+        manifest = Manifest(spec, file_hashes(version_dir), "fp32")
+        manifest.write(version_dir)
         publish(root, manifest, max_batch_size=4)
 
 

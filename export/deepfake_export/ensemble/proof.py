@@ -17,13 +17,7 @@ from deepfake_export.request import ExportJob
 
 
 def prove_members(job: ExportJob) -> dict[str, dict[str, Any]]:
-    """Prove every member of an ensemble.
-
-    Args:
-        job: the export of the ensemble, whose network is an `EnsembleNetwork`.
-
-    Returns:
-        By the members' names their parity reports, as plain JSON data.
+    """Prove every member of an ensemble, and return the parity reports by name as plain JSON data.
 
     Raises:
         ParityError: a member's graph does not reproduce its checkpoint.

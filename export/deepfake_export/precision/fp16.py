@@ -36,7 +36,6 @@ class ActivationRange(JsonData):
 
     Attributes:
         module: its name inside the network.
-        kind: its class.
         max_abs: over all crops; may be infinite.
     """
 
@@ -78,14 +77,9 @@ class HalfDetector(ServedDetector):
 
 
 def activation_ranges(detector: ServedDetector, crops: UInt8Array) -> list[ActivationRange]:
-    """Measure, in FP32, the largest absolute input and output of every leaf module of the network.
+    """Measure, in FP32, the largest absolute input and output of every leaf module that runs, in order of first call.
 
-    Args:
-        detector: in eval mode, on the CPU.
-        crops: uint8 ``[N, H, W, 3]`` RGB; the first `RANGE_CROPS` evenly spaced ones are used.
-
-    Returns:
-        One range per leaf module that ran, in order of the first call.
+    Of the crops, the first `RANGE_CROPS` evenly spaced ones are used.
     """
     largest: dict[str, float] = {}
     hooks = []
@@ -117,13 +111,7 @@ def activation_ranges(detector: ServedDetector, crops: UInt8Array) -> list[Activ
 
 
 def half_detector(detector: ServedDetector, spec: ModelSpec, keep_fp32: Collection[str]) -> HalfDetector:
-    """Return a copy of `detector` in half precision.
-
-    Args:
-        detector: the FP32 one; it is not changed.
-        spec: its contract.
-        keep_fp32: names of the leaf modules that stay in FP32.
-    """
+    """Return a copy of `detector` in half precision but for the leaf modules whose names are in `keep_fp32`."""
     network = copy.deepcopy(detector.network).half()
     if keep_fp32:
         for name, module in network.named_modules():
@@ -140,14 +128,7 @@ def half_detector(detector: ServedDetector, spec: ModelSpec, keep_fp32: Collecti
 def export_fp16(
     detector: ServedDetector, path: Path, spec: ModelSpec, crops: UInt8Array, *, verbose: bool = False
 ) -> HalfExport:
-    """Write the half-precision network to `path`, under the same wire contract as FP32.
-
-    Args:
-        detector: the FP32 one, in eval mode on the CPU.
-        path: the file to write.
-        spec: its contract.
-        crops: uint8 ``[N, H, W, 3]`` RGB, on which the ranges of activations are measured.
-        verbose: let the exporter's own messages through.
+    """Write the half-precision network to `path`, under the wire contract of FP32; `crops` show what overflows.
 
     Raises:
         ExportError: a weight is too large for half precision, or the network cannot be exported in it.

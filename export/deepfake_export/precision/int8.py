@@ -101,8 +101,6 @@ class Int8Export(JsonData):
     """What the search decided, for the report.
 
     Attributes:
-        target: key of `TARGETS`.
-        target_reason: why that form.
         method: how ranges were chosen, for example ``percentile 99.99``.
         method_errors: mean absolute logit error of each method, everything quantized.
         num_layers: layers that could be quantized.
@@ -130,15 +128,7 @@ def quantize_int8(
     target: str = "cpu",
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Int8Export:
-    """Quantize a proved FP32 ONNX file.
-
-    Args:
-        fp32_path: what `export_onnx` wrote.
-        path: the file to write.
-        spec: contract of the model; becomes the file's metadata again.
-        crops: uint8 ``[N, H, W, 3]`` RGB face crops to calibrate on; at most `CALIBRATION_CROPS` are used.
-        target: key of `TARGETS`.
-        on_step: called with a short sentence before each step.
+    """Quantize a proved FP32 ONNX file for one of `TARGETS`, with ranges from at most `CALIBRATION_CROPS` face crops.
 
     Raises:
         ExportError: there is nothing to quantize, or the quantizer refuses the graph.
@@ -198,12 +188,9 @@ def evenly(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
 
 
 def _layers_of(model: Any) -> dict[str, list[str]]:
-    """Return the layers in topological order, at most `MAX_LAYERS`, without the last, which gives the logit.
+    """Return the layers' nodes by the weight's name in the network; at most `MAX_LAYERS`, in topological order.
 
     They are quantized or left whole: a node with weights and what follows until the next.
-
-    Returns:
-        The names of the graph's nodes by the weight's name in the network.
     """
     weights = {item.name for item in model.graph.initializer}
     found: list[tuple[str, list[str]]] = []

@@ -24,12 +24,7 @@ SPEED_BATCH = 8
 
 
 def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
-    """Make and measure the precisions of a network whose FP32 file exists.
-
-    Args:
-        job: what is exported, and how.
-        fp32_path: the FP32 file.
-        work_dir: where the other files go, as ``model.fp16.onnx`` and ``model.int8.onnx``.
+    """Make and measure the precisions of a network whose FP32 file exists; the others go into `work_dir`.
 
     Raises:
         ParityError: the FP32 file does not reproduce the checkpoint.

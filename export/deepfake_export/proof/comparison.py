@@ -47,14 +47,11 @@ class Videos(JsonData):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArtifactProof(JsonData):
-    """All figures of one artifact.
+    """All figures of one artifact; `path`, `parity` and `probability` are None where it could not be made.
 
     Attributes:
-        precision: its precision.
-        path: its file; None where it could not be made.
-        parity: crop by crop; None where it could not be made.
-        probability: ``[N]`` of the proof's crops; None where it could not be made.
-        videos: their number and their flips.
+        parity: crop by crop.
+        probability: ``[N]`` of the proof's crops.
         auc: None without labels.
         speed: side by side with FP32; None where it could not be made, or FP32 is alone.
         failure: why it could not be made.
@@ -88,11 +85,9 @@ class ArtifactProof(JsonData):
         videos, limit = self.videos, tolerance.allowed_flips(self.videos.count)
         if videos.verdict_flips > limit:
             found.append(f"{videos.verdict_flips} of {videos.count} videos' verdicts change (limit {limit})")
-        if self.auc is not None and not abs(self.auc.difference) <= tolerance.auc_abs:
-            found.append(
-                f"the AUC goes from {self.auc.checkpoint:.4f} to {self.auc.artifact:.4f} "
-                f"(limit {tolerance.auc_abs:g})"
-            )
+        if (auc := self.auc) is not None and not abs(auc.difference) <= tolerance.auc_abs:
+            change = f"{auc.checkpoint:.4f} to {auc.artifact:.4f}"
+            found.append(f"the AUC goes from {change} (limit {tolerance.auc_abs:g})")
         return tuple(found)
 
     def entrant(self) -> Entrant:
@@ -103,13 +98,7 @@ class ArtifactProof(JsonData):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proof:
-    """All that was measured, and the decision.
-
-    Attributes:
-        artifacts: one per precision, FP32 first.
-        decision: what is served.
-        reference: ``[N]`` probabilities of the checkpoint in float32 PyTorch.
-    """
+    """What was measured, FP32 first, the decision, and probabilities ``[N]`` of the checkpoint in float32 PyTorch."""
 
     artifacts: tuple[ArtifactProof, ...]
     decision: Decision
@@ -135,16 +124,7 @@ def compare(
     path: Path,
     details: Mapping[str, Any],
 ) -> ArtifactProof:
-    """Return the figures of an artifact but for its speed.
-
-    Args:
-        parity: its figures crop by crop.
-        probability: ``[N]`` of the artifact.
-        reference: ``[N]`` of the checkpoint.
-        crops: where the N crops came from.
-        path: the artifact's file.
-        details: how it was made.
-    """
+    """Return the figures of an artifact but for its speed, from probabilities ``[N]`` of it and of the checkpoint."""
     labels = crops.labels
     usable = labels is not None and bool(np.isfinite(probability).all())
     return ArtifactProof(
@@ -159,14 +139,7 @@ def compare(
 
 
 def video_flips(reference: Float32Array, probability: Float32Array, crops: CropSet, threshold: float) -> int:
-    """Return how many videos change their verdict, each scored by the mean of its crops as the client's default is.
-
-    Args:
-        reference: ``[N]`` of the checkpoint.
-        probability: ``[N]`` of the artifact.
-        crops: where the N crops came from.
-        threshold: decision threshold.
-    """
+    """Return how many videos change their verdict, each scored by the mean of its crops, the client's default."""
     sources = np.array(crops.sources)
     flips = 0
     for video in crops.videos:

@@ -68,28 +68,14 @@ def generated_set(count: int, size_wh: tuple[int, int]) -> CropSet:
 
 
 def generate_crops(count: int, size_wh: tuple[int, int], *, seed: int = GENERATED_SEED) -> UInt8Array:
-    """Return `count` face-like crops, the same ones for the same arguments.
-
-    Args:
-        count: number of crops, at least 1.
-        size_wh: width and height in pixels.
-        seed: where the random numbers start.
-
-    Returns:
-        uint8 ``[count, H, W, 3]``, RGB.
-    """
+    """Return face-like crops, uint8 ``[count, H, W, 3]`` RGB: the same ones for the same arguments."""
     width, height = size_wh
     random = np.random.default_rng(seed)
     return np.stack([_one_crop(random, width, height) for _ in range(count)])
 
 
 def read_crops(directory: str | Path, size_wh: tuple[int, int], *, limit: int) -> CropSet:
-    """Read face crops from the images of a directory, in the order of their names.
-
-    Args:
-        directory: holds images (PNG, JPEG, BMP or WebP); sub-directories are not looked into.
-        size_wh: width and height in pixels that the images are resized to.
-        limit: at most so many are read.
+    """Read the first `limit` of a directory's images (see `images_of`), resized to the model's input size.
 
     Raises:
         OptionError: no directory, no image in it, or an image that cannot be decoded.
@@ -104,13 +90,12 @@ def read_crops(directory: str | Path, size_wh: tuple[int, int], *, limit: int) -
     )
 
 
-def images_of(directory: str | Path) -> list[Path]:
-    """Return the images in a directory, in the order of their names.
+def images_of(directory: Path) -> list[Path]:
+    """Return the images (PNG, JPEG, BMP or WebP) in a directory but not below it, in the order of their names.
 
     Raises:
         OptionError: no directory, or no image in it.
     """
-    directory = Path(directory)
     if not directory.is_dir():
         raise OptionError(f"{directory}: there is no such directory of crops; name one that holds face images")
     paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)

@@ -38,25 +38,18 @@ LABEL_NAMES = {"real": 0, "fake": 1, "0": 0, "1": 1}
 
 
 def hash_media(directory: str | Path) -> str:
-    """Return the SHA-256 over relative path and content of every image and video under a directory.
-
-    Raises:
-        OptionError: see `media_of`.
-    """
+    """Return the SHA-256 over relative path and content of all of `media_of` a directory."""
     return hash_files(media_of(directory), Path(directory))
 
 
 def read_faces(
     directory: str | Path, spec: ModelSpec, *, labels: str | Path | None = None, limit: int = MAX_CROPS
 ) -> CropSet:
-    """Cut the faces out of a directory's videos and images, by the rule of this module.
+    """Cut the faces out of the videos and images under a directory, by the rule of this module.
 
-    Args:
-        directory: holds videos and images, in sub-directories too.
-        spec: input size, margin and alignment of the model.
-        labels: CSV with ``path,label`` per line, the path relative to the directory, the label real, fake, 0 or 1.
-            None takes folders called ``real`` and ``fake`` as labels.
-        limit: at most about so many crops; where there are more files, they are taken evenly from all of them.
+    `labels` is a CSV with ``path,label`` per line, the path relative to the directory, the label real, fake, 0 or 1;
+    None takes folders called ``real`` and ``fake``. There are at most about `limit` crops; where there are more
+    files, they are taken evenly from all of them.
 
     Raises:
         OptionError: no media, no face in them, fewer than `MIN_CROPS` crops, or a wrong CSV.

@@ -26,7 +26,6 @@ class Entrant:
     """What the gate looks at.
 
     Attributes:
-        precision: one of `PRECISIONS`.
         problems: why it is not accurate enough, or could not be made; empty when it passes.
         speed_ratio: speed against FP32 in the same run by batch size, above 1 for faster; empty where not measured.
     """
@@ -60,11 +59,7 @@ class Decision(JsonData):
 
 
 def check_precisions(named: Collection[str]) -> tuple[str, ...]:
-    """Return the precisions in the order of `PRECISIONS`, FP32, the measure of the others, always among them.
-
-    Raises:
-        OptionError: an unknown precision.
-    """
+    """Return the precisions (else `OptionError`) in order, FP32, the measure of the others, always among them."""
     unknown = [item for item in named if item not in PRECISIONS]
     if unknown:
         raise OptionError(f"precision {unknown[0]!r} is unknown; allowed: {', '.join(PRECISIONS)}")
@@ -92,17 +87,12 @@ def decide(entrants: Collection[Entrant], requested: str) -> Decision:
     passing = [name for name in FALLBACK if name in by_name and name not in rejected]
     if requested == BEST:
         promoted = max(passing, key=lambda name: _speed(by_name[name]))
+        why = f"slower than {promoted.upper()}"
     else:
         promoted = next(name for name in FALLBACK[FALLBACK.index(requested) :] if name in passing)
-    for name in passing:
-        if name != promoted:
-            rejected[name] = (
-                f"slower than {promoted.upper()}"
-                if requested == BEST
-                else f"{requested.upper()} was asked for"
-                if promoted == requested
-                else f"after {promoted.upper()} in the order of fallback"
-            )
+        fell_back = f"after {promoted.upper()} in the order of fallback"
+        why = f"{requested.upper()} was asked for" if promoted == requested else fell_back
+    rejected |= {name: why for name in passing if name != promoted}
     return Decision(promoted, requested, _reason(by_name[promoted], requested, rejected), rejected)
 
 

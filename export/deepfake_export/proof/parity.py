@@ -40,13 +40,7 @@ WEAK_SPREAD = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Difference(JsonData):
-    """Absolute difference between artifact and reference.
-
-    Attributes:
-        max_abs: largest over all crops and batch sizes.
-        mean_abs: mean over all crops and batch sizes.
-        limit: what `max_abs` may be.
-    """
+    """Absolute difference between artifact and reference over all crops and batch sizes; `limit` is for `max_abs`."""
 
     max_abs: float
     mean_abs: float
@@ -66,17 +60,10 @@ class ParityReport(JsonData):
         artifact: what was measured, for people.
         precision: key of the table of tolerances.
         crops: where the crops came from, for people.
-        num_crops: how many.
         batch_sizes: batch sizes that all crops were run at.
-        probability: difference of `fake_probability`.
-        logit: difference of `logit`.
         batch_dependence: largest difference of one crop's probability between batch sizes.
-        batch_dependence_limit: what that may be.
         verdict_flips: crops whose verdict at the threshold changed.
         verdict_flips_near_threshold: those of them so near to the threshold that either verdict is right.
-        threshold: decision threshold of the spec.
-        reference_logit_range: smallest and largest reference logit.
-        size_bytes: size of the artifact.
         latency_ms: median time of a batch on this machine, by batch size; for orientation, not a benchmark.
         reason: why the limits are what they are.
     """
@@ -113,12 +100,9 @@ class ParityReport(JsonData):
             # Not `figure > limit`: NaN, which compares as neither, is a problem.
             if not figure <= limit
         ]
-        tolerance = TOLERANCES[self.precision]
-        if not self.probability.mean_abs <= tolerance.probability_mean_abs:
-            found.append(
-                f"{PROBABILITY_NAME} differs by {self.probability.mean_abs:.3g} on average "
-                f"(limit {tolerance.probability_mean_abs:.3g})"
-            )
+        tolerance, mean = TOLERANCES[self.precision], self.probability.mean_abs
+        if not mean <= (limit := tolerance.probability_mean_abs):
+            found.append(f"{PROBABILITY_NAME} differs by {mean:.3g} on average (limit {limit:.3g})")
         exempt = self.verdict_flips_near_threshold if tolerance.flip_share is None else 0
         allowed = tolerance.allowed_flips(self.num_crops)
         if self.verdict_flips - exempt > allowed:
@@ -152,15 +136,7 @@ def measure_parity(
 ) -> tuple[ParityReport, Float32Array]:
     """Run an artifact at batch 1, 3 and the largest on the crops that the reference saw, and compare.
 
-    Args:
-        reference: what `reference_outputs` gives for the crops.
-        artifact: what is to be proved.
-        crops: N need not be a multiple of a batch size: a smaller last batch is another size proved.
-        name: the artifact's name, for the report.
-        precision: key of the table of tolerances.
-        threshold: decision threshold.
-        max_batch_size: the largest batch that will be served.
-        size_bytes: size of the artifact, for the report.
+    The number of crops need not be a multiple of a batch size: a smaller last batch is another size proved.
 
     Returns:
         The report (whether it is within tolerance is for `require_parity`), and the artifact's `fake_probability`
@@ -207,11 +183,7 @@ def measure_onnx(
     reference: Outputs, model_path: Path, crops: CropSet, *, name: str, precision: str, threshold: float,
     max_batch_size: int,
 ) -> tuple[ParityReport, Float32Array]:  # fmt: skip
-    """Compare an ONNX file in ONNX Runtime with the reference; see `measure_parity`.
-
-    Raises:
-        ExportError: ONNX Runtime cannot load the file.
-    """
+    """Compare an ONNX file in ONNX Runtime with the reference; see `measure_parity` and `onnxruntime_runner`."""
     return measure_parity(
         reference,
         onnxruntime_runner(model_path),
@@ -225,11 +197,7 @@ def measure_onnx(
 
 
 def require_parity(report: ParityReport) -> None:
-    """Check that a report is within tolerance.
-
-    Raises:
-        ParityError: names every figure that is beyond its limit, and the limit.
-    """
+    """Raise a `ParityError` that names every figure beyond its limit, and the limit."""
     if report.problems:
         raise ParityError(
             f"{report.artifact} does not reproduce the checkpoint: {'; '.join(report.problems)}, on "
@@ -260,12 +228,7 @@ def reference_outputs(detector: ServedDetector, crops: UInt8Array) -> Outputs:
 def onnxruntime_runner(path: Path, *, num_threads: int | None = None) -> Runner:
     """Return a runner of an ONNX file on the CPU, with the provider's default optimizations, as it is served.
 
-    Args:
-        path: the file.
-        num_threads: threads of one call; all cores where None.
-
-    Raises:
-        ExportError: ONNX Runtime cannot load the file.
+    A call takes `num_threads`, or all cores. `ExportError` is raised where ONNX Runtime cannot load the file.
     """
     session = open_session(path, threads=num_threads)
 

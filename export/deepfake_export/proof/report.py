@@ -31,13 +31,8 @@ def report_data(
 ) -> dict[str, Any]:
     """Return the report as plain JSON data.
 
-    Args:
-        spec: contract of the version.
-        proof: what was measured.
-        crops: those of the comparison.
-        calibration: those of the INT8 ranges.
-        members: of an ensemble, by name, the parity report of each for itself; empty otherwise.
-        command: the command line that repeats the export; empty where it was not made by one.
+    `members` are the parity reports of an ensemble's, by name; `command` is the command line that repeats the export.
+    Both are empty where there are none.
     """
     scores = {item.precision: item.probability for item in proof.artifacts if item.probability is not None}
     return {

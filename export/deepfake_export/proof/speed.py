@@ -38,35 +38,24 @@ class Speed(JsonData):
 
 
 def measure_speed(runners: Mapping[str, Runner], crops: UInt8Array, batch_sizes: Sequence[int]) -> dict[str, Speed]:
-    """Measure artifacts side by side.
+    """Measure artifacts, by precision and ``fp32`` among them; crops are repeated where a batch is larger."""
+    by_size = {str(size): _rounds(runners, np.resize(crops, (size, *crops.shape[1:]))) for size in batch_sizes}
+    speeds = {}
+    for name in runners:
+        latency_ms = {size: round(median(row[name] for row in rows) * 1000, 3) for size, rows in by_size.items()}
+        crops_per_s = {size: round(int(size) / value * 1000, 1) for size, value in latency_ms.items()}
+        ratio = {size: median(row["fp32"] / row[name] for row in rows) for size, rows in by_size.items()}
+        speeds[name] = Speed(latency_ms, crops_per_s, {size: round(value, 3) for size, value in ratio.items()})
+    return speeds
 
-    Args:
-        runners: by precision, ``fp32`` among them.
-        crops: uint8 ``[N, H, W, 3]`` RGB, repeated where a batch is larger.
-        batch_sizes: sizes to measure.
-    """
-    latency: dict[str, dict[str, float]] = {name: {} for name in runners}
-    ratio: dict[str, dict[str, float]] = {name: {} for name in runners}
-    for size in batch_sizes:
-        batch = np.resize(crops, (size, *crops.shape[1:]))
-        repeats = {}
-        for name, run in runners.items():
-            run(batch)  # allocates
-            repeats[name] = max(1, round(MIN_ROUND_S / max(_time(run, batch, 1), 1e-6)))
-        rounds = [
-            {name: _time(run, batch, repeats[name]) for name, run in runners.items()} for _ in range(SPEED_ROUNDS)
-        ]
-        for name in runners:
-            latency[name][str(size)] = round(median(item[name] for item in rounds) * 1000, 3)
-            ratio[name][str(size)] = round(median(item["fp32"] / item[name] for item in rounds), 3)
-    return {
-        name: Speed(
-            latency[name],
-            {size: round(int(size) / value * 1000, 1) for size, value in latency[name].items()},
-            ratio[name],
-        )
-        for name in runners
-    }
+
+def _rounds(runners: Mapping[str, Runner], batch: UInt8Array) -> list[dict[str, float]]:
+    """Return for each round the seconds that a batch took, by precision."""
+    repeats = {}
+    for name, run in runners.items():
+        run(batch)  # allocates
+        repeats[name] = max(1, round(MIN_ROUND_S / max(_time(run, batch, 1), 1e-6)))
+    return [{name: _time(run, batch, repeats[name]) for name, run in runners.items()} for _ in range(SPEED_ROUNDS)]
 
 
 def _time(run: Runner, batch: UInt8Array, repeats: int) -> float:

@@ -30,7 +30,6 @@ class Activation(JsonData):
     """What a change of the served version brought about.
 
     Attributes:
-        model: name of the model.
         before: version that was served; None where the configuration did not say.
         served: version that is served from the next start of a server on.
         files: configurations that were written, relative to the repository.
@@ -49,15 +48,9 @@ def activate(
 ) -> Activation:
     """Make another version the one that is served; none is moved or removed.
 
-    Both configurations are written for that version, with its parameters, each in one step. Naming the version that
-    is served already writes its configurations again, which repairs damaged ones.
-
-    Args:
-        repository: the model repository.
-        model: name of the model.
-        version: version to serve; the one before the served one where None.
-        options: how the embedded server batches and runs it, as tuned; later exports and rollbacks keep it. None
-            keeps what was tuned before.
+    Both configurations are written for `version` (None: the one before the served one), with its parameters, each in
+    one step. Naming the version that is served already repairs damaged ones. `options` are the embedded server's, as
+    tuned; later exports and rollbacks keep them, as None does.
 
     Raises:
         RepositoryError: there is no such version, it is damaged, the repository cannot be written, or another change

@@ -27,16 +27,10 @@ from deepfake_preprocess.support.files import prepared
 def refresh_configs(
     model_dir: Path, manifest: Manifest, *, max_batch_size: int, options: ServingOptions | None = None
 ) -> None:
-    """Write the configurations of the version that is to be served.
+    """Write the configurations of the version that is to be served; `RepositoryError` where they cannot be.
 
-    Args:
-        model_dir: the model's directory.
-        manifest: of the version.
-        max_batch_size: largest batch of the production configuration; of the embedded one at most.
-        options: of the embedded configuration; those that were tuned are kept when None.
-
-    Raises:
-        RepositoryError: the disk is full, or the repository cannot be written.
+    `max_batch_size` is that of the production configuration, and of the embedded one at most; `options` are the
+    embedded one's, and None keeps those that were tuned.
     """
     version_dir = model_dir / str(manifest.spec.version)
     made = prepared_configs(model_dir, version_dir, manifest, max_batch_size=max_batch_size, options=options)
@@ -57,32 +51,22 @@ def prepared_configs(
 
     Production runs the plan where `version_dir` has one. The other arguments are those of `refresh_configs`.
     """
-    options = options or _options_in(model_dir)
+    spec, options = manifest.spec, options or _options_in(model_dir)
     backend = "tensorrt" if (version_dir / PRODUCTION_BACKENDS["tensorrt"]).is_file() else "onnxruntime"
-    texts = {
-        CONFIG_NAME: production_config(
-            manifest.spec,
-            max_batch_size=max_batch_size,
-            backend=backend,
-            precision=served_precision(manifest, backend),
-        ),
-        EMBEDDED_CONFIG_NAME: embedded_config(
-            manifest.spec,
-            options=_with_batches_up_to(max_batch_size, options),
-            precision=manifest.precision,
-        ),
-    }
-    moves: list[Callable[[], None]] = []
+    precision = served_precision(manifest, backend)
+    production = production_config(spec, max_batch_size=max_batch_size, backend=backend, precision=precision)
+    embedded_options = _with_batches_up_to(max_batch_size, options)
+    embedded = embedded_config(spec, options=embedded_options, precision=manifest.precision)
+    (model_dir / EMBEDDED_CONFIG_NAME).parent.mkdir(parents=True, exist_ok=True)
+    with (
+        prepared(model_dir / CONFIG_NAME, production) as switch_production,
+        prepared(model_dir / EMBEDDED_CONFIG_NAME, embedded) as switch_embedded,
+    ):
 
-    def switch() -> None:
-        for put_in_place in moves:
-            put_in_place()
+        def switch() -> None:
+            switch_production()
+            switch_embedded()
 
-    with contextlib.ExitStack() as stack:
-        for name, text in texts.items():
-            path = model_dir / name
-            path.parent.mkdir(exist_ok=True)
-            moves.append(stack.enter_context(prepared(path, text)))
         yield switch
 
 

@@ -22,15 +22,10 @@ class VersionInfo(JsonData):
     """One version of a model.
 
     Attributes:
-        version: its number.
         served: whether the production configuration names it.
         precision: as the proof of its export says; ``-`` where unknown.
-        size_bytes: of all its files.
         created: when its manifest was written, as ISO 8601 in UTC; empty where there is none.
-        checkpoint_sha256: hash of its checkpoint; None where unknown.
-        threshold: decision threshold; None where unknown.
         in_use_by: ids of the processes of this machine that serve it now.
-        problems: why it is damaged; empty where it is intact.
     """
 
     json_properties = ("status",)
@@ -56,7 +51,6 @@ class ModelInfo(JsonData):
     """One model of a repository.
 
     Attributes:
-        name: its name.
         served: version that the production configuration names; None where it names none that is there.
         versions: in ascending order.
         problems: what is wrong outside of its versions, harmless things included.
@@ -76,19 +70,10 @@ class ModelInfo(JsonData):
 def inspect_repository(
     repository: str | Path, models: Sequence[str] = (), *, plan_target: tuple[str, str] | None = None
 ) -> tuple[ModelInfo, ...]:
-    """Look at every model of a repository, or at some, and check each file against its manifest.
+    """Return a repository's models by name (all, or those named), each file checked against its manifest.
 
-    Args:
-        repository: the model repository; only read.
-        models: names of the models; all of them where empty.
-        plan_target: TensorRT version and compute capability that will load the plans; None checks only that the
-            manifests say what plans were built for.
-
-    Returns:
-        The models by name, damaged and half-made ones included.
-
-    Raises:
-        RepositoryError: the repository or a named model is missing.
+    Damaged and half-made ones are included; `RepositoryError` is raised where the repository or a named model is
+    missing. For `plan_target` see `check_version`.
     """
     repository = Path(repository)
     present = sorted({*model_names(repository), *begun_models(repository)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,12 +21,7 @@ NOT_WRITABLE = (
 
 @contextlib.contextmanager
 def locked(repository: Path, name: str, *, create: bool = True) -> Iterator[None]:
-    """Hold the lock of one model, which every change of it needs.
-
-    Args:
-        repository: the model repository.
-        name: the model.
-        create: make the repository where it is missing.
+    """Hold the lock of one model, which every change of it needs; `create` makes a missing repository.
 
     Raises:
         RepositoryError: another change of the model is under way, or the repository cannot be written.
@@ -65,13 +59,9 @@ def writing(where: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         if exc.errno in NO_SPACE:
-            raise RepositoryError(
-                f"no space is left for {where} ({os.strerror(exc.errno)}); what is served is unchanged. Free some, "
-                "or name another `repository`"
-            ) from exc
-        if exc.errno in NOT_WRITABLE:
-            raise RepositoryError(
-                f"{where} cannot be written ({os.strerror(exc.errno)}: {exc.filename or where}); "
-                "change its permissions, or name another `repository`"
-            ) from exc
-        raise
+            what = f"no space is left for {where} ({exc.strerror}); what is served is unchanged. Free some"
+        elif exc.errno in NOT_WRITABLE:
+            what = f"{where} cannot be written ({exc.strerror}: {exc.filename or where}); change its permissions"
+        else:
+            raise
+        raise RepositoryError(f"{what}, or name another `repository`") from exc

@@ -21,11 +21,7 @@ class Pruning(JsonData):
     """What a pruning removes, or did.
 
     Attributes:
-        model: name of the model.
         served: versions that a configuration names, which are never removed.
-        kept: versions that stay.
-        removed: versions that go.
-        freed_bytes: size of those.
         done: False where nothing was changed: a dry run, or it was not confirmed.
     """
 
@@ -47,14 +43,9 @@ def prune(
 ) -> Pruning:
     """Remove old versions of a model, but never one that a configuration or a running server names.
 
-    They are first moved aside, each in one step, and then deleted: a crash leaves no incomplete version.
-
-    Args:
-        repository: the model repository.
-        model: name of the model.
-        keep: how many of the newest versions stay, from 1; the served one stays as well.
-        dry_run: only return what would be removed.
-        confirm: called with the plan, when nothing can come between any more; False leaves everything as it is.
+    They are first moved aside, each in one step, and then deleted: a crash leaves no incomplete version. The newest
+    `keep` versions stay, and the served one as well. `confirm` gets the plan when nothing can come between any more,
+    and may refuse it; a dry run only returns it.
 
     Raises:
         OptionError: `keep` is below 1.

@@ -13,7 +13,6 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from deepfake_export.repository.configs import prepared_configs
@@ -27,27 +26,12 @@ from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.support.files import sync
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Where a new version is made.
-
-    Attributes:
-        version: the number it will get.
-        version_dir: an empty directory to put the version's files into.
-    """
-
-    version: int
-    version_dir: Path
-
-
 @contextlib.contextmanager
-def staged(repository: Path, name: str) -> Iterator[Stage]:
-    """Give a directory for the next version of a model; it is removed at the end, whatever happened.
+def staged(repository: Path, name: str) -> Iterator[Path]:
+    """Give an empty directory, named by its number, for a model's next version; it is removed in any case.
 
-    `publish` moves its content into place. Call it, and this, with the lock held.
-
-    Raises:
-        RepositoryError: the disk is full, or the repository cannot be written.
+    `publish` moves its content into place. Call it, and this, with the lock held. Both raise `RepositoryError` where
+    the disk is full, or the repository cannot be written.
     """
     version = max(versions_of(repository / name), default=0) + 1
     stage = _stage_dir(repository, name)
@@ -56,25 +40,13 @@ def staged(repository: Path, name: str) -> Iterator[Stage]:
         try:
             version_dir = stage / str(version)
             version_dir.mkdir(parents=True)
-            yield Stage(version, version_dir)
+            yield version_dir
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
 
 def publish(repository: Path, manifest: Manifest, *, max_batch_size: int) -> Path:
-    """Move the staged version of a manifest into its place and make it the one that is served.
-
-    Args:
-        repository: the model repository.
-        manifest: of the staged version.
-        max_batch_size: largest batch of the production configuration.
-
-    Returns:
-        The model's directory.
-
-    Raises:
-        RepositoryError: the disk is full, or the repository cannot be written.
-    """
+    """Move the staged version of a manifest into its place, serve it, and return the model's directory."""
     spec = manifest.spec
     model_dir, stage = repository / spec.name, _stage_dir(repository, spec.name)
     made = stage / str(spec.version)
@@ -97,11 +69,8 @@ def find_identical(repository: Path, spec: ModelSpec) -> Manifest | None:
     """Return the manifest of the served or newest version that was made from the same checkpoint and spec.
 
     The two differ after a rollback. Older ones do not count: exporting an old checkpoint again makes a new version,
-    so the newest version is always the last export. A version that is not intact does not count either.
-
-    Args:
-        repository: the model repository.
-        spec: with `checkpoint_sha256`; its `version` does not matter.
+    so the newest version is always the last export. A version that is not intact does not count either. The `version`
+    of `spec` does not matter.
     """
     model_dir = repository / spec.name
     candidates = versions_of(model_dir)[-1:]

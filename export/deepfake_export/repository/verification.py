@@ -26,7 +26,6 @@ class Problem(JsonData):
     """Something that is wrong in a repository.
 
     Attributes:
-        model: name of the model.
         file: path relative to the repository; a folder where all of it is meant.
         what: what is wrong with it.
         fix: what to do.
@@ -43,16 +42,11 @@ class Problem(JsonData):
 def check_version(
     version_dir: Path, *, served: bool, plan_target: tuple[str, str] | None = None
 ) -> tuple[Manifest | None, list[Problem]]:
-    """Compare the files of a version with its manifest, and its TensorRT plan with what shall load it.
+    """Return a version's manifest, where it can be read, and what is wrong with its files and its TensorRT plan.
 
-    Args:
-        version_dir: folder of the version.
-        served: whether the production configuration names it; of other versions no plan is loaded.
-        plan_target: TensorRT version and compute capability; None checks only that the manifest says what the plan
-            was built for.
-
-    Returns:
-        The manifest where it can be read, and what is wrong.
+    `served` says whether the production configuration names it; of other versions no plan is loaded. `plan_target` is
+    the TensorRT version and the compute capability that will load the plan; None checks only that the manifest says
+    what it was built for.
     """
     name, where = version_dir.parent.name, f"{version_dir.parent.name}/{version_dir.name}"
     fix = (
@@ -82,11 +76,7 @@ def check_version(
 
 
 def check_config(model_dir: Path, config_name: str) -> tuple[int | None, list[Problem]]:
-    """Compare a configuration with the version that it serves, and with what every generated one has.
-
-    Returns:
-        The version that it serves, None where it names none that is there; and what is wrong.
-    """
+    """Return the version that a configuration serves, None where it names none that is there; and what is wrong."""
     name, path = model_dir.name, model_dir / config_name
 
     def problems(found: Sequence[str], fix: str) -> list[Problem]:

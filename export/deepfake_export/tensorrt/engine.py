@@ -57,22 +57,14 @@ def build_engine(
     plan_path: Path | None,
     *,
     max_batch_size: int,
-    options: EngineOptions | None = None,
+    options: EngineOptions = EngineOptions(),
     library: TensorRTLibrary | None = None,
     compute_capability: str = CHECK_COMPUTE_CAPABILITY,
 ) -> EngineInfo:
     """Parse an ONNX file and build an engine for batches of 1 to `max_batch_size`.
 
-    Args:
-        onnx_path: a model under the wire contract, with a dynamic batch.
-        plan_path: where to write the engine, in one step; None builds it as a check only.
-        max_batch_size: largest batch of the optimization profile, at least 1.
-        options: how to build; the defaults when None.
-        library: what builds; None takes `load_tensorrt`, which needs a GPU.
-        compute_capability: GPU that TensorRT-RTX builds for. The full library builds for this machine's.
-
-    Returns:
-        What was built.
+    It is written to `plan_path` in one step; None builds it as a check only. Without a `library`, the full TensorRT
+    builds, which needs a GPU and builds for that one; TensorRT-RTX builds for `compute_capability`.
 
     Raises:
         OptionError: a batch size is out of range, or the file cannot be read.
@@ -80,14 +72,13 @@ def build_engine(
             the layer that it came from.
         MissingExtraError: TensorRT is not installed.
     """
-    options = options or EngineOptions()
     typical = options.typical_batch_size
     typical = min(TYPICAL_BATCH_SIZE, max_batch_size) if typical is None else typical
     if not 1 <= typical <= max_batch_size:
         raise OptionError(
             f"the typical batch is {typical} and the largest {max_batch_size}; allowed: 1 <= typical <= largest"
         )
-    library = load_tensorrt() if library is None else library
+    library = library or load_tensorrt()
     gpu = find_gpu()
     if library.is_rtx:
         # It times no kernels, and warns when it is handed a cache; and it has no lean runtime to put into the plan.
@@ -153,11 +144,7 @@ class BoundPlan:
         self._context, self._memory = context, memory
 
     def run(self) -> None:
-        """Run the plan once, and wait for the GPU.
-
-        Raises:
-            EngineError: it does not run.
-        """
+        """Run the plan once, and wait for the GPU; `EngineError` where it does not run."""
         context: IExecutionContext = self._context
         if not context.execute_async_v3(self._memory.stream):
             raise EngineError("TensorRT could not run the plan; see whether another process fills the GPU's memory")
@@ -171,11 +158,7 @@ class BoundPlan:
 
 
 class LoadedPlan:
-    """A plan on the GPU.
-
-    Args:
-        plan_path: file that `build_engine` wrote.
-        library: what built it; None takes `load_tensorrt`.
+    """A plan on the GPU; without a `library`, one that the full TensorRT built.
 
     Raises:
         EngineError: no GPU, or TensorRT cannot load the plan.
@@ -183,7 +166,7 @@ class LoadedPlan:
     """
 
     def __init__(self, plan_path: Path, *, library: TensorRTLibrary | None = None) -> None:
-        library = load_tensorrt() if library is None else library
+        library = library or load_tensorrt()
         if find_gpu() is None:
             raise EngineError("no NVIDIA GPU was found, and a TensorRT plan runs only on one")
         trt: TensorRT = library.module
@@ -200,18 +183,13 @@ class LoadedPlan:
     def bind(self, crops: UInt8Array) -> Iterator[BoundPlan]:
         """Put a batch (uint8 ``[N, H, W, 3]``) on the GPU for as long as the context lasts.
 
-        Raises:
-            EngineError: the plan does not take that batch, or the GPU has no room for it.
+        Raises `EngineError` where the plan does not take that batch, or the GPU has no room for it.
         """
         with contextlib.closing(GpuMemory()) as memory:
             yield BoundPlan(self._engine, self._context, memory, crops)
 
     def score(self, crops: UInt8Array) -> tuple[FloatArray, FloatArray]:
-        """Return probability and logit of a batch, each float32 ``[N, 1]``.
-
-        Raises:
-            EngineError: as `bind` and `BoundPlan.run` do.
-        """
+        """Return probability and logit of a batch, each float32 ``[N, 1]``; fails as `bind` and `run` do."""
         with self.bind(crops) as bound:
             bound.run()
             return bound.outputs()
@@ -268,9 +246,9 @@ def _parser_message(parser: OnnxParser, library: TensorRTLibrary, onnx_path: Pat
     # One cause is often reported several times, and first where it was found.
     error = parser.get_error(0)
     found = find_node(model, index=error.node(), name=error.node_name(), operator=error.node_operator())
-    name = error.node_name() or (found.name if found is not None else "") or f"number {error.node()}"
-    operator = error.node_operator() or (found.op_type if found is not None else "unknown")
-    where = origin_of(model, found) if found is not None else ""
+    known, operator, where = (found.name, found.op_type, origin_of(model, found)) if found else ("", "unknown", "")
+    name = error.node_name() or known or f"number {error.node()}"
+    operator = error.node_operator() or operator
     reason = _one_line(error.desc())
     if len(reason.split()) < 2:  # the text of a failed assertion, which is "false" for an operator it does not have
         reason = "the parser does not have this operator"

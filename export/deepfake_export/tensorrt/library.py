@@ -25,7 +25,6 @@ ILogger: TypeAlias = Any
 Builder: TypeAlias = Any
 IBuilderConfig: TypeAlias = Any
 INetworkDefinition: TypeAlias = Any
-IOptimizationProfile: TypeAlias = Any
 OnnxParser: TypeAlias = Any
 ICudaEngine: TypeAlias = Any
 IExecutionContext: TypeAlias = Any
@@ -45,8 +44,6 @@ class TensorRTLibrary:
 
     Attributes:
         name: ``tensorrt`` or ``tensorrt_rtx``.
-        version: of the library.
-        module: its Python module.
         logger: the one logger that all of its objects share; the library warns of a second one.
         errors: what `logger` collected: messages of the severities ERROR and INTERNAL_ERROR. May be cleared.
     """
@@ -65,12 +62,7 @@ class TensorRTLibrary:
 
 @functools.cache
 def load_tensorrt() -> TensorRTLibrary:
-    """Import NVIDIA's full TensorRT.
-
-    Raises:
-        MissingExtraError: it, or one of its libraries, is not installed.
-        EngineError: it is older than 10.12.
-    """
+    """Import NVIDIA's full TensorRT; `MissingExtraError` without it, `EngineError` where it is older than 10.12."""
     try:
         module = importlib.import_module("tensorrt")
     # An OSError or a FileNotFoundError where the package is there but its libraries are not.
@@ -92,11 +84,7 @@ def load_tensorrt() -> TensorRTLibrary:
 
 @functools.cache
 def load_tensorrt_rtx() -> TensorRTLibrary:
-    """Import TensorRT-RTX, whose parser and builder run without a GPU.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Import TensorRT-RTX, whose parser and builder run without a GPU; `MissingExtraError` without it."""
     for name in RTX_MODULES:
         try:
             return _library("tensorrt_rtx", importlib.import_module(name))
@@ -109,11 +97,7 @@ def load_tensorrt_rtx() -> TensorRTLibrary:
 
 
 def target_gpu(trt: TensorRTRTX, config: IBuilderConfig, compute_capability: str) -> None:
-    """Let TensorRT-RTX build for GPUs of one compute capability, for example ``8.9``, without one being there.
-
-    Raises:
-        EngineError: TensorRT-RTX does not know that compute capability.
-    """
+    """Let TensorRT-RTX build for GPUs of one compute capability, as ``8.9``; `EngineError` where it is unknown."""
     known = trt.ComputeCapability.__members__
     wanted = f"SM{compute_capability.replace('.', '')}"
     if wanted not in known:
@@ -123,12 +107,9 @@ def target_gpu(trt: TensorRTRTX, config: IBuilderConfig, compute_capability: str
     config.set_compute_capability(known[wanted], 0)
 
 
-def _library(name: str, module: TensorRT) -> TensorRTLibrary:
+def _library(name: str, trt: TensorRT) -> TensorRTLibrary:
     errors: list[str] = []
-    return TensorRTLibrary(name, str(module.__version__), module, _make_logger(module, errors), errors)
 
-
-def _make_logger(trt: TensorRT, errors: list[str]) -> ILogger:
     class CollectingLogger(trt.ILogger):  # type: ignore[misc]  # without type information
         """Collects instead of printing: what matters is said in one sentence by the error that follows."""
 
@@ -139,4 +120,4 @@ def _make_logger(trt: TensorRT, errors: list[str]) -> ILogger:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 errors.append(message)
 
-    return CollectingLogger()
+    return TensorRTLibrary(name, str(trt.__version__), trt, CollectingLogger(), errors)

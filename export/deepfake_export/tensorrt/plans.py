@@ -20,7 +20,7 @@ from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_preprocess.contract.manifest import MANIFEST_NAME, EngineInfo, Manifest, sha256_file
 from deepfake_preprocess.contract.plan_info import PLAN_FILE, check_plan
 from deepfake_preprocess.contract.repository import ENGINE_SOURCE, MODEL_FILE, model_dirs, served_in
-from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, read_config
 from deepfake_preprocess.errors import EngineError, MissingExtraError, ParityError, RepositoryError
 from deepfake_preprocess.support.extras import require_extra
@@ -51,7 +51,6 @@ class EngineResult:
     """What was done for the plan of one version.
 
     Attributes:
-        version_dir: the version.
         manifest: of the version, with what was built or checked; that of a mere check is not written.
         engine: how the plan was built, now or earlier, or what was checked.
         created: whether a plan was added; False where one that fits was there, or none can be built here.
@@ -66,10 +65,7 @@ class EngineResult:
 
 
 def find_maker(*, check_only_allowed: bool) -> EngineMaker:
-    """Return what this machine builds engines with.
-
-    Args:
-        check_only_allowed: take TensorRT-RTX's CPU builder where plans cannot be built.
+    """Return what this machine builds engines with; `check_only_allowed` takes TensorRT-RTX where it cannot build.
 
     Raises:
         EngineError: plans cannot be built here, and neither can they be checked; says what is missing.
@@ -111,16 +107,8 @@ def add_plan(
 ) -> EngineResult:
     """Give a version a plan that fits this machine; where none can be built, check that TensorRT takes its graph.
 
-    The plan and the manifest that lists it are moved in one after the other. That production runs it is for the
-    configuration to say, which the caller writes.
-
-    Args:
-        maker: what this machine builds with.
-        version_dir: a version that is published or staged, with the model's lock held.
-        manifest: of the version.
-        max_batch_size: largest batch of the optimization profile.
-        options: how to build.
-        force: build even where the plan fits.
+    The plan and the manifest that lists it are moved in one after the other, with the model's lock held. That
+    production runs it is for the configuration to say, which the caller writes. `force` builds even where one fits.
 
     Raises:
         EngineError: TensorRT refuses the graph.
@@ -166,10 +154,9 @@ def add_plan(
 
 
 def compare_plan(model_path: Path, plan_path: Path, engine: EngineInfo) -> float:
-    """Run the plan and the ONNX file on the same crops, at the smallest, the typical and the largest batch.
+    """Return the largest difference of `fake_probability` between plan and ONNX file on the same crops.
 
-    Returns:
-        The largest difference of `fake_probability`.
+    They run at the smallest, the typical and the largest batch.
 
     Raises:
         ParityError: it is beyond tolerance.
@@ -187,7 +174,7 @@ def compare_plan(model_path: Path, plan_path: Path, engine: EngineInfo) -> float
     largest = 0.0
     for batch_size in sorted({engine.min_batch_size, engine.typical_batch_size, engine.max_batch_size}):
         crops = generate_crops(batch_size, (width, height))
-        expected, _ = session.run([PROBABILITY_NAME, LOGIT_NAME], {INPUT_NAME: crops})
+        (expected,) = session.run([PROBABILITY_NAME], {INPUT_NAME: crops})
         probability, _ = plan.score(crops)
         # max() would pass over NaN.
         largest = float(np.max([largest, np.abs(probability - expected).max()]))
@@ -204,18 +191,13 @@ def build_engines(
     repository: Path,
     models: Sequence[str] = (),
     *,
-    options: EngineOptions | None = None,
+    options: EngineOptions = EngineOptions(),
     force: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[EngineResult]:
-    """Give the served version of each model a TensorRT plan that fits this machine; those that fit already are kept.
+    """Give the served version of each model (all that have one, or those named) a plan that fits this machine.
 
-    Args:
-        repository: model repository, as `deepfake export` writes it.
-        models: names of the models; all that have a version where empty.
-        options: how to build.
-        force: build even where the plan fits.
-        on_step: called with a short sentence before each step.
+    Those that fit already are kept, unless `force` is set.
 
     Raises:
         EngineError: no GPU, or TensorRT refuses a graph.
@@ -223,7 +205,6 @@ def build_engines(
         RepositoryError: a model is missing, a version does not match its manifest, or nothing can be written.
         MissingExtraError: TensorRT or `onnx` is not installed.
     """
-    options = options or EngineOptions()
     require_extra("onnx", extra="export")
     dirs = model_dirs(repository, models)
     maker = find_maker(check_only_allowed=False)

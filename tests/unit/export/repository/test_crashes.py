@@ -159,8 +159,8 @@ def test_a_system_that_refuses_a_write_in_the_middle_is_told_and_nothing_is_half
         "from deepfake_preprocess.errors import RepositoryError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n"
-        "    with locked(Path(sys.argv[1]), 'tiny'), staged(Path(sys.argv[1]), 'tiny') as stage:\n"
-        "        (stage.version_dir / 'model.onnx').write_bytes(bytes(10_000))\n"
+        "    with locked(Path(sys.argv[1]), 'tiny'), staged(Path(sys.argv[1]), 'tiny') as version_dir:\n"
+        "        (version_dir / 'model.onnx').write_bytes(bytes(10_000))\n"
         "except RepositoryError as exc: print(exc)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True)

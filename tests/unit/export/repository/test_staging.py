@@ -23,13 +23,13 @@ SPEC = ModelSpec(name="tiny", architecture="timm:none", checkpoint_sha256="a" * 
 
 
 def add_version(root: Path, spec: ModelSpec = SPEC, *, content: bytes = b"onnx", max_batch_size: int = 4) -> int:
-    with locked(root, spec.name), staged(root, spec.name) as stage:
-        spec = dataclasses.replace(spec, version=stage.version)
-        (stage.version_dir / MODEL_FILE).write_bytes(content)
-        manifest = Manifest(spec, file_hashes(stage.version_dir), "fp32")
-        manifest.write(stage.version_dir)
+    with locked(root, spec.name), staged(root, spec.name) as version_dir:
+        spec = dataclasses.replace(spec, version=int(version_dir.name))
+        (version_dir / MODEL_FILE).write_bytes(content)
+        manifest = Manifest(spec, file_hashes(version_dir), "fp32")
+        manifest.write(version_dir)
         publish(root, manifest, max_batch_size=max_batch_size)
-    return stage.version
+    return spec.version
 
 
 def listing(root: Path) -> set[str]:
@@ -73,8 +73,8 @@ def test_a_crash_in_the_middle_leaves_nothing(tmp_path, existing, crash):
     before = listing(tmp_path) | {"tiny.lock"}
 
     def half_an_export() -> None:
-        with locked(tmp_path, "tiny"), staged(tmp_path, "tiny") as stage:
-            (stage.version_dir / MODEL_FILE).write_bytes(b"half")
+        with locked(tmp_path, "tiny"), staged(tmp_path, "tiny") as version_dir:
+            (version_dir / MODEL_FILE).write_bytes(b"half")
             raise crash
 
     with pytest.raises(crash):
@@ -187,9 +187,9 @@ def test_a_version_that_cannot_be_put_into_service_is_taken_out_again(tmp_path, 
 
 def test_production_runs_the_plan_where_a_version_has_one(tmp_path):
     add_version(tmp_path)
-    with locked(tmp_path, "tiny"), staged(tmp_path, "tiny") as stage:
-        (stage.version_dir / "model.plan").write_bytes(b"plan")
-        publish(tmp_path, Manifest(dataclasses.replace(SPEC, version=stage.version), {}, "fp32"), max_batch_size=4)
+    with locked(tmp_path, "tiny"), staged(tmp_path, "tiny") as version_dir:
+        (version_dir / "model.plan").write_bytes(b"plan")
+        publish(tmp_path, Manifest(dataclasses.replace(SPEC, version=2), {}, "fp32"), max_batch_size=4)
     assert read_config(tmp_path / "tiny/config.pbtxt").backend == "tensorrt"
     refresh_configs(tmp_path / "tiny", Manifest.read(tmp_path / "tiny/1"), max_batch_size=4)
     assert read_config(tmp_path / "tiny/config.pbtxt").backend == "onnxruntime"
