@@ -110,10 +110,8 @@ def export_checkpoint(request: ExportRequest, *, on_step: OnStep = lambda step: 
         result = _add_version(request, checkpoint, identity, maker, on_step)
     if same is None:
         return result
-    note = (
-        f"version {same.spec.version} has the same checkpoint and spec, but this export differs in "
-        f"{', '.join(changed)}, so this is a new version"
-    )
+    what = f"version {same.spec.version} has the same checkpoint and spec, but this export differs in"
+    note = f"{what} {', '.join(changed)}, so this is a new version"
     return dataclasses.replace(result, notes=(*result.notes, note))
 
 

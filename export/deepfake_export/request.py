@@ -115,16 +115,27 @@ class ExportRequest:
         Raises:
             OptionError: a directory or file is missing, or holds nothing.
         """
-        labels = Path(self.labels) if self.labels is not None else None
-        if labels is not None and not labels.is_file():
-            raise OptionError(f"{labels}: there is no such file of labels")
+        calibration = labels = crops = None
+        if self.labels is not None:
+            if not Path(self.labels).is_file():
+                raise OptionError(f"{self.labels}: there is no such file of labels")
+            labels = sha256_file(Path(self.labels))
+        # Loaded on use: they bring OpenCV and PyAV, which an export without files does not need yet.
+        if self.calibration is not None:
+            from deepfake_export.proof.faces import hash_media
+
+            calibration = hash_media(self.calibration)
+        if self.crops is not None:
+            from deepfake_export.proof.crops import hash_files, images_of
+
+            crops = hash_files(images_of(Path(self.crops)), Path(self.crops))
         return {
             "precisions": list(self.precisions),
             "promote": self.promote,
             "int8_target": self.int8_target if "int8" in self.precisions else None,
-            "calibration_sha256": _hash_of_media(self.calibration) if self.calibration is not None else None,
-            "labels_sha256": sha256_file(labels) if labels is not None else None,
-            "crops_sha256": _hash_of_crops(Path(self.crops)) if self.crops is not None else None,
+            "calibration_sha256": calibration,
+            "labels_sha256": labels,
+            "crops_sha256": crops,
             "tolerances_sha256": _hash_of_tolerances(),
         }
 
@@ -152,11 +163,9 @@ class ExportJob:
     """A request with all of its files loaded.
 
     Attributes:
-        request: what was asked for.
         spec: contract of the new version.
         detector: the checkpoint under the wire contract, in eval mode on the CPU.
-        crops: those of the proof.
-        calibration: those of the INT8 ranges.
+        crops: those of the proof; `calibration` holds those of the INT8 ranges.
         on_step: called with a short sentence before each step.
     """
 
@@ -169,31 +178,15 @@ class ExportJob:
 
 
 def what_changed(parity: Mapping[str, Any], identity: Mapping[str, Any], max_batch_size: int) -> tuple[str, ...]:
-    """Return in what a request differs from the one that a version was made for, as names for people.
+    """Return in what a request differs from the one that a version was made for, by its figures, as names for people.
 
-    Args:
-        parity: figures of the version, from its manifest.
-        identity: `ExportRequest.identity` of the new request.
-        max_batch_size: largest batch of the new request; a smaller one than was proved makes no difference.
+    A smaller largest batch than was proved makes no difference.
     """
     before = parity.get(REQUEST_KEY) or {}
     changed = [name for key, name in DECIDES.items() if before.get(key) != identity[key]]
     if max(parity.get("batch_sizes") or [0]) < max_batch_size:
         changed.append("a larger `max_batch_size`")
     return tuple(changed)
-
-
-def _hash_of_media(directory: str | Path) -> str:
-    # Loaded on use, like the one below: they bring OpenCV and PyAV, which an export without files does not need yet.
-    from deepfake_export.proof.faces import hash_media
-
-    return hash_media(directory)
-
-
-def _hash_of_crops(directory: Path) -> str:
-    from deepfake_export.proof.crops import hash_files, images_of
-
-    return hash_files(images_of(directory), directory)
 
 
 def _hash_of_tolerances() -> str:

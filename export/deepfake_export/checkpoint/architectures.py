@@ -23,34 +23,26 @@ from deepfake_preprocess.support.extras import require_extra
 
 
 def build_network(spec: ModelSpec, *, in_channels: int = 3, code_dir: Path | None = None) -> nn.Module:
-    """Build the network of a spec with random weights and the right number of outputs.
+    """Build the network of a spec with random weights; FP32 ``[N, in_channels, H, W]`` -> ``[N, num_logits]``.
 
-    Args:
-        spec: its `architecture` must not be ``torchscript`` or ``ensemble``, whose files bring the network along.
-        in_channels: channels of the network's input: 3 for pixels; a spectrum may have one.
-        code_dir: where the module of a ``python:`` architecture is looked for, too, after the current directory.
-
-    Returns:
-        A network that takes FP32 ``[N, in_channels, H, W]`` and gives ``[N, spec.head.num_logits]``.
+    The files of ``torchscript`` and ``ensemble`` bring the network along. The module of a ``python:`` architecture is
+    looked for in the current directory and in `code_dir`.
 
     Raises:
         SpecError: the architecture is unknown (the nearest name is suggested) or cannot be built.
         MissingExtraError: timm or torchvision is not installed.
     """
-    builders: dict[str, Callable[[ModelSpec, int], nn.Module]] = {
-        "timm": _build_timm,
-        "torchvision": _build_torchvision,
-        "python": lambda spec, _: _build_python(spec, code_dir),
-        "layers": _build_layers,
+    input_shape = (in_channels, spec.input_height_px, spec.input_width_px)
+    builders: dict[str, Callable[[], nn.Module]] = {
+        "timm": lambda: _build_timm(spec, in_channels),
+        "torchvision": lambda: _build_torchvision(spec, in_channels),
+        "python": lambda: _build_python(spec, code_dir),
+        "layers": lambda: build_layers(spec.head.layers, input_shape),
     }
-    network = builders[spec.architecture_family](spec, in_channels)
+    network = builders[spec.architecture_family]()
     if spec.head.layers and spec.architecture_family != "layers":
         attach_head(network, spec)
     return network
-
-
-def _build_layers(spec: ModelSpec, in_channels: int) -> nn.Module:
-    return build_layers(spec.head.layers, (in_channels, spec.input_height_px, spec.input_width_px))
 
 
 def _build_timm(spec: ModelSpec, in_channels: int) -> nn.Module:

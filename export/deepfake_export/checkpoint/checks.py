@@ -16,11 +16,7 @@ SHOWN = 4
 
 
 def check_finite(path: Path, network: nn.Module) -> None:
-    """Check that all weights are numbers.
-
-    Raises:
-        CheckpointError: some are NaN or Inf.
-    """
+    """Check that all weights are numbers; `CheckpointError` where some are NaN or Inf."""
     broken = tuple(
         name
         for name, value in network.state_dict().items()
@@ -34,11 +30,7 @@ def check_finite(path: Path, network: nn.Module) -> None:
 
 
 def check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels: int) -> None:
-    """Run two gray crops through the network: a wrong input size or head shows here and not in service.
-
-    Raises:
-        CheckpointError: the network does not run on such crops, or gives something else than its head says.
-    """
+    """Run two gray crops through the network: a wrong input size or head is a `CheckpointError` here already."""
     crops = torch.full((2, in_channels, spec.input_height_px, spec.input_width_px), 0.1)
     try:
         with torch.inference_mode():

@@ -14,11 +14,7 @@ LFS_MARK = b"version https://git-lfs"
 
 
 def sha256_of(path: Path, expected: str | None = None) -> str:
-    """Return the SHA-256 of a checkpoint file.
-
-    Args:
-        path: the file.
-        expected: the hash that its spec holds, if any.
+    """Return the SHA-256 of a checkpoint file, whose spec may hold the one expected.
 
     Raises:
         CheckpointError: the file is missing, empty, a directory or a Git LFS pointer, cannot be read, or has another
@@ -31,11 +27,7 @@ def sha256_of(path: Path, expected: str | None = None) -> str:
 
 
 def require_sha256(path: Path, sha256: str, expected: str | None) -> None:
-    """Check that what a spec holds is the hash of its checkpoint.
-
-    Raises:
-        CheckpointError: `sha256` is not `expected`.
-    """
+    """Check that the hash of a checkpoint is what its spec holds; `CheckpointError` where it is not."""
     if expected not in (None, sha256):
         raise CheckpointError(
             f"{path} is not the checkpoint of this spec: its SHA-256 is {sha256}, the spec says {expected}; get the "

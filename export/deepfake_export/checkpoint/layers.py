@@ -36,11 +36,7 @@ class Layers(nn.Sequential):
 
 
 def build_layers(layers: Sequence[str], input_shape: Sequence[int]) -> Layers:
-    """Build the network of a list of layers.
-
-    Args:
-        layers: entries as `Head.layers` allows them.
-        input_shape: of one sample: ``[features]`` or ``[channels, H, W]``.
+    """Build the network of `Head.layers` for samples of the shape ``[features]`` or ``[channels, H, W]``.
 
     Raises:
         SpecError: an entry cannot take what reaches it; the message says which and what reaches it.
@@ -64,11 +60,7 @@ def build_layers(layers: Sequence[str], input_shape: Sequence[int]) -> Layers:
 
 
 def attach_head(network: nn.Module, spec: ModelSpec) -> None:
-    """Replace the network's last linear layer by `spec.head.layers`.
-
-    Raises:
-        SpecError: the network has no linear layer at its end, or the layers do not fit it.
-    """
+    """Replace the network's last linear layer by `spec.head.layers`; `SpecError` if that cannot be done."""
     path = head_path(network)
     last = network.get_submodule(path) if path else None
     if not isinstance(last, nn.Linear):

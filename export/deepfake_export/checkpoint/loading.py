@@ -44,9 +44,7 @@ class Reading:
         prefix: wrapper prefix that was taken off every name; mostly empty.
         tensors: the network's, by its own names.
         ignored: names outside of that prefix, which belong to the training script and not to the network.
-        missing: names of the network that are not in the file.
-        unexpected: names in the file that the network does not have.
-        wrong_shape: names whose tensors are of another shape in the network.
+        missing: names of the network that are not in the file; `unexpected` ones are the other way round.
         renamed_head: where the file keeps the head, if not where the network does; with its dot, like `prefix`.
         wrapper: where the network keeps what the file holds, if it is a module around that; with its dot.
     """
@@ -84,21 +82,14 @@ class Reading:
 
 
 def load_checkpoint(path: Path, spec: ModelSpec, *, in_channels: int = 3) -> tuple[nn.Module, Reading]:
-    """Load one checkpoint file into the network of its spec.
-
-    Args:
-        path: a ``.safetensors`` file, a file of `torch.save`, or for ``torchscript`` one of `torch.jit.save`; its
-            hash is checked already.
-        spec: contract of the model, not an ensemble's.
-        in_channels: channels of the network's input.
+    """Load one checkpoint file, whose hash is checked already, into the network of its spec; see `load_network`.
 
     Returns:
         The network in eval mode, float32, on the CPU, FP32 ``[N, in_channels, H, W]`` -> ``[N, num_logits]``; and
         where in the file its weights were.
 
     Raises:
-        CheckpointError: the file is damaged, refused as unsafe, holds NaN or Inf, or does not fit the architecture
-            (the message lists what is missing, unexpected or of another shape).
+        CheckpointError: the file is damaged, refused as unsafe, holds NaN or Inf, or does not fit the architecture.
         SpecError: the architecture is unknown or cannot be built.
     """
     if spec.architecture_family == "torchscript":
@@ -117,31 +108,29 @@ def _load_torchscript(path: Path) -> nn.Module:
         with warnings.catch_warnings():
             # PyTorch deprecates TorchScript as a whole; people who hold such a file know what it is.
             warnings.filterwarnings("ignore", message=r"`torch\.jit", category=FutureWarning)
-            network: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return, no-untyped-call]
     except (RuntimeError, ValueError) as exc:
         raise CheckpointError(
             f"{path} is not a TorchScript file; for a plain state dict name the network in the spec, for example "
             "'architecture: timm:efficientnet_b0'"
         ) from exc
-    return network
 
 
 def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> Reading:
     """Put the weights of the first reading of the file that fits into `network`."""
     expected = network.state_dict()
-    best: Reading | None = None
+    readings: list[Reading] = []
     data = read_checkpoint(path)
     for key, tensors in _weight_sets(data):
-        for wrapper, prefix in itertools.product(_wrappers(expected), _prefixes(tensors)):
-            reading = _compare(key, prefix, tensors, expected, wrapper)
-            if best is None or reading.problems < best.problems:
-                best = reading
-        if best is not None and best.problems:
-            best = _elsewhere(path, key, tensors, expected, head_path(network)) or best
-        if best is not None and not best.problems:
+        places = itertools.product(_wrappers(expected), _prefixes(tensors))
+        readings += [_compare(key, prefix, tensors, expected, wrapper) for wrapper, prefix in places]
+        if all(item.problems for item in readings):
+            readings += _elsewhere(path, key, tensors, expected, head_path(network))
+        if not all(item.problems for item in readings):
             break
-    if best is None:
+    if not readings:
         raise CheckpointError(f"{path} holds no weights; {_describe(data)}")
+    best = min(readings, key=lambda item: item.problems)
     if best.problems:
         raise CheckpointError(_why_unfit(path, best, spec, expected))
     # Not strict, only because the counters of `_compare` may be missing; everything else is known to fit.
@@ -151,8 +140,8 @@ def _fit(path: Path, network: nn.Module, spec: ModelSpec) -> Reading:
 
 def _elsewhere(
     path: Path, key: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str
-) -> Reading | None:
-    """Return the reading with prefixes that no wrapper of `WRAPPER_PREFIXES` puts there, if one fits.
+) -> list[Reading]:
+    """Return the one reading that fits with prefixes that no wrapper of `WRAPPER_PREFIXES` puts there, if any.
 
     Training code often keeps body and head side by side in a module of its own (``backbone.conv_stem.weight``,
     ``classifier.weight``), where the architecture has the head inside; or the network next to other ones.
@@ -189,7 +178,7 @@ def _elsewhere(
             f"{path} holds several networks or heads that fit ({found_at}), and which one is meant cannot be known; "
             "save the weights of one"
         )
-    return next(iter(fitting.values()), None)
+    return list(fitting.values())
 
 
 def _prefixes_of(names: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
@@ -231,8 +220,7 @@ def _wrappers(expected: Mapping[str, Tensor]) -> list[str]:
     A factory may put a module around the published network, to pick its logits out of what that returns.
     """
     found = [""]
-    parts = next(iter(expected), "").split(".")[:-1]
-    for part in parts:
+    for part in next(iter(expected), "").split(".")[:-1]:
         longer = f"{found[-1]}{part}."
         if not all(name.startswith(longer) for name in expected):
             break
@@ -282,25 +270,32 @@ def _why_unfit(path: Path, found: Reading, spec: ModelSpec, expected: Mapping[st
 
 def _hint(found: Reading, spec: ModelSpec, expected: Mapping[str, Tensor]) -> str:
     """Return what to do about a checkpoint that does not fit."""
-    written = _head_layers(found, spec)
-    if written:
-        return written
     pairs = [(found.tensors[name].shape, expected[name].shape) for name in found.wrong_shape]
     only_last_layer = found.problems == len(pairs) and all(
         given[1:] == wanted[1:] and wanted[0] == spec.head.num_logits for given, wanted in pairs
     )
-    if not only_last_layer:
+    path, entries = _head_layers(found, spec)
+    if entries:
+        outputs = int(entries[-1].partition(":")[2])
+    elif only_last_layer:
+        outputs = pairs[0][0][0]
+    else:
         return "Name the architecture and the input size that this checkpoint was trained with in the spec"
-    outputs = pairs[0][0][0]
-    if outputs > 2:
+    kind = {1: "sigmoid", 2: "softmax"}.get(outputs)
+    if kind is None:
         return f"Its last layer has {outputs} outputs, and a detector has 1 or 2"
-    return f"Its last layer has {outputs} output(s): set 'head: {{kind: {'sigmoid' if outputs == 1 else 'softmax'}}}'"
+    if not entries:
+        return f"Its last layer has {outputs} output(s): set 'head: {{kind: {kind}}}'"
+    return (
+        f"Its head has several layers (under {path!r}): state them as in the training code, for example "
+        f"'head: {{kind: {kind}, layers: [{', '.join(entries)}]}}'"
+    )
 
 
-def _head_layers(found: Reading, spec: ModelSpec) -> str:
-    """Return how to state a head of several layers, where that is what does not fit; empty where it is not."""
+def _head_layers(found: Reading, spec: ModelSpec) -> tuple[str, list[str]]:
+    """Return where a head of several layers lies, and how to state it, where that is what does not fit."""
     if spec.head.layers or spec.architecture_family not in ("timm", "torchvision"):
-        return ""
+        return "", []
     numbered: dict[str, dict[int, Tensor]] = {}
     for name in (*found.unexpected, *found.wrong_shape):
         match = re.fullmatch(r"(.*?)\.?(\d+)\.weight", name)
@@ -311,21 +306,14 @@ def _head_layers(found: Reading, spec: ModelSpec) -> str:
     starts = _prefixes_of(list(found.missing[:1]), found.tensors) or [""]
     body_fits = any(sum(start + name not in found.tensors for name in found.missing) <= 2 for start in starts)
     if len(heads) != 1 or not body_fits:
-        return ""
+        return "", []
     path, layers = heads[0]
     entries = [f"linear:{layers[index].shape[0]}" if index in layers else "?" for index in range(max(layers) + 1)]
     # What stands between two linear layers has no weights, so the file cannot tell; this is what is usual.
     for index, entry in enumerate(entries):
         if entry == "?":
             entries[index] = "relu" if index and entries[index - 1].startswith("linear") else "dropout"
-    outputs = layers[max(layers)].shape[0]
-    kind = {1: "sigmoid", 2: "softmax"}.get(int(outputs))
-    if kind is None:
-        return f"Its last layer has {outputs} outputs, and a detector has 1 or 2"
-    return (
-        f"Its head has several layers (under {path!r}): state them as in the training code, for example "
-        f"'head: {{kind: {kind}, layers: [{', '.join(entries)}]}}'"
-    )
+    return path, entries
 
 
 def _describe(data: Any) -> str:

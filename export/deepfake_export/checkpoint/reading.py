@@ -32,11 +32,7 @@ Python 3.13 has moved its paths."""
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return what the file holds: tensors and plain data only.
-
-    Raises:
-        CheckpointError: the file is damaged, or refers to code.
-    """
+    """Return what the file holds, tensors and plain data; `CheckpointError` where it is damaged or refers to code."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:

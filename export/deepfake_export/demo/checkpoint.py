@@ -19,11 +19,7 @@ _DATA = files("deepfake_export.demo")
 def write_demo_checkpoint(directory: str | Path) -> tuple[Path, Path]:
     """Copy the demo checkpoint, its spec and its model card into `directory`, which is created where missing.
 
-    Returns:
-        Paths of ``deepfake_efficientnet_b0.safetensors`` and ``deepfake_efficientnet_b0.yaml``.
-
-    Raises:
-        OptionError: the directory cannot be written.
+    Returns the paths of the ``.safetensors`` and the ``.yaml``; `OptionError` where the directory cannot be written.
     """
     directory = Path(directory)
     try:

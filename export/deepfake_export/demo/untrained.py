@@ -39,14 +39,7 @@ RESIDUAL_SCALE = 0.25
 
 
 def write_untrained_checkpoint(directory: str | Path) -> tuple[Path, Path]:
-    """Write the untrained EfficientNet-B0 and its spec into `directory`, which is created where missing.
-
-    Returns:
-        Paths of the ``.safetensors`` and the ``.yaml`` file.
-
-    Raises:
-        OptionError: the directory cannot be written.
-    """
+    """Write the untrained EfficientNet-B0 and its spec; see `write_demo_checkpoint`."""
     from safetensors.torch import save_file
 
     directory = Path(directory)

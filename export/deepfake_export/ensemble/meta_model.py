@@ -60,15 +60,10 @@ class MetaModel(JsonData):
 
 
 def read_meta_model(data: object, base: Path, num_members: int) -> MetaModel:
-    """Read the field `meta_model` of an ensemble.
+    """Read the field `meta_model` of an ensemble; `SpecError` where a field or the file is wrong.
 
-    Args:
-        data: path of a YAML or JSON file with the numbers; or a mapping with them, or with such a `file`.
-        base: directory that paths are relative to.
-        num_members: members of the ensemble.
-
-    Raises:
-        SpecError: a field or the file is wrong.
+    It is the path, relative to `base`, of a YAML or JSON file with the numbers; or a mapping with them, or with such
+    a `file`.
     """
     where = "meta_model"
     if isinstance(data, str):

@@ -25,11 +25,7 @@ SMALLEST_PROBABILITY = 1e-30
 
 
 class Branch(nn.Module):
-    """One member: from the ensemble's pixels to the member's fake logit.
-
-    Attributes:
-        network: the member's own network.
-    """
+    """One member: from the ensemble's pixels to the member's fake logit."""
 
     mean: Tensor
     std: Tensor
@@ -126,10 +122,7 @@ class EnsembleNetwork(nn.Module):
 
 
 def load_ensemble(ensemble: EnsembleSpec) -> tuple[EnsembleNetwork, tuple[str, ...]]:
-    """Load all members of an ensemble and what combines them.
-
-    Returns:
-        The network in eval mode, float32, on the CPU, and notes about what was read, as sentences.
+    """Load an ensemble in eval mode, float32, on the CPU; and notes about what was read, as sentences.
 
     Raises:
         SpecError: a member's architecture is wrong.

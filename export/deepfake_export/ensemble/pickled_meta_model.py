@@ -23,12 +23,10 @@ CONVERSION_LIMIT = 1e-9
 
 
 def convert_meta_model(pickles: Sequence[str | Path], output: str | Path) -> MetaModel:
-    """Write the numbers of a pickled meta-model to a file that an ensemble can name.
+    """Write the numbers of a pickled meta-model to a ``.yaml`` or ``.json`` file that an ensemble can name.
 
-    Args:
-        pickles: files of joblib or pickle that hold one LogisticRegression, and at most one StandardScaler before it:
-            as a pipeline, in a mapping or sequence, or in a file each. Loading them can execute arbitrary code.
-        output: the ``.yaml`` or ``.json`` file to write.
+    The pickles hold one LogisticRegression, and at most one StandardScaler before it: as a pipeline, in a mapping or
+    sequence, or in a file each.
 
     Raises:
         OptionError: `output` has another suffix, or cannot be written.

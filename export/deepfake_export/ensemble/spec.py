@@ -100,17 +100,13 @@ class EnsembleSpec:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> EnsembleSpec:
-        """Read an ensemble from its YAML file; see docs/model-spec.md.
-
-        Raises:
-            SpecError: the file is missing, not a YAML mapping, or a field is wrong; the message names it.
-        """
+        """Read an ensemble from its YAML file; see `from_dict`."""
         path = Path(path)
         return cls.from_dict(read_mapping(path), path)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], path: Path) -> EnsembleSpec:
-        """Read an ensemble from what its YAML file `path` holds; see `from_yaml`."""
+        """Read an ensemble from what its YAML file holds (docs/model-spec.md); `SpecError` names the wrong field."""
         try:
             check_known(data, ENSEMBLE_FIELDS)
             given = data.get("members")
@@ -142,8 +138,7 @@ class EnsembleSpec:
     def identity(self) -> str:
         """Return what the ensemble is, as canonical JSON: its members' hashes and specs, and how they are combined.
 
-        Raises:
-            CheckpointError: a member's checkpoint is missing, unreadable or differs from what its spec says.
+        Raises `CheckpointError` where a checkpoint is missing, unreadable or differs from what its spec says.
         """
         members = [
             {

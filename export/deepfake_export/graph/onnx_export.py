@@ -37,13 +37,9 @@ MAX_WEIGHT_BYTES = 2 * 10**9
 
 
 def export_onnx(detector: ServedDetector, path: Path, spec: ModelSpec, *, verbose: bool = False) -> None:
-    """Write `detector` to `path`, with a dynamic batch, and the spec as metadata.
+    """Write `detector`, weights included, to one file, with a dynamic batch and the spec as metadata.
 
-    Args:
-        detector: in eval mode, on the CPU.
-        path: the file to write; it holds everything, weights included.
-        spec: its `to_parameters` become the file's metadata.
-        verbose: let the exporter's own messages through.
+    `verbose` lets the exporter's own messages through.
 
     Raises:
         ExportError: the network cannot be exported, bakes in a batch size, or is larger than 2 GB.

@@ -76,12 +76,7 @@ def origin_of(model: Any, node: Any) -> str:
 
 
 def last_operator(model: Any, output: str) -> Any | None:
-    """Return the node that computed the values of an output, past those that only pick, negate or subtract them.
-
-    Args:
-        model: the graph.
-        output: name of the output.
-    """
+    """Return the node that computed the values of an output, past those that only pick, negate or subtract them."""
     producers = {name: node for node in model.graph.node for name in node.output}
     node = producers.get(output)
     while node is not None and node.op_type in PASSES_ON:

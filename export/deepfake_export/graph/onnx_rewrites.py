@@ -12,10 +12,7 @@ def pool_globally(model: Any) -> int:
     """Replace means over height and width, as squeeze-and-excitation blocks have them, by GlobalAveragePool.
 
     ONNX Runtime keeps GlobalAveragePool in its blocked layout (NCHWc) and leaves it for a ReduceMean, with a copy of
-    the activations.
-
-    Args:
-        model: changed in place; with shapes, as exporters write them.
+    the activations. The model is changed in place, and must have shapes, as exporters write them.
 
     Returns:
         How many nodes were replaced.
