@@ -35,12 +35,7 @@ class Strategy(Protocol):
     __name__: str
 
     def __call__(self, probabilities: NDArray[np.float64], weights: NDArray[np.float64] | None = None, /) -> float:
-        """Return one score in [0, 1].
-
-        Args:
-            probabilities: float64 ``[N]`` in [0, 1], N >= 1.
-            weights: float64 ``[N]``, at least 0 and not all 0; all 1 when None.
-        """
+        """Return one score in [0, 1] of float64 ``[N]`` in [0, 1], N >= 1; `weights` are at least 0 and not all 0."""
         ...
 
 
@@ -102,13 +97,9 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
 
 
 def num_frames_needed(num_frames: int, longest: float) -> int:
-    """Return on how many frames a face must be scored for its track to count.
+    """Return on how many of `num_frames` a face must be scored for its track to count, at least 1.
 
-    `MIN_TRACK_FRAMES`, or all frames where there are fewer, and at least `MIN_TRACK_SHARE` of the longest track.
-
-    Args:
-        num_frames: number of sampled frames.
-        longest: number of frames of the longest track.
+    `MIN_TRACK_FRAMES`, or all frames where there are fewer, and at least `MIN_TRACK_SHARE` of the `longest` track's.
     """
     return max(min(MIN_TRACK_FRAMES, num_frames), int(np.ceil(MIN_TRACK_SHARE * longest - 1e-9)))
 

@@ -19,21 +19,13 @@ Colors = NDArray[np.float32]
 
 
 def picture_colors(image_rgb: NDArray[np.uint8]) -> Colors:
-    """Return the colors of a picture: 8 levels each of luma and both chroma differences, 512 bins.
-
-    Args:
-        image_rgb: uint8 ``[H, W, 3]`` RGB of any size; every n-th pixel is looked at.
-    """
+    """Return the colors of a uint8 ``[H, W, 3]`` RGB picture: 8 levels of luma and both chroma differences each."""
     # Chroma differences of natural pictures are around 128; the outer quarters would stay empty.
     return _histogram(image_rgb, _PICTURE_SIDE_PX, [0, 1, 2], [8, 8, 8], [0, 256, 64, 192, 64, 192])
 
 
 def face_colors(face_rgb: NDArray[np.uint8]) -> Colors:
-    """Return the colors of a face: 32 levels of both chroma differences, 1024 bins; brightness is left out.
-
-    Args:
-        face_rgb: uint8 ``[H, W, 3]`` RGB, the face without margin.
-    """
+    """Return the colors of a face without margin: 32 levels of both chroma differences; brightness is left out."""
     return _histogram(face_rgb, _FACE_SIDE_PX, [1, 2], [32, 32], [0, 256, 0, 256])
 
 

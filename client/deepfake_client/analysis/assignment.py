@@ -7,17 +7,11 @@ from numpy.typing import NDArray
 
 
 def assign(affinity: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """Return the pairs of rows and columns with the largest total affinity; only pairs with a positive one.
+    """Return the pairs of rows and columns with the largest total affinity, in order of rows; 0 forbids a pair.
 
     The Hungarian method with shortest augmenting paths (H. Kuhn, 1955; R. Jonker and A. Volgenant, "A shortest
     augmenting path algorithm for dense and sparse linear assignment problems", Computing 1987). SciPy has it, too,
     but is not a dependency of the client.
-
-    Args:
-        affinity: float64 ``[rows, columns]``, at least 0; 0 forbids a pair.
-
-    Returns:
-        Pairs in order of rows.
     """
     rows, columns = affinity.shape
     if rows > columns:

@@ -33,15 +33,10 @@ def interval(
     *,
     confidence: float = 0.95,
 ) -> Interval:
-    """Return the confidence interval of ``rule(probabilities, weights)``.
+    """Return the confidence interval of ``rule(probabilities, weights)``; [0, 1] for a single frame.
 
-    One frame says nothing on the spread: the interval is [0, 1].
-
-    Args:
-        rule: makes one score of many.
-        probabilities: float64 ``[N]`` in [0, 1], in order of time, N >= 1.
-        weights: float64 ``[N]``, above 0.
-        confidence: share of such intervals that hold the score of the whole video, in (0, 1).
+    `probabilities` are float64 ``[N]`` in order of time; `weights` are above 0; `confidence` is the share of such
+    intervals that hold the score of the whole video.
     """
     groups = np.array_split(np.arange(len(probabilities)), min(NUM_GROUPS, len(probabilities)))
     if len(groups) < 2:
@@ -65,14 +60,7 @@ def interval(
 def consistency(
     probabilities: NDArray[np.float64], weights: NDArray[np.float64], *, fake: bool, threshold: float
 ) -> Consistency:
-    """Return how steady the scores of a track are.
-
-    Args:
-        probabilities: float64 ``[N]`` in order of time, N >= 1.
-        weights: float64 ``[N]``, above 0; they weigh in share and variance.
-        fake: whether the track's score is on the FAKE side.
-        threshold: FAKE at or above it.
-    """
+    """Return how steady the scores of a track on the `fake` side are; arrays as in `interval`."""
     above = probabilities >= threshold
     longest = run = 0
     for flag in above:
@@ -84,13 +72,9 @@ def consistency(
 
 @lru_cache(maxsize=256)
 def student_t_quantile(probability: float, degrees: int) -> float:
-    """Return the value below which Student's t lies with that probability.
+    """Return the value below which Student's t lies with a probability in [0.5, 1).
 
     By bisection of the closed form for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4).
-
-    Args:
-        probability: in [0.5, 1).
-        degrees: degrees of freedom, from 1.
     """
     low, high = 0.0, pi / 2
     while True:

@@ -57,11 +57,7 @@ class _Feed:
         return not self._source.can_wait if self._options.on_slow is None else self._options.on_slow == "drop"
 
     async def get(self) -> Frame | None:
-        """Return the oldest frame that is not too old; None at the end.
-
-        Raises:
-            Exception: what the source raised.
-        """
+        """Return the oldest frame that is not too old; None at the end. Raises what the source raised."""
         while True:
             with self._changed:
                 while self._waiting and self.drops and self._is_late(self._waiting[0][0]):
@@ -182,14 +178,7 @@ class _Window:
 async def watch_frames(
     source: LiveSource, stop: threading.Event, get_stages: Callable[[], Awaitable[Stages]], options: WatchOptions
 ) -> AsyncGenerator[Verdict, None]:
-    """Yield verdicts as they change, and one at the end; see `AsyncDeepfakeClient.watch`.
-
-    Args:
-        source: where the frames come from.
-        stop: ends the source's frames.
-        get_stages: returns server, detector and threads.
-        options: how it is watched.
-    """
+    """Yield verdicts as they change, and one at the end; `stop` ends the source's frames."""
     stages = await get_stages()
     feed = _Feed(source, stop, options)
     window = _Window(source, feed, stages, options)

@@ -71,13 +71,7 @@ Infer = Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]]
 class Stages:
     """What an analysis runs on: the server, the detector and the threads.
 
-    Attributes:
-        infer: has the server score crops.
-        model: the model that scores.
-        detector: finds faces.
-        decode_pool: runs the decoder, one frame at a time for each input.
-        detect_pool: runs detection and cropping.
-        max_requests_in_flight: bound on concurrent requests.
+    `decode_pool` runs the decoder, one frame at a time for each input; `detect_pool` detection and cropping.
     """
 
     infer: Infer
@@ -96,20 +90,13 @@ async def analyze_media(
     on_progress: OnProgress | None = None,
     release: Callable[[], None] | None = None,
 ) -> Verdict:
-    """Run one opened input through all stages.
+    """Run one opened input through all stages; it stays open.
 
     A server that fails in the middle ends the analysis; what was scored until then is in the verdict, which is
-    INCONCLUSIVE with the reason.
+    INCONCLUSIVE with the reason. No frames are saved where looking at the video several times would not pay.
+    `on_progress` and `release` (which ends a wait for the input's next frame) are called in the event loop.
 
-    Args:
-        media: the input; stays open and belongs to the caller.
-        stages: server, detector and threads.
-        options: how it is analyzed. No frames are saved where looking at the video several times would not pay.
-        on_progress: called in the event loop after each frame.
-        release: makes a wait for the input's next frame end; called in the event loop when the analysis is cut off.
-
-    Raises:
-        ModelContractError: the server answers with tensors of another shape.
+    Raises ModelContractError when the server answers with tensors of another shape.
     """
     clocks = Clocks()
     sampling, strategy = options.sampling, STRATEGIES[options.aggregation]

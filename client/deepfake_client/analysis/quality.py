@@ -61,14 +61,7 @@ class Quality:
 
 
 def assess(face: Face, crop: NDArray[np.uint8], frame_wh: tuple[int, int], spec: ModelSpec) -> Quality:
-    """Return how much a face may count.
-
-    Args:
-        face: in pixels of the full-resolution frame.
-        crop: uint8 ``[H, W, 3]`` RGB, what `deepfake_preprocess.faces.crop.crop_face` made of it.
-        frame_wh: size of that frame.
-        spec: the model's input size, margin and alignment.
-    """
+    """Return how much a face may count; `crop` is what `deepfake_preprocess.faces.crop.crop_face` made of it."""
     side_px = max(face.width_px, face.height_px)
     factors = {
         Concern.TINY: _ramp(side_px / min(spec.input_size_wh), SIZE_RAMP),
@@ -82,11 +75,7 @@ def assess(face: Face, crop: NDArray[np.uint8], frame_wh: tuple[int, int], spec:
 
 
 def blur(face_rgb: NDArray[np.uint8]) -> float:
-    """Return how blurred a face is, from 0 (sharp) to 1, by the measure of Crete et al.; 0 for a plain surface.
-
-    Args:
-        face_rgb: uint8 ``[H, W, 3]`` RGB, the face without margin.
-    """
+    """Return from 0 (sharp, or plain) to 1 how blurred a face without margin is, uint8 ``[H, W, 3]`` RGB."""
     size_wh = (_BLUR_SIDE_PX, _BLUR_SIDE_PX)
     gray = cv2.cvtColor(face_rgb, cv2.COLOR_RGB2GRAY)
     small = np.asarray(cv2.resize(gray, size_wh, interpolation=cv2.INTER_AREA), dtype=np.float32)
@@ -102,14 +91,10 @@ def inner_face(crop: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
 
 
 def pose_deg(landmarks_xy: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Return yaw, pitch and roll in degrees, 0 for a face seen from the front and upright.
+    """Return yaw, pitch and roll in degrees of float32 ``[5, 2]`` landmarks; 0 for an upright face from the front.
 
-    Args:
-        landmarks_xy: float32 ``[5, 2]`` in the order of `deepfake_preprocess.faces.detector.LANDMARK_NAMES`.
-
-    Returns:
-        Yaw is positive when the nose points to the right of the picture, pitch when it points down, roll when
-        the picture's right eye is the lower one. Points that no face has give 90.
+    Yaw is positive when the nose points to the right of the picture, pitch when it points down, roll when the
+    picture's right eye is the lower one. Points that no face has give 90.
     """
     left_eye, right_eye, nose, mouth_left, mouth_right = landmarks_xy.astype(np.float64)
     eyes, mouth = (left_eye + right_eye) / 2, (mouth_left + mouth_right) / 2

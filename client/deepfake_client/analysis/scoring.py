@@ -24,12 +24,7 @@ from deepfake_preprocess.faces.detector import Face
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FaceAppearance:
-    """What a face's picture says in addition to its score.
-
-    Attributes:
-        quality: how much the face may count.
-        colors: to distinguish it from other faces.
-    """
+    """What a face's picture says in addition to its score; its colors distinguish it from other faces."""
 
     quality: Quality
     colors: Colors
@@ -65,11 +60,8 @@ class ScoredFrame:
     ) -> None:
         """Fill in `picture` and `appearances` while the pixels are at hand.
 
-        Args:
-            picture_rgb: uint8 ``[H, W, 3]`` RGB, the frame at any size.
-            crops: uint8 ``[len(faces), H, W, 3]`` RGB, the network's input; None where there are no faces.
-            frame_wh: full size of the frame, in whose pixels `faces` are.
-            spec: what the crops were cut by.
+        `picture_rgb` is the frame at any size, `frame_wh` its full size; `crops` are the network's input for `faces`,
+        None where there are none.
         """
         self.picture = picture_colors(picture_rgb)
         if crops is not None:
@@ -96,13 +88,9 @@ class Judgment:
 def judge(
     scored: Sequence[ScoredFrame], *, strategy: Strategy, threshold: float, failure: ServerError | None = None
 ) -> Judgment:
-    """Follow the faces, score the tracks and decide.
+    """Follow the faces through frames in order of time, score the tracks and decide.
 
-    Args:
-        scored: sampled frames in order of time.
-        strategy: how a track's frames become its score.
-        threshold: FAKE at or above it, in (0, 1).
-        failure: what ended the analysis before its time; makes the judgment INCONCLUSIVE.
+    FAKE is a score at or above `threshold`; `failure` ended the analysis before its time and makes it INCONCLUSIVE.
     """
     frames = tuple(_followed(scored))
     tracks = score_tracks(frames, strategy=strategy, threshold=threshold)

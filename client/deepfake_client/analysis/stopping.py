@@ -36,13 +36,10 @@ MIN_SURE_FRAMES = 8
 
 
 def passes(num_frames: int) -> list[list[int]]:
-    """Return the positions of the sampled frames that each pass takes, from coarse to fine.
+    """Return the positions of `num_frames` sampled frames that each pass takes, from coarse to fine.
 
     The first pass takes every n-th, with n at least `MIN_TRACK_FRAMES`, so no counting face fits between; each
     further pass the middle of every gap; the last all others, as soon as the gaps are shorter than that.
-
-    Args:
-        num_frames: frames that are sampled in all, from 1.
     """
     stride = max(MIN_TRACK_FRAMES, num_frames // FIRST_PASS_FRAMES)
     result = [list(range(min(stride // 2, num_frames - 1), num_frames, stride))]
@@ -60,13 +57,9 @@ def passes(num_frames: int) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
-    """Decides after each pass whether the frames so far suffice.
+    """Decides after each pass over `num_frames` whether the frames so far suffice.
 
-    Attributes:
-        num_frames: frames that would be sampled in all.
-        strategy: how a track's frames become its score.
-        threshold: FAKE at or above it.
-        confidence: probability that a stop does not change the answer.
+    `confidence` is the probability that a stop does not change the answer.
     """
 
     num_frames: int
@@ -81,13 +74,7 @@ class StopRule:
         return [PartOf.of(sampling, part) for part in [*coarse, [*last, self.num_frames, self.num_frames + 1]]]
 
     def suffices(self, frames: Sequence[FrameResult], tracks: Sequence[Track], *, num_passes: int) -> bool:
-        """Return whether the answer of the frames so far stands at the confidence asked for.
-
-        Args:
-            frames: the frames so far, in order of time.
-            tracks: their tracks.
-            num_passes: passes that are done, from 1.
-        """
+        """Return whether the answer of the frames so far, after `num_passes`, stands at the confidence asked for."""
         plan = passes(self.num_frames)
         counted = {track.track for track in tracks if track.counted}
         if not counted or num_passes >= len(plan):

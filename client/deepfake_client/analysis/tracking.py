@@ -52,13 +52,7 @@ OTHER_FACE = 0.7
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detection:
-    """One face of one frame, as far as tracking is concerned.
-
-    Attributes:
-        box_xyxy: float ``[4]`` in pixels of the frame; the frames must share one size.
-        landmarks_xy: float ``[5, 2]``, or None.
-        colors: of the face (`deepfake_client.analysis.appearance.face_colors`), or None.
-    """
+    """One face of one frame, as far as tracking is concerned; boxes are in pixels, of frames of one size."""
 
     box_xyxy: NDArray[np.float32]
     landmarks_xy: NDArray[np.float32] | None = None
@@ -75,25 +69,16 @@ class _OpenTrack:
 
 
 class Tracker:
-    """Assigns track ids to the faces of one frame after another.
-
-    ::
-
-        tracker = Tracker()
-        ids = tracker.update(faces, pts_seconds=0.5, picture=colors)      # one id per face of this frame
-    """
+    """Assigns track ids to the faces of one frame after another."""
 
     def __init__(self) -> None:
         self._open: list[_OpenTrack] = []
         self._next_id = 0
 
     def update(self, faces: Sequence[Detection], *, pts_seconds: float, picture: Colors | None = None) -> list[int]:
-        """Return the track id of each face of the next frame, in the order given.
+        """Return the track id of each face of the next frame, which is not before the last one, in the order given.
 
-        Args:
-            faces: the faces of the frame.
-            pts_seconds: the frame's time; not before that of the frame before.
-            picture: the frame's colors (`analysis.appearance.picture_colors`); without them no cut is seen.
+        Without the frame's colors (`analysis.appearance.picture_colors`) no cut is seen.
         """
         same_shot = [_alike(track.picture, picture, SAME_SHOT, unknown=True) for track in self._open]
         affinity = np.zeros((len(self._open), len(faces)))

@@ -131,23 +131,15 @@ def _run(run: Run, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
 
 
 class Run(AbstractContextManager["Run"]):
-    """One run over many inputs; a context manager, which ends the client and a private server.
+    """One run over many inputs, each named once; a context manager, which ends the client and a private server.
 
-    Args:
-        sources: inputs as named, each once.
-        server: where the scores come from. It is asked when the first input has been opened, so inputs that
-            cannot be opened are reported whether or not a server is running.
-        options: how each input is analyzed.
-        progress: shows how far the run is.
-        concurrency: inputs that are worked on at once.
-        resume: whether results in the journal are used again.
+    The server is asked when the first input has been opened, so inputs that cannot be opened are reported whether
+    or not a server is running.
 
     Attributes:
         journal: where results are kept, before any other output gets them; or None.
-        outputs: where results go, in this order.
         on_verdict: looks at an input that has its verdict, while it is still open; called in a thread. Or None.
         client: the client, once the server was asked.
-        interrupted: whether Ctrl-C ended the run.
         unsettled: results of inputs that the server failed, and that will be tried again at the end; what is still
             here when a run is interrupted has not been yielded.
     """
@@ -219,10 +211,8 @@ class Run(AbstractContextManager["Run"]):
     def results(self) -> Generator[Result]:
         """Yield one result for each source, as it is finished; those of an earlier run first.
 
-        Closing the generator cancels what is under way.
-
-        Raises:
-            OptionError: an option is wrong; whatever else goes wrong is a result.
+        Closing the generator cancels what is under way. Only a wrong option is raised; whatever else goes wrong is a
+        result.
         """
         pending = list(self.sources)
         first: Media | None = None

@@ -44,12 +44,7 @@ ANALYSIS_PANEL: Final = "Analysis"
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Marks a command's parameter as a group of options.
-
-    Attributes:
-        build: makes the parameter's value; its own parameters are the options, or groups.
-        panel: heading of the options in a command's help.
-    """
+    """Marks a command's parameter as a group of options, the parameters of `build`, under a heading in its help."""
 
     build: Callable[..., Any]
     panel: str
@@ -174,16 +169,9 @@ ModelOption: TypeAlias = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class ServerChoice:
-    """The server that a command gets its scores from: one that runs, or a private one.
+    """The server that a command gets its scores from: one that runs, or a private one for `repository`.
 
-    Attributes:
-        connection: how it is reached; of a private server only the protocol and the deadlines count.
-        model: name of the model; None where the server offers one.
-        embedded: whether a private server is started.
-        repository: what that one serves.
-
-    Raises:
-        OptionError: TLS and a private server are asked for.
+    Of the `connection` to a private server only the protocol and the deadlines count.
     """
 
     connection: ConnectionOptions
@@ -199,14 +187,7 @@ class ServerChoice:
 
     @contextmanager
     def client(self, waiting_for: Callable[[str], AbstractContextManager[Any]]) -> Iterator[DeepfakeClient]:
-        """Yield a client, and end the private server with it.
-
-        Args:
-            waiting_for: shows what is waited for while the context lasts that it returns.
-
-        Raises:
-            DeepfakeError: the private server does not start.
-        """
+        """Yield a client, and end the private server with it; `waiting_for` shows what is waited for meanwhile."""
         if not self.embedded:
             with DeepfakeClient(self.connection, model=self.model) as client:
                 yield client

@@ -20,17 +20,12 @@ from deepfake_preprocess.support.files import write_whole
 
 
 class Journal:
-    """Results of one or several runs in one file; a context manager.
+    """Results of one or several runs in one file, which is made with its folder; a context manager.
 
-    A line is what `Outcome.to_dict` returns and, where the source is a file, ``input``: size, time of change and
-    the settings of the analysis.
+    A line is what `Outcome.to_dict` returns and, where the source is a file, ``input``: size, time of change and the
+    settings of the analysis, which are plain JSON data.
 
-    Args:
-        path: the file; made with its folder when it is not there.
-        settings: options that decide a result, as plain JSON data.
-
-    Raises:
-        OptionError: the file cannot be written, holds something else, or belongs to a run under way.
+    Raises OptionError where the file cannot be written, holds something else, or belongs to a run under way.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -60,9 +55,9 @@ class Journal:
         return [Outcome.from_dict(line) for line in self._lines.values()]
 
     def reusable(self, source: str, model: ModelIdentity) -> Outcome | None:
-        """Return the result for `source` if an analysis of it would only repeat it.
+        """Return the result for `source` if it is a verdict, and an analysis would only repeat it.
 
-        That is so when it is a verdict, the server was not in its way, and file, settings and model are the same.
+        So it is when the server was not in its way, and file, settings and model are the same.
         """
         line = self._lines.get(source)
         if line is None or "error" in line or line.get("input") is None:
@@ -77,11 +72,7 @@ class Journal:
         self._inputs[source] = self._input_of(source)
 
     def append(self, outcome: Outcome) -> None:
-        """Put a result on disk.
-
-        Raises:
-            OptionError: the disk is full or gone.
-        """
+        """Put a result on disk; OptionError when the disk is full or gone."""
         line = outcome.to_dict()
         if (facts := self._inputs.get(outcome.source)) is not None:
             line["input"] = facts

@@ -38,11 +38,7 @@ class Command:
     extra: str | None = None
 
     def load(self) -> Callable[..., Any] | typer.Typer:
-        """Import the function or group.
-
-        Raises:
-            MissingExtraError: its part of the project is not installed.
-        """
+        """Import the function or group; MissingExtraError where its part of the project is not installed."""
         module, _, name = self.target.partition(":")
         found = require_extra(module, extra=self.extra) if self.extra else importlib.import_module(module)
         loaded: Callable[..., Any] | typer.Typer = getattr(found, name)

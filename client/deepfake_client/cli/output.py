@@ -56,11 +56,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class OutputChoice:
-    """Which outputs a run of `deepfake analyze` has.
-
-    Raises:
-        OptionError: some of them exclude each other.
-    """
+    """Which outputs a run of `deepfake analyze` has; OptionError where some of them exclude each other."""
 
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: one object for one input, an array for several.")
@@ -161,11 +157,7 @@ class JsonLines:
 
 
 class Csv:
-    """Writes one row for each input into a file, or to standard output for ``-``.
-
-    Raises:
-        OptionError: the file cannot be written.
-    """
+    """Writes one row for each input into a file, or to standard output for ``-``."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -226,19 +218,10 @@ class Screen:
 
 
 class Report:
-    """Writes a page for each verdict, and an index of all results that the directory holds.
+    """Writes a page for each verdict, and an index of all results that the journal, and so the directory, holds.
 
-    Pages are written in a thread: they must not keep finished results from being taken and put on disk.
-
-    Args:
-        directory: where the pages go.
-        journal: holds the results for the index.
-        options: how the inputs were analyzed.
-        explain: makes the heatmaps of a verdict's page, called in that thread; None where none are wanted. A page
-            without them says why.
-
-    Raises:
-        MissingExtraError: the extra `report` is not installed.
+    Pages are written in a thread: they must not keep finished results from being taken and put on disk. `explain`,
+    called there, makes the heatmaps of a page; with None none are wanted. A page without them says why.
     """
 
     def __init__(

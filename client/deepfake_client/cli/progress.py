@@ -22,13 +22,7 @@ _NAME_CELLS = 36
 
 
 class RunProgress:
-    """A bar of all inputs and one for each input under way; a context manager. Silent where it is not `visible`.
-
-    Args:
-        screen: where to draw.
-        total: number of inputs.
-        visible: whether to draw at all.
-    """
+    """A bar of all inputs and one for each input under way; a context manager. Silent where it is not `visible`."""
 
     def __init__(self, screen: Console, total: int, *, visible: bool) -> None:
         self._bar = ProgressBar(

@@ -57,18 +57,10 @@ class Evidence:
 
 
 def suspicious_faces(verdict: Verdict, *, per_track: int, at_most: int | None = None) -> tuple[Pick, ...]:
-    """Pick the scored faces of each counted track with the highest fake probability.
+    """Pick the scored faces of each counted track with the highest fake probability, the most suspicious first.
 
-    Faces that were left out (weight 0) are not picked; where no track counts, all tracks are looked at.
-
-    Args:
-        verdict: any verdict, also an inconclusive one.
-        per_track: at most that many faces of each track, from 1.
-        at_most: at most that many faces in all, for which the tracks take turns; None for no such bound.
-
-    Returns:
-        Picks, the most suspicious track first, and in it the most suspicious face first. With `at_most` the most
-        suspicious face of each track first, then the second of each.
+    Faces that were left out (weight 0) are not picked; where no track counts, all tracks are looked at. Of each track
+    `per_track` are taken. With `at_most`, that many in all, tracks take turns: the worst of each, then the second.
     """
     counted = {track.track for track in verdict.tracks if track.counted} or {track.track for track in verdict.tracks}
     picks: dict[int, list[Pick]] = {track: [] for track in counted}
@@ -98,20 +90,10 @@ def gather(
     at_most: int | None = None,
     preview_px: int = PREVIEW_PX,
 ) -> tuple[Evidence, ...]:
-    """Decode the frames of the most suspicious faces again and cut the faces out as the model saw them.
+    """Decode the frames of `suspicious_faces` again and cut the faces out as the model saw them, in their order.
 
-    Only these frames are decoded, with what they depend on; one frame is held at a time.
-
-    Args:
-        media: the verdict's source; stays open.
-        verdict: what the evidence is for.
-        spec: the model's contract (see `DeepfakeClient.model`).
-        per_track: see `suspicious_faces`.
-        at_most: see `suspicious_faces`.
-        preview_px: largest width of the previews.
-
-    Returns:
-        As `suspicious_faces` orders them. A face whose frame cannot be decoded again is left out.
+    Only these frames are decoded, with what they depend on; one frame is held at a time. A face whose frame cannot be
+    decoded again is left out. Previews are at most `preview_px` wide.
     """
     picks = suspicious_faces(verdict, per_track=per_track, at_most=at_most)
     by_time: dict[float, list[int]] = {}

@@ -117,25 +117,10 @@ async def explain_faces(
     explainer: Explainer,
     options: ExplainOptions,
 ) -> tuple[ExplainedFace, ...]:
-    """Explain faces of a verdict.
+    """Explain faces of a verdict, in the order of the evidence.
 
-    The served score is asked for again, for the very crops that are explained, and compared with PyTorch's.
-
-    Args:
-        client: asks the server that gave the verdict.
-        verdict: what is to be explained.
-        evidence: the faces, as `gather` cuts them out.
-        explainer: who makes the heatmaps.
-        options: method, layer and extra checks.
-
-    Returns:
-        In the order of the evidence.
-
-    Raises:
-        OptionError: the explainer refuses an option.
-        NoFaceError: there are no faces.
-        ExplainDisagreementError: verdict, server and explainer are not of one checkpoint, or scores differ.
-        ServerError: server or service cannot be reached or failed.
+    The served score is asked for again, for the very crops that are explained, and compared with PyTorch's. Raises as
+    `AsyncDeepfakeClient.explain` does.
     """
     if not evidence:
         reason = "none of its frames could be decoded again; is it the same file?"

@@ -23,12 +23,7 @@ PAPER, INK, FAINT, RED, GREEN = (255, 255, 255), (25, 25, 25), (120, 120, 120), 
 
 
 def contact_sheet(verdict: Verdict, faces: Sequence[ExplainedFace]) -> Image:
-    """Draw one row per face: frame with box, crop, heatmap over the crop, and what is known of it.
-
-    Args:
-        verdict: what the faces are from.
-        faces: at least one.
-    """
+    """Draw one row per face: frame with box, crop, heatmap over the crop, and what is known of it."""
     if not faces:
         raise OptionError("a contact sheet needs at least one face")
     first = faces[0].explanation

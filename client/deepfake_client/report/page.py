@@ -53,12 +53,7 @@ _templates.filters["plain"] = lambda text: text.encode("utf-8", "backslashreplac
 
 @dataclass(frozen=True, slots=True)
 class ReportContext:
-    """What a report says in addition to the verdict.
-
-    Attributes:
-        spec: contract of the model that scored.
-        options: how the input was analyzed.
-    """
+    """What a report says in addition to the verdict: the contract of the model, and how the input was analyzed."""
 
     spec: ModelSpec
     options: AnalyzeOptions
@@ -66,13 +61,7 @@ class ReportContext:
 
 @dataclass(frozen=True, slots=True)
 class Heatmaps:
-    """Heatmaps for the faces on a page, or why there are none.
-
-    Attributes:
-        overlays: bytes of PNG files, crops with their heatmap, by (frame index, track).
-        method: how they were made, and on which layer.
-        problem: one sentence; empty where there are heatmaps.
-    """
+    """Heatmaps for the faces on a page, PNG files of crops by (frame index, track), or why there are none."""
 
     overlays: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
     method: str = ""
@@ -104,18 +93,10 @@ def write_page(
     *,
     pictures: Pictures | None = None,
 ) -> Path:
-    """Write page, plots and JSON of one verdict into a folder of its own in `directory`.
+    """Write page, plots and JSON of one verdict into a folder of its own in `directory`; returns the page's path.
 
-    Args:
-        verdict: what to report.
-        directory: where the reports lie; made when it is not there.
-        context: what else is said.
-        heatmaps: for `suspicious_faces` of the verdict; None where nobody asked for them.
-        pictures: what `take_pictures` returned while the input was open; with None the verdict's `source` is opened
-            once more.
-
-    Returns:
-        Path of the page, which is written last: where it is, the rest is complete.
+    The page is written last: where it is, the rest is complete. `heatmaps` are None where nobody asked for them.
+    `pictures` are what `take_pictures` returned while the input was open; with None the source is opened once more.
     """
     path = page_path(verdict.source, directory)
     folder = path.parent
@@ -149,11 +130,7 @@ def write_page(
 
 
 def write_index(outcomes: Sequence[Outcome], directory: Path) -> Path:
-    """Write the index of all inputs, most suspicious first, with a link to each page that is in `directory`.
-
-    Returns:
-        Path of the index.
-    """
+    """Write the index of all inputs, most suspicious first, with a link to each page that is in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     verdicts = [outcome.verdict for outcome in outcomes if outcome.verdict is not None]
     verdicts.sort(key=_suspicion, reverse=True)

@@ -33,13 +33,7 @@ _JPEG_QUALITY = 88
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shot:
-    """A frame, scaled down.
-
-    Attributes:
-        result: what was found in it.
-        image_rgb: uint8 ``[H, W, 3]``, at most `FRAME_WIDTH_PX` wide.
-        scale: size of the picture divided by that of the frame; also of boxes.
-    """
+    """A frame as uint8 ``[H, W, 3]`` at most `FRAME_WIDTH_PX` wide, and what was found in it; boxes times `scale`."""
 
     result: FrameResult
     image_rgb: NDArray[np.uint8]
@@ -56,13 +50,7 @@ class Pictures:
 
 
 def take_pictures(verdict: Verdict, media: Media, spec: ModelSpec) -> Pictures:
-    """Decode the most suspicious moments of an input again; some frames without a face where no face was scored.
-
-    Args:
-        verdict: what the pictures are for.
-        media: the verdict's source; stays open.
-        spec: contract of the model that scored.
-    """
+    """Decode the most suspicious moments of an input again; some frames without a face where no face was scored."""
     try:
         faces = gather(media, verdict, spec, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN, preview_px=FRAME_WIDTH_PX)
         if not suspicious_faces(verdict, per_track=1):

@@ -22,9 +22,6 @@ class LoopThread:
     """An event loop in a thread of its own, started with the first piece of work.
 
     For callers that have no loop, or each another one.
-
-    Args:
-        name: name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -35,11 +32,7 @@ class LoopThread:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop.
-
-        Raises:
-            RuntimeError: it was stopped.
-        """
+        """The loop; RuntimeError after it was stopped."""
         with self._lock:
             if self.is_stopped:
                 raise RuntimeError(f"{self._name} was closed")
@@ -127,12 +120,6 @@ async def each_finished(
 
     The iterator is advanced in a thread, since it may block, and only when work on another item can start. An error
     of `work` ends everything at once, one of the iterator after what is under way. Closing the generator cancels it.
-
-    Args:
-        work: what to do with an item.
-        items: read one by one.
-        concurrency: how many are worked on at once.
-        ordered: keep the order.
     """
     running = asyncio.Semaphore(concurrency)
     untaken = asyncio.Semaphore(concurrency * MAX_WAITING)

@@ -34,11 +34,7 @@ _ONE_INPUT = (bytes, bytearray, memoryview, Media, np.ndarray)
 def expand(paths: Sequence[str]) -> Iterator[str]:
     """Yield the inputs that `paths` stand for: files as named, media files of directories, matches of globs.
 
-    Args:
-        paths: files (tried whatever they are called), directories (searched for `MEDIA_SUFFIXES`) and glob patterns.
-
-    Raises:
-        MediaNotFoundError: a directory without media, or a pattern that matches nothing.
+    MediaNotFoundError for a directory without media, or a pattern that matches nothing.
     """
     for text in paths:
         path = Path(text)
@@ -64,10 +60,7 @@ def each_source(
     """Yield the name and the input of everything that `sources` stand for, one by one as they are asked for.
 
     Paths are expanded (see `expand`); an empty directory or a pattern without a match is yielded as its error. What
-    has no name of its own is called ``source`` and its position.
-
-    Raises:
-        OptionError: `sources` is a single input that is not a path, or asynchronous (see `each_over`).
+    has no name of its own is called ``source`` and its position. OptionError for a single input that is not a path.
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
@@ -104,15 +97,9 @@ def name_of(source: AsyncSource) -> str | None:
 
 
 def open_source(source: AsyncSource, *, name: str | None = None) -> Media:
-    """Open one input of any kind; `Media` is returned as it is.
+    """Open one input that is not asynchronous; `Media` is returned as it is.
 
-    Args:
-        source: the input; not an asynchronous one (see `opened`).
-        name: what to call it in messages and reports; by default what it is called itself.
-
-    Raises:
-        MediaNotFoundError: there is no such file.
-        MediaOpenError: it cannot be used; the message says why.
+    Messages and reports call it by `name`, or by its own. InputError says why it cannot be used.
     """
     name = name or name_of(source)
     if isinstance(source, Media):
@@ -142,15 +129,7 @@ async def opened(
 ) -> AsyncIterator[tuple[Media, Callable[[], None] | None]]:
     """Open one input of any kind, and close it in the end unless it is a `Media` of the caller's.
 
-    Args:
-        source: the input.
-        name: see `open_source`.
-
-    Yields:
-        The input, and what makes a wait for its next frame end; None where nothing does.
-
-    Raises:
-        InputError: it cannot be opened.
+    Yields the input, and what makes a wait for its next frame end; None where nothing does.
     """
     if is_async(source):
         frames: ClosingIterator[GivenFrame] = ClosingIterator(source)

@@ -54,15 +54,10 @@ class Address:
 
 
 def parse_address(url: str | None, *, protocol: str | None = None, tls: Tls | None = None) -> Address:
-    """Read a URL.
+    """Read a URL: ``host:port``, or with a scheme; the default of `protocol` when None.
 
-    Args:
-        url: ``host:port``, or with one of the schemes grpc, grpcs, http, https; the protocol's default when None.
-        protocol: one of `PROTOCOLS`; when None the URL's scheme says it, and gRPC is meant without one.
-        tls: secures the connection; plain TLS with public certificates when None and the scheme ends with ``s``.
-
-    Raises:
-        OptionError: the URL cannot be read, or contradicts `protocol` or `tls`.
+    Without `protocol` the URL's scheme says it, and gRPC is meant without one. OptionError where the URL cannot be
+    read, or contradicts `protocol` or `tls`.
     """
     if protocol is not None and protocol not in PROTOCOLS:
         raise OptionError(f"`protocol` is {protocol!r}; allowed: {', '.join(PROTOCOLS)}")
@@ -102,8 +97,7 @@ def parse_address(url: str | None, *, protocol: str | None = None, tls: Tls | No
 def check_headers(headers: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
     """Return headers in the form that gRPC and HTTP both take: names in lower case.
 
-    Raises:
-        OptionError: a name or value is not allowed. The value is not repeated: it may be a secret.
+    OptionError for one that is not allowed; its value is not repeated, as it may be a secret.
     """
     checked = []
     for name, value in (headers or {}).items():

@@ -16,11 +16,7 @@ DEFAULT_TIMEOUT_S: Final = 30.0
 
 
 def check_timeout(timeout_s: float | None) -> None:
-    """Refuse a deadline that is not positive.
-
-    Raises:
-        OptionError: says what was received.
-    """
+    """Refuse a deadline that is not positive."""
     if timeout_s is not None and not timeout_s > 0:
         raise OptionError(f"`timeout_s` must be positive, got {timeout_s}")
 

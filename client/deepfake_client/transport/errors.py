@@ -21,14 +21,7 @@ _RESTARTING_TEXTS = ("stopping", "not at ready state", "not ready", "exiting", "
 
 
 def server_error(status: str, message: str, *, url: str, timeout_s: float) -> ServerError:
-    """Return the error for a request that failed.
-
-    Args:
-        status: name of a gRPC status code, for example ``UNAVAILABLE``.
-        message: what the server or the connection said.
-        url: the server's address.
-        timeout_s: deadline of the request, in seconds.
-    """
+    """Return the error for a request that failed, with a gRPC status such as ``UNAVAILABLE``."""
     # Triton explains shapes at length after its sentence.
     message = " ".join((message or "no message").split()).partition(" NOTE: ")[0]
     message = message.removeprefix("[request id: <id_unknown>] ").rstrip(".")

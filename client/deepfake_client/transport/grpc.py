@@ -61,14 +61,8 @@ _OPTIONS: Final = (
 class GrpcTransport:
     """KServe v2 over gRPC.
 
-    Built on the threaded gRPC stack with futures, not on ``grpc.aio``: that one ties a channel to a single event
-    loop for the whole process, so two clients in two threads disturb each other.
-
-    Args:
-        connection: which server, and how.
-
-    Raises:
-        OptionError: a certificate file cannot be used.
+    Built on the threaded gRPC stack with futures, not on ``grpc.aio``: that one ties a channel to a single event loop
+    for the whole process, so two clients in two threads disturb each other.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -191,13 +185,7 @@ class GrpcTransport:
 
 
 def encode_infer(model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float) -> bytes:
-    """Return an encoded `ModelInferRequest` with its crops.
-
-    Args:
-        model: the model that is to score.
-        faces: uint8 ``[N, H, W, 3]`` RGB.
-        timeout_s: how long the request may wait in the server's queue, in seconds.
-    """
+    """Return an encoded `ModelInferRequest` with uint8 ``[N, H, W, 3]`` crops; it may be queued for `timeout_s`."""
     crops = np.ascontiguousarray(faces)
     # Serialized messages may be joined: the crops follow as one more field, copied once.
     head = infer_request(model, crops.shape, timeout_s=timeout_s).SerializeToString()
@@ -205,13 +193,7 @@ def encode_infer(model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: flo
 
 
 def infer_request(model: ServedModel, shape: tuple[int, ...], *, timeout_s: float) -> Any:
-    """Return a `ModelInferRequest` message without the crops.
-
-    Args:
-        model: the model that is to score.
-        shape: shape of the uint8 crops, ``(N, H, W, 3)``.
-        timeout_s: how long the request may wait in the server's queue, in seconds.
-    """
+    """Return a `ModelInferRequest` message without its crops, of which this is the shape."""
     request = kserve.ModelInferRequest(model_name=model.name, model_version=str(model.version))
     request.inputs.add(name=INPUT_NAME, datatype="UINT8", shape=shape)
     request.outputs.add(name=PROBABILITY_NAME)

@@ -62,14 +62,8 @@ _STATUS_NAMES: Final = {
 class HttpTransport:
     """KServe v2 over HTTP/1.1.
 
-    aiohttp's connections belong to one event loop; they live on one of their own, in a thread, so callers may
-    use any.
-
-    Args:
-        connection: which server, and how.
-
-    Raises:
-        OptionError: a certificate file cannot be used.
+    aiohttp's connections belong to one event loop; they live on one of their own, in a thread, so callers may use
+    any.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -237,10 +231,7 @@ def encode_infer(
 ) -> tuple[str, dict[str, str], list[bytes | memoryview]]:
     """Return an inference request: its path below ``/v2/``, its headers, and the parts of its body.
 
-    Args:
-        model: the model that is to score.
-        faces: uint8 ``[N, H, W, 3]`` RGB; not copied.
-        timeout_s: how long the request may wait in the server's queue, in seconds.
+    The uint8 ``[N, H, W, 3]`` crops are not copied; the request may wait in the server's queue for `timeout_s`.
     """
     crops = np.ascontiguousarray(faces)
     tensor = {

@@ -123,15 +123,7 @@ class Transport(Protocol):
 
 
 def served_model(config: Any, *, version: int) -> ServedModel:
-    """Check a Triton model configuration against the wire contract.
-
-    Args:
-        config: `ModelConfig` protobuf message.
-        version: model version the server answers with.
-
-    Raises:
-        ModelContractError: says what differs.
-    """
+    """Check a `ModelConfig` message against the wire contract; ModelContractError says what differs."""
     where = f"model {config.name!r}"
     parameters = config_parameters(config)
     try:
@@ -159,14 +151,8 @@ def probabilities(
 ) -> NDArray[np.float32]:
     """Check one answer of a model and return it as float32 ``[N]``.
 
-    Args:
-        model: the model that answered.
-        raw: little-endian float32 values of its output `fake_probability`; empty when it is missing.
-        shape: the output's shape, as the server states it.
-        num_faces: number of crops that were sent, N.
-
-    Raises:
-        ModelContractError: the output is missing or has another shape.
+    `raw` are little-endian float32 values of the output `fake_probability`, empty when it is missing; `shape` is what
+    the server states. ModelContractError where it is not that of `num_faces` crops.
     """
     if shape != [num_faces, 1] or len(raw) != 4 * num_faces:
         raise ModelContractError(
@@ -176,13 +162,9 @@ def probabilities(
 
 
 async def refuse_changed(transport: Transport, model: ServedModel) -> None:
-    """Ask the server for the model again, and refuse to go on when it is another one now.
+    """Ask the server for the model again; ModelContractError names what changed since it was described.
 
     Scores of two models must not end up in one verdict.
-
-    Raises:
-        ModelContractError: names what changed.
-        ServerError: the server cannot be asked, or does not offer the model any more.
     """
     now = await transport.describe(model.name)
     before, after = _facts(model), _facts(now)

@@ -36,13 +36,10 @@ CLOSE_TIMEOUT_S: Final = 5.0
 
 
 class SharedMemoryTransport(GrpcTransport):
-    """gRPC whose crops travel through system shared memory; calls and answers are the same.
+    """gRPC whose crops travel through system shared memory of server and client; calls and answers are the same.
 
     Answers stay in the messages: they are four bytes a crop. A request that finds no room in the region goes by plain
     gRPC, so nobody waits for another's request.
-
-    Args:
-        connection: see `GrpcTransport`; the server must run on this host and see the same ``/dev/shm``.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -51,11 +48,7 @@ class SharedMemoryTransport(GrpcTransport):
         self._making = threading.Lock()
 
     async def describe(self, model: str) -> ServedModel:
-        """See `Transport.describe`.
-
-        Raises:
-            SharedMemoryError: server and client share no memory; found out here, before any work is done.
-        """
+        """See `Transport.describe`; SharedMemoryError where no memory is shared, before any work is done."""
         found = await super().describe(model)
         await self.region_for(found.spec.input_height_px * found.spec.input_width_px * 3)
         return found
@@ -98,11 +91,7 @@ class SharedMemoryTransport(GrpcTransport):
             return await self._score(model, request, num_faces=len(faces), timeout_s=timeout_s)
 
     async def region_for(self, crop_bytes: int, *, instead_of: Region | None = None) -> Region:
-        """Return the region for crops of one size; a new one where there is none, or it is `instead_of`.
-
-        Raises:
-            SharedMemoryError: see `describe`.
-        """
+        """Return the region for crops of one size; a new one where there is none, or it is `instead_of`."""
         region = self._regions.get(crop_bytes)
         if region is not None and region is not instead_of:
             return region
@@ -134,15 +123,7 @@ class SharedMemoryTransport(GrpcTransport):
 def encode_infer(
     model: ServedModel, faces: NDArray[np.uint8], region_name: str, offset: int, *, timeout_s: float
 ) -> bytes:
-    """Return an encoded `ModelInferRequest` whose crops are in shared memory.
-
-    Args:
-        model: the model that is to score.
-        faces: uint8 ``[N, H, W, 3]`` RGB, which the region holds.
-        region_name: as the server knows the region.
-        offset: where in it the crops begin, in bytes.
-        timeout_s: how long the request may wait in the server's queue, in seconds.
-    """
+    """Return an encoded `ModelInferRequest` whose uint8 ``[N, H, W, 3]`` crops lie in a region, `offset` bytes in."""
     request = infer_request(model, faces.shape, timeout_s=timeout_s)
     place = request.inputs[0].parameters
     place["shared_memory_region"].string_param = region_name
@@ -172,11 +153,7 @@ class Region:
 
     @contextmanager
     def holding(self, faces: NDArray[np.uint8]) -> Iterator[int | None]:
-        """Copy crops into the region for as long as the context lasts.
-
-        Yields:
-            Where they begin, in bytes; None when there is no room for all of them side by side.
-        """
+        """Copy crops into the region for as long as the context lasts; yields where, None if there is no room."""
         count = len(faces)
         with self._lock:
             start = self._taken.find(bytes(count))

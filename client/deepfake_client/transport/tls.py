@@ -63,11 +63,7 @@ class Tls:
         return context
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Return the contents of `ca`, `key` and `certificate`, None for each that is not given.
-
-        Raises:
-            OptionError: a file cannot be read.
-        """
+        """Return the contents of `ca`, `key` and `certificate`, None for each that is not given."""
         return _read(self.ca), _read(self.key), _read(self.certificate)
 
 
@@ -81,18 +77,11 @@ def _read(path: str | os.PathLike[str] | None) -> bytes | None:
 def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str, worked_before: bool) -> str | None:
     """Say why a connection could not be secured, by trying; blocks for a few seconds at most.
 
-    gRPC reports most of these cases as "Socket closed", and each protocol in words of its own.
+    gRPC reports most of these cases as "Socket closed", and each protocol in words of its own. `alpn` is ``h2`` or
+    ``http/1.1``. If it `worked_before`, a server that hangs up is taken for absent, as behind a TLS proxy, and not
+    for one that dislikes our certificate.
 
-    Args:
-        host: the server's name.
-        port: its port.
-        tls: how the connection should have been secured; None for plain text.
-        alpn: protocol to ask for, ``h2`` or ``http/1.1``.
-        worked_before: a server answered over such a connection. One that hangs up is then taken for absent, as behind
-            a TLS proxy, and not for one that dislikes our certificate.
-
-    Returns:
-        What is wrong and what to do, to follow "the server at ..."; None when TLS is not the reason.
+    Returns what is wrong and what to do, to follow "the server at ..."; None when TLS is not the reason.
     """
     if tls is None:
         context = ssl.create_default_context()
