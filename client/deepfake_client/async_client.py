@@ -236,12 +236,7 @@ class AsyncDeepfakeClient:
 
         return each_over(sources, each) if is_async(sources) else each(sources)
 
-    def watch(
-        self,
-        source: AsyncSource,
-        *,
-        options: WatchOptions = WatchOptions(),
-    ) -> AsyncGenerator[Verdict, None]:
+    def watch(self, source: AsyncSource, *, options: WatchOptions = WatchOptions()) -> AsyncGenerator[Verdict, None]:
         """Watch a source that is still going on, and yield the verdict on its last seconds whenever it changes.
 
         Each verdict is on one window: its frames and tracks are those of the last `window_s`, its track ids last from

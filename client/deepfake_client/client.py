@@ -79,11 +79,7 @@ class DeepfakeClient:
         return self._client.model_of(verdict)
 
     def analyze(
-        self,
-        source: Source,
-        *,
-        options: AnalyzeOptions = AnalyzeOptions(),
-        on_progress: OnProgress | None = None,
+        self, source: Source, *, options: AnalyzeOptions = AnalyzeOptions(), on_progress: OnProgress | None = None
     ) -> Verdict:
         """See `AsyncDeepfakeClient.analyze`; `on_progress` is called on the client's thread."""
         return self._loop.wait_for(self._client.analyze(source, options=options, on_progress=on_progress))
@@ -113,12 +109,7 @@ class DeepfakeClient:
             )
         )
 
-    def watch(
-        self,
-        source: Source,
-        *,
-        options: WatchOptions = WatchOptions(),
-    ) -> Generator[Verdict, None, None]:
+    def watch(self, source: Source, *, options: WatchOptions = WatchOptions()) -> Generator[Verdict, None, None]:
         """See `AsyncDeepfakeClient.watch`; leaving the loop over it ends the watch."""
         return self._each(self._client.watch(source, options=options))
 
@@ -140,13 +131,7 @@ class DeepfakeClient:
         """See `AsyncDeepfakeClient.explain`."""
         return self._loop.wait_for(
             self._client.explain(
-                verdict,
-                source,
-                top=top,
-                at_most=at_most,
-                evidence=evidence,
-                explainer=explainer,
-                options=options,
+                verdict, source, top=top, at_most=at_most, evidence=evidence, explainer=explainer, options=options
             )
         )
 

@@ -136,8 +136,7 @@ def _connection(
     retry: Annotated[
         float,
         typer.Option(
-            min=0,
-            help="Keep retrying for this many seconds while the server is unavailable or busy (0 = never).",
+            min=0, help="Keep retrying for this many seconds while the server is unavailable or busy (0 = never)."
         ),
     ] = Retry().total_s,
 ) -> Connection:

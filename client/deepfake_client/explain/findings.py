@@ -18,13 +18,7 @@ from numpy.typing import NDArray
 from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.evidence import Evidence, suspicious_faces
 from deepfake_client.explain.overlay import overlay_heatmap
-from deepfake_client.explain.types import (
-    DEFAULT_SERVICE_URL,
-    Explainer,
-    ExplainOptions,
-    Explanation,
-    ServedScores,
-)
+from deepfake_client.explain.types import DEFAULT_SERVICE_URL, Explainer, ExplainOptions, Explanation, ServedScores
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.errors import ExplainDisagreementError, NoFaceError, OptionError

@@ -15,12 +15,7 @@ from numpy.typing import NDArray
 from deepfake_client.result.verdict import ModelIdentity
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 from deepfake_preprocess.contract.triton_config import PRECISION_PARAMETER, config_parameters
-from deepfake_preprocess.errors import (
-    ModelContractError,
-    ModelNotFoundError,
-    ServerAccessError,
-    SpecError,
-)
+from deepfake_preprocess.errors import ModelContractError, ModelNotFoundError, ServerAccessError, SpecError
 
 
 @dataclass(frozen=True, slots=True)
