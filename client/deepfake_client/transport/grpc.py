@@ -76,32 +76,25 @@ class GrpcTransport:
 
     async def health(self) -> Health:
         """See `Transport.health`."""
-        alive = await self._call("ServerLive", kserve.ServerLiveRequest(), kserve.ServerLiveResponse)
-        ready = await self._call("ServerReady", kserve.ServerReadyRequest(), kserve.ServerReadyResponse)
-        return Health(bool(alive.live), bool(ready.ready))
+        return Health(bool((await self._ask("ServerLive")).live), bool((await self._ask("ServerReady")).ready))
 
     async def list_models(self) -> list[str]:
         """See `Transport.list_models`."""
-        index = await self._call("RepositoryIndex", kserve.RepositoryIndexRequest(), kserve.RepositoryIndexResponse)
+        index = await self._ask("RepositoryIndex")
         return sorted({item.name for item in index.models if item.state in ("READY", "")})
 
     async def describe(self, model: str) -> ServedModel:
         """See `Transport.describe`."""
         try:
-            answer = await self._call(
-                "ModelConfig", kserve.ModelConfigRequest(name=model), kserve.ModelConfigResponse
-            )
-            metadata = await self._call(
-                "ModelMetadata", kserve.ModelMetadataRequest(name=model), kserve.ModelMetadataResponse
-            )
+            answer = await self._ask("ModelConfig", name=model)
+            metadata = await self._ask("ModelMetadata", name=model)
         except ModelNotFoundError:
             raise await not_offered(self, model) from None
         return served_model(answer.config, version=max((int(item) for item in metadata.versions), default=1))
 
     async def statistics(self, model: ServedModel) -> dict[str, Any]:
         """Return what the server has counted for a model, as the JSON of Triton's statistics extension."""
-        request = kserve.ModelStatisticsRequest(name=model.name, version=str(model.version))
-        answer = await self._call("ModelStatistics", request, kserve.ModelStatisticsResponse)
+        answer = await self._ask("ModelStatistics", name=model.name, version=str(model.version))
         found: dict[str, Any] = json_format.MessageToDict(
             answer.model_stats[0], preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
@@ -124,7 +117,7 @@ class GrpcTransport:
     ) -> NDArray[np.float32]:
         """Send an encoded `ModelInferRequest` and read the probabilities."""
         try:
-            answer = await self._call("ModelInfer", request, kserve.ModelInferResponse, timeout_s=timeout_s)
+            answer = await self._call("ModelInfer", request, timeout_s)
         except (InferenceError, ModelNotFoundError):
             await refuse_changed(self, model)
             raise
@@ -135,9 +128,13 @@ class GrpcTransport:
         shape = list(answer.outputs[place].shape)
         return probabilities(model, answer.raw_output_contents[place], shape, num_faces=num_faces)
 
-    async def _call(self, method: str, request: Any, answer_type: Any, *, timeout_s: float | None = None) -> Any:
-        """Call one method of the service, with a protobuf message or an encoded one; returns its answer."""
-        timeout_s = timeout_s or self._timeout_s
+    async def _ask(self, method: str, *, timeout_s: float | None = None, **fields: str) -> Any:
+        """Call one method of the service with the fields of its request; returns its answer."""
+        request = getattr(kserve, f"{method}Request")(**fields)
+        return await self._call(method, request.SerializeToString(), timeout_s or self._timeout_s)
+
+    async def _call(self, method: str, request: bytes, timeout_s: float) -> Any:
+        """Call one method of the service with an encoded request; returns its answer."""
         loop = asyncio.get_running_loop()
         finished: asyncio.Future[None] = loop.create_future()
         call = self._begin(method, request, timeout_s)
@@ -159,17 +156,16 @@ class GrpcTransport:
             raise
         if call.code() is grpc.StatusCode.OK:
             self._has_answered = True
-            return answer_type.FromString(call.result())
+            return getattr(kserve, f"{method}Response").FromString(call.result())
         raise await asyncio.to_thread(self._as_server_error, call.code(), call.details() or "", timeout_s)
 
-    def _begin(self, method: str, request: Any, timeout_s: float) -> Any:
+    def _begin(self, method: str, request: bytes, timeout_s: float) -> Any:
         """Start a call and return gRPC's future of the encoded answer."""
         if method not in self._methods:
             # Without serializers: bytes in, bytes out.
             self._methods[method] = self._channel.unary_unary(SERVICE + method)
-        encoded = request if isinstance(request, bytes) else request.SerializeToString()
         try:
-            return self._methods[method].future(encoded, timeout=timeout_s, metadata=self._headers)
+            return self._methods[method].future(request, timeout=timeout_s, metadata=self._headers)
         except ValueError as exc:  # the channel was closed
             raise server_error("CANCELLED", str(exc), url=self.url, timeout_s=timeout_s) from exc
 

@@ -70,13 +70,7 @@ class SharedMemoryTransport(GrpcTransport):
         for region in list(self._regions.values()):
             # Where the server is gone, so is its part of the region.
             with contextlib.suppress(ServerError):
-                request = kserve.SystemSharedMemoryUnregisterRequest(name=region.name)
-                await self._call(
-                    "SystemSharedMemoryUnregister",
-                    request,
-                    kserve.SystemSharedMemoryUnregisterResponse,
-                    timeout_s=CLOSE_TIMEOUT_S,
-                )
+                await self._ask("SystemSharedMemoryUnregister", timeout_s=CLOSE_TIMEOUT_S, name=region.name)
         self._regions.clear()
         await super().close()
 
@@ -108,7 +102,7 @@ class SharedMemoryTransport(GrpcTransport):
     def _register(self, name: str, byte_size: int) -> None:
         """Let the server map a file of `SHARED_MEMORY`; blocks."""
         request = kserve.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=byte_size)
-        call = self._begin("SystemSharedMemoryRegister", request, self._timeout_s)
+        call = self._begin("SystemSharedMemoryRegister", request.SerializeToString(), self._timeout_s)
         if call.code() is grpc.StatusCode.OK:
             return
         error = self._as_server_error(call.code(), call.details() or "", self._timeout_s)
