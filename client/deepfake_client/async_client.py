@@ -356,7 +356,10 @@ class AsyncDeepfakeClient:
             async with opened(verdict.source if source is None else source) as (media, _):
                 spec = (await self.model()).spec
                 evidence = await asyncio.to_thread(gather, media, verdict, spec, per_track=top, at_most=at_most)
-        return await explain_faces(self, verdict, evidence, explainer=explainer or open_explainer(), options=options)
+        explainer = explainer or open_explainer()
+        return await explain_faces(
+            verdict, evidence, get_model=self.model, score=self.score, explainer=explainer, options=options
+        )
 
     def _the_detector(self) -> FaceDetector:
         with self._detector_lock:

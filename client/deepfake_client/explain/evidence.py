@@ -66,7 +66,7 @@ def suspicious_faces(verdict: Verdict, *, per_track: int, at_most: int | None = 
     picks: dict[int, list[Pick]] = {track: [] for track in counted}
     for frame in verdict.frames:
         for face in frame.faces:
-            if face.track in picks and face.fake_probability is not None and face.weight > 0:
+            if face.track in picks and face.takes_part:
                 picks[face.track].append(Pick(frame, face))
     order = sorted(
         (track for track in verdict.tracks if track.track in picks), key=lambda track: -track.fake_probability

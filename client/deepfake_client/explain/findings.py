@@ -6,10 +6,10 @@ Needs no PyTorch: the heatmaps come from an `Explainer`, which is a service or `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,18 +23,6 @@ from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.errors import ExplainDisagreementError, NoFaceError, OptionError
 from deepfake_preprocess.support.extras import require_extra
-
-
-class ScoringClient(Protocol):
-    """What explaining needs of `AsyncDeepfakeClient`."""
-
-    async def model(self) -> ServedModel:
-        """Return the contract of the served model."""
-        ...
-
-    async def score(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the fake probabilities of crops."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,10 +92,11 @@ def open_explainer(
 
 
 async def explain_faces(
-    client: ScoringClient,
     verdict: Verdict,
     evidence: Sequence[Evidence],
     *,
+    get_model: Callable[[], Awaitable[ServedModel]],
+    score: Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]],
     explainer: Explainer,
     options: ExplainOptions,
 ) -> tuple[ExplainedFace, ...]:
@@ -121,7 +110,7 @@ async def explain_faces(
         if not suspicious_faces(verdict, per_track=1):
             reason = "the verdict holds no scored face, so there is nothing to explain"
         raise NoFaceError(f"{verdict.source}: {reason}" + (f" ({verdict.detail})" if verdict.detail else ""))
-    model = await client.model()
+    model = await get_model()
     known = verdict.model.checkpoint_sha256
     if known is not None and known != model.spec.checkpoint_sha256:
         raise ExplainDisagreementError(
@@ -129,7 +118,7 @@ async def explain_faces(
             f"{model.spec.checkpoint_sha256}; analyze the file again"
         )
     crops = np.stack([item.crop for item in evidence])
-    served = ServedScores(await client.score(crops), model.spec.checkpoint_sha256, model.precision, model.tensorrt)
+    served = ServedScores(await score(crops), model.spec.checkpoint_sha256, model.precision, model.tensorrt)
     explanations = await asyncio.to_thread(
         explainer.explain, crops, options, landmarks_xy=[item.landmarks_xy for item in evidence], served=served
     )

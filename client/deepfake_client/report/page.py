@@ -193,7 +193,7 @@ def _face_cards(pictures: Pictures, heatmaps: Heatmaps | None) -> list[dict[str,
 def _track_rows(verdict: Verdict) -> list[dict[str, Any]]:
     styles = track_styles(verdict)
     rows = []
-    usable = Counter(face.track for frame in verdict.frames for face in frame.faces if _is_usable(face))
+    usable = Counter(face.track for frame in verdict.frames for face in frame.faces if face.takes_part)
     needed = num_frames_needed(len(verdict.frames), max(usable.values(), default=0))
     for track in sorted(verdict.tracks, key=lambda track: (not track.counted, -track.fake_probability)):
         faces = [face for frame in verdict.frames for face in frame.faces if face.track == track.track]
@@ -212,10 +212,6 @@ def _track_rows(verdict: Verdict) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_usable(face: FaceScore) -> bool:
-    return face.fake_probability is not None and face.weight > 0
-
-
 def _reasons(*, rare: bool, poor: bool, unscored: bool) -> str:
     """Say why a track has too few usable faces to count."""
     seen = [words for words, holds in (("too rarely", rare), ("too poorly", poor)) if holds]
@@ -225,13 +221,8 @@ def _reasons(*, rare: bool, poor: bool, unscored: bool) -> str:
 
 def _concerns(faces: Sequence[FaceScore]) -> str:
     """Return the concerns of a track's faces with the number of frames, most frequent first."""
-    counts: dict[str, int] = {}
-    for face in faces:
-        for concern in face.concerns:
-            name = concern.value.replace("_", " ")
-            counts[name] = counts.get(name, 0) + 1
-    ranked = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} ({count})" for name, count in ranked) or "none"
+    counts = Counter(concern.value.replace("_", " ") for face in faces for concern in face.concerns)
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common()) or "none"
 
 
 def _sampling_text(sampling: Sampling) -> str:

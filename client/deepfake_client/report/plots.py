@@ -133,11 +133,11 @@ def _draw_tracks(axes: Axes, verdict: Verdict, styles: dict[int, tuple[str, str]
     left_out: list[tuple[float, float]] = []
     for track, seen in sorted(points.items()):
         color, marker = styles.get(track, (OTHER_COLOR, "."))
-        used = [(time, face.fake_probability or 0.0) for time, face in seen if _takes_part(face)]
+        used = [(time, face.fake_probability or 0.0) for time, face in seen if face.takes_part]
         left_out += [
             (time, face.fake_probability)
             for time, face in seen
-            if face.fake_probability is not None and not _takes_part(face)
+            if face.fake_probability is not None and not face.takes_part
         ]
         if used:
             style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5, "linewidth": 1.4}
@@ -160,10 +160,6 @@ def _widen_single_moment(axes: Axes, verdict: Verdict) -> None:
         axes.set_xlim(center - 0.5, center + 0.5)
 
 
-def _takes_part(face: FaceScore) -> bool:
-    return face.fake_probability is not None and face.weight > 0
-
-
 def _draw_shot(axes: Axes, shot: Shot, threshold: float) -> None:
     axes.imshow(shot.image_rgb)
     axes.set_title(f"{shot.result.pts_seconds:.2f} s (face: score)", fontsize=9, loc="left")
@@ -184,7 +180,7 @@ def _draw_bars(axes: Axes, verdict: Verdict) -> None:
         if not scored:
             axes.plot(position, 0.01, "|", color=OTHER_COLOR, markersize=6)
             continue
-        highest = max(scored, key=lambda face: (_takes_part(face), face.fake_probability))
+        highest = max(scored, key=lambda face: (face.takes_part, face.fake_probability))
         axes.bar(position, highest.fake_probability or 0.0, width=0.8, color=_color_of(highest, verdict.threshold))
     axes.axhline(verdict.threshold, color=_INK, linestyle="--", linewidth=1)
     ticks = range(0, len(verdict.frames), max(1, len(verdict.frames) // 12))
@@ -196,6 +192,6 @@ def _draw_bars(axes: Axes, verdict: Verdict) -> None:
 
 
 def _color_of(face: FaceScore, threshold: float) -> str:
-    if face.fake_probability is None or not _takes_part(face):
+    if face.fake_probability is None or not face.takes_part:
         return "#777777"
     return _FAKE_COLOR if face.fake_probability >= threshold else _REAL_COLOR

@@ -69,6 +69,11 @@ class FaceScore(JsonData):
     landmarks_xy: tuple[tuple[Pixels, Pixels], ...] | None = None
     """The five `faces.detector.LANDMARK_NAMES`, in pixels of the upright frame; null when the detector gave none."""
 
+    @property
+    def takes_part(self) -> bool:
+        """Whether the face was scored and counts in its track's score."""
+        return self.fake_probability is not None and self.weight > 0
+
 
 @dataclass(frozen=True, slots=True)
 class FrameResult(JsonData):
