@@ -91,7 +91,7 @@ class Journal:
             return
         try:
             if self._superseded:
-                self._rewrite()
+                write_whole(self.path, b"".join(map(_encoded, self._lines.values())))
         finally:
             self._file.close()
 
@@ -103,7 +103,7 @@ class Journal:
         self._file.seek(0)
         raw_lines = self._file.read().splitlines(keepends=True)
         lines: dict[str, dict[str, Any]] = {}
-        length = 0
+        length, last = 0, b""
         for number, raw in enumerate(raw_lines, start=1):
             try:
                 line = json.loads(raw)
@@ -115,18 +115,11 @@ class Journal:
                         f"line {number} of {self.path} is not a result of `deepfake analyze`; name another file"
                     ) from exc
                 break
-            length += len(raw)
+            length, last = length + len(raw), raw
         self._file.truncate(length)
-        if length and not self._ends_with_newline(length):
+        if last and not last.endswith(b"\n"):
             self._file.write(b"\n")
         return lines, len(lines) < len(raw_lines)
-
-    def _ends_with_newline(self, length: int) -> bool:
-        self._file.seek(length - 1)
-        return self._file.read(1) == b"\n"
-
-    def _rewrite(self) -> None:
-        write_whole(self.path, b"".join(map(_encoded, self._lines.values())))
 
     def _input_of(self, source: str) -> dict[str, Any] | None:
         try:

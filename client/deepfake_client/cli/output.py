@@ -271,14 +271,15 @@ class Report:
     def close(self) -> None:
         """See `Output.close`; pages that are not written yet are left out."""
         try:
-            for page in self._pages:
-                if page.done():
-                    page.result()
+            try:
+                for page in self._pages:
+                    if page.done():
+                        page.result()
+            finally:
+                self._writer.shutdown(cancel_futures=True)
+                self._report.write_index(self._journal.outcomes, self._directory)
         except OSError as exc:
             raise OptionError(f"--report {self._directory}: {exc.strerror}") from exc
-        finally:
-            self._writer.shutdown(cancel_futures=True)
-            self._write_index()
 
     def _write_page(self, verdict: Verdict, context: ReportContext, pictures: Pictures | None) -> Path:
         pictures = pictures or self._report.pictures_of_source(verdict, context.spec)
@@ -294,12 +295,6 @@ class Report:
             return self._report.Heatmaps(problem=str(exc))
         method = f"{faces[0].explanation.method} on {faces[0].explanation.layer}"
         return self._report.Heatmaps(overlays_png(faces), method)
-
-    def _write_index(self) -> None:
-        try:
-            self._report.write_index(self._journal.outcomes, self._directory)
-        except OSError as exc:
-            raise OptionError(f"--report {self._directory}: {exc.strerror}") from exc
 
 
 def csv_row(outcome: Outcome) -> dict[str, Any]:

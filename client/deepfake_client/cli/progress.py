@@ -68,13 +68,14 @@ class RunProgress:
         if source not in self._tasks:
             self._tasks[source] = self._bar.add_task(_short_name(source), total=None, facts="")
         self._seen[source] = progress
-        self._bar.update(
-            self._tasks[source],
-            completed=progress.frames_done,
-            total=progress.frames_expected,
-            facts=" · ".join([f"frames · {progress.faces_scored} faces", *_so_far(progress)])
-            + ("" if self._inputs is not None else self._rate()),
-        )
+        facts = f"frames · {progress.faces_scored} faces"
+        if progress.label is not None and progress.fake_probability is not None:
+            style = LABEL_STYLE[progress.label]
+            facts += f" · [{style}]{progress.label.value}[/] {progress.fake_probability:.2f} so far"
+        if self._inputs is None:
+            facts += self._rate()
+        done, expected = progress.frames_done, progress.frames_expected
+        self._bar.update(self._tasks[source], completed=done, total=expected, facts=facts)
         self._show_inputs(0)
 
     def input_done(self, outcome: Outcome) -> None:
@@ -100,12 +101,6 @@ class RunProgress:
         elapsed = time.monotonic() - (self._started or time.monotonic())
         frames = sum(progress.frames_done for progress in self._seen.values())
         return f" · {frames / elapsed:.1f} frames/s" if elapsed > 1 else ""
-
-
-def _so_far(progress: Progress) -> list[str]:
-    if progress.label is None or progress.fake_probability is None:
-        return []
-    return [f"[{LABEL_STYLE[progress.label]}]{progress.label.value}[/] {progress.fake_probability:.2f} so far"]
 
 
 def _short_name(source: str) -> str:

@@ -36,11 +36,10 @@ def models(connection: ConnectionOptions, as_json: AsJson = False) -> None:
         console.print(f"the server at {url} offers no model")
     for name, found in entries.items():
         console.print(Text(name, style="bold"))
-        console.print(_contract_table(found) if isinstance(found, ServedModel) else Text(_unusable(found)))
-
-
-def _unusable(error: ModelContractError) -> str:
-    return f"  not usable: {with_options(str(error))}"
+        if isinstance(found, ServedModel):
+            console.print(_contract_table(found))
+        else:
+            console.print(Text(f"  not usable: {with_options(str(found))}"))
 
 
 def _contract_table(model: ServedModel) -> Table:

@@ -118,7 +118,8 @@ def watch(
                     if as_jsonl:
                         print(json.dumps(verdict.to_dict(), ensure_ascii=False), flush=True)
                     elif live is not None:
-                        live.update(_picture(verdict), refresh=True)
+                        picture = rich_console.Group(track_table(verdict), headline(verdict), _note(verdict))
+                        live.update(picture, refresh=True)
                     else:
                         screen.print(_line(verdict), soft_wrap=True)
         except KeyboardInterrupt:
@@ -135,10 +136,6 @@ def _showing(screen: Console, *, as_jsonl: bool) -> AbstractContextManager[Any]:
     if as_jsonl or not screen.is_terminal:
         return nullcontext()
     return Live(Text("waiting for the first verdict", style="dim"), console=screen, auto_refresh=False)
-
-
-def _picture(verdict: Verdict) -> rich_console.Group:
-    return rich_console.Group(track_table(verdict), headline(verdict), _note(verdict))
 
 
 def _line(verdict: Verdict) -> Text:
