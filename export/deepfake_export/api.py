@@ -101,7 +101,7 @@ def export_checkpoint(request: ExportRequest, *, on_step: OnStep = lambda step: 
     identity = request.identity()
     checkpoint = pin_checkpoint(request.checkpoint, request.spec)
     # Before minutes of work: is there anything to build or to check engines with?
-    maker = find_maker(check_only_allowed=True) if request.tensorrt is not None else None
+    maker = None if request.tensorrt is None else find_maker(check_only_allowed=True, options=request.tensorrt)
     with locked(repository, checkpoint.spec.name):
         same = None if request.force else find_identical(repository, checkpoint.spec)
         changed = what_changed(same.parity, identity, request.max_batch_size) if same is not None else ()
@@ -128,11 +128,11 @@ def _serve_again(request: ExportRequest, same: Manifest, maker: EngineMaker | No
     )
     if request.artifacts is not None:
         note += f", and fills {request.artifacts}"
-    if maker is None or request.tensorrt is None:
+    if maker is None:
         return ExportResult(repository, same.spec.version, created=False, manifest=same, notes=(note,))
     on_step("Building the TensorRT engine")
     version_dir = model_dir / str(same.spec.version)
-    added = add_plan(maker, version_dir, same, max_batch_size=request.max_batch_size, options=request.tensorrt)
+    added = add_plan(maker, version_dir, same, max_batch_size=request.max_batch_size)
     refresh_configs(model_dir, added.manifest, max_batch_size=request.max_batch_size)
     return ExportResult(repository, same.spec.version, added.created, added.manifest, (note, added.note))
 
@@ -172,11 +172,9 @@ def _add_version(
             promotion=_promotion(report),
         )
         engine_notes: tuple[str, ...] = ()
-        if maker is not None and request.tensorrt is not None:
+        if maker is not None:
             on_step("Building the TensorRT engine")
-            added = add_plan(
-                maker, version_dir, manifest, max_batch_size=request.max_batch_size, options=request.tensorrt
-            )
+            added = add_plan(maker, version_dir, manifest, max_batch_size=request.max_batch_size)
             manifest, engine_notes = added.manifest, (added.note,)
         on_step(f"Adding version {spec.version} to {repository}")
         manifest.write(version_dir)

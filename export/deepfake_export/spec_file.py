@@ -10,13 +10,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepfake_export.checkpoint.file import require_sha256, sha256_of
+from deepfake_export.checkpoint.file import SPEC_SUFFIXES, require_sha256, sha256_of, spec_beside
 from deepfake_export.ensemble.spec import EnsembleSpec
 from deepfake_preprocess.contract.fields import read_mapping
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import SpecError
-
-SPEC_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +63,12 @@ def _default_spec_path(checkpoint: Path) -> Path:
     """Return the spec file of the checkpoint's name next to it, or the ensemble's file itself."""
     if checkpoint.suffix in SPEC_SUFFIXES:  # an ensemble's file is spec and checkpoint in one
         return checkpoint
-    for suffix in SPEC_SUFFIXES:
-        path = checkpoint.with_suffix(suffix)
-        if path.is_file():
-            return path
-    raise SpecError(
-        f"{checkpoint.with_suffix('.yaml')}: there is no such spec file; write one as in docs/model-spec.md, or name "
-        "it as `spec`"
-    )
+    if (path := spec_beside(checkpoint)) is None:
+        raise SpecError(
+            f"{checkpoint.with_suffix('.yaml')}: there is no such spec file; write one as in docs/model-spec.md, or "
+            "name it as `spec`"
+        )
+    return path
 
 
 def _read(path: Path) -> ModelSpec | EnsembleSpec:

@@ -227,7 +227,7 @@ def test_a_tampered_model_fails_and_nothing_is_added(nets, tmp_path, monkeypatch
         return onnxruntime_runner(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr("deepfake_export.proof.parity.onnxruntime_runner", tampering)
+        patched.setattr("deepfake_export.precision.selection.onnxruntime_runner", tampering)
         with pytest.raises(ParityError, match=r"fake_probability differs by up to 0\.01\d* \(limit 0\.0001\)"):
             export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=2))
     assert listing(tmp_path / "m") == {"tiny.lock"}

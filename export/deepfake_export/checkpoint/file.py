@@ -1,4 +1,4 @@
-"""What can be said of a checkpoint file without reading its tensors: can it be one, and is it the right one.
+"""What can be said of a checkpoint file without reading its tensors: is it one, the right one, and where is its spec.
 
 Kept apart from `loading`: an export that has nothing to do answers without loading PyTorch.
 """
@@ -11,6 +11,13 @@ from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.errors import CheckpointError
 
 LFS_MARK = b"version https://git-lfs"
+SPEC_SUFFIXES = (".yaml", ".yml")
+
+
+def spec_beside(checkpoint: Path) -> Path | None:
+    """Return the spec file of the checkpoint's name next to it, where there is one."""
+    places = (checkpoint.with_suffix(suffix) for suffix in SPEC_SUFFIXES)
+    return next((path for path in places if path.is_file()), None)
 
 
 def sha256_of(path: Path, expected: str | None = None) -> str:

@@ -37,10 +37,10 @@ def demo_checkpoint(
     if as_json:
         typer.echo(json.dumps({"checkpoint": str(checkpoint), "spec": str(spec_path)}))
         return
-    console = Console()
-    console.print(f"Wrote {escape(str(checkpoint))} and {escape(spec_path.name)}", highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"Wrote {escape(str(checkpoint))} and {escape(spec_path.name)}")
     spec = ModelSpec.from_yaml(spec_path)
-    console.print(escape(spec.training_data), highlight=False, soft_wrap=True)
+    console.print(escape(spec.training_data))
     if not spec.trained:
         console.print("It is not trained: its scores mean nothing.")
-    console.print(f"Next: deepfake export {escape(str(checkpoint))}", highlight=False, soft_wrap=True)
+    console.print(f"Next: deepfake export {escape(str(checkpoint))}")

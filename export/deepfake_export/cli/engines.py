@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_export.tensorrt.plans import build_engines as build
-from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 
 
 def build_engines(
@@ -30,7 +30,7 @@ def build_engines(
         bool, typer.Option("--version-compatible", help="Plans that later TensorRT minor versions load, too.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build even where the plan fits this machine.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Build TensorRT plans from the ONNX files of a repository, and let Triton serve them.
 
@@ -42,10 +42,10 @@ def build_engines(
     [bold]Exit codes[/]  0 every model has a plan that fits · 1 no plan could be
     built · 2 the repository or an option is wrong
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def show(step: str) -> None:
-        console.print(f"[dim]{escape(step)}[/dim]", highlight=False, soft_wrap=True)
+        console.print(f"[dim]{escape(step)}[/dim]")
 
     options = EngineOptions(typical_batch, timing_cache, version_compatible)
     results = build(repository, models or (), options=options, force=force, on_step=show)

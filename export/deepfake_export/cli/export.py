@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -96,18 +96,18 @@ def export(
         # Notes name parameters, as the library does; here they are options.
         options = {f"`{item.name}`": item.opts[0] for item in context.command.params}
         notes = [re.sub(r"`\w+`", lambda found: options.get(found[0], found[0]), note) for note in result.notes]
-        _print_summary(Console(), result, notes)
+        _print_summary(Console(highlight=False, soft_wrap=True), result, notes)
 
 
 def _run(request: ExportRequest, *, quiet: bool) -> ExportResult:
     """Export with progress on stderr: stdout is the result alone."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False)
     with console.status("Starting") as status:
 
         def show(step: str) -> None:
             status.update(f"{escape(step)} ...")
             if not quiet:
-                console.print(f"[dim]{escape(step)}[/dim]", highlight=False, soft_wrap=True)
+                console.print(f"[dim]{escape(step)}[/dim]", soft_wrap=True)
 
         return export_checkpoint(request, on_step=show)
 
@@ -128,22 +128,19 @@ def _command_line(context: typer.Context) -> str:
 
 
 def _print_summary(console: Console, result: ExportResult, notes: Sequence[str]) -> None:
-    spec, figures = result.manifest.spec, result.manifest.parity
     what = "Exported" if result.created else "Nothing to do for"
-    console.print(f"{what} [bold]{escape(spec.name)}[/bold] version {result.version}", highlight=False)
+    console.print(f"{what} [bold]{escape(result.manifest.spec.name)}[/bold] version {result.version}")
     table = Table.grid(padding=(0, 2))
-    for name, value in _summary_rows(result, figures):
+    for name, value in _summary_rows(result):
         table.add_row(name, escape(value))
-    console.print(table, highlight=False)
+    console.print(table, soft_wrap=False)
     for note in notes:
-        console.print(f"Note: {escape(note)}.", highlight=False, soft_wrap=True)
-    console.print(
-        f"Next: deepfake serve --repository {escape(str(result.repository))}", highlight=False, soft_wrap=True
-    )
+        console.print(f"Note: {escape(note)}.")
+    console.print(f"Next: deepfake serve --repository {escape(str(result.repository))}")
 
 
-def _summary_rows(result: ExportResult, figures: Any) -> list[tuple[str, str]]:
-    spec = result.manifest.spec
+def _summary_rows(result: ExportResult) -> list[tuple[str, str]]:
+    spec, figures = result.manifest.spec, result.manifest.parity
     probability, logit = figures["probability"], figures["logit"]
     return [
         ("model", str(result.version_dir)),

@@ -18,7 +18,7 @@ from deepfake_export.repository.pruning import Pruning
 from deepfake_export.repository.pruning import prune as prune_model
 from deepfake_export.repository.verification import Problem
 from deepfake_export.tensorrt.plans import plan_target
-from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 
@@ -50,11 +50,10 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
-def list_models(repository: RepositoryOption = DEFAULT_REPOSITORY, as_json: AsJson = False) -> None:
+def list_models(repository: RepositoryOption = DEFAULT_REPOSITORY, as_json: JsonOption = False) -> None:
     """Show models and versions, which one is served, and what is damaged.
 
     Every file is compared with its manifest. Damaged and incomplete models are
@@ -88,7 +87,7 @@ def verify(
             help="TensorRT and GPU that load the plans, as 11.4.0/8.9. Default: this machine's, where it has both.",
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check every version against its manifest, and every configuration against its version.
 
@@ -132,7 +131,7 @@ def rollback(
         int | None, typer.Argument(metavar="[VERSION]", help="Version to serve. Default: the one before.", min=1)
     ] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Serve the previous version of a model again, or the one that is named.
 
@@ -164,7 +163,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove old versions of a model, never the served one nor one that a running `deepfake serve` uses."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from deepfake_export.ensemble.network import EnsembleNetwork
 from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.proof.parity import measure_onnx, reference_outputs, require_parity
+from deepfake_export.proof.parity import measure_parity, onnxruntime_runner, reference_outputs, require_parity
 from deepfake_export.request import ExportJob
 
 
@@ -32,14 +32,15 @@ def prove_members(job: ExportJob) -> dict[str, dict[str, Any]]:
             detector = ServedDetector(branch, spec).eval()
             model_path = Path(scratch) / "member.onnx"
             export_onnx(detector, model_path, spec, verbose=job.request.verbose)
-            report, _ = measure_onnx(
+            report, _ = measure_parity(
                 reference_outputs(detector, job.crops.crops),
-                model_path,
+                onnxruntime_runner(model_path),
                 job.crops,
-                name=f"the member {spec.name!r}",
+                name=f"the member {spec.name!r}, ONNX FP32 in ONNX Runtime on the CPU",
                 precision="fp32",
                 threshold=spec.threshold,
                 max_batch_size=job.request.max_batch_size,
+                size_bytes=model_path.stat().st_size,
             )
             require_parity(report)
             reports[spec.name] = report.to_dict()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from deepfake_export.checkpoint.file import sha256_of
+from deepfake_export.checkpoint.file import sha256_of, spec_beside
 from deepfake_export.ensemble.meta_model import MetaModel, read_meta_model
 from deepfake_preprocess.contract.fields import check_known, read_mapping, refuse
 from deepfake_preprocess.contract.spec import Crop, ModelSpec
@@ -182,8 +182,7 @@ def _member_spec(
 ) -> ModelSpec:
     """Return a member's own contract: from its spec file, the one next to its checkpoint, or the fields here."""
     own = {key: value for key, value in data.items() if key not in MEMBER_FIELDS}
-    neighbor = next((file for file in (checkpoint.with_suffix(s) for s in (".yaml", ".yml")) if file.is_file()), None)
-    spec_path = base / str(data["spec"]) if "spec" in data else neighbor
+    spec_path = base / str(data["spec"]) if "spec" in data else spec_beside(checkpoint)
     if spec_path is not None and ("spec" in data or "architecture" not in own):
         if own:
             raise SpecError(f"field '{where}.{next(iter(own))}' is given, and so is a spec file; keep one of them")

@@ -14,7 +14,6 @@ import onnx
 import torch
 
 from deepfake_export.graph.onnx_nodes import keep_layer, last_operator
-from deepfake_export.graph.onnx_rewrites import pool_globally
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 from deepfake_preprocess.errors import ExportError
@@ -25,6 +24,9 @@ with 17), a higher one gains nothing here; ONNX Runtime 1.20 reads up to 21, and
 
 MAX_IR_VERSION = 10
 """The newest file format that the ONNX Runtime 1.19 of Triton 24.10 reads."""
+
+SPATIAL_AXES = (2, 3)
+"""Height and width of ``[N, C, H, W]``."""
 
 EXAMPLE_BATCH = 2
 """At least 2: the exporter takes a 1 for a constant and bakes it in."""
@@ -101,6 +103,36 @@ def _export_scripted(detector: ServedDetector, example: torch.Tensor) -> Any:
         dynamic_axes={name: {0: "batch"} for name in (INPUT_NAME, PROBABILITY_NAME, LOGIT_NAME)},
     )
     return onnx.load_from_string(stream.getvalue())
+
+
+def pool_globally(model: Any) -> int:
+    """Replace means over height and width, as squeeze-and-excitation blocks have them, by GlobalAveragePool.
+
+    ONNX Runtime keeps GlobalAveragePool in its blocked layout (NCHWc) and leaves it for a ReduceMean, with a copy of
+    the activations. The model is changed in place, and must have shapes, as exporters write them.
+
+    Returns:
+        How many nodes were replaced.
+    """
+    constants = {item.name: item for item in model.graph.initializer}
+    ranks = {item.name: len(item.type.tensor_type.shape.dim) for item in model.graph.value_info}
+    replaced = 0
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants:
+            continue
+        rank = ranks.get(node.input[0])
+        keeps = all(item.i for item in node.attribute if item.name == "keepdims")
+        axes = onnx.numpy_helper.to_array(constants[node.input[1]]).reshape(-1).tolist()
+        if rank == 4 and keeps and sorted(axis % rank for axis in axes) == list(SPATIAL_AXES):
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:]
+            node.ClearField("attribute")
+            replaced += 1
+    used = {name for node in model.graph.node for name in node.input}
+    for name, item in constants.items():
+        if replaced and name not in used:
+            model.graph.initializer.remove(item)
+    return replaced
 
 
 def _clean(model: Any) -> None:

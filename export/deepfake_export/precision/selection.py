@@ -14,7 +14,7 @@ from deepfake_export.precision.fp16 import export_fp16
 from deepfake_export.precision.int8 import quantize_int8
 from deepfake_export.proof.comparison import ArtifactProof, Proof, compare
 from deepfake_export.proof.gate import decide
-from deepfake_export.proof.parity import measure_onnx, onnxruntime_runner, reference_outputs, require_parity
+from deepfake_export.proof.parity import measure_parity, onnxruntime_runner, reference_outputs, require_parity
 from deepfake_export.proof.speed import measure_speed
 from deepfake_export.request import ExportJob
 from deepfake_preprocess.contract.triton_config import EMBEDDED_THREADS
@@ -31,20 +31,22 @@ def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
     """
     job.on_step(f"Running the checkpoint in float32 PyTorch on {len(job.crops)} crops")
     reference = reference_outputs(job.detector, job.crops.crops)
+    version = f"{job.spec.name} version {job.spec.version}"
     artifacts = []
     for precision in job.request.precisions:
         path = fp32_path if precision == "fp32" else work_dir / f"model.{precision}.onnx"
         try:
             details = _make(job, precision, fp32_path, path)
             job.on_step(f"Comparing {precision.upper()} with PyTorch on {len(job.crops)} crops")
-            parity, probability = measure_onnx(
+            parity, probability = measure_parity(
                 reference,
-                path,
+                onnxruntime_runner(path),
                 job.crops,
-                name=f"{job.spec.name} version {job.spec.version}",
+                name=f"{version}, ONNX {precision.upper()} in ONNX Runtime on the CPU",
                 precision=precision,
                 threshold=job.spec.threshold,
                 max_batch_size=job.request.max_batch_size,
+                size_bytes=path.stat().st_size,
             )
         except ExportError as exc:
             if precision == "fp32":

@@ -42,13 +42,11 @@ def hash_media(directory: str | Path) -> str:
     return hash_files(media_of(directory), Path(directory))
 
 
-def read_faces(
-    directory: str | Path, spec: ModelSpec, *, labels: str | Path | None = None, limit: int = MAX_CROPS
-) -> CropSet:
+def read_faces(directory: str | Path, spec: ModelSpec, *, labels: str | Path | None = None) -> CropSet:
     """Cut the faces out of the videos and images under a directory, by the rule of this module.
 
     `labels` is a CSV with ``path,label`` per line, the path relative to the directory, the label real, fake, 0 or 1;
-    None takes folders called ``real`` and ``fake``. There are at most about `limit` crops; where there are more
+    None takes folders called ``real`` and ``fake``. There are at most about `MAX_CROPS` crops; where there are more
     files, they are taken evenly from all of them.
 
     Raises:
@@ -58,7 +56,7 @@ def read_faces(
     paths = media_of(directory)
     label_of = _read_labels(Path(labels), directory) if labels is not None else None
     per_file = [FRAMES_PER_VIDEO if _is_video(path) else 1 for path in paths]
-    step = max(1.0, sum(per_file) / limit)
+    step = max(1.0, sum(per_file) / MAX_CROPS)
     chosen = [paths[int(position * step)] for position in range(int(len(paths) / step))]
 
     # Loaded on use: it brings ONNX Runtime, and commands that need no faces come through this module too.
@@ -70,15 +68,15 @@ def read_faces(
     without, damaged = [], []
     for path in chosen:
         name = path.relative_to(directory).as_posix()
-        before = len(crops)
         try:
             with open_media(path) as media:
-                crops += _crops_of(media, detector, spec)
+                found = list(_crops_of(media, detector, spec))
         except MediaOpenError:
             damaged.append(name)
             continue
-        sources += [name] * (len(crops) - before)
-        if len(crops) == before:
+        crops += found
+        sources += [name] * len(found)
+        if not found:
             without.append(name)
     width, height = spec.input_size_wh
     hint = f"images that are crops already must be {width}x{height} px, the model's input size"
@@ -89,22 +87,20 @@ def read_faces(
             f"{directory}: only {len(crops)} face crops were found in {len(chosen)} files; at least {MIN_CROPS} are "
             f"needed and {RECOMMENDED_CROPS} recommended ({hint})"
         )
-    notes = []
-    if len(crops) < RECOMMENDED_CROPS:
-        notes.append(
-            f"{len(crops)} face crops are few for calibration and proof; {RECOMMENDED_CROPS} are recommended"
-        )
+    notes, count = [], len(crops)
+    if count < RECOMMENDED_CROPS:
+        notes.append(f"{count} face crops are few for calibration and proof; {RECOMMENDED_CROPS} are recommended")
     if without:
         notes.append(f"no face was found in {len(without)} of {len(chosen)} files ({', '.join(without[:3])}); {hint}")
     if damaged:
         notes.append(f"{len(damaged)} damaged files were left out ({', '.join(damaged[:3])})")
     return CropSet(
         np.stack(crops),
-        f"{len(crops)} face crops from {len(set(sources))} files of the directory {directory.name!r}",
+        f"{count} face crops from {len(set(sources))} files of the directory {directory.name!r}",
         tuple(sources),
         frozenset(name for name in sources if _is_video(Path(name))),
         _labels_of(sources, label_of),
-        hash_media(directory),
+        hash_files(paths, directory),
         tuple(notes),
     )
 

@@ -179,23 +179,6 @@ def measure_parity(
     return report, probability[0, :, 0]
 
 
-def measure_onnx(
-    reference: Outputs, model_path: Path, crops: CropSet, *, name: str, precision: str, threshold: float,
-    max_batch_size: int,
-) -> tuple[ParityReport, Float32Array]:  # fmt: skip
-    """Compare an ONNX file in ONNX Runtime with the reference; see `measure_parity` and `onnxruntime_runner`."""
-    return measure_parity(
-        reference,
-        onnxruntime_runner(model_path),
-        crops,
-        name=f"{name}, ONNX {precision.upper()} in ONNX Runtime on the CPU",
-        precision=precision,
-        threshold=threshold,
-        max_batch_size=max_batch_size,
-        size_bytes=model_path.stat().st_size,
-    )
-
-
 def require_parity(report: ParityReport) -> None:
     """Raise a `ParityError` that names every figure beyond its limit, and the limit."""
     if report.problems:

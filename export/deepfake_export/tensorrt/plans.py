@@ -7,6 +7,7 @@ the next run repairs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
@@ -33,17 +34,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineMaker:
-    """What this machine can build with.
+    """What this machine can build with, and how it is to build.
 
     Attributes:
         library: TensorRT, or TensorRT-RTX where plans cannot be built here.
         gpu: the GPU that plans are built for; None where they cannot be built.
         missing: why they cannot, as a clause; empty where they can.
+        options: how to build.
     """
 
     library: TensorRTLibrary
     gpu: Gpu | None
     missing: str = ""
+    options: EngineOptions = EngineOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class EngineResult:
     note: str
 
 
-def find_maker(*, check_only_allowed: bool) -> EngineMaker:
+def find_maker(*, check_only_allowed: bool, options: EngineOptions = EngineOptions()) -> EngineMaker:
     """Return what this machine builds engines with; `check_only_allowed` takes TensorRT-RTX where it cannot build.
 
     Raises:
@@ -76,13 +79,13 @@ def find_maker(*, check_only_allowed: bool) -> EngineMaker:
     missing = "no NVIDIA GPU was found here, and a plan is built on the kind that runs it"
     if (gpu := find_gpu()) is not None:
         try:
-            return EngineMaker(load_tensorrt(), gpu)
+            return EngineMaker(load_tensorrt(), gpu, options=options)
         except MissingExtraError as exc:
             missing = str(exc)
     if not check_only_allowed:
         raise EngineError(f"no TensorRT plan can be built: {missing}")
     try:
-        return EngineMaker(load_tensorrt_rtx(), None, missing)
+        return EngineMaker(load_tensorrt_rtx(), None, missing, options)
     except MissingExtraError as exc:
         raise EngineError(f"no TensorRT plan can be built ({missing}), and none can be checked: {exc}") from exc
 
@@ -97,13 +100,7 @@ def plan_target() -> tuple[str, str] | None:
 
 
 def add_plan(
-    maker: EngineMaker,
-    version_dir: Path,
-    manifest: Manifest,
-    *,
-    max_batch_size: int,
-    options: EngineOptions,
-    force: bool = False,
+    maker: EngineMaker, version_dir: Path, manifest: Manifest, *, max_batch_size: int, force: bool = False
 ) -> EngineResult:
     """Give a version a plan that fits this machine; where none can be built, check that TensorRT takes its graph.
 
@@ -116,7 +113,7 @@ def add_plan(
         RepositoryError: the repository cannot be written.
     """
     known = manifest.engine
-    if known is not None and not force and _plan_fits(maker, manifest, known, max_batch_size, options):
+    if known is not None and not force and _plan_fits(maker, manifest, known, max_batch_size):
         return EngineResult(version_dir, manifest, known, False, "the plan fits this machine's TensorRT and GPU")
     from deepfake_export.tensorrt.engine import build_engine
 
@@ -128,7 +125,9 @@ def add_plan(
         try:
             aside.mkdir()
             plan = aside / PLAN_FILE if maker.gpu is not None else None
-            engine = build_engine(source, plan, max_batch_size=max_batch_size, options=options, library=maker.library)
+            engine = build_engine(
+                source, plan, max_batch_size=max_batch_size, options=maker.options, library=maker.library
+            )
             what = f"{engine.precision.upper()} graph for compute capability {engine.compute_capability}"
             if plan is None:
                 checked = dataclasses.replace(manifest, engine=manifest.engine or engine)
@@ -207,7 +206,7 @@ def build_engines(
     """
     require_extra("onnx", extra="export")
     dirs = model_dirs(repository, models)
-    maker = find_maker(check_only_allowed=False)
+    maker = find_maker(check_only_allowed=False, options=options)
     results = []
     for model_dir in dirs:
         with locked(repository, model_dir.name):
@@ -216,26 +215,22 @@ def build_engines(
             manifest = _read_verified(version_dir)
             on_step(f"Building the TensorRT plan of {model_dir.name} version {version_dir.name}")
             max_batch_size = int(read_config(model_dir / CONFIG_NAME).max_batch_size)
-            result = add_plan(
-                maker, version_dir, manifest, max_batch_size=max_batch_size, options=options, force=force
-            )
+            result = add_plan(maker, version_dir, manifest, max_batch_size=max_batch_size, force=force)
             refresh_configs(model_dir, result.manifest, max_batch_size=max_batch_size)
             on_step(f"{model_dir.name}: {result.note}")
             results.append(result)
     return results
 
 
-def _plan_fits(
-    maker: EngineMaker, manifest: Manifest, engine: EngineInfo, max_batch_size: int, options: EngineOptions
-) -> bool:
+def _plan_fits(maker: EngineMaker, manifest: Manifest, engine: EngineInfo, max_batch_size: int) -> bool:
     built = (engine.max_batch_size, engine.version_compatible)
-    if maker.gpu is None or PLAN_FILE not in manifest.files or built != (max_batch_size, options.version_compatible):
+    wanted = (max_batch_size, maker.options.version_compatible)
+    if maker.gpu is None or PLAN_FILE not in manifest.files or built != wanted:
         return False
-    try:
+    with contextlib.suppress(RepositoryError):
         check_plan(manifest, tensorrt_version=maker.library.version, compute_capability=maker.gpu.compute_capability)
-    except RepositoryError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _read_verified(version_dir: Path) -> Manifest:

@@ -4,7 +4,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deepfake_export.graph.onnx_rewrites import pool_globally
+from deepfake_export.graph.onnx_export import pool_globally
 
 
 def mean_graph(axes, *, keepdims=1, shape=("batch", 4, 5, 6)):
