@@ -6,12 +6,12 @@ results, and that what went wrong is said at the end.
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import partial
 from typing import Annotated
 
@@ -112,7 +112,7 @@ def _run(run: Run, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
     with ExitStack() as stack:
         # The report's index is made of the journal, which is closed last.
         if outputs.journal_path is not None:
-            run.journal = stack.enter_context(Journal(outputs.journal_path, dataclasses.asdict(run.options)))
+            run.journal = stack.enter_context(Journal(outputs.journal_path, asdict(run.options)))
         for item in outputs.printed(run.sources):
             run.outputs.append(stack.enter_context(closing(item)))
         if outputs.report is not None and run.journal is not None:
@@ -130,6 +130,7 @@ def _run(run: Run, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
                 pages.wait()
 
 
+@dataclass(eq=False)
 class Run(AbstractContextManager["Run"]):
     """One run over many inputs, each named once; a context manager, which ends the client and a private server.
 
@@ -144,26 +145,21 @@ class Run(AbstractContextManager["Run"]):
             here when a run is interrupted has not been yielded.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[str],
-        server: ServerChoice,
-        options: AnalyzeOptions,
-        progress: RunProgress,
-        *,
-        concurrency: int,
-        resume: bool = False,
-    ) -> None:
-        self.sources, self.options, self.progress = sources, options, progress
-        self.journal: Journal | None = None
-        self.outputs: list[Output] = []
-        self.on_verdict: Callable[[Verdict, Media, ModelSpec], None] | None = None
-        self.client: DeepfakeClient | None = None
-        self.interrupted = False
-        self.unsettled: list[Outcome] = []
-        self._server, self._concurrency, self._resume = server, concurrency, resume
-        self._outcomes: list[Outcome] = []
-        self._stack = ExitStack()
+    sources: Sequence[str]
+    server: ServerChoice
+    options: AnalyzeOptions
+    progress: RunProgress
+    _: KW_ONLY
+    concurrency: int
+    resume: bool = False
+    journal: Journal | None = field(default=None, init=False)
+    outputs: list[Output] = field(default_factory=list, init=False)
+    on_verdict: Callable[[Verdict, Media, ModelSpec], None] | None = field(default=None, init=False)
+    client: DeepfakeClient | None = field(default=None, init=False)
+    interrupted: bool = field(default=False, init=False)
+    unsettled: list[Outcome] = field(default_factory=list, init=False)
+    _outcomes: list[Outcome] = field(default_factory=list, init=False)
+    _stack: ExitStack = field(default_factory=ExitStack, init=False)
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
@@ -232,7 +228,7 @@ class Run(AbstractContextManager["Run"]):
 
     def _of_server(self, pending: Sequence[str], first: Media | None) -> Iterator[Result]:
         try:
-            self.client = client = self._stack.enter_context(self._server.client(self.progress.waiting_for))
+            self.client = client = self._stack.enter_context(self.server.client(self.progress.waiting_for))
             model = client.model().identity
         except OptionError:
             raise
@@ -243,7 +239,7 @@ class Run(AbstractContextManager["Run"]):
         for source in pending:
             if self.journal is None:
                 todo.append(source)
-            elif self._resume and (known := self.journal.reusable(source, model)) is not None:
+            elif self.resume and (known := self.journal.reusable(source, model)) is not None:
                 yield Result(known, reused=True)
             else:
                 self.journal.begin(source)
@@ -291,7 +287,7 @@ class Run(AbstractContextManager["Run"]):
             client.analyze_many(
                 sources,
                 options=self.options,
-                concurrency=self._concurrency,
+                concurrency=self.concurrency,
                 on_progress=self.progress.frame_done,
                 on_verdict=None if self.on_verdict is None else self._inspect,
             )

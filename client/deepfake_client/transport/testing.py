@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ def mean_brightness(faces: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(faces.reshape(len(faces), -1).mean(axis=1) / 255, dtype=np.float32)
 
 
+@dataclass(eq=False)
 class FakeTransport:
     """Answers in-process with a function of the crops.
 
@@ -33,7 +35,7 @@ class FakeTransport:
         away = FakeTransport(fail_after=2, error=ServerUnavailableError("restarting"), num_failures=3)
         client = DeepfakeClient(RetryingTransport(away))
 
-    Args:
+    Attributes:
         scorer: what the "model" answers.
         spec: contract of the "model".
         max_batch_size: largest request; a larger one raises ValueError.
@@ -42,37 +44,24 @@ class FakeTransport:
         error: what is raised then.
         num_failures: number of requests that fail before the server answers again; None for all.
         precision: what the "model" says it computes in.
-
-    Attributes:
         batches: number of crops of each request that was answered, in order.
         failures: number of requests that failed with `error`.
         closed: `close` was called.
     """
 
-    def __init__(
-        self,
-        scorer: Scorer = mean_brightness,
-        *,
-        spec: ModelSpec | None = None,
-        max_batch_size: int = 8,
-        latency_s: float = 0.0,
-        fail_after: int | None = None,
-        error: DeepfakeError | None = None,
-        num_failures: int | None = None,
-        precision: str = "fp32",
-    ) -> None:
-        self.url = "fake"
-        self.batches: list[int] = []
-        self.failures = 0
-        self.closed = False
-        self._scorer = scorer
-        self._spec = spec or ModelSpec(name="fake_model", architecture="timm:efficientnet_b0")
-        self._max_batch_size = max_batch_size
-        self._latency_s = latency_s
-        self._fail_after = fail_after
-        self._error = error
-        self._num_failures = num_failures
-        self._precision = precision
+    scorer: Scorer = mean_brightness
+    _: KW_ONLY
+    spec: ModelSpec = field(default_factory=lambda: ModelSpec("fake_model", "timm:efficientnet_b0"))
+    max_batch_size: int = 8
+    latency_s: float = 0.0
+    fail_after: int | None = None
+    error: DeepfakeError | None = None
+    num_failures: int | None = None
+    precision: str = "fp32"
+    url: str = field(default="fake", init=False)
+    batches: list[int] = field(default_factory=list, init=False)
+    failures: int = field(default=0, init=False)
+    closed: bool = field(default=False, init=False)
 
     async def health(self) -> Health:
         """See `Transport.health`."""
@@ -80,13 +69,13 @@ class FakeTransport:
 
     async def list_models(self) -> list[str]:
         """See `Transport.list_models`."""
-        return [self._spec.name]
+        return [self.spec.name]
 
     async def describe(self, model: str) -> ServedModel:
         """See `Transport.describe`."""
-        if model != self._spec.name:
-            raise ModelNotFoundError(f"the server at {self.url} has no model {model!r}; it offers {self._spec.name}")
-        return ServedModel(self._spec.name, self._spec.version, self._spec, self._max_batch_size, self._precision)
+        if model != self.spec.name:
+            raise ModelNotFoundError(f"the server at {self.url} has no model {model!r}; it offers {self.spec.name}")
+        return ServedModel(self.spec.name, self.spec.version, self.spec, self.max_batch_size, self.precision)
 
     async def infer(
         self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
@@ -94,21 +83,21 @@ class FakeTransport:
         """See `Transport.infer`."""
         if len(faces) > model.max_batch_size:
             raise ValueError(f"a request holds at most {model.max_batch_size} crops, got {len(faces)}")
-        late = timeout_s is not None and timeout_s < self._latency_s
-        await asyncio.sleep(timeout_s if late and timeout_s is not None else self._latency_s)
+        late = timeout_s is not None and timeout_s < self.latency_s
+        await asyncio.sleep(timeout_s if late and timeout_s is not None else self.latency_s)
         if late:
             raise ServerTimeoutError(f"the server at {self.url} gave no answer within {timeout_s:g} s")
-        if self._error is not None and self._is_failing():
+        if self.error is not None and self._is_failing():
             self.failures += 1
-            raise self._error
+            raise self.error
         self.batches.append(len(faces))
-        return self._scorer(faces)
+        return self.scorer(faces)
 
     async def close(self) -> None:
         """See `Transport.close`."""
         self.closed = True
 
     def _is_failing(self) -> bool:
-        if self._fail_after is None or len(self.batches) < self._fail_after:
+        if self.fail_after is None or len(self.batches) < self.fail_after:
             return False
-        return self._num_failures is None or self.failures < self._num_failures
+        return self.num_failures is None or self.failures < self.num_failures
