@@ -107,12 +107,16 @@ def watch(
     usage error · 4 server unreachable
     """
     screen = Console(stderr=as_jsonl)
+    display: AbstractContextManager[Any] = nullcontext()  # verdicts are lines
+    if screen.is_terminal and not as_jsonl:
+        waiting = Text("waiting for the first verdict", style="dim")
+        display = Live(waiting, console=screen, auto_refresh=False)
     last: Verdict | None = None
     shown = 0
     with server.client(screen.status) as client:
         verdicts = client.watch(source, options=options)
         try:
-            with _showing(screen, as_jsonl=as_jsonl) as live:
+            with display as live:
                 for verdict in verdicts:
                     last, shown = verdict, shown + 1
                     if as_jsonl:
@@ -129,13 +133,6 @@ def watch(
                 _print_end(screen, last, shown)
     if last is None or last.label is Label.INCONCLUSIVE:
         raise typer.Exit(EXIT_INCONCLUSIVE)
-
-
-def _showing(screen: Console, *, as_jsonl: bool) -> AbstractContextManager[Any]:
-    """Return a display that is redrawn on a terminal; elsewhere None, and verdicts are lines."""
-    if as_jsonl or not screen.is_terminal:
-        return nullcontext()
-    return Live(Text("waiting for the first verdict", style="dim"), console=screen, auto_refresh=False)
 
 
 def _line(verdict: Verdict) -> Text:

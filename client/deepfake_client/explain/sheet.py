@@ -79,10 +79,8 @@ def _facts(explanation: Explanation) -> str:
 
 def _boxed(face: ExplainedFace, color: tuple[int, int, int]) -> Image:
     """Return the frame, scaled to its tile, with the face's box, to give the line one thickness for any frame."""
-    height, width = face.preview.shape[:2]
-    scale = min(FRAME_TILE_PX / width, TILE_PX / height)
-    small = _resized(face.preview, (max(1, round(width * scale)), max(1, round(height * scale))))
-    in_preview = [value * (width / face.frame_wh[0]) for value in face.pick.face.box_xyxy]
+    small, scale = _fitted(face.preview, (FRAME_TILE_PX, TILE_PX))
+    in_preview = [value * (face.preview.shape[1] / face.frame_wh[0]) for value in face.pick.face.box_xyxy]
     left, top, right, bottom = (round(value * scale) for value in in_preview)
     cv2.rectangle(small, (left, top), (right, bottom), PAPER, 4)
     cv2.rectangle(small, (left, top), (right, bottom), color, 2)
@@ -91,9 +89,7 @@ def _boxed(face: ExplainedFace, color: tuple[int, int, int]) -> Image:
 
 def _with_regions(explanation: Explanation) -> Image:
     """Return the overlay at the tile's size with the boxes of its areas."""
-    height, width = explanation.heatmap.shape
-    scale = min(TILE_PX / width, TILE_PX / height)
-    picture = _resized(explanation.overlay, (round(width * scale), round(height * scale)))
+    picture, scale = _fitted(explanation.overlay, (TILE_PX, TILE_PX))
     for region in explanation.regions[:3]:
         left, top, right, bottom = (round(value * scale) for value in region.box_xyxy)
         cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), PAPER, 1)
@@ -106,20 +102,22 @@ def _with_regions(explanation: Explanation) -> Image:
 
 def _put(sheet: Image, picture: Image, left: int, top: int, room_wh: tuple[int, int]) -> None:
     """Put a picture into the middle of a tile, scaled to fit."""
-    scale = min(room_wh[0] / picture.shape[1], room_wh[1] / picture.shape[0])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    picture = _resized(picture, size)
+    picture, _ = _fitted(picture, room_wh)
+    height, width = picture.shape[:2]
     sheet[top : top + room_wh[1], left : left + room_wh[0]] = (238, 238, 238)
-    x, y = left + (room_wh[0] - size[0]) // 2, top + (room_wh[1] - size[1]) // 2
-    sheet[y : y + size[1], x : x + size[0]] = picture
+    x, y = left + (room_wh[0] - width) // 2, top + (room_wh[1] - height) // 2
+    sheet[y : y + height, x : x + width] = picture
 
 
-def _resized(picture: Image, size_wh: tuple[int, int]) -> Image:
-    if (picture.shape[1], picture.shape[0]) == size_wh:
-        return picture.copy()
-    shrinks = size_wh[0] < picture.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, size_wh, interpolation=interpolation), dtype=np.uint8)
+def _fitted(picture: Image, room_wh: tuple[int, int]) -> tuple[Image, float]:
+    """Return a copy of a picture that fills its room, and its scale."""
+    height, width = picture.shape[:2]
+    scale = min(room_wh[0] / width, room_wh[1] / height)
+    size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size_wh == (width, height):
+        return picture.copy(), scale
+    interpolation = cv2.INTER_AREA if size_wh[0] < width else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, size_wh, interpolation=interpolation), dtype=np.uint8), scale
 
 
 def _legend(sheet: Image, left: int, top: int, width: int) -> None:
