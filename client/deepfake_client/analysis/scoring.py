@@ -96,16 +96,8 @@ def judge(
     tracks = score_tracks(frames, strategy=strategy, threshold=threshold)
     suspect = most_suspicious(tracks)
     if failure is None and suspect is not None:
-        return Judgment(
-            suspect.label,
-            suspect.fake_probability,
-            suspect.interval,
-            suspect.track,
-            None,
-            _note_on_quality(frames),
-            tracks,
-            frames,
-        )
+        score, spread, note = suspect.fake_probability, suspect.interval, _note_on_quality(frames)
+        return Judgment(suspect.label, score, spread, suspect.track, None, note, tracks, frames)
     reason, detail = _reason(scored, frames, failure)
     return Judgment(Label.INCONCLUSIVE, None, None, None, reason, detail, tracks, frames)
 

@@ -26,11 +26,8 @@ from deepfake_preprocess.support.extras import require_extra
 class Command:
     """Where a command lives.
 
-    Attributes:
-        target: ``module:name`` of a function, which carries the options and the long help, or of a `typer.Typer`
-            with sub-commands.
-        summary: its line in `deepfake --help`.
-        extra: optional-dependency group that brings it; None for what the base install has.
+    `target` is ``module:name`` of a function, which carries the options and the long help, or of a `typer.Typer` with
+    sub-commands; `summary` its line in `deepfake --help`; `extra` brings it where the base install does not.
     """
 
     target: str
