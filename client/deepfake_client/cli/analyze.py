@@ -177,7 +177,9 @@ class Run(AbstractContextManager["Run"]):
                 self._take(Result(outcome))
 
     def _take(self, result: Result) -> None:
-        spec = self._spec_of(result.outcome)
+        verdict = result.outcome.verdict
+        # Of the model that gave the verdict, also when the server has another one since.
+        spec = None if verdict is None or self.client is None else self.client.model_of(verdict).spec
         # One result is in all outputs or in none of them.
         with _ctrl_c_deferred():
             self._outcomes.append(result.outcome)
@@ -185,12 +187,6 @@ class Run(AbstractContextManager["Run"]):
                 self.journal.append(result.outcome)
             for output in self.outputs:
                 output.add(result, spec)
-
-    def _spec_of(self, outcome: Outcome) -> ModelSpec | None:
-        """Return the contract of the model that gave a verdict, also when the server has another one since."""
-        if outcome.verdict is None or self.client is None:
-            return None
-        return self.client.model_of(outcome.verdict).spec
 
     def _inspect(self, verdict: Verdict, media: Media) -> None:
         assert self.client is not None, "there are verdicts only when a server was asked"
