@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
 from deepfake_preprocess.errors import ServerStartError
 
 TRITON_VERSION = "2.51.0"
@@ -90,7 +92,7 @@ def ensure_runtime(*, announce: Announce | None = None) -> TritonRuntime:
         ServerStartError: this machine or Python cannot run it, or it cannot be fetched; says what to do.
     """
     check_platform()
-    say = announce or _print_line
+    say = announce or Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
     target = cache_dir() / f"triton-{TRITON_VERSION}"
     runtime = TritonRuntime(target)
     try:
@@ -160,7 +162,8 @@ def _check_stub(runtime: TritonRuntime) -> None:
     if not runtime.tritonserver.is_file():
         raise ServerStartError(f"{runtime.root} is damaged: it holds no tritonserver; delete it and start again")
     if not runtime.stub.is_file():
-        have = ", ".join(sorted((path.name for path in runtime.stub.parents[1].iterdir()), key=_version_key))
+        versions = [path.name for path in runtime.stub.parents[1].iterdir()]
+        have = ", ".join(sorted(versions, key=lambda name: [int(part) for part in name.split(".")]))
         raise ServerStartError(
             f"Triton {TRITON_VERSION} has no Python backend for Python {PYTHON_VERSION}, only for {have}; "
             "run deepfake-serving with one of these"
@@ -250,13 +253,3 @@ def _lock(target: Path, say: Announce) -> Iterator[None]:
             say(f"Waiting for another process that is fetching Triton {TRITON_VERSION}")
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def _version_key(name: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in name.split(".") if part.isdigit())
-
-
-def _print_line(text: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)

@@ -179,10 +179,6 @@ class EmbeddedTriton:
         """Process id of the supervisor, the parent of Triton's processes; None when nothing was started."""
         return None if self._process is None else self._process.pid
 
-    def poll(self) -> int | None:
-        """Return None while the server runs, else the exit code of a server that ended by itself."""
-        return None if self._process is None else self._process.poll()
-
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait until the server ends by itself, and return its exit code; None when the time is over."""
         if self._process is None:
@@ -192,13 +188,13 @@ class EmbeddedTriton:
         except subprocess.TimeoutExpired:
             return None
 
-    def log_tail(self, lines: int = TAIL_LINES) -> str:
+    def log_tail(self) -> str:
         """Return the last lines of Triton's log, without its tables; empty when it goes to standard error."""
         if self.log_path is None or not self.log_path.is_file():
             return self._last_tail
         with self.log_path.open(encoding="utf-8", errors="replace") as stream:
             kept = (line.rstrip() for line in stream if line.strip() and line[0] not in "+|")
-            return "\n".join(collections.deque(kept, maxlen=lines))
+            return "\n".join(collections.deque(kept, maxlen=TAIL_LINES))
 
     def _launch(self, runtime: TritonRuntime, ports: dict[str, int]) -> None:
         run_dir = self._run_dir
@@ -315,13 +311,14 @@ def _write_backends(runtime: TritonRuntime, target: Path) -> None:
 
 
 def _environment(runtime: TritonRuntime) -> dict[str, str]:
-    environment = dict(os.environ)
-    environment["LD_LIBRARY_PATH"] = library_path(runtime)
-    # The stub finds its standard library through the first `python3` on the path.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-    # This server runs on the CPU; with a GPU in sight it would set aside memory there.
-    environment["CUDA_VISIBLE_DEVICES"] = ""
-    return environment
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": library_path(runtime),
+        # The stub finds its standard library through the first `python3` on the path.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        # This server runs on the CPU; with a GPU in sight it would set aside memory there.
+        "CUDA_VISIBLE_DEVICES": "",
+    }
 
 
 def _command(
