@@ -46,13 +46,8 @@ Round = Mapping[str, Mapping[int, Sample]]
 class PeerComparison:
     """Our server and its contenders, started and paused; the context ends all but the server.
 
-    Args:
-        server: embedded, with its reference.
-        scratch: folder for logs and crops.
-        announce: called with one line before something slow, and about each peer that cannot be measured.
-
-    Raises:
-        DeepfakeError: the server's probabilities are not the reference's.
+    `server` is embedded, with its reference; logs and crops go into `scratch`. `announce` is called with one line
+    before something slow, and about each peer that cannot be measured.
     """
 
     def __init__(self, server: Server, *, scratch: Path, announce: Callable[[str], None]) -> None:
@@ -73,9 +68,7 @@ class PeerComparison:
             for contender in _served(self.server):
                 self._contenders.append(contender)
                 stack.callback(contender.close)
-            rates = trial_rates(self._contenders)
-            self._note_trial(self._contenders, rates)
-            self._ours = self._contenders[rates.index(max(rates))].name
+            self._ours = self._fastest(self._contenders).name
             self._stack = stack.pop_all()
         return self
 
@@ -103,12 +96,10 @@ class PeerComparison:
             if not started:
                 return
             try:
-                rates = trial_rates(started)
+                best = self._fastest(started)
             except PeerUnavailableError as exc:
                 self.leave_out(settings[0].name, "", str(exc))
                 return
-            self._note_trial(started, rates)
-            best = started[rates.index(max(rates))]
             stack.pop_all()
         for contender in started:
             if contender is not best:
@@ -142,12 +133,17 @@ class PeerComparison:
             "ours_over": ratios(self._ours, others, self._rounds),
         }
 
-    def _note_trial(self, contenders: Sequence[Contender], rates: Sequence[float]) -> None:
+    def _fastest(self, contenders: Sequence[Contender]) -> Contender:
+        """Return the one that takes most with 32 in flight, by a trial where there is something to choose."""
+        if len(contenders) == 1:
+            return contenders[0]
+        rounds = [[item.measure(MANY, TRIAL_S).crops_per_s for item in contenders] for _ in range(TRIALS)]
+        rates = [round(median(item), 1) for item in zip(*rounds, strict=True)]
         self._tried += [
             {"name": contender.name, "setting": contender.setting, "crops_per_s": rate}
             for contender, rate in zip(contenders, rates, strict=True)
-            if rate
         ]
+        return contenders[rates.index(max(rates))]
 
 
 def _served(server: Server) -> Iterable[Contender]:
@@ -166,14 +162,6 @@ def _served(server: Server) -> Iterable[Contender]:
             root=server.root,
             counters=server.counters,
         )
-
-
-def trial_rates(contenders: Sequence[Contender]) -> list[float]:
-    """Return what each takes with 32 in flight, in crops per second; zeros where there is nothing to choose."""
-    if len(contenders) < 2:
-        return [0.0] * len(contenders)
-    rounds = [[item.measure(MANY, TRIAL_S).crops_per_s for item in contenders] for _ in range(TRIALS)]
-    return [round(median(rates), 1) for rates in zip(*rounds, strict=True)]
 
 
 def summary(contender: Contender, rounds: Sequence[Round]) -> dict[str, Any]:

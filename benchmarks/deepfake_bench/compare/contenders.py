@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,6 @@ class Sample:
     """One measurement of a contender.
 
     Attributes:
-        crops_per_s: throughput.
         latencies_s: float64 ``[N]``, of single requests; None where an engine runs many crops at a time.
         errors: failed requests by status.
         cpu_ms_per_crop: CPU time of the contender's processes.
@@ -69,15 +69,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contender:
-    """Something that scores crops, with answers that were checked; paused, but while it is measured.
+    """Something that scores crops; its processes, below `root`, are paused while it is not measured.
 
-    Attributes:
-        name: as results call it.
-        setting: how it is set up, in words.
-        difference: largest difference of its probabilities from the reference's.
-        root: root of its processes.
-        run: gives it so many crops in flight for so many seconds.
-        close: ends it.
+    `difference` is the largest one of its probabilities from the reference's; `run` gives it so many crops in flight
+    for so many seconds.
     """
 
     name: str
@@ -139,10 +134,8 @@ def start_peer(
 ) -> Contender:
     """Install a peer if need be, start it, and check its probabilities of `crops` to be the `expected` ones.
 
-    Logs and crops are written below `scratch`; `announce` is called with one line before something slow.
-
-    Raises:
-        PeerUnavailableError: any of it failed.
+    Logs and crops are written below `scratch`; `announce` is called with one line before something slow. Whatever
+    fails is a `PeerUnavailableError`.
     """
     python, env = Path(sys.executable), dict(peer.env)
     if peer.requirements:
@@ -154,28 +147,23 @@ def start_peer(
     command = [str(python), *(part.replace("{port}", str(port)) for part in peer.command)]
     log = Path(tempfile.mkdtemp(dir=scratch)) / "log"
     process = start_process(command, log=log, env=env, cwd=PEERS_DIR, pipes=peer.http is None)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(stop := partial(end_process, process))
         if peer.http is None:
-            return _engine_contender(peer, process, log, crops, expected)
-        target = LoadTarget(Connection(url=f"http://{HOST}:{port}", headers={}), http=peer.http)
-        _wait_until_answers(peer.name, process, target, crops, log)
-        difference = _difference(peer.name, asyncio.run(_ask(target, crops)), expected)
-        root = psutil.Process(process.pid)
-        return server_contender(
-            peer.name,
-            peer.setting,
-            difference,
-            target=target,
-            crops=crops,
-            root=root,
-            stop=lambda: end_process(process),
-        )
-    except RequestFailedError as exc:
-        end_process(process)
-        raise PeerUnavailableError(f"{peer.name} failed a request: {exc}") from exc
-    except BaseException:
-        end_process(process)
-        raise
+            contender = _engine_contender(peer, process, log, crops, expected)
+        else:
+            target = LoadTarget(Connection(url=f"http://{HOST}:{port}", headers={}), http=peer.http)
+            _wait_until_answers(peer.name, process, target, crops, log)
+            try:
+                difference = _difference(peer.name, asyncio.run(_ask(target, crops)), expected)
+            except RequestFailedError as exc:
+                raise PeerUnavailableError(f"{peer.name} failed a request: {exc}") from exc
+            root = psutil.Process(process.pid)
+            contender = server_contender(
+                peer.name, peer.setting, difference, target=target, crops=crops, root=root, stop=stop
+            )
+        stack.pop_all()
+    return contender
 
 
 def _engine_contender(
@@ -211,17 +199,13 @@ def _engine_contender(
     answers = np.asarray(order(crops=str(crops_file))["probabilities"], np.float32)
     difference = _difference(peer.name, answers, expected)
     processes.pause(root)
-    return Contender(peer.name, peer.setting, difference, root, run, lambda: end_process(process))
+    return Contender(peer.name, peer.setting, difference, root, run, partial(end_process, process))
 
 
 def _wait_until_answers(
     name: str, process: subprocess.Popen[str], target: LoadTarget, crops: Crops, log: Path
 ) -> None:
-    """Return when a server answers its first request.
-
-    Raises:
-        PeerUnavailableError: it ended, or does not answer in time.
-    """
+    """Return when a server answers its first request; a `PeerUnavailableError` where it ends or does not in time."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -245,11 +229,7 @@ async def _ask(target: LoadTarget, crops: Crops) -> Probabilities:
 
 
 def _difference(name: str, answers: Probabilities, expected: Probabilities) -> float:
-    """Return the largest difference.
-
-    Raises:
-        PeerUnavailableError: it is above the tolerance, or not a number.
-    """
+    """Return the largest difference; a `PeerUnavailableError` where that is above the tolerance, or not a number."""
     largest = float(np.abs(answers - expected).max())
     if not largest <= PROBABILITY_TOLERANCE:
         raise PeerUnavailableError(f"{name} gives other probabilities, by up to {largest:g}")

@@ -22,11 +22,7 @@ class PeerUnavailableError(DeepfakeError):
 
 
 def peer_python(name: str, requirements: Sequence[str], *, announce: Callable[[str], None]) -> Path:
-    """Return the Python of an environment with a peer's pinned `requirements`, made where the cache has none.
-
-    Raises:
-        PeerUnavailableError: pip cannot install them.
-    """
+    """Return the Python of an environment with a peer's pinned `requirements`, made where the cache has none."""
     key = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:8]
     folder = cache_dir() / "bench-peers" / f"{name}-{key}"
     python = folder / "bin" / "python"
@@ -41,14 +37,7 @@ def peer_python(name: str, requirements: Sequence[str], *, announce: Callable[[s
     )
     for command in commands:
         try:
-            subprocess.run(
-                command,
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=INSTALL_TIMEOUT_S,
-                stdin=subprocess.DEVNULL,
-            )
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, input="")
         except subprocess.CalledProcessError as exc:
             reasons = [line for line in (exc.stderr + exc.stdout).splitlines() if line.startswith("ERROR")]
             reason = reasons[-1] if reasons else f"exit code {exc.returncode} of {' '.join(command)}"

@@ -22,11 +22,9 @@ BATCH_TIMEOUT_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One peer in one setting.
+    """One peer in one setting; of several settings of one name, the best in a trial is compared.
 
     Attributes:
-        name: of the peer; of several settings of one name, the best in a trial is compared.
-        setting: in words.
         requirements: packages of its environment; empty for this project's own.
         command: after the interpreter; ``{port}`` stands for the port of a server.
         options: what its file reads, with ``port``, as JSON from the environment variable ``PEER_OPTIONS``.
@@ -57,13 +55,10 @@ async def form_http(crops: Crops) -> HttpRequest:
 
 
 def peers(model: Path, *, cores: int, max_batch: int, checkpoint: Path | None) -> list[Peer]:
-    """Return all peers in all settings.
+    """Return all peers in all settings, on so many cores.
 
-    Args:
-        model: the ONNX file.
-        cores: cores to use.
-        max_batch: the largest batch of the served model.
-        checkpoint: of the same model, for eager PyTorch; its spec is next to it.
+    `model` is the ONNX file, `max_batch` the largest batch of its server, and `checkpoint`, with its spec next to it,
+    is for eager PyTorch.
     """
     onnxruntime, numpy = (f"{name}=={metadata.version(name)}" for name in ("onnxruntime", "numpy"))
     splits = [(1, cores)] if cores == 1 else [(1, cores), (cores, 1)]
