@@ -167,9 +167,9 @@ def test_an_engine_with_other_scores_is_not_timed(subject):
 
 def test_an_engine_that_fails_at_one_batch_keeps_the_others(subject):
     result = measured(FakeEngine(subject, off_by=0.0, fails_at=4), subject)
-    assert (result.differs, [item.batch for item in result.batches]) == (False, [1, 2])
+    assert (result.differs, [item["batch"] for item in result.batches]) == (False, [1, 2])
     assert result.reason == "batches above 2 were not measured: MemoryError: CUDA out of memory."
-    assert result.batches[0].share_of_roofline is None
+    assert result.batches[0]["share_of_roofline"] is None
     result = measured(FakeEngine(subject, off_by=0.0, fails_at=1), subject)
     assert (result.batches, result.reason) == ((), "MemoryError: CUDA out of memory.")
 

@@ -77,7 +77,7 @@ def test_scores_that_are_not_the_files_are_never_timed(clips, tiny_repository, t
         analyses.analyze(clips / "one.mp4", analyses.uniform)
         crops = analyses.crops(clips / "one.mp4")
         assert crops.shape == (2, *TINY_SPEC.input_size_wh[::-1], 3)
-        analyses.inference_alone = lambda crops: onnxruntime_alone(other, crops, server.arrangement, batch=8)
+        analyses.inference_alone = lambda crops: onnxruntime_alone(other, crops, server.arrangement)
         with pytest.raises(DeepfakeError, match="nothing was measured"):
             analyses.crops(clips / "one.mp4")
 

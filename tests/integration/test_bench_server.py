@@ -63,7 +63,6 @@ def test_requests_in_flight_together_are_batched_and_the_share_of_the_server_is_
         measured = measure_level(
             load,
             Load(concurrency=8),
-            crops_per_request=1,
             counters=server.counters,
             server=psutil.Process(),
             stopping=STOPPING,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,6 @@ from deepfake_bench.server.serving import embedded_server
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 
-PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "torch", "timm", "fastapi", "uvicorn")
 COLUMNS = (
     ("contender", "{name}"),
     ("setting", "{setting}"),
@@ -63,7 +61,9 @@ def compare(
     screen = Console(stderr=True, highlight=False, markup=False)
     words = [word.strip().lower() for word in peer.split(",") if word.strip()]
     with ExitStack() as stack:
-        stack.enter_context(_sigterm_as_exit())
+        # On SIGTERM, too, the context must end, or peers would outlive this process.
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        stack.callback(signal.signal, signal.SIGTERM, before)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepfake-bench-")))
         server = stack.enter_context(embedded_server(repository, model=model))
         assert server.reference is not None
@@ -87,19 +87,9 @@ def compare(
             if results := comparison.results():
                 results["seconds_per_measurement"] = seconds
                 results["requirements"] = {item.name: item.requirements for item in listed if item.name in wanted}
-                path = write_results("compare", results, packages=PACKAGES, path=output)
+                path = write_results("compare", results, output)
                 screen.print(f"written to {path}")
     _print(results)
-
-
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """End by an exception on SIGTERM; otherwise peers would outlive this process."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print(data: Results) -> None:

@@ -47,4 +47,4 @@ def decode(
     print_table(measured, COLUMNS)
     if memory:
         typer.echo(f"peak memory, MB: {results['memory']}")
-    typer.echo(f"written to {write_results('decode', results, packages=('av', 'numpy'), path=output)}")
+    typer.echo(f"written to {write_results('decode', results, output)}")

@@ -21,8 +21,6 @@ from deepfake_bench.pipeline.detector import LONE_IOU, MATCH_IOU, compare
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.support.extras import require_extra
 
-PACKAGES = ("facenet-pytorch", "torch", "onnxruntime", "opencv-python-headless", "numpy")
-
 COLUMNS = (
     ("clip", "{clip} {size_wh[0]}x{size_wh[1]}"),
     ("frames", "{frames}"),
@@ -81,4 +79,4 @@ def detector(
         },
         "clips": rows,
     }
-    typer.echo(f"written to {write_results('detector', results, packages=PACKAGES, path=output)}")
+    typer.echo(f"written to {write_results('detector', results, output)}")

@@ -8,7 +8,7 @@ import typer
 
 from deepfake_bench.cli.options import OutputOption, print_table, read_names
 from deepfake_bench.machine.results import usable_cores, write_results
-from deepfake_bench.pipeline.explain import measure_method, untrained
+from deepfake_bench.pipeline.explain import measure_methods
 from deepfake_client.explain.types import METHODS
 from deepfake_preprocess.support.extras import require_extra
 
@@ -40,18 +40,8 @@ def explain(
     """
     wanted = read_names("--methods", methods, METHODS)
     require_extra("pytorch_grad_cam", extra="explain")  # and with it torch
-    threads = threads or usable_cores()
-    explained = untrained(architecture, num_crops=num_crops, threads=threads)
-    measured = [measure_method(explained, method, repeats=repeats) for method in wanted]
-    items = [{**item, "crop_ms": 1_000 * item["wall_s"] / num_crops} for item in measured]
-    print_table(items, COLUMNS)
-    results = {
-        "architecture": architecture,
-        "layer": explained.explainer.default_layer(),
-        "crops": num_crops,
-        "threads": threads,
-        "repeats": repeats,
-        "methods": measured,
-    }
-    path = write_results("explain", results, packages=("torch", "grad-cam", "timm"), path=output)
-    typer.echo(f"written to {path}")
+    results = measure_methods(
+        architecture, wanted, num_crops=num_crops, threads=threads or usable_cores(), repeats=repeats
+    )
+    print_table([{**item, "crop_ms": 1_000 * item["wall_s"] / num_crops} for item in results["methods"]], COLUMNS)
+    typer.echo(f"written to {write_results('explain', results, output)}")

@@ -22,9 +22,9 @@ from deepfake_preprocess.support.extras import require_extra
 if TYPE_CHECKING:
     from torch import nn
 
+    from deepfake_bench.gpu.engines import Subject
     from deepfake_bench.gpu.measure import EngineSpeed
 
-PACKAGES = ("torch", "timm", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx_cu12_libs", "numpy")
 DEFAULT_NETWORKS = "timm:efficientnet_b0@224,timm:efficientnet_b4@380"
 DEFAULT_BATCHES = "1,2,4,8,16,32,64,128,256"
 DEVICES = ("cuda", "cpu")
@@ -68,7 +68,7 @@ def gpu(
         raise OptionError("--batches is empty; expected whole numbers with commas between, such as 1,8,32")
     for module in ("torch", "onnx", "onnxscript", "safetensors", "timm"):
         require_extra(module, extra="export")
-    from deepfake_bench.gpu.engines import ENGINES, require_torch_device
+    from deepfake_bench.gpu.engines import ENGINES
     from deepfake_bench.gpu.measure import make_subject, measure_engine
     from deepfake_bench.gpu.roofline import measure_ceilings, release
     from deepfake_export import pin_checkpoint
@@ -78,36 +78,20 @@ def gpu(
     specs = parse_networks(network) if checkpoint is None else [pin_checkpoint(checkpoint, spec).spec]
     if device == "cuda" and find_gpu() is None:
         raise EngineError("no NVIDIA GPU was found; --device cpu tries the command with the engines that a CPU has")
-    screen = Console(stderr=True)
-    ceilings = None
+    screen, ceilings = Console(stderr=True), None
     # Where PyTorch sees no GPU, its engines say why, and the others may run.
     with screen.status("Ceilings of the device"), suppress(EngineError):
-        require_torch_device(device)
         ceilings = measure_ceilings(device, seconds=min(seconds, CEILING_S))
         release(device)
-    entries: list[dict[str, Any]] = []
-    data = {
-        "device": device,
-        "seconds_per_measurement": seconds,
-        "ceilings": None if ceilings is None else asdict(ceilings),
-        "networks": entries,
-    }
-    measured: list[EngineSpeed] = []
+    data: dict[str, Any] = {"device": device, "seconds_per_measurement": seconds}
+    data |= {"ceilings": None if ceilings is None else asdict(ceilings), "networks": []}
     path: Path | None = None
-    default = default_path("gpu" if device == "cuda" else "gpu-code-on-cpu")
+    differs = False
     for model_spec in specs:
         with screen.status(model_spec.name), tempfile.TemporaryDirectory(prefix="deepfake-bench-gpu-") as folder:
             subject = make_subject(model_spec, _load(checkpoint, model_spec), Path(folder), max(sizes))
-            entry: dict[str, Any] = {
-                "name": model_spec.name,
-                "architecture": model_spec.architecture,
-                "input_size_wh": list(model_spec.input_size_wh),
-                "checkpoint_sha256": model_spec.checkpoint_sha256,
-                "gflops_per_crop": round(sum(item.flops for item in subject.operations(1)) / 1e9, 4),
-                "engines": [],
-                "not_measured": {},
-            }
-            entries.append(entry)
+            entry = _entry(subject)
+            data["networks"].append(entry)
             speeds = []
             for name in names:
                 speed = measure_engine(
@@ -119,22 +103,18 @@ def gpu(
                 else:
                     entry["not_measured"][name] = speed.reason
                 if speed.batches or path is not None:  # after each engine: one may take the process along
-                    path = write_results("gpu", data, packages=PACKAGES, path=output or default)
+                    default = default_path("gpu" if device == "cuda" else "gpu-code-on-cpu")
+                    path = write_results("gpu", data, output or default)
         _print(model_spec.name, speeds, sizes)
-        measured += speeds
+        differs = differs or any(item.differs for item in speeds)
     if path is not None:
         typer.echo(f"written to {path}")
-    if path is None or any(item.differs for item in measured):
+    if path is None or differs:
         raise typer.Exit(1)
 
 
 def parse_networks(text: str) -> list[ModelSpec]:
-    """Return the specs of untrained networks in a text like ``timm:efficientnet_b0@224``.
-
-    Raises:
-        OptionError: it is not such a list.
-        SpecError: an architecture or a size is not allowed.
-    """
+    """Return the specs of untrained networks in a text like ``timm:efficientnet_b0@224``."""
     specs = []
     for part in (item.strip() for item in text.split(",")):
         architecture, _, pixels = part.rpartition("@")
@@ -163,9 +143,23 @@ def _load(checkpoint: Path | None, spec: ModelSpec) -> nn.Module:
     return build_untrained_network(spec)
 
 
+def _entry(subject: Subject) -> dict[str, Any]:
+    """Return what results say of a network, without an engine yet."""
+    spec = subject.spec
+    return {
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "input_size_wh": list(spec.input_size_wh),
+        "checkpoint_sha256": spec.checkpoint_sha256,
+        "gflops_per_crop": round(sum(item.flops for item in subject.operations(1)) / 1e9, 4),
+        "engines": [],
+        "not_measured": {},
+    }
+
+
 def _print(title: str, speeds: Sequence[EngineSpeed], sizes: Sequence[int]) -> None:
     """Print crops/s of each engine and batch size with the share of the roofline, and what was not measured."""
-    items = [{"engine": speed.engine, **{f"at_{item.batch}": asdict(item) for item in speed.batches}}
+    items = [{"engine": speed.engine, **{f"at_{item['batch']}": item for item in speed.batches}}
              for speed in speeds if speed.batches]  # fmt: skip
     columns = [("engine", "{engine}")]
     columns += [

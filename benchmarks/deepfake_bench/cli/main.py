@@ -10,8 +10,7 @@ from deepfake_bench.cli.detector import detector
 from deepfake_bench.cli.explain import explain
 from deepfake_bench.cli.gpu import gpu
 from deepfake_bench.cli.pipeline import pipeline
-from deepfake_bench.cli.plots import plots
-from deepfake_bench.cli.readme import readme
+from deepfake_bench.cli.report import plots, readme
 from deepfake_bench.cli.server import server
 from deepfake_bench.cli.tune import tune
 

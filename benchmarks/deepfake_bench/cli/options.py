@@ -40,11 +40,7 @@ Name = TypeVar("Name", bound=str)
 
 
 def read_names(option: str, text: str, allowed: Iterable[Name]) -> list[Name]:
-    """Return the names of a comma-separated list, each once.
-
-    Raises:
-        OptionError: there is none, or one that is not allowed.
-    """
+    """Return the names of a comma-separated list, each once; an `OptionError` where there is none, or another one."""
     known = {str(name): name for name in allowed}
     wanted = [item.strip() for item in text.split(",") if item.strip()]
     if not wanted or set(wanted) - set(known):
@@ -53,11 +49,7 @@ def read_names(option: str, text: str, allowed: Iterable[Name]) -> list[Name]:
 
 
 def read_numbers(option: str, text: str) -> list[float]:
-    """Return the numbers of a comma-separated list, in its order.
-
-    Raises:
-        OptionError: an entry is not a finite number above 0.
-    """
+    """Return the numbers of a comma-separated list, in its order; an `OptionError` for what is not above 0."""
     try:
         numbers = [float(item) for item in text.split(",") if item.strip()]
     except ValueError:
@@ -68,11 +60,7 @@ def read_numbers(option: str, text: str) -> list[float]:
 
 
 def read_counts(option: str, text: str) -> list[int]:
-    """Return the whole numbers of a comma-separated list, in its order.
-
-    Raises:
-        OptionError: an entry is not a whole number from 1.
-    """
+    """Return the numbers of a comma-separated list, in its order; an `OptionError` unless they are whole, from 1."""
     numbers = read_numbers(option, text)
     if any(number != int(number) for number in numbers):
         raise OptionError(f"{option} is {text!r}; allowed: whole numbers from 1 with commas between, such as 1,8,32")
@@ -80,19 +68,11 @@ def read_counts(option: str, text: str) -> list[int]:
 
 
 def find_clips(sources: Sequence[str]) -> list[Path]:
-    """Return the files that sources stand for, as `deepfake analyze` takes them, each checked to open as a video.
-
-    Raises:
-        MediaNotFoundError: there is no such file, no media in a directory, or nothing that matches.
-        MediaOpenError: a file is not media.
-        OptionError: it is an image or an address.
-    """
+    """Return the files that sources stand for, as `deepfake analyze` takes them, each checked to open as a video."""
     clips = []
     for name in expand(sources):
         if is_url(name):
-            raise OptionError(
-                f"{name} is an address, and a network is not what is measured; fetch it and give the file"
-            )
+            raise OptionError(f"{name} is an address, but no network is measured; fetch it and give the file")
         with open_media(name, name=name) as media:
             if media.kind != "video":
                 raise OptionError(f"{name} is an image; benchmarks of clips take videos")
@@ -101,12 +81,7 @@ def find_clips(sources: Sequence[str]) -> list[Path]:
 
 
 def load_facenet(path: Path | None, *, threads: int | None = None) -> Peer:
-    """Return facenet-pytorch's face detector, from a folder or as it is installed.
-
-    Raises:
-        OptionError: there is no such folder.
-        MissingExtraError: it cannot be imported; the message says how to install it.
-    """
+    """Return facenet-pytorch's face detector, from a folder or as it is installed; errors say how to install it."""
     how = f"run `pip install --no-deps --target DIR {FACENET_REQUIREMENTS}` and give --peer-path DIR"
     if path is not None and not path.is_dir():
         raise OptionError(f"--peer-path {path}: there is no such folder; {how}")
@@ -131,7 +106,7 @@ class _Figures(string.Formatter):
 
 def print_table(
     items: Iterable[Mapping[str, Any]],
-    columns: Iterable[tuple[str, str]],
+    columns: Sequence[tuple[str, str]],
     *,
     left: int = 1,
     title: str | None = None,
@@ -139,19 +114,14 @@ def print_table(
 ) -> None:
     """Print figures on standard output, one item in a row, uncut where that is not a terminal.
 
-    Args:
-        items: plain JSON data.
-        columns: heading, and how an item's part is shown, as in ``{latency[p50_ms]:.1f}``.
-        left: so many columns, the first ones, are aligned to the left.
-        title: printed above.
-        bold: name of a truth value of items that stand out.
+    A column is a heading and how an item's part is shown, as in ``{latency[p50_ms]:.1f}``; the first `left` ones are
+    aligned to the left. Items stand out whose value named `bold` is true.
     """
-    table, forms, figures = Table(title=title, box=None, header_style="bold"), [], _Figures()
-    for number, (heading, form) in enumerate(columns):
+    table, figures = Table(title=title, box=None, header_style="bold"), _Figures()
+    for number, (heading, _) in enumerate(columns):
         table.add_column(heading, justify="left" if number < left else "right", no_wrap=number >= left)
-        forms.append(form)
     for item in items:
         style = "bold" if item.get(bold) else ""
-        table.add_row(*(figures.vformat(form, (), item) for form in forms), style=style)
+        table.add_row(*(figures.vformat(form, (), item) for _, form in columns), style=style)
     console = Console()
     (console if console.is_terminal else Console(width=PLAIN_WIDTH)).print(table)

@@ -28,11 +28,6 @@ from deepfake_bench.server.serving import embedded_server
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 
-PACKAGES = (
-    *("av", "numpy", "onnxruntime", "opencv-python-headless"),
-    *("tritonclient", "torch", "timm", "facenet-pytorch"),
-)
-
 TIMES = (
     ("clip", "{clip}"),
     ("decode alone", "{median_seconds[decode_alone]:.2f} ({ours_over_decode_alone:.2f}x)"),
@@ -117,7 +112,7 @@ def pipeline(
                 data["repeated"] = measure_scaling(server, paths, counts, num_frames=num_frames, announce=announce)
         finally:  # what was measured is kept, whatever ended the rest
             if done:
-                console.print(f"written to {write_results('pipeline', data, packages=PACKAGES, path=output)}")
+                console.print(f"written to {write_results('pipeline', data, output)}")
     _print(data)
     line = f"{data['set']['videos_per_s']:.2f} videos/s over {len(paths)} clip{'s' * (len(paths) > 1)}"
     if "ours_over_usual" in data["set"]:

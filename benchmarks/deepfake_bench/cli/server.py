@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from deepfake_bench.cli.options import ModelOption, OutputOption, print_table, read_counts, read_numbers
 from deepfake_bench.load.generator import Load
-from deepfake_bench.load.measure import Measurement, Stopping, measure_level
+from deepfake_bench.load.measure import Stopping, measure_level
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.machine.results import write_results
 from deepfake_bench.server.serving import embedded_server, running_server
@@ -21,7 +21,6 @@ from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 
 WARM_UP = Load(concurrency=8, measure_s=1.0)
-PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")
 COLUMNS = (
     ("load", "{load}"),
     ("crops/s", "{crops_per_s:.1f}"),
@@ -48,11 +47,9 @@ def server(
     rate: Annotated[str, typer.Option(help="Open loop: requests per second at random times, comma-separated.")] = "",
     num_crops: Annotated[int, typer.Option(help="Crops in each request.", min=1)] = 1,
     window: Annotated[float, typer.Option(help="Seconds of one window.", min=0.1)] = 2.0,
-    tolerance: Annotated[
-        float,
-        typer.Option(help="Stop once the half-width of the 95% interval falls below this share.", min=0.001),
-    ] = 0.02,
-    max_windows: Annotated[int, typer.Option(help="Stop after so many windows at the latest.", min=1)] = 10,
+    max_windows: Annotated[
+        int, typer.Option(help="Stop after so many, or once the 95% interval is within 2%.", min=1)
+    ] = 10,
     processes: Annotated[int, typer.Option(help="Load processes.", min=1)] = 1,
     instances: Annotated[int | None, typer.Option(help="As in `deepfake serve`.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="As in `deepfake serve`.", min=1)] = None,
@@ -93,39 +90,34 @@ def server(
         difference = served.verify(target)
         if difference is None:
             screen.print("[yellow]the answers were not compared with a reference; give --reference FILE.onnx[/]")
-        measured: list[Measurement] = []
+        measured: list[dict[str, Any]] = []
+        data = {
+            "model": served.identity,
+            **served.arrangement,
+            "crops_per_request": num_crops,
+            "processes": processes,
+            "largest_probability_difference": {target.protocol: difference},
+            "protocols": {target.protocol: measured},
+        }
+        stopping = Stopping(window, max_windows=max_windows)
         load = stack.enter_context(LoadProcesses(target, served.crops, processes=processes))
         load.run(WARM_UP)
         try:
             for level in levels:
                 with screen.status(str(level)):
-                    measured.append(
-                        measure_level(
-                            load,
-                            level,
-                            crops_per_request=num_crops,
-                            counters=served.counters,
-                            server=served.root,
-                            stopping=Stopping(window, tolerance, max_windows),
-                        )
+                    found = measure_level(
+                        load, level, counters=served.counters, server=served.root, stopping=stopping
                     )
+                measured.append(asdict(found))
         finally:  # what was measured is kept, whatever ended the rest
             if measured:
-                data = {
-                    "model": served.identity,
-                    **served.arrangement,
-                    "crops_per_request": num_crops,
-                    "processes": processes,
-                    "largest_probability_difference": {target.protocol: difference},
-                    "protocols": {target.protocol: [asdict(item) for item in measured]},
-                }
-                screen.print(f"written to {write_results('server', data, packages=PACKAGES, path=output)}")
+                screen.print(f"written to {write_results('server', data, output)}")
     _print(measured, levels, screen)
 
 
-def _print(measured: list[Measurement], levels: list[Load], screen: Console) -> None:
+def _print(measured: list[dict[str, Any]], levels: list[Load], screen: Console) -> None:
     items = [
-        {**asdict(item), "load": str(level), "num_errors": sum(item.errors.values())}
+        {**item, "load": str(level), "num_errors": sum(item["errors"].values())}
         for item, level in zip(measured, levels, strict=True)
     ]
     print_table(items, COLUMNS)

@@ -12,8 +12,6 @@ from deepfake_bench.machine.results import write_results
 from deepfake_bench.tune.tuning import Tuning
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 
-PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "protobuf")
-
 COLUMNS = (
     ("instances x threads", "{instances} x {threads}"),
     ("batch", "{max_batch_size}"),
@@ -73,8 +71,7 @@ def tune(
             tuning.run()
         finally:  # what was measured is kept, whatever ended the rest
             if tuning.tried:
-                path = write_results("tune", tuning.results(), packages=PACKAGES, path=output)
-                screen.print(f"written to {path}")
+                screen.print(f"written to {write_results('tune', tuning.results(), output)}")
     items = [{**item, "last": item["replays"][-1] if item["replays"] else None} for item in tuning.tried]
     print_table(items, COLUMNS, left=6, bold="better")
     if tuning.objection:

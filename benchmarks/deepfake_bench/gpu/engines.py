@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from deepfake_bench.gpu.roofline import Operation, count_operations, release, synchronize
+from deepfake_bench.gpu.roofline import Operation, count_operations, release, require_torch_device, synchronize
 from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision.fp16 import export_fp16, half_detector
@@ -46,7 +46,6 @@ class Subject:
     """The network that all engines run.
 
     Attributes:
-        spec: its contract.
         detector: in float32, on the CPU, in eval mode; what answers are compared with.
         crops: uint8 ``[N, H, W, 3]`` RGB.
         reference: float32 ``[N]``, what `detector` says of them.
@@ -85,28 +84,8 @@ class Subject:
         return self._onnx[precision]
 
 
-class Engine(Protocol):
-    """Something that runs a network on a device."""
-
-    def bind(self, crops: UInt8Array) -> None:
-        """Put a batch, uint8 ``[N, H, W, 3]``, on the device in place of the one before."""
-
-    def run(self) -> None:
-        """Run that batch, and return when the device is done."""
-
-    def probabilities(self) -> FloatArray:
-        """Return float32 ``[N]`` fake probabilities of the last run."""
-
-    def close(self) -> None:
-        """Free the device's memory."""
-
-
 class OnnxRuntimeEngine:
-    """ONNX Runtime with its provider for the device, inputs and outputs bound there.
-
-    Raises:
-        EngineError: this ONNX Runtime has no such provider, or it does not start.
-    """
+    """ONNX Runtime with its provider for the device, inputs and outputs bound there."""
 
     def __init__(self, subject: Subject, precision: str, device: str) -> None:
         provider = PROVIDERS[device]
@@ -133,7 +112,7 @@ class OnnxRuntimeEngine:
         self._probability: Any = None
 
     def bind(self, crops: UInt8Array) -> None:
-        """Put a batch on the device."""
+        """Put a batch on the device, in place of the one before."""
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input(INPUT_NAME, ort.OrtValue.ortvalue_from_numpy(crops, self._device, 0))
         outputs = {
@@ -149,7 +128,7 @@ class OnnxRuntimeEngine:
         self._session.run_with_iobinding(self._binding)
 
     def probabilities(self) -> FloatArray:
-        """Return the scores."""
+        """Return float32 ``[N]`` fake probabilities of the last run."""
         return np.asarray(self._probability.numpy()[:, 0], dtype=np.float32)
 
     def close(self) -> None:
@@ -158,11 +137,7 @@ class OnnxRuntimeEngine:
 
 
 class PyTorchEngine:
-    """PyTorch in half precision, channels last, eager or compiled.
-
-    Raises:
-        EngineError: PyTorch does not see the GPU.
-    """
+    """PyTorch in half precision, channels last, eager or compiled."""
 
     def __init__(self, subject: Subject, _precision: str, device: str, *, compiled: bool) -> None:
         require_torch_device(device)
@@ -206,10 +181,6 @@ class TensorRTEngine:
 
     Batches up to 32 run on the plan that `deepfake build-engines` would serve; larger ones on a plan whose kernels
     are picked for the largest.
-
-    Raises:
-        EngineError: no GPU, or the library cannot build or load the plan.
-        MissingExtraError: the library is not installed.
     """
 
     def __init__(
@@ -262,14 +233,12 @@ class TensorRTEngine:
         return self._plans[largest]
 
 
+Engine: TypeAlias = OnnxRuntimeEngine | PyTorchEngine | TensorRTEngine
+
+
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """One kind of engine.
-
-    Attributes:
-        precision: ``fp32``, ``tf32`` or ``fp16``.
-        make: takes the subject, the precision and the device.
-    """
+    """One kind of engine: its precision (``fp32``, ``tf32`` or ``fp16``), and what makes it for a device."""
 
     precision: str
     make: Callable[[Subject, str, str], Engine]
@@ -289,15 +258,3 @@ ENGINES: Mapping[str, EngineKind] = {
     "tensorrt-rtx-fp32": EngineKind("fp32", _tensorrt_rtx),
     "tensorrt-rtx-fp16": EngineKind("fp16", _tensorrt_rtx),
 }
-
-
-def require_torch_device(device: str) -> None:
-    """Check that PyTorch can compute on the device.
-
-    Raises:
-        EngineError: it cannot, and why.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        built = torch.version.cuda
-        why = "it is built without CUDA" if built is None else f"it is built for CUDA {built}; is the driver older?"
-        raise EngineError(f"PyTorch {torch.__version__} sees no GPU ({why})")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,58 +36,23 @@ REFERENCE_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
-class BatchSpeed:
-    """One engine at one batch size.
-
-    Attributes:
-        batch: crops in it.
-        median_ms: of the wall time of one execution; `q1_ms` and `q3_ms` are the quartiles.
-        runs: executions that were timed.
-        crops_per_s: at the median.
-        largest_probability_difference: from float32 PyTorch on the same crops.
-        verdict_flips: crops that fall on the other side of the threshold.
-        roofline_crops_per_s: what the roofline allows; None where its ceiling was not measured.
-        share_of_roofline: `crops_per_s` over that.
-    """
-
-    batch: int
-    median_ms: float
-    q1_ms: float
-    q3_ms: float
-    runs: int
-    crops_per_s: float
-    largest_probability_difference: float
-    verdict_flips: int
-    roofline_crops_per_s: float | None
-    share_of_roofline: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class EngineSpeed:
-    """One engine on one network.
+    """One engine on one network, with plain JSON data of each batch size.
 
-    Attributes:
-        batches: what was measured; empty where the engine does not run here.
-        reason: why it, or the rest of the batches, was not measured; empty where all were.
-        differs: whether the reason is that its scores are others.
+    `crops_per_s` is at the median wall time; difference and flips of verdicts are from float32 PyTorch on the same
+    crops. Where the ceiling of its precision was not measured, the roofline is None. `reason` says why the engine, or
+    the rest of the batches, was not measured; `differs` says that its scores are others.
     """
 
     engine: str
     precision: str
-    batches: tuple[BatchSpeed, ...]
+    batches: tuple[dict[str, Any], ...]
     reason: str = ""
     differs: bool = False
 
 
 def make_subject(spec: ModelSpec, network: nn.Module, folder: Path, max_batch_size: int) -> Subject:
-    """Return what engines run and must answer.
-
-    Args:
-        spec: contract of the network.
-        network: in eval mode, float32, on the CPU.
-        folder: for files of engines.
-        max_batch_size: the largest batch that is measured.
-    """
+    """Return what engines run and must answer; `network` is in eval mode, float32, on the CPU."""
     detector = ServedDetector(network, spec).eval()
     crops = generate_crops(min(VERIFIED_CROPS, max_batch_size), spec.input_size_wh)
     with torch.inference_mode():
@@ -106,7 +71,7 @@ def measure_engine(
     ceilings: Ceilings | None,
 ) -> EngineSpeed:
     """Verify and time one engine at ascending batch sizes; what stops it is a part of the result."""
-    measured: list[BatchSpeed] = []
+    measured: list[dict[str, Any]] = []
     reason, differs = "", False
     try:
         with closing(kind.make(subject, kind.precision, device)) as engine:
@@ -116,15 +81,15 @@ def measure_engine(
                 took_s = took.median_ms / 1_000
                 bound = None if ceilings is None else bound_s(subject.operations(size), kind.precision, ceilings)
                 measured.append(
-                    BatchSpeed(
-                        batch=size,
+                    {
+                        "batch": size,
                         **asdict(took),
-                        crops_per_s=round(size / took_s, 1),
-                        largest_probability_difference=difference,
-                        verdict_flips=flips,
-                        roofline_crops_per_s=None if bound is None else round(size / bound, 1),
-                        share_of_roofline=None if bound is None else round(bound / took_s, 4),
-                    )
+                        "crops_per_s": round(size / took_s, 1),
+                        "largest_probability_difference": difference,
+                        "verdict_flips": flips,
+                        "roofline_crops_per_s": None if bound is None else round(size / bound, 1),
+                        "share_of_roofline": None if bound is None else round(bound / took_s, 4),
+                    }
                 )
     except ParityError as exc:
         reason, differs = str(exc), True
@@ -132,16 +97,12 @@ def measure_engine(
     except Exception as exc:
         reason = _reason(exc)
         if measured:
-            reason = f"batches above {measured[-1].batch} were not measured: {reason}"
+            reason = f"batches above {measured[-1]['batch']} were not measured: {reason}"
     return EngineSpeed(name, kind.precision, tuple(measured), reason, differs)
 
 
 def _verify(engine: Engine, subject: Subject, size: int, limit: float) -> tuple[float, int]:
-    """Return the largest difference from float32 PyTorch, and how many verdicts flip.
-
-    Raises:
-        ParityError: the difference is above the limit.
-    """
+    """Return the largest difference from float32 PyTorch and how many verdicts flip; an error above the limit."""
     engine.bind(np.resize(subject.crops, (size, *subject.crops.shape[1:])))
     engine.run()
     expected, found = np.resize(subject.reference, size), engine.probabilities()

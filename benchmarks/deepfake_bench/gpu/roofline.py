@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepfake_bench.machine.stopwatch import measure
+from deepfake_preprocess.errors import EngineError
 
 BYTES_PER_VALUE = {"fp32": 4, "tf32": 4, "fp16": 2}
 """TF32 is a precision of multiplying; in memory its numbers are FP32."""
@@ -39,12 +40,7 @@ COPY_BYTES = {"cuda": 2**28, "cpu": 2**27}
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one operation does for one batch.
-
-    Attributes:
-        flops: floating-point operations.
-        values: numbers read and written: weights, what goes in and what comes out.
-    """
+    """What one operation does for one batch; `values` are numbers read and written, the weights with them."""
 
     flops: int
     values: int
@@ -52,11 +48,9 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What this device was seen to do at best.
+    """What this device was seen to do at best: at matrix products, by the precisions it has, and at a copy.
 
-    Attributes:
-        flops_per_s: of a large matrix product, by precision; a precision that the device lacks is missing.
-        copy_bytes_per_s: read and written together, of a copy within the device's memory.
+    A copy within the device's memory counts what is read and what is written.
     """
 
     flops_per_s: dict[str, float]
@@ -64,13 +58,7 @@ class Ceilings:
 
 
 def count_operations(network: nn.Module, batch_size: int, size_wh: tuple[int, int]) -> list[Operation]:
-    """Count what a network does for one batch, without computing it.
-
-    Args:
-        network: takes float ``[N, 3, H, W]``; it is not changed.
-        batch_size: N.
-        size_wh: width and height in pixels.
-    """
+    """Count what a network, which takes float ``[N, 3, H, W]``, does for one batch, without computing it."""
     width, height = size_wh
     with torch.no_grad(), _Counter() as counter:
         copy.deepcopy(network).to("meta").eval()(torch.empty(batch_size, 3, height, width, device="meta"))
@@ -88,7 +76,8 @@ def bound_s(operations: list[Operation], precision: str, ceilings: Ceilings) -> 
 
 
 def measure_ceilings(device: str, *, seconds: float) -> Ceilings:
-    """Measure matrix products and a copy on ``cuda`` or ``cpu``, each for `seconds`."""
+    """Measure matrix products and a copy on ``cuda`` or ``cpu``, each for `seconds`; see `require_torch_device`."""
+    require_torch_device(device)
 
     def took_s(work: Callable[[], object]) -> float:
         def run() -> None:
@@ -110,6 +99,14 @@ def measure_ceilings(device: str, *, seconds: float) -> Ceilings:
         torch.backends.cuda.matmul.fp32_precision = before
     source, target = (torch.zeros(COPY_BYTES[device], dtype=torch.uint8, device=device) for _ in range(2))
     return Ceilings(flops_per_s, 2 * COPY_BYTES[device] / took_s(lambda: target.copy_(source)))
+
+
+def require_torch_device(device: str) -> None:
+    """Raise an `EngineError` that says why PyTorch cannot compute on the device, where it cannot."""
+    if device == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda
+        why = "it is built without CUDA" if built is None else f"it is built for CUDA {built}; is the driver older?"
+        raise EngineError(f"PyTorch {torch.__version__} sees no GPU ({why})")
 
 
 def synchronize(device: str) -> None:

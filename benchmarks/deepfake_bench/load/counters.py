@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,14 +33,10 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class ServerShare:
-    """Where a request's time went inside the server, over one measurement.
+    """Where a request's time went inside the server, on average over one measurement.
 
-    Attributes:
-        queue_ms: mean wait for a batch and a free instance.
-        compute_ms: mean time in the backend, with its input and output handling.
-        mean_batch: crops per execution; None when nothing ran.
-        failed: requests the server failed or refused.
-        executions_by_batch: executions by batch size.
+    `queue_ms` is the wait for a batch and a free instance, `mean_batch` crops per execution, None when nothing ran;
+    `failed` counts the refused ones, too.
     """
 
     queue_ms: float
@@ -50,11 +47,7 @@ class ServerShare:
 
 
 def read_counters(connection: Connection, model: ServedModel) -> Counters:
-    """Ask the server for the totals of one model version.
-
-    Raises:
-        ServerError: it does not answer.
-    """
+    """Ask the server for the totals of one model version."""
 
     async def ask() -> dict[str, Any]:
         transport = connect(replace(connection, retry=NO_RETRY))
@@ -85,15 +78,11 @@ def share_between(before: Counters, after: Counters) -> ServerShare:
     """Return what happened between two readings."""
     requests = max(1, after.requests - before.requests)
     executions = after.executions - before.executions
-    by_batch = {
-        size: count - before.executions_by_batch.get(size, 0)
-        for size, count in sorted(after.executions_by_batch.items())
-        if count > before.executions_by_batch.get(size, 0)
-    }
+    by_batch = Counter(after.executions_by_batch) - Counter(before.executions_by_batch)
     return ServerShare(
         queue_ms=round((after.queue_ns - before.queue_ns) / requests / 1e6, 3),
         compute_ms=round((after.compute_ns - before.compute_ns) / requests / 1e6, 3),
         mean_batch=(after.crops - before.crops) / executions if executions else None,
         failed=after.failed - before.failed,
-        executions_by_batch=by_batch,
+        executions_by_batch=dict(sorted(by_batch.items())),
     )

@@ -18,9 +18,9 @@ import asyncio
 import itertools
 import resource
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +44,7 @@ class Load:
         arrivals: replay: when each request is due, in seconds after `start_at` and ascending, and its number among
             the requests that the sender was given.
         ramp_s: time after `start_at` that is not measured.
-        measure_s: time that is measured.
         seed: of the arrival times.
-        timeout_s: deadline of one request.
         start_at: `time.perf_counter` at which the first request is sent; the clock is the machine's, by which several
             processes start together.
     """
@@ -99,10 +97,8 @@ class Trace:
     however late they were answered).
 
     Attributes:
-        due_s: float64 ``[N]``: when each request was due; in a closed loop when it was sent.
-        sent_s: float64 ``[N]``: when it was sent.
-        answered_s: float64 ``[N]``: when its answer was there, or its failure.
-        failed: bool ``[N]``: whether it failed.
+        due_s: when each request was due; in a closed loop when it was sent.
+        answered_s: when its answer was there, or its failure.
         answered: requests answered well in the measured time, whenever they were due: the throughput.
         succeeded: requests of the whole run that were answered well, which are those in the server's statistics.
         exchange_s: their time from sending to the answer, summed.
@@ -144,8 +140,7 @@ class _Recorder:
         self._numbers = itertools.count()
         self._begin = load.start_at + load.ramp_s
         self._end = self._begin + load.measure_s
-        self._rows: list[tuple[float, float, float]] = []
-        self._statuses: list[str | None] = []
+        self._rows: list[tuple[float, float, float, str | None]] = []
 
     async def closed_loop(self, concurrency: int) -> None:
         async def one() -> None:
@@ -153,7 +148,7 @@ class _Recorder:
                 if not await self._send(next(self._numbers)):
                     await asyncio.sleep(PAUSE_AFTER_ERROR_S)
 
-        await _together([one() for _ in range(concurrency)])
+        await asyncio.gather(*(one() for _ in range(concurrency)))
 
     def random_arrivals(self, requests_per_s: float) -> Iterator[tuple[float, int]]:
         random = np.random.default_rng(self._load.seed)
@@ -168,7 +163,7 @@ class _Recorder:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             if len(under_way) >= MAX_IN_FLIGHT:
                 now = time.perf_counter()
-                self._note(due, now, now, "too many in flight")
+                self._rows.append((due, now, now, "too many in flight"))
                 continue
             task = asyncio.create_task(self._send(number, due=due))
             under_way.add(task)
@@ -189,22 +184,15 @@ class _Recorder:
             await self._send_request(number, self._load.timeout_s)
         except RequestFailedError as exc:
             status = str(exc)
-        self._note(sent if due is None else due, sent, time.perf_counter(), status)
+        self._rows.append((sent if due is None else due, sent, time.perf_counter(), status))
         return status is None
 
-    def _note(self, due: float, sent: float, answered: float, status: str | None) -> None:
-        self._rows.append((due, sent, answered))
-        self._statuses.append(status)
-
     def trace(self, cpu_s: float) -> Trace:
-        rows = np.array(self._rows, dtype=np.float64).reshape(-1, 3) - self._begin
-        failed = np.array([status is not None for status in self._statuses], dtype=np.bool_)
+        rows = np.array([row[:3] for row in self._rows], dtype=np.float64).reshape(-1, 3) - self._begin
+        failed = np.array([status is not None for *_, status in self._rows], dtype=np.bool_)
         answered = _inside(rows[:, 2], self._load.measure_s)
         rows_kept = answered if self._load.concurrency is not None else _inside(rows[:, 0], self._load.measure_s)
-        errors: dict[str, int] = {}
-        for index in np.flatnonzero(failed & rows_kept):
-            status = str(self._statuses[index])
-            errors[status] = errors.get(status, 0) + 1
+        statuses = (str(self._rows[index][3]) for index in np.flatnonzero(failed & rows_kept))
         due_s, sent_s, answered_s = rows[rows_kept].T
         return Trace(
             due_s,
@@ -214,20 +202,10 @@ class _Recorder:
             answered=int((answered & ~failed).sum()),
             succeeded=int((~failed).sum()),
             exchange_s=float((rows[:, 2] - rows[:, 1])[~failed].sum()),
-            errors=errors,
+            errors=dict(Counter(statuses)),
             cpu_s=cpu_s,
         )
 
 
 def _inside(moments_s: npt.NDArray[np.float64], measure_s: float) -> npt.NDArray[np.bool_]:
     return (moments_s >= 0) & (moments_s < measure_s)
-
-
-async def _together(works: list[Coroutine[Any, Any, None]]) -> None:
-    """Await all; the first one's error ends the others and is raised as it is, not in a group."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()

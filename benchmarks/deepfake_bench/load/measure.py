@@ -57,9 +57,6 @@ class Measurement:
 
     Attributes:
         mode: ``closed``, ``open`` or ``replay``.
-        concurrency: requests in flight (closed loop).
-        requests_per_s: rate of arrivals (open loop).
-        windows: measured windows.
         crops_per_s: mean throughput of answered crops.
         crops_per_s_half_width: half-width of its 95% confidence interval, from the windows' means; None for one.
         latency: from when a request was due to its answer; failed requests are not in it.
@@ -68,8 +65,7 @@ class Measurement:
         client_and_network_ms: mean time from sending to the answer, less the server's queue and compute time.
         load_cores: cores the load processes used in the windows.
         load_rss_mb: their memory, pages they share counted in each.
-        server_cores: cores the server's processes used; None for a server elsewhere.
-        server_rss_mb: their memory; None for a server elsewhere.
+        server_cores: cores the server's processes used; with their memory None for a server elsewhere.
         falls_behind: open loop: the server answered fewer requests than were due; the latencies then only grow with
             the length of the window.
         generator_limited: why the generator, not the server, may have been the bottleneck; empty when it was not.
@@ -97,20 +93,13 @@ def measure_level(
     load: LoadProcesses,
     level: Load,
     *,
-    crops_per_request: float,
     counters: Callable[[], Counters],
     server: psutil.Process | None,
     stopping: Stopping,
 ) -> Measurement:
-    """Measure one level of load.
+    """Measure one level of load, for the time that `stopping` says.
 
-    Args:
-        load: started processes.
-        level: what to load the server with, for the time that `stopping` says.
-        crops_per_request: crops in one request, on average.
-        counters: reads the server's totals.
-        server: root of the server's processes on this machine.
-        stopping: how long.
+    `counters` reads the server's totals; `server` is the root of its processes, where they are on this machine.
     """
     rates: list[float] = []
     traces: list[Trace] = []
@@ -119,7 +108,7 @@ def measure_level(
         window = load.run(
             replace(level, ramp_s=level.ramp_s or RAMP_S, measure_s=stopping.window_s, seed=100 * len(rates))
         )
-        rates.append(sum(trace.answered for trace in window) * crops_per_request / stopping.window_s)
+        rates.append(sum(trace.answered for trace in window) * load.crops_per_request / stopping.window_s)
         traces.extend(window)
     share = share_between(before, counters())
     cpu_after, elapsed_s = _cpu_s(server), time.perf_counter() - started

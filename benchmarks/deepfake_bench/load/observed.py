@@ -18,14 +18,7 @@ from deepfake_preprocess.errors import DeepfakeError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exchange:
-    """One request that was answered.
-
-    Attributes:
-        sent_s: `time.perf_counter` when it was sent.
-        answered_s: when its answer was there.
-        crops: uint8 ``[N, H, W, 3]`` RGB.
-        probabilities: float32 ``[N]``, the answer.
-    """
+    """One request that was answered; times by `time.perf_counter`."""
 
     sent_s: float
     answered_s: float
@@ -34,11 +27,7 @@ class Exchange:
 
 
 def analyzed(client: DeepfakeClient, clip: Path, options: AnalyzeOptions) -> Verdict:
-    """Return the verdict of a clip that the server did not fail.
-
-    Raises:
-        DeepfakeError: it did.
-    """
+    """Return the verdict of a clip; a `DeepfakeError` where the server failed."""
     verdict = client.analyze(clip, options=options)
     if verdict.reason in (Reason.SERVER_ERROR, Reason.SERVER_UNAVAILABLE):
         raise DeepfakeError(f"{clip.name}: {verdict.detail}; nothing was measured")
@@ -46,11 +35,7 @@ def analyzed(client: DeepfakeClient, clip: Path, options: AnalyzeOptions) -> Ver
 
 
 class ObservingTransport(RetryingTransport):
-    """Passes everything on to another transport.
-
-    Attributes:
-        exchanges: answered requests since the list was last emptied, in the order of their answers.
-    """
+    """Passes everything on to another transport; `exchanges` are those answered since the list was emptied."""
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport, NO_RETRY)

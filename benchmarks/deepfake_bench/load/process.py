@@ -6,7 +6,6 @@ import asyncio
 import multiprocessing
 import time
 from multiprocessing.connection import Connection as Pipe
-from types import TracebackType
 from typing import Self
 
 from deepfake_bench.load.generator import Load, Trace, run_load
@@ -25,11 +24,14 @@ class LoadProcesses:
         with LoadProcesses(target, crops, processes=2) as load:
             traces = load.run(Load(concurrency=32, ramp_s=0.5, measure_s=3))
 
-    For `crops` see `deepfake_bench.load.senders.connected`.
+    For `crops` see `deepfake_bench.load.senders.connected`; `crops_per_request` is their mean.
     """
 
     def __init__(self, target: LoadTarget, crops: Crops | list[Crops], *, processes: int = 1) -> None:
         context = multiprocessing.get_context("spawn")
+        self.crops_per_request = (
+            sum(map(len, crops)) / len(crops) if isinstance(crops, list) else target.crops_per_request
+        )
         self._pipes: list[Pipe] = []
         self._processes = []
         for _ in range(processes):
@@ -48,9 +50,7 @@ class LoadProcesses:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -68,11 +68,7 @@ class LoadProcesses:
         return [process.pid for process in self._processes if process.pid is not None]
 
     def run(self, load: Load) -> list[Trace]:
-        """Load the server and return each process's trace.
-
-        Raises:
-            DeepfakeError: a process failed.
-        """
+        """Load the server and return each process's trace."""
         start_at, count = time.perf_counter() + START_SLACK_S, len(self._pipes)
         busy = []
         for number, pipe in enumerate(self._pipes):

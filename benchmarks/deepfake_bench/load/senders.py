@@ -33,13 +33,7 @@ QUEUE_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A POST, but for the host.
-
-    Attributes:
-        path: begins with a slash.
-        headers: those of the content; host and length are added.
-        body: as it is sent.
-    """
+    """A POST, but for the host; the headers are those of the content, without its length."""
 
     path: str
     headers: Mapping[str, str]
@@ -48,13 +42,9 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class LoadTarget:
-    """What the load is sent to.
+    """What the load is sent to: a model of a server that speaks KServe v2, or any other server.
 
-    Attributes:
-        connection: which server, and how.
-        model: what is asked, of a server that speaks KServe v2.
-        crops_per_request: crops in each request.
-        http: of any other server, how crops travel; a function of a module, because it goes to another process.
+    `http` says how crops travel to the latter; a function of a module, because it goes to another process.
     """
 
     connection: Connection

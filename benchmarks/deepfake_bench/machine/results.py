@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,20 +16,27 @@ from typing import Any, TypeAlias
 from deepfake_export.tensorrt.gpu import find_gpu
 
 RESULTS_DIR = Path("benchmarks/results")
+PACKAGES = (
+    *("av", "facenet-pytorch", "fastapi", "grad-cam", "grpcio", "numpy", "onnxruntime", "onnxruntime-gpu"),
+    *("opencv-python-headless", "protobuf", "tensorrt", "tensorrt_rtx_cu12_libs", "timm", "torch", "tritonclient"),
+    "uvicorn",
+)
+"""Figures depend on these; the versions of those that are installed are in every file."""
 Results: TypeAlias = Mapping[str, Any]
 """The content of a file; its ``benchmark`` says which one, its ``environment`` on what machine."""
 
 
 def default_path(benchmark: str) -> Path:
-    """Return where results of this machine are written where no file is named."""
-    return RESULTS_DIR / f"{machine_slug()}-{benchmark}.json"
+    """Return where results are written where no file is named, such as ``amd-epyc-2core-server.json``."""
+    words = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-").split("-")
+    return RESULTS_DIR / f"{'-'.join(words[:3])}-{usable_cores()}core-{benchmark}.json"
 
 
-def write_results(benchmark: str, data: Results, *, packages: Sequence[str], path: Path | None = None) -> Path:
-    """Write results with the machine and the versions of `packages`, to `default_path` when None; return the path."""
+def write_results(benchmark: str, data: Results, path: Path | None) -> Path:
+    """Write results with their `environment`, to `default_path` when None; return the path."""
     path = path or default_path(benchmark)
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"benchmark": benchmark, "environment": environment(packages), **data}
+    whole = {"benchmark": benchmark, "environment": environment(), **data}
     path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
@@ -42,11 +49,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def cpu_name() -> str:
     """Return the processor's name as the kernel gives it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     return found.group(1).strip() if found else platform.machine()
 
 
@@ -55,8 +58,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Return processor, cores, system, Python, git commit and the versions of `packages`, as plain JSON data."""
+def environment() -> dict[str, Any]:
+    """Return processor, cores, system, Python, git commit and the versions of `PACKAGES`, as plain JSON data."""
     gpu = find_gpu()
     return {
         "cpu": cpu_name(),
@@ -64,16 +67,10 @@ def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
         "gpu": "none" if gpu is None else gpu.name,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "git_commit": _git_commit(),
         "measured_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-
-
-def machine_slug() -> str:
-    """Return a short name of the machine for file names, for example ``amd-epyc-2core``."""
-    words = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-").split("-")
-    return "-".join([*words[:3], f"{usable_cores()}core"])
 
 
 def _version(package: str) -> str | None:

@@ -18,11 +18,7 @@ LEAST_RUNS = 5
 
 @dataclass(frozen=True, slots=True)
 class WallTime:
-    """Quartiles of the wall time of one call.
-
-    Attributes:
-        runs: how many were measured.
-    """
+    """Quartiles of the wall time of one call, over so many runs."""
 
     median_ms: float
     q1_ms: float

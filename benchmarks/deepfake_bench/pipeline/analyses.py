@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +25,6 @@ from deepfake_bench.server.serving import Server
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling, Verdict, connect
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
-from deepfake_serve import CROPS_PER_THREAD
 
 LOWER_BOUNDS = ("decode_alone", "detector_alone", "onnxruntime_alone")
 COUNTED_WITHIN_S = 1.0
@@ -37,12 +35,9 @@ Usual = Callable[[Path, Sequence[int]], Callable[[], list[float]]]
 
 
 class Analyses:
-    """Analyses on one server, each with its split; a context, whose client is closed at the end.
+    """Analyses on one embedded server, with nobody else on it, each with its split; the context closes the client.
 
-    Args:
-        server: embedded, with nobody else on it.
-        num_frames: sampled of each clip.
-        announce: called with one line before each measurement.
+    `num_frames` are sampled of each clip; `announce` is called with one line before each measurement.
     """
 
     def __init__(self, server: Server, num_frames: int, announce: Callable[[str], None]) -> None:
@@ -57,9 +52,7 @@ class Analyses:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.client.close()
 
     def analyze(self, clip: Path, options: AnalyzeOptions) -> tuple[Verdict, dict[str, float]]:
@@ -77,11 +70,7 @@ class Analyses:
         return verdict, split(verdict, total_s, exchange_s, before, after)
 
     def crops(self, clip: Path) -> Any:
-        """Return the crops of the last analysis, uint8 ``[N, H, W, 3]``, its answers checked; None without a face.
-
-        Raises:
-            DeepfakeError: the server's scores are not those of the model file.
-        """
+        """Return the crops of the last analysis, uint8 ``[N, H, W, 3]``, its answers checked; None without a face."""
         exchanges = self.observed.exchanges
         if not exchanges:
             return None
@@ -96,10 +85,8 @@ class Analyses:
 
     def inference_alone(self, crops: Any) -> Callable[[], Any]:
         """Return ONNX Runtime alone on `crops`, as the server has it."""
-        server = self.server
-        assert server.reference is not None
-        batch = CROPS_PER_THREAD * server.arrangement["threads"]
-        return onnxruntime_alone(server.reference, crops, server.arrangement, batch=batch)
+        assert self.server.reference is not None
+        return onnxruntime_alone(self.server.reference, crops, self.server.arrangement)
 
     def measure(self, clip: Path, *, rounds: int, usual: Usual | None = None) -> dict[str, Any]:
         """Time one clip in all ways, `rounds` times in turn; return plain JSON data, times in seconds."""
@@ -162,15 +149,9 @@ class Analyses:
 def split(verdict: Verdict, total_s: float, exchange_s: float, before: Counters, after: Counters) -> dict[str, float]:
     """Return where the time of one analysis went, in seconds of wall clock in which each stage was at work.
 
-    Stages overlap, and their sum may exceed the total. The time in which requests were under way is shared out to
-    wire, queue and compute in proportion to what they took of each request.
-
-    Args:
-        verdict: of the analysis.
-        total_s: from the call to the verdict, opening the clip included.
-        exchange_s: its requests' time from sending to the answer, summed.
-        before: the server's totals before the analysis.
-        after: and after it.
+    Stages overlap, and their sum may exceed `total_s`, which includes opening the clip. The time in which requests
+    were under way (`exchange_s` is summed over them) is shared out to wire, queue and compute in proportion to what
+    they took of each request, by the server's totals before and after the analysis.
     """
     stages = verdict.timing_s.to_dict()
     under_way_s = stages.pop("infer")

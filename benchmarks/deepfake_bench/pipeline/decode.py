@@ -23,11 +23,7 @@ from deepfake_preprocess.media.sampling import Sampling
 
 
 def measure_clip(clip: Path, *, num_frames: int, repeats: int) -> dict[str, Any]:
-    """Return seconds (medians) of decoding `clip` plainly and of sampling `num_frames` frames, and their ratios.
-
-    Raises:
-        DeepfakeError: the sampled frames are not those of the plain decode.
-    """
+    """Return seconds (medians) of decoding `clip` plainly and of sampling `num_frames` frames, and their ratios."""
     decoded, sampled = verify(clip, num_frames)
     taken = in_turn({"plain": lambda: decode_alone(clip), "sampled": lambda: _sample(clip, num_frames)}, repeats)
     ratios = [median_ratio(*([pair[kind] for pair in taken[way]] for way in ("sampled", "plain"))) for kind in (0, 1)]
@@ -44,11 +40,7 @@ def measure_clip(clip: Path, *, num_frames: int, repeats: int) -> dict[str, Any]
 
 
 def verify(clip: Path, num_frames: int) -> tuple[int, int]:
-    """Check that sampled frames equal those of a plain decode; return how many pictures each way decoded.
-
-    Raises:
-        DeepfakeError: they differ.
-    """
+    """Check that sampled frames equal those of a plain decode; return how many pictures each way decoded."""
     with open_media(clip) as media:
         frames = {frame.index: frame for frame in media.frames(Sampling(num_frames))}
         sampled = media.stats.frames_decoded

@@ -95,9 +95,6 @@ def compare(
 
     A box is counted whose smaller side is at least `min_face_px` in a 1080p frame, and as much less as a frame is
     smaller. Pictures of the boxes that only one of both has are written into `pictures_dir`.
-
-    Raises:
-        MediaOpenError: no frame of the clip can be decoded.
     """
     result, counting = ClipComparison(), _Counting(detector)
     before: Sighting | None = None

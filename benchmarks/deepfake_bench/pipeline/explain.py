@@ -7,7 +7,8 @@ checked to be those of `pytorch-grad-cam` called by hand on the same layer.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,27 +30,10 @@ MAX_DIFFERENCE = 1e-5
 """Heatmaps are in [0, 1], and sums in the network may be ordered otherwise from call to call."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Explained:
-    """What is explained, and by what.
-
-    Attributes:
-        explainer: ours, with a network of its own.
-        by_hand: the same network, for the library called by hand.
-        crops: uint8 ``[N, H, W, 3]`` RGB.
-    """
-
-    explainer: CheckpointExplainer
-    by_hand: nn.Module
-    crops: NDArray[np.uint8]
-
-
-def untrained(architecture: str, *, num_crops: int, threads: int) -> Explained:
-    """Return noise and a network with random weights to explain it by; sets PyTorch's threads.
-
-    Raises:
-        SpecError: there is no such architecture.
-    """
+def measure_methods(
+    architecture: str, methods: Sequence[str], *, num_crops: int, threads: int, repeats: int
+) -> dict[str, Any]:
+    """Return what explaining noise takes by each method, verified, as plain JSON data; sets PyTorch's threads."""
     import torch
 
     from deepfake_explain import CheckpointExplainer
@@ -61,34 +45,30 @@ def untrained(architecture: str, *, num_crops: int, threads: int) -> Explained:
     network = build_network(spec)
     # The explainer switches gradients off in the network that it takes over.
     by_hand = copy.deepcopy(network).eval()
-    return Explained(CheckpointExplainer(network, spec), by_hand, random_crops(num_crops, spec.input_size_wh))
+    explainer, crops = CheckpointExplainer(network, spec), random_crops(num_crops, spec.input_size_wh)
+    measured = []
+    for method in methods:
+        furthest = verify(explainer, by_hand, crops[:NUM_VERIFIED], method)
+        taken = in_turn({method: partial(explainer.explain, crops, ExplainOptions(method))}, repeats)
+        measured.append({"method": method, "max_difference": furthest, **spread(taken[method])})
+    return {
+        "architecture": architecture,
+        "layer": explainer.default_layer(),
+        "crops": num_crops,
+        "threads": threads,
+        "repeats": repeats,
+        "methods": measured,
+    }
 
 
-def measure_method(explained: Explained, method: str, *, repeats: int) -> dict[str, Any]:
-    """Return what explaining all crops takes by one method, as plain JSON data.
-
-    Raises:
-        DeepfakeError: its heatmaps are not those of the library.
-    """
-    furthest = verify(explained, method)
-    options = ExplainOptions(method)
-    taken = in_turn({method: lambda: explained.explainer.explain(explained.crops, options)}, repeats)
-    return {"method": method, "max_difference": furthest, **spread(taken[method])}
-
-
-def verify(explained: Explained, method: str) -> float:
-    """Return how far heatmaps are from those of the library called by hand.
-
-    Raises:
-        DeepfakeError: they are further apart than `MAX_DIFFERENCE`.
-    """
+def verify(explainer: CheckpointExplainer, by_hand: nn.Module, crops: NDArray[np.uint8], method: str) -> float:
+    """Return how far heatmaps are from those of the library called by hand; an error above `MAX_DIFFERENCE`."""
     import torch
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     from deepfake_explain._cam import CAMS
     from deepfake_export.graph.served_detector import ServedDetector
 
-    explainer, by_hand, crops = explained.explainer, explained.by_hand, explained.crops[:NUM_VERIFIED]
     ours = np.stack([item.heatmap for item in explainer.explain(crops, ExplainOptions(method))])
     inputs = ServedDetector(by_hand, explainer.spec).normalize(torch.from_numpy(crops))
     with CAMS[method](by_hand, [by_hand.get_submodule(explainer.default_layer())]) as cam:

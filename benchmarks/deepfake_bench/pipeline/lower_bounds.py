@@ -18,6 +18,7 @@ from deepfake_preprocess.faces.detector import FaceDetector, detection_image
 from deepfake_preprocess.faces.following import DETECT_EVERY, find_faces
 from deepfake_preprocess.media.opening import open_media
 from deepfake_preprocess.media.sampling import Sampling
+from deepfake_serve import CROPS_PER_THREAD
 
 
 def decode_alone(clip: Path) -> int:
@@ -51,14 +52,13 @@ def detector_alone(clip: Path, sampling: Sampling, detector: FaceDetector) -> Ca
     return run
 
 
-def onnxruntime_alone(
-    model_file: Path, crops: Crops, arrangement: dict[str, Any], *, batch: int
-) -> Callable[[], Crops]:
+def onnxruntime_alone(model_file: Path, crops: Crops, arrangement: dict[str, Any]) -> Callable[[], Crops]:
     """Return the inference of one analysis as a function: ONNX Runtime in-process, as it is arranged in the server.
 
     It has as many sessions and threads as the server has ``instances`` and ``threads``. The function returns float32
     ``[N]`` fake probabilities of the crops, uint8 ``[N, H, W, 3]``, N at least 1.
     """
+    batch = CROPS_PER_THREAD * arrangement["threads"]
     sessions: SimpleQueue[OnnxReference] = SimpleQueue()
     for _ in range(arrangement["instances"]):
         session = OnnxReference(model_file, threads=arrangement["threads"])

@@ -6,7 +6,6 @@ Each number of copies has a process of its own, since peak memory can only be se
 from __future__ import annotations
 
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -25,12 +24,7 @@ MAX_REPEATS = 5
 
 
 def measure_scaling(
-    server: Server,
-    clips: Sequence[Path],
-    counts: Sequence[int],
-    *,
-    num_frames: int,
-    announce: Callable[[str], None],
+    server: Server, clips: Sequence[Path], counts: Sequence[int], *, num_frames: int, announce: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Return what each number of clips costs as plain JSON data, also against the smallest number.
 
@@ -41,9 +35,6 @@ def measure_scaling(
     first.
 
     The clips are taken in turn; `counts` ascend.
-
-    Raises:
-        DeepfakeError: a clip cannot be analyzed.
     """
     assert server.root is not None
     costs = []
@@ -83,14 +74,14 @@ def _cost(
     with DeepfakeClient(connection, model=model) as client:
         client.analyze(min(Path(folder).iterdir()), options=options)
         for repeat in range(repeats):
-            started, busy = time.perf_counter(), _cpu_s(server)
+            started, busy = time.perf_counter(), time.process_time() + cpu_seconds(server)
             for outcome in client.analyze_many(folder, options=options):
                 if outcome.error is not None:
                     raise outcome.error
                 if repeat == 0:
                     resident.append(psutil.Process().memory_info().rss / 2**20)
             seconds.append(time.perf_counter() - started)
-            cpu.append(_cpu_s(server) - busy)
+            cpu.append(time.process_time() + cpu_seconds(server) - busy)
             peak_mb = peak_mb or own_peak_mb()
     return {
         "clips": count,
@@ -102,8 +93,3 @@ def _cost(
         "late_growth_mb": round(resident[-1] - resident[len(resident) // 2], 1),
         "server_mb": rss_mb(server),
     }
-
-
-def _cpu_s(server: psutil.Process) -> float:
-    own = os.times()
-    return own.user + own.system + cpu_seconds(server)

@@ -25,14 +25,9 @@ Peer = Callable[[NDArray[np.uint8]], tuple[Boxes, NDArray[np.float32]]]
 
 
 def load_peer(path: Path | None, *, threads: int | None = None) -> Peer:
-    """Return facenet-pytorch's MTCNN with its default settings and ``keep_all=True``.
+    """Return facenet-pytorch's MTCNN, with its defaults and ``keep_all=True``, from a folder or as it is installed.
 
-    Args:
-        path: folder that it is installed in; None where it is installed as any package.
-        threads: threads of PyTorch, which runs it; its own choice when None.
-
-    Raises:
-        ImportError: it is not there.
+    `threads` are those of PyTorch, which runs it; its own choice when None.
     """
     if path is not None:
         sys.path.append(str(path))

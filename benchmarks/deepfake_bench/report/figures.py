@@ -19,14 +19,7 @@ HEAD = "| What | Against | Figure |\n|---|---|---|\n"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure.
-
-    Attributes:
-        what: was done.
-        against: what it is compared with, or under which load.
-        figure: with its unit.
-        headline: whether it is in the README.
-    """
+    """One figure: what was done, against what or under which load, and whether it is in the README, as a headline."""
 
     what: str
     against: str

@@ -93,9 +93,7 @@ def contenders(data: Results) -> Figure:
     items = sorted(data["contenders"], key=lambda item: float(item["concurrency"]["32"]["crops_per_s"]))
     colors = ["C1" if item["name"] == data["ours"] else "C0" for item in items]
     bars = axes.barh(
-        [item["name"] for item in items],
-        [item["concurrency"]["32"]["crops_per_s"] for item in items],
-        color=colors,
+        [item["name"] for item in items], [item["concurrency"]["32"]["crops_per_s"] for item in items], color=colors
     )
     axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
     axes.set(xlabel="crops/s, 32 in flight")

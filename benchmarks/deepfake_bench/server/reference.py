@@ -39,8 +39,7 @@ def random_crops(count: int, size_wh: tuple[int, int]) -> Crops:
 def verify_served(target: LoadTarget, crops: Crops, reference: OnnxReference) -> float:
     """Return the largest difference of probability between server and file, one crop and many at a time.
 
-    Raises:
-        DeepfakeError: it is above `PROBABILITY_TOLERANCE`.
+    Above `PROBABILITY_TOLERANCE` it is a `DeepfakeError`.
     """
 
     async def ask() -> float:

@@ -23,11 +23,9 @@ VERIFIED_CROPS = 16
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server.
+    """A running server with the measured model, as it describes that.
 
     Attributes:
-        connections: ways to it, by protocol.
-        model: the measured model, as the server describes it.
         arrangement: how it is served, as plain JSON data for results.
         reference: the ONNX file whose answers it must give; None where unknown.
         crops: uint8 ``[VERIFIED_CROPS, H, W, 3]``, of the model's size.
@@ -69,11 +67,7 @@ class Server:
         return LoadTarget(self.connections[protocol], self.model, crops_per_request)
 
     def verify(self, target: LoadTarget) -> float | None:
-        """Return the largest difference from the reference's probabilities; None without a reference.
-
-        Raises:
-            DeepfakeError: it is too large.
-        """
+        """Return the largest difference from the reference's probabilities, see `verify_served`; None without one."""
         return None if self.reference is None else verify_served(target, self.crops, OnnxReference(self.reference))
 
 
@@ -81,11 +75,7 @@ class Server:
 def embedded_server(
     repository: Path, *, model: str | None = None, instances: int | None = None, threads: int | None = None
 ) -> Iterator[Server]:
-    """Serve a model on a private Triton for as long as the context lasts; options as in `deepfake serve`.
-
-    Raises:
-        DeepfakeError: the server does not start.
-    """
+    """Serve a model on a private Triton for as long as the context lasts; options as in `deepfake serve`."""
     from deepfake_serve import EmbeddedTriton  # Triton's wheel: only where it is asked for
 
     with EmbeddedTriton(repository, models=[model] if model else (), instances=instances, threads=threads) as triton:
@@ -106,15 +96,9 @@ def embedded_server(
 
 
 def running_server(connection: Connection, *, model: str | None, reference: Path | None) -> Server:
-    """Return a server that runs already.
-
-    Raises:
-        DeepfakeError: it does not answer, or does not offer the model.
-    """
-    address = connection.address
-    connections = {
-        address.protocol: replace(connection, headers=dict(connection.headers))
-    }  # may be sent to processes
+    """Return a server that runs already and offers the model."""
+    address, plain_headers = connection.address, dict(connection.headers)  # may be sent to processes
+    connections = {address.protocol: replace(connection, headers=plain_headers)}
     return _server(connections, model, arrangement={"server": str(address)}, reference=reference, root=None)
 
 

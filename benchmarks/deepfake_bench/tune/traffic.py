@@ -72,7 +72,6 @@ def replay(
     return measure_level(
         load,
         Load(arrivals=arrivals, ramp_s=ramp_s),
-        crops_per_request=sum(map(len, traffic.requests)) / len(traffic.requests),
         counters=server.counters,
         server=server.root,
         stopping=Stopping(window_s, max_windows=1),
@@ -90,12 +89,7 @@ def holds(replayed: Measurement, bound_ms: float) -> bool:
 
 
 def record(server: Server, clips: Sequence[Path], *, num_frames: int) -> Traffic:
-    """Analyze each clip alone on a running server and return what it sent, and when.
-
-    Raises:
-        OptionError: no face was found in any clip.
-        DeepfakeError: a clip cannot be analyzed, or the server fails.
-    """
+    """Analyze each clip alone on a running server and return what it sent, and when; an error without any face."""
     observed = ObservingTransport(connect(server.connection))
     options = AnalyzeOptions(sampling=Sampling(num_frames=num_frames))
     traffic = Traffic([], [], {})

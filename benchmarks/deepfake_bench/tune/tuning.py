@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.machine import processes
 from deepfake_bench.server.serving import Server, embedded_server
 from deepfake_bench.tune.search import CLIMB, STEP, Setting, highest_rate, neighbors, search
-from deepfake_bench.tune.traffic import Traffic, holds, p99_ms, record, replay
+from deepfake_bench.tune.traffic import holds, p99_ms, record, replay
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of
@@ -69,20 +70,19 @@ class Tuning:
         self.confirmation: list[dict[str, Any]] = []
         self.objection = ""
         self._candidates, self._same_verdicts = set(self.manifests), {self.start.version}
-        self._clips, self._num_frames, self._announce = list(clips), num_frames, announce
+        self._record = partial(record, clips=clips, num_frames=num_frames)
+        self._announce = announce
         self._until = time.monotonic() + seconds
         announce("recording the clips' traffic")
         with self._server(self.start) as server:
             self.traffic = self._record(server)
 
     def run(self) -> None:
-        """Search; afterwards `best` is what to write, which is `start` where nothing better was found.
-
-        Raises:
-            DeepfakeError: no setting holds the bound at any rate.
-        """
+        """Search; afterwards `best` is what to write, which is `start` where nothing better was found."""
         self._try(self.start)
-        largest = _largest_proved_batch(self.model)
+        # The largest batch that was proved.
+        production = triton_config.read_config(self.model.version_dir.parent / triton_config.CONFIG_NAME)
+        largest = max(int(production.max_batch_size), int(self.model.config.max_batch_size))
         self.best = search(
             self.start,
             lambda setting: neighbors(
@@ -132,9 +132,6 @@ class Tuning:
             "tried": self.tried,
         }
 
-    def _record(self, server: Server) -> Traffic:
-        return record(server, self._clips, num_frames=self._num_frames)
-
     def _other_verdicts(self, server: Server) -> list[str]:
         """Return the names of the clips whose verdicts a server gives otherwise than the present setting."""
         labels = self._record(server).labels
@@ -157,11 +154,7 @@ class Tuning:
 
     @contextmanager
     def _loaded(self, setting: Setting) -> Iterator[tuple[Server, LoadProcesses]]:
-        """Serve a setting, checked to give the scores of its file and all verdicts, with processes that can load it.
-
-        Raises:
-            DeepfakeError: it does not.
-        """
+        """Serve a setting, checked to give its file's scores and all verdicts, with processes that can load it."""
         with self._server(setting) as server:
             if setting.version not in self._same_verdicts:
                 if other := self._other_verdicts(server):
@@ -186,9 +179,8 @@ class Tuning:
             if setting == self.start:
                 raise
             failed = str(exc)
-        better = rate is not None and rate > self.best_rate
-        if better and rate is not None:
-            self.best, self.best_rate = setting, rate
+        if better := (rate or 0.0) > self.best_rate:
+            self.best, self.best_rate = setting, rate or 0.0
         self.tried.append(
             {
                 "version": setting.version,
@@ -280,12 +272,6 @@ def _present_options(model: ServedModel, cores: int) -> ServingOptions:
         share.threads,
         tuned_for_cores=cores,
     )
-
-
-def _largest_proved_batch(model: ServedModel) -> int:
-    """Return the largest batch that was proved: that of the production configuration."""
-    config = triton_config.read_config(model.version_dir.parent / triton_config.CONFIG_NAME)
-    return max(int(config.max_batch_size), int(model.config.max_batch_size))
 
 
 def _versions(model: ServedModel) -> dict[int, Manifest]:

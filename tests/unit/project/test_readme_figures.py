@@ -8,7 +8,7 @@ import pytest
 import typer
 from checkout import ROOT
 
-from deepfake_bench.cli.readme import readme
+from deepfake_bench.cli.report import readme
 from deepfake_bench.report import figures
 
 

@@ -1,4 +1,4 @@
-"""`deepfake bench plots`: pictures of results files."""
+"""Pictures (`deepfake bench plots`) and tables of figures (`deepfake bench readme`) of results files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from deepfake_bench.cli.options import read_names
 from deepfake_bench.machine.results import RESULTS_DIR
+from deepfake_bench.report.figures import all_figures, headlines, replaced
 from deepfake_bench.report.plots import FORMATS, PLOTS, write_plots
 from deepfake_preprocess.errors import OptionError
 
@@ -30,3 +31,21 @@ def plots(
         raise OptionError(f"there is nothing to draw; results of `deepfake bench {', '.join(PLOTS)}` are drawn")
     for target in written:
         typer.echo(target)
+
+
+def readme(
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail when a page is not current.")] = False,
+) -> None:
+    """Write the tables of figures in README.md and docs/performance.md from the results files."""
+    tables = {
+        Path("README.md"): headlines(RESULTS_DIR),
+        Path("docs/performance.md"): all_figures(RESULTS_DIR, link=f"../{RESULTS_DIR.as_posix()}"),
+    }
+    for path, table in tables.items():
+        text = path.read_text(encoding="utf-8")
+        current = replaced(text, table)
+        if not check:
+            path.write_text(current, encoding="utf-8")
+        elif current != text:
+            typer.echo(f"{path}'s figures are not those of {RESULTS_DIR}; run: deepfake bench readme")
+            raise typer.Exit(1)
