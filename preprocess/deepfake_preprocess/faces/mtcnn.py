@@ -4,15 +4,13 @@ The method is that of https://arxiv.org/abs/1604.02878: a fully convolutional ne
 image pyramid, a second (RNet) and a third (ONet) refine and score them, and ONet adds five landmarks. What differs
 from the usual implementations:
 
-* It works on a small picture (256 px on the shorter side), because a face of 60 px in a 1080p frame needs no more.
+* It works on a small picture: a face of 60 px in a 1080p frame needs no more.
 * The levels of one image's pyramid are packed into one picture, and PNet runs once per image.
 * All crops of one stage and image come out of that picture with one `cv2.remap`, each from the level where the
   window has about the size that the network takes; the crops of all images go through the network together.
 * The networks are written in the form that ONNX Runtime runs fastest (``scripts/make_mtcnn_weights.py``).
 * In a picture taken shortly after another, windows around the known faces replace those of PNet, which takes most of
   the time (`MtcnnDetector.follow`).
-
-This module reads no video and never crops for a classifier; see `deepfake_preprocess.faces.crop`.
 """
 
 from __future__ import annotations
@@ -42,12 +40,13 @@ Image = NDArray[np.uint8]
 # The figures below are from 165 frames of six clips and a photo with 182 faces of at least 60 px (in 1080p) that
 # facenet-pytorch finds, 18 of them small pictures on a wall, and 80 composed 1080p frames with 527 such faces.
 #
-# 256 px on the shorter side: with 216 px, 15 more of the 182 were missed, nearly all of them such pictures; 300 px
-# took a third longer and found no more.
-DEFAULT_MIN_FACE_FRACTION = 12 / 256
+# On the shorter side; PNet's window of 12 px is then 51 px of a 1080p frame. With 216 px, 15 more of the 182 were
+# missed, nearly all of them such pictures; 300 px took a third longer and found no more.
+_SHORT_SIDE_PX = 256
+# Confidences that PNet, RNet and ONet must reach.
 # The reference's (0.6, 0.7, 0.7) find 176 and 513 of them, with 93 windows for RNet per clip frame and 31 boxes that
 # the peer does not have, nearly all of them not faces; these find 174 and 506, with 42 windows and 4 such boxes.
-DEFAULT_THRESHOLDS = (0.8, 0.7, 0.8)
+_THRESHOLDS = (0.8, 0.7, 0.8)
 
 # PNet sees windows of 12x12 pixels, one every 2 pixels (table 1 and figure 2 of the paper).
 _WINDOW_PX = 12
@@ -82,63 +81,28 @@ class MtcnnDetector:
 
     One object may be used from several threads. ONNX Runtime and OpenCV, where almost all time is spent, release the
     GIL.
-
-    Attributes:
-        short_side_px: length of the shorter side of the picture the detector works on.
     """
 
-    def __init__(
-        self,
-        *,
-        min_face_fraction: float = DEFAULT_MIN_FACE_FRACTION,
-        thresholds: tuple[float, float, float] = DEFAULT_THRESHOLDS,
-        num_threads: int = 1,
-    ) -> None:
-        """Load the networks.
-
-        Args:
-            min_face_fraction: size of the smallest window searched, as a fraction of the image's shorter side, in
-                (0, 1]. The picture is scaled until such a window has PNet's 12 pixels, so the time per image grows
-                with the inverse square. The default, 1/21, is 51 px in a 1080p frame.
-            thresholds: confidences in (0, 1) that PNet, RNet and ONet must reach.
-            num_threads: ONNX Runtime threads per call. One is best where frames are processed in parallel.
-
-        Raises:
-            OptionError: an argument is out of range.
-        """
-        if not 0 < min_face_fraction <= 1:
-            raise OptionError(f"min_face_fraction must be in (0, 1], got {min_face_fraction}")
-        if len(thresholds) != 3 or not all(0 < threshold < 1 for threshold in thresholds):
-            raise OptionError(f"thresholds must be three numbers between 0 and 1, got {thresholds}")
-        if num_threads < 1:
-            raise OptionError(f"num_threads must be at least 1, got {num_threads}")
-        self.short_side_px = round(_WINDOW_PX / min_face_fraction)
+    def __init__(self) -> None:
         # The graphs return logits: p >= t is the same as logit(p) >= logit(t), without a sigmoid per window.
-        self._logits = [math.log(threshold / (1 - threshold)) for threshold in thresholds]
+        self._logits = [math.log(threshold / (1 - threshold)) for threshold in _THRESHOLDS]
         weights = files("deepfake_preprocess.faces") / "weights"
+        # One thread per call is best where frames are processed in parallel.
         self._pnet, self._rnet, self._onet = (
-            open_session((weights / f"{network}.onnx").read_bytes(), threads=num_threads)
+            open_session((weights / f"{network}.onnx").read_bytes(), threads=1)
             for network in ("pnet", "rnet", "onet")
         )
 
     def detection_size_wh(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """See `FaceDetector`; never larger than the frame. For 1920x1080 and the defaults it is 455x256.
-
-        Raises:
-            OptionError: a side is smaller than 1.
-        """
+        """See `FaceDetector`; never larger than the frame. For 1920x1080 it is 455x256."""
         if width_px < 1 or height_px < 1:
             raise OptionError(f"a frame must be at least 1x1 pixels, got {width_px}x{height_px}")
         short, long = sorted((width_px, height_px))
-        scale = min(1.0, self.short_side_px / short, _MAX_SIDE_PX / long)
+        scale = min(1.0, _SHORT_SIDE_PX / short, _MAX_SIDE_PX / long)
         return max(1, round(width_px * scale)), max(1, round(height_px * scale))
 
     def detect(self, images_rgb: Sequence[Image]) -> list[list[Face]]:
-        """See `FaceDetector`; images larger than `detection_size_wh` are shrunk to it, and all faces have landmarks.
-
-        Raises:
-            OptionError: an image has another dtype or shape, or no pixels.
-        """
+        """See `FaceDetector`; images over `detection_size_wh` are shrunk to it, and all faces have landmarks."""
         pyramids = [self._pyramid(image) for image in images_rgb]
         proposals = [self._propose(pyramid) for pyramid in pyramids]
         owners = np.repeat(np.arange(len(pyramids)), [len(boxes) for boxes in proposals])
@@ -153,9 +117,6 @@ class MtcnnDetector:
         """See `FaceFollower`; about six times as fast as `detect`.
 
         Of faces that merge, as when one passes in front of another, all but one are lost.
-
-        Raises:
-            OptionError: the image has another dtype or shape, or no pixels.
         """
         pyramid = self._pyramid(image_rgb)
         # The stages keep the windows of different images apart. To keep those of each face apart too, every face gets

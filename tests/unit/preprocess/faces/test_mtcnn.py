@@ -129,14 +129,6 @@ def test_detection_size(detector, size_wh, expected):
     assert detector.detection_size_wh(*expected) == expected
 
 
-def test_a_smaller_fraction_finds_smaller_faces(photo):
-    place = (900, 500, 0.3)  # a face of 28 pixels
-    picture = placed(photo, (1920, 1080), [place])
-    assert MtcnnDetector().detect([picture]) == [[]]
-    (face,) = MtcnnDetector(min_face_fraction=12 / 540).detect([picture])[0]
-    assert iou(face.box_xyxy, face_at(*place)) > 0.6
-
-
 def test_an_8k_frame(detector, photo):
     place = (3000, 1500, 4.0)
     (face,) = detector.detect([placed(photo, (7680, 4320), [place])])[0]
@@ -191,21 +183,6 @@ def test_threads_do_not_disturb_each_other(detector, photo):
 def test_wrong_images_are_refused(detector, image, message):
     with pytest.raises(OptionError, match=message):
         detector.detect([image])
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"min_face_fraction": 0},
-        {"min_face_fraction": 1.5},
-        {"thresholds": (0.5, 0.5)},
-        {"thresholds": (0.5, 0.5, 1.0)},
-        {"num_threads": 0},
-    ],
-)
-def test_wrong_options_are_refused(options):
-    with pytest.raises(OptionError, match=next(iter(options))):
-        MtcnnDetector(**options)
 
 
 def weights_script():
