@@ -15,11 +15,16 @@ from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+from annotated_types import Interval
+
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
     from pydantic_core import CoreSchema, ErrorDetails
+
+Bounds = Interval
+"""Annotates a number that must not be below `ge` or above `le`, and must be above `gt` and below `lt`."""
 
 _WORDS = {
     int: ("a whole number", "whole numbers"),
@@ -51,29 +56,6 @@ class Rounded:
 
         written = core_schema.plain_serializer_function_ser_schema(lambda value: round(value, self.decimals))
         return {**handler(source), "serialization": written}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Bounds:
-    """Annotates a number that must not be below `ge` or above `le`, and must be above `gt` and below `lt`."""
-
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return {**handler(source), **self.given()}
-
-    def given(self) -> dict[str, float]:
-        """Return the bounds there are, by name."""
-        return {name: bound for name, bound in dataclasses.asdict(self).items() if bound is not None}
-
-    def in_words(self) -> str:
-        """Return what is left, as words to follow "a number"."""
-        if self.gt is not None and self.lt is not None:
-            return f" strictly between {self.gt} and {self.lt}"
-        return "".join(f" {_BOUNDS[name]} {bound}" for name, bound in self.given().items())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,14 +127,9 @@ class JsonData:
 
     @classmethod
     def from_dict(cls, data: object, *, where: str = "") -> Self:
-        """Return what `to_dict` described.
+        """Return what `to_dict` described; `where` it came from is for messages.
 
-        Args:
-            data: plain JSON data.
-            where: where it came from, for messages.
-
-        Raises:
-            DeepfakeError: `json_error`; a field is unknown, missing or wrong, and the message names it.
+        Where a field is unknown, missing or wrong, the `json_error` names it.
         """
         from pydantic import ValidationError
 
@@ -164,11 +141,7 @@ class JsonData:
         return read
 
     def check_fields(self) -> None:
-        """Check each field against its annotation; for the `__post_init__` of what a person may write.
-
-        Raises:
-            DeepfakeError: `json_error`; a field is wrong, and the message names it.
-        """
+        """Check each field against its annotation; for the `__post_init__` of what a person may write."""
         from pydantic import ValidationError
 
         kind: Any = type(self)
@@ -292,5 +265,13 @@ def _allowed(hint: Any, *, several: bool = False) -> str:
         return ", ".join(repr(item.value) for item in kind)
     if _is_mapping(kind):
         return "a mapping"
-    bounds = "".join(note.in_words() for note in notes if isinstance(note, Bounds))
+    bounds = "".join(_bounds_in_words(note) for note in notes if isinstance(note, Bounds))
     return _WORDS.get(kind, (str(kind), str(kind)))[several] + bounds
+
+
+def _bounds_in_words(bounds: Bounds) -> str:
+    """Return what is left, as words to follow "a number"."""
+    if bounds.gt is not None and bounds.lt is not None:
+        return f" strictly between {bounds.gt} and {bounds.lt}"
+    given = dataclasses.asdict(bounds)
+    return "".join(f" {words} {given[name]}" for name, words in _BOUNDS.items() if given[name] is not None)
