@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final
@@ -85,7 +86,7 @@ def train(
     device = _usable(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    faces = _find_faces(console, lambda progress: chosen.load_faces(progress=progress))
+    faces = _find_faces(console, chosen.load_faces)
     run = TrainingRun(faces, chosen, output_dir, device=device, workers=workers)
     console.print(
         f"{faces!r}: {len(run.train_set)} crops to train on, {len(run.validation_set)} held out; "
@@ -108,12 +109,14 @@ def _usable(device: str | None) -> str:
     return device
 
 
-def _find_faces(console: Console, find: Callable[[Callable[[str, int, int], None]], PackedFaces]) -> PackedFaces:
+def _find_faces(console: Console, find: Callable[..., PackedFaces]) -> PackedFaces:
     """Show how far the search is, and what it had to leave out."""
     with console.status("looking for faces") as status:
-        faces = find(
-            lambda name, number, count: status.update(f"looking for faces: {number + 1} of {count} ({name})")
-        )
+
+        def progress(name: str, number: int, count: int) -> None:
+            status.update(f"looking for faces: {number + 1} of {count} ({name})")
+
+        faces = find(progress=progress)
     for note in faces.notes:
         console.print(note, style="yellow")
     return faces
@@ -174,9 +177,7 @@ def pack_faces_command(
         frames_per_video=frames_per_video,
         identity_pattern=identity_pattern,
     )
-    faces = _find_faces(
-        console, lambda progress: pack_faces(folders, max_side_px=max_side, quality=quality, progress=progress)
-    )
+    faces = _find_faces(console, partial(pack_faces, folders, max_side_px=max_side, quality=quality))
     faces.save(output)
     console.print(f"{faces!r}\n{output}: {output.stat().st_size / 1e6:.1f} MB")
 

@@ -55,15 +55,9 @@ class PackedFaces:
 
     def __post_init__(self) -> None:
         count = len(self.labels)
-        shapes = {
-            "offsets": (self.offsets.shape, (count + 1,)),
-            "boxes_xyxy": (self.boxes_xyxy.shape, (count, 4)),
-            "landmarks_xy": (self.landmarks_xy.shape, (count, 5, 2)),
-            "groups": ((len(self.groups),), (count,)),
-            "sources": ((len(self.sources),), (count,)),
-        }
-        for name, (actual, expected) in shapes.items():
-            if actual != expected:
+        parts = {"offsets": (count + 1,), "boxes_xyxy": (count, 4), "landmarks_xy": (count, 5, 2)}
+        for name, expected in {**parts, "groups": (count,), "sources": (count,)}.items():
+            if (actual := np.shape(getattr(self, name))) != expected:
                 raise ValueError(f"{name} must have shape {expected} for {count} labels, got {actual}")
 
     def __len__(self) -> int:

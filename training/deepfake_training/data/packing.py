@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -33,11 +33,8 @@ MAX_PICTURE_PX = 384
 FRAMES_PER_VIDEO = 16
 JPEG_QUALITY = 95
 BORDER = 0.5
-"""Black border around a still picture while its face is looked for, as a share of its shorter side.
-
-A still is often a crop already. With the face at its edges the detector's boxes are too large and off-center
-(measured against the same stills with a border); in service faces have their surroundings.
-"""
+"""Black border around a still picture while its face is looked for, as a share of its shorter side; a still is often
+a crop already, and with the face at its edges the detector's boxes are too large and off-center."""
 LISTED = 5
 """How many names of files a note shows."""
 
@@ -78,21 +75,11 @@ class FaceFolders(JsonData):
         return found
 
 
-class _Kept(NamedTuple):
-    encoded: NDArray[np.uint8]
-    box_xyxy: NDArray[np.float32]
-    landmarks_xy: NDArray[np.float32]
-    label: int
-    source: str
-    thumbnail: NDArray[np.float32]
-
-
 def pack_faces(
     folders: FaceFolders,
     *,
     max_side_px: int = MAX_PICTURE_PX,
     quality: int = JPEG_QUALITY,
-    detector: FaceDetector | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> PackedFaces:
     """Find the faces in folders of real and of fake images and videos.
@@ -101,7 +88,6 @@ def pack_faces(
         folders: where to look, and what to take.
         max_side_px: longest side of a kept picture, at least 64.
         quality: of JPEG, 1 to 100.
-        detector: finds the faces; the project's own by default.
         progress: called with the file's name, its number and the number of files, before each file.
 
     Raises:
@@ -112,9 +98,8 @@ def pack_faces(
             f"pictures need a side of 64 px or more and a quality from 1 to 100, got {max_side_px}, {quality}"
         )
     files = folders.files()
-    if detector is None:
-        detector = MtcnnDetector()
-    kept: list[_Kept] = []
+    detector = MtcnnDetector()
+    kept: list[tuple[Any, ...]] = []
     without, damaged = [], []
     for number, (folder, path, label) in enumerate(files):
         name = (Path(folder.name) / path.relative_to(folder)).as_posix()
@@ -196,12 +181,13 @@ def _shrunk(picture: NDArray[np.uint8], face: Face, max_side_px: int) -> tuple[N
     return picture, face
 
 
-def _kept(picture: NDArray[np.uint8], face: Face, label: int, name: str, quality: int) -> _Kept:
+def _kept(picture: NDArray[np.uint8], face: Face, label: int, name: str, quality: int) -> tuple[Any, ...]:
+    """Return the picture as JPEG, box and landmarks, label and name, and a thumbnail."""
     assert face.landmarks_xy is not None
     _, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     small = cv2.resize(picture, (16, 16), interpolation=cv2.INTER_AREA)
     thumbnail = np.asarray(small / np.float32(255), dtype=np.float32)
-    return _Kept(encoded.astype(np.uint8).ravel(), face.box_xyxy, face.landmarks_xy, label, name, thumbnail)
+    return (encoded.astype(np.uint8).ravel(), face.box_xyxy, face.landmarks_xy, label, name, thumbnail)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -50,20 +50,11 @@ BLEND_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 
 
 def self_blend(picture: Picture, face: Face, rng: np.random.Generator, *, source: Picture | None = None) -> Picture:
-    """Return a fake made of one real face.
+    """Return a fake made of one real face, which has landmarks, in a uint8 ``[H, W, 3]`` RGB picture.
 
-    Args:
-        picture: uint8 ``[H, W, 3]`` RGB, the real picture.
-        face: in pixels of the picture, with landmarks.
-        rng: where all random numbers come from.
-        source: uint8 of the same shape, what is blended in; by default the picture itself.
-
-    Returns:
-        uint8 of the same shape; equal to `picture` outside of the (soft) mask, or outside of it changed in
-        color and sharpness as a whole, as either version may be the changed one.
-
-    Raises:
-        ValueError: the face has no landmarks.
+    `source`, of the same shape, is what is blended in; by default the picture itself. Outside of the soft mask the
+    result equals `picture`, or is changed in color and sharpness as a whole, as either version may be the changed
+    one.
     """
     mask = hull_mask(picture.shape[:2], face, rng)
     size_px = max(face.width_px, face.height_px)
@@ -83,11 +74,7 @@ def self_blend(picture: Picture, face: Face, rng: np.random.Generator, *, source
 def swap_source(target: Picture, target_face: Face, donor: Picture, donor_face: Face) -> Picture:
     """Return another person's face, laid over `target`: aligned by landmarks, with the target's colors.
 
-    Args:
-        target: uint8 ``[H, W, 3]`` RGB.
-        target_face: in pixels of `target`, with landmarks.
-        donor: uint8 RGB of any size.
-        donor_face: in pixels of `donor`, with landmarks.
+    Both pictures are uint8 ``[H, W, 3]`` RGB, of any size.
     """
     matrix = _fit_affine(_landmarks(donor_face), _landmarks(target_face))
     height, width = target.shape[:2]

@@ -34,14 +34,8 @@ def find_groups(
 ) -> tuple[str, ...]:
     """Return the group of each face, named after the first file in it.
 
-    Args:
-        sources: file of each face, as ``folder/path``; faces of one file are in one group.
-        thumbnails: float32 ``[N, S, S, 3]`` in [0, 1], one small picture per face.
-        identity_pattern: regular expression that is searched in the name of each file (without its suffix); every
-            group it captures is an identity. None joins by looks only.
-
-    Raises:
-        OptionError: the pattern is wrong, captures nothing, or matches none of the files.
+    Each face has its file, as ``folder/path``, and a thumbnail, float32 ``[S, S, 3]`` in [0, 1]. The pattern is
+    searched in the name of each file (without its suffix), and every group it captures is an identity.
     """
     pairs = _with_equal(enumerate(sources))
     if identity_pattern is not None:
@@ -96,14 +90,6 @@ def split_by_group(groups: Sequence[str], validation_share: float, *, seed: int)
 
     Groups are taken in the order of a hash of seed and name: a set that grows keeps its split. A group larger than
     what is left is passed over; at least one group is taken.
-
-    Args:
-        groups: of each face.
-        validation_share: in (0, 1).
-        seed: of the order.
-
-    Raises:
-        OptionError: all faces are in one group.
     """
     names, counts = np.unique(np.array(groups), return_counts=True)
     if len(names) < 2:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_curve
 
 from deepfake_preprocess.errors import OptionError
-
-Float = NDArray[np.float64]
-Int = NDArray[np.int64]
+from deepfake_training.evaluate.metrics import Float, Int
 
 EPSILON = 1e-6
 """Probabilities are kept this far from 0 and 1, where their logit would be infinite."""
@@ -52,15 +49,6 @@ def logits_of(probabilities: Float | float) -> Float:
     return np.asarray(np.log(clipped / (1 - clipped)), dtype=np.float64)
 
 
-def check_rule(rule: str) -> None:
-    """Refuse a rule that `find_threshold` does not know.
-
-    Raises:
-        OptionError: it is unknown; the message lists the known ones.
-    """
-    _false_positive_share(rule)
-
-
 def find_threshold(labels: Int, scores: Float, rule: str) -> float | None:
     """Return the threshold that is best under a rule, midway between the scores on either side of it.
 
@@ -76,7 +64,7 @@ def find_threshold(labels: Int, scores: Float, rule: str) -> float | None:
     Raises:
         OptionError: the rule is unknown.
     """
-    share = _false_positive_share(rule)
+    share = false_positive_share(rule)
     if not 0 < labels.sum() < len(labels):
         return None
     false_positive, true_positive, cuts = roc_curve(labels, scores, drop_intermediate=False)
@@ -95,7 +83,8 @@ def find_threshold(labels: Int, scores: Float, rule: str) -> float | None:
     return float(np.clip((above + below) / 2, *THRESHOLDS))
 
 
-def _false_positive_share(rule: str) -> float:
+def false_positive_share(rule: str) -> float:
+    """Return the largest share that a rule allows, 0 where it names none; `OptionError` for an unknown rule."""
     if rule in ("max-f1", "max-accuracy"):
         return 0.0
     name, _, text = rule.partition("=")

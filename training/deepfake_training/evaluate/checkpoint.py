@@ -25,18 +25,16 @@ class CheckpointTransport:
     Args:
         checkpoint: weights, or the YAML file of an ensemble.
         spec: their contract; None takes the YAML file of the checkpoint's name.
-        device: ``cpu`` or ``cuda``.
 
     Raises:
         CheckpointError: the file cannot be read, or is of another architecture.
         SpecError: there is no spec, or it is wrong.
     """
 
-    def __init__(self, checkpoint: str | Path, spec: ModelSpec | Path | None = None, *, device: str = "cpu") -> None:
+    def __init__(self, checkpoint: str | Path, spec: ModelSpec | Path | None = None) -> None:
         loaded = load_network(checkpoint, spec)
         self.url = str(checkpoint)
-        self._device = torch.device(device)
-        self._detector = ServedDetector(loaded.network, loaded.spec).eval().to(self._device)
+        self._detector = ServedDetector(loaded.network, loaded.spec).eval()
         self._model = ServedModel(loaded.spec.name, loaded.spec.version, loaded.spec, BATCH_SIZE)
 
     async def health(self) -> Health:
@@ -62,8 +60,8 @@ class CheckpointTransport:
         scores = []
         with torch.inference_mode():
             for start in range(0, len(faces), BATCH_SIZE):
-                batch = torch.from_numpy(faces[start : start + BATCH_SIZE]).to(self._device)
-                scores.append(self._detector(batch)[0][:, 0].float().cpu().numpy())
+                batch = torch.from_numpy(faces[start : start + BATCH_SIZE])
+                scores.append(self._detector(batch)[0][:, 0].float().numpy())
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
     async def close(self) -> None:

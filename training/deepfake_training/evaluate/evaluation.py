@@ -16,8 +16,8 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.labels import LabelName
-from deepfake_training.evaluate.calibration import Float, Int, check_rule, find_temperature, find_threshold
-from deepfake_training.evaluate.metrics import DetectionMetrics, measure
+from deepfake_training.evaluate.calibration import false_positive_share, find_temperature, find_threshold
+from deepfake_training.evaluate.metrics import DetectionMetrics, Float, Int, measure
 from deepfake_training.evaluate.scoring import ScoredFile
 
 FALSE_POSITIVE_RATE = 0.05
@@ -43,7 +43,7 @@ class EvaluateOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_rule(self.rule)
+        false_positive_share(self.rule)  # refuses an unknown rule
         if self.resamples < 0:
             raise OptionError(f"`resamples` must be at least 0, got {self.resamples}")
 

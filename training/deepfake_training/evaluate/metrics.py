@@ -133,12 +133,7 @@ def measure(
 
 
 def equal_error_rate(labels: Int, scores: Float) -> float:
-    """Return the error rate at the threshold where as many fakes are missed as reals are accused.
-
-    Args:
-        labels: ``[N]``, 1 for fake; both classes must occur.
-        scores: ``[N]``.
-    """
+    """Return the error rate where as many fakes are missed as reals are accused; both classes must occur."""
     false_positive, true_positive, _ = roc_curve(labels, scores)
     # The curve is piecewise linear, and the difference of the two rates rises all along it.
     return float(np.interp(0.0, false_positive - (1 - true_positive), false_positive))

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_curve
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
 from deepfake_training.evaluate.evaluation import Evaluation, LabeledScores
-from deepfake_training.evaluate.metrics import CALIBRATION_BINS, FIGURES, calibration_bins
+from deepfake_training.evaluate.metrics import CALIBRATION_BINS, FIGURES, Estimate, calibration_bins
 
 
 def write_report(evaluation: Evaluation, directory: str | Path) -> list[Path]:
@@ -79,7 +79,7 @@ def as_markdown(evaluation: Evaluation) -> str:
         lines += [f"- {item.source} ({item.label}): {item.reason}" for item in without]
     if evaluation.robustness:
         rows = [
-            (kind, f"{point.level:g}", _shown(point.roc_auc), _shown(point.accuracy), point.inconclusive)
+            (kind, f"{point.level:g}", Estimate(point.roc_auc), Estimate(point.accuracy), point.inconclusive)
             for kind, points in evaluation.robustness.items()
             for point in points
         ]
@@ -94,10 +94,6 @@ def _table(heads: Sequence[str], *rows: Sequence[object]) -> Iterator[str]:
     yield ""
     for row in (heads, ["---"] * len(heads), *rows):
         yield f"| {' | '.join(map(str, row))} |"
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _plots(evaluation: Evaluation) -> Iterator[tuple[str, Figure]]:

@@ -48,12 +48,7 @@ DEGRADATIONS: Mapping[str, Degradation] = MappingProxyType(
 
 
 class DegradedMedia(Media):
-    """A video or image whose frames are degraded after they were decoded.
-
-    Args:
-        media: open; stays open when this is closed.
-        degrade: changes a full-resolution RGB picture.
-    """
+    """A video or image whose full-resolution RGB frames are degraded; closing it leaves `media` open."""
 
     def __init__(self, media: Media, degrade: Callable[[Picture], Picture]) -> None:
         super().__init__(
@@ -74,11 +69,7 @@ def view_of(degradation: Degradation, level: float) -> Callable[[Media], Media]:
 
 
 def kinds_of(names: Sequence[str]) -> list[str]:
-    """Return the kinds of degradation that are named; ``all`` stands for all.
-
-    Raises:
-        OptionError: one is unknown; the message lists the known ones.
-    """
+    """Return the kinds of degradation that are named; ``all`` stands for all."""
     if unknown := sorted({*names} - {*DEGRADATIONS, "all"}):
         raise OptionError(f"degradation {unknown[0]!r} is unknown; choose from {', '.join(DEGRADATIONS)}, or all")
     return list(DEGRADATIONS if "all" in names else names)

@@ -28,15 +28,9 @@ FORMAT = "deepfake-training-1"
 
 
 def save_last(directory: Path, state: dict[str, Any], *, keep_epoch: int | None = None) -> None:
-    """Replace ``last.pt``.
+    """Replace ``last.pt`` by plain data and tensors; a `TrainingError` leaves the one before untouched.
 
-    Args:
-        directory: of the run.
-        state: plain data and tensors.
-        keep_epoch: also keep it under the number of this epoch, to resume from there later.
-
-    Raises:
-        TrainingError: it cannot be written; the one before is untouched.
+    It is also kept under the number of `keep_epoch`, to resume from there later.
     """
     content = {"format": FORMAT, **state}
     save_whole(directory / LAST, lambda path: torch.save(content, path))
@@ -45,23 +39,14 @@ def save_last(directory: Path, state: dict[str, Any], *, keep_epoch: int | None 
 
 
 def save_best(directory: Path, network: nn.Module, spec: ModelSpec) -> None:
-    """Replace ``best.safetensors`` and ``best.yaml`` by these weights.
-
-    Raises:
-        TrainingError: they cannot be written; the ones before are untouched.
-    """
+    """Replace ``best.safetensors`` and ``best.yaml``; a `TrainingError` leaves the ones before untouched."""
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     save_whole(directory / BEST, lambda path: save_file(weights, path))
     save_whole(directory / BEST_SPEC, spec.to_yaml())
 
 
 def best_of(run: str | Path) -> tuple[Path, ModelSpec]:
-    """Return the file of a run's best weights, and their spec.
-
-    Raises:
-        OptionError: the directory holds none.
-        SpecError: the spec is damaged.
-    """
+    """Return the file of a run's best weights, and their spec."""
     path = Path(run) / BEST
     if not path.is_file():
         raise OptionError(f"{run} holds no {BEST}; name the directory of a run that ended an epoch")
@@ -69,12 +54,7 @@ def best_of(run: str | Path) -> tuple[Path, ModelSpec]:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of a run, without running code from it.
-
-    Raises:
-        OptionError: there is no such file.
-        CheckpointError: it is damaged, or was not written by `save_last`.
-    """
+    """Read a checkpoint of a run, without running code from it."""
     path = Path(path)
     if path.is_dir():
         path = path / LAST
@@ -90,11 +70,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def save_whole(path: Path, content: Content) -> None:
-    """Replace a file in one step (`write_whole`).
-
-    Raises:
-        TrainingError: it cannot be written; `path` is as it was.
-    """
+    """Replace a file in one step (`write_whole`); a `TrainingError` leaves it as it was."""
     try:
         write_whole(path, content)
     # PyTorch and safetensors report a full disk as errors of their own.

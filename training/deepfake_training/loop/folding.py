@@ -57,9 +57,7 @@ def fold_frozen_norms(network: nn.Module) -> int:
     """Let convolutions do the work of the batch normalizations behind them, whose statistics must stay frozen.
 
     Only where nothing but the normalization uses a convolution's output. A copy of the network is folded, too.
-
-    Returns:
-        How many normalizations were folded; 0 where PyTorch cannot trace the network.
+    Returns how many were folded; 0 where PyTorch cannot trace the network.
     """
     try:
         nodes = list(_Tracer().trace(network).nodes)

@@ -7,14 +7,11 @@ squeeze-and-excitation, whose gates then start fully open.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from deepfake_export.checkpoint.reading import read_checkpoint
 from deepfake_preprocess.errors import CheckpointError
 
 OPEN_GATE = 4.0
@@ -23,19 +20,9 @@ _GATE = ".se."
 
 
 def load_initial(network: nn.Module, path: str | Path) -> str:
-    """Put the weights of a file into the network.
+    """Put the weights of a ``.safetensors`` or `torch.save` file into a fresh network; return what was taken.
 
     The last layer is left out, unless every name and every shape agrees, as with the result of an earlier run.
-
-    Args:
-        network: freshly built, with the number of outputs that is trained.
-        path: a ``.safetensors`` file, or one of `torch.save` with a state dict.
-
-    Returns:
-        What was taken, as a sentence without a full stop.
-
-    Raises:
-        CheckpointError: the file cannot be read safely, or is of another architecture.
     """
     path = Path(path)
     given = _read(path)
@@ -69,12 +56,7 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file of initial weights; check 'initial_weights'")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        given = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as exc:
-        raise CheckpointError(f"{path}: the initial weights cannot be read safely ({exc})") from exc
+    given = read_checkpoint(path)
     if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
         raise CheckpointError(f"{path} is not a plain state dict; save network.state_dict() alone")
     return given

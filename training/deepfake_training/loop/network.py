@@ -12,13 +12,7 @@ from deepfake_training.loop.initial import load_initial
 
 
 def prepare_network(config: TrainConfig) -> tuple[nn.Module, list[nn.Module], str]:
-    """Return a network to train, those of its modules that must stay in eval mode, and where its weights are from.
-
-    Raises:
-        OptionError: a name to freeze is unknown.
-        SpecError: the architecture is unknown.
-        CheckpointError: the initial weights do not fit.
-    """
+    """Return a network to train, those of its modules that must stay in eval mode, and where its weights are from."""
     network = build_network(config.spec)
     origin = "random weights" if config.initial_weights is None else load_initial(network, config.initial_weights)
     _set_drop_path(network, config.drop_path)

@@ -8,10 +8,11 @@ costs that epoch, which then runs again from its start.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,6 @@ from deepfake_training.data.dataset import FaceDataset
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.loop.checkpointing import load_state, save_best, save_last, save_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
-from deepfake_training.loop.losses import pair_loss, uphill
-from deepfake_training.loop.memory import fitting_batch_size, is_out_of_memory
 from deepfake_training.loop.network import prepare_network
 
 LOG = "log.jsonl"
@@ -335,3 +334,62 @@ class TrainingRun:
 
 def _quiet_worker(_: int) -> None:
     cv2.setNumThreads(0)
+
+
+def pair_loss(logit: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean logistic loss of the logits' difference between neighbors, real and fake; 0 without any.
+
+    Both are float ``[N, 1]``, labels 1 for fake; in a batch a fake follows the picture it was made from.
+    """
+    even = len(logit) // 2 * 2
+    difference = logit[1:even:2] - logit[0:even:2]
+    is_pair = (labels[1:even:2] == 1) & (labels[0:even:2] == 0)
+    return (nn.functional.softplus(-difference) * is_pair).sum() / is_pair.sum().clamp(min=1)
+
+
+@contextmanager
+def uphill(weights: Sequence[Tensor], loss: Tensor, radius: float) -> Iterator[None]:
+    """Inside, the weights are where the loss within `radius` of them is largest, to first order."""
+    gradients = torch.autograd.grad(loss, weights)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+    before = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.add_(gradient * (radius / norm.clamp(min=1e-12)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of PyTorch says that memory, of the GPU or of the machine, is used up."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def fitting_batch_size(detector: nn.Module, crops: Tensor) -> int:
+    """Return the largest half, quarter, ... of a batch that runs forward and backward; 0 when one crop does not.
+
+    `crops`, uint8 on the CPU, did not fit. The detector gives probability and logit; its gradients are cleared.
+    """
+    device = next(detector.parameters()).device
+    size = len(crops) // 2
+    while size:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            detector(crops[:size].to(device))[1].mean().backward()
+        except (RuntimeError, MemoryError) as exc:
+            if not is_out_of_memory(exc):
+                raise
+            size //= 2
+        else:
+            return size
+        finally:
+            detector.zero_grad()
+    return 0
