@@ -56,17 +56,10 @@ class FakeTarget:
 def heatmaps_of(
     network: nn.Module, inputs: Tensor, layer: TargetLayer, head: Head, method: str
 ) -> tuple[NDArray[np.float32], Tensor]:
-    """Compute the heatmaps of one batch.
+    """Return the heatmaps of a batch, float32 ``[N, H, W]`` in [0, 1], and the network's outputs.
 
-    Args:
-        network: in eval mode, its parameters without `requires_grad`; nobody else may use it meanwhile.
-        inputs: ``[N, C, H, W]`` on the network's device.
-        layer: a layer of `network`.
-        head: what the outputs mean.
-        method: a name of `CAMS`.
-
-    Returns:
-        float32 ``[N, H, W]`` in [0, 1], each scaled to its own largest value; and the network's outputs.
+    Each map is scaled to its own largest value. The network, in eval mode and without `requires_grad`, must not be
+    used elsewhere meanwhile.
     """
     with _gradients_end_at(layer.module):
         cam: Any = CAMS[method](network, [layer.module], reshape_transform=layer.reshape)

@@ -28,32 +28,18 @@ Reshape = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class TargetLayer:
-    """A layer whose output is a map of the picture.
+    """A layer whose output is a map of the picture."""
 
-    Attributes:
-        name: as in `nn.Module.named_modules`.
-        module: the layer.
-        reshape: from the layer's output to ``[N, C, h, w]``; None where it is that already.
-        tokens: whether the output is ``[N, tokens, C]``.
-    """
-
-    name: str
+    name: str  # as in `nn.Module.named_modules`
     module: nn.Module
-    reshape: Reshape | None
-    tokens: bool
+    reshape: Reshape | None  # from the layer's output to ``[N, C, h, w]``; None where it is that already
+    tokens: bool  # whether the output is ``[N, tokens, C]``
 
 
 def spatial_layers(network: nn.Module, sample: Tensor) -> tuple[TargetLayer, ...]:
-    """Return every layer whose output is a map, in the order in which they finish.
+    """Return every layer whose output is a map of a blank ``[1, C, H, W]`` sample, in the order in which they finish.
 
     Layers that run several times in one pass are left out: which of their outputs is meant would be a guess.
-
-    Args:
-        network: in eval mode.
-        sample: a blank input ``[1, C, H, W]``.
-
-    Raises:
-        ExplainError: the network is TorchScript, whose layers cannot be listened to.
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise ExplainError(
@@ -90,14 +76,6 @@ def find_target_layer(layers: tuple[TargetLayer, ...], name: str | None) -> Targ
     (`bn2` of timm's EfficientNet, `features.8` of torchvision's, `stages.3` of ConvNeXt, `norm` of Swin). For a ViT,
     whose last output is read at the class token only, it is the norm before the last attention, through which the
     picture's tokens still reach the score.
-
-    Args:
-        layers: what `spatial_layers` found.
-        name: a name among them, or None.
-
-    Raises:
-        OptionError: there is no such layer; lists those there are.
-        ExplainError: no layer of the network has a map.
     """
     if name is not None:
         for layer in layers:

@@ -11,7 +11,6 @@ import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -33,7 +32,7 @@ from deepfake_export.network import load_network
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import ExplainError, OptionError
 
-DEFAULT_MAX_BATCH = 8
+MAX_BATCH = 8
 """Crops per pass: larger batches win nothing on a CPU, and memory grows with them."""
 
 
@@ -46,6 +45,10 @@ class _Subject:
     head: Head
     domain: str
     layers: tuple[TargetLayer, ...]
+
+    def label(self, layer: TargetLayer) -> str:
+        """Return how people name one of its layers."""
+        return f"{self.name}:{layer.name}" if self.name else layer.name
 
     def twin(self, network: nn.Module) -> _Subject:
         """Return the same subject with a copy of its network, whose layers have the same names."""
@@ -76,28 +79,22 @@ class CheckpointExplainer:
         spec: contract of the detector, with the checkpoint's hash.
     """
 
-    def __init__(
-        self, network: nn.Module, spec: ModelSpec, *, device: str = "cpu", max_batch: int = DEFAULT_MAX_BATCH
-    ) -> None:
+    def __init__(self, network: nn.Module, spec: ModelSpec, *, device: str = "cpu") -> None:
         """Take over a network, which must not be used elsewhere meanwhile.
 
         Args:
             network: FP32 ``[N, 3, H, W]`` -> ``[N, num_logits]``; that of `load_network`.
             spec: its contract, with `checkpoint_sha256`.
             device: PyTorch's name of the device, such as ``cpu`` or ``cuda:0``.
-            max_batch: most crops per pass.
 
         Raises:
-            OptionError: the device is not there, or `max_batch` is below 1.
+            OptionError: the device is not there.
             ExplainError: the network cannot be listened to (TorchScript).
         """
-        if max_batch < 1:
-            raise OptionError(f"`max_batch` is {max_batch}; allowed: a whole number from 1")
         if spec.checkpoint_sha256 is None:
             raise OptionError("the spec holds no checkpoint_sha256; load the network with CheckpointExplainer.load")
         self.spec = spec
         self._device = _checked_device(device)
-        self._max_batch = max_batch
         self._lock = threading.Lock()
         self._detector = ServedDetector(network, spec).to(self._device).eval().requires_grad_(False)
         size = (1, 3, spec.input_height_px, spec.input_width_px)
@@ -113,21 +110,13 @@ class CheckpointExplainer:
         self._targets(None)
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path,
-        spec: ModelSpec | str | Path | None = None,
-        *,
-        device: str = "cpu",
-        max_batch: int = DEFAULT_MAX_BATCH,
-    ) -> Self:
+    def load(cls, checkpoint: str | Path, spec: ModelSpec | str | Path | None = None, *, device: str = "cpu") -> Self:
         """Load a checkpoint, as `deepfake export` does.
 
         Args:
             checkpoint: its file, or the YAML file of an ensemble.
             spec: contract or its YAML file; the one next to the checkpoint when None.
             device: PyTorch's name of the device.
-            max_batch: most crops per pass.
 
         Raises:
             CheckpointError: the file cannot be read safely, or does not fit the spec.
@@ -136,18 +125,14 @@ class CheckpointExplainer:
             ExplainError: the network cannot be listened to (TorchScript).
         """
         loaded = load_network(checkpoint, spec)
-        return cls(loaded.network, loaded.spec, device=device, max_batch=max_batch)
+        return cls(loaded.network, loaded.spec, device=device)
 
     def close(self) -> None:
         """See `Explainer.close`; there is nothing to release."""
 
     def layer_names(self) -> tuple[str, ...]:
         """Return the layers that can be named, in the order in which they finish; members with their prefix."""
-        return tuple(
-            f"{subject.name}:{layer.name}" if subject.name else layer.name
-            for subject in self._subjects
-            for layer in subject.layers
-        )
+        return tuple(subject.label(layer) for subject in self._subjects for layer in subject.layers)
 
     def default_layer(self) -> str:
         """Return the layer that is taken where none is named; for an ensemble one per member, with commas."""
@@ -301,10 +286,7 @@ class CheckpointExplainer:
         return [find_target_layer(subject.layers, layer if subject.name == member else None) for subject in subjects]
 
     def _shown(self, targets: Sequence[TargetLayer]) -> str:
-        return ", ".join(
-            f"{subject.name}:{layer.name}" if subject.name else layer.name
-            for subject, layer in zip(self._subjects, targets, strict=True)
-        )
+        return ", ".join(map(_Subject.label, self._subjects, targets))
 
     def _parts(self, landmarks_xy: NDArray[np.float32] | None) -> NDArray[np.uint8] | None:
         if landmarks_xy is None or not np.isfinite(landmarks_xy).all():
@@ -312,12 +294,8 @@ class CheckpointExplainer:
         return part_map(landmarks_xy, self.spec.input_size_wh)
 
     def _batches(self, crops: NDArray[np.uint8]) -> Sequence[Tensor]:
-        to_device = partial(torch.Tensor.to, device=self._device)
-        starts = range(0, len(crops), self._max_batch)
-        return [
-            to_device(torch.from_numpy(np.ascontiguousarray(crops[start : start + self._max_batch])))
-            for start in starts
-        ]
+        tensor = torch.from_numpy(np.ascontiguousarray(crops))
+        return [batch.to(self._device) for batch in torch.split(tensor, MAX_BATCH)]
 
     def _check_crops(self, crops: NDArray[np.uint8]) -> None:
         width, height = self.spec.input_size_wh

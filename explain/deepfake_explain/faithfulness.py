@@ -93,24 +93,17 @@ def measure_faithfulness(
     score: Score,
     *,
     mean_rgb: tuple[int, int, int],
-    steps: int = STEPS,
 ) -> Faithfulness:
-    """Delete and insert the crop's pixels in the order of their heat.
+    """Delete and insert the pixels of a crop, uint8 ``[H, W, 3]`` RGB, in the order of their heat.
 
-    Args:
-        crop: uint8 ``[H, W, 3]`` RGB.
-        heatmap: float32 ``[H, W]``.
-        score: the network.
-        mean_rgb: what deleted pixels become; the mean that the network normalizes with is "nothing" to it.
-        steps: parts in which pixels go or come.
+    Deleted pixels become `mean_rgb`: what the network normalizes with is "nothing" to it.
     """
     random = np.random.default_rng(0)
     size_wh = (crop.shape[1], crop.shape[0])
     grids = random.random((RANDOM_MAPS, RANDOM_GRID, RANDOM_GRID), dtype=np.float32)
-    deletion, insertion = (tuple(curve) for curve in _curves(crop, heatmap, score, mean_rgb, steps))
+    deletion, insertion = (tuple(curve) for curve in _curves(crop, heatmap, score, mean_rgb))
     others = [
-        [area(tuple(curve)) for curve in _curves(crop, cv2.resize(grid, size_wh), score, mean_rgb, steps)]
-        for grid in grids
+        [area(tuple(curve)) for curve in _curves(crop, cv2.resize(grid, size_wh), score, mean_rgb)] for grid in grids
     ]
     random_deletion, random_insertion = np.mean(others, axis=0)
     return Faithfulness(deletion, insertion, float(random_deletion), float(random_insertion))
@@ -141,7 +134,6 @@ def _curves(
     heatmap: NDArray[np.float32],
     score: Score,
     mean_rgb: tuple[int, int, int],
-    steps: int,
 ) -> tuple[list[float], list[float]]:
     pixels = crop.reshape(-1, 3)
     order = np.argsort(-heatmap.ravel(), kind="stable")
@@ -151,9 +143,9 @@ def _curves(
     blurred = np.asarray(cv2.GaussianBlur(crop, (0, 0), sigma)).reshape(-1, 3)
     curves = []
     for start, end in ((pixels, nothing), (blurred, pixels)):
-        pictures = np.empty((steps + 1, *crop.shape), dtype=np.uint8)
+        pictures = np.empty((STEPS + 1, *crop.shape), dtype=np.uint8)
         for step, picture in enumerate(pictures):
-            changed = order[: round(len(order) * step / steps)]
+            changed = order[: round(len(order) * step / STEPS)]
             flat = start.copy()
             flat[changed] = end[changed]
             picture[...] = flat.reshape(crop.shape)

@@ -23,14 +23,9 @@ SMALLEST_SHARE = 0.02
 
 
 def part_map(landmarks_xy: NDArray[np.float32], crop_wh: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return for each pixel of a crop which part of the face it shows.
+    """Return for each pixel of a crop which of `PARTS` it shows: uint8 ``[H, W]``.
 
-    Args:
-        landmarks_xy: float32 ``[5, 2]`` in the crop's pixels, in the order of `LANDMARK_NAMES`.
-        crop_wh: size of the crop in pixels.
-
-    Returns:
-        uint8 ``[H, W]``, indices into `PARTS`.
+    `landmarks_xy`, float32 ``[5, 2]`` in the crop's pixels, are in the order of `LANDMARK_NAMES`.
     """
     left_eye, right_eye, nose, mouth_left, mouth_right = landmarks_xy.astype(np.float64)
     eyes, mouth = (left_eye + right_eye) / 2, (mouth_left + mouth_right) / 2
@@ -62,12 +57,7 @@ def part_map(landmarks_xy: NDArray[np.float32], crop_wh: tuple[int, int]) -> NDA
 
 
 def find_regions(heatmap: NDArray[np.float32], parts: NDArray[np.uint8] | None) -> tuple[Region, ...]:
-    """Return the connected areas of a heatmap that matter, the largest share first.
-
-    Args:
-        heatmap: float32 ``[H, W]`` in [0, 1].
-        parts: what `part_map` returned, or None where the landmarks are unknown.
-    """
+    """Return the connected areas of a heatmap ``[H, W]`` in [0, 1] that matter, the largest share first."""
     total = float(heatmap.sum())
     if total == 0.0:
         return ()

@@ -20,6 +20,7 @@ from torch import nn
 import deepfake_explain
 from deepfake_client.explain.wire import Answer
 from deepfake_explain import METHODS, PARTS, CheckpointExplainer, ExplainOptions, ServedScores
+from deepfake_explain import explainer as explainer_module
 from deepfake_explain._agreement import check_scores
 from deepfake_explain._cam import CAMS
 from deepfake_explain._target_layer import find_target_layer, spatial_layers
@@ -164,8 +165,6 @@ def test_crops_of_another_size_are_refused(crops, message):
 def test_options_of_the_explainer_are_checked():
     with pytest.raises(OptionError, match="`device` is 'gpu7', which PyTorch cannot use here; usable: cpu"):
         tiny_explainer(device="gpu7")
-    with pytest.raises(OptionError, match="`max_batch` is 0"):
-        tiny_explainer(max_batch=0)
     with pytest.raises(OptionError, match="`landmarks_xy` must be one per crop"):
         tiny_explainer().explain(crops_of(2), landmarks_xy=[None])
     assert tiny_explainer().explain(crops_of(1)[:0]) == []
@@ -203,10 +202,11 @@ def test_hooks_are_released_when_the_network_fails():
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_batches_and_threads_do_not_change_the_maps():
+def test_batches_and_threads_do_not_change_the_maps(monkeypatch):
     crops = crops_of(7)
     alone = [tiny_explainer().explain(crop[None])[0] for crop in crops]
-    explainer = tiny_explainer(max_batch=3)
+    monkeypatch.setattr(explainer_module, "MAX_BATCH", 3)
+    explainer = tiny_explainer()
     found: dict[int, list] = {}
     threads = [
         threading.Thread(target=lambda key=key: found.update({key: explainer.explain(crops)})) for key in range(4)
