@@ -40,11 +40,7 @@ def versions_of(model_dir: Path) -> list[int]:
 
 
 def served_version(config: Any, versions: Sequence[int], *, where: Path) -> int:
-    """Return which of `versions` (ascending, at least one) the ``ModelConfig`` at `where` makes Triton serve.
-
-    Raises:
-        RepositoryError: the policy names a version that is not there, or not exactly one.
-    """
+    """Return which of `versions` (ascending, at least one) the ``ModelConfig`` at `where` makes Triton serve."""
     policy = config.version_policy
     kind = policy.WhichOneof("policy_choice")
     # Triton reads no policy as the newest version.
@@ -63,10 +59,8 @@ def hold_version(version_dir: Path) -> int:
     """Mark a version as in use until the returned descriptor is closed, here and in child processes that inherit it.
 
     The mark is a shared lock on the version's folder: it needs no write permission and ends with the process in any
-    case. Where the file system has no such locks, nothing is marked, and serving works anyway.
-
-    Raises:
-        RepositoryError: the version is gone, or is being removed.
+    case. Where the file system has no such locks, nothing is marked, and serving works anyway. `RepositoryError`
+    where the version is gone, or is being removed.
     """
     descriptor = _open_folder(version_dir)
     free = _lock(descriptor, fcntl.LOCK_SH)

@@ -26,8 +26,7 @@ def served_precision(manifest: Manifest, backend: str) -> str:
 def check_plan(manifest: Manifest, *, tensorrt_version: str, compute_capability: str) -> None:
     """Check that a TensorRT (``11.4.0``) can load a version's plan on a GPU (``8.9``); one without a plan passes.
 
-    Raises:
-        RepositoryError: the plan is for another TensorRT or GPU, or nothing is known of it; says what to rebuild.
+    The `RepositoryError` says what to rebuild.
     """
     if PLAN_FILE not in manifest.files:
         return

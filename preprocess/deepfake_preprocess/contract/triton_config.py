@@ -100,11 +100,7 @@ def production_config(
     max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE,
     backend: str = "onnxruntime",
 ) -> str:
-    """Return the text of ``config.pbtxt`` for NVIDIA's Triton container.
-
-    Raises:
-        OptionError: `backend` is not one of `PRODUCTION_BACKENDS`, or `max_batch_size` is below 1.
-    """
+    """Return the text of ``config.pbtxt`` for NVIDIA's Triton container, with one of `PRODUCTION_BACKENDS`."""
     if backend not in PRODUCTION_BACKENDS:
         raise OptionError(f"backend is {backend!r}; allowed: {', '.join(PRODUCTION_BACKENDS)}")
     config = _base_config(spec, max_batch_size, precision, queue_delay_us=PRODUCTION_QUEUE_DELAY_US)

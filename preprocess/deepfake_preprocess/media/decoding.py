@@ -1,15 +1,10 @@
 """One pass over a video stream that decodes only what the sampled frames need.
 
-Why 32 frames of a clip cost less than decoding it:
-
-- Packets are read ahead of the decoder; their timestamps alone say which frames are wanted (`FramePicker`).
-- A frame that is neither wanted nor referenced by another frame is not decoded (FFmpeg's ``skip_frame``, set per
-  packet). The others are decoded as usual, so the wanted ones have exactly the pixels of a plain decode.
-- Evenly spaced samples take referenced frames where one is near (`Sampling.reach`).
-- When a keyframe comes before the next wanted frame, reading continues there: by a seek where the container's index
-  names the keyframe, otherwise by dropping the packets in between.
-- The fast mode moves the samples to the keyframes before them (`Sampling.mode`) and reads each stretch from its
-  keyframe as above. Leaving out B-frames too was tried: later frames refer to some of them and came out damaged.
+Packets are read ahead of the decoder; their timestamps alone say which frames are wanted (`FramePicker`). A frame
+that is neither wanted nor referenced by another is not decoded (FFmpeg's ``skip_frame``, set per packet), and the
+others have exactly the pixels of a plain decode. When a keyframe comes before the next wanted frame, reading goes on
+there: by a seek where the container's index names it, otherwise by dropping the packets in between. The fast mode
+reads each stretch between keyframes from its start.
 """
 
 from __future__ import annotations
@@ -110,28 +105,15 @@ def decode_packet(context: av.VideoCodecContext, packet: Packet | None, stats: D
 class Decoding:
     """Reads `stream` from its start and yields sampled frames."""
 
-    def __init__(
-        self,
-        container: av.container.InputContainer,
-        stream: av.VideoStream,
-        stats: DecodeStats,
-        *,
-        may_skip: bool = True,
-        may_jump: bool = True,
-    ) -> None:
-        """Prepare a pass that adds to `stats`.
-
-        It may skip frames that no other frame refers to, and jump over packets before a keyframe; with both off,
-        everything is decoded.
-        """
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, stats: DecodeStats) -> None:
+        """Prepare a pass that adds to `stats`."""
         self._container = container
         self._stream = stream
         self._context = stream.codec_context
         self._stats = stats
-        can_skip = self._context.name in SKIPPING_CODECS and not _has_temporal_layers(self._context)
-        self._may_skip = may_skip and can_skip
-        self._is_referenced = reference_test(self._context.name if can_skip else "", self._context.extradata)
-        self._may_jump = may_jump
+        self._may_skip = self._context.name in SKIPPING_CODECS and not _has_temporal_layers(self._context)
+        self._is_referenced = reference_test(self._context.name if self._may_skip else "", self._context.extradata)
+        self._may_jump = True
         self._time_base = stream.time_base or Fraction(1, av.time_base)
         self._rate = stream.average_rate or stream.guessed_rate or _ASSUMED_RATE
         self._step = max(1, round(1 / (self._rate * self._time_base)))

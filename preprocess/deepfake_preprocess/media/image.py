@@ -82,10 +82,8 @@ def check_size(width: int, height: int, name: str, *, max_pixels: int = MAX_PIXE
 def read_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode the content of a JPEG, PNG or WebP file to uint8 ``[H, W, 3]`` RGB, upright, whatever it stores.
 
-    EXIF orientation is applied, alpha dropped, gray expanded, and 16 bits are reduced to 8.
-
-    Raises:
-        MediaOpenError: it is another kind of file, damaged, or has too many pixels.
+    EXIF orientation is applied, alpha dropped, gray expanded, and 16 bits are reduced to 8. `MediaOpenError` where it
+    is another kind of file, damaged, or has too many pixels.
     """
     codec = image_codec(data[:SNIFF_BYTES])
     if codec is None:

@@ -53,14 +53,13 @@ def without_password(text: str) -> str:
     return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*@", r"\1", text)
 
 
-def open_url(url: str, *, timeout_s: float = TIMEOUT_S) -> Media:
+def open_url(url: str) -> Media:
     """Open a video of finite length, or an image, at an http or https address.
 
     Where the server supports range requests, these are used for seeking.
 
     Args:
         url: the address; ``user:password@`` before the host is sent to the server and shown nowhere.
-        timeout_s: limit for opening, and for each read.
 
     Raises:
         MediaNotFoundError: the server does not have it.
@@ -70,8 +69,8 @@ def open_url(url: str, *, timeout_s: float = TIMEOUT_S) -> Media:
     scheme = _scheme(url)
     if scheme.startswith("rtsp"):
         raise MediaOpenError(f"{name} is a live stream without an end; watch it instead of analyzing it")
-    container = _open(url, f"{CONTAINERS},{_IMAGES}", {"reconnect": "1", "reconnect_delay_max": "2"}, timeout_s)
-    with url_errors(name, timeout_s):
+    container = _open(url, f"{CONTAINERS},{_IMAGES}", {"reconnect": "1", "reconnect_delay_max": "2"}, TIMEOUT_S)
+    with url_errors(name, TIMEOUT_S):
         media = describe(container, name)
     if media.duration_s is None and container.format.name not in _IMAGES.split(","):
         media.close()

@@ -1,11 +1,8 @@
 """Which frames of a video are sampled: `Sampling` asks for times, `FramePicker` turns them into frames.
 
-A time asks for the frame that is *on screen* then: the last one whose timestamp is not after it. "The first frame at
-or after" would, with as many targets as frames, lose the first frame and look past the end for the last. Where
-nothing is on screen yet, the first frame is taken. A frame is taken once.
-
-A frame that no other refers to is decoded for the sample alone, and is coded more coarsely. So evenly spaced samples
-take the last referenced frame before it, if that is less than half the distance between samples away.
+A time asks for the frame that is *on screen* then, the last one whose timestamp is not after it, or where there is
+none for the first frame. A frame is taken once. Evenly spaced samples take the last frame before it that others refer
+to, if that is less than half the distance between samples away.
 """
 
 from __future__ import annotations

@@ -9,11 +9,7 @@ from deepfake_preprocess.errors import MissingExtraError
 
 
 def require_extra(module: str, *, extra: str) -> ModuleType:
-    """Import and return `module` (dotted), which the group `extra` of optional dependencies installs.
-
-    Raises:
-        MissingExtraError: the module, or something it needs, is not installed.
-    """
+    """Import and return `module` (dotted), which the group `extra` of optional dependencies installs."""
     try:
         return importlib.import_module(module)
     except ImportError as exc:

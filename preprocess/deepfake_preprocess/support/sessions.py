@@ -23,17 +23,10 @@ def open_session(
     provider: str = CPU,
     provider_options: Mapping[str, str] | None = None,
 ) -> InferenceSession:
-    """Load an ONNX file, given by its path or content, into ONNX Runtime.
+    """Load an ONNX file, given by its path or content, into ONNX Runtime; an `ExportError` where that fails.
 
-    Args:
-        model: path or content.
-        threads: threads of one call; all cores when None.
-        spinning: let waiting threads of a call spin: faster, and takes the cores from other threads and programs.
-        provider: ONNX Runtime's execution provider.
-        provider_options: for that provider.
-
-    Raises:
-        ExportError: ONNX Runtime cannot load the graph.
+    A call uses that many threads, or all cores. Threads that wait may spin: faster, and takes the cores from other
+    threads and programs.
     """
     # Imported on use: it takes a tenth of a second, which most commands never need.
     import onnxruntime

@@ -80,7 +80,8 @@ def test_samples_are_frames_of_a_plain_decode(coded_clip, sampling, monkeypatch)
     frames, stats = sample(path, sampling)
     with open_media(path) as clip:
         stream = clip._container.streams.video[0]
-        reference = Decoding(clip._container, stream, DecodeStats(), may_skip=False, may_jump=False)
+        reference = Decoding(clip._container, stream, DecodeStats())
+        reference._may_skip = reference._may_jump = False
         expected = [(frame.index, frame.pts_seconds) for frame in reference.frames(sampling, clip.duration_s)]
     assert [(frame.index, frame.pts_seconds) for frame in frames] == expected
     # FLV and AVI give a length that is off by a frame.
