@@ -4,15 +4,13 @@ The target is the network's own output for "fake" before sigmoid or softmax, as 
 a ``sigmoid`` head (negated where a positive one means real), or of a ``softmax`` head the logit of the fake class.
 A probability would do no better: its gradient is the logit's times p(1 - p), which vanishes where a detector is sure.
 
-The network below the target layer needs no gradients, because the layer's output is where they end. So the pass up
-to it records nothing, and no parameter ever gets a gradient. The maps are the same numbers.
+Gradients end at the target layer's output, so the pass up to it records nothing, and no parameter gets one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from pytorch_grad_cam.base_cam import BaseCAM
+from pytorch_grad_cam.utils.model_targets import BinaryClassifierOutputTarget, ClassifierOutputTarget
 from torch import Tensor, nn
 
 from deepfake_client.explain.types import METHODS
@@ -39,20 +38,6 @@ Draelos and Carin, arXiv:2011.08891."""
 assert tuple(CAMS) == METHODS
 
 
-@dataclass(frozen=True, slots=True)
-class FakeTarget:
-    """`pytorch-grad-cam`'s target: from one sample's outputs to the number that the map explains."""
-
-    head: Head
-
-    def __call__(self, outputs: Tensor) -> Tensor:
-        """Return the fake logit of one sample's outputs, ``[num_logits]`` (or a scalar)."""
-        if self.head.kind == "softmax":
-            return outputs[self.head.fake_index]
-        logit = outputs.reshape(-1)[0]
-        return logit if self.head.fake_index == 1 else -logit
-
-
 def heatmaps_of(
     network: nn.Module, inputs: Tensor, layer: TargetLayer, head: Head, method: str
 ) -> tuple[NDArray[np.float32], Tensor]:
@@ -61,11 +46,12 @@ def heatmaps_of(
     Each map is scaled to its own largest value. The network, in eval mode and without `requires_grad`, must not be
     used elsewhere meanwhile.
     """
+    target = ClassifierOutputTarget if head.kind == "softmax" else BinaryClassifierOutputTarget
     with _gradients_end_at(layer.module):
         cam: Any = CAMS[method](network, [layer.module], reshape_transform=layer.reshape)
         # Not as a context manager: that one swallows an IndexError and prints it.
         try:
-            maps = cam(inputs, [FakeTarget(head)] * len(inputs))
+            maps = cam(inputs, [target(head.fake_index)] * len(inputs))
             outputs: Tensor = cam.outputs.detach()
         finally:
             cam.activations_and_grads.release()

@@ -23,8 +23,7 @@ Score = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """From uint8 ``[N, H, W, 3]`` crops to float32 ``[N]`` fake probabilities."""
 
 STEPS = 16
-"""Parts in which the pixels go or come. RISE takes 224 for a picture of that side, which on a CPU is 450 passes a
-heatmap; the area under a smooth curve hardly needs them."""
+"""Parts in which the pixels go or come; RISE's 224 are 450 passes a heatmap, which a smooth curve hardly needs."""
 RANDOM_MAPS = 3
 """Random maps that the areas are compared with."""
 RANDOM_GRID = 7
@@ -88,11 +87,7 @@ def area(curve: tuple[float, ...]) -> float:
 
 
 def measure_faithfulness(
-    crop: NDArray[np.uint8],
-    heatmap: NDArray[np.float32],
-    score: Score,
-    *,
-    mean_rgb: tuple[int, int, int],
+    crop: NDArray[np.uint8], heatmap: NDArray[np.float32], score: Score, *, mean_rgb: tuple[int, int, int]
 ) -> Faithfulness:
     """Delete and insert the pixels of a crop, uint8 ``[H, W, 3]`` RGB, in the order of their heat.
 
@@ -130,10 +125,7 @@ def randomized(network: nn.Module, *, seed: int) -> nn.Module:
 
 
 def _curves(
-    crop: NDArray[np.uint8],
-    heatmap: NDArray[np.float32],
-    score: Score,
-    mean_rgb: tuple[int, int, int],
+    crop: NDArray[np.uint8], heatmap: NDArray[np.float32], score: Score, mean_rgb: tuple[int, int, int]
 ) -> tuple[list[float], list[float]]:
     pixels = crop.reshape(-1, 3)
     order = np.argsort(-heatmap.ravel(), kind="stable")

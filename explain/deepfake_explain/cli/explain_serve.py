@@ -32,10 +32,7 @@ SHUTDOWN_S = 10
 
 @with_groups
 def explain_serve(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(help="The served model's checkpoint, or an ensemble's .yaml."),
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="The served model's checkpoint, or an ensemble's .yaml.")],
     connection: ConnectionOptions,
     model: ModelOption = None,
     spec: Annotated[
