@@ -32,9 +32,6 @@ EMBEDDED_MAX_BATCH_SIZE = 8
 PRODUCTION_QUEUE_DELAY_US = 2_000
 """How long a crop may wait for others. Crops of a video arrive together, so batches fill well before this; a lone
 crop waits at most 2 ms, about one GPU execution."""
-EMBEDDED_QUEUE_DELAY_US = 0
-"""No wait: on a CPU a crop costs as much in a batch as alone. Batches fill while the cores are busy, and a lone
-request runs at once."""
 
 QUEUE_FULL_BATCHES = 32
 """The queue holds this many full batches of single-crop requests; one more is refused with UNAVAILABLE at once.
@@ -44,10 +41,8 @@ QUEUE_TIMEOUT_US = 10_000_000
 
 PRODUCTION_TENSORRT_INSTANCES = 2
 """Two execution contexts: the copies of one batch overlap with the computation of the other."""
-EMBEDDED_INSTANCES = 2
 EMBEDDED_THREADS = 1
-"""Two instances of one thread each use two cores better than one of two threads (160 against 136 crops/s,
-EfficientNet-B0). `deepfake serve` replaces both numbers with what fits the machine."""
+"""ONNX Runtime threads of each instance; `deepfake serve` replaces this, and the instances, with what fits."""
 
 THREADS_PARAMETER = "intra_op_thread_count"
 """Threads of one ONNX Runtime session; the same key as in Triton's own onnxruntime backend."""
@@ -69,10 +64,12 @@ class ServingOptions:
     """How the embedded server batches and runs a model; none of it changes an answer."""
 
     max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE  # largest that the server forms and accepts
-    queue_delay_us: int = EMBEDDED_QUEUE_DELAY_US  # how long a crop may wait for others
+    # How long a crop may wait for others: not at all on a CPU, where it costs as much in a batch as alone.
+    queue_delay_us: int = 0
     preferred_batch_size: int | None = None  # size at which a batch is run at once; None runs whatever waits
-    instances: int = EMBEDDED_INSTANCES  # copies of the model that run at the same time
-    threads: int = EMBEDDED_THREADS  # ONNX Runtime threads of each instance
+    # Two of one thread use two cores better than one of two threads (160 against 136 crops/s, EfficientNet-B0).
+    instances: int = 2
+    threads: int = EMBEDDED_THREADS
     tuned_for_cores: int | None = None  # number of cores that these were tuned for; None for defaults
 
     def __post_init__(self) -> None:

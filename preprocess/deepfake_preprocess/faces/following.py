@@ -1,9 +1,8 @@
 """Faces from one sampled frame to the next: followed where that is safe, otherwise detected again.
 
-Detection searches the whole picture, which takes most of its time. Where the picture has hardly changed, faces are
-near where they were, and a `FaceFollower` finds them again in a sixth of the time. A new face is found by detection
-only: at once where its appearance changes the picture much, otherwise at the latest `DETECT_EVERY - 1` sampled
-frames, of at most `MAX_GAP_S` each, after it appeared.
+Where the picture has hardly changed, a `FaceFollower` finds faces again in a sixth of the time. A new face is found
+by detection only: at once where its appearance changes the picture much, otherwise at the latest `DETECT_EVERY - 1`
+sampled frames, of at most `MAX_GAP_S` each, after it appeared.
 """
 
 from __future__ import annotations

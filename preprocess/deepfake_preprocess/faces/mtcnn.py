@@ -39,13 +39,12 @@ Image = NDArray[np.uint8]
 
 # The figures below are from 165 frames of six clips and a photo with 182 faces of at least 60 px (in 1080p) that
 # facenet-pytorch finds, 18 of them small pictures on a wall, and 80 composed 1080p frames with 527 such faces.
-#
+
 # On the shorter side; PNet's window of 12 px is then 51 px of a 1080p frame. With 216 px, 15 more of the 182 were
 # missed, nearly all of them such pictures; 300 px took a third longer and found no more.
 _SHORT_SIDE_PX = 256
-# Confidences that PNet, RNet and ONet must reach.
-# The reference's (0.6, 0.7, 0.7) find 176 and 513 of them, with 93 windows for RNet per clip frame and 31 boxes that
-# the peer does not have, nearly all of them not faces; these find 174 and 506, with 42 windows and 4 such boxes.
+# Confidences that PNet, RNet and ONet must reach. The reference's (0.6, 0.7, 0.7) find 176 and 513 of them with 93
+# windows for RNet per clip frame and 31 boxes that are hardly ever faces; these 174 and 506 with 42 and 4.
 _THRESHOLDS = (0.8, 0.7, 0.8)
 
 # PNet sees windows of 12x12 pixels, one every 2 pixels (table 1 and figure 2 of the paper).

@@ -157,27 +157,6 @@ def live_media(
     return live
 
 
-class _Clock:
-    """Turns the times of a stream into seconds from its start that never decrease, whatever the stream does."""
-
-    def __init__(self) -> None:
-        self._last: float | None = None
-        self._offset = 0.0
-
-    def read(self, time_s: float | None, step_s: float) -> float:
-        """Return the time of the next picture; `step_s` after the previous one where its own cannot be used."""
-        following = 0.0 if self._last is None else self._last + step_s
-        if time_s is None:
-            now = following
-        else:
-            now = time_s + self._offset
-            if self._last is None or not self._last < now <= self._last + _MAX_GAP_S:
-                self._offset = following - time_s
-                now = following
-        self._last = now
-        return now
-
-
 class _Decoder:
     """Decodes one container after another as one stream."""
 
@@ -185,7 +164,8 @@ class _Decoder:
         self._live = live
         self._fps = fps
         self._stop = stop
-        self._clock = _Clock()
+        self._last_s: float | None = None
+        self._offset_s = 0.0
         self._index = -1
         self._target = 0
 
@@ -240,13 +220,24 @@ class _Decoder:
                     None if picture.pts is None or not picture.time_base else float(picture.pts * picture.time_base)
                 )
                 self._index += 1
-                pts_seconds = self._clock.read(time_s, step_s)
+                pts_seconds = self._seconds(time_s, step_s)
                 number = floor(pts_seconds * self._fps + 1e-6)
                 if number >= self._target:
                     self._target = number + 1
                     self._live.stats.frames_sampled += 1
                     orientation = orientation or Orientation.of(picture)
                     yield PlanarFrame.of(picture, index=self._index, pts_seconds=pts_seconds, orientation=orientation)
+
+    def _seconds(self, time_s: float | None, step_s: float) -> float:
+        """Return the next picture's time from the start; `step_s` after the last where its own cannot be used."""
+        last_s = self._last_s
+        following = now = 0.0 if last_s is None else last_s + step_s
+        if time_s is not None:
+            now = time_s + self._offset_s
+            if last_s is None or not last_s < now <= last_s + _MAX_GAP_S:
+                self._offset_s, now = following - time_s, following
+        self._last_s = now
+        return now
 
 
 def _open_camera(path: str, timeout_s: float) -> av.container.InputContainer:

@@ -35,8 +35,7 @@ _PROTOCOLS: Final = {
 _IMAGES: Final = "jpeg_pipe,png_pipe,webp_pipe"
 _LIVE: Final = "hls,mpjpeg,rtsp"
 
-_HTTPS_PORT: Final = 443
-_RTSPS_PORT: Final = 322
+_TLS_PORTS: Final = {"https": 443, "rtsps": 322}
 # The FFmpeg that comes with PyAV looks for Red Hat's file only. Debian's, Red Hat's, and Alpine's or macOS's:
 _CERTIFICATE_FILES: Final = (
     "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem",
@@ -144,8 +143,8 @@ def _system_certificates() -> str | None:
 def _mistrust(url: str, trusted: str | None, timeout_s: float) -> str:
     """Return why the certificate at an address is not trusted, by connecting; empty when it is trusted."""
     place = urlsplit(url)
-    default_port = _RTSPS_PORT if place.scheme.lower() == "rtsps" else _HTTPS_PORT
-    if place.scheme.lower() not in ("https", "rtsps") or place.hostname is None:
+    default_port = _TLS_PORTS.get(place.scheme.lower())
+    if default_port is None or place.hostname is None:
         return ""
     context = ssl.create_default_context(cafile=trusted)
     try:
