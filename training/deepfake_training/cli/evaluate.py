@@ -20,7 +20,6 @@ from deepfake_client.cli.groups import (
     AggregationOption,
     Group,
     SamplingOptions,
-    ServerChoice,
     ServerOptions,
     with_groups,
 )
@@ -128,7 +127,11 @@ def evaluate_command(
 
             return score_files(files, client, analysis, view=view, on_file=show)
 
-    with _client(server, console, checkpoint, spec) as client:
+    opened: AbstractContextManager[DeepfakeClient] = server.client(console.status)
+    if checkpoint is not None:
+        module = require_extra("deepfake_training.evaluate.checkpoint", extra="train")
+        opened = DeepfakeClient(module.CheckpointTransport(checkpoint, spec))
+    with opened as client:
         served = client.model().spec
         evaluation = evaluate_files(
             score(),
@@ -170,12 +173,3 @@ def evaluate_run(
     with Console(stderr=True, highlight=False, soft_wrap=True).status("scoring the faces that were held out"):
         spec, scored = held_out.score_held_out(run, faces, num_crops=num_crops)
     reporting.finish(evaluate_files(scored, spec, reporting.options(), through="checkpoint"))
-
-
-def _client(
-    server: ServerChoice, console: Console, checkpoint: Path | None, spec: Path | None
-) -> AbstractContextManager[DeepfakeClient]:
-    if checkpoint is None:
-        return server.client(console.status)
-    module = require_extra("deepfake_training.evaluate.checkpoint", extra="train")
-    return DeepfakeClient(module.CheckpointTransport(checkpoint, spec))

@@ -35,8 +35,7 @@ MAX_MISFIT = 0.08
 JITTER = 0.05
 """Largest shift and change of size of the crop, as a share of the box: what detectors disagree about."""
 EDGE = 0.25
-"""What is added by reflection around each picture, as a share of its longer side. Crops then have no black rim:
-stills are often crops already, while in service a face has its surroundings."""
+"""What is added by reflection around each picture, as a share of its longer side: crops then have no black rim."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,11 +152,7 @@ def evaluate_files(
     return Evaluation(
         model={"name": spec.name, "checkpoint_sha256": spec.checkpoint_sha256 or "unknown"},
         through=through,
-        settings={
-            **(settings or {}),
-            "aggregation": options.aggregation,
-            "bootstrap samples": options.resamples,
-        },
+        settings={**(settings or {}), "aggregation": options.aggregation, "bootstrap samples": options.resamples},
         per_file=measured(files.labels, files.probabilities),
         per_frame=measured(frames.labels, frames.probabilities, units=[item.source for item, _ in on_frames]),
         found=_found(usable, files.labels, frames, spec, options),

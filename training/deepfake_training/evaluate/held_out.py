@@ -17,9 +17,6 @@ from deepfake_training.evaluate.scoring import ScoredFile
 from deepfake_training.loop.checkpointing import best_of
 from deepfake_training.loop.config import TrainConfig
 
-SELF_BLENDED = "self-blended"
-"""Kind of the fakes that were made of real faces."""
-
 
 def score_held_out(
     run: str | Path, faces: PackedFaces | None = None, *, num_crops: int | None = None
@@ -53,7 +50,7 @@ def score_held_out(
         probabilities = transport.score(np.stack([crop.numpy() for crop in pictures]))
         for place, label, probability in zip(places, labels, probabilities.tolist(), strict=True):
             source = validation.source(place)
-            kind = SELF_BLENDED if validation.draws[place].blended else source.partition("/")[0]
+            kind = "self-blended" if validation.draws[place].blended else source.partition("/")[0]
             frame = FrameResult(0, 0.0, (FaceScore(0, (0.0, 0.0, 1.0, 1.0), 1.0, probability),))
             name: LabelName = "fake" if int(label) == FAKE else "real"
             scored.append(ScoredFile(source, name, probability, kind=kind, frames=(frame,)))

@@ -1,8 +1,7 @@
 """Checkpoints of a run: written completely or not at all; a kill or a full disk leaves the last good one.
 
 ``last.pt`` holds what the next epoch needs, ``best.safetensors`` and ``best.yaml`` the averaged weights with the best
-validation AUC and their contract, as `deepfake export` takes them. Random numbers need no place in it: those of an
-epoch follow from seed and epoch alone.
+validation AUC and their contract, as `deepfake export` takes them.
 """
 
 from __future__ import annotations

@@ -42,10 +42,7 @@ class _FoldedNormAct(BatchNormAct2d):
         return result
 
 
-_FOLDED: Final[dict[type[nn.Module], type[nn.Module]]] = {
-    nn.BatchNorm2d: _FoldedNorm,
-    BatchNormAct2d: _FoldedNormAct,
-}
+_FOLDED: Final[dict[type[nn.Module], type[nn.Module]]] = {nn.BatchNorm2d: _FoldedNorm, BatchNormAct2d: _FoldedNormAct}
 
 
 class _Tracer(fx.Tracer):
