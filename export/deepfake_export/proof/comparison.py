@@ -92,8 +92,7 @@ class ArtifactProof(JsonData):
 
     def entrant(self) -> Entrant:
         """Return what the gate looks at."""
-        ratio = {} if self.speed is None or self.precision == "fp32" else self.speed.ratio_to_fp32
-        return Entrant(self.precision, self.problems, ratio)
+        return Entrant(self.precision, self.problems, self.speed.ratio_to_fp32 if self.speed else {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

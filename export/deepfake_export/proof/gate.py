@@ -97,8 +97,8 @@ def decide(entrants: Collection[Entrant], requested: str) -> Decision:
 
 
 def _speed(entrant: Entrant) -> float:
-    """Return the ratio at the largest batch measured, where a busy server runs; 1 for FP32 itself."""
-    if entrant.precision == "fp32" or not entrant.speed_ratio:
+    """Return the ratio at the largest batch measured, where a busy server runs; 1 where none was."""
+    if not entrant.speed_ratio:
         return 1.0
     return entrant.speed_ratio[max(entrant.speed_ratio, key=int)]
 

@@ -113,11 +113,13 @@ def _overview(data: Mapping[str, Any]) -> list[list[str]]:
         if parity is None:
             rows.append([name.upper(), "failed", *["-"] * (len(header) - 2)])
             continue
-        served, rejected = name == data["promotion"]["promoted"], not item["passed"] or _is_slower(item)
+        served = name == data["promotion"]["promoted"]
+        slower = speed is not None and min(speed["ratio_to_fp32"].values()) < 1
+        gate = "served" if served else "passed" if item["passed"] and not slower else "rejected"
         probability, videos = parity["probability"], item["videos"]
         row = [
             name.upper(),
-            "served" if served else "rejected" if rejected else "passed",
+            gate,
             f"{_number(probability['max_abs'], '.2e')} / {_number(probability['mean_abs'], '.2e')}",
             f"{parity['verdict_flips']} of {parity['num_crops']}",
             f"{videos['verdict_flips']} of {videos['count']}" if videos["count"] else "no videos",
@@ -129,15 +131,6 @@ def _overview(data: Mapping[str, Any]) -> list[list[str]]:
             row.append(", ".join(f"{speed['ratio_to_fp32'][size]:.2f}x" for size in sizes))
         rows.append(row)
     return rows
-
-
-def _is_slower(item: Mapping[str, Any]) -> bool:
-    speed = item["speed"]
-    return (
-        item["precision"] != "fp32"
-        and speed is not None
-        and any(ratio < 1 for ratio in speed["ratio_to_fp32"].values())
-    )
 
 
 def _facts(data: Mapping[str, Any]) -> list[str]:
