@@ -57,9 +57,7 @@ class _Base64:
         return {"type": "string", "contentEncoding": "base64", "contentMediaType": self.media_type}
 
 
-Picture: TypeAlias = Annotated[
-    NDArray[np.uint8], _Base64(encode_png, partial(read_image, name="overlay"), "image/png")
-]
+Picture: TypeAlias = Annotated[NDArray[np.uint8], _Base64(encode_png, partial(read_image, name="it"), "image/png")]
 """uint8 ``[H, W, 3]`` RGB; in JSON a PNG file in base64."""
 
 Heatmap: TypeAlias = Annotated[NDArray[np.float32], _Base64(_encode_npy, _decode_npy, "application/x-npy")]

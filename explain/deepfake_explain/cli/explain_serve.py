@@ -25,10 +25,6 @@ from deepfake_explain.service.app import build_app
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
-DEFAULT_PORT = 8005
-SHUTDOWN_S = 10
-"""How long requests under way may take to end after a signal."""
-
 
 @with_groups
 def explain_serve(
@@ -39,9 +35,7 @@ def explain_serve(
         Path | None, typer.Option(help="Model spec (YAML). Default: the .yaml with the checkpoint's name next to it.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
-    ] = DEFAULT_PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8005,
     device: Annotated[str, typer.Option(help="PyTorch's name of the device, such as cpu or cuda:0.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch and OpenCV.")] = 1,
     nice: Annotated[
@@ -83,9 +77,8 @@ def explain_serve(
             screen.print("without --url only scores that a request brings along are compared", style="yellow")
         if host not in ("127.0.0.1", "::1", "localhost"):
             screen.print(f"{host} is reachable from elsewhere, and the service has no login", style="yellow")
-        config = uvicorn.Config(
-            app, log_level="warning", server_header=False, timeout_graceful_shutdown=SHUTDOWN_S, lifespan="on"
-        )
+        # Requests under way may take ten seconds to end after a signal.
+        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=10)
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -1,7 +1,7 @@
 """The explain service: one POST that explains a face, health, metrics, and OpenAPI. Loads no checkpoint itself.
 
-It can never starve serving: a bounded number of requests is let in, one face is explained at a time, pictures are
-decoded by two threads, and everything has a limit in size and time. What does not fit is refused at once.
+It can never starve serving: one face is explained at a time, pictures are decoded by two threads, and `Admission`
+refuses at once what does not fit.
 """
 
 from __future__ import annotations
@@ -27,15 +27,13 @@ from deepfake_explain.service.admission import REFUSALS, Admission, Limits, prob
 from deepfake_explain.service.intake import ExplainForm, take_face
 from deepfake_preprocess.faces.detector import FaceDetector
 
-Connect = Callable[[], AsyncDeepfakeClient]
-
 
 def build_app(
     explainer: CheckpointExplainer,
     detector: FaceDetector,
     *,
     limits: Limits = Limits(),
-    connect: Connect | None = None,
+    connect: Callable[[], AsyncDeepfakeClient] | None = None,
 ) -> FastAPI:
     """Return the service; `connect` makes a client of the server to compare every score with.
 
@@ -56,7 +54,7 @@ def build_app(
             intake, take_face, form, explainer.spec, detector, limits.max_pixels
         )
         if connect is not None:
-            served = await _ask(connect, crop[None])
+            served = await _ask(connect(), crop[None])
         task = partial(explainer.explain, crop[None], options, landmarks_xy=[landmarks_xy], served=served)
         (explanation,) = await in_thread(worker, task)
         return Answer(explanation=explanation, crop_to_frame=crop_to_frame)
@@ -103,8 +101,8 @@ def _add_operations(app: FastAPI, admission: Admission) -> None:
         return Response(generate_latest(admission.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _ask(connect: Connect, crops: NDArray[np.uint8]) -> ServedScores:
-    """Ask the server for its scores; with a client for this once, which finds the version that is served now."""
-    async with connect() as client:
+async def _ask(client: AsyncDeepfakeClient, crops: NDArray[np.uint8]) -> ServedScores:
+    """Ask the server for its scores, with a new client, which finds the version that is served now."""
+    async with client:
         model = await client.model()
         return ServedScores(await client.score(crops), model.spec.checkpoint_sha256, model.precision, model.tensorrt)

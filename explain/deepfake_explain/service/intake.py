@@ -84,8 +84,7 @@ def take_face(
     upload = form.crop or form.frame
     assert upload is not None
     image = read_image(upload.file.read(), name="the upload", max_pixels=max_pixels)
-    frame = ArrayFrame.from_rgb(image)
-    frame_wh = (frame.width_px, frame.height_px)
+    frame, frame_wh = ArrayFrame.from_rgb(image), (image.shape[1], image.shape[0])
     points = None if form.landmarks is None else np.array(form.landmarks, np.float32).reshape(5, 2)
     # In a crop the face is where its margin leaves it.
     inset = spec.crop.margin / (1 + 2 * spec.crop.margin)
