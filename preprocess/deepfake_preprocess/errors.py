@@ -18,7 +18,7 @@
     │   ├── SharedMemoryError           client and server cannot share memory
     │   ├── ServerTimeoutError          also TimeoutError: no answer within the deadline
     │   ├── ServerBusyError             the server's queue is full; retrying later may help
-    │   ├── ModelNotFoundError          the server runs but does not offer that model
+    │   ├── ModelNotFoundError          the server runs but does not offer that model (exit code 2)
     │   ├── ModelContractError          the model is served, but not under this project's contract
     │   └── InferenceError              the server answered with an error of its own
     ├── ServerStartError                an embedded server could not be started       (exit code 4)
@@ -112,7 +112,9 @@ class ServerBusyError(ServerError):
 
 
 class ModelNotFoundError(ServerError):
-    """The server runs but does not offer the model that was asked for."""
+    """The server runs but does not offer the model that was asked for, or several and none was."""
+
+    exit_code = 2
 
 
 class ModelContractError(ServerError):

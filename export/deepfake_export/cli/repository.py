@@ -180,7 +180,7 @@ def prune(
         return
     console = _console()
     if not plan.removed:
-        console.print(f"Nothing to remove: {escape(model)} has version(s) {_numbers(plan.kept)}.")
+        console.print(f"Nothing to remove: {_why_nothing(plan, keep)}.")
     elif plan.done:
         console.print(f"Removed {_removal(plan)}.")
     else:
@@ -227,6 +227,16 @@ def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
         mark = "[dim]note[/]" if problem.harmless else "[red]wrong[/]"
         console.print(f"{mark}  {escape(problem.file)}: {escape(problem.what)}")
         console.print(f"       {escape(problem.fix)}")
+
+
+def _why_nothing(plan: Pruning, keep: int) -> str:
+    newest, old = plan.kept[-keep:], plan.kept[:-keep]
+    model = escape(plan.model)
+    if not old:
+        return f"{model} has {len(newest)} version(s) ({_numbers(newest)}), and --keep {keep} lets up to {keep} stay"
+    return (
+        f"of {model}, version(s) {_numbers(newest)} stay by --keep {keep}, and {_numbers(old)}, because it is served"
+    )
 
 
 def _removal(plan: Pruning) -> str:

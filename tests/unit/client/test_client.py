@@ -248,6 +248,7 @@ def test_an_unknown_model_is_named_with_those_offered(clip: Path, transport: Fak
         pytest.raises(ModelNotFoundError, match="no model 'other'; it offers fake_model"),
     ):
         client.analyze(clip)
+    assert ModelNotFoundError.exit_code == 2  # the name is the user's mistake, and not the server's failure
 
 
 def test_crops_can_be_scored_directly(client: DeepfakeClient, transport: FakeTransport) -> None:

@@ -65,15 +65,18 @@ class Reporting:
         return EvaluateOptions(aggregation=aggregation, rule=self.rule, resamples=self.bootstrap, seed=self.seed)
 
     def finish(self, evaluation: Evaluation) -> None:
-        """Write the report and the spec, and print the figures."""
+        """Write the report, print the figures, and write the spec, unless they speak against it."""
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         written = write_report(evaluation, self.output_dir)
+        Console().print(Markdown(as_markdown(evaluation)))
+        console.print(f"written: {', '.join(str(path) for path in written)}")
         if self.write_spec is not None:
             spec = calibrated_spec(ModelSpec.from_yaml(self.write_spec), evaluation, self.rule)
             save_spec(self.write_spec, spec)
             console.print(f"{self.write_spec}: threshold {spec.threshold:g}, temperature {spec.temperature:g}")
-        Console().print(Markdown(as_markdown(evaluation)))
-        console.print(f"written: {', '.join(str(path) for path in written)}")
+            for note in evaluation.notes:
+                if "at its bound" in note:
+                    console.print(f"[yellow]warning[/]  {note}")
 
 
 ReportingOptions: TypeAlias = Annotated[Reporting, Group(Reporting, "Figures")]

@@ -16,12 +16,19 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.labels import LabelName
-from deepfake_training.evaluate.calibration import false_positive_share, find_temperature, find_threshold
+from deepfake_training.evaluate.calibration import (
+    TEMPERATURES,
+    false_positive_share,
+    find_temperature,
+    find_threshold,
+)
 from deepfake_training.evaluate.metrics import DetectionMetrics, Float, Int, measure
 from deepfake_training.evaluate.scoring import ScoredFile
 
 FALSE_POSITIVE_RATE = 0.05
 """The share of reals called fake that is always reported, whatever rule the threshold follows."""
+CHANCE_AUC = 0.55
+"""Up to this ROC-AUC a detector is taken to guess (0.5 is a coin), and nothing can be calibrated on its scores."""
 FEW = 20
 """Files of a class below which a note says how little they prove."""
 
@@ -149,17 +156,18 @@ def evaluate_files(
         kind: _scores_of([item for item in usable if item.label == "real" or item.kind == kind])
         for kind in (kinds if len(kinds) > 1 else [])
     }
+    proposed = _found(usable, files.labels, frames, spec, options)
     return Evaluation(
         model={"name": spec.name, "checkpoint_sha256": spec.checkpoint_sha256 or "unknown"},
         through=through,
         settings={**(settings or {}), "aggregation": options.aggregation, "bootstrap samples": options.resamples},
         per_file=measured(files.labels, files.probabilities),
         per_frame=measured(frames.labels, frames.probabilities, units=[item.source for item, _ in on_frames]),
-        found=_found(usable, files.labels, frames, spec, options),
+        found=proposed,
         by_kind={kind: measured(found.labels, found.probabilities) for kind, found in against_all_reals.items()},
         robustness={},
         files=tuple(scored),
-        notes=tuple(_limits(scored)),
+        notes=(*_limits(scored), *_at_bound(proposed["temperature"], spec)),
         file_scores=files,
         frame_scores=frames,
     )
@@ -182,7 +190,8 @@ def calibrated_spec(spec: ModelSpec, evaluation: Evaluation, rule: str) -> Model
     """Return the spec with the temperature and the threshold that were found.
 
     Raises:
-        OptionError: they could not be found, because a class is missing.
+        OptionError: they could not be found, because a class is missing, or mean nothing, because the scores do not
+            tell real from fake.
     """
     threshold = evaluation.found[f"threshold ({rule})"]
     temperature = evaluation.found["temperature"]
@@ -190,6 +199,13 @@ def calibrated_spec(spec: ModelSpec, evaluation: Evaluation, rule: str) -> Model
         raise OptionError(
             "a threshold cannot be found without real and fake files that have a verdict; name both, with `real` and "
             "`fake`"
+        )
+    auc = evaluation.per_file.roc_auc.value
+    if auc is not None and auc <= CHANCE_AUC:
+        turned = ", or do the labels and 'head.fake_index' agree" if auc < 1 - CHANCE_AUC else ""
+        raise OptionError(
+            f"the scores do not tell real from fake on these files (ROC-AUC {auc:.2f}, a coin has 0.5), so no "
+            f"temperature or threshold was written; is it the right checkpoint, crop and preprocessing{turned}?"
         )
     return dataclasses.replace(spec, threshold=round(threshold, 4), temperature=round(temperature, 4))
 
@@ -225,6 +241,19 @@ def _found(
         "temperature": spec.temperature * temperature,
         **{f"threshold ({rule})": find_threshold(labels, scores, rule) for rule in rules},
     }
+
+
+def _at_bound(temperature: float | None, spec: ModelSpec) -> Iterator[str]:
+    """Say that a temperature is where the search ends, and so was not found."""
+    factor = (temperature or spec.temperature) / spec.temperature
+    low, high = TEMPERATURES
+    if factor > 0.99 * high:
+        yield f"the temperature is at its bound ({high:g} times that of the spec): the scores say hardly anything here"
+    elif factor < 1.01 * low:
+        yield (
+            f"the temperature is at its bound ({low:g} times that of the spec): these files are told apart without an "
+            "error, and cannot say how sure the scores may be; evaluate on more and harder ones before using it"
+        )
 
 
 def _limits(scored: Sequence[ScoredFile]) -> Iterator[str]:

@@ -26,7 +26,7 @@ INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True, slots=True)
 class Estimate(JsonData):
-    """A figure and its 95% bootstrap interval.
+    """A figure and its 95% bootstrap interval, which holds it.
 
     Attributes:
         value: None where it cannot be computed.
@@ -199,5 +199,9 @@ def _estimate(name: str, values: dict[str, float], samples: Sequence[dict[str, f
     drawn = [sample[name] for sample in samples if name in sample]
     if name not in values or not drawn:
         return Estimate(values.get(name))
-    low, high = np.percentile(drawn, INTERVAL)
+    low, median, high = np.percentile(drawn, (INTERVAL[0], 50, INTERVAL[1]))
+    # Scores that are drawn repeatedly make bins emptier and calibration look worse than it is: the samples of an ECE
+    # can all lie above it. What they lie off by is taken off; every figure here is a share, in [0, 1].
+    bias = median - values[name]
+    low, high = np.clip((low - bias, high - bias), 0, 1)
     return Estimate(values[name], float(low), float(high))

@@ -30,7 +30,10 @@ def test_prune_keeps_the_newest_and_the_served_one(capsys, root):
     assert versions_of(root / "tiny") == [1, 4]
     assert leftovers(root, "tiny") == []
     assert deepfake(capsys, "verify", "-r", root)[0] == 0
-    assert "Nothing to remove" in deepfake(capsys, "prune", "tiny", "--keep", 1, "--yes", "-r", root)[1]
+    out = deepfake(capsys, "prune", "tiny", "--keep", 1, "--yes", "-r", root)[1]
+    assert out == "Nothing to remove: of tiny, version(s) 4 stay by --keep 1, and 1 because it is served.\n"
+    out = deepfake(capsys, "prune", "tiny", "--keep", 3, "--yes", "-r", root)[1]
+    assert out == "Nothing to remove: tiny has 2 version(s) (1, 4), and --keep 3 lets up to 3 stay.\n"
 
 
 def test_without_a_terminal_prune_wants_a_yes(capsys, root, monkeypatch):

@@ -98,6 +98,19 @@ def test_intervals_hold_the_truth_and_draw_whole_videos() -> None:
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
+def test_a_figure_lies_in_its_interval() -> None:
+    rng = np.random.default_rng(3)
+    for count in (8, 60, 400):
+        # Calibrated on the spot: the ECE of every resample is worse.
+        scores = np.repeat((np.arange(4) + 0.5) / 4, count // 4)
+        labels = (np.tile(np.arange(count // 4), 4) < scores * (count // 4)).astype(np.int64)
+        for drawn in (scores, np.clip(rng.normal(0.5, 0.3, len(scores)), 0, 1)):
+            metrics = measure(labels, drawn, 0.5, resamples=60)
+            for name in FIGURES:
+                figure = getattr(metrics, name)
+                assert 0 <= figure.low <= figure.value <= figure.high <= 1, (name, figure)
+
+
 def test_figures_that_need_both_classes_are_missing_without_them() -> None:
     metrics = measure([1, 1], [0.2, 0.9], 0.5, resamples=20)
     assert metrics.roc_auc.value is None
@@ -152,6 +165,16 @@ def test_one_class_only_is_measured_as_far_as_it_goes() -> None:
     assert evaluation.per_file.accuracy.value == 0.5
     with pytest.raises(OptionError, match="without real and fake files"):
         calibrated_spec(SPEC, evaluation, "max-accuracy")
+
+
+def test_nothing_is_calibrated_on_scores_that_guess() -> None:
+    turned = [dataclasses.replace(item, label="fake" if item.label == "real" else "real") for item in SCORED]
+    with pytest.raises(OptionError, match=r"ROC-AUC 0\.25, a coin has 0\.5.*'head\.fake_index' agree"):
+        calibrated_spec(SPEC, evaluation_of(turned), "max-accuracy")
+    assert any("temperature is at its bound (20 times" in note for note in evaluation_of(turned).notes)
+    apart = [scored_file("r", "real", 0.1, 0.2), scored_file("f", "fake", 0.8, 0.9)]
+    assert any("told apart without an error" in note for note in evaluation_of(apart).notes)
+    assert not any("at its bound" in note for note in evaluation_of().notes)
 
 
 def test_what_was_found_goes_into_the_spec_and_works_there() -> None:
