@@ -235,7 +235,7 @@ def _why_nothing(plan: Pruning, keep: int) -> str:
     if not old:
         return f"{model} has {len(newest)} version(s) ({_numbers(newest)}), and --keep {keep} lets up to {keep} stay"
     return (
-        f"of {model}, version(s) {_numbers(newest)} stay by --keep {keep}, and {_numbers(old)}, because it is served"
+        f"of {model}, version(s) {_numbers(newest)} stay by --keep {keep}, and {_numbers(old)} because it is served"
     )
 
 

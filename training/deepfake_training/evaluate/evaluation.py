@@ -248,11 +248,11 @@ def _at_bound(temperature: float | None, spec: ModelSpec) -> Iterator[str]:
     factor = (temperature or spec.temperature) / spec.temperature
     low, high = TEMPERATURES
     if factor > 0.99 * high:
-        yield f"the temperature is at its bound ({high:g} times that of the spec): the scores say hardly anything here"
+        yield f"the temperature is at its bound ({high:g} times that of the spec): the scores say next to nothing"
     elif factor < 1.01 * low:
         yield (
-            f"the temperature is at its bound ({low:g} times that of the spec): these files are told apart without an "
-            "error, and cannot say how sure the scores may be; evaluate on more and harder ones before using it"
+            f"the temperature is at its bound ({low:g} times that of the spec): these files are told apart without "
+            "an error, and cannot say how sure the scores may be; evaluate on more and harder ones before using it"
         )
 
 
