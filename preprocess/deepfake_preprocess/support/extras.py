@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shlex
+from importlib.metadata import PackageNotFoundError, distribution
 from types import ModuleType
+from urllib.parse import unquote, urlsplit
 
 from deepfake_preprocess.errors import MissingExtraError
+
+_DISTRIBUTION = "deepfake-serving"
 
 
 def require_extra(module: str, *, extra: str) -> ModuleType:
@@ -14,6 +20,18 @@ def require_extra(module: str, *, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as exc:
         missing = exc.name or module
-        raise MissingExtraError(
-            f"{missing!r} is not installed; run: pip install 'deepfake-serving[{extra}]'", name=missing
-        ) from exc
+        raise MissingExtraError(f"{missing!r} is not installed; run: {install_command(extra)}", name=missing) from exc
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs `extra` from where this project came from: a checkout, or an index."""
+    try:
+        # PEP 610: what pip wrote down about an install from a folder.
+        origin = json.loads(distribution(_DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    url = urlsplit(origin.get("url", ""))
+    if url.scheme != "file" or "dir_info" not in origin:
+        return f"pip install '{_DISTRIBUTION}[{extra}]'"
+    editable = "-e " if origin["dir_info"].get("editable") else ""
+    return f"pip install {editable}{shlex.quote(f'{unquote(url.path)}[{extra}]')}"

@@ -33,6 +33,7 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.errors import MediaOpenError, MissingExtraError, ModelNotFoundError
+from deepfake_preprocess.support.extras import install_command
 
 
 class InterruptingClient(DeepfakeClient):
@@ -213,7 +214,7 @@ def test_a_report_without_its_extra_is_refused_before_anything_is_done(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     code, out, err = run(capsys, "images", "--report", "report")
     assert (code, out) == (2, "")
-    assert "pip install 'deepfake-serving[report]'" in err
+    assert install_command("report") in err
 
 
 def test_a_name_that_is_not_utf8_is_printed_as_json_can_hold_it(
@@ -271,7 +272,7 @@ def test_a_missing_part_is_reported_with_its_pip_command(
     with pytest.raises(SystemExit) as stopped:
         cli.main(["export", "x.pt"])
     assert stopped.value.code == MissingExtraError.exit_code == 2
-    assert "pip install 'deepfake-serving[export]'" in capsys.readouterr().err
+    assert install_command("export") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("handed_over", [True, False])

@@ -25,6 +25,7 @@ from deepfake_preprocess.errors import (
     ServerTlsError,
     ServerUnavailableError,
 )
+from deepfake_preprocess.support.extras import install_command
 
 FACES = np.full((3, 224, 224, 3), 51, np.uint8)
 AT_ONCE = Retry(initial_backoff_s=0, max_backoff_s=0)
@@ -162,7 +163,7 @@ except MissingExtraError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "'aiohttp' is not installed; run: pip install 'deepfake-serving[http]'\n"
+    assert done.stdout == f"'aiohttp' is not installed; run: {install_command('http')}\n"
 
 
 def test_the_client_takes_the_options_of_the_connection():
