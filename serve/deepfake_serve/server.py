@@ -26,6 +26,7 @@ from typing import Self
 from deepfake_preprocess.contract.model_dir import hold_version
 from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
 from deepfake_preprocess.errors import OptionError, ServerStartError
+from deepfake_preprocess.support.wheels import Announce
 from deepfake_serve import _supervisor as supervisor
 from deepfake_serve._repository import (
     CpuShare,
@@ -35,7 +36,7 @@ from deepfake_serve._repository import (
     model_share,
     write_view,
 )
-from deepfake_serve._runtime import Announce, TritonRuntime, ensure_runtime, library_path
+from deepfake_serve._runtime import TritonRuntime, ensure_runtime, library_path
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0

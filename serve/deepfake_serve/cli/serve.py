@@ -11,7 +11,8 @@ from rich.console import Console
 
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import ServerStartError
-from deepfake_serve._runtime import TRITON_VERSION, cache_dir
+from deepfake_preprocess.support.wheels import cache_dir
+from deepfake_serve._runtime import TRITON_VERSION
 from deepfake_serve.server import EmbeddedTriton
 
 

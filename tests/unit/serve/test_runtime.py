@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepfake_preprocess.errors import ServerStartError
+from deepfake_preprocess.support.wheels import CACHE_DIR_VARIABLE, cache_dir
 from deepfake_serve import _runtime as runtime
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -38,7 +39,7 @@ def calls(tmp_path, monkeypatch):
     log.touch()
     monkeypatch.setattr(sys, "executable", str(script))
     monkeypatch.setenv("CALLS", str(log))
-    monkeypatch.setenv(runtime.CACHE_DIR_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_DIR_VARIABLE, str(tmp_path / "cache"))
     return lambda: log.read_text().splitlines()
 
 
@@ -103,8 +104,8 @@ def test_two_processes_at_once_fetch_once(calls):
 
 def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(calls, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setenv(runtime.CACHE_DIR_VARIABLE, str(tmp_path / "file"))
-    with pytest.raises(ServerStartError, match=rf"{runtime.CACHE_DIR_VARIABLE} to a folder you can write"):
+    monkeypatch.setenv(CACHE_DIR_VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(ServerStartError, match=rf"{CACHE_DIR_VARIABLE} to a folder you can write"):
         runtime.ensure_runtime(announce=lambda line: None)
 
 
@@ -150,8 +151,8 @@ def test_platforms_without_a_server_are_pointed_to_the_container(monkeypatch, sy
 
 
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.delenv(runtime.CACHE_DIR_VARIABLE, raising=False)
+    monkeypatch.delenv(CACHE_DIR_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert runtime.cache_dir() == tmp_path / "deepfake-serving"
-    monkeypatch.setenv(runtime.CACHE_DIR_VARIABLE, str(tmp_path / "own"))
-    assert runtime.cache_dir() == tmp_path / "own"
+    assert cache_dir() == tmp_path / "deepfake-serving"
+    monkeypatch.setenv(CACHE_DIR_VARIABLE, str(tmp_path / "own"))
+    assert cache_dir() == tmp_path / "own"
