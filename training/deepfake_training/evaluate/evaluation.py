@@ -102,7 +102,7 @@ class Evaluation(JsonData):
         per_file: figures per video or image.
         per_frame: figures per frame.
         found: proposed temperature and thresholds, by name.
-        by_kind: figures per file of each kind of fake against all reals, where there are several kinds.
+        by_source: figures per file of each source, where there are several; see `by_source`.
         robustness: by kind of degradation, from mild to strong.
         files: every file; one without a verdict is not in the figures.
         notes: what limits these figures, as sentences.
@@ -116,7 +116,7 @@ class Evaluation(JsonData):
     per_file: DetectionMetrics
     per_frame: DetectionMetrics
     found: dict[str, float | None]
-    by_kind: dict[str, DetectionMetrics]
+    by_source: dict[str, DetectionMetrics]
     robustness: dict[str, tuple[RobustnessPoint, ...]]
     files: tuple[ScoredFile, ...]
     notes: tuple[str, ...]
@@ -151,11 +151,6 @@ def evaluate_files(
     on_frames = [(item, score) for item in usable for score in item.frame_probabilities()]
     frames = LabeledScores.of((item.class_index, score) for item, score in on_frames)
     measured = partial(measure, threshold=spec.threshold, resamples=options.resamples, seed=options.seed)
-    kinds = sorted({item.kind for item in usable if item.label == "fake"})
-    against_all_reals = {
-        kind: _scores_of([item for item in usable if item.label == "real" or item.kind == kind])
-        for kind in (kinds if len(kinds) > 1 else [])
-    }
     proposed = _found(usable, files.labels, frames, spec, options)
     return Evaluation(
         model={"name": spec.name, "checkpoint_sha256": spec.checkpoint_sha256 or "unknown"},
@@ -164,13 +159,31 @@ def evaluate_files(
         per_file=measured(files.labels, files.probabilities),
         per_frame=measured(frames.labels, frames.probabilities, units=[item.source for item, _ in on_frames]),
         found=proposed,
-        by_kind={kind: measured(found.labels, found.probabilities) for kind, found in against_all_reals.items()},
+        by_source={
+            source: measured(found.labels, found.probabilities) for source, found in by_source(usable).items()
+        },
         robustness={},
         files=tuple(scored),
         notes=(*_limits(scored), *_at_bound(proposed["temperature"], spec)),
         file_scores=files,
         frame_scores=frames,
     )
+
+
+def by_source(scored: Sequence[ScoredFile]) -> dict[str, LabeledScores]:
+    """Return the scores of each source; none where all files are of one.
+
+    A source is what a file's folder is called: ``real/dfdc`` and ``fake/dfdc`` are one. Fakes of a source without
+    reals are measured against the reals of all sources.
+    """
+    sources = sorted({item.kind for item in scored})
+    reals = [item for item in scored if item.label == "real"]
+    found = {}
+    for source in sources if len(sources) > 1 else []:
+        own = [item for item in scored if item.kind == source]
+        has_reals = any(item.label == "real" for item in own)
+        found[source] = _scores_of(own if has_reals else [*reals, *own])
+    return found
 
 
 def robustness_point(scored: Sequence[ScoredFile], level: float, threshold: float) -> RobustnessPoint:

@@ -52,7 +52,8 @@ def as_markdown(evaluation: Evaluation) -> str:
         "",
         *(f"- {name}: {value}" for name, value in about.items()),
         "",
-        "Figures with 95% bootstrap intervals (files are drawn, with all their frames).",
+        "Figures with 95% intervals of the bootstrap (files are drawn, with all their frames); that of the reals "
+        "called fake is exact.",
         *_table(
             ("", "per file", "per frame"),
             ("real / fake", *(f"{item.num_real} / {item.num_fake}" for item in (per_file, per_frame))),
@@ -68,11 +69,15 @@ def as_markdown(evaluation: Evaluation) -> str:
         "",
         *(f"- {name}: {'-' if value is None else f'{value:.4f}'}" for name, value in evaluation.found.items()),
     ]
-    if evaluation.by_kind:
-        lines += ["", "## Kinds of fakes, each against all reals"]
+    if evaluation.by_source:
+        names = ("roc_auc", "false_positive_rate", "recall", "recall_at_5", "recall_at_10")
+        lines += ["", "## Sources, per file", "", "Fakes of a source without reals are measured against all reals."]
         lines += _table(
-            ("kind", "files", "ROC-AUC", "recall"),
-            *((kind, row.num_fake, row.roc_auc, row.recall) for kind, row in evaluation.by_kind.items()),
+            ("source", "real / fake", *(FIGURES[name] for name in names)),
+            *(
+                (source, f"{row.num_real} / {row.num_fake}", *(getattr(row, name) for name in names))
+                for source, row in evaluation.by_source.items()
+            ),
         )
     if without := evaluation.inconclusive:
         lines += ["", f"## Without a verdict ({len(without)})", ""]

@@ -33,7 +33,14 @@ from deepfake_training.evaluate.evaluation import (
     evaluate_files,
 )
 from deepfake_training.evaluate.held_out import score_held_out
-from deepfake_training.evaluate.metrics import FIGURES, Confusion, equal_error_rate, measure
+from deepfake_training.evaluate.metrics import (
+    FIGURES,
+    Confusion,
+    equal_error_rate,
+    exact_interval,
+    measure,
+    recall_at,
+)
 from deepfake_training.evaluate.report import write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, view_of
 from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
@@ -150,13 +157,37 @@ def test_files_without_a_verdict_are_reported_and_left_out() -> None:
     assert "1 files (1 fake) got no verdict" in " ".join(evaluation.notes)
 
 
-def test_each_kind_of_fake_is_measured_against_all_reals() -> None:
-    kinds = [dataclasses.replace(item, kind="swap" if item.source == "f2" else "mask") for item in SCORED[:4]]
-    evaluation = evaluation_of(kinds)
-    by_kind = evaluation.by_kind
-    assert (by_kind["swap"].roc_auc.value, by_kind["mask"].roc_auc.value) == (1.0, 0.5)
-    assert by_kind["mask"].recall.value == 0.0
-    assert not evaluation_of().by_kind
+def test_each_source_is_measured_against_its_own_reals_or_all() -> None:
+    places = {"r1": "dfdc", "r2": "web", "f1": "dfdc", "f2": "swaps"}
+    evaluation = evaluation_of([dataclasses.replace(item, kind=places[item.source]) for item in SCORED[:4]])
+    found = evaluation.by_source
+    assert {source: (row.num_real, row.num_fake) for source, row in found.items()} == {
+        "dfdc": (1, 1),
+        "swaps": (2, 1),
+        "web": (1, 0),
+    }
+    assert (found["dfdc"].roc_auc.value, found["swaps"].roc_auc.value, found["web"].roc_auc.value) == (1.0, 1.0, None)
+    assert (found["web"].false_positive_rate.value, found["dfdc"].false_positive_rate.value) == (1.0, 0.0)
+    assert not evaluation_of().by_source
+
+
+def test_false_alarms_have_exact_intervals_by_file() -> None:
+    # Values of R's binom.test(0, 28) and binom.test(4, 28).
+    assert exact_interval(0, 28) == pytest.approx((0, 0.1234), abs=1e-4)
+    assert exact_interval(4, 28) == pytest.approx((0.0403, 0.3267), abs=1e-4)
+    assert exact_interval(3, 3)[1] == 1.0
+    scores = [0.1] * 24 + [0.9] * 4 + [0.8] * 5
+    rate = measure([0] * 28 + [1] * 5, scores, 0.5, resamples=20).false_positive_rate
+    assert (rate.value, rate.low, rate.high) == pytest.approx((4 / 28, 0.0403, 0.3267), abs=1e-4)
+
+
+def test_fakes_found_at_a_share_of_false_alarms() -> None:
+    labels = np.array([0] * 20 + [1] * 4)
+    scores = np.array([*np.linspace(0, 0.5, 18), 0.7, 0.9, 0.6, 0.8, 0.95, 0.1])
+    # One real of twenty may be accused (0.9), or two (0.7 as well).
+    assert recall_at(labels, scores, 0.05) == 0.5
+    assert recall_at(labels, scores, 0.1) == 0.75
+    assert recall_at(labels, scores, 0.0) == 0.25
 
 
 def test_one_class_only_is_measured_as_far_as_it_goes() -> None:
