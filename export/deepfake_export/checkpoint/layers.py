@@ -11,10 +11,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import SpecError
+
+
+class Normalize(nn.Module):
+    """Gives the features of each crop the length 1."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the features ``[N, F]``, divided by their L2 norm."""
+        return nn.functional.normalize(features, dim=-1)
+
 
 PLAIN: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -28,6 +37,7 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "flatten": nn.Flatten,
     "identity": nn.Identity,
     "avgpool": lambda: nn.AdaptiveAvgPool2d(1),
+    "normalize": Normalize,
 }
 
 

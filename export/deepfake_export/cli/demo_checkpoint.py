@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
 
 
@@ -21,12 +22,26 @@ def demo_checkpoint(
         bool,
         typer.Option("--untrained", help="A network at 224 px with random weights instead, to measure speed with."),
     ] = False,
+    initial_weights: Annotated[
+        bool,
+        typer.Option("--initial-weights", help="Weights to train from instead: the image tower of CLIP ViT-B/16."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the demo checkpoint (a trained EfficientNet-B0), its spec and its model card.
 
     The model card says what it was trained on, what it is worth, and where it fails.
     """
+    if untrained and initial_weights:
+        raise OptionError("a network is untrained or has initial weights to train from; ask for one of them")
+    if initial_weights:
+        tower = require_extra("deepfake_export.demo.clip_tower", extra="export")
+        weights = tower.write_clip_tower(directory / "clip_vit_base_patch16.safetensors")
+        if as_json:
+            typer.echo(json.dumps({"weights": str(weights)}))
+        else:
+            Console().print(f"Wrote {escape(str(weights))}", highlight=False, soft_wrap=True)
+        return
     if untrained:
         for module in ("torch", "timm", "safetensors"):
             require_extra(module, extra="export")

@@ -41,7 +41,7 @@ SIZED_LAYERS = ("linear", "conv", "maxpool")
 """Entries of `head.layers` that take a whole number: outputs, channels (3x3, padded by 1), window."""
 PLAIN_LAYERS = (
     "relu", "leaky_relu", "elu", "gelu", "silu", "hardswish", "tanh", "dropout", "batchnorm", "layernorm", "avgpool",
-    "flatten", "identity",
+    "flatten", "identity", "normalize",
 )  # fmt: skip
 """Entries of `head.layers` without a number."""
 
@@ -84,6 +84,7 @@ class Head(JsonData):
             means real.
         layers: a head of several layers, entry by entry as in its `nn.Sequential` (``linear:512``, ``relu``,
             ``dropout``, ``linear:2``), which replaces the network's last layer; empty for the usual one.
+            ``normalize`` gives the features the length 1, as detectors on CLIP have it.
     """
 
     json_error = SpecError

@@ -205,7 +205,11 @@ def publish_checkpoint(
     training_data: Annotated[
         str, typer.Option(help="For the spec: what it was trained on, what its scores are worth.")
     ] = "",
+    changes_of: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Leave out the weights that are as in this file, which others have."),
+    ] = None,
 ) -> None:
     """Write the best weights of a run in half precision, with their spec, for others to use."""
-    spec_path, _ = publish(run, output, training_data=training_data)
+    spec_path, _ = publish(run, output, training_data=training_data, base=changes_of)
     Console(stderr=True, highlight=False).print(f"{output} ({output.stat().st_size / 1e6:.1f} MB) and {spec_path}")

@@ -1,4 +1,4 @@
-"""What happens to pictures on their way through the world: re-compression, resizing, blur, noise, color.
+"""What happens to pictures on their way through the world: portrait modes, filters, resizing, noise, compression.
 
 It happens to real and fake pictures alike, with the same random numbers for a real picture and the fake made of it;
 otherwise a network could learn to separate the two by it.
@@ -9,12 +9,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import cv2
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as v2
 
 from deepfake_preprocess.support.json_data import Bounds, JsonData
-from deepfake_training.data.degradations import Picture, add_noise, blur, compress_h264, compress_jpeg, rescale
+from deepfake_training.data.degradations import (
+    Picture,
+    add_noise,
+    blur,
+    compress_h264,
+    compress_jpeg,
+    equalize,
+    resample,
+    sharpen,
+    smooth,
+)
+from deepfake_training.data.fakes.blend import mix
+from deepfake_training.data.fakes.mesh import Mesh, draw_region
 
 Share = Annotated[float, Bounds(ge=0, le=1)]
 
@@ -24,41 +37,82 @@ class Augmentation(JsonData):
     """How often each change happens, as probabilities in [0, 1]; 0 turns it off.
 
     Attributes:
+        untouched: nothing at all happens but mirroring.
+        portrait: the face is smoothed, or its surroundings are blurred, as portrait modes do.
         color: brightness, contrast, saturation and hue.
+        contrast: raised locally, as phones do.
+        smooth: a filter that keeps edges.
         resize: shrunk and enlarged again.
         blur: Gaussian.
-        noise: Gaussian, as of a sensor.
+        noise: Gaussian, as of a sensor; half of it in the dark.
+        sharpen: an unsharp mask.
         jpeg: compressed as JPEG.
         h264: compressed as a key frame of H.264.
         flip: mirrored.
     """
 
-    color: Share = 0.6
-    resize: Share = 0.3
-    blur: Share = 0.15
+    untouched: Share = 0.15
+    portrait: Share = 0.12
+    color: Share = 0.5
+    contrast: Share = 0.08
+    smooth: Share = 0.15
+    resize: Share = 0.4
+    blur: Share = 0.1
     noise: Share = 0.15
+    sharpen: Share = 0.25
     jpeg: Share = 0.3
-    h264: Share = 0.3
+    h264: Share = 0.4
     flip: Share = 0.5
 
     def __post_init__(self) -> None:
         self.check_fields()
 
-    def apply(self, picture: Picture, rng: np.random.Generator) -> Picture:
+    def apply(self, picture: Picture, mesh: Mesh, rng: np.random.Generator) -> Picture:
         """Return the picture, uint8 ``[H, W, 3]`` RGB, changed. Mirroring is left to the caller."""
+        if rng.random() < self.untouched:
+            return picture
+        if rng.random() < self.portrait:
+            picture = _portrait(picture, mesh, rng)
         if rng.random() < self.color:
             picture = _recolor(picture, rng)
+        if rng.random() < self.contrast:
+            picture = equalize(picture, rng.uniform(1, 3))
+        if rng.random() < self.smooth:
+            picture = smooth(picture, rng.uniform(10, 60), rng.uniform(1, 3))
         if rng.random() < self.resize:
-            picture = rescale(picture, rng.uniform(0.3, 0.9))
+            picture = resample(picture, rng.uniform(0.25, 0.95), rng)
         if rng.random() < self.blur:
             picture = blur(picture, rng.uniform(0.4, 1.8))
         if rng.random() < self.noise:
-            picture = add_noise(picture, rng.uniform(1, 8), rng)
+            picture = _with_noise(picture, rng)
+        if rng.random() < self.sharpen:
+            picture = sharpen(picture, rng.uniform(0.7, 2), rng.uniform(0.2, 1.5))
         if rng.random() < self.h264:
-            picture = compress_h264(picture, int(rng.integers(18, 36)))
+            pixel_format = "yuv444p" if rng.random() < 0.2 else "yuv420p"
+            picture = compress_h264(picture, int(rng.integers(16, 39)), pixel_format=pixel_format)
         if rng.random() < self.jpeg:
-            picture = compress_jpeg(picture, int(rng.integers(45, 96)))
+            picture = compress_jpeg(picture, int(rng.integers(35, 99)))
         return picture
+
+
+def _portrait(picture: Picture, mesh: Mesh, rng: np.random.Generator) -> Picture:
+    face_px = float(np.ptp(mesh[:, 0]))
+    hull = draw_region(mesh, "whole", picture.shape[:2])
+    soft = np.asarray(cv2.GaussianBlur(hull, (0, 0), rng.uniform(0.02, 0.08) * face_px), dtype=np.float32)
+    if rng.random() < 0.6:
+        changed = smooth(picture, rng.uniform(15, 60), rng.uniform(1, 4))
+        changed = np.asarray(cv2.convertScaleAbs(changed, alpha=1, beta=rng.uniform(0, 14)), dtype=np.uint8)
+        return mix(picture, changed, soft * np.float32(rng.uniform(0.4, 1)))
+    around = cv2.dilate(soft, np.ones((max(1, round(0.15 * face_px)),) * 2, dtype=np.uint8))
+    return mix(picture, blur(picture, rng.uniform(1, 5)), 1 - np.asarray(around, dtype=np.float32))
+
+
+def _with_noise(picture: Picture, rng: np.random.Generator) -> Picture:
+    if rng.random() < 0.5:
+        return add_noise(picture, rng.uniform(1, 8), rng)
+    dark = (255 * (picture / 255) ** rng.uniform(1.2, 2.2) * rng.uniform(0.5, 0.9)).astype(np.uint8)
+    noisy = add_noise(dark, rng.uniform(3, 12), rng)
+    return blur(noisy, rng.uniform(0.5, 1.2)) if rng.random() < 0.5 else noisy
 
 
 def _recolor(picture: Picture, rng: np.random.Generator) -> Picture:

@@ -25,13 +25,14 @@ from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import ArrayFrame
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.augment import Augmentation, Share
+from deepfake_training.data.fakes.mesh import misfit
+from deepfake_training.data.fakes.recipes import Kind, Portrait, make_fake
 from deepfake_training.data.labels import FAKE, REAL
 from deepfake_training.data.packed_faces import PackedFaces
-from deepfake_training.data.selfblend import misfit, self_blend, swap_source
 
-DONORS = 12
+DONORS = 40
 """Other faces that are looked at for one that fits, where another person's face is blended in."""
-MAX_MISFIT = 0.08
+MAX_MISFIT = 0.12
 JITTER = 0.05
 """Largest shift and change of size of the crop, as a share of the box: what detectors disagree about."""
 EDGE = 0.25
@@ -43,30 +44,49 @@ class Mixture(JsonData):
     """What the fakes of an epoch are.
 
     Attributes:
-        self_blend: share of the fakes that is blended from real faces, in [0, 1]; the others are drawn from the fakes
-            of the set. 1 where the set has none.
-        swap: share of the blended ones for which another real face is blended in, in [0, 1].
+        made: share of the fakes that is made of real faces, in [0, 1]; the others are drawn from the fakes of the
+            set. 1 where the set has none.
+        swap: share of the made ones that are another person's face, in [0, 1].
+        mouth: share with another mouth.
+        remade: share with the whole face made anew. What is left of 1 is blended with itself.
         balance: ``sampler`` draws a fake for each real face; ``loss`` and ``none`` take each face of the set once,
-            and one blended fake for each real face when `self_blend` is over 0; see `FaceDataset.positive_weight`.
+            and one made fake for each real face when `made` is over 0; see `FaceDataset.positive_weight`.
     """
 
-    self_blend: Share = 0.9
-    swap: Share = 0.25
+    made: Share = 0.9
+    swap: Share = 0.5
+    mouth: Share = 0.12
+    remade: Share = 0.13
     balance: Literal["sampler", "loss", "none"] = "sampler"
 
     def __post_init__(self) -> None:
         self.check_fields()
+        if self.swap + self.mouth + self.remade > 1:
+            raise OptionError(
+                f"'swap', 'mouth' and 'remade' are shares of the made fakes and add up to "
+                f"{self.swap + self.mouth + self.remade:g}; lower them to 1 at most"
+            )
+
+    def kind(self, rng: np.random.Generator) -> Kind:
+        """Draw the kind of a made fake."""
+        drawn = rng.random()
+        shares: dict[Kind, float] = {"swap": self.swap, "mouth": self.mouth, "remade": self.remade}
+        for kind, share in shares.items():
+            if drawn < share:
+                return kind
+            drawn -= share
+        return "self"
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One crop of an epoch: which face, whether it is blended, and its random numbers.
+    """One crop of an epoch: which face, whether a fake is made of it, and its random numbers.
 
     A real face and the fake that is made of it have the same `seed`: they are degraded and cropped alike.
     """
 
     face: int
-    blended: bool
+    made: bool
     seed: tuple[int, ...]
 
 
@@ -105,9 +125,9 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         self._fake = members[faces.labels[members] == FAKE]
         if not len(self._real):
             raise OptionError(f"{faces!r}: there is no real face to learn from; name folders of them")
-        if not len(self._fake) and not mixture.self_blend:
+        if not len(self._fake) and not mixture.made:
             raise OptionError(
-                f"{faces!r}: there is no fake; name folders of them, or allow self-blending ('mixture.self_blend')"
+                f"{faces!r}: there is no fake; name folders of them, or allow self-blending ('mixture.made')"
             )
         self.draws: list[Draw] = []
         self.set_epoch(0)
@@ -115,21 +135,21 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
     def set_epoch(self, epoch: int) -> None:
         """Draw the crops of an epoch, in random order; pairs of real and fake stay neighbors."""
         rng = np.random.default_rng([self._seed, epoch])
-        blend_share = self._mixture.self_blend if len(self._fake) else 1.0
+        made_share = self._mixture.made if len(self._fake) else 1.0
         pairs: list[list[Draw]] = []
         seeds = ((self._seed, epoch, number) for number in itertools.count(1))
         if self._mixture.balance == "sampler":
             for index in rng.permutation(self._real).tolist():
                 shared = next(seeds)
                 real = Draw(index, False, shared)
-                if rng.random() < blend_share:
+                if rng.random() < made_share:
                     pairs.append([real, Draw(index, True, shared)])
                 else:
                     pairs.append([real, Draw(int(rng.choice(self._fake)), False, next(seeds))])
         else:
             for index in self._real.tolist():
                 shared = next(seeds)
-                blended = [Draw(index, True, shared)] if blend_share else []
+                blended = [Draw(index, True, shared)] if made_share else []
                 pairs.append([Draw(index, False, shared), *blended])
             pairs += [[Draw(index, False, next(seeds))] for index in self._fake.tolist()]
             pairs = [pairs[place] for place in rng.permutation(len(pairs)).tolist()]
@@ -148,13 +168,13 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
         draw = self.draws[place]
-        picture, face = self._picture(draw.face)
-        if draw.blended:
-            picture = self._blend(draw, picture, face, np.random.default_rng([*draw.seed, 1]))
+        picture, mesh = self._faces.picture_rgb(draw.face), self._faces.mesh(draw.face)
+        if draw.made:
+            picture = self._make(draw.face, Portrait(picture, mesh), np.random.default_rng([*draw.seed, 1]))
         # The same numbers for both of a pair.
         rng = np.random.default_rng([*draw.seed, 0])
-        picture = self._augmentation.apply(picture, rng)
-        crop = self._crop(picture, face, rng)
+        picture = self._augmentation.apply(picture, mesh, rng)
+        crop = self._crop(picture, self._faces.face(draw.face), rng)
         return torch.from_numpy(crop), torch.tensor([float(self._label(draw))])
 
     def source(self, place: int) -> str:
@@ -162,22 +182,26 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         return self._faces.sources[self.draws[place].face]
 
     def _label(self, draw: Draw) -> int:
-        return FAKE if draw.blended else int(self._faces.labels[draw.face])
+        return FAKE if draw.made else int(self._faces.labels[draw.face])
 
-    def _picture(self, index: int) -> tuple[NDArray[np.uint8], Face]:
-        return self._faces.picture_rgb(index), self._faces.face(index)
+    def _make(self, index: int, real: Portrait, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Make a fake of a kind that is drawn; a swap without a fitting donor becomes a self-blend."""
+        kind = self._mixture.kind(rng)
+        donor = self._donor(index, real, rng) if kind in ("swap", "mouth") else None
+        return make_fake("self" if kind == "swap" and donor is None else kind, real, rng, donor=donor)
 
-    def _blend(
-        self, draw: Draw, picture: NDArray[np.uint8], face: Face, rng: np.random.Generator
-    ) -> NDArray[np.uint8]:
-        source = None
-        if rng.random() < self._mixture.swap:
-            candidates = rng.choice(self._real, DONORS).tolist()
-            misfits = [misfit(face, self._faces.face(candidate)) for candidate in candidates]
-            best = int(np.argmin(misfits))
-            if misfits[best] < MAX_MISFIT:
-                source = swap_source(picture, face, *self._picture(candidates[best]))
-        return self_blend(picture, face, rng, source=source)
+    def _donor(self, index: int, real: Portrait, rng: np.random.Generator) -> Portrait | None:
+        """Draw another person's face, among those that fit best."""
+        candidates = [
+            each
+            for each in rng.choice(self._real, DONORS).tolist()
+            if self._faces.groups[each] != self._faces.groups[index]
+        ]
+        misfits = [misfit(self._faces.mesh(each), real.mesh) for each in candidates]
+        if not misfits or min(misfits) > MAX_MISFIT:
+            return None
+        best = candidates[int(np.argmin(misfits))]
+        return Portrait(self._faces.picture_rgb(best), self._faces.mesh(best))
 
     def _crop(self, picture: NDArray[np.uint8], face: Face, rng: np.random.Generator) -> NDArray[np.uint8]:
         edge = round(EDGE * max(picture.shape[:2]))

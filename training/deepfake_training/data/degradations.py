@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 """uint8 ``[H, W, 3]``, RGB."""
 _TIME_BASE = Fraction(1, 25)
+_INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_LANCZOS4)
 
 
 def compress_jpeg(picture: Picture, quality: int) -> Picture:
@@ -23,7 +24,7 @@ def compress_jpeg(picture: Picture, quality: int) -> Picture:
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
 
 
-def compress_h264(picture: Picture, crf: int) -> Picture:
+def compress_h264(picture: Picture, crf: int, *, pixel_format: str = "yuv420p") -> Picture:
     """Compress as one key frame of H.264 with constant rate factor `crf` (0 to 51), and decode again."""
     height, width = picture.shape[:2]
     # 4:2:0 has one color sample per two pixels; the last row or column is doubled where a side is odd.
@@ -31,7 +32,7 @@ def compress_h264(picture: Picture, crf: int) -> Picture:
     even = np.ascontiguousarray(doubled, dtype=np.uint8)
     encoder = av.CodecContext.create("libx264", "w")
     assert isinstance(encoder, av.VideoCodecContext)
-    encoder.width, encoder.height, encoder.pix_fmt = even.shape[1], even.shape[0], "yuv420p"
+    encoder.width, encoder.height, encoder.pix_fmt = even.shape[1], even.shape[0], pixel_format
     encoder.time_base = _TIME_BASE
     encoder.options = {
         "crf": str(crf),
@@ -58,6 +59,33 @@ def rescale(picture: Picture, factor: float) -> Picture:
 def blur(picture: Picture, sigma_px: float) -> Picture:
     """Blur with a Gaussian of `sigma_px` pixels."""
     return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma_px), dtype=np.uint8)
+
+
+def smooth(picture: Picture, sigma: float, radius_px: float) -> Picture:
+    """Smooth all but edges (a bilateral filter), as portrait modes, video noise filters and make-up filters do."""
+    return np.asarray(cv2.bilateralFilter(picture, 0, sigma, radius_px), dtype=np.uint8)
+
+
+def sharpen(picture: Picture, sigma_px: float, amount: float) -> Picture:
+    """Add `amount` times what a blur of `sigma_px` takes away (an unsharp mask)."""
+    soft = cv2.GaussianBlur(picture, (0, 0), sigma_px)
+    return np.asarray(cv2.addWeighted(picture, 1 + amount, soft, -amount, 0), dtype=np.uint8)
+
+
+def equalize(picture: Picture, limit: float) -> Picture:
+    """Raise local contrast up to a limit, as phones do that merge exposures."""
+    lab = cv2.cvtColor(picture, cv2.COLOR_RGB2LAB)
+    lab[..., 0] = cv2.createCLAHE(clipLimit=limit, tileGridSize=(4, 4)).apply(np.ascontiguousarray(lab[..., 0]))
+    return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8)
+
+
+def resample(picture: Picture, factor: float, rng: np.random.Generator) -> Picture:
+    """Shrink by a factor in (0, 1] and enlarge again, each with a method of its own."""
+    height, width = picture.shape[:2]
+    small_wh = (max(8, round(width * factor)), max(8, round(height * factor)))
+    small = cv2.resize(picture, small_wh, interpolation=int(rng.choice(_INTERPOLATIONS)))
+    again = cv2.resize(small, (width, height), interpolation=int(rng.choice(_INTERPOLATIONS)))
+    return np.asarray(again, dtype=np.uint8)
 
 
 def add_noise(picture: Picture, sigma: float, rng: np.random.Generator) -> Picture:

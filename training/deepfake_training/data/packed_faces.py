@@ -10,7 +10,7 @@ The file (``.safetensors``) holds no code, is read without copying, and travels 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,16 @@ from safetensors.numpy import save_file
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.detector import Face
+from deepfake_training.data.fakes.mesh import NUM_POINTS, Mesh, fit_mesh
 from deepfake_training.data.labels import FAKE
 
-FORMAT_VERSION = "1"
-_ARRAYS = ("encoded", "offsets", "boxes_xyxy", "landmarks_xy", "labels")
+FORMAT_VERSION = "2"
+_ARRAYS = ("encoded", "offsets", "boxes_xyxy", "landmarks_xy", "labels", "meshes_xy")
 _TEXTS = ("groups", "sources", "notes")
+
+
+def _no_meshes() -> NDArray[np.float16]:
+    return np.zeros((0, NUM_POINTS, 2), dtype=np.float16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +47,8 @@ class PackedFaces:
         groups: what each face must stay together with in a split (see `splits`).
         sources: file that each came from, relative to its folder of training data.
         notes: what was left out, as sentences.
+        meshes_xy: float16 ``[N, 468, 2]``, dense landmarks in pixels of the picture, NaN for a face without; or
+            empty, where none were measured (``scripts/add_face_meshes.py``).
     """
 
     encoded: NDArray[np.uint8]
@@ -52,11 +59,13 @@ class PackedFaces:
     groups: tuple[str, ...]
     sources: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    meshes_xy: NDArray[np.float16] = field(default_factory=_no_meshes)
 
     def __post_init__(self) -> None:
         count = len(self.labels)
+        meshes = (count if len(self.meshes_xy) else 0, NUM_POINTS, 2)
         parts = {"offsets": (count + 1,), "boxes_xyxy": (count, 4), "landmarks_xy": (count, 5, 2)}
-        for name, expected in {**parts, "groups": (count,), "sources": (count,)}.items():
+        for name, expected in {**parts, "meshes_xy": meshes, "groups": (count,), "sources": (count,)}.items():
             if (actual := np.shape(getattr(self, name))) != expected:
                 raise ValueError(f"{name} must have shape {expected} for {count} labels, got {actual}")
 
@@ -78,6 +87,12 @@ class PackedFaces:
         """Return where the face is in its picture."""
         return Face(self.boxes_xyxy[index], 1.0, self.landmarks_xy[index])
 
+    def mesh(self, index: int) -> Mesh:
+        """Return the face's mesh, float32 ``[468, 2]``: its own, or the mean mesh fitted to its landmarks."""
+        if len(self.meshes_xy) and np.isfinite(self.meshes_xy[index]).all():
+            return np.asarray(self.meshes_xy[index], dtype=np.float32)
+        return fit_mesh(self.face(index))
+
     def save(self, path: str | Path) -> None:
         """Write the set to a ``.safetensors`` file.
 
@@ -85,7 +100,8 @@ class PackedFaces:
             OptionError: the file cannot be written.
         """
         texts = {name: json.dumps(getattr(self, name)) for name in _TEXTS}
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        # safetensors writes memory as it lies, and stacked landmarks may lie transposed.
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             save_file(arrays, path, metadata={"format": FORMAT_VERSION, **texts})

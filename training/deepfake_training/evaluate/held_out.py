@@ -50,7 +50,7 @@ def score_held_out(
         probabilities = transport.score(np.stack([crop.numpy() for crop in pictures]))
         for place, label, probability in zip(places, labels, probabilities.tolist(), strict=True):
             source = validation.source(place)
-            kind = "self-blended" if validation.draws[place].blended else source.partition("/")[0]
+            kind = "made" if validation.draws[place].made else source.partition("/")[0]
             frame = FrameResult(0, 0.0, (FaceScore(0, (0.0, 0.0, 1.0, 1.0), 1.0, probability),))
             name: LabelName = "fake" if int(label) == FAKE else "real"
             scored.append(ScoredFile(source, name, probability, kind=kind, frames=(frame,)))

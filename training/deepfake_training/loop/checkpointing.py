@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -80,7 +80,13 @@ def save_whole(path: Path, content: Content) -> None:
         ) from exc
 
 
-def publish(run: str | Path, out: str | Path, *, training_data: str = "") -> tuple[Path, ModelSpec]:
+def _same(value: Tensor, known: Tensor | None) -> bool:
+    return known is not None and value.shape == known.shape and torch.equal(value.float(), known.float())
+
+
+def publish(
+    run: str | Path, out: str | Path, *, training_data: str = "", base: str | Path | None = None
+) -> tuple[Path, ModelSpec]:
     """Write the best weights of a run in half precision, with their spec in a file of the same name.
 
     Half precision keeps ten bits of each weight, which is enough for weights that are read back as float32, and
@@ -90,6 +96,8 @@ def publish(run: str | Path, out: str | Path, *, training_data: str = "") -> tup
         run: directory of the run.
         out: the ``.safetensors`` file to write.
         training_data: for the spec: what the detector was trained on and what its scores are worth.
+        base: weights that everybody can get; those that are still the same are left out. A network of which only the
+            norms and the head were trained becomes a file of some hundred kB, which works with `base` alone.
 
     Returns:
         Path of the spec, and the spec with the hash of the file.
@@ -104,6 +112,9 @@ def publish(run: str | Path, out: str | Path, *, training_data: str = "") -> tup
         raise OptionError(f"{out} must end in .safetensors")
     best, spec = best_of(run)
     weights = load_file(best)
+    if base is not None:
+        known = load_file(base)
+        weights = {name: value for name, value in weights.items() if not _same(value, known.get(name))}
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     infinite = [name for name, value in half.items() if not value.isfinite().all()]
     if infinite:

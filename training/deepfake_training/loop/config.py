@@ -70,6 +70,10 @@ class TrainConfig(JsonData):
             (sharpness-aware minimization, Foret et al., ICLR 2021). Weights found this way often judge other data
             better. Twice the time per step; 0 leaves it out.
         drop_path: share of residual branches left out, in [0, 1); for networks of timm.
+        trained: ``all`` weights, ``norms_and_head`` (scales and shifts of the norms, and the head), or ``head``.
+            A large network that knows much already, such as CLIP, learns a new task by its norms alone and forgets
+            nothing (Yermakov et al., arXiv 2508.06248).
+        head_rate: the head's learning rate, times that of the rest.
         freeze: names of modules that are not trained (``blocks.0``), batch statistics included.
         freeze_statistics: keep the mean and variance of every batch norm as they were loaded. Small batches then do
             no harm, and on a CPU batches of 8 are several times as fast per crop as batches of 32.
@@ -103,6 +107,8 @@ class TrainConfig(JsonData):
     pair_weight: NotNegative = 1.0
     sam_radius: NotNegative = 0.0
     drop_path: ShareBelowOne = 0.1
+    trained: Literal["all", "norms_and_head", "head"] = "all"
+    head_rate: Annotated[float, Bounds(gt=0)] = 1.0
     freeze: tuple[str, ...] = ()
     freeze_statistics: bool = False
     validation_share: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
@@ -123,7 +129,7 @@ class TrainConfig(JsonData):
         Args:
             path: the file.
             changes: values to take instead of the file's, as ``key=value``; a dot leads into a part, and the value is
-                YAML (``mixture.self_blend=1``).
+                YAML (``mixture.made=1``).
 
         Raises:
             OptionError: the file or a change cannot be read, or a key or value is wrong; the message names it.
@@ -202,4 +208,4 @@ def _apply(change: str, data: dict[str, Any]) -> None:
     except yaml.YAMLError:
         separator = ""
     if not separator:
-        raise OptionError(f"{change!r} cannot be set; write key=value, such as mixture.self_blend=1")
+        raise OptionError(f"{change!r} cannot be set; write key=value, such as mixture.made=1")

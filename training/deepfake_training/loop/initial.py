@@ -30,8 +30,10 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
     same = given.keys() == wanted.keys() and all(given[name].shape == wanted[name].shape for name in wanted)
     head = "nothing" if same else _head_of(network)
     without_gates = [name for name in wanted if _GATE not in name]
+    without_head = [name for name in wanted if not name.startswith(head)]
     for names, how in (
         (list(wanted), "by order"),
+        (without_head, "by order"),
         (without_gates, "by order, with open squeeze-and-excitation gates"),
     ):
         by_name = {name: given[name] for name in names if name in given}
@@ -44,7 +46,7 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
         body = {name: value for name, value in matched.items() if not name.startswith(head)}
         if all(value.shape == wanted[name].shape for name, value in body.items()):
             network.load_state_dict(body, strict=False)
-            if len(names) < len(wanted):
+            if names is without_gates:
                 _open_gates(network)
             return f"{len(body)} tensors of {path.name} were taken {how}"
     raise CheckpointError(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.checkpoint.layers import head_path
 from deepfake_preprocess.errors import OptionError
 from deepfake_training.loop.config import TrainConfig
 from deepfake_training.loop.folding import fold_frozen_norms
@@ -16,10 +19,33 @@ def prepare_network(config: TrainConfig) -> tuple[nn.Module, list[nn.Module], st
     network = build_network(config.spec)
     origin = "random weights" if config.initial_weights is None else load_initial(network, config.initial_weights)
     _set_drop_path(network, config.drop_path)
+    if config.trained != "all":
+        _train_only(network, norms=config.trained == "norms_and_head")
     in_eval_mode = _freeze(network, config)
     if config.freeze_statistics:
         fold_frozen_norms(network)
     return network, in_eval_mode, origin
+
+
+def weight_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return what is trained, as an optimizer's groups: biases and norms do not decay, the head may learn faster."""
+    head = {id(weight) for weight in network.get_submodule(head_path(network)).parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for weight in network.parameters():
+        if weight.requires_grad:
+            decay = config.weight_decay if weight.ndim > 1 else 0.0
+            rate = config.learning_rate * (config.head_rate if id(weight) in head else 1.0)
+            groups.setdefault((decay, rate), []).append(weight)
+    return [{"params": group, "weight_decay": decay, "lr": rate} for (decay, rate), group in groups.items()]
+
+
+def _train_only(network: nn.Module, *, norms: bool) -> None:
+    """Freeze all weights but those of the head, and of the norms where they are asked for."""
+    network.requires_grad_(False)
+    network.get_submodule(head_path(network)).requires_grad_(True)
+    for module in network.modules():
+        if norms and isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm):
+            module.requires_grad_(True)
 
 
 def _set_drop_path(network: nn.Module, share: float) -> None:

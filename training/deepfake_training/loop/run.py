@@ -20,7 +20,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from timm.utils.model_ema import ModelEmaV3
@@ -35,7 +34,7 @@ from deepfake_training.data.dataset import FaceDataset
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.loop.checkpointing import load_state, save_best, save_last, save_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
-from deepfake_training.loop.network import prepare_network
+from deepfake_training.loop.network import prepare_network, weight_groups
 
 LOG = "log.jsonl"
 CLIP_NORM = 5.0
@@ -97,9 +96,7 @@ class TrainingRun:
         network, self._in_eval_mode, self.initial_note = prepare_network(config)
         self.detector = ServedDetector(network, config.spec).to(self._device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.detector, decay=config.ema_decay, use_warmup=True)
-        self._optimizer = create_optimizer_v2(
-            self.detector, opt="adamw", lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self._optimizer = torch.optim.AdamW(weight_groups(network, config))
         self.train_set, self.validation_set = config.split(faces)
         self._crops = min(config.crops_per_epoch or len(self.train_set), len(self.train_set))
         self._batches = -(-self._crops // config.batch_size)

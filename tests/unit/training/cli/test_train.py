@@ -90,7 +90,7 @@ def test_the_example_and_the_configuration_are_printed(config: Path, capfd: pyte
             "did you mean timm:efficientnet_b0",
         ),
         (("CONFIG", "-o", "RUN", "--set", "initial_weights=nowhere.pth"), "no such file of initial weights"),
-        (("CONFIG", "-o", "RUN", "--set", "mixture.self_blend=0"), "there is no fake"),
+        (("CONFIG", "-o", "RUN", "--set", "mixture.made=0"), "there is no fake"),
         (("CONFIG", "-o", "RUN", "--device", "tpu"), "device 'tpu' cannot be used here"),
         (("--resume", "RUN"), "the configuration cannot be read"),
     ],

@@ -13,50 +13,19 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.detector import Face
 from deepfake_training.data.augment import Augmentation, compress_h264, compress_jpeg
 from deepfake_training.data.dataset import FaceDataset, Mixture
+from deepfake_training.data.fakes.mesh import NUM_POINTS, fit_mesh
 from deepfake_training.data.labels import FAKE
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.packing import FaceFolders, pack_faces
-from deepfake_training.data.selfblend import self_blend, swap_source
 
 FACE = Face(np.array(BOX, np.float32), 1.0, np.array(LANDMARKS, np.float32))
-NOTHING = Augmentation(color=0, resize=0, blur=0, noise=0, jpeg=0, h264=0, flip=0)
+NOTHING = Augmentation(untouched=1, flip=0)
 
 
 def dataset(faces: PackedFaces, mixture: Mixture, augmentation: Augmentation = NOTHING) -> FaceDataset:
     return FaceDataset(
         faces, np.arange(len(faces)), spec=TINY, mixture=mixture, augmentation=augmentation, jitter=True, seed=5
     )
-
-
-def test_a_blend_changes_the_face_and_follows_its_random_numbers() -> None:
-    picture = draw_face(np.random.default_rng(0))
-    fakes = [self_blend(picture, FACE, np.random.default_rng(seed)) for seed in range(8)]
-    again = self_blend(picture, FACE, np.random.default_rng(3))
-    assert np.array_equal(fakes[3], again)
-    assert all(fake.shape == picture.shape and fake.dtype == np.uint8 for fake in fakes)
-    inside = np.s_[25:55, 20:52]
-    changes = [np.abs(fake[inside].astype(int) - picture[inside]).mean() for fake in fakes]
-    assert min(changes) > 0.2
-    assert len({fake.tobytes() for fake in fakes}) == 8
-
-
-def test_the_background_is_the_targets_when_another_face_is_blended_in() -> None:
-    rng = np.random.default_rng(0)
-    picture, donor = draw_face(rng), draw_face(rng)
-    source = swap_source(picture, FACE, donor, FACE)
-    fake = self_blend(picture, FACE, np.random.default_rng(1), source=source)
-    assert np.array_equal(fake[:4, :4], picture[:4, :4])
-    assert not np.array_equal(fake, picture)
-
-
-def test_another_face_gets_the_targets_colors() -> None:
-    rng = np.random.default_rng(0)
-    picture, donor = draw_face(rng), draw_face(rng)
-    source = swap_source(picture, FACE, donor, FACE)
-    inside = np.s_[30:50, 25:47]
-    before = np.abs(donor[inside].mean((0, 1)) - picture[inside].mean((0, 1))).sum()
-    after = np.abs(source[inside].mean((0, 1)) - picture[inside].mean((0, 1))).sum()
-    assert after < before / 2
 
 
 @pytest.mark.parametrize("compress", [lambda p: compress_jpeg(p, 30), lambda p: compress_h264(p, 35)])
@@ -70,8 +39,8 @@ def test_compression_keeps_shape_and_content(compress: object) -> None:
 
 def test_a_pair_differs_by_the_blend_alone() -> None:
     faces = make_faces()
-    heavy = Augmentation(color=1, resize=1, blur=1, noise=1, jpeg=1, h264=0, flip=0.5)
-    data = dataset(faces, Mixture(self_blend=1.0, swap=0.0), heavy)
+    heavy = Augmentation(untouched=0, color=1, resize=1, blur=1, noise=1, jpeg=1, h264=0, flip=0.5)
+    data = dataset(faces, Mixture(made=1.0, swap=0.0), heavy)
     for place in range(0, 12, 2):
         (real, zero), (fake, one) = data[place], data[place + 1]
         assert (float(zero), float(one)) == (0.0, 1.0)
@@ -92,28 +61,43 @@ def test_every_crop_can_be_made_again_and_epochs_differ() -> None:
 
 
 def test_the_sampler_balances_classes_whatever_the_set_holds() -> None:
-    data = dataset(make_faces(real=20, fake=4), Mixture(self_blend=0.5))
+    data = dataset(make_faces(real=20, fake=4), Mixture(made=0.5))
     labels = [float(data[place][1]) for place in range(len(data))]
     assert sum(labels) == len(labels) / 2
     labels_of = [0] * 20 + [FAKE] * 4
-    kinds = {(draw.blended, labels_of[draw.face]) for draw in data.draws}
+    kinds = {(draw.made, labels_of[draw.face]) for draw in data.draws}
     assert kinds == {(False, 0), (True, 0), (False, FAKE)}
 
 
 def test_the_loss_balances_where_the_sampler_does_not() -> None:
-    data = dataset(make_faces(real=20, fake=5), Mixture(self_blend=0.0, balance="loss"))
+    data = dataset(make_faces(real=20, fake=5), Mixture(made=0.0, balance="loss"))
     assert len(data) == 25
     assert data.positive_weight == 4.0
-    assert dataset(make_faces(real=20, fake=5), Mixture(self_blend=0.0, balance="none")).positive_weight == 1.0
+    assert dataset(make_faces(real=20, fake=5), Mixture(made=0.0, balance="none")).positive_weight == 1.0
 
 
 def test_what_cannot_be_learned_from_is_refused() -> None:
     with pytest.raises(OptionError, match="there is no real face"):
         dataset(make_faces(real=0, fake=4), Mixture())
     with pytest.raises(OptionError, match=r"there is no fake; .*self-blending"):
-        dataset(make_faces(), Mixture(self_blend=0.0))
+        dataset(make_faces(), Mixture(made=0.0))
     with pytest.raises(OptionError, match="field 'swap' is 2; allowed: a number from 0 to 1"):
         Mixture(swap=2)
+    with pytest.raises(OptionError, match=r"shares of the made fakes and add up to 1\.2; lower them"):
+        Mixture(swap=0.6, mouth=0.3, remade=0.3)
+
+
+def test_a_pack_is_read_back_as_it_was_even_where_landmarks_lie_transposed(tmp_path: Path) -> None:
+    faces = make_faces(4)
+    transposed = np.ascontiguousarray(faces.landmarks_xy.transpose(0, 2, 1)).transpose(0, 2, 1)
+    meshes = np.full((4, NUM_POINTS, 2), np.nan, dtype=np.float16)
+    meshes[1] = fit_mesh(faces.face(1)) + 1
+    path = tmp_path / "faces.safetensors"
+    dataclasses.replace(faces, landmarks_xy=transposed, meshes_xy=meshes).save(path)
+    again = PackedFaces.load(path)
+    assert np.array_equal(again.landmarks_xy, faces.landmarks_xy)
+    assert np.array_equal(again.mesh(0), fit_mesh(faces.face(0)))
+    assert again.mesh(1) == pytest.approx(fit_mesh(faces.face(1)) + 1, abs=0.05)
 
 
 def test_a_split_that_leaves_no_real_face_is_refused() -> None:

@@ -35,8 +35,8 @@ def test_a_file_says_what_differs_from_the_defaults(tmp_path: Path) -> None:
 
 def test_single_values_can_be_replaced(tmp_path: Path) -> None:
     path = written(tmp_path / "train.yaml", "epochs: 3\nmixture: {swap: 0.5}\n")
-    config = TrainConfig.from_file(path, ["epochs=4", "mixture.self_blend=1", "spec.crop.margin=0.1"])
-    assert (config.epochs, config.mixture) == (4, Mixture(self_blend=1, swap=0.5))
+    config = TrainConfig.from_file(path, ["epochs=4", "mixture.made=1", "spec.crop.margin=0.1"])
+    assert (config.epochs, config.mixture) == (4, Mixture(made=1, swap=0.5))
     assert (config.spec.crop.margin, config.spec.architecture) == (0.1, TrainConfig().spec.architecture)
     for change, said in (
         ("epochs.first=1", "'epochs.first=1' cannot be set: 'epochs' is 3 and has no parts"),
@@ -54,7 +54,7 @@ def test_single_values_can_be_replaced(tmp_path: Path) -> None:
         ("epochs: many", "field 'epochs' is 'many'; allowed: a whole number from 1"),
         ("schedule: line", "field 'schedule' is 'line'; allowed: 'cosine', 'plateau', 'step'"),
         ("epoch: 3", "field 'epoch' is unknown; allowed: pack, folders, spec, initial_weights, epochs"),
-        ("mixture: {swop: 1}", "field 'mixture.swop' is unknown; allowed: self_blend, swap, balance"),
+        ("mixture: {swop: 1}", "field 'mixture.swop' is unknown; allowed: made, swap, mouth, remade, balance"),
         ("mixture: {swap: 2}", "field 'mixture.swap' is 2; allowed: a number from 0 to 1"),
         ("augmentation: {jpeg: 1.5}", "field 'augmentation.jpeg' is 1.5; allowed: a number from 0 to 1"),
         ("folders: {frames_per_video: 0}", "field 'folders.frames_per_video' is 0"),

@@ -129,7 +129,7 @@ def test_training_learns_what_is_obvious(tmp_path: Path) -> None:
         accumulate=1,
         learning_rate=3e-3,
         ema_decay=0.0,
-        mixture=Mixture(self_blend=0.0),
+        mixture=Mixture(made=0.0),
         augmentation=Augmentation(color=0, resize=0, blur=0, noise=0, jpeg=0, h264=0),
     )
     run = TrainingRun(make_faces(24, 24, dark_fakes=True), config, tmp_path)

@@ -1,0 +1,115 @@
+"""Fakes made of real photographs: what changes, what does not, and that the same numbers give the same picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import skimage.data
+from drawn_faces import BOX, LANDMARKS, draw_face
+
+from deepfake_preprocess.faces.detector import Face
+from deepfake_training.data.fakes.blend import METHODS, blend
+from deepfake_training.data.fakes.look import match_colors
+from deepfake_training.data.fakes.mesh import (
+    REGIONS,
+    draw_region,
+    fit_mesh,
+    landmarks_of,
+    mean_mesh,
+    misfit,
+    warp,
+)
+from deepfake_training.data.fakes.recipes import KINDS, Kind, Portrait, make_fake
+
+FACE = Face(np.array(BOX, np.float32), 1.0, np.array(LANDMARKS, np.float32))
+ASTRONAUT_LANDMARKS = ((204, 114), (242, 110), (227, 139), (212, 156), (246, 152))
+
+
+def portrait(seed: int = 0) -> Portrait:
+    return Portrait(draw_face(np.random.default_rng(seed)), fit_mesh(FACE))
+
+
+def astronaut() -> Portrait:
+    # Where the five landmarks are in the photograph, read off it.
+    landmarks = np.array(ASTRONAUT_LANDMARKS, np.float32) - (140, 40)
+    face = Face(np.array([40, 20, 120, 150], np.float32), 1.0, landmarks)
+    return Portrait(np.ascontiguousarray(skimage.data.astronaut()[40:220, 140:320]), fit_mesh(face))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fake_changes_the_face_and_follows_its_random_numbers(kind: Kind) -> None:
+    real, donor = astronaut(), portrait(1)
+    fakes = [make_fake(kind, real, np.random.default_rng(seed), donor=donor) for seed in range(6)]
+    assert np.array_equal(fakes[3], make_fake(kind, real, np.random.default_rng(3), donor=donor))
+    assert all(fake.shape == real.picture.shape and fake.dtype == np.uint8 for fake in fakes)
+    assert len({fake.tobytes() for fake in fakes}) == 6
+    inside = draw_region(real.mesh, "lower", real.picture.shape[:2]) > 0.5
+    changes = [np.abs(fake.astype(int) - real.picture)[inside].mean() for fake in fakes]
+    assert min(changes) > 0.2
+
+
+@pytest.mark.parametrize("kind", ["swap", "mouth", "remade"])
+def test_the_surroundings_are_those_of_the_real_picture(kind: Kind) -> None:
+    real = astronaut()
+    for seed in range(6):
+        fake = make_fake(kind, real, np.random.default_rng(seed), donor=portrait(1))
+        assert np.abs(fake[-8:, -8:].astype(int) - real.picture[-8:, -8:]).max() <= 1
+
+
+def test_a_swap_needs_another_person() -> None:
+    with pytest.raises(ValueError, match="hand one in as `donor`"):
+        make_fake("swap", portrait(), np.random.default_rng(0))
+
+
+def test_the_mean_mesh_is_laid_over_the_landmarks() -> None:
+    assert landmarks_of(fit_mesh(FACE)) == pytest.approx(np.array(LANDMARKS), abs=3)
+    size = draw_region(fit_mesh(FACE), "whole", (72, 72)).sum()
+    assert all(0.02 < draw_region(fit_mesh(FACE), region, (72, 72)).sum() / size <= 1 for region in REGIONS)
+    with pytest.raises(ValueError, match="a face with landmarks"):
+        fit_mesh(Face(FACE.box_xyxy, 1.0, None))
+
+
+def test_faces_fit_that_differ_by_place_and_size_and_not_those_in_profile() -> None:
+    mesh = mean_mesh()
+    assert misfit(mesh * 2 + 5, mesh) == pytest.approx(0, abs=1e-5)
+    turned = mesh * np.array([0.5, 1], np.float32)
+    assert misfit(turned, mesh) > 0.09
+    assert misfit(mesh * np.array([-1, 1], np.float32), mesh) == float("inf")
+
+
+def test_a_face_is_moved_point_by_point() -> None:
+    real = astronaut()
+    shift = np.array([7, 4], np.float32)
+    moved, covered = warp(real.picture, real.mesh, real.mesh + shift, real.picture.shape[:2])
+    inside = covered > 0.5
+    inside[:20] = inside[:, :20] = False
+    back = np.roll(real.picture, (4, 7), axis=(0, 1))
+    assert inside.sum() > 3000
+    assert np.abs(moved.astype(int) - back)[inside].mean() < 1
+
+
+def test_another_face_gets_the_targets_colors() -> None:
+    real, donor = portrait(0), portrait(1)
+    hull = draw_region(real.mesh, "inner", (72, 72))
+    for seed in range(4):
+        matched = match_colors(donor.picture, real.picture, hull, np.random.default_rng(seed))
+        before, after = (
+            np.abs(each[hull > 0.5].mean(axis=0) - real.picture[hull > 0.5].mean(axis=0)).sum()
+            for each in (donor.picture, matched)
+        )
+        assert after < before / 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_way_of_blending_keeps_off_the_border_and_fills_the_middle(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepfake_training.data.fakes.blend.METHODS", [method] * 3)
+    target, inner = np.full((96, 96, 3), 60, np.uint8), np.full((96, 96, 3), 160, np.uint8)
+    inner[44:52, 44:52] = 220
+    mask = np.zeros((96, 96), np.float32)
+    mask[32:64, 32:64] = 1
+    blended = blend(target, inner, mask, 40.0, np.random.default_rng(0))
+    assert (blended[:4] == 60).all()
+    contrast = int(blended[48, 48, 0]) - int(blended[38, 38, 0])
+    assert contrast > 25

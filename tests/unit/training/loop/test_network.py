@@ -1,0 +1,69 @@
+"""Training the norms and the head of a transformer alone: what changes, what is published, what is put together."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from drawn_faces import QUICK, TINY, make_faces
+from safetensors.torch import load_file, save_file
+
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_training.loop.checkpointing import BEST, publish
+from deepfake_training.loop.network import prepare_network, weight_groups
+from deepfake_training.loop.run import TrainingRun
+
+TRANSFORMER = ModelSpec(
+    "transformer",
+    "timm:test_vit",
+    head=Head(layers=("normalize", "linear:1")),
+    input_height_px=32,
+    input_width_px=32,
+    crop=TINY.crop,
+)
+HEAD = {"head.1.weight", "head.1.bias"}
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the network without its head, as others publish them."""
+    path = tmp_path_factory.mktemp("tower") / "tower.safetensors"
+    weights = build_network(TRANSFORMER).state_dict()
+    save_file({name: value for name, value in weights.items() if name not in HEAD}, path)
+    return path
+
+
+def test_norms_and_head_are_trained_and_published_without_the_rest(tower: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        QUICK, spec=TRANSFORMER, initial_weights=str(tower), trained="norms_and_head", head_rate=10.0, epochs=1
+    )
+    run = TrainingRun(make_faces(), config, tmp_path / "run")
+    assert "by name" in run.initial_note
+    run.train()
+    before, after = load_file(tower), load_file(tmp_path / "run" / BEST)
+    changed = {name for name, value in after.items() if name not in before or not torch.equal(value, before[name])}
+    assert changed >= HEAD
+    assert changed - HEAD
+    assert all("norm" in name for name in changed - HEAD)
+    publish(tmp_path / "run", tmp_path / "changes.safetensors", base=tower)
+    assert load_file(tmp_path / "changes.safetensors").keys() == changed
+
+
+def test_the_head_alone_is_trained_at_its_own_rate(tower: Path) -> None:
+    config = dataclasses.replace(
+        QUICK, spec=TRANSFORMER, initial_weights=str(tower), trained="head", learning_rate=0.01, head_rate=5.0
+    )
+    network, _, _ = prepare_network(config)
+    groups = weight_groups(network, config)
+    assert {group["lr"] for group in groups} == {0.05}
+    assert sum(weight.numel() for group in groups for weight in group["params"]) == 64 + 1
+    assert {group["weight_decay"] for group in groups} == {config.weight_decay, 0.0}
+
+
+def test_a_normalized_head_looks_at_directions_only() -> None:
+    head = build_network(TRANSFORMER).get_submodule("head")
+    features = torch.randn(3, 64)
+    assert torch.allclose(head(features), head(features * 7), atol=1e-5)

@@ -1,0 +1,155 @@
+"""The kinds of fakes, each made of one real picture, and for a swap of another person's.
+
+- ``self``: two versions of one face that differ a little, blended (Shiohara and Yamasaki, CVPR 2022). What remains to
+  be learned is what all swaps share: the seam, and what does not match between inside and outside.
+- ``swap``: another person's face, moved onto this one triangle by triangle, with matched colors and mostly less
+  detail, in the outline of the face, of its inner part, or in the square that one-shot swaps paste back.
+- ``mouth``: another mouth, or this one with another shape, made anew, as lip synchronization does.
+- ``remade``: the whole face made anew from little and bent a little, as talking heads and reenactment do.
+
+Everything is drawn from the generator that is handed in: the same generator, the same picture.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from deepfake_training.data.fakes.blend import (
+    RATIOS,
+    blend,
+    displace,
+    mix,
+    random_mask,
+    smooth_field,
+    soften,
+    square_mask,
+)
+from deepfake_training.data.fakes.look import change_look, match_colors, remake
+from deepfake_training.data.fakes.mesh import Mesh, Picture, Region, draw_region, warp
+
+Kind = Literal["self", "swap", "mouth", "remade"]
+KINDS: Final[tuple[Kind, ...]] = ("self", "swap", "mouth", "remade")
+_SELF_REGIONS: Final[dict[Region, float]] = {"whole": 0.55, "inner": 0.25, "lower": 0.2}
+_SWAP_REGIONS: Final[dict[Region, float]] = {"whole": 0.6, "inner": 0.4}
+_MOUTH_REGIONS: Final[dict[Region, float]] = {"lower": 0.5, "mouth": 0.5}
+
+
+class Portrait(NamedTuple):
+    """A picture of a face and the face's mesh in it."""
+
+    picture: Picture
+    mesh: Mesh
+
+    @property
+    def face_px(self) -> float:
+        """Width of the face."""
+        return float(np.ptp(self.mesh[:, 0]))
+
+
+def make_fake(kind: Kind, real: Portrait, rng: np.random.Generator, *, donor: Portrait | None = None) -> Picture:
+    """Return a fake of a real picture, of the same size and with the same surroundings.
+
+    Args:
+        kind: what is done.
+        real: what the fake is made of.
+        rng: where all random numbers come from.
+        donor: another person in a similar pose; ``swap`` needs one, ``mouth`` may take one.
+
+    Raises:
+        ValueError: a swap without a donor.
+    """
+    if kind == "self":
+        return _self_blend(real, rng)
+    if kind == "swap":
+        if donor is None:
+            raise ValueError("a swap needs another person's face; hand one in as `donor`")
+        return _swap(real, donor, rng)
+    if kind == "mouth":
+        return _new_mouth(real, donor, rng)
+    return _remade(real, rng)
+
+
+def _self_blend(real: Portrait, rng: np.random.Generator) -> Picture:
+    target = inner = real.picture
+    if rng.random() < 0.5:
+        inner = change_look(inner, rng)
+    else:
+        target = change_look(target, rng)
+    size_hw = target.shape[:2]
+    mask = random_mask(real.mesh, _drawn(_SELF_REGIONS, rng), size_hw, rng)
+    inner = _moved(inner, real, rng)
+    ratio = np.float32(rng.choice(RATIOS))
+    if ratio < 1:
+        return mix(target, inner, soften(mask, real.face_px, rng) * ratio)
+    return blend(target, inner, mask, real.face_px, rng)
+
+
+def _swap(real: Portrait, donor: Portrait, rng: np.random.Generator) -> Picture:
+    size_hw = real.picture.shape[:2]
+    # Between the shapes of both: a swap keeps more or less of the donor's.
+    onto = real.mesh
+    if rng.random() < 0.5:
+        matrix, _ = cv2.estimateAffinePartial2D(donor.mesh, real.mesh)
+        if matrix is not None:
+            theirs = donor.mesh @ matrix[:, :2].T.astype(np.float32) + matrix[:, 2].astype(np.float32)
+            onto = real.mesh + np.float32(rng.uniform(0, 0.6)) * (theirs - real.mesh)
+    inner, _ = warp(donor.picture, donor.mesh, onto, size_hw)
+    inner = match_colors(inner, real.picture, draw_region(real.mesh, "inner", size_hw), rng)
+    if rng.random() < 0.75:
+        inner = remake(inner, real.face_px, rng)
+    if rng.random() < 0.3:
+        inner = change_look(inner, rng)
+    if rng.random() < 0.25:
+        mask = square_mask(real.mesh, size_hw, rng)
+        mask *= draw_region(onto, "whole", size_hw) if rng.random() < 0.7 else 1
+    else:
+        mask = random_mask(onto, _drawn(_SWAP_REGIONS, rng), size_hw, rng)
+    return blend(real.picture, inner, mask, real.face_px, rng)
+
+
+def _new_mouth(real: Portrait, donor: Portrait | None, rng: np.random.Generator) -> Picture:
+    size_hw = real.picture.shape[:2]
+    if donor is not None and rng.random() < 0.5:
+        inner, _ = warp(donor.picture, donor.mesh, real.mesh, size_hw)
+        inner = match_colors(inner, real.picture, draw_region(real.mesh, "lower", size_hw), rng)
+    else:
+        # The lips are moved apart, together or sideways, and the skin around them follows.
+        mouth = real.mesh[[61, 291, 13, 14]].mean(axis=0)
+        distance = np.linalg.norm(real.mesh - mouth, axis=1, keepdims=True) / real.face_px
+        near = np.exp(-((distance / 0.18) ** 2))
+        scale = np.array([rng.uniform(-0.2, 0.2), rng.uniform(-0.5, 0.6)], dtype=np.float32)
+        shift = rng.normal(0, 0.015, 2).astype(np.float32) * np.float32(real.face_px)
+        onto = real.mesh + near * ((real.mesh - mouth) * scale + shift)
+        inner, _ = warp(real.picture, real.mesh, np.asarray(onto, dtype=np.float32), size_hw)
+    inner = remake(inner, real.face_px, rng)
+    mask = random_mask(real.mesh, _drawn(_MOUTH_REGIONS, rng), size_hw, rng)
+    return blend(real.picture, inner, mask, real.face_px, rng)
+
+
+def _remade(real: Portrait, rng: np.random.Generator) -> Picture:
+    inner = _moved(real.picture, real, rng, strength=rng.uniform(0.5, 2))
+    inner = remake(inner, real.face_px, rng)
+    if rng.random() < 0.5:
+        inner = change_look(inner, rng)
+    size_hw = real.picture.shape[:2]
+    square = rng.random() < 0.5
+    mask = square_mask(real.mesh, size_hw, rng) if square else random_mask(real.mesh, "whole", size_hw, rng)
+    return blend(real.picture, inner, mask, real.face_px, rng)
+
+
+def _moved(picture: Picture, real: Portrait, rng: np.random.Generator, *, strength: float = 1.0) -> Picture:
+    """Shift, turn, scale and bend a picture a little around its face."""
+    height, width = size_hw = picture.shape[:2]
+    center = real.mesh.mean(axis=0).tolist()
+    matrix = np.asarray(cv2.getRotationMatrix2D(center, rng.uniform(-2, 2), rng.uniform(0.96, 1 / 0.96)), np.float64)
+    matrix[:, 2] += rng.uniform(-1, 1, 2) * np.array([0.03, 0.02]) * real.face_px
+    moved = cv2.warpAffine(picture, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    bent = displace(np.asarray(moved), smooth_field(size_hw, strength * 0.012 * real.face_px, rng))
+    return np.asarray(bent, dtype=np.uint8)
+
+
+def _drawn(shares: dict[Region, float], rng: np.random.Generator) -> Region:
+    return list(shares)[int(rng.choice(len(shares), p=list(shares.values())))]
