@@ -29,11 +29,15 @@ import triton_python_backend_utils as pb_utils
 
 from deepfake_preprocess.support.sessions import open_session
 from deepfake_serve._cores import CROPS_PER_THREAD, MIN_AHEAD_S, running_alone
+from deepfake_serve._pulse import Pulse, restarts
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Array = npt.NDArray[Any]
+
+HUNG_S, HUNG_SHARE = 20.0, 30
+"""A computation that takes longer, and so many times as long as the first one of the largest batch, never ends."""
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
@@ -64,22 +68,37 @@ class TritonPythonModel:
         self._lock = (directory / "config.pbtxt").open("rb")
 
         # Warm up here: readiness comes after it, so no user pays for the first allocations.
-        self._max_batch_size = int(config["max_batch_size"])
+        self._pulse = Pulse()
+        # Requests of one caller may hold more; Triton joins those of several up to this size.
+        preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", ())
+        self._full = max(map(int, preferred), default=int(config["max_batch_size"]))
         self._buffer, self._other_buffer = (
-            np.zeros((self._max_batch_size, *self._crop_shape), dtype=np.uint8) for _ in range(2)
+            np.zeros((self._full, *self._crop_shape), dtype=np.uint8) for _ in range(2)
         )
-        for batch_size in sorted({1, self._max_batch_size}):
+        for batch_size in sorted({1, self._full}):
             self._infer(self._session, self._buffer[:batch_size])
         self._infer(self._lone_session, self._buffer[:1])
         start = time.perf_counter()
         self._infer(self._session, self._buffer)
-        self._runs_ahead = time.perf_counter() - start >= MIN_AHEAD_S
+        full_s = time.perf_counter() - start
+        self._runs_ahead = full_s >= MIN_AHEAD_S
 
         self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._under_way: Future[list[Array]] | None = None
+        largest_s = full_s * int(config["max_batch_size"]) / self._full
+        self._pulse.publish(config["name"], max(HUNG_S, HUNG_SHARE * largest_s))
+        # One number, which every instance states; it is offered for as long as one of them holds it.
+        self._metrics = pb_utils.MetricFamily(
+            name="deepfake_serve_restarts",
+            description="How often the embedded Triton was started again because it or a backend process failed",
+            kind=pb_utils.MetricFamily.GAUGE,
+        )
+        self._restarts = self._metrics.Metric(labels={})
+        self._restarts.set(restarts())
 
     def finalize(self) -> None:
         """Answer what was accepted."""
+        self._pulse.end()
         self._computing.shutdown()
         self._answering.shutdown()
         self._lock.close()
@@ -103,7 +122,7 @@ class TritonPythonModel:
         sizes = [len(faces) for _, faces in accepted]
         # A full batch of several requests: they had to wait, so this instance is not the only one that is busy, and
         # others have probably come since.
-        is_queued = 1 < len(accepted) == len(requests) and len(batch) == self._max_batch_size
+        is_queued = 1 < len(accepted) == len(requests) and len(batch) >= self._full
         if self._runs_ahead and is_queued and len(batch) > self._rows(self._session):
             last_part = threading.Event()
             self._under_way = self._computing.submit(self._run_ahead, batch, last_part)
@@ -112,7 +131,9 @@ class TritonPythonModel:
             return None
         if self._under_way is not None:
             wait([self._under_way])
-        answers = self._answers([requests[index] for index, _ in accepted], sizes, lambda: self._run(batch))
+        answers = self._answers(
+            [requests[index] for index, _ in accepted], sizes, lambda: self._run(batch, is_queued=is_queued)
+        )
         for (index, _), answer in zip(accepted, answers, strict=True):
             responses[index] = answer
         return responses
@@ -159,18 +180,17 @@ class TritonPythonModel:
         if len(parts) == 1:
             return parts[0]
         rows = sum(len(part) for part in parts)
-        if rows > self._max_batch_size:
+        if rows > self._full:
             return np.concatenate(parts)
         # The batch before may still be in the other one.
         self._buffer, self._other_buffer = self._other_buffer, self._buffer
         return np.concatenate(parts, out=self._buffer[:rows])
 
-    def _run(self, faces: Array) -> list[Array]:
+    def _run(self, faces: Array, *, is_queued: bool) -> list[Array]:
         if self._lone_session is self._session:
             return self._infer(self._session, faces)
-        # A full batch has others behind it, which another instance is about to run.
-        is_full = len(faces) >= self._max_batch_size
-        with running_alone(self._lock, cores_wanted=None if is_full else self._lone_threads - 1) as alone:
+        # Another instance is about to run what has queued up behind it.
+        with running_alone(self._lock, cores_wanted=None if is_queued else self._lone_threads - 1) as alone:
             return self._infer(self._lone_session if alone else self._session, faces)
 
     def _infer(
@@ -181,7 +201,8 @@ class TritonPythonModel:
         for start in range(0, len(faces), rows):
             if before_last is not None and start + rows >= len(faces):
                 before_last()
-            parts.append(session.run(self._output_names, {self._input_name: faces[start : start + rows]}))
+            with self._pulse.beating():
+                parts.append(session.run(self._output_names, {self._input_name: faces[start : start + rows]}))
         return parts[0] if len(parts) == 1 else [np.concatenate(values) for values in zip(*parts, strict=True)]
 
     def _rows(self, session: InferenceSession) -> int:

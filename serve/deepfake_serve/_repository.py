@@ -29,6 +29,9 @@ MAX_LONE_THREADS = 4
 MAX_LONE_MODEL_MB = 128
 """An instance that may use the cores of the others as well holds the model twice."""
 
+MARK_PARAMETER = "deepfake_serve_state"
+"""In a configuration that is served: which state of a model it is, so that a change is known to be served."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -91,13 +94,40 @@ def check_repository(repository: Path, models: Sequence[str] = ()) -> list[Serve
     return [_check_model(model_dir) for model_dir in model_dirs(repository, models)]
 
 
-def write_view(models: Sequence[ServedModel], target: Path, shares: Mapping[str, CpuShare]) -> None:
-    """Lay out a repository in `target`: links to the checked versions, configurations with each model's share."""
-    for model in models:
-        directory = target / model.spec.name
-        directory.mkdir(parents=True)
-        (directory / model.version_dir.name).symlink_to(model.version_dir.resolve(), target_is_directory=True)
-        share = shares[model.spec.name]
+class View:
+    """The private repository that a server reads: links to checked versions, configurations with each model's share.
+
+    A model's folder is a link that changes in one step, so Triton never sees half of a change.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.folder = run_dir / "repository"
+        self._states = run_dir / "states"
+        self._known: list[tuple[ServedModel, CpuShare]] = []
+        for folder in (self.folder, self._states):
+            folder.mkdir()
+
+    def show(self, models: Sequence[ServedModel], shares: Mapping[str, CpuShare]) -> dict[str, str]:
+        """Have exactly these models served, and return for each name the mark that its configuration then has."""
+        marks = {model.spec.name: self._state(model, shares[model.spec.name]) for model in models}
+        for name, mark in marks.items():
+            partial = self._states / "link"
+            partial.symlink_to(self._states / mark, target_is_directory=True)
+            partial.replace(self.folder / name)
+        for link in self.folder.iterdir():
+            if link.name not in marks:
+                link.unlink()
+        return marks
+
+    def _state(self, model: ServedModel, share: CpuShare) -> str:
+        """Lay out one state of a model, where it has not been shown before, and return its mark."""
+        if (model, share) in self._known:
+            return _mark(self._known.index((model, share)))
+        mark = _mark(len(self._known))
+        self._known.append((model, share))
+        state = self._states / mark
+        state.mkdir()
+        (state / model.version_dir.name).symlink_to(model.version_dir.resolve(), target_is_directory=True)
         config = type(model.config)()
         config.CopyFrom(model.config)
         lone_threads = min(share.instances * share.threads, available_cores(), MAX_LONE_THREADS)
@@ -108,8 +138,14 @@ def write_view(models: Sequence[ServedModel], target: Path, shares: Mapping[str,
             threads=share.threads,
             lone_threads=lone_threads if is_small and lone_threads > share.threads else None,
         )
+        config.parameters[MARK_PARAMETER].string_value = mark
         text = triton_config.config_to_text(config)
-        (directory / triton_config.CONFIG_NAME).write_text(text, encoding="utf-8")
+        (state / triton_config.CONFIG_NAME).write_text(text, encoding="utf-8")
+        return mark
+
+
+def _mark(number: int) -> str:
+    return f"state-{number}"
 
 
 def _check_model(model_dir: Path) -> ServedModel:

@@ -1,21 +1,24 @@
-"""The small process between a caller and Triton; it makes sure that nothing is left behind.
+"""The small process between a caller and Triton; it keeps Triton running, and makes sure that nothing is left behind.
 
-It starts `tritonserver`, waits, and when it is asked to stop, when Triton ends, or when the caller is gone for
-whatever reason (SIGKILL included), it ends every process of Triton and removes its shared memory and its
-temporary folder. A death signal alone (`PR_SET_PDEATHSIG`) would not do: it is bound to the *thread* that started
-the child, and it cleans nothing up.
+It starts `tritonserver` and watches it: the server and each backend process are there and not stopped, no backend
+process computes without end, and every model answers a real inference. Triton 2.51 never replaces a backend process
+that died, and still calls itself ready; so whatever is wrong, all of Triton is started again, and only a bounded
+number of times.
+
+When it is asked to stop, when Triton cannot be kept running, or when the caller is gone for whatever reason (SIGKILL
+included), it ends every process of Triton and removes its shared memory and its temporary folder. A death signal
+alone (`PR_SET_PDEATHSIG`) would not do: it is bound to the *thread* that started the child, and cleans nothing up.
 
 Triton's log passes through it, to see when the last request was answered: what Triton does after that takes
 3 s and only frees what the end of its processes frees at once.
 
-Runs as a script with the standard library only, and never in the caller's process: it takes over signals.
+Runs as a process of its own with the standard library only: it takes over signals.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import select
 import shutil
@@ -23,10 +26,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self
 
-SHARED_MEMORY = Path("/dev/shm")
+from deepfake_serve._plan import SHARED_MEMORY, STOP_TIMEOUT_S, Plan
+from deepfake_serve._probe import Asking
+from deepfake_serve._pulse import STOPPED_S, Watch, is_stopped
+
 ENVIRONMENTS = Path("/tmp")
 ENVIRONMENT_PATTERN = "python_env_*"
 """Triton's Python backend makes such a folder for each server, wherever `TMPDIR` points, and removes it at an orderly
@@ -35,70 +42,203 @@ ALL_ANSWERED = b"All models are stopped, unloading models"
 """What Triton 2.51 logs when no request is in flight any more. Where it never comes, stopping takes longer."""
 FLUSH_S = 0.2
 """From there on, the last answers are on their way out of the server's sockets."""
+TICK_S = 0.25
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
 
+MAX_FAILED_STARTS = 5
+"""So many starts in a row after which no model answered are the last ones."""
+MAX_RESTARTS_PER_HOUR = 200
+"""Requests that kill the server each time it is back must not go on for ever. 100 faults in a row are outlived."""
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 5.0
+"""The pause before a start; it doubles while the server does not stay up for `CALM_S`."""
+CALM_S = 10.0
+EXIT_GIVEN_UP = 1
 
-def main(config_path: str) -> int:
-    """Run one server, as `EmbeddedTriton` wrote into a JSON file, until it ends or has to.
 
-    Returns 0 when it was asked to stop, else what a shell would report: its code, or 128 + signal.
+@dataclass(frozen=True, slots=True)
+class End:
+    """How one run of Triton ended.
+
+    Attributes:
+        reason: what was wrong; empty where somebody asked for the end.
+        code: what a shell would report: Triton's code, or 128 + signal.
+        served: whether every model had answered.
     """
-    config: dict[str, Any] = json.loads(Path(config_path).read_text(encoding="utf-8"))
-    libc = ctypes.CDLL(None, use_errno=True)
+
+    reason: str
+    code: int
+    served: bool
+
+
+@dataclass(slots=True)
+class Restarts:
+    """How often, and how soon, Triton is started again."""
+
+    failed: int = 0
+    pause_s: float = 0.0
+    times: list[float] = field(default_factory=list)
+
+    def next_pause_s(self, end: End, up_s: float) -> float | None:
+        """Return how long to wait after a run that lasted `up_s`; None where it was the last one."""
+        now = time.monotonic()
+        self.times = [*(item for item in self.times if now - item < 3_600), now]
+        self.failed = 0 if end.served else self.failed + 1
+        if self.failed >= MAX_FAILED_STARTS or len(self.times) > MAX_RESTARTS_PER_HOUR:
+            return None
+        self.pause_s = FIRST_PAUSE_S if up_s >= CALM_S else min(max(FIRST_PAUSE_S, 2 * self.pause_s), MAX_PAUSE_S)
+        return self.pause_s
+
+
+def main(plan_path: str) -> int:
+    """Keep one server running until it is asked to stop, the caller is gone, or it cannot be kept running.
+
+    Returns 0 where it was asked to stop, else the code of the last `End`. A server that never served is not started
+    again: what is wrong with it was wrong from the start.
+    """
+    plan = Plan.read(Path(plan_path))
     # Python stubs that outlive the server become children of this process, which then can wait for them.
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wakeup = _signal_pipe(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    server: subprocess.Popen[bytes] | None = None
-    parent_alive = True
-    environments = set(ENVIRONMENTS.glob(ENVIRONMENT_PATTERN))
+    parent: int | None = None
     try:
-        parent = _watch_parent(config["parent_pid"])
-        # The server must not outlive this process either. Safe here, as nothing else runs in this process.
-        server = subprocess.Popen(
-            config["command"],
+        if os.getppid() != plan.parent_pid:
+            return 0
+        # Its threads and forks do not matter.
+        parent = os.pidfd_open(plan.parent_pid)
+        return _keep_running(plan, parent, wakeup)
+    except ProcessLookupError:
+        return 0
+    finally:
+        if parent is None or _wait_for([parent], 0):
+            shutil.rmtree(plan.run_dir, ignore_errors=True)
+
+
+def _keep_running(plan: Plan, parent: int, wakeup: int) -> int:
+    restarts, has_served = Restarts(), False
+    while True:
+        start = time.monotonic()
+        with Run(plan, number=len(restarts.times)) as run:
+            end = run.until_end(parent, wakeup)
+        if not end.reason:
+            return 0
+        has_served |= end.served
+        if not has_served:
+            return end.code
+        pause_s = restarts.next_pause_s(end, time.monotonic() - start)
+        number = len(restarts.times)
+        if pause_s is None:
+            _say(plan, f"{end.reason}; Triton was started again {number - 1} times, and is given up")
+            return end.code
+        _say(plan, f"{end.reason}; starting Triton again (restart {number})")
+        plan.restarts.write_text(str(number), encoding="ascii")
+        if _wait_for([parent, wakeup], pause_s):
+            return 0
+
+
+class Run:
+    """Triton from one start to its end; after the context nothing of it is left."""
+
+    def __init__(self, plan: Plan, *, number: int) -> None:
+        self._plan, self._number = plan, number
+        self._environments = set(ENVIRONMENTS.glob(ENVIRONMENT_PATTERN))
+        self._server = subprocess.Popen(
+            plan.command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0),
+            # The server must not outlive this process either. Safe here, as no other thread runs now.
+            preexec_fn=_die_with_parent,
         )
-        assert server.stdout is not None
-        log = server.stdout.fileno()
-        child = os.pidfd_open(server.pid)
-        ready = _pass_log_until(log, [parent, wakeup, child])
-        parent_alive = parent not in ready
-        if child not in ready:
-            if wakeup in ready:
-                os.read(wakeup, 1)
-            server.terminate()
-            # A second signal means that the caller has lost patience.
-            _pass_log_until(log, [wakeup, child], timeout_s=config["stop_timeout_s"], text=ALL_ANSWERED)
-            _pass_log_until(log, [wakeup, child], timeout_s=FLUSH_S)
-            return 0
-        _pass_log_until(log, [], timeout_s=0)
-        code = server.wait()
-        return code if code >= 0 else 128 - code
-    except ProcessLookupError:
-        parent_alive = False
-        return 0
-    finally:
-        if server is not None:
-            _end_group(server)
-        for path in SHARED_MEMORY.glob(config["shm_prefix"] + "*"):
+        assert self._server.stdout is not None
+        self._log = self._server.stdout
+        self._ended = os.pidfd_open(self._server.pid)
+        self._watch = Watch(plan.pulses)
+        self._asking = Asking(plan, beats=lambda: self._watch.beats)
+        self._stopped_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _end_group(self._server)
+        self._asking.close()
+        self._watch.close()
+        self._log.close()
+        os.close(self._ended)
+        for path in SHARED_MEMORY.glob(self._plan.shm_prefix + "*"):
             path.unlink(missing_ok=True)
         for path in ENVIRONMENTS.glob(ENVIRONMENT_PATTERN):
             # One that another server made since then is empty as well, or stays.
-            if path not in environments:
+            if path not in self._environments:
                 with contextlib.suppress(OSError):
                     path.rmdir()
-        if not parent_alive:
-            shutil.rmtree(config["run_dir"], ignore_errors=True)
+
+    def until_end(self, parent: int, wakeup: int) -> End:
+        """Watch until Triton ends, has to be ended, or is asked to: by a signal, or by the end of the parent."""
+        start = looked_at = time.monotonic()
+        announced = self._number == 0
+        while True:
+            ready = _pass_log_until(
+                self._log.fileno(),
+                [parent, wakeup, self._ended, self._asking.told, *self._watch.ends],
+                timeout_s=TICK_S,
+            )
+            if parent in ready or wakeup in ready:
+                if self._ended not in ready:
+                    self._stop(wakeup)
+                return End("", 0, self._asking.served)
+            now = time.monotonic()
+            # What the supervisor did not see does not count: it may have been stopped itself.
+            reason, code = self._ailment(min(now - looked_at, 2 * TICK_S), has_ended=self._ended in ready)
+            looked_at = now
+            if reason:
+                _pass_log_until(self._log.fileno(), [], timeout_s=0)
+                return End(reason, code, self._asking.served)
+            if self._asking.served and not announced:
+                announced = True
+                _say(self._plan, f"Triton serves again, {now - start:.1f} s after its start")
+
+    def _ailment(self, elapsed_s: float, *, has_ended: bool) -> tuple[str, int]:
+        """Return why Triton has to be started again, empty where it does not, and the exit code that this means."""
+        if has_ended:
+            code = self._server.wait()
+            code = code if code >= 0 else 128 - code
+            return f"Triton ended by itself (exit code {code})", code
+        self._stopped_s = self._stopped_s + elapsed_s if is_stopped(self._server.pid) else 0.0
+        if self._stopped_s > STOPPED_S:
+            return f"Triton's process {self._server.pid} was stopped", EXIT_GIVEN_UP
+        return self._watch.look(elapsed_s) or self._asking.ailment, EXIT_GIVEN_UP
+
+    def _stop(self, wakeup: int) -> None:
+        """Let Triton answer what it has accepted; a second signal means that the caller has lost patience."""
+        _drain(wakeup)
+        self._asking.stop()
+        self._server.terminate()
+        log, until = self._log.fileno(), [wakeup, self._ended]
+        _pass_log_until(log, until, timeout_s=STOP_TIMEOUT_S, text=ALL_ANSWERED)
+        _pass_log_until(log, until, timeout_s=FLUSH_S)
+
+
+def _say(plan: Plan, text: str) -> None:
+    """Write a line into the log, and where that is another place to standard error."""
+    line = f"deepfake-serve: {text}\n".encode()
+    for descriptor in {1, 2} if plan.notify else {1}:
+        # Nobody may read it any more; that must not keep the server from being watched.
+        if _wait_for([], 0, to_write=descriptor):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, line)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _signal_pipe(*signals: signal.Signals) -> int:
     """Return a descriptor that becomes readable when one of `signals` arrives."""
     read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     for number in signals:
@@ -106,11 +246,19 @@ def _signal_pipe(*signals: signal.Signals) -> int:
     return read_end
 
 
-def _watch_parent(pid: int) -> int:
-    """Return a descriptor that becomes readable when the caller ends; its threads and forks do not matter."""
-    if os.getppid() != pid:
-        raise ProcessLookupError(pid)
-    return os.pidfd_open(pid)
+def _drain(descriptor: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.read(descriptor, 1)
+
+
+def _wait_for(descriptors: list[int], timeout_s: float, *, to_write: int | None = None) -> bool:
+    """Return whether one of `descriptors` becomes readable in time, or `to_write` takes a line."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    if to_write is not None:
+        poll.register(to_write, select.POLLOUT)
+    return bool(poll.poll(timeout_s * 1_000))
 
 
 def _pass_log_until(
@@ -151,7 +299,3 @@ def _end_group(server: subprocess.Popen[bytes]) -> None:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

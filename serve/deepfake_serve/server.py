@@ -14,38 +14,40 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from deepfake_preprocess.contract.model_dir import hold_version
-from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
-from deepfake_preprocess.errors import OptionError, ServerStartError
+from deepfake_preprocess.errors import ServerStartError
 from deepfake_preprocess.support.wheels import Announce
-from deepfake_serve import _supervisor as supervisor
+from deepfake_serve._launch import (
+    check_shared_memory,
+    command_line,
+    environment_of,
+    reserved_ports,
+    supervisor_command,
+    write_backends,
+)
+from deepfake_serve._plan import HOST, STOP_TIMEOUT_S, Plan
 from deepfake_serve._repository import (
+    MARK_PARAMETER,
     CpuShare,
     ServedModel,
+    View,
     available_cores,
     check_repository,
     model_share,
-    write_view,
 )
-from deepfake_serve._runtime import TritonRuntime, ensure_runtime, library_path
+from deepfake_serve._runtime import TritonRuntime, ensure_runtime
 
-HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
 """A model of 100 MB is up in 3 s on two cores; this is for slow disks and many models."""
-STOP_TIMEOUT_S = 10.0
-"""How long requests in flight may take to finish before the server is killed."""
 POLL_INTERVAL_S = 0.05
-SHARED_MEMORY_PER_INSTANCE_MB = 16
-"""What an instance may come to need in /dev/shm: input and output of the largest batch, several times."""
 TAIL_LINES = 15
 
 
@@ -111,8 +113,10 @@ class EmbeddedTriton:
         self._announce = announce
         self._flags = tuple(flags)
         self._process: subprocess.Popen[bytes] | None = None
-        self._run_dir: Path | None = None
+        self._plan: Plan | None = None
+        self._view: View | None = None
         self._last_tail = ""
+        self._marks: dict[str, str] = {}
         self._held: list[int] = []
         self.grpc_url = self.http_url = self.metrics_url = ""
         self.log_path: Path | None = None
@@ -127,7 +131,7 @@ class EmbeddedTriton:
         self.stop()
 
     def start(self) -> None:
-        """Check the repository, start the server and return when every model is ready.
+        """Check the repository, start the server and return when every model has answered an inference.
 
         Raises:
             RepositoryError: the repository cannot be served.
@@ -136,26 +140,56 @@ class EmbeddedTriton:
         """
         if self._process is not None:
             raise ServerStartError("this embedded Triton was started already; stop it first, or make another one")
-        self.models = check_repository(self._repository, self._model_names)
-        self.shares = {
-            model.spec.name: model_share(model, available_cores(), instances=self._instances, threads=self._threads)
-            for model in self.models
-        }
-        ports = _choose_ports(self._ports)
-        _check_shared_memory(sum(share.instances for share in self.shares.values()))
-        runtime = ensure_runtime(announce=self._announce)
-        self.grpc_url = f"{HOST}:{ports['grpc_port']}"
-        self.http_url = f"http://{HOST}:{ports['http_port']}"
-        self.metrics_url = f"http://{HOST}:{ports['metrics_port']}/metrics"
-        self._run_dir = Path(tempfile.mkdtemp(prefix="deepfake-serve-"))
+        models = check_repository(self._repository, self._model_names)
+        shares = self._shares_of(models)
+        with reserved_ports(self._ports) as reserved:
+            check_shared_memory(models, shares)
+            runtime = ensure_runtime(announce=self._announce)
+            ports = {name: listener.getsockname()[1] for name, listener in reserved.items()}
+            self.grpc_url = f"{HOST}:{ports['grpc_port']}"
+            self.http_url = f"http://{HOST}:{ports['http_port']}"
+            self.metrics_url = f"http://{HOST}:{ports['metrics_port']}/metrics"
+            try:
+                self._held = _hold(models)
+                self.models, self.shares = models, shares
+                self._launch(runtime, ports, [listener.fileno() for listener in reserved.values()])
+                self._wait_until_ready()
+            except BaseException:
+                self.stop()
+                raise
+
+    def reload(self) -> list[str]:
+        """Serve what the repository's configurations name now, without losing a request.
+
+        A version is served until the next one is ready. Models that were added are served from then on, and those
+        that were removed are not. Where anything fails, everything is served as before.
+
+        Returns:
+            The names of the models that are served otherwise than before.
+
+        Raises:
+            RepositoryError: the repository cannot be served as it is now.
+            ServerStartError: Triton could not load a version, or does not run.
+        """
+        if self._view is None:
+            raise ServerStartError("this embedded Triton does not run; start it first")
+        models = check_repository(self._repository, self._model_names)
+        shares = self._shares_of(models)
+        before, names = {**self._marks}, {model.spec.name for model in models}
+        held = _hold(models)
         try:
-            for model in self.models:
-                self._held.append(hold_version(model.version_dir))
-            self._launch(runtime, ports)
-            self._wait_until_ready(ports["http_port"])
+            self._ask([model for model in self.models if model.spec.name in names])
+            marks = self._view.show(models, shares)
+            self._wait_until_loaded(models, marks)
         except BaseException:
-            self.stop()
+            _release(held)
+            self._view.show(self.models, self.shares)
+            self._ask(self.models)
             raise
+        self._ask(models)
+        _release(self._held)
+        self._held, self._marks, self.models, self.shares = held, marks, models, shares
+        return sorted(name for name in before | marks if before.get(name) != marks.get(name))
 
     def stop(self) -> None:
         """End the server and remove everything it left on this machine; does nothing when it is not running."""
@@ -169,11 +203,10 @@ class EmbeddedTriton:
                 process.kill()
                 process.wait()
         self._last_tail = self.log_tail()
-        if self._run_dir is not None:
-            shutil.rmtree(self._run_dir, ignore_errors=True)
-            self._run_dir = None
-        while self._held:
-            os.close(self._held.pop())
+        if self._plan is not None:
+            shutil.rmtree(self._plan.run_dir, ignore_errors=True)
+            self._plan = self._view = None
+        _release(self._held)
 
     @property
     def pid(self) -> int | None:
@@ -197,49 +230,101 @@ class EmbeddedTriton:
             kept = (line.rstrip() for line in stream if line.strip() and line[0] not in "+|")
             return "\n".join(collections.deque(kept, maxlen=TAIL_LINES))
 
-    def _launch(self, runtime: TritonRuntime, ports: dict[str, int]) -> None:
-        run_dir = self._run_dir
-        assert run_dir is not None
-        write_view(self.models, run_dir / "repository", self.shares)
-        _write_backends(runtime, run_dir / "backends")
-        shm_prefix = f"deepfake-{secrets.token_hex(6)}-"
-        config = {
-            "command": _command(runtime, run_dir, ports, shm_prefix, self._flags),
-            "parent_pid": os.getpid(),
-            "shm_prefix": shm_prefix,
-            "run_dir": str(run_dir),
-            "stop_timeout_s": STOP_TIMEOUT_S,
+    def _shares_of(self, models: Sequence[ServedModel]) -> dict[str, CpuShare]:
+        return {
+            model.spec.name: model_share(model, available_cores(), instances=self._instances, threads=self._threads)
+            for model in models
         }
-        config_path = run_dir / "supervisor.json"
-        config_path.write_text(json.dumps(config), encoding="utf-8")
+
+    def _launch(self, runtime: TritonRuntime, ports: Mapping[str, int], reserved: Sequence[int]) -> None:
+        """Lay everything out in a temporary folder and start the supervisor, which keeps the ports reserved."""
+        run_dir = Path(tempfile.mkdtemp(prefix="deepfake-serve-"))
+        shm_prefix = f"deepfake-{secrets.token_hex(6)}-"
+        self._plan = plan = Plan(
+            command=command_line(runtime, run_dir, ports, shm_prefix, self._flags),
+            parent_pid=os.getpid(),
+            http_port=ports["http_port"],
+            shm_prefix=shm_prefix,
+            run_dir=str(run_dir),
+            start_timeout_s=self._start_timeout_s,
+            notify=not self._log_to_stderr,
+        )
+        self._view = View(run_dir)
+        self._marks = self._view.show(self.models, self.shares)
+        self._ask(self.models)
+        plan.pulses.mkdir()
+        write_backends(runtime, run_dir / "backends")
+        plan.write(run_dir / "supervisor.json")
+        stderr = sys.__stderr__.fileno() if sys.__stderr__ is not None else subprocess.DEVNULL
         with contextlib.ExitStack() as stack:
-            if self._log_to_stderr:
-                output: int = sys.__stderr__.fileno() if sys.__stderr__ is not None else subprocess.DEVNULL
-            else:
+            log = stderr
+            if not self._log_to_stderr:
                 self.log_path = self._wanted_log_path or run_dir / "triton.log"
                 self.log_path.parent.mkdir(parents=True, exist_ok=True)
-                output = stack.enter_context(self.log_path.open("wb")).fileno()
+                log = stack.enter_context(self.log_path.open("wb")).fileno()
             self._process = subprocess.Popen(
-                # Isolated and without site: the supervisor needs the standard library only, and starts faster.
-                [sys.executable, "-I", "-S", supervisor.__file__, str(config_path)],
-                env=_environment(runtime),
+                supervisor_command(run_dir / "supervisor.json"),
+                env=environment_of(runtime, plan),
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                # The versions stay marked as in use until the server has ended, even where this process is killed.
-                pass_fds=self._held,
+                stdout=log,
+                stderr=stderr,
+                pass_fds=reserved,
                 # Ctrl-C in a terminal goes to the whole group; the server must hear of it only from us.
                 start_new_session=True,
             )
 
-    def _wait_until_ready(self, http_port: int) -> None:
-        assert self._process is not None
+    def _ask(self, models: Sequence[ServedModel]) -> None:
+        """Have the supervisor ask exactly these models whether they answer."""
+        assert self._plan is not None
+        self._plan.set_questions(
+            {model.spec.name: [model.spec.input_height_px, model.spec.input_width_px, 3] for model in models}
+        )
+
+    def _wait_until_ready(self) -> None:
+        assert self._plan is not None
         deadline = time.monotonic() + self._start_timeout_s
-        while not _is_ready(http_port):
+        while not self._plan.serving.exists():
             if (code := self.wait(POLL_INTERVAL_S)) is not None:
                 raise ServerStartError(self.failure(f"Triton ended while it started (exit code {code})"))
             if time.monotonic() > deadline:
                 raise ServerStartError(self.failure(f"Triton was not ready within {self._start_timeout_s:g} s"))
+
+    def _wait_until_loaded(self, models: Sequence[ServedModel], marks: Mapping[str, str]) -> None:
+        """Wait until each model is served in the state of its mark."""
+        deadline = time.monotonic() + self._start_timeout_s
+        for name, version in ((model.spec.name, model.spec.version) for model in models):
+            while self._mark_served(name, version) != marks[name]:
+                if (code := self.wait(POLL_INTERVAL_S)) is not None:
+                    raise ServerStartError(self.failure(f"Triton ended by itself (exit code {code})"))
+                what = f"version {version} of model {name!r} could not be loaded"
+                if reason := self._refusal(name, version):
+                    raise ServerStartError(f"{what}, what was served before still is: {reason}")
+                if time.monotonic() > deadline:
+                    raise ServerStartError(self.failure(f"{what} within {self._start_timeout_s:g} s"))
+
+    def _mark_served(self, name: str, version: int) -> str:
+        config = self._triton_json("GET", f"models/{name}/versions/{version}/config") or {}
+        return str(config.get("parameters", {}).get(MARK_PARAMETER, {}).get("string_value", ""))
+
+    def _refusal(self, name: str, version: int) -> str:
+        """Return why Triton could not load a version; empty where it could, or has not tried yet."""
+        for entry in self._triton_json("POST", "repository/index") or ():
+            if (entry["name"], entry.get("version")) == (name, str(version)) and entry.get("state") == "UNAVAILABLE":
+                # Python's traceback follows in further lines.
+                reason, _, _ = str(entry.get("reason", "")).partition("\n")
+                return "" if reason == "unloaded" else reason
+        return ""
+
+    def _triton_json(self, method: str, path: str) -> Any:
+        """Ask Triton over HTTP; None where it has no answer now."""
+        assert self._plan is not None
+        with contextlib.closing(http.client.HTTPConnection(HOST, self._plan.http_port, timeout=1)) as connection:
+            try:
+                connection.request(method, f"/v2/{path}")
+                answer = connection.getresponse()
+                return json.load(answer) if answer.status == http.client.OK else None
+            except (OSError, ValueError, http.client.HTTPException):
+                return None
 
     def failure(self, what: str) -> str:
         """Return a message: what happened, the last error in Triton's log, and the end of that log."""
@@ -253,97 +338,17 @@ class EmbeddedTriton:
         return f"{what}{reason}; the end of its log{kept}:\n{tail}"
 
 
-def _choose_ports(wanted: dict[str, int]) -> dict[str, int]:
-    """Return a usable port for each name: the one given, or a free one for 0."""
-    given = [port for port in wanted.values() if port]
-    for name, port in wanted.items():
-        if not 0 <= port <= 65535:
-            raise OptionError(f"`{name}` is {port}; allowed: 1 to 65535, or 0 for a free port")
-        if port and given.count(port) > 1:
-            raise OptionError(f"`{name}` is {port}, as another port is; give each its own")
-    with contextlib.ExitStack() as stack:
-        chosen: dict[str, int] = {}
-        # Given ones first, so that no free one takes them. All stay bound until the last one is chosen.
-        for name, port in sorted(wanted.items(), key=lambda item: item[1] == 0):
-            listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            # As Triton binds: a port whose last connections are just closing is free.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((HOST, port))
-                listener.listen(1)
-            except OSError as exc:
-                raise ServerStartError(
-                    f"port {port} cannot be used ({exc.strerror}); choose another `{name}`, or 0 for a free one"
-                ) from exc
-            chosen[name] = listener.getsockname()[1]
-    return chosen
-
-
-def _check_shared_memory(instances: int) -> None:
+def _hold(models: Sequence[ServedModel]) -> list[int]:
+    """Mark the versions as in use; none is where one cannot be."""
+    held: list[int] = []
     try:
-        free_mb = shutil.disk_usage(supervisor.SHARED_MEMORY).free // 2**20
-    except OSError as exc:
-        raise ServerStartError(
-            f"Triton's Python backend needs {supervisor.SHARED_MEMORY}, which is not there ({exc.strerror})"
-        ) from exc
-    needed_mb = instances * SHARED_MEMORY_PER_INSTANCE_MB
-    if free_mb < needed_mb:
-        raise ServerStartError(
-            f"{supervisor.SHARED_MEMORY} has {free_mb} MB free, and {instances} model instances need {needed_mb} MB; "
-            f"enlarge it (in Docker: shm_size {max(256, 2 * needed_mb)}m) or lower `instances`"
-        )
+        held.extend(hold_version(model.version_dir) for model in models)
+    except BaseException:
+        _release(held)
+        raise
+    return held
 
 
-def _write_backends(runtime: TritonRuntime, target: Path) -> None:
-    """Lay out a backend directory: Triton's Python backend, and ours on top of it."""
-    target.mkdir()
-    # The folder as a whole: Triton refuses a backend whose library alone is a link to elsewhere.
-    (target / "python").symlink_to(runtime.python_backend, target_is_directory=True)
-    ours = target / EMBEDDED_BACKEND
-    ours.mkdir()
-    # The stub embeds a Python in isolated mode, which ignores PYTHONPATH; so the path travels in the file.
-    search_path = [str(Path(__file__).parents[1]), *(entry for entry in sys.path if entry)]
-    (ours / "model.py").write_text(
-        "import sys\n\n"
-        f"sys.path[:0] = {search_path!r}\n"
-        "from deepfake_serve._backend import TritonPythonModel  # noqa: E402, F401\n",
-        encoding="utf-8",
-    )
-
-
-def _environment(runtime: TritonRuntime) -> dict[str, str]:
-    return {
-        **os.environ,
-        "LD_LIBRARY_PATH": library_path(runtime),
-        # The stub finds its standard library through the first `python3` on the path.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        # This server runs on the CPU; with a GPU in sight it would set aside memory there.
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-
-
-def _command(
-    runtime: TritonRuntime, run_dir: Path, ports: dict[str, int], shm_prefix: str, more_flags: Sequence[str]
-) -> list[str]:
-    flags = [
-        f"model-repository={run_dir / 'repository'}",
-        f"backend-directory={run_dir / 'backends'}",
-        f"backend-config=python,shm-region-prefix-name={shm_prefix}",
-        "model-control-mode=none",
-        "strict-readiness=true",
-        "disable-auto-complete-config",
-        f"exit-timeout-secs={int(STOP_TIMEOUT_S)}",
-        "allow-gpu-metrics=false",
-        *(f"{kind}-address={HOST}" for kind in ("grpc", "http", "metrics")),
-        *(f"{name.replace('_', '-')}={port}" for name, port in ports.items()),
-    ]
-    return [str(runtime.tritonserver), *(f"--{flag}" for flag in (*flags, *more_flags))]
-
-
-def _is_ready(http_port: int) -> bool:
-    with contextlib.closing(http.client.HTTPConnection(HOST, http_port, timeout=1)) as connection:
-        try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == http.client.OK
-        except (OSError, http.client.HTTPException):
-            return False
+def _release(held: list[int]) -> None:
+    while held:
+        os.close(held.pop())

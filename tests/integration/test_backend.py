@@ -49,6 +49,16 @@ class Sender:
         self.answers.append(answer)
 
 
+class MetricFamily:
+    GAUGE = "gauge"
+
+    def __init__(self, **_):
+        self.values = []
+
+    def Metric(self, labels):  # noqa: N802, as Triton names it
+        return SimpleNamespace(set=self.values.append)
+
+
 class Request:
     def __init__(self, faces, *, outputs=("fake_probability", "logit"), broken=False):
         self.faces, self._outputs, self._sender = faces, outputs, Sender(broken=broken)
@@ -75,6 +85,7 @@ def backend(monkeypatch, logged):
     utils.Tensor, utils.InferenceResponse, utils.TritonError = Tensor, Response, str
     utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = "final"
     utils.Logger = SimpleNamespace(log_error=logged.append)
+    utils.MetricFamily = MetricFamily
     utils.get_input_tensor_by_name = lambda request, name: request.faces
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
     monkeypatch.delitem(sys.modules, "deepfake_serve._backend", raising=False)
@@ -88,11 +99,13 @@ def model(backend, tmp_path):
     write_tiny_onnx(tmp_path / "1" / "model.onnx")
     (tmp_path / "config.pbtxt").touch()
     config = {
+        "name": "tiny",
+        "dynamic_batching": {"preferred_batch_size": [MAX_BATCH]},
         "parameters": {"intra_op_thread_count": {"string_value": "1"}},
         "input": [{"name": "faces", "dims": [str(size) for size in SHAPE]}],
         "output": [{"name": "fake_probability"}, {"name": "logit"}],
         "default_model_filename": "model.onnx",
-        "max_batch_size": MAX_BATCH,
+        "max_batch_size": 4 * MAX_BATCH,
     }
     made = backend.TritonPythonModel()
     made.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})

@@ -21,6 +21,7 @@ import psutil
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from server_processes import END_TIMEOUT_S, assert_all_end, server_processes, shm_prefix
 from tiny_model import TINY_SPEC
 from tritonclient.utils import InferenceServerException
 
@@ -33,7 +34,6 @@ from deepfake_serve import EmbeddedTriton
 from deepfake_serve._repository import CpuShare
 
 SHM = Path("/dev/shm")
-END_TIMEOUT_S = 30
 SERVE = [sys.executable, "-c", "from deepfake_client.cli.main import main; raise SystemExit(main())", "serve"]
 FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
 
@@ -82,20 +82,6 @@ def edit_config(repository, change):
     path.write_text(triton_config.config_to_text(config), encoding="utf-8")
 
 
-def server_processes(pid):
-    """The processes below a supervisor: Triton's server first, then its stubs."""
-    found = psutil.Process(pid).children(recursive=True)
-    found.sort(key=lambda process: "tritonserver" not in Path(process.exe()).name)
-    assert Path(found[0].exe()).name == "tritonserver"
-    assert len(found) > 1
-    return found
-
-
-def shm_prefix(server):
-    (found,) = (part for part in server.cmdline() if "shm-region-prefix-name=" in part)
-    return found.rpartition("=")[2]
-
-
 def environments(server=None):
     """Folders of Triton's Python backend; with a server those made since its start, by tests beside this one too.
 
@@ -106,12 +92,6 @@ def environments(server=None):
         return found
     since = server.create_time()
     return {path for path in found if path.exists() and path.stat().st_ctime > since}
-
-
-def assert_all_end(processes):
-    _, alive = psutil.wait_procs(processes, timeout=END_TIMEOUT_S)
-    # A process that nobody has waited for yet is over all the same.
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 # --- what it answers
@@ -356,18 +336,6 @@ def test_stop_leaves_nothing_behind(tiny_repository):
     triton.stop()  # once more does no harm
 
 
-def test_a_killed_server_leaves_nothing_behind(tiny_repository):
-    with EmbeddedTriton(tiny_repository) as triton:
-        processes = server_processes(triton.pid)
-        made = environments(processes[0])
-        prefix = shm_prefix(processes[0])
-        processes[0].kill()
-        assert triton.wait(END_TIMEOUT_S) == 128 + signal.SIGKILL
-        assert_all_end(processes)
-        assert list(SHM.glob(f"{prefix}*")) == []
-    assert not made & environments()
-
-
 def test_a_killed_supervisor_takes_the_server_with_it(tiny_repository):
     with EmbeddedTriton(tiny_repository) as triton:
         processes = server_processes(triton.pid)
@@ -418,7 +386,7 @@ def test_the_command_prints_its_addresses_and_stops_when_told(shared_tiny_reposi
     Path(shown["log"]).unlink()
 
 
-def test_the_command_says_when_the_server_dies(shared_tiny_repository):
+def test_the_command_says_when_the_server_dies_and_when_it_is_back(shared_tiny_repository):
     command = [*SERVE, "--repository", str(shared_tiny_repository), "--verbose", *FREE_PORTS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -426,10 +394,30 @@ def test_the_command_says_when_the_server_dies(shared_tiny_repository):
                 break
         (supervisor,) = psutil.Process(process.pid).children()
         server_processes(supervisor.pid)[0].kill()
+        said = ""
+        for line in process.stderr:
+            said += line
+            if "serves again" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=END_TIMEOUT_S)
+    assert process.returncode == 0
+    assert "Triton ended by itself (exit code 137); starting Triton again (restart 1)" in said
+    assert said.count("Started GRPCInferenceService") == 2  # --verbose passes Triton's log through
+    assert "Traceback" not in said
+
+
+def test_the_command_ends_with_4_when_nothing_keeps_the_server_running(shared_tiny_repository):
+    command = [*SERVE, "--repository", str(shared_tiny_repository), *FREE_PORTS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "Ctrl-C" in line:
+                break
+        (supervisor,) = psutil.Process(process.pid).children()
+        supervisor.kill()
         _, errors = process.communicate(timeout=END_TIMEOUT_S)
     assert process.returncode == 4
-    assert "Triton ended by itself (exit code 137)" in errors
-    assert "Started GRPCInferenceService" in errors  # --verbose passes Triton's log through
+    assert "Triton could not be kept running (exit code -9)" in errors
     assert "Traceback" not in errors
 
 

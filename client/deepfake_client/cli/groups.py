@@ -198,7 +198,8 @@ class ServerChoice:
             with waiting_for("starting a private Triton"):
                 stack.enter_context(triton)
             url = triton.http_url if self.connection.address.protocol == "http" else triton.grpc_url
-            private = replace(self.connection, url=url)
+            # It is there; where it does not answer, it is being started again.
+            private = replace(self.connection, url=url, retry=replace(self.connection.retry, from_start=True))
             yield stack.enter_context(DeepfakeClient(private, model=self.model))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -60,14 +61,14 @@ def _contract_table(model: ServedModel) -> Table:
 
 @with_groups
 def health(connection: ConnectionOptions, as_json: AsJson = False) -> None:
-    """Ask a server whether it is alive and ready; exit code 0 when it is, 4 when not."""
+    """Have each model of a server score a crop; exit code 0 when all do, 4 when the server is not ready."""
     url, found = asyncio.run(_health(connection))
     if as_json:
-        print(json.dumps({"url": url, "alive": found.alive, "ready": found.ready}))
+        print(json.dumps({"url": url, **{key: value for key, value in asdict(found).items() if value != ""}}))
     else:
-        Console(highlight=False).print(
-            f"{url}: {'alive' if found.alive else 'not alive'}, {'ready' if found.ready else 'not ready'}"
-        )
+        state = f"{'alive' if found.alive else 'not alive'}, {'ready' if found.ready else 'not ready'}"
+        reason = f": {with_options(found.reason)}" if found.reason else ""
+        Console(highlight=False, soft_wrap=True, markup=False).print(f"{url}: {state}{reason}")
     if not (found.alive and found.ready):
         raise typer.Exit(ServerUnavailableError.exit_code)
 

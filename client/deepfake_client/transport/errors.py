@@ -17,7 +17,16 @@ _QUEUE_FULL_TEXT = "maximum queue size"
 _QUEUE_TIMEOUT_TEXT = "request timeout expired"
 """Both come with the status of a server that is not there. The second is our deadline or the queue's own, whichever
 is shorter."""
-_RESTARTING_TEXTS = ("stopping", "not at ready state", "not ready", "exiting", "no available versions")
+_DEAD_BACKEND_TEXT = "stub process"
+"""A backend process of Triton died. Until whoever supervises the server has started it again, it is away."""
+_RESTARTING_TEXTS = (
+    "stopping",
+    "not at ready state",
+    "not ready",
+    "exiting",
+    "no available versions",
+    "is not healthy",
+)
 
 
 def server_error(status: str, message: str, *, url: str, timeout_s: float) -> ServerError:
@@ -41,7 +50,7 @@ def server_error(status: str, message: str, *, url: str, timeout_s: float) -> Se
         return ServerBusyError(
             f"the server at {url} refused a request ({message}); send less or raise its queue size"
         )
-    if status in ("UNAVAILABLE", "CANCELLED"):
+    if status in ("UNAVAILABLE", "CANCELLED") or _DEAD_BACKEND_TEXT in text:
         return ServerUnavailableError(_absence(message, url))
     if status == "DEADLINE_EXCEEDED":
         return ServerTimeoutError(

@@ -23,6 +23,7 @@ from deepfake_client.transport.protocol import (
     ServedModel,
     not_offered,
     probabilities,
+    proved_health,
     refuse_changed,
     served_model,
 )
@@ -76,7 +77,8 @@ class GrpcTransport:
 
     async def health(self) -> Health:
         """See `Transport.health`."""
-        return Health(bool((await self._ask("ServerLive")).live), bool((await self._ask("ServerReady")).ready))
+        alive, ready = (await self._ask("ServerLive")).live, (await self._ask("ServerReady")).ready
+        return await proved_health(self, alive=bool(alive), ready=bool(ready))
 
     async def list_models(self) -> list[str]:
         """See `Transport.list_models`."""

@@ -29,6 +29,7 @@ from deepfake_client.transport.protocol import (
     ServedModel,
     not_offered,
     probabilities,
+    proved_health,
     refuse_changed,
     served_model,
 )
@@ -80,7 +81,8 @@ class HttpTransport:
 
     async def health(self) -> Health:
         """See `Transport.health`."""
-        return Health(await self._says_yes("health/live"), await self._says_yes("health/ready"))
+        alive, ready = await self._says_yes("health/live"), await self._says_yes("health/ready")
+        return await proved_health(self, alive=alive, ready=ready)
 
     async def list_models(self) -> list[str]:
         """See `Transport.list_models`."""

@@ -7,7 +7,7 @@ The ways to reach a server are in modules of their own (`transport.grpc`, `trans
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from deepfake_client.result.verdict import ModelIdentity
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 from deepfake_preprocess.contract.triton_config import PRECISION_PARAMETER, config_parameters
-from deepfake_preprocess.errors import ModelContractError, ModelNotFoundError, ServerAccessError, SpecError
+from deepfake_preprocess.errors import (
+    ModelContractError,
+    ModelNotFoundError,
+    ServerAccessError,
+    ServerError,
+    SpecError,
+)
+
+HEALTH_TIMEOUT_S: Final = 10.0
+"""A server that scores one crop no sooner is not one to send requests to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +59,13 @@ class Health:
 
     Attributes:
         alive: it answers.
-        ready: all its models can be asked.
+        ready: it says so, and each of its models answered a real inference.
+        reason: why it is not ready; empty where it is, or gives no reason.
     """
 
     alive: bool
     ready: bool
+    reason: str = ""
 
 
 @runtime_checkable
@@ -68,7 +79,7 @@ class Transport(Protocol):
     url: str
 
     async def health(self) -> Health:
-        """Return whether the server is alive and ready.
+        """Return whether the server is alive, and whether its models answer: each of them is asked to score a crop.
 
         Raises:
             ServerError: it does not answer at all.
@@ -154,6 +165,29 @@ def probabilities(
             f"model {model.name!r} answered {PROBABILITY_NAME} of shape {shape or None}, expected [{num_faces}, 1]"
         )
     return np.frombuffer(raw, "<f4").astype(np.float32)
+
+
+async def proved_health(transport: Transport, *, alive: bool, ready: bool) -> Health:
+    """Have each model of this project score a black crop, where the server says that it is ready.
+
+    Triton calls itself ready while one of its backend processes is dead, and requests fail.
+    """
+    if not (alive and ready):
+        return Health(alive, ready)
+    try:
+        names = await transport.list_models()
+        for name in names:
+            try:
+                model = await transport.describe(name)
+            except ModelContractError:  # another project's; how to ask it is unknown
+                continue
+            crop = np.zeros((1, model.spec.input_height_px, model.spec.input_width_px, 3), np.uint8)
+            await transport.infer(model, crop, timeout_s=HEALTH_TIMEOUT_S)
+    except ServerAccessError:
+        raise
+    except ServerError as exc:
+        return Health(alive, ready=False, reason=str(exc))
+    return Health(alive, ready=bool(names), reason="" if names else "it offers no model")
 
 
 async def refuse_changed(transport: Transport, model: ServedModel) -> None:

@@ -42,6 +42,7 @@ class Retry:
         initial_backoff_s: bound of the first pause, in seconds.
         max_backoff_s: bound of every pause, in seconds.
         jitter: draw pauses at random; False waits for the bound itself.
+        from_start: also where the server has never answered, because it is known to be there.
     """
 
     total_s: float = 30.0
@@ -49,6 +50,7 @@ class Retry:
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 2.0
     jitter: bool = True
+    from_start: bool = False
 
     def __post_init__(self) -> None:
         for name in ("total_s", "initial_backoff_s", "max_backoff_s"):
@@ -85,7 +87,7 @@ class RetryingTransport:
         self.url = inner.url
         self._inner = inner
         self._retry = retry or Retry()
-        self._has_answered = False
+        self._has_answered = self._retry.from_start
         self._closed = False
 
     async def health(self) -> Health:

@@ -29,7 +29,8 @@ app = typer.Typer(
     help="""Manage a model repository: its versions, which one is served, whether everything is intact.
 
     `deepfake export` adds versions; the newest export is served. Every command
-    works while servers run; they take changes when they are started again.
+    works while servers run; `deepfake serve` takes changes after SIGHUP, or
+    with --watch by itself, other servers when they are started again.
 
     [bold]Examples[/]
 
@@ -94,8 +95,8 @@ def verify(
     Says per file what is wrong and what to do. TensorRT plans must be for the
     TensorRT and the GPU that will load them. Exit code 0 when nothing is wrong, 2
     otherwise; what is not served, such as a plan of an older version or what a
-    killed export left behind, is reported, and counts only where it keeps Triton
-    from starting.
+    killed export left behind, is reported, and counts only where it keeps
+    NVIDIA's container from starting.
     """
     target = plan_target() if plans_for is None else _parse_target(plans_for)
     found = inspect_repository(repository, models or (), plan_target=target)
@@ -153,7 +154,10 @@ def rollback(
     if result.before != result.served:
         console.print("A running server goes on with what it loaded: start it again to take the change.")
     if result.still_used_by:
-        console.print(f"On this machine, these processes serve another version: {_numbers(result.still_used_by)}")
+        console.print(
+            f"On this machine, these processes serve another version: {_numbers(result.still_used_by)}. "
+            "`deepfake serve` takes this one with --watch, or after SIGHUP (kill -HUP)"
+        )
 
 
 @app.command()

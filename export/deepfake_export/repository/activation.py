@@ -31,9 +31,9 @@ class Activation(JsonData):
 
     Attributes:
         before: version that was served; None where the configuration did not say.
-        served: version that is served from the next start of a server on.
+        served: version that servers serve from their next start or reload on.
         files: configurations that were written, relative to the repository.
-        still_used_by: processes of this machine that go on serving another version until they are started again.
+        still_used_by: processes of this machine that go on serving another version until they load again.
     """
 
     model: str

@@ -98,7 +98,10 @@ def _inspect_model(repository: Path, name: str, plan_target: tuple[str, str] | N
             fix = f"run `deepfake repository rollback {name} {production}`, or export the model again"
             problems.append(Problem(name, f"{name}/{EMBEDDED_CONFIG_NAME}", what, fix))
         if not versions:
-            what = "holds no version, so there are no weights, and Triton does not start with it"
+            what = (
+                "holds no version: `deepfake serve` passes it over, but NVIDIA's container does not start with it "
+                "in the repository"
+            )
             problems.append(Problem(name, name, what, EXPORT_FIRST))
     return ModelInfo(
         name,

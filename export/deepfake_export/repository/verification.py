@@ -122,6 +122,6 @@ def check_leftovers(repository: Path, name: str) -> Iterator[Problem]:
             what, fix = f"belongs to a change that process {busy[0]} is making now", "wait for it to end"
         else:
             what = "was left behind by a process that was killed; nothing of it is served"
-            what += "" if harmless else ", but Triton does not start with it in the repository"
+            what += "" if harmless else ", but NVIDIA's container does not start with it in the repository"
             fix = "the next export of the model clears it away, or delete it"
         yield Problem(name, shown, what, fix, harmless)

@@ -55,6 +55,11 @@ def model_dirs(repository: Path, models: Sequence[str] = ()) -> list[Path]:
     return filled
 
 
+def empty_models(repository: Path) -> list[str]:
+    """Return the names of folders without a version, which the embedded server passes over and NVIDIA's refuses."""
+    return [name for name in model_names(repository) if not versions_of(repository / name)]
+
+
 def checked_names(repository: Path, models: Sequence[str], present: Sequence[str]) -> list[str]:
     """Return `models` without repetitions, each of which must be `present`, or all that are where it is empty."""
     for name in models:

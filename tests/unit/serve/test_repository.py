@@ -1,5 +1,6 @@
 """What may be served is decided before any server is started."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,9 +11,14 @@ from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_serve import _repository as repository
-from deepfake_serve._repository import CpuShare, check_repository, cpu_share, model_share, write_view
+from deepfake_serve._repository import CpuShare, View, check_repository, cpu_share, model_share
 
 SPEC = ModelSpec(name="detector", architecture="timm:efficientnet_b0")
+
+
+def made_view(folder):
+    (folder / "run").mkdir()
+    return View(folder / "run")
 
 
 def write_model(root, spec=SPEC, file_name="model.onnx"):
@@ -265,14 +271,32 @@ def test_the_view_links_the_version_and_leaves_the_repository_alone(tmp_path, mo
     monkeypatch.setattr(repository, "available_cores", lambda: 8)
     version_dir = write_model(tmp_path / "repository")
     before = {path: path.read_bytes() for path in (tmp_path / "repository").rglob("*") if path.is_file()}
-    write_view(check_repository(tmp_path / "repository"), tmp_path / "view", {"detector": CpuShare(3, 2)})
-    config = triton_config.read_config(tmp_path / "view" / "detector" / "config.pbtxt")
+    view = made_view(tmp_path)
+    view.show(check_repository(tmp_path / "repository"), {"detector": CpuShare(3, 2)})
+    config = triton_config.read_config(view.folder / "detector" / "config.pbtxt")
     assert config.instance_group[0].count == 3
     assert triton_config.config_parameters(config)["intra_op_thread_count"] == "2"
     assert triton_config.config_parameters(config)["lone_intra_op_thread_count"] == "4", "six, but not more than four"
-    assert (tmp_path / "view" / "detector" / "1").resolve() == version_dir
+    assert (view.folder / "detector" / "1").resolve() == version_dir
     after = {path: path.read_bytes() for path in (tmp_path / "repository").rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_what_is_shown_changes_as_a_whole_and_back(tmp_path):
+    write_model(tmp_path / "repository")
+    models, shares = check_repository(tmp_path / "repository"), {"detector": CpuShare(2, 1)}
+    view = made_view(tmp_path)
+    first = view.show(models, shares)
+    version_dir = write_model(tmp_path / "repository", dataclasses.replace(SPEC, version=2))
+    second = view.show(check_repository(tmp_path / "repository"), shares)
+    assert first["detector"] != second["detector"]
+    assert [path.resolve() for path in (view.folder / "detector").glob("[0-9]")] == [version_dir]
+    mark = triton_config.config_parameters(triton_config.read_config(view.folder / "detector" / "config.pbtxt"))
+    assert mark[repository.MARK_PARAMETER] == second["detector"]
+    assert view.show(models, shares) == first, "known, so it is not made again"
+    assert [path.name for path in (view.folder / "detector").glob("[0-9]")] == ["1"]
+    assert view.show([], {}) == {}
+    assert list(view.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(("share", "largest_mb"), [(CpuShare(1, 2), 128), (CpuShare(3, 4), 128), (CpuShare(2, 1), 0)])
@@ -280,8 +304,9 @@ def test_no_second_session_for_large_models_or_where_it_has_no_more_threads(tmp_
     monkeypatch.setattr(repository, "MAX_LONE_MODEL_MB", largest_mb)
     monkeypatch.setattr(repository, "available_cores", lambda: 4)
     write_model(tmp_path / "repository")
-    write_view(check_repository(tmp_path / "repository"), tmp_path / "view", {"detector": share})
-    config = triton_config.read_config(tmp_path / "view" / "detector" / "config.pbtxt")
+    view = made_view(tmp_path)
+    view.show(check_repository(tmp_path / "repository"), {"detector": share})
+    config = triton_config.read_config(view.folder / "detector" / "config.pbtxt")
     assert triton_config.LONE_THREADS_PARAMETER not in triton_config.config_parameters(config)
 
 

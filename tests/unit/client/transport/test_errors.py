@@ -36,6 +36,7 @@ from deepfake_preprocess.errors import (
         ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", ServerUnavailableError),
         ("UNAVAILABLE", "Request for unknown model: 'm' version 1 is not at ready state", ServerUnavailableError),
         ("UNAVAILABLE", "This protocol is restricted, expecting header 'token'", ServerAccessError),
+        ("INTERNAL", "Stub process 'm_0_0' is not healthy.", ServerUnavailableError),
         ("NOT_FOUND", "Request for unknown model: 'm' is not found", ModelNotFoundError),
         ("NOT_FOUND", "Unable to find shared memory region: 'r'", SharedMemoryError),
         ("INTERNAL", "Unable to open shared memory region: '/r'", SharedMemoryError),

@@ -72,6 +72,10 @@ def test_a_server_that_never_answered_is_given_up_at_once():
     with pytest.raises(ServerUnavailableError, match=r"^nobody there$"):
         asyncio.run(RetryingTransport(inner).list_models())
     assert inner.calls == 1
+    known = Retry(max_attempts=3, initial_backoff_s=0, max_backoff_s=0, from_start=True)
+    with pytest.raises(ServerUnavailableError, match="tried 3 times"):
+        asyncio.run(RetryingTransport(inner, known).list_models())
+    assert inner.calls == 4
 
 
 def test_attempts_and_time_are_bounded_and_the_error_says_how_far_it_went():

@@ -185,4 +185,4 @@ def test_what_a_killed_first_export_left_is_shown_and_does_no_harm(tmp_path):
     shutil.move(left.parent, root / ".second.partial")
     (problem,) = inspect_repository(root, ["second"])[0].problems
     assert not problem.harmless
-    assert (problem.file, "Triton does not start" in problem.what) == (".second.partial", True)
+    assert (problem.file, "container does not start" in problem.what) == (".second.partial", True)
