@@ -31,6 +31,7 @@ from deepfake_client.transport.tls import Tls
 from deepfake_preprocess.contract.spec import Crop, Head, ModelSpec
 from deepfake_preprocess.errors import (
     CheckpointError,
+    ClientUseError,
     DeepfakeError,
     ExplainDisagreementError,
     ExplainError,
@@ -71,6 +72,7 @@ __all__ = [
     "AsyncDeepfakeClient",
     "AsyncSource",
     "CheckpointError",
+    "ClientUseError",
     "Concern",
     "Connection",
     "Consistency",

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Self, TypeAlias
+from typing import NoReturn, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,24 @@ from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity, Verdict
 from deepfake_client.sources.concurrency import each_finished, each_over, is_async
-from deepfake_client.sources.inputs import AsyncSource, Source, each_source, name_of, open_source, opened
+from deepfake_client.sources.inputs import (
+    AsyncSource,
+    Source,
+    check_path,
+    each_source,
+    input_errors,
+    name_of,
+    open_source,
+    opened,
+)
+from deepfake_client.sources.threads import ForkGuard, in_thread
 from deepfake_client.transport.connect import connect
 from deepfake_client.transport.connection import Connection, check_timeout
 from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_preprocess.errors import (
+    ClientUseError,
     DeepfakeError,
-    MediaNotFoundError,
+    InputError,
     ModelContractError,
     ModelNotFoundError,
     OptionError,
@@ -54,7 +65,8 @@ class AsyncDeepfakeClient:
         async with AsyncDeepfakeClient("localhost:8001") as client:
             verdict = await client.analyze("clip.mp4")
 
-    Nothing is contacted before the first call.
+    Nothing is contacted before the first call. A client belongs to the process that made it: after a fork, the child
+    makes its own.
 
     Args:
         connection: which server, and how: a `Connection`, a URL such as ``host:port``, or a transport of the
@@ -67,6 +79,7 @@ class AsyncDeepfakeClient:
     Raises:
         OptionError: the URL, a certificate file or a number cannot be used.
         MissingExtraError: HTTP needs the extra ``http``.
+        ClientUseError: by every method: the client was closed, or was made before this process was forked.
     """
 
     def __init__(
@@ -92,7 +105,8 @@ class AsyncDeepfakeClient:
         self._detector_lock = threading.Lock()
         threads = detect_threads or len(os.sched_getaffinity(0))
         self._detect_pool = ThreadPoolExecutor(threads, thread_name_prefix="deepfake-detect")
-        self._decode_pool = ThreadPoolExecutor(thread_name_prefix="deepfake-decode")
+        self._fork = ForkGuard("this client")
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,11 +114,26 @@ class AsyncDeepfakeClient:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise ClientUseError(
+            "a client holds a connection and threads, and can be neither pickled nor copied; make one in each process"
+        )
+
     async def close(self) -> None:
-        """Release connection and threads. The client cannot be used afterwards."""
+        """Release connection and threads. The client cannot be used afterwards. Closing twice is harmless.
+
+        In a forked child there is nothing to release.
+        """
+        if self._is_closed or self._fork.is_forked:
+            return
+        self._is_closed = True
         await self._transport.close()
         self._detect_pool.shutdown(cancel_futures=True)
-        self._decode_pool.shutdown(cancel_futures=True)
+
+    def _check_usable(self) -> None:
+        self._fork.check()
+        if self._is_closed:
+            raise ClientUseError("this client was closed; make a new one")
 
     async def model(self) -> ServedModel:
         """Return the contract of the model in use; the server is asked once, and again after it replaced it.
@@ -114,6 +143,7 @@ class AsyncDeepfakeClient:
             ModelContractError: the model was not exported for this contract.
             ServerError: the server cannot be reached or failed.
         """
+        self._check_usable()
         if self._served is None:
             name = self._wanted_model
             if name is None:
@@ -173,11 +203,12 @@ class AsyncDeepfakeClient:
         on_progress: OnProgress | None,
         on_verdict: OnVerdict | None = None,
     ) -> Verdict:
+        self._check_usable()
         async with opened(source, name=name) as (media, release):
             stages = await self._stages(options.timeout_s)
             verdict = await analyze_media(media, stages, options, on_progress=on_progress, release=release)
             if on_verdict is not None:
-                await asyncio.to_thread(on_verdict, verdict, media)
+                await in_thread(on_verdict, verdict, media)
             return verdict
 
     def analyze_many(
@@ -212,17 +243,18 @@ class AsyncDeepfakeClient:
         Raises:
             OptionError: `concurrency` is below 1; raised by this call, before anything is opened.
         """
+        self._check_usable()
         if concurrency < 1:
             raise OptionError(f"`concurrency` must be at least 1, got {concurrency}")
 
-        async def outcome(item: tuple[str, AsyncSource | MediaNotFoundError]) -> Outcome:
+        async def outcome(item: tuple[str, AsyncSource | InputError]) -> Outcome:
             name, source = item
-            if isinstance(source, MediaNotFoundError):
+            if isinstance(source, InputError):
                 return Outcome(name, error=source)
             report = None if on_progress is None else (lambda progress: on_progress(name, progress))
             try:
                 verdict = await self._analyze(source, name, options, report, on_verdict)
-            except OptionError:
+            except ClientUseError:
                 raise
             except DeepfakeError as exc:
                 return Outcome(name, error=exc)
@@ -258,8 +290,10 @@ class AsyncDeepfakeClient:
             InputError: the source cannot be opened, or broke off for good; after the last verdict.
             ServerError: the server cannot be reached at the start.
         """
+        self._check_usable()
         stop = threading.Event()
         if isinstance(source, str | os.PathLike):
+            check_path(source)
             live = open_live(source, fps=options.fps, stop=stop, options=options)
             return watch_frames(live, stop, self._stages, options)
         name = name_of(source) or "the given frames"
@@ -281,7 +315,6 @@ class AsyncDeepfakeClient:
             infer=lambda faces: self._infer(model, faces, timeout_s),
             model=model,
             detector=await asyncio.to_thread(self._the_detector),
-            decode_pool=self._decode_pool,
             detect_pool=self._detect_pool,
             max_requests_in_flight=self._max_requests_in_flight,
         )
@@ -355,7 +388,8 @@ class AsyncDeepfakeClient:
         if evidence is None:
             async with opened(verdict.source if source is None else source) as (media, _):
                 spec = (await self.model()).spec
-                evidence = await asyncio.to_thread(gather, media, verdict, spec, per_track=top, at_most=at_most)
+                with input_errors(media.name):
+                    evidence = await in_thread(gather, media, verdict, spec, per_track=top, at_most=at_most)
         explainer = explainer or open_explainer()
         return await explain_faces(
             verdict, evidence, get_model=self.model, score=self.score, explainer=explainer, options=options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,8 @@ from deepfake_client.explain.types import Explainer, ExplainOptions
 from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
-from deepfake_client.sources.concurrency import LoopThread
 from deepfake_client.sources.inputs import Source
+from deepfake_client.sources.threads import LoopThread
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_preprocess.faces.detector import FaceDetector
@@ -39,7 +39,8 @@ class DeepfakeClient:
         with DeepfakeClient("localhost:8001") as client:
             verdict = client.analyze("clip.mp4")
 
-    The asynchronous client runs on one event loop in a thread of its own. May be shared between threads.
+    The asynchronous client runs on one event loop in a thread of its own. May be shared between threads, but not
+    between processes: a client made before a fork raises ClientUseError in the child.
     """
 
     def __init__(
@@ -58,13 +59,16 @@ class DeepfakeClient:
             detect_threads=detect_threads,
             max_requests_in_flight=max_requests_in_flight,
         )
-        self._loop = LoopThread("deepfake-client")
+        self._loop = LoopThread("this client")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        self._client.__reduce__()
 
     def close(self) -> None:
         """See `AsyncDeepfakeClient.close`. Closing twice is harmless."""
@@ -81,7 +85,10 @@ class DeepfakeClient:
     def analyze(
         self, source: Source, *, options: AnalyzeOptions = AnalyzeOptions(), on_progress: OnProgress | None = None
     ) -> Verdict:
-        """See `AsyncDeepfakeClient.analyze`; `on_progress` is called on the client's thread."""
+        """See `AsyncDeepfakeClient.analyze`; `on_progress` is called on the client's thread.
+
+        Calling the client there raises ClientUseError: it would wait for itself.
+        """
         return self._loop.wait_for(self._client.analyze(source, options=options, on_progress=on_progress))
 
     def analyze_many(
@@ -153,5 +160,5 @@ class DeepfakeClient:
                     return
                 yield item
         finally:
-            if not self._loop.is_stopped:
+            if self._loop.can_wait:
                 self._loop.wait_for(end())

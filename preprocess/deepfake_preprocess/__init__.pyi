@@ -4,6 +4,7 @@ from deepfake_preprocess.contract.manifest import EngineInfo, Manifest
 from deepfake_preprocess.contract.spec import Crop, Head, ModelSpec
 from deepfake_preprocess.errors import (
     CheckpointError,
+    ClientUseError,
     DeepfakeError,
     EngineError,
     ExplainDisagreementError,
@@ -46,6 +47,7 @@ from deepfake_preprocess.media.sampling import Sampling
 __all__ = [
     "ArrayFrame",
     "CheckpointError",
+    "ClientUseError",
     "Crop",
     "CropGeometry",
     "DecodeStats",

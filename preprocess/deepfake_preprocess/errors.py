@@ -25,6 +25,7 @@
     ├── ExportError                     an export or its proof failed                 (exit code 1)
     │   ├── ParityError                 an artifact does not reproduce the checkpoint
     │   └── EngineError                 TensorRT is missing, or refuses the graph
+    ├── ClientUseError                  also RuntimeError: a client is closed, of another process, or called by itself
     ├── TrainingError                   a training run cannot continue                (exit code 1)
     ├── ExplainError                    a heatmap cannot be made                      (exit code 1)
     │   └── ExplainDisagreementError    the checkpoint does not give the score that is served
@@ -141,6 +142,10 @@ class ParityError(ExportError):
 
 class EngineError(ExportError):
     """TensorRT or a GPU is missing, or TensorRT cannot parse or build the graph; names node and layer where known."""
+
+
+class ClientUseError(DeepfakeError, RuntimeError):
+    """A client is used where it cannot work: closed, in a forked process, pickled, or within its own callback."""
 
 
 class TrainingError(DeepfakeError):

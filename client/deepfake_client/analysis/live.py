@@ -24,6 +24,8 @@ from deepfake_client.analysis.scoring import ScoredFrame, judge
 from deepfake_client.analysis.track_ids import StableIds
 from deepfake_client.options import WatchOptions
 from deepfake_client.result.verdict import Verdict
+from deepfake_client.sources.inputs import next_frame
+from deepfake_client.sources.threads import in_thread
 from deepfake_preprocess.errors import ServerError
 from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.live import LiveSource
@@ -79,7 +81,7 @@ class _Feed:
         self._stop.set()
         with self._changed:
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join, _JOIN_S)
+        await in_thread(self._thread.join, _JOIN_S)
 
     def _is_late(self, arrived: float) -> bool:
         # Half of the delay is for the queue, the other half for the frames under way.
@@ -87,7 +89,7 @@ class _Feed:
 
     def _read(self) -> None:
         try:
-            for frame in self._source.frames:
+            while (frame := next_frame(self._source.frames, self._source.name)) is not None:
                 room = frames_in_flight(frame.width_px, frame.height_px)
                 with self._changed:
                     while self.drops and len(self._waiting) >= room:

@@ -26,8 +26,10 @@ from deepfake_client.analysis.scoring import ScoredFrame, judge
 from deepfake_client.analysis.stopping import StopRule
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import Label, Verdict
+from deepfake_client.sources.inputs import next_frame
+from deepfake_client.sources.threads import Worker, in_thread
 from deepfake_client.transport.protocol import ServedModel, Transport
-from deepfake_preprocess.errors import ModelContractError, ServerError
+from deepfake_preprocess.errors import DeepfakeError, InputError, ModelContractError, ServerError
 from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import FaceDetector, detection_image, faces_in_frame
 from deepfake_preprocess.faces.following import DETECT_EVERY, Sighting, find_faces
@@ -71,13 +73,12 @@ Infer = Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]]
 class Stages:
     """What an analysis runs on: the server, the detector and the threads.
 
-    `decode_pool` runs the decoder, one frame at a time for each input; `detect_pool` detection and cropping.
+    `detect_pool` runs detection and cropping; each input is decoded in a thread of its own.
     """
 
     infer: Infer
     model: ServedModel
     detector: FaceDetector
-    decode_pool: Executor
     detect_pool: Executor
     max_requests_in_flight: int
 
@@ -94,7 +95,8 @@ async def analyze_media(
 
     A server that fails in the middle ends the analysis; what was scored until then is in the verdict, which is
     INCONCLUSIVE with the reason. No frames are saved where looking at the video several times would not pay.
-    `on_progress` and `release` (which ends a wait for the input's next frame) are called in the event loop.
+    `on_progress` and `release` are called in the event loop; `release` when the next frame of an input is not waited
+    for any more. An input without it is the caller's to close, and its next frame is waited for.
 
     Raises ModelContractError when the server answers with tensors of another shape.
     """
@@ -177,12 +179,13 @@ class Analysis:
         Frames that an earlier call took are not taken again.
         """
         frames = self._media.frames(sampling)
+        decoder = Worker("deepfake-decode")
         taken = {frame.pts_seconds for frame in self.frames}
         decoding: Future[Frame | None] | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 while self.failure is None:
-                    decoding = self._stages.decode_pool.submit(next, frames, None)
+                    decoding = decoder.submit(next_frame, frames, self._media.name)
                     frame = await asyncio.wrap_future(decoding)
                     if frame is None:
                         break
@@ -197,11 +200,13 @@ class Analysis:
             # The stages of one input fail together and for one cause: report that cause.
             raise errors.exceptions[0] from None
         finally:
+            decoder.end()
             if decoding is not None and not decoding.done():
                 if self._release is not None:
                     self._release()
-                # The decoder must have released the container before the caller closes it.
-                await asyncio.to_thread(wait, [decoding])
+                else:
+                    # The decoder must have released the container before the caller closes it.
+                    await in_thread(wait, [decoding])
         self.frames.sort(key=lambda item: item.pts_seconds)
 
     async def score(self, frame: Frame) -> ScoredFrame:
@@ -251,7 +256,20 @@ class Analysis:
     def _detect(
         self, frame: Frame, scored: ScoredFrame, before: Sighting | None
     ) -> tuple[NDArray[np.uint8] | None, Sighting]:
-        """Find, crop and look at the faces of one frame; runs on a worker thread."""
+        """Find, crop and look at the faces of one frame; runs on a worker thread. InputError whatever is raised."""
+        try:
+            return self._look_at(frame, scored, before)
+        except DeepfakeError:
+            raise
+        except Exception as exc:
+            raise InputError(
+                f"{self._media.name} cannot be analyzed, because looking for faces in frame {frame.index} raised "
+                f"{type(exc).__name__}: {' '.join(str(exc).split())}; leave this input out, and report it"
+            ) from exc
+
+    def _look_at(
+        self, frame: Frame, scored: ScoredFrame, before: Sighting | None
+    ) -> tuple[NDArray[np.uint8] | None, Sighting]:
         spec = self._stages.model.spec
         with self._clocks.detect:
             small = detection_image(frame, self._stages.detector)

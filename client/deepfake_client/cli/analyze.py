@@ -40,10 +40,10 @@ from deepfake_client.explain.types import Explainer
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
-from deepfake_client.sources.inputs import expand
+from deepfake_client.sources.inputs import expand, open_source
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerUnavailableError
-from deepfake_preprocess.media.opening import Media, open_media
+from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.remote import is_url, without_password
 
 EXIT_INCONCLUSIVE = 3
@@ -211,7 +211,7 @@ class Run(AbstractContextManager["Run"]):
         # An address is opened when it is its turn: it would be fetched twice.
         while pending and first is None and not is_url(pending[0]):
             try:
-                first = open_media(pending[0], name=pending[0])
+                first = open_source(pending[0], name=pending[0])
             except InputError as exc:
                 yield Result(Outcome(pending.pop(0), error=exc))
         if not pending:

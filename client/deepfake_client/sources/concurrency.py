@@ -1,14 +1,15 @@
-"""Work between threads and event loops, and on many things at once. Knows no media and no server."""
+"""Work on many things at once, and between threads and event loops. Knows no media and no server."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from itertools import islice
 from typing import Any, Final, Generic, Self, TypeGuard, TypeVar
+
+from deepfake_client.sources.threads import in_thread
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -16,101 +17,6 @@ Result = TypeVar("Result")
 
 MAX_WAITING: Final = 8
 """Results that may wait to be taken, as a multiple of the concurrency. A verdict is small."""
-
-
-class LoopThread:
-    """An event loop in a thread of its own, started with the first piece of work.
-
-    For callers that have no loop, or each another one.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.is_stopped = False
-        self._name = name
-        self._lock = threading.Lock()
-        self._started: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop; RuntimeError after it was stopped."""
-        with self._lock:
-            if self.is_stopped:
-                raise RuntimeError(f"{self._name} was closed")
-            if self._started is None:
-                loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=loop.run_forever, name=self._name, daemon=True)
-                thread.start()
-                self._started = loop, thread
-            return self._started[0]
-
-    async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine there, from any other loop; canceling the caller cancels it."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
-
-    def wait_for(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine there, from a thread without a loop. Interrupted (Ctrl-C), it first cancels the work."""
-        try:
-            loop = self.loop
-        except RuntimeError:
-            work.close()
-            raise
-        result: Future[Result] = Future()
-        task: asyncio.Task[Result] | None = None
-
-        def start() -> None:
-            nonlocal task
-            task = loop.create_task(work)
-            task.add_done_callback(pass_on)
-
-        def pass_on(done: asyncio.Task[Result]) -> None:
-            if done.cancelled():
-                result.set_exception(CancelledError())
-            elif (error := done.exception()) is not None:
-                result.set_exception(error)
-            else:
-                result.set_result(done.result())
-
-        def cancel() -> None:
-            if task is not None:
-                task.cancel()
-            else:  # interrupted before it was handed over
-                work.close()
-                result.set_exception(CancelledError())
-
-        try:
-            loop.call_soon_threadsafe(start)
-            return result.result()
-        except BaseException:
-            # Ctrl-C arrives in the caller's thread: the work must have ended before the error goes on.
-            if not result.done():
-                loop.call_soon_threadsafe(cancel)
-                wait([result])
-            raise
-
-    def stop(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
-        """Cancel what is under way, do `last` there, and end loop and thread; blocks. Stopping twice is harmless."""
-        if self.is_stopped:
-            return
-        if last is not None or self._started is not None:
-            self.wait_for(_end_all(last))
-        with self._lock:
-            self.is_stopped = True
-            started, self._started = self._started, None
-        if started is not None:
-            loop, thread = started
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
-
-
-async def _end_all(last: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    await asyncio.get_running_loop().shutdown_asyncgens()
-    if last is not None:
-        await last()
 
 
 async def each_finished(
@@ -134,7 +40,7 @@ async def each_finished(
         while True:
             await untaken.acquire()
             await running.acquire()
-            found = await asyncio.to_thread(list, islice(items, 1))
+            found = await in_thread(_first_of, items)
             if not found:
                 return
             task = asyncio.create_task(work(found[0]))
@@ -156,6 +62,10 @@ async def each_finished(
             unfinished.cancel()
         await asyncio.gather(starter, *tasks, return_exceptions=True)
     starter.result()
+
+
+def _first_of(items: Iterator[Item]) -> list[Item]:
+    return list(islice(items, 1))
 
 
 class ClosingIterator(Generic[T]):

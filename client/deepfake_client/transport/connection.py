@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final
 
 from deepfake_client.transport.address import Address, check_headers, parse_address
@@ -43,7 +42,7 @@ class Connection:
     url: str | None = None
     protocol: str | None = None
     tls: Tls | None = None
-    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout_s: float = DEFAULT_TIMEOUT_S
     retry: Retry = Retry()
 

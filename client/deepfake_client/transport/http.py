@@ -20,7 +20,7 @@ from google.protobuf import json_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
-from deepfake_client.sources.concurrency import LoopThread
+from deepfake_client.sources.threads import LoopThread
 from deepfake_client.transport.address import check_headers
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.errors import server_error
@@ -75,7 +75,7 @@ class HttpTransport:
         self._headers = {"accept-encoding": "identity", **dict(check_headers(connection.headers))}
         self._context: ssl.SSLContext | bool = self._address.tls.context() if self._address.tls else True
         self._session: aiohttp.ClientSession | None = None
-        self._loop = LoopThread("deepfake-http")
+        self._loop = LoopThread("the HTTP transport")
         self._closed = False
         self._has_answered = False
 

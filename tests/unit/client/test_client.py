@@ -25,6 +25,7 @@ from deepfake_client import (
     DeepfakeClient,
     DeepfakeError,
     InferenceError,
+    InputError,
     Label,
     MediaNotFoundError,
     MediaOpenError,
@@ -271,7 +272,7 @@ def test_an_error_in_the_detector_reaches_the_caller(clip: Path) -> None:
 
     with (
         DeepfakeClient(FakeTransport(), detector=Broken(LEFT)) as client,
-        pytest.raises(RuntimeError, match="broken detector"),
+        pytest.raises(InputError, match="raised RuntimeError: broken detector"),
     ):
         client.analyze(clip)
 

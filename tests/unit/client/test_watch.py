@@ -266,7 +266,7 @@ def test_an_error_of_the_source_comes_after_the_last_verdict(client: DeepfakeCli
 
     verdicts = client.watch(broken(), options=WatchOptions(fps=25))
     assert len(next(verdicts).frames) == 19, "the one after shows how long a frame stays"
-    with pytest.raises(OSError, match="grabber"):
+    with pytest.raises(MediaOpenError, match="raised OSError: the grabber is gone"):
         next(verdicts)
 
 
