@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ def open_session(
     A call uses that many threads, or all cores. Threads that wait may spin: faster, and takes the cores from other
     threads and programs.
     """
+    # Its telemetry starts a thread that ends every forked child of this process by an abort, or never.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Imported on use: it takes a tenth of a second, which most commands never need.
     import onnxruntime
 
