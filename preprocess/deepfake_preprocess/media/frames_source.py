@@ -6,10 +6,11 @@ Checks every array before it is used, and samples by the same rules as a file. D
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import ceil, isfinite
+from numbers import Real
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -35,7 +36,8 @@ def open_frames(frames: Iterable[GivenFrame], *, fps: float = DEFAULT_FPS, name:
 
     N frames (`Sampling(num_frames=N)`) are spread evenly over the frames given. If their number is not known in
     advance (a generator), up to 2 N frames are kept until the last has come; by rate
-    (`Sampling(num_frames=None, fps=...)`) each is used as it comes.
+    (`Sampling(num_frames=None, fps=...)`) each is used as it comes. What an iterator yields is copied before it goes
+    on: it may use one buffer for all of them.
 
     Args:
         frames: RGB arrays of one size, or pairs of time and array with increasing times. The first is taken at once.
@@ -65,6 +67,7 @@ def open_frames(frames: Iterable[GivenFrame], *, fps: float = DEFAULT_FPS, name:
         codec="rgb24",
         _given=chain([first], checked),
         _length=length if length > 0 else None,
+        _is_reused=not isinstance(frames, Sequence | np.ndarray),
     )
 
 
@@ -81,6 +84,7 @@ def open_array(image_rgb: NDArray[np.uint8], *, name: str = "the given image") -
 class _GivenMedia(Media):
     _given: Iterator[ArrayFrame] | None = field(default=None, repr=False)
     _length: int | None = None
+    _is_reused: bool = False
 
     def close(self) -> None:
         """Release the frames."""
@@ -91,7 +95,8 @@ class _GivenMedia(Media):
         given, self._given = self._given, None
         if given is None:
             raise OptionError(f"{self.name} were used already; pass them in again")
-        return timed(_sampled(self._counted(given), sampling or Sampling(), self._length), self.stats)
+        keep = _copied if self._is_reused else _as_it_is
+        return timed(_sampled(self._counted(given), sampling or Sampling(), self._length, keep), self.stats)
 
     def _counted(self, given: Iterator[ArrayFrame]) -> Iterator[ArrayFrame]:
         for frame in given:
@@ -107,7 +112,7 @@ def _checked(frames: Iterator[GivenFrame], fps: float, name: str) -> Iterator[Ar
         where = f"{name}: frame {index}"
         if problem := _problem(image):
             raise MediaOpenError(f"{where} {problem}")
-        if not (isinstance(pts_seconds, int | float) and isfinite(pts_seconds) and pts_seconds > last_pts):
+        if not (isinstance(pts_seconds, Real) and isfinite(pts_seconds) and pts_seconds > last_pts):
             raise MediaOpenError(
                 f"{where} has the time {pts_seconds!r}; times are seconds, each later than the previous one"
             )
@@ -144,18 +149,31 @@ def _problem(image: object) -> str:
     return f"{wanted} but {image.dtype} {shape}; {fix}"
 
 
-def _sampled(frames: Iterator[ArrayFrame], sampling: Sampling, length: int | None) -> Iterator[ArrayFrame]:
+def _copied(frame: ArrayFrame) -> ArrayFrame:
+    return replace(frame, image_rgb=frame.image_rgb.copy())
+
+
+def _as_it_is(frame: ArrayFrame) -> ArrayFrame:
+    return frame
+
+
+def _sampled(
+    frames: Iterator[ArrayFrame], sampling: Sampling, length: int | None, keep: Callable[[ArrayFrame], ArrayFrame]
+) -> Iterator[ArrayFrame]:
+    """Yield the sampled frames; `keep` makes one that lasts when the next one is taken."""
     if sampling.fps is not None:
-        return _on_screen(frames, sampling.fps)
+        return _on_screen(map(keep, frames), sampling.fps)
     num_frames = sampling.num_frames
     assert num_frames is not None  # one of the two is set
     if length is None:
-        return _spread(frames, num_frames)
+        return _spread(frames, num_frames, keep)
     positions = set(midpoints(num_frames, 0, length))
-    return (frame for frame in frames if frame.index in positions)
+    return (keep(frame) for frame in frames if frame.index in positions)
 
 
-def _spread(frames: Iterator[ArrayFrame], num_frames: int) -> Iterator[ArrayFrame]:
+def _spread(
+    frames: Iterator[ArrayFrame], num_frames: int, keep: Callable[[ArrayFrame], ArrayFrame]
+) -> Iterator[ArrayFrame]:
     """Yield `num_frames` evenly spaced frames of an unknown number: of too many, every other is dropped."""
     kept: list[ArrayFrame] = []
     stride = 1
@@ -166,7 +184,7 @@ def _spread(frames: Iterator[ArrayFrame], num_frames: int) -> Iterator[ArrayFram
                 stride *= 2
                 if frame.index % stride:
                     continue
-            kept.append(frame)
+            kept.append(keep(frame))
     positions = set(midpoints(num_frames, 0, len(kept)))
     yield from (frame for position, frame in enumerate(kept) if position in positions)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,3 +120,22 @@ def test_arrays_of_three_and_of_four_axes() -> None:
     several = open_array(np.stack([GRAY, GRAY]))
     assert (several.kind, several.width_px, several.height_px) == ("video", 60, 40)
     assert len(list(several.frames())) == 2
+
+
+@pytest.mark.parametrize("sampling", [Sampling(num_frames=8), Sampling(num_frames=None, fps=5)])
+def test_an_iterator_may_use_one_buffer_for_all_its_frames(sampling: Sampling) -> None:
+    def grab() -> Iterator[NDArray[np.uint8]]:
+        buffer = np.empty((4, 6, 3), np.uint8)
+        for number in range(50):
+            buffer[:] = number
+            yield buffer
+
+    frames = list(open_frames(grab()).frames(sampling))
+    assert len(frames) >= 8
+    assert [int(frame.to_rgb()[0, 0, 0]) for frame in frames] == [frame.index for frame in frames]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, Fraction])
+def test_times_may_be_numbers_of_any_kind(kind: Callable[[int], Any]) -> None:
+    frames = open_frames([(kind(second), GRAY) for second in range(3)]).frames()
+    assert [frame.pts_seconds for frame in frames] == [0.0, 1.0, 2.0]
