@@ -110,7 +110,8 @@ class Crop(JsonData):
 
     Attributes:
         margin: context added on each side, as a share of the box's longer side; in [0, 2].
-        align: ``none`` for an upright square around the box, ``eyes`` to rotate the eye line level first.
+        align: ``none`` for an upright square around the box, rotated for heads that are rolled by over 20 degrees;
+            ``eyes`` to rotate the eye line level first.
     """
 
     json_error = SpecError

@@ -9,7 +9,8 @@ share each of these choices, or scores mean nothing:
 - Upright cuts are aligned to whole pixels. Outside the picture they are black.
 - Shrinking averages (`INTER_AREA`, no aliasing), enlarging interpolates (`INTER_LINEAR`). A rotated cut is averaged
   down by the whole part of the scale and interpolated for the rest, in one step with the rotation.
-- ``align: eyes`` rotates the cut about the center of the box until the eye line is level. Without landmarks, or with
+- ``align: eyes`` rotates the cut about the center of the box until the eye line is level; so does ``none`` for a head
+  rolled by more than `geometry.ROLLED_DEG`. Without landmarks, or with
   both eyes in one place, the cut stays upright.
 """
 

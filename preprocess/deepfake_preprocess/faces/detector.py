@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import atan2, degrees
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from deepfake_preprocess.media.frame import Frame
 
 LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
-"""Order of `Face.landmarks_xy`; left and right as seen in the picture."""
+"""Order of `Face.landmarks_xy`; left and right as seen in the picture when the head is upright."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +65,26 @@ class Face:
         shift = np.array([x_px, y_px], dtype=np.float32)
         landmarks = None if self.landmarks_xy is None else self.landmarks_xy + shift
         return Face(self.box_xyxy + np.tile(shift, 2), self.confidence, landmarks)
+
+    def turned(self, quarter_turns: int, size_wh: tuple[int, int]) -> Face:
+        """Return the same face of a picture of that size in ``np.rot90(picture, quarter_turns)``."""
+        face, (width, height) = self, size_wh
+        for _ in range(quarter_turns % 4):
+            left, top, right, bottom = face.box_xyxy
+            box = np.array([top, width - right, bottom, width - left], dtype=np.float32)
+            points = face.landmarks_xy
+            if points is not None:
+                points = np.stack([points[:, 1], width - points[:, 0]], axis=1).astype(np.float32)
+            face, (width, height) = Face(box, face.confidence, points), (height, width)
+        return face
+
+    @property
+    def roll_deg(self) -> float | None:
+        """Slope of the eye line in degrees, positive when the right eye is lower; None where it is unknown."""
+        if self.landmarks_xy is None or not np.isfinite(self.landmarks_xy[:2]).all():
+            return None
+        dx, dy = (float(value) for value in self.landmarks_xy[1] - self.landmarks_xy[0])
+        return degrees(atan2(dy, dx)) if dx or dy else None
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ the frame's pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import atan2, cos, floor, sin
+from math import cos, floor, hypot, radians, sin
 
 import cv2
 import numpy as np
@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.faces.detector import Face
+
+ROLLED_DEG = 20.0
+"""A head rolled further is turned upright in every crop: networks trained on upright cuts have seen none like it.
+
+Eight clips turned by 30 degrees: their scores moved by up to 0.66 without, by up to 0.09 with it; turned by 10, by up
+to 0.19. Within clips heads are rolled by at most 20.
+"""
+_MIN_EYES_APART = 0.2  # in box sides; of a face in profile the eye line says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +112,16 @@ def place_cut(face: Face, frame_wh: tuple[int, int], spec: ModelSpec) -> Cut:
     # For a centered face the size of the picture would do; twice that bounds the memory that an absurd box can need.
     limit = 2 * max(frame_wh)
     width, height = (min(limit, max(1, round(length * scale))) for length in spec.input_size_wh)
-    angle = _eye_angle(face) if spec.crop.align == "eyes" else 0.0
-    return Cut(((left + right) / 2, (top + bottom) / 2), (width, height), angle)
+    return Cut(((left + right) / 2, (top + bottom) / 2), (width, height), _angle(face, spec))
 
 
-def _eye_angle(face: Face) -> float:
-    """Return the eye line's slope in radians, clockwise as seen; 0.0 where it is unknown."""
-    if face.landmarks_xy is None or not np.isfinite(face.landmarks_xy[:2]).all():
+def _angle(face: Face, spec: ModelSpec) -> float:
+    """Return by how much the cut is rotated, in radians, clockwise as seen; 0.0 where the eye line is unknown."""
+    roll = face.roll_deg
+    if roll is None or face.landmarks_xy is None:
         return 0.0
-    dx, dy = (float(value) for value in face.landmarks_xy[1] - face.landmarks_xy[0])
-    return atan2(dy, dx) if dx or dy else 0.0
+    if spec.crop.align == "eyes":
+        return radians(roll)
+    apart = hypot(*(face.landmarks_xy[1] - face.landmarks_xy[0]).tolist())
+    is_rolled = abs(roll) > ROLLED_DEG and apart >= _MIN_EYES_APART * max(face.width_px, face.height_px)
+    return radians(roll) if is_rolled else 0.0

@@ -146,7 +146,8 @@ def test_of_two_faces_in_one_place_one_is_left_and_the_other_comes_back(detector
 )
 def test_detects_where_following_is_not_safe(detector, before, after, step_s):
     sighting = look(detector, [before, after], step_s)[1]
-    assert (detector.detected, detector.followed) == (2, 0)
+    # Where nobody is seen, the turned picture is tried in three ways.
+    assert (detector.detected, detector.followed) in {(2, 0), (5, 0)}
     assert len(sighting.faces) == len(detector.detect([after])[0]) > 0
 
 
