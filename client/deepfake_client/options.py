@@ -32,6 +32,8 @@ class AnalyzeOptions:
             `deepfake_client.analysis.stopping`. `Verdict.frames_saved` says how many frames that saved. With fast
             sampling all frames are looked at.
         timeout_s: deadline of each request, in seconds; the connection's own when None.
+        min_face_px: faces with a smaller box (longer side, in pixels of the frame) are left out.
+        min_face_share: the same relative to the frame's shorter side, in [0, 1).
 
     Raises:
         OptionError: a value is out of its range.
@@ -42,10 +44,13 @@ class AnalyzeOptions:
     threshold: float | None = None
     until_sure: bool | float = False
     timeout_s: float | None = None
+    min_face_px: float = 0.0
+    min_face_share: float = 0.0
 
     def __post_init__(self) -> None:
         _check_aggregation(self.aggregation)
         _check_threshold(self.threshold)
+        _check_face_sizes(self.min_face_px, self.min_face_share)
         if not isinstance(self.until_sure, bool) and not 0.5 <= self.until_sure < 1.0:
             raise OptionError(
                 f"`until_sure` is {self.until_sure!r}; allowed: True, False, or a confidence from 0.5 to below 1"
@@ -74,6 +79,8 @@ class WatchOptions(LiveOptions):
         max_latency_s: with ``drop``, about how old a frame may be when it is scored.
         aggregation: how a face's frames become its score, one of `AGGREGATIONS`.
         threshold: FAKE at or above it, in (0, 1); the model's own when None.
+        min_face_px: faces with a smaller box (longer side, in pixels of the frame) are left out.
+        min_face_share: the same relative to the frame's shorter side, in [0, 1).
 
     Raises:
         OptionError: a value is out of its range.
@@ -87,6 +94,8 @@ class WatchOptions(LiveOptions):
     max_latency_s: float = 3.0
     aggregation: str = "mean"
     threshold: float | None = None
+    min_face_px: float = 0.0
+    min_face_share: float = 0.0
 
     def __post_init__(self) -> None:
         LiveOptions.__post_init__(self)
@@ -100,6 +109,7 @@ class WatchOptions(LiveOptions):
             raise OptionError(f"`on_slow` is {self.on_slow!r}; allowed: 'drop', 'wait', or None for the source's own")
         _check_aggregation(self.aggregation)
         _check_threshold(self.threshold)
+        _check_face_sizes(self.min_face_px, self.min_face_share)
 
 
 def _check_aggregation(name: str) -> None:
@@ -111,3 +121,10 @@ def _check_threshold(threshold: float | None) -> None:
     # At the ends it would call every face FAKE, or none.
     if threshold is not None and not 0.0 < threshold < 1.0:
         raise OptionError(f"`threshold` is {threshold}; allowed: a number strictly between 0 and 1")
+
+
+def _check_face_sizes(min_face_px: float, min_face_share: float) -> None:
+    if not 0 <= min_face_px < float("inf"):
+        raise OptionError(f"`min_face_px` is {min_face_px!r}; allowed: a number of pixels from 0")
+    if not 0 <= min_face_share < 1:
+        raise OptionError(f"`min_face_share` is {min_face_share!r}; allowed: a share from 0 to below 1")

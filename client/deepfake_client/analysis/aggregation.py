@@ -1,7 +1,7 @@
 """From the scores of single faces to the score of a track, and from tracks to the verdict.
 
-A video is as fake as its most suspicious face: tracks are scored one by one and the largest counts, so one
-manipulated face among several real ones is not averaged away.
+A video is as fake as its most suspicious face: tracks are scored one by one, so one manipulated face among several
+real ones is not averaged away. Which of them decides is for `analysis.deciding`.
 
 Within a track the default is the mean of the frames' probabilities: it is the figure that papers and benchmarks of
 the field report for a video, moves little with any one frame, and keeps the meaning of a calibrated probability.
@@ -12,7 +12,7 @@ give the plain rule. But for `confident`, which counts frames, only the weights'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from deepfake_client.analysis.consistency import consistency, interval
 from deepfake_client.result.verdict import FrameResult, Label, Track
 
-MIN_TRACK_FRAMES = 3
+MIN_TRACK_FRAMES = 4
 """Frames on which a face must be scored before its track counts in a video: fewer are often false detections."""
 MIN_TRACK_SHARE = 0.1
 """Share of the longest track's frames that another track needs to count, for the same reason."""
@@ -96,15 +96,30 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
 """The rules by name: `deepfake_client.options.AGGREGATIONS`."""
 
 
-def num_frames_needed(num_frames: int, longest: float) -> int:
+def num_frames_needed(num_frames: int, longest: float, *, complete: bool = True) -> int:
     """Return on how many of `num_frames` a face must be scored for its track to count, at least 1.
 
-    `MIN_TRACK_FRAMES`, or all frames where there are fewer, and at least `MIN_TRACK_SHARE` of the `longest` track's.
+    `MIN_TRACK_FRAMES`, or all frames where there are fewer and the input has no more (`complete`), and at least
+    `MIN_TRACK_SHARE` of the `longest` track's.
     """
-    return max(min(MIN_TRACK_FRAMES, num_frames), int(np.ceil(MIN_TRACK_SHARE * longest - 1e-9)))
+    least = min(MIN_TRACK_FRAMES, num_frames) if complete else MIN_TRACK_FRAMES
+    return max(least, int(np.ceil(MIN_TRACK_SHARE * longest - 1e-9)))
 
 
-def score_tracks(frames: tuple[FrameResult, ...], *, strategy: Strategy, threshold: float) -> tuple[Track, ...]:
+def scores_by_track(frames: Sequence[FrameResult]) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return scores and weights of every face that is not left out, float64 ``[N]`` in order of time, by track."""
+    points: dict[int, list[tuple[float, float]]] = {}
+    for frame in frames:
+        for face in frame.faces:
+            if face.fake_probability is not None and face.weight > 0:
+                points.setdefault(face.track, []).append((face.fake_probability, face.weight))
+    columns = {track: np.array(rows, dtype=np.float64) for track, rows in points.items()}
+    return {track: (rows[:, 0], rows[:, 1]) for track, rows in columns.items()}
+
+
+def score_tracks(
+    frames: tuple[FrameResult, ...], *, strategy: Strategy, threshold: float, complete: bool = True
+) -> tuple[Track, ...]:
     """Score every track of `frames` that has at least one scored face, in order of id.
 
     Faces that are left out (weight 0) take no part, neither in the score nor in whether the track counts. A track
@@ -116,7 +131,7 @@ def score_tracks(frames: tuple[FrameResult, ...], *, strategy: Strategy, thresho
             if face.fake_probability is not None:
                 seen.setdefault(face.track, []).append((frame.pts_seconds, face.fake_probability, face.weight))
     longest = max((sum(weight > 0 for _, _, weight in points) for points in seen.values()), default=0)
-    needed = num_frames_needed(len(frames), longest)
+    needed = num_frames_needed(len(frames), longest, complete=complete)
     tracks = []
     for track, points in sorted(seen.items()):
         used = [point for point in points if point[2] > 0] or [(*point[:2], 1.0) for point in points]

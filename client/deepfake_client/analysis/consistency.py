@@ -53,6 +53,8 @@ def interval(
     pseudo = (score - (1 - share) * without) / share
     center = len(groups) * score - float(((1 - share) * without).sum())
     variance = float(((pseudo - center) ** 2 / (1 / share - 1)).mean())
+    # A face of half the weight says half as much: as many frames as the weights add up to.
+    variance *= max(1.0, len(probabilities) / total)
     reach = student_t_quantile((1 + confidence) / 2, len(groups) - 1) * sqrt(variance)
     return Interval(max(0.0, score - reach), min(1.0, score + reach))
 

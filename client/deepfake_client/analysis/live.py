@@ -17,10 +17,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
-from deepfake_client.analysis.aggregation import STRATEGIES
 from deepfake_client.analysis.clocks import Clocks, verdict_of
 from deepfake_client.analysis.pipeline import MAX_FRAMES_IN_FLIGHT, Analysis, Stages, frames_in_flight
-from deepfake_client.analysis.scoring import ScoredFrame, judge
+from deepfake_client.analysis.scoring import Rules, ScoredFrame, judge
 from deepfake_client.analysis.track_ids import StableIds
 from deepfake_client.options import WatchOptions
 from deepfake_client.result.verdict import Verdict
@@ -47,7 +46,7 @@ class _Feed:
         self._arrived = asyncio.Event()
         self._changed = threading.Condition()
         self._waiting: deque[tuple[float, Frame]] = deque()
-        self._ended = False
+        self.ended = False
         self._error: BaseException | None = None
         # A daemon: a read that hangs must not keep the program from ending.
         self._thread = threading.Thread(target=self._read, name="deepfake-live", daemon=True)
@@ -68,7 +67,7 @@ class _Feed:
                 if self._waiting:
                     self._changed.notify()
                     return self._waiting.popleft()[1]
-                if self._ended:
+                if self.ended:
                     break
                 self._arrived.clear()
             await self._arrived.wait()
@@ -106,7 +105,7 @@ class _Feed:
         finally:
             self._source.frames.close()
             with self._changed:
-                self._ended = True
+                self.ended = True
             self._wake()
 
     def _wake(self) -> None:
@@ -125,6 +124,7 @@ class _Window:
         self._options = options
         self.clocks = Clocks()
         self._frames: deque[ScoredFrame] = deque()
+        self._num_added = 0
         self._ids = StableIds()
         self._next_step: float | None = None
         self._shown: Verdict | None = None
@@ -138,6 +138,7 @@ class _Window:
             self.failure = analysis.failure or self.failure
             analysis.failure = None  # the next frames are tried again
         self._frames.append(frame)
+        self._num_added += 1
         while self._frames[0].pts_seconds <= frame.pts_seconds - self._options.window_s:
             self._frames.popleft()
         self._is_shown = False
@@ -167,14 +168,15 @@ class _Window:
 
     def _judge(self) -> Verdict:
         model = self._stages.model
-        threshold = model.spec.threshold if self._options.threshold is None else self._options.threshold
-        strategy = STRATEGIES[self._options.aggregation]
+        rules = Rules.of(self._options, model.spec)
+        # Before the end there may always be more.
+        complete = self._num_added == len(self._frames) == self._source.stats.frames_decoded
         with self.clocks.aggregate:
             judgment = self._ids.apply(
-                judge(tuple(self._frames), strategy=strategy, threshold=threshold, failure=self.failure)
+                judge(tuple(self._frames), rules, failure=self.failure, complete=complete and self._feed.ended)
             )
         dropped = self._feed.dropped
-        return verdict_of(self._source, judgment, threshold, model, self.clocks, frames_dropped=dropped)
+        return verdict_of(self._source, judgment, rules.threshold, model, self.clocks, frames_dropped=dropped)
 
 
 async def watch_frames(

@@ -20,9 +20,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.aggregation import STRATEGIES, Strategy
 from deepfake_client.analysis.clocks import Clocks, verdict_of
-from deepfake_client.analysis.scoring import ScoredFrame, judge
+from deepfake_client.analysis.scoring import Rules, ScoredFrame, judge
 from deepfake_client.analysis.stopping import StopRule
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import Label, Verdict
@@ -101,17 +100,17 @@ async def analyze_media(
     Raises ModelContractError when the server answers with tensors of another shape.
     """
     clocks = Clocks()
-    sampling, strategy = options.sampling, STRATEGIES[options.aggregation]
-    threshold = stages.model.spec.threshold if options.threshold is None else options.threshold
+    sampling, rules = options.sampling, Rules.of(options, stages.model.spec)
     analysis = Analysis(media, stages, sampling, clocks, release)
     if on_progress is not None:
-        analysis.on_progress = _ProgressReporter(on_progress, analysis, strategy, threshold)
-    stop_rule = _stop_rule(media, sampling, strategy, threshold, options.confidence)
+        analysis.on_progress = _ProgressReporter(on_progress, analysis, rules)
+    stop_rule = _stop_rule(media, sampling, rules, options.confidence)
     parts = [sampling] if stop_rule is None else stop_rule.parts(sampling)
     for num_passes, part in enumerate(parts, start=1):
         await analysis.drive(part)
         with clocks.aggregate:
-            judgment = judge(analysis.frames, strategy=strategy, threshold=threshold, failure=analysis.failure)
+            complete = _is_complete(media, sampling, len(analysis.frames))
+            judgment = judge(analysis.frames, rules, failure=analysis.failure, complete=complete)
             sure = stop_rule is not None and stop_rule.suffices(
                 judgment.frames, judgment.tracks, num_passes=num_passes
             )
@@ -122,8 +121,8 @@ async def analyze_media(
         num_frames = len(judgment.frames)
         frames_saved = max(0, stop_rule.num_frames - num_frames)
         saved = f"{num_frames} of {stop_rule.num_frames} frames sufficed, at confidence {stop_rule.confidence:.4g}"
-        judgment = replace(judgment, detail="; ".join(filter(None, [judgment.detail, saved])))
-    return verdict_of(media, judgment, threshold, stages.model, clocks, frames_saved=frames_saved)
+        judgment = replace(judgment, notes=(*judgment.notes, saved))
+    return verdict_of(media, judgment, rules.threshold, stages.model, clocks, frames_saved=frames_saved)
 
 
 async def infer_in_chunks(
@@ -277,16 +276,15 @@ class Analysis:
             scored.faces = faces_in_frame(frame, small, sighting.faces)
         with self._clocks.crop:
             crops = np.stack([crop_face(frame, face, spec) for face in scored.faces]) if scored.faces else None
-            scored.describe(small, crops, frame_wh=(frame.width_px, frame.height_px), spec=spec)
+            scored.describe(frame, small, crops, spec)
         return crops, sighting
 
 
 class _ProgressReporter:
     """Passes progress on, together with what the frames so far say."""
 
-    def __init__(self, on_progress: OnProgress, analysis: Analysis, strategy: Strategy, threshold: float) -> None:
-        self._on_progress, self._analysis = on_progress, analysis
-        self._strategy, self._threshold = strategy, threshold
+    def __init__(self, on_progress: OnProgress, analysis: Analysis, rules: Rules) -> None:
+        self._on_progress, self._analysis, self._rules = on_progress, analysis, rules
         self._judged_at = time.monotonic()
         self._label: Label | None = None
         self._fake_probability: float | None = None
@@ -295,15 +293,13 @@ class _ProgressReporter:
         if time.monotonic() - self._judged_at >= JUDGE_EVERY_S:
             # Not those under way: a thread may be filling them in.
             frames = sorted(self._analysis.frames_done, key=lambda frame: frame.pts_seconds)
-            judgment = judge(frames, strategy=self._strategy, threshold=self._threshold)
+            judgment = judge(frames, self._rules, weigh_motion=False)
             self._label, self._fake_probability = judgment.label, judgment.fake_probability
             self._judged_at = time.monotonic()
         self._on_progress(replace(progress, label=self._label, fake_probability=self._fake_probability))
 
 
-def _stop_rule(
-    media: Media, sampling: Sampling, strategy: Strategy, threshold: float, confidence: float | None
-) -> StopRule | None:
+def _stop_rule(media: Media, sampling: Sampling, rules: Rules, confidence: float | None) -> StopRule | None:
     """Return the rule for an early stop where one is wanted and several passes over the input make sense."""
     num_frames = _frames_expected(media, sampling)
     if confidence is None or media.kind != "video" or num_frames is None or media.duration_s is None:
@@ -312,7 +308,7 @@ def _stop_rule(
         return None  # several passes would decode the same few stretches again
     if media.frame_rate is not None and num_frames >= media.duration_s * media.frame_rate:
         return None  # every frame is sampled, in the order of decoding
-    return StopRule(num_frames, strategy, threshold, confidence)
+    return StopRule(num_frames, rules.strategy, rules.threshold, confidence)
 
 
 def _frames_expected(media: Media, sampling: Sampling) -> int | None:
@@ -323,3 +319,13 @@ def _frames_expected(media: Media, sampling: Sampling) -> int | None:
     if sampling.fps is not None and media.duration_s is not None:
         return max(1, round(media.duration_s * sampling.fps))
     return None
+
+
+def _is_complete(media: Media, sampling: Sampling, num_frames: int) -> bool:
+    """Return whether the frames that were taken are all that the input has."""
+    if media.kind == "image" or (sampling.num_frames is not None and num_frames < sampling.num_frames):
+        return True
+    if media.duration_s is not None and media.frame_rate is not None:
+        return num_frames >= media.duration_s * media.frame_rate - 0.5
+    # A rate is asked for, so everything was decoded.
+    return sampling.num_frames is None and num_frames >= media.stats.frames_decoded

@@ -59,6 +59,10 @@ class Quality:
     weight: float
     concerns: tuple[Concern, ...]
 
+    def without(self, concern: Concern) -> Quality:
+        """Return that of a face that is left out, with one more reason."""
+        return Quality(0.0, tuple(dict.fromkeys([*self.concerns, concern])))
+
 
 def assess(face: Face, crop: NDArray[np.uint8], frame_wh: tuple[int, int], spec: ModelSpec) -> Quality:
     """Return how much a face may count; `crop` is what `deepfake_preprocess.faces.crop.crop_face` made of it."""

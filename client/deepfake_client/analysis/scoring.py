@@ -12,22 +12,49 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.aggregation import Strategy, most_suspicious, num_frames_needed, score_tracks
+from deepfake_client.analysis.aggregation import STRATEGIES, Strategy, num_frames_needed, score_tracks
 from deepfake_client.analysis.appearance import Colors, face_colors, picture_colors
+from deepfake_client.analysis.deciding import decide
+from deepfake_client.analysis.motion import Patch, patch_of
 from deepfake_client.analysis.quality import Quality, assess, inner_face
 from deepfake_client.analysis.tracking import Detection, Tracker
-from deepfake_client.result.verdict import FaceScore, FrameResult, Interval, Label, Reason, Track
+from deepfake_client.options import AnalyzeOptions, WatchOptions
+from deepfake_client.result.verdict import Concern, FaceScore, FrameResult, Interval, Label, Reason, Track
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InferenceError, ServerError
 from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.media.frame import Frame
+
+LYING_DEG = 60.0
+"""From this roll on a head lies on its side or upside down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How scores become a judgment; see `AnalyzeOptions`."""
+
+    strategy: Strategy
+    threshold: float
+    min_face_px: float = 0.0
+    min_face_share: float = 0.0
+
+    @classmethod
+    def of(cls, options: AnalyzeOptions | WatchOptions, spec: ModelSpec) -> Rules:
+        """Return what the options say, with the model's own threshold where they name none."""
+        threshold = spec.threshold if options.threshold is None else options.threshold
+        return cls(STRATEGIES[options.aggregation], threshold, options.min_face_px, options.min_face_share)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FaceAppearance:
-    """What a face's picture says in addition to its score; its colors distinguish it from other faces."""
+    """What a face's picture says in addition to its score.
+
+    Its colors distinguish it from other faces; its patch shows whether it moves by itself.
+    """
 
     quality: Quality
     colors: Colors
+    patch: Patch | None = None
 
 
 @dataclass(slots=True)
@@ -41,6 +68,7 @@ class ScoredFrame:
         probabilities: float32 ``[len(faces)]`` fake probabilities; None when there is no answer for them.
         picture: colors of the whole frame; without them no cut is seen.
         appearances: one for each face; without them every face counts in full.
+        size_wh: width and height of the frame in pixels.
     """
 
     index: int
@@ -49,24 +77,21 @@ class ScoredFrame:
     probabilities: NDArray[np.float32] | None = None
     picture: Colors | None = None
     appearances: list[FaceAppearance] = field(default_factory=list)
+    size_wh: tuple[int, int] = (0, 0)
 
     def describe(
-        self,
-        picture_rgb: NDArray[np.uint8],
-        crops: NDArray[np.uint8] | None,
-        *,
-        frame_wh: tuple[int, int],
-        spec: ModelSpec,
+        self, frame: Frame, small_rgb: NDArray[np.uint8], crops: NDArray[np.uint8] | None, spec: ModelSpec
     ) -> None:
-        """Fill in `picture` and `appearances` while the pixels are at hand.
-
-        `picture_rgb` is the frame at any size, `frame_wh` its full size; `crops` are the network's input for `faces`,
-        None where there are none.
-        """
-        self.picture = picture_colors(picture_rgb)
+        """Fill in the rest while the pixels are at hand: the frame, the same in small, and what the network gets."""
+        self.size_wh = frame.width_px, frame.height_px
+        self.picture = picture_colors(small_rgb)
         if crops is not None:
             self.appearances = [
-                FaceAppearance(assess(face, crop, frame_wh, spec), face_colors(inner_face(crop, spec)))
+                FaceAppearance(
+                    assess(face, crop, self.size_wh, spec),
+                    face_colors(inner_face(crop, spec)),
+                    patch_of(frame, small_rgb, face),
+                )
                 for face, crop in zip(self.faces, crops, strict=True)
             ]
 
@@ -80,51 +105,106 @@ class Judgment:
     interval: Interval | None
     deciding_track: int | None
     reason: Reason | None
-    detail: str
+    notes: tuple[str, ...]
     tracks: tuple[Track, ...]
     frames: tuple[FrameResult, ...]
 
+    @property
+    def detail(self) -> str:
+        """All that is worth knowing, in one line; faces are counted from 1."""
+        background = [
+            f"background face {track.track + 1} looks fake; it did not decide"
+            for track in self.tracks
+            if track.background and track.label is Label.FAKE
+        ]
+        return "; ".join([*background, *self.notes])
+
 
 def judge(
-    scored: Sequence[ScoredFrame], *, strategy: Strategy, threshold: float, failure: ServerError | None = None
+    scored: Sequence[ScoredFrame],
+    rules: Rules,
+    *,
+    failure: ServerError | None = None,
+    complete: bool = True,
+    weigh_motion: bool = True,
 ) -> Judgment:
     """Follow the faces through frames in order of time, score the tracks and decide.
 
-    FAKE is a score at or above `threshold`; `failure` ended the analysis before its time and makes it INCONCLUSIVE.
+    `failure` ended the analysis before its time and makes it INCONCLUSIVE; `complete` says that the input has no
+    other frames. Without `weigh_motion` a picture on the wall may decide: a preview that takes a millisecond.
     """
-    frames = tuple(_followed(scored))
-    tracks = score_tracks(frames, strategy=strategy, threshold=threshold)
-    suspect = most_suspicious(tracks)
-    if failure is None and suspect is not None:
-        score, spread, note = suspect.fake_probability, suspect.interval, _note_on_quality(frames)
-        return Judgment(suspect.label, score, spread, suspect.track, None, note, tracks, frames)
-    reason, detail = _reason(scored, frames, failure)
-    return Judgment(Label.INCONCLUSIVE, None, None, None, reason, detail, tracks, frames)
+    lying = _Lying.of(scored)
+    frames = tuple(_followed(scored, rules, lying))
+    tracks = score_tracks(frames, strategy=rules.strategy, threshold=rules.threshold, complete=complete)
+    patches = _patches_by_track(scored, frames) if weigh_motion else {}
+    decision = decide(tracks, frames, patches, strategy=rules.strategy, threshold=rules.threshold)
+    if failure is None and decision is not None:
+        label = Label.FAKE if decision.fake_probability >= rules.threshold else Label.REAL
+        notes = tuple(filter(None, (decision.note, lying.note, _note_on_quality(frames))))
+        return Judgment(
+            label, decision.fake_probability, decision.interval, decision.track, None, notes, decision.tracks, frames
+        )
+    reason, why = _reason(scored, frames, failure, complete=complete)
+    notes = (lying.note, why) if reason is Reason.POOR_FACES and lying.note else (why,)
+    return Judgment(Label.INCONCLUSIVE, None, None, None, reason, notes, tracks, frames)
 
 
-def _followed(scored: Sequence[ScoredFrame]) -> Iterator[FrameResult]:
+@dataclass(frozen=True, slots=True)
+class _Lying:
+    """Whether the picture as a whole lies on its side or upside down, by its heads."""
+
+    note: str = ""
+
+    @classmethod
+    def of(cls, scored: Sequence[ScoredFrame]) -> _Lying:
+        """Look at the surest face of every frame; more than half of them must lie."""
+        rolls = [frame.faces[0].roll_deg or 0.0 for frame in scored if frame.faces]
+        lying = [roll for roll in rolls if abs(roll) >= LYING_DEG]
+        if len(lying) * 2 <= len(rolls):
+            return cls()
+        turned, _ = Counter(round(roll / 90) * 90 % 360 for roll in lying).most_common(1)[0]
+        how = "be upside down" if turned == 180 else f"lie on its side, turned by {turned} degrees clockwise"
+        return cls(
+            f"the picture may {how}: so are the heads in {len(lying)} of {len(rolls)} frames with a face; turn it "
+            "upright and analyze it again"
+        )
+
+    def spares(self, face: Face) -> bool:
+        """Return whether a face may count: upright "faces" of a picture that lies are mostly none."""
+        return not self.note or abs(face.roll_deg or 0.0) >= LYING_DEG
+
+
+def _followed(scored: Sequence[ScoredFrame], rules: Rules, lying: _Lying) -> Iterator[FrameResult]:
     tracker = Tracker()
     for frame in scored:
         appearances: Sequence[FaceAppearance | None] = frame.appearances or [None] * len(frame.faces)
-        detections = [
-            Detection(face.box_xyxy, face.landmarks_xy, None if look is None else look.colors)
-            for face, look in zip(frame.faces, appearances, strict=True)
-        ]
+        # Places are compared in the pixels of the first frame: the resolution may change on the way.
+        factors = [first / max(1, size) for first, size in zip(scored[0].size_wh, frame.size_wh, strict=True)]
+        detections = []
+        for face, look in zip(frame.faces, appearances, strict=True):
+            place = face if frame.size_wh == scored[0].size_wh else face.scaled(*factors)
+            detections.append(Detection(place.box_xyxy, place.landmarks_xy, None if look is None else look.colors))
         ids = tracker.update(detections, pts_seconds=frame.pts_seconds, picture=frame.picture)
         scores = [None] * len(ids) if frame.probabilities is None else [float(p) for p in frame.probabilities]
-        faces = tuple(
-            FaceScore(
-                track,
-                _as_tuple(face.box_xyxy),
-                face.confidence,
-                score,
-                1.0 if look is None else look.quality.weight,
-                () if look is None else look.quality.concerns,
-                landmarks_xy=_as_points(face.landmarks_xy),
-            )
-            for track, face, look, score in zip(ids, frame.faces, appearances, scores, strict=True)
-        )
-        yield FrameResult(frame.index, frame.pts_seconds, faces)
+        faces = []
+        for track, face, look, score in zip(ids, frame.faces, appearances, scores, strict=True):
+            quality = Quality(1.0, ()) if look is None else look.quality
+            if max(face.width_px, face.height_px) < max(rules.min_face_px, rules.min_face_share * min(frame.size_wh)):
+                quality = quality.without(Concern.TINY)
+            if not lying.spares(face):
+                quality = quality.without(Concern.EXTREME_POSE)
+            box, points = _as_tuple(face.box_xyxy), _as_points(face.landmarks_xy)
+            faces.append(FaceScore(track, box, face.confidence, score, quality.weight, quality.concerns, points))
+        yield FrameResult(frame.index, frame.pts_seconds, tuple(faces), frame.size_wh)
+
+
+def _patches_by_track(scored: Sequence[ScoredFrame], frames: Sequence[FrameResult]) -> dict[int, list[Patch]]:
+    patches: dict[int, list[Patch]] = {}
+    for frame, result in zip(scored, frames, strict=True):
+        for look, face in zip(frame.appearances, result.faces, strict=False):
+            if look.patch is not None:
+                patches.setdefault(face.track, []).append(look.patch)
+    return patches
 
 
 def _as_tuple(box_xyxy: NDArray[np.float32]) -> tuple[float, float, float, float]:
@@ -137,7 +217,7 @@ def _as_points(landmarks_xy: NDArray[np.float32] | None) -> tuple[tuple[float, f
 
 
 def _reason(
-    scored: Sequence[ScoredFrame], frames: Sequence[FrameResult], failure: ServerError | None
+    scored: Sequence[ScoredFrame], frames: Sequence[FrameResult], failure: ServerError | None, *, complete: bool
 ) -> tuple[Reason, str]:
     if failure is not None:
         reason = Reason.SERVER_ERROR if isinstance(failure, InferenceError) else Reason.SERVER_UNAVAILABLE
@@ -150,7 +230,7 @@ def _reason(
         return Reason.NO_FACE, f"no face was found in {len(scored)} frames; is a face visible and large enough?"
     sightings = Counter(face.track for face in faces)
     longest = max(sightings.values())
-    if longest >= num_frames_needed(len(frames), longest):
+    if longest >= num_frames_needed(len(frames), longest, complete=complete):
         # Seen often enough: what is missing is quality.
         left_out = [face for face in faces if face.weight == 0]
         return Reason.POOR_FACES, (

@@ -22,13 +22,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deepfake_client.analysis.aggregation import MIN_TRACK_FRAMES, Strategy, num_frames_needed
+from deepfake_client.analysis.aggregation import Strategy, num_frames_needed, scores_by_track
 from deepfake_client.analysis.consistency import interval
 from deepfake_client.result.verdict import FrameResult, Track
 from deepfake_preprocess.media.sampling import PartOf, Sampling
 
+MIN_STRIDE = 3
+"""Below the frames that a face needs to count (`aggregation.MIN_TRACK_FRAMES`), so that none fits between."""
 FIRST_PASS_FRAMES = 12
 """About as many frames as the first pass takes of a long video: with fewer, no interval is narrow."""
 MIN_SURE_FRAMES = 8
@@ -38,10 +39,10 @@ MIN_SURE_FRAMES = 8
 def passes(num_frames: int) -> list[list[int]]:
     """Return the positions of `num_frames` sampled frames that each pass takes, from coarse to fine.
 
-    The first pass takes every n-th, with n at least `MIN_TRACK_FRAMES`, so no counting face fits between; each
+    The first pass takes every n-th, with n at least `MIN_STRIDE`, so no counting face fits between; each
     further pass the middle of every gap; the last all others, as soon as the gaps are shorter than that.
     """
-    stride = max(MIN_TRACK_FRAMES, num_frames // FIRST_PASS_FRAMES)
+    stride = max(MIN_STRIDE, num_frames // FIRST_PASS_FRAMES)
     result = [list(range(min(stride // 2, num_frames - 1), num_frames, stride))]
     while True:
         taken = sorted(position for part in result for position in part)
@@ -50,7 +51,7 @@ def passes(num_frames: int) -> list[list[int]]:
         ]
         if not gaps:
             return result
-        if max(high - low for low, high in gaps) < MIN_TRACK_FRAMES:
+        if max(high - low for low, high in gaps) < MIN_STRIDE:
             return [*result, [position for low, high in gaps for position in range(low, high)]]
         result.append([(low + high) // 2 for low, high in gaps])
 
@@ -76,13 +77,13 @@ class StopRule:
     def suffices(self, frames: Sequence[FrameResult], tracks: Sequence[Track], *, num_passes: int) -> bool:
         """Return whether the answer of the frames so far, after `num_passes`, stands at the confidence asked for."""
         plan = passes(self.num_frames)
-        counted = {track.track for track in tracks if track.counted}
+        counted = {track.track for track in tracks if track.counted and not track.background}
         if not counted or num_passes >= len(plan):
             return False
         # For FAKE any of the tracks may err; an error of one end of an interval is half of both ends'.
         tail = (1 - self.confidence) / (len(plan) - 1) / len(counted)
         all_below, longest = True, 0
-        for track, (scores, weights) in _scores_by_track(frames).items():
+        for track, (scores, weights) in scores_by_track(frames).items():
             sure = interval(self.strategy, scores, weights, confidence=1 - 2 * tail)
             enough = len(scores) >= MIN_SURE_FRAMES
             if enough and track in counted and sure.low >= self.threshold:
@@ -92,14 +93,3 @@ class StopRule:
         taken = sorted(position for part in plan[:num_passes] for position in part)
         longest_gap = max(np.diff([-1, *taken, self.num_frames])) - 1
         return all_below and longest_gap < num_frames_needed(self.num_frames, longest / len(frames) * self.num_frames)
-
-
-def _scores_by_track(frames: Sequence[FrameResult]) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Return scores and weights of every face that is not left out, float64 ``[N]`` in order of time, by track."""
-    points: dict[int, list[tuple[float, float]]] = {}
-    for frame in frames:
-        for face in frame.faces:
-            if face.fake_probability is not None and face.weight > 0:
-                points.setdefault(face.track, []).append((face.fake_probability, face.weight))
-    columns = {track: np.array(rows, dtype=np.float64) for track, rows in points.items()}
-    return {track: (rows[:, 0], rows[:, 1]) for track, rows in columns.items()}

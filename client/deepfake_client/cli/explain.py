@@ -135,7 +135,7 @@ def _print_summary(console: Console, output: Path, verdict: Verdict, faces: tupl
         heat = sorted(found.part_shares.items(), key=lambda item: -item[1])[:3]
         where = ", ".join(f"{part} {share:.0%}" for part, share in heat) or "no landmarks"
         console.print(
-            f"  face {face.pick.face.track}  {face.pick.frame.pts_seconds:.2f} s  served "
+            f"  face {face.pick.face.track + 1}  {face.pick.frame.pts_seconds:.2f} s  served "
             f"{found.served_probability:.4f}  PyTorch {found.fake_probability:.4f}  heat: {where}"
         )
     console.print(f"Wrote {len(faces)} faces, {SHEET_NAME} and {DATA_NAME} to {escape(str(output))}")

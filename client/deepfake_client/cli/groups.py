@@ -245,6 +245,15 @@ ThresholdOption: TypeAlias = Annotated[
 ]
 
 
+MinFacePxOption: TypeAlias = Annotated[
+    float, typer.Option(help="Leave out faces with a smaller box, in pixels.", rich_help_panel=ANALYSIS_PANEL)
+]
+MinFaceShareOption: TypeAlias = Annotated[
+    float,
+    typer.Option(help="The same as a share of the frame's shorter side (0 to 1).", rich_help_panel=ANALYSIS_PANEL),
+]
+
+
 def _analysis(
     sampling: SamplingOptions,
     aggregation: AggregationOption = "mean",
@@ -252,8 +261,17 @@ def _analysis(
         bool, typer.Option("--until-sure", help="Stop as soon as the frames looked at suffice.")
     ] = False,
     threshold: ThresholdOption = None,
+    min_face_px: MinFacePxOption = 0.0,
+    min_face_share: MinFaceShareOption = 0.0,
 ) -> AnalyzeOptions:
-    return AnalyzeOptions(sampling=sampling, aggregation=aggregation, until_sure=until_sure, threshold=threshold)
+    return AnalyzeOptions(
+        sampling=sampling,
+        aggregation=aggregation,
+        until_sure=until_sure,
+        threshold=threshold,
+        min_face_px=min_face_px,
+        min_face_share=min_face_share,
+    )
 
 
 AnalysisOptions: TypeAlias = Annotated[AnalyzeOptions, Group(with_groups(_analysis), ANALYSIS_PANEL)]

@@ -62,7 +62,7 @@ def headline(verdict: Verdict) -> Text:
         interval = "" if verdict.interval is None else f"95%: {_range(verdict.interval)}, "
         line.append(f"  fake probability {verdict.fake_probability:.4f}  ({interval}threshold {verdict.threshold:g})")
         if len(verdict.tracks) > 1:
-            line.append(f"  face {verdict.deciding_track}")
+            line.append(f"  face {(verdict.deciding_track or 0) + 1}")
     elif verdict.reason is not None:
         line.append(f"  {verdict.reason.value}")
     line.append(f"   {verdict.source}", style="dim")
@@ -83,7 +83,7 @@ def _frame_table(verdict: Verdict) -> Table:
             if face.weight < 1:
                 reasons = ", ".join(concern.value.replace("_", " ") for concern in face.concerns)
                 bar.append(f"  weight {face.weight:.2f}: {reasons}", style="dim")
-            table.add_row(str(frame.index), time, str(face.track), "" if score is None else f"{score:.4f}", bar)
+            table.add_row(str(frame.index), time, str(face.track + 1), "" if score is None else f"{score:.4f}", bar)
     return table
 
 
@@ -99,10 +99,10 @@ def track_table(verdict: Verdict) -> Table:
         table.add_column(name, justify="left" if name == "verdict" else "right")
     for track in verdict.tracks:
         table.add_row(
-            str(track.track),
+            str(track.track + 1),
             Text(track.label.value, style=LABEL_STYLE[track.label])
-            if track.counted
-            else Text("left out", style="dim"),
+            if track.counted and not track.background
+            else Text("background" if track.counted else "left out", style="dim"),
             f"{track.fake_probability:.4f}",
             _range(track.interval),
             f"{track.consistency.agreeing_share:.0%}",

@@ -18,6 +18,8 @@ from deepfake_client.cli.groups import (
     ANALYSIS_PANEL,
     AggregationOption,
     Group,
+    MinFacePxOption,
+    MinFaceShareOption,
     ServerOptions,
     ThresholdOption,
     with_groups,
@@ -65,6 +67,8 @@ def _options(
     ] = None,
     aggregation: AggregationOption = _DEFAULTS.aggregation,
     threshold: ThresholdOption = None,
+    min_face_px: MinFacePxOption = _DEFAULTS.min_face_px,
+    min_face_share: MinFaceShareOption = _DEFAULTS.min_face_share,
 ) -> WatchOptions:
     slow: Any = on_slow  # what is not allowed is refused by `WatchOptions`, in the words of its field
     return WatchOptions(
@@ -76,6 +80,8 @@ def _options(
         max_latency_s=max_latency,
         aggregation=aggregation,
         threshold=threshold,
+        min_face_px=min_face_px,
+        min_face_share=min_face_share,
         idle_s=idle,
         reconnects=reconnects,
         source_ca=source_ca,
@@ -139,7 +145,7 @@ def _line(verdict: Verdict) -> Text:
     line = Text(f"{_time(verdict):>9} ")
     line.append_text(headline(verdict))
     if verdict.deciding_track is not None and len(verdict.tracks) > 1:
-        line.append(f"  face {verdict.deciding_track} of {len(verdict.tracks)}")
+        line.append(f"  face {verdict.deciding_track + 1} of {len(verdict.tracks)}")
     return line
 
 

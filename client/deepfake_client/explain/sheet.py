@@ -44,7 +44,7 @@ def contact_sheet(verdict: Verdict, faces: Sequence[ExplainedFace]) -> Image:
         cv2.line(sheet, (GAP_PX, top), (width - GAP_PX, top), (215, 215, 215), 1)
         probability = _score(face.explanation)
         color = RED if probability >= verdict.threshold else GREEN
-        title = f"face {face.pick.face.track}   {face.pick.frame.pts_seconds:.2f} s   fake {probability:.4f}"
+        title = f"face {face.pick.face.track + 1}   {face.pick.frame.pts_seconds:.2f} s   fake {probability:.4f}"
         _text(sheet, title, (GAP_PX, top + 18), size=0.48, bold=True, color=color, room=room)
         _text(sheet, _facts(face.explanation), (GAP_PX, top + 37), size=0.42, color=INK, room=room)
         left, tiles_top = GAP_PX, top + LABEL_PX

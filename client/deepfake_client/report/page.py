@@ -162,7 +162,7 @@ def _headline(verdict: Verdict) -> str:
         return f"No verdict: {verdict.reason.value.replace('_', ' ')}. {verdict.detail}".strip()
     side = "at or above" if verdict.label is Label.FAKE else "below"
     return (
-        f"The most suspicious face (face {verdict.deciding_track}) has a fake probability of "
+        f"Face {(verdict.deciding_track or 0) + 1} decides. It has a fake probability of "
         f"{verdict.fake_probability:.3f}, {side} the threshold of {verdict.threshold:g}."
     )
 
@@ -170,7 +170,7 @@ def _headline(verdict: Verdict) -> str:
 def _timeline_text(verdict: Verdict) -> str:
     """Say in words what the plot shows."""
     lines = [
-        f"face {track.track}: {track.fake_probability:.3f} over {track.num_frames} frames from "
+        f"face {track.track + 1}: {track.fake_probability:.3f} over {track.num_frames} frames from "
         f"{track.first_pts_seconds:.2f} to {track.last_pts_seconds:.2f} seconds"
         for track in verdict.tracks
     ]

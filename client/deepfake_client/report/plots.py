@@ -121,7 +121,7 @@ def _draw_interval(axes: Axes, verdict: Verdict, styles: dict[int, tuple[str, st
         color=styles[deciding.track][0],
         alpha=0.14,
         linewidth=0,
-        label=f"95% interval of face {deciding.track}",
+        label=f"95% interval of face {deciding.track + 1}",
     )
 
 
@@ -142,7 +142,7 @@ def _draw_tracks(axes: Axes, verdict: Verdict, styles: dict[int, tuple[str, str]
         if used:
             style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5, "linewidth": 1.4}
             named = color != OTHER_COLOR
-            axes.plot(*zip(*used, strict=True), label=f"face {track}" if named else None, **style)
+            axes.plot(*zip(*used, strict=True), label=f"face {track + 1}" if named else None, **style)
     if left_out:
         axes.plot(
             *zip(*left_out, strict=True), "x", color=OTHER_COLOR, markersize=6, markeredgewidth=1.4,

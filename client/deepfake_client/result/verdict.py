@@ -31,7 +31,10 @@ class Reason(ExplainedEnum):
     """Why a verdict is INCONCLUSIVE."""
 
     NO_FACE = "no_face", "Frames were decoded, but no face was found in any of them."
-    TOO_FEW_FRAMES = "too_few_frames", "No face was scored on enough frames to say anything."
+    TOO_FEW_FRAMES = (
+        "too_few_frames",
+        "No face was scored on enough frames to say anything, or too few frames of a longer video were looked at.",
+    )
     POOR_FACES = (
         "poor_faces",
         "Faces were found on enough frames, but too small, blurred, turned away or cut off to say anything.",
@@ -44,9 +47,12 @@ class Reason(ExplainedEnum):
 class Concern(ExplainedEnum):
     """Why a face counts less than others in its track's score, or not at all."""
 
-    TINY = "tiny", "The face has fewer pixels than a score can be trusted on."
+    TINY = "tiny", "The face has fewer pixels than a score can be trusted on, or than asked for."
     BLURRED = "blurred", "The face is out of focus or smeared by motion."
-    EXTREME_POSE = "extreme_pose", "The face is seen from the side, from far above or below, or upside down."
+    EXTREME_POSE = (
+        "extreme_pose",
+        "The face is seen from the side, from far above or below, on its side or upside down.",
+    )
     CUT_OFF = "cut_off", "Much of the face lies outside the picture."
 
 
@@ -85,6 +91,8 @@ class FrameResult(JsonData):
     """Presentation time in seconds."""
     faces: tuple[FaceScore, ...]
     """The faces found, largest detection confidence first."""
+    size_wh: tuple[Count, Count] = (0, 0)
+    """Width and height in pixels of the upright frame, which boxes and landmarks refer to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +132,14 @@ class Track(JsonData):
     last_pts_seconds: PtsSeconds
     """Time of the last of them."""
     counted: bool
-    """Whether the track takes part in the verdict: it was seen with a weight above 0 often enough."""
+    """Whether it was seen with a weight above 0 often enough to take part in the verdict."""
     interval: Interval
     """How far `fake_probability` could lie elsewhere, given the spread of the frames."""
     consistency: Consistency
     """How steady the scores are over time."""
+    background: bool = False
+    """Whether it looks more suspicious than the deciding track and does not decide: it never moves by itself, as a
+    picture on the wall, or is too poor beside better ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +179,12 @@ class Verdict(JsonData):
     label: Label
     """REAL, FAKE or INCONCLUSIVE."""
     fake_probability: Share | None
-    """Score of the most suspicious counted track, in [0, 1]; null when inconclusive."""
+    """Score of the deciding track, in [0, 1], less what the highest of several faces' scores exceeds by chance; null
+    when inconclusive."""
     interval: Interval | None
-    """That track's interval; null when inconclusive."""
+    """The interval of that, for as many faces; null when inconclusive."""
     deciding_track: Count | None
-    """Id of that track; null when inconclusive."""
+    """Id of the most suspicious counted track that is not background; null when inconclusive."""
     threshold: Annotated[float, Bounds(gt=0, lt=1)]
     """FAKE means `fake_probability` at or above it."""
     reason: Reason | None

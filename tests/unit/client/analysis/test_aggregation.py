@@ -191,14 +191,14 @@ def test_faces_without_an_answer_are_left_out() -> None:
 
 def test_faces_that_are_left_out_take_no_part_in_a_track() -> None:
     (track,) = score_tracks(
-        frames_of([0.9, 0.1, 0.9, 0.1, 0.9], weights=[1, 0, 1, 0, 1]), strategy=MEAN, threshold=0.5
+        frames_of([0.9, 0.1, 0.9, 0.1, 0.9, 0.9], weights=[1, 0, 1, 0, 1, 1]), strategy=MEAN, threshold=0.5
     )
     assert track.fake_probability == pytest.approx(0.9)
-    assert track.num_frames == 5
+    assert track.num_frames == 6
     assert track.counted
     assert track.consistency.agreeing_share == 1
     assert track.consistency.score_variance == pytest.approx(0)
-    assert track.consistency.longest_run == 3
+    assert track.consistency.longest_run == 4
 
 
 def test_a_track_of_poor_faces_alone_has_a_score_and_does_not_count() -> None:

@@ -301,5 +301,5 @@ def test_ctrl_c_while_work_is_handed_over_to_the_loop_is_clean(
 
 def test_the_headline_names_the_deciding_face_where_there_are_several() -> None:
     several = verdict("clip.mp4", score=0.9)
-    assert "face 0" in headline(several).plain
+    assert "face 1" in headline(several).plain
     assert "face" not in headline(dataclasses.replace(several, tracks=several.tracks[:1])).plain
