@@ -57,11 +57,11 @@ from deepfake_preprocess.errors import (
 )
 from deepfake_preprocess.faces.detector import Face, FaceDetector
 from deepfake_preprocess.faces.geometry import CropGeometry
-from deepfake_preprocess.media.decoding import DecodeStats
 from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.frames_source import open_frames
 from deepfake_preprocess.media.live import LiveOptions
 from deepfake_preprocess.media.opening import Media, open_media
+from deepfake_preprocess.media.packets.decoder import DecodeStats
 from deepfake_preprocess.media.sampling import Sampling
 
 __all__ = [

@@ -36,11 +36,11 @@ from deepfake_preprocess.faces.crop import crop_face
 from deepfake_preprocess.faces.detector import Face, FaceDetector, FaceFollower, faces_in
 from deepfake_preprocess.faces.geometry import CropGeometry, crop_geometry
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
-from deepfake_preprocess.media.decoding import DecodeStats
 from deepfake_preprocess.media.frame import ArrayFrame, Frame
 from deepfake_preprocess.media.frames_source import open_frames
 from deepfake_preprocess.media.live import LiveOptions, LiveSource, open_live
 from deepfake_preprocess.media.opening import Media, open_media
+from deepfake_preprocess.media.packets.decoder import DecodeStats
 from deepfake_preprocess.media.remote import open_url
 from deepfake_preprocess.media.sampling import Sampling
 

@@ -5,7 +5,7 @@
     DeepfakeError
     ├── InputError                      what the user passed in cannot be used        (exit code 2)
     │   ├── MediaNotFoundError          also FileNotFoundError
-    │   ├── MediaOpenError              exists, but cannot be opened as a video or an image
+    │   ├── MediaOpenError              exists, but cannot be opened or read as a video or an image
     │   ├── SpecError                   also ValueError: a ModelSpec field is wrong
     │   ├── CheckpointError             a checkpoint cannot be read or does not fit
     │   ├── RepositoryError             a model repository is missing, incomplete or altered
@@ -59,7 +59,7 @@ class MediaNotFoundError(InputError, FileNotFoundError):
 
 
 class MediaOpenError(InputError):
-    """The file exists but cannot be opened as a video or an image."""
+    """The file exists but cannot be opened, read or converted as a video or an image."""
 
 
 class SpecError(InputError, ValueError):

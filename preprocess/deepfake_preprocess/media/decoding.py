@@ -12,17 +12,20 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, groupby
+from itertools import chain, groupby, takewhile
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import av
 
 from deepfake_preprocess.media.frame import Frame
-from deepfake_preprocess.media.packet_references import reference_test
-from deepfake_preprocess.media.planar import Orientation, PlanarFrame
+from deepfake_preprocess.media.packets.decoder import Decoder, DecodeStats
+from deepfake_preprocess.media.packets.extent import Extent
+from deepfake_preprocess.media.packets.packet_references import reference_test
+from deepfake_preprocess.media.packets.reading import MOV, PacketReader, Timing
+from deepfake_preprocess.media.pictures.shown import Shown
 from deepfake_preprocess.media.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
 
 if TYPE_CHECKING:  # PyAV's packets are generic for type checkers only
@@ -39,11 +42,8 @@ _MAX_HELD_BYTES = 32 * 2**20
 # Restarting the decoder stalls its threads for about a few frames; jumping over fewer packets does not pay off.
 _MIN_JUMP_PACKETS = 8
 _MIN_SEEK_S = 1.0
-_ASSUMED_RATE = Fraction(25)
-# Most pictures that wait for one decoded later: ITU-T H.264, A.3.1, and H.265, A.4.2 (max_dec_frame_buffering).
-_MAX_REORDERED = 16
 # Containers whose index names every keyframe. MPEG-TS has none, and FLV's gave times that were off.
-_INDEXED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+_INDEXED = frozenset({MOV, "matroska,webm"})
 # The fast mode is used only if it decodes at most this share of the time span that uniform sampling decodes.
 _FAST_MAX_SHARE = 0.9
 
@@ -55,23 +55,6 @@ class _Stretch:
     start: int  # of the first keyframe; it may be shown later, after pictures of the previous stretch
     stop: int
     offsets: list[int]  # of the samples, from the first keyframe
-
-
-@dataclass(slots=True)
-class DecodeStats:
-    """What decoding has done so far; grows while frames are iterated.
-
-    Attributes:
-        packets_corrupt: packets that the decoder refused, and pictures that it marked as damaged.
-        frames_decoded: pictures that came out of the decoder.
-        frames_sampled: frames that were yielded.
-        decode_s: wall-clock seconds spent reading and decoding (not converting).
-    """
-
-    packets_corrupt: int = 0
-    frames_decoded: int = 0
-    frames_sampled: int = 0
-    decode_s: float = 0.0
 
 
 def timed(frames: Iterator[FrameT], stats: DecodeStats) -> Iterator[FrameT]:
@@ -86,130 +69,65 @@ def timed(frames: Iterator[FrameT], stats: DecodeStats) -> Iterator[FrameT]:
         yield frame
 
 
-def decode_packet(context: av.VideoCodecContext, packet: Packet | None, stats: DecodeStats) -> list[av.VideoFrame]:
-    """Decode one packet, or with None what the decoder still holds; count damage, and leave damaged pictures out."""
-    try:
-        pictures = context.decode(packet)
-    except av.error.EOFError:
-        return []
-    except av.error.FFmpegError:
-        stats.packets_corrupt += 1
-        return []
-    stats.frames_decoded += len(pictures)
-    # A picture that the decoder patched up shows traces of the damage, which a detector may take for a forgery.
-    sound = [picture for picture in pictures if not picture.is_corrupt]
-    stats.packets_corrupt += len(pictures) - len(sound)
-    return sound
-
-
 class Decoding:
-    """Reads `stream` from its start and yields sampled frames."""
+    """One pass over a stream from its start, which yields sampled frames."""
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, stats: DecodeStats) -> None:
-        """Prepare a pass that adds to `stats`."""
-        self._container = container
-        self._stream = stream
-        self._context = stream.codec_context
-        self._stats = stats
-        self._may_skip = self._context.name in SKIPPING_CODECS and not _has_temporal_layers(self._context)
-        self._is_referenced = reference_test(self._context.name if self._may_skip else "", self._context.extradata)
+    def __init__(self, reader: PacketReader, shown: Shown, stats: DecodeStats) -> None:
+        """Prepare a pass with a `reader` that is at the start; adds to `stats`."""
+        self.reader = reader
+        self._stream = reader.stream
+        self._shown = shown
+        self._start, self._step, self._time_base = reader.start, reader.step, reader.time_base
+        context = self._stream.codec_context
+        self._decoder = Decoder(context, stats, start=self._start, step=self._step, time_base=self._time_base)
+        self._may_skip = context.name in SKIPPING_CODECS and not _has_temporal_layers(context)
+        self._is_referenced = reference_test(context.name if self._may_skip else "", context.extradata)
         self._may_jump = True
-        self._time_base = stream.time_base or Fraction(1, av.time_base)
-        self._rate = stream.average_rate or stream.guessed_rate or _ASSUMED_RATE
-        self._step = max(1, round(1 / (self._rate * self._time_base)))
-        self._start = stream.start_time or 0
-        self._orientation: Orientation | None = None
         self._wanted: dict[int, int] = {}
-        self._packets: Iterator[Packet] = iter(())
         # Largest distance from a frame's decoding time to its presentation time, learned from what is read.
         self._reorder_ticks = 0
         self._discarded: list[int] | None = None
 
-    def frames(self, sampling: Sampling, duration_s: float | None) -> Iterator[PlanarFrame]:
-        """Yield the sampled frames in order of time; see `deepfake_preprocess.Media.frames`."""
-        return timed(self._sampled(sampling, duration_s), self._stats)
+    def frames(self, sampling: Sampling, extent: Extent, taken: Sequence[float] = ()) -> Iterator[Frame]:
+        """Yield the sampled frames in order of time.
 
-    def _sampled(self, sampling: Sampling, duration_s: float | None) -> Iterator[PlanarFrame]:
-        self._rewind()
-        if sampling.num_frames is not None and 0 < self._stream.frames <= sampling.num_frames:
+        Args:
+            sampling: which frames.
+            extent: what is known of the stream.
+            taken: times of frames that another pass yielded, in seconds; where they are, none are sampled.
+        """
+        reader, duration = self.reader, extent.duration
+        num_frames, num_stated = sampling.num_frames, self._stream.frames
+        if num_frames is not None and 0 < num_stated <= num_frames and num_stated == len(self._stream.index_entries):
             for index, (picture, pts) in enumerate(self._pictures()):
                 yield self._frame(picture, index, pts)
             return
-        duration = None if duration_s is None else round(duration_s / self._time_base)
-        if sampling.num_frames is not None and duration is None:
-            duration = self._measure()
-        targets = sampling.targets(start=self._start, duration=duration, time_base=self._time_base)
-        first = self._read()
-        has_times = first is None or self._has_times(first)
-        self._rewind()
-        if not has_times:
-            yield from self._by_counting(FramePicker(targets))
-            return
+        reader.learn_timing()
         reach = sampling.reach(duration=duration, time_base=self._time_base)
-        if sampling.mode == "fast" and first is not None and duration is not None:
-            times = list(targets)
-            if (stretches := self._stretches(times, self._start + duration, first)) is not None:
+        if num_frames is not None and extent.times:
+            ticks = [self._start + round(Fraction(pts_seconds) / self._time_base) for pts_seconds in taken]
+            targets, reach = extent.spread(sampling, ticks), 0
+        else:
+            targets = sampling.targets(start=self._start, duration=duration, time_base=self._time_base)
+        may_end_early = extent if sampling.fps is not None else None
+        if reader.timing is not Timing.SHOWN:
+            yield from self._by_counting(FramePicker(targets), may_end_early)
+            return
+        if sampling.mode == "fast" and duration is not None and not extent.times:
+            end = self._start + duration
+            times = list(takewhile(lambda target: target < end, targets))
+            if (stretches := self._stretches(times, end)) is not None:
                 yield from self._by_stretch(stretches)
                 return
             targets = iter(times)
-        yield from self._by_packet(FramePicker(targets, reach=reach))
+        yield from self._by_packet(FramePicker(targets, reach=reach), extent=may_end_early)
 
-    # Reading
-
-    def _rewind(self) -> None:
-        index = self._stream.index_entries
-        # With an edit list the first packets come before the start of the stream.
-        try:
-            self._seek(min(index[0].timestamp if len(index) else 0, self._start))
-        except av.error.FFmpegError:
-            # Bare streams (raw H.264) have no times, only byte positions.
-            self._container.seek(0, stream=self._stream, unsupported_byte_offset=True)
-            self._packets = self._container.demux(self._stream)
-
-    def _seek(self, timestamp: int) -> None:
-        self._container.seek(timestamp, stream=self._stream)
-        self._packets = self._container.demux(self._stream)
-
-    def _read(self) -> Packet | None:
-        """Return the next packet, or None at the end or where the file is cut short."""
-        try:
-            packet = next(self._packets)
-        except (StopIteration, OSError, av.error.FFmpegError):
-            return None
-        return packet if packet.size else None
-
-    def _has_times(self, first: Packet) -> bool:
-        """Return whether packets have presentation and decoding times, judging by those from the `first` one on.
-
-        Matroska stores presentation times only. FFmpeg derives the others once it has seen as many packets as the
-        encoder may have reordered.
-        """
-        packet: Packet | None = first
-        for _ in range(_MAX_REORDERED + 1):
-            if packet is None or packet.pts is None or packet.dts is not None:
-                break
-            packet = self._read()
-        return packet is None or (packet.pts is not None and packet.dts is not None)
-
-    def _measure(self) -> int:
-        """Return the length in ticks by reading all packets; for files that do not state it."""
-        end = self._start
-        while (packet := self._read()) is not None:
-            # Without times, each frame follows the one before at the frame rate.
-            end = end + self._step if packet.pts is None else max(end, packet.pts + self._step)
-        self._rewind()
-        return end - self._start
-
-    # Decoding
-
-    def _frame(self, picture: av.VideoFrame, index: int, pts: int) -> PlanarFrame:
-        if self._orientation is None:
-            self._orientation = Orientation.of(picture)
+    def _frame(self, picture: av.VideoFrame, index: int, pts: int) -> Frame:
         pts_seconds = max(0.0, float((pts - self._start) * self._time_base))
-        return PlanarFrame.of(picture, index=index, pts_seconds=pts_seconds, orientation=self._orientation)
+        return self._shown.frame(picture, index=index, pts_seconds=pts_seconds)
 
-    def _by_counting(self, picker: FramePicker) -> Iterator[PlanarFrame]:
-        """Decode everything, for streams without timestamps (raw H.264, some AVI): time is position over rate."""
+    def _by_counting(self, picker: FramePicker, extent: Extent | None) -> Iterator[Frame]:
+        """Decode everything, for streams whose packets do not say when they are shown (raw H.264, some AVI)."""
         held: tuple[av.VideoFrame, int] | None = None
         index = -1
         for picture, pts in self._pictures():
@@ -217,23 +135,31 @@ class Decoding:
             if held is not None and held[1] in picks:
                 yield self._frame(held[0], index, held[1])
             held, index = (picture, pts), index + 1
-        if held is not None and held[1] in picker.end():
+            if picker.target is None:
+                return
+        if held is not None and held[1] in picker.end(None if extent is None else extent.stop(self.reader)):
             yield self._frame(held[0], index, held[1])
 
     def _pictures(self) -> Iterator[tuple[av.VideoFrame, int]]:
         """Yield every picture with its time; those without one follow the previous picture at the frame rate."""
         time_next = self._start
-        self._context.skip_frame = "DEFAULT"
-        for packet in chain(iter(self._read, None), (None,)):
-            for picture in decode_packet(self._context, packet, self._stats):
-                pts = time_next if picture.pts is None else picture.pts
+        times: deque[int] = deque()
+        self._decoder.context.skip_frame = "DEFAULT"
+        for packet in chain(iter(self.reader.read, None), (None,)):
+            if packet is not None and packet.dts is not None and self.reader.timing is Timing.DECODING:
+                times.append(packet.dts)
+                packet.pts = None
+            for picture in self._decoder.decode(packet):
+                pts = times.popleft() if times else time_next if picture.pts is None else picture.pts
                 time_next = pts + self._step
                 yield picture, pts
+        self._decoder.end(self.reader.end)
 
-    def _stretches(self, targets: list[int], end: int, first: Packet) -> list[_Stretch] | None:
+    def _stretches(self, targets: list[int], end: int) -> list[_Stretch] | None:
         """Return where the fast mode samples instead of at `targets`; None where that would gain nothing."""
         index = self._stream.index_entries
-        if self._container.format.name not in _INDEXED or not len(index) or first.pts is None:
+        first = self.reader.peek()
+        if self.reader.format_name not in _INDEXED or not len(index) or first is None or first.pts is None:
             return None
         # An index holds decoding times (MP4) or presentation times (Matroska).
         delay = first.pts - index[0].timestamp
@@ -252,12 +178,12 @@ class Decoding:
             ticks_uniform, ticks_fast = ticks_uniform + uniform[-1], ticks_fast + offsets[-1]
         return stretches if ticks_fast < _FAST_MAX_SHARE * ticks_uniform else None
 
-    def _by_stretch(self, stretches: list[_Stretch]) -> Iterator[PlanarFrame]:
+    def _by_stretch(self, stretches: list[_Stretch]) -> Iterator[Frame]:
         """Decode the samples of each stretch, starting at its keyframe."""
         latest = -1.0
         for stretch in stretches:
             # The middle of the stretch, where it does not matter which of a keyframe's times the container uses.
-            keyframe = self._land((stretch.start + stretch.stop) // 2)
+            keyframe = self.reader.land((stretch.start + stretch.stop) // 2)
             if keyframe is None or keyframe.pts is None:
                 return  # the file is cut short
             start = max(stretch.start, keyframe.pts)
@@ -269,19 +195,22 @@ class Decoding:
                     latest = frame.pts_seconds
                     yield frame
 
-    def _by_packet(self, picker: FramePicker, begin: int | None = None) -> Iterator[PlanarFrame]:
+    def _by_packet(
+        self, picker: FramePicker, *, begin: int | None = None, extent: Extent | None = None
+    ) -> Iterator[Frame]:
         """Read ahead, and decode as little as possible up to each wanted frame.
 
-        `begin` is the time of the keyframe that reading begins with, if that is not the stream's first.
+        `begin` is the time of the keyframe that reading begins with, if that is not the stream's first. Times after
+        the end of the `extent` are not wanted.
         """
         held: deque[Packet] = deque()  # read, not yet decoded, in decoding order
         held_bytes = 0
         due: set[int] = set()  # times of the wanted frames among them
         sought: int | None = None  # target of the last seek
         while picker.target is not None or due:
-            packet = self._read()
+            packet = self.reader.read()
             if packet is None:
-                picks = picker.end()
+                picks = picker.end(None if extent is None else extent.stop(self.reader))
             elif packet.is_discard or packet.pts is None:
                 picks = {}
             else:
@@ -303,6 +232,7 @@ class Decoding:
                     due.discard(head.pts)
                 yield from self._emit(head)
             if packet is None:
+                self._decoder.end(self.reader.end)
                 break
             if picker.target is None or due or not self._may_jump:
                 continue
@@ -316,7 +246,7 @@ class Decoding:
                 yield from self._finish()
                 held.clear()
                 held_bytes, begin = 0, None
-                if (landed := self._land(picker.target)) is not None:
+                if (landed := self.reader.land(picker.target)) is not None:
                     begin = landed.pts
                     self._jump(picker, landed)
         yield from self._finish()
@@ -325,24 +255,9 @@ class Decoding:
         """Return whether the index names a keyframe well beyond `packet` from which `target` can be decoded."""
         index = self._stream.index_entries
         position = index.search_timestamp(target - self._reorder_ticks)
-        if position < 0 or packet.dts is None:
+        if position < 0 or packet.dts is None or not self.reader.may_seek:
             return False
         return bool((index[position].timestamp - packet.dts) * self._time_base > _MIN_SEEK_S)
-
-    def _land(self, target: int) -> Packet | None:
-        """Seek to the last keyframe that is shown at `target` or before; its packet is the next one read."""
-        index = self._stream.index_entries
-        timestamp = target
-        while True:
-            self._seek(timestamp)
-            packet = self._read()
-            if packet is None:
-                return None
-            position = index.search_timestamp(timestamp - 1)
-            if packet.pts is None or packet.pts <= target or position < 0:
-                self._packets = chain((packet,), self._packets)
-                return packet
-            timestamp = index[position].timestamp
 
     def _jump(self, picker: FramePicker, keyframe: Packet) -> None:
         """Continue `picker` at `keyframe`, with the number of frames before it."""
@@ -356,29 +271,29 @@ class Decoding:
         else:
             # Frames that are decoded after the keyframe and shown before it are part of the count up to its time.
             pts = keyframe.pts or 0
-            picker.jump(round((pts - self._start) * self._time_base * self._rate), counted_to=pts)
+            picker.jump(round((pts - self._start) * self._time_base * self.reader.rate), counted_to=pts)
 
     def _is_decided(self, packet: Packet, picker: FramePicker) -> bool:
         pts = packet.pts
         return pts is None or packet.is_discard or pts in self._wanted or picker.is_settled(pts)
 
-    def _emit(self, packet: Packet | None) -> Iterator[PlanarFrame]:
+    def _emit(self, packet: Packet | None) -> Iterator[Frame]:
         """Decode one packet, or what the decoder holds, and yield the wanted frames that come out."""
         unneeded = packet is not None and packet.pts is not None and packet.pts not in self._wanted
-        self._context.skip_frame = "NONREF" if unneeded and self._may_skip else "DEFAULT"
-        for picture in decode_packet(self._context, packet, self._stats):
+        self._decoder.context.skip_frame = "NONREF" if unneeded and self._may_skip else "DEFAULT"
+        for picture in self._decoder.decode(packet):
             pts = picture.pts
             if pts is not None and (index := self._wanted.pop(pts, None)) is not None:
                 yield self._frame(picture, index, pts)
 
-    def _finish(self) -> Iterator[PlanarFrame]:
+    def _finish(self) -> Iterator[Frame]:
         """Drain the decoder, and make it ready to start at a keyframe."""
         yield from self._emit(None)
         if self._wanted:
             # A keyframe from which decoding does not start cleanly (intra refresh): decode the rest in order.
             self._may_jump = False
         self._wanted.clear()
-        self._context.flush_buffers()
+        self._decoder.restart()
 
 
 def _has_temporal_layers(context: av.VideoCodecContext) -> bool:

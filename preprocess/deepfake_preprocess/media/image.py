@@ -1,4 +1,4 @@
-"""Still images (JPEG, PNG, WebP): recognized by their first bytes, decoded by OpenCV to one upright RGB array."""
+"""Still images (JPEG, PNG, WebP, BMP, TIFF): recognized by their first bytes, decoded by OpenCV to upright RGB."""
 
 from __future__ import annotations
 
@@ -15,21 +15,33 @@ MAX_SIDE_PX = 16384
 MAX_PIXELS = 2**27
 """Most pixels per picture that are accepted (134 million, four times 8K): 0.4 GB as RGB."""
 SNIFF_BYTES = 16
+_TIFF_SHORT = 3
 """Number of leading bytes that `image_codec` needs."""
 
+# Of JPEG XL, JPEG 2000 and TIFF; which of them OpenCV reads is up to how it was built.
+_MAGIC = {
+    b"\xff\x0a": "jpegxl",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "jpegxl",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "jpeg2000",
+    b"\xff\x4f\xff\x51": "jpeg2000",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+}
 # JPEG markers that start a frame header (all SOF but DHT, JPG and DAC), ITU-T T.81 table B.1.
 _JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def image_codec(head: bytes) -> str | None:
-    """Return ``jpeg``, ``png`` or ``webp`` if an image of that kind starts with `head`, else None."""
+    """Return the kind of image that starts with `head` (``jpeg``, ``png``, ``webp``, ...), else None."""
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
-    return None
+    if head.startswith(b"BM") and len(head) >= 14 and not any(head[6:10]):
+        return "bmp"
+    return next((codec for magic, codec in _MAGIC.items() if head.startswith(magic)), None)
 
 
 def stored_size_wh(data: bytes, codec: str) -> tuple[int, int] | None:
@@ -40,6 +52,13 @@ def stored_size_wh(data: bytes, codec: str) -> tuple[int, int] | None:
             return width, height
         if codec == "webp":
             return _webp_size_wh(data)
+        if codec == "bmp":
+            width, height = struct.unpack_from("<ii", data, 18)
+            return width, abs(height)
+        if codec == "tiff":
+            return _tiff_size_wh(data)
+        if codec != "jpeg":
+            return None
         position = 2
         while True:
             prefix, marker, length = struct.unpack_from(">BBH", data, position)
@@ -68,6 +87,20 @@ def _webp_size_wh(data: bytes) -> tuple[int, int] | None:
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
     return None
+
+
+def _tiff_size_wh(data: bytes) -> tuple[int, int] | None:
+    """Read ImageWidth and ImageLength of the first directory: TIFF revision 6.0, section 2."""
+    order = "<" if data.startswith(b"II") else ">"
+    (directory,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, directory)
+    sides = {}
+    for number in range(count):
+        tag, kind = struct.unpack_from(order + "HH", data, directory + 2 + 12 * number)
+        (sides[tag],) = struct.unpack_from(
+            order + ("H" if kind == _TIFF_SHORT else "I"), data, directory + 10 + 12 * number
+        )
+    return (sides[256], sides[257]) if {256, 257} <= sides.keys() else None
 
 
 def check_size(width: int, height: int, name: str, *, max_pixels: int = MAX_PIXELS) -> None:

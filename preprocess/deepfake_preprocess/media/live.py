@@ -20,10 +20,13 @@ from typing import Final, TypeAlias
 import av
 
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
-from deepfake_preprocess.media.decoding import DecodeStats, decode_packet
+from deepfake_preprocess.media.foreign import foreign_errors
 from deepfake_preprocess.media.frame import Frame
-from deepfake_preprocess.media.opening import Media, foreign_errors, open_file, open_stream
-from deepfake_preprocess.media.planar import Orientation, PlanarFrame
+from deepfake_preprocess.media.opening import Media, open_file
+from deepfake_preprocess.media.packets.clock import MAX_GAP_S
+from deepfake_preprocess.media.packets.decoder import Decoder, DecodeStats
+from deepfake_preprocess.media.packets.reading import PacketReader, packets_of
+from deepfake_preprocess.media.pictures.shown import Shown
 from deepfake_preprocess.media.remote import (
     TIMEOUT_S,
     check_certificates,
@@ -33,12 +36,12 @@ from deepfake_preprocess.media.remote import (
     without_password,
 )
 from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.media.video import open_stream
 
 _POLL_S: Final = 0.05
 _MAX_GAP_S: Final = 60.0
-"""A clock that jumps back, or further ahead than this, was reset."""
+"""The clock of a camera or an address that jumps back, or further ahead than this, was reset."""
 _FIRST_PAUSE_S: Final = 0.5
-_ASSUMED_FPS: Final = 25.0
 _BOX_HEADER_BYTES: Final = 16
 _MAX_BOXES: Final = 64
 
@@ -114,7 +117,8 @@ def open_live(
     text = os.fspath(source)
     name = without_password(text)
     live = LiveSource(name, can_wait=False)
-    decoder = _Decoder(live, fps, stop)
+    is_file = not is_url(text) and Path(text).is_file()
+    decoder = _Decoder(live, fps, stop, MAX_GAP_S if is_file else _MAX_GAP_S)
     if is_url(text):
         live.frames = decoder.reconnecting(
             lambda: open_live_url(text, timeout_s=options.source_timeout_s, source_ca=options.source_ca),
@@ -160,12 +164,13 @@ def live_media(
 class _Decoder:
     """Decodes one container after another as one stream."""
 
-    def __init__(self, live: LiveSource, fps: float, stop: threading.Event) -> None:
+    def __init__(self, live: LiveSource, fps: float, stop: threading.Event, max_gap_s: float) -> None:
         self._live = live
         self._fps = fps
         self._stop = stop
         self._last_s: float | None = None
         self._offset_s = 0.0
+        self._max_gap_s = max_gap_s
         self._index = -1
         self._target = 0
 
@@ -202,31 +207,32 @@ class _Decoder:
             self._stop.wait(_FIRST_PAUSE_S * 2 ** (failures - 1))
 
     def _frames(self, container: av.container.InputContainer) -> Iterator[Frame]:
-        stream, context = open_stream(container, self._live.name)
+        stats = self._live.stats
+        stream, context = open_stream(container, self._live.name, stats)
         context.thread_type = "AUTO"
-        rate = stream.average_rate or stream.guessed_rate
-        step_s = 1 / float(rate) if rate else 1 / _ASSUMED_FPS
-        packets = container.demux(stream)
-        orientation: Orientation | None = None
+        reader, shown = PacketReader(container, stream), Shown(stats, self._live.name)
+        decoder = Decoder(context, stats, start=reader.start, step=reader.step, time_base=reader.time_base)
+        packets = packets_of(container, stream)
         while not self._stop.is_set():
             started = time.perf_counter()
             packet = next(packets, None)
-            pictures = [] if packet is None else decode_packet(context, packet, self._live.stats)
-            self._live.stats.decode_s += time.perf_counter() - started
-            if packet is None:
-                return
+            pictures = list(decoder.decode(packet))
+            stats.decode_s += time.perf_counter() - started
             for picture in pictures:
                 time_s = (
                     None if picture.pts is None or not picture.time_base else float(picture.pts * picture.time_base)
                 )
                 self._index += 1
-                pts_seconds = self._seconds(time_s, step_s)
+                pts_seconds = self._seconds(time_s, float(reader.step * reader.time_base))
+                shown.look(picture)
                 number = floor(pts_seconds * self._fps + 1e-6)
                 if number >= self._target:
                     self._target = number + 1
-                    self._live.stats.frames_sampled += 1
-                    orientation = orientation or Orientation.of(picture)
-                    yield PlanarFrame.of(picture, index=self._index, pts_seconds=pts_seconds, orientation=orientation)
+                    stats.frames_sampled += 1
+                    shown.set_aspect(stream.sample_aspect_ratio)
+                    yield shown.frame(picture, index=self._index, pts_seconds=pts_seconds)
+            if packet is None:
+                return
 
     def _seconds(self, time_s: float | None, step_s: float) -> float:
         """Return the next picture's time from the start; `step_s` after the last where its own cannot be used."""
@@ -234,7 +240,7 @@ class _Decoder:
         following = now = 0.0 if last_s is None else last_s + step_s
         if time_s is not None:
             now = time_s + self._offset_s
-            if last_s is None or not last_s < now <= last_s + _MAX_GAP_S:
+            if last_s is None or not last_s < now <= last_s + self._max_gap_s:
                 self._offset_s, now = following - time_s, following
         self._last_s = now
         return now

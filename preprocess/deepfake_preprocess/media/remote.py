@@ -19,8 +19,10 @@ from urllib.parse import urlsplit
 
 import av
 
-from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
-from deepfake_preprocess.media.opening import CONTAINERS, Media, describe
+from deepfake_preprocess.errors import DeepfakeError, MediaNotFoundError, MediaOpenError, OptionError
+from deepfake_preprocess.media.foreign import foreign_errors
+from deepfake_preprocess.media.opening import CONTAINERS, Media, video_media
+from deepfake_preprocess.media.video import Video
 
 TIMEOUT_S: Final = 10.0
 """Limit for opening an address, and for each read from it."""
@@ -68,10 +70,11 @@ def open_url(url: str) -> Media:
     scheme = _scheme(url)
     if scheme.startswith("rtsp"):
         raise MediaOpenError(f"{name} is a live stream without an end; watch it instead of analyzing it")
-    container = _open(url, f"{CONTAINERS},{_IMAGES}", {"reconnect": "1", "reconnect_delay_max": "2"}, TIMEOUT_S)
-    with url_errors(name, TIMEOUT_S):
-        media = describe(container, name)
-    if media.duration_s is None and container.format.name not in _IMAGES.split(","):
+    formats, options = f"{CONTAINERS},{_IMAGES}", {"reconnect": "1", "reconnect_delay_max": "2"}
+    with foreign_errors(name), url_errors(name, TIMEOUT_S):
+        video = Video(lambda: _open(url, formats, dict(options), TIMEOUT_S), name)
+    media = video_media(video, name)
+    if media.duration_s is None and video.container.format.name not in _IMAGES.split(","):
         media.close()
         raise MediaOpenError(f"{name} does not state its length; watch it, or download it first")
     return media
@@ -164,6 +167,8 @@ def url_errors(name: str, timeout_s: float) -> Iterator[None]:
     """Translate what PyAV raises about an address; the only place that does."""
     try:
         yield
+    except DeepfakeError:
+        raise
     except av.error.HTTPNotFoundError as exc:
         raise MediaNotFoundError(f"the server has no {name} (404); check the address") from exc
     except (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError) as exc:

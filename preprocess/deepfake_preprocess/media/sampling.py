@@ -11,7 +11,7 @@ from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from itertools import count, pairwise, takewhile
+from itertools import islice, pairwise
 from math import ceil, floor, isfinite
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -77,13 +77,13 @@ class Sampling:
         """Return the times asked for, in increasing order, in ticks of `time_base` seconds.
 
         `start` is the time of the first frame and `duration` the length, both in ticks; `num_frames` needs a length.
+        Those at a rate never end.
         """
         if self.at_seconds is not None:
             # A microsecond reaches no further frame, and finds one whose time was printed with six digits.
             return (start + floor((Fraction(time) + _MICROSECOND) / time_base) for time in self.at_seconds)
         if self.fps is not None:
-            end = None if duration is None else start + duration
-            return _at_rate(self.fps, start, end, time_base)
+            return Rate(self.fps, start, time_base)
         if self.num_frames is None or duration is None:
             raise ValueError("num_frames needs a duration")
         return midpoints(self.num_frames, start, duration)
@@ -112,6 +112,7 @@ class PartOf(Sampling):
     def targets(self, *, start: int, duration: int | None, time_base: Fraction) -> Iterator[int]:
         """See `Sampling.targets`."""
         every = Sampling.targets(self, start=start, duration=duration, time_base=time_base)
+        every = islice(every, max(self.positions, default=-1) + 1)
         return (target for position, target in enumerate(every) if position in self.positions)
 
 
@@ -132,12 +133,24 @@ def midpoints(num_frames: int, start: int, duration: int) -> Iterator[int]:
     return (start + (2 * part + 1) * duration // (2 * num_frames) for part in range(num_frames))
 
 
-def _at_rate(fps: float, start: int, end: int | None, time_base: Fraction) -> Iterator[int]:
-    # A rate finer than the time base asks for every tick, not for the same one repeatedly.
-    step = max(Fraction(1), 1 / (Fraction(fps) * time_base))
-    # Rounded up: containers round timestamps to ticks, and a frame due at 66.67 ms may be written as 67.
-    ticks = (start + ceil(number * step) for number in count())
-    return ticks if end is None else takewhile(lambda tick: tick < end, ticks)
+class Rate(Iterator[int]):
+    """Endless times in ticks at a rate, from a start on."""
+
+    def __init__(self, fps: float, start: int, time_base: Fraction) -> None:
+        # A rate finer than the time base asks for every tick, not for the same one repeatedly.
+        self._step = max(Fraction(1), 1 / (Fraction(fps) * time_base))
+        self._start = start
+        self._number = 0
+
+    def __next__(self) -> int:
+        # Rounded up: containers round timestamps to ticks, and a frame due at 66.67 ms may be written as 67.
+        tick = self._start + ceil(self._number * self._step)
+        self._number += 1
+        return tick
+
+    def pass_over(self, tick: int) -> None:
+        """Continue with the first time from `tick` on, if that is not past."""
+        self._number = max(self._number, ceil((tick - self._start) / self._step))
 
 
 class FramePicker:
@@ -182,9 +195,9 @@ class FramePicker:
             self._show(pts, referenced=referenced)
         return {} if dts is None else self._settle(dts)
 
-    def end(self) -> dict[int, int]:
-        """Return the frames wanted by the remaining targets when nothing more can be read."""
-        return self._settle(None)
+    def end(self, stop: int | None = None) -> dict[int, int]:
+        """Return the frames wanted by the remaining targets, up to `stop`, when nothing more can be read."""
+        return self._settle(None, stop)
 
     def is_settled(self, pts: int) -> bool:
         """Return whether a frame that was read and not returned as wanted never will be."""
@@ -215,10 +228,10 @@ class FramePicker:
             return self._referenced
         return self._on_screen
 
-    def _settle(self, horizon: int | None) -> dict[int, int]:
-        """Serve every target before `horizon`, the time before which all frames have been read."""
+    def _settle(self, horizon: int | None, stop: int | None = None) -> dict[int, int]:
+        """Serve every target before `horizon`, the time before which all frames have been read, and before `stop`."""
         picks: dict[int, int] = {}
-        while self.target is not None:
+        while self.target is not None and (stop is None or self.target < stop):
             pick = self._pick(self.target)
             if pick is None:
                 if not self._later:
@@ -229,7 +242,7 @@ class FramePicker:
             if self._last_pick is None or pick > self._last_pick:
                 picks[pick] = self._num_read - self._num_after(pick) - 1
                 self._last_pick = pick
-            self._advance(ended=horizon is None)
+            self._advance(horizon)
         return picks
 
     def _num_after(self, pick: int) -> int:
@@ -239,7 +252,12 @@ class FramePicker:
         after = len(self._unreferenced) - bisect_right(self._unreferenced, pick)
         return len(self._later) + after
 
-    def _advance(self, *, ended: bool) -> None:
+    def _advance(self, horizon: int | None) -> None:
+        ended = horizon is None
+        until = self._later[0] if self._later else horizon
+        if until is not None and isinstance(self._targets, Rate) and self._last_pick == self._on_screen:
+            # No other frame is on screen before the next one is, and times of a file may be ages apart.
+            self._targets.pass_over(until)
         self.target = None if ended and not self._later else next(self._targets, None)
         if self.target is None:
             return

@@ -252,7 +252,7 @@ def test_what_cannot_be_watched_is_said_in_one_sentence(client: DeepfakeClient, 
     with pytest.raises(MediaOpenError, match=r"MP4 file without its index.*MPEG-TS, Matroska or fragmented"):
         watched(client, unfinished)
     (tmp_path / "text.ts").write_text("no video at all\n" * 100)
-    with pytest.raises(MediaOpenError, match=r"text\.ts cannot be opened as a video"):
+    with pytest.raises(MediaOpenError, match=r"text\.ts cannot be read as a video"):
         watched(client, tmp_path / "text.ts")
     with pytest.raises(MediaOpenError, match=r"cannot be opened .*check that it is a video camera"):
         watched(client, "/dev/null")

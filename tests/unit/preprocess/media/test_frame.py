@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepfake_preprocess.media.frame import ArrayFrame
-from deepfake_preprocess.media.planar import Orientation, PlanarFrame
+from deepfake_preprocess.media.pictures.planar import Orientation, PlanarFrame
 
 FORMATS = [
     "yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuvj444p", "yuv420p10le", "yuv422p10le", "yuv444p10le",

@@ -15,10 +15,12 @@ import pytest
 
 from deepfake_preprocess.errors import MediaNotFoundError, MediaOpenError, OptionError
 from deepfake_preprocess.media import decoding
-from deepfake_preprocess.media import opening as video
-from deepfake_preprocess.media.decoding import DecodeStats, Decoding
+from deepfake_preprocess.media.decoding import Decoding
+from deepfake_preprocess.media.foreign import foreign_errors
 from deepfake_preprocess.media.opening import open_media
-from deepfake_preprocess.media.packet_references import reference_test
+from deepfake_preprocess.media.packets.decoder import DecodeStats
+from deepfake_preprocess.media.packets.packet_references import reference_test
+from deepfake_preprocess.media.packets.reading import PacketReader
 from deepfake_preprocess.media.sampling import Sampling
 
 
@@ -79,10 +81,12 @@ def test_samples_are_frames_of_a_plain_decode(coded_clip, sampling, monkeypatch)
     path, whole = coded_clip
     frames, stats = sample(path, sampling)
     with open_media(path) as clip:
-        stream = clip._container.streams.video[0]
-        reference = Decoding(clip._container, stream, DecodeStats())
+        of = clip._video
+        reader = PacketReader(of.container, of.stream)
+        reader.rewind()
+        reference = Decoding(reader, of.shown, DecodeStats())
         reference._may_skip = reference._may_jump = False
-        expected = [(frame.index, frame.pts_seconds) for frame in reference.frames(sampling, clip.duration_s)]
+        expected = [(frame.index, frame.pts_seconds) for frame in reference.frames(sampling, of.extent)]
     assert [(frame.index, frame.pts_seconds) for frame in frames] == expected
     # FLV and AVI give a length that is off by a frame.
     slack = 0 if sampling.fps is None or path.suffix not in {".flv", ".avi"} else 1
@@ -442,13 +446,13 @@ def bad_file(kind, folder):
 
 
 BAD_FILES = {
-    "text": "cannot be opened as a video or an image",
+    "text": "cannot be read as a video or an image",
     "empty": "is empty",
     "folder": "is a folder",
-    "noise": "cannot be opened as a video or an image",
+    "noise": "cannot be read as a video or an image",
     "sound only": "no video stream",
     "no index": "cut short",
-    "playlist": "cannot be opened as a video or an image",
+    "playlist": "cannot be read as a video or an image",
     "damaged image": "damaged",
     "wide image": "17000x2 pixels; at most 16384",
     "wide video": "17000x2 pixels; at most 16384",
@@ -473,7 +477,7 @@ def test_unusable_files_are_refused_at_once_with_one_sentence(tmp_path, kind, ca
 def test_no_foreign_error_gets_out(foreign):
     if not issubclass(foreign, av.error.FFmpegError):
         pytest.skip("no FFmpeg error")
-    with pytest.raises((MediaOpenError, MediaNotFoundError)), video.foreign_errors("clip.mp4"):
+    with pytest.raises((MediaOpenError, MediaNotFoundError)), foreign_errors("clip.mp4"):
         raise foreign(1, "something")
 
 

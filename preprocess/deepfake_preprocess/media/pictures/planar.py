@@ -2,7 +2,7 @@
 
 Color: matrix (BT.601, BT.709, BT.2020) and range are those that the stream names. Where it names none, FFmpeg's rule
 applies (BT.601, limited range), whatever the size, because the readers that training sets are made with follow it.
-HDR transfer curves are not tone-mapped.
+HDR is not its concern (see `media.shown`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from deepfake_preprocess.media.foreign import foreign_errors
 from deepfake_preprocess.media.frame import Frame
 
 # Formats that a region can be cut out of: bytes per sample, and whether both chroma channels share a plane.
@@ -48,11 +49,7 @@ class Orientation:
 
     @classmethod
     def of(cls, picture: av.VideoFrame) -> Orientation:
-        """Read the display matrix of a decoded picture (quarter turns and mirroring; others are rounded).
-
-        Call this once per stream: reading a picture's side data makes PyAV build a reference cycle, after which only
-        the garbage collector frees its memory, which is megabytes (seen with PyAV 18.1).
-        """
+        """Read the display matrix of a decoded picture (quarter turns and mirroring; others are rounded)."""
         # PyAV's type annotations cover only one kind of side data.
         matrix = cast("Mapping[SideDataType, SideData]", picture.side_data).get(SideDataType.DISPLAYMATRIX)
         if matrix is None:
@@ -98,24 +95,35 @@ class PlanarFrame(Frame):
 
     picture: av.VideoFrame
     orientation: Orientation
+    name: str = "the picture"
 
     @classmethod
-    def of(cls, picture: av.VideoFrame, *, index: int, pts_seconds: float, orientation: Orientation) -> PlanarFrame:
-        """Wrap a decoded picture of a stream with this orientation."""
+    def of(
+        cls,
+        picture: av.VideoFrame,
+        *,
+        index: int,
+        pts_seconds: float,
+        orientation: Orientation,
+        name: str = "the picture",
+    ) -> PlanarFrame:
+        """Wrap a decoded picture of a stream with this orientation; `name` is the input's, for messages."""
         width, height = orientation.size_wh(picture.width, picture.height)
-        return cls(index, pts_seconds, width, height, picture, orientation)
+        return cls(index, pts_seconds, width, height, picture, orientation, name)
 
     def to_rgb(self, size_wh: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         """See `Frame.to_rgb`; conversion and scaling are one pass of swscale, which averages areas."""
         width, height = self.orientation.size_wh(*(size_wh or (self.width_px, self.height_px)))
-        return self.orientation.apply(_convert(self.picture, width, height))
+        with foreign_errors(self.name):
+            return self.orientation.apply(_convert(self.picture, width, height))
 
     def region_rgb(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
         """See `Frame.region_rgb`; converts little more than the region, to the same pixels as `to_rgb`."""
         self._check_region(left, top, right, bottom)
         upright_wh = (self.width_px, self.height_px)
         region = self.orientation.stored_region((left, top, right, bottom), upright_wh)
-        return self.orientation.apply(_convert_region(self.picture, region))
+        with foreign_errors(self.name):
+            return self.orientation.apply(_convert_region(self.picture, region))
 
 
 def _scaler(use: str) -> VideoReformatter:
@@ -137,7 +145,7 @@ def _convert(picture: av.VideoFrame, width: int, height: int) -> NDArray[np.uint
     rgb = _scaler("scaled" if scaled else "rgb").reformat(
         picture, width=width, height=height, format="rgb24", interpolation="AREA" if scaled else None, threads=1
     )
-    return _plane_rows(rgb.planes[0])[:height, : 3 * width].reshape(height, width, 3)
+    return rgb_rows(rgb)
 
 
 def _convert_region(picture: av.VideoFrame, region: tuple[int, int, int, int]) -> NDArray[np.uint8]:
@@ -172,6 +180,13 @@ def _convert_region(picture: av.VideoFrame, region: tuple[int, int, int, int]) -
         _plane_rows(target)[: part.shape[0], : part.shape[1]] = part
     rgb = _convert(cut, cut.width, cut.height)
     return rgb[top - y0 : bottom - y0, left - x0 : right - x0]
+
+
+def rgb_rows(picture: av.VideoFrame, pixel_bytes: int = 3) -> NDArray[np.uint8]:
+    """Return the bytes of a picture with one plane as ``[H, W, bytes of a pixel]``; a view without its padding."""
+    width, height = picture.width, picture.height
+    rows = _plane_rows(picture.planes[0])[:height, : pixel_bytes * width]
+    return rows.reshape(height, width, pixel_bytes)
 
 
 def _plane_rows(plane: VideoPlane) -> NDArray[np.uint8]:

@@ -1,0 +1,1 @@
+"""From decoded pictures and picture files to upright pixels, as they are shown."""
