@@ -9,12 +9,14 @@ CHECKPOINT := work/demo/deepfake_efficientnet_b0.safetensors
 DEMO := export/deepfake_export/demo
 SAMPLE := work/demo/sample.mp4
 VIDEO ?=
+N ?= 5000
+SEED ?= 1
 
 # Where it is set, every process would compile the project again: the tests start many.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow test-gpu lint types imports check format clean
+.PHONY: help setup run serve test test-slow test-gpu fuzz lint types imports check format clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -71,6 +73,9 @@ test-slow: $(VENV)/.dev  ## Run the tests that take minutes
 
 test-gpu: $(VENV)/.dev  ## Run the tests that need a GPU and TensorRT; they fail without
 	@FAIL_WITHOUT_GPU=1 $(BIN)/python -m pytest -m gpu
+
+fuzz: $(VENV)/.dev  ## Analyze N mutated media files (SEED=1); those that fail are kept in work/fuzz
+	@$(BIN)/python tests/fuzz/run.py --count $(N) --seed $(SEED) --keep work/fuzz
 
 lint: $(VENV)/.dev  ## ruff, lint and format; codespell
 	@$(BIN)/ruff check .
