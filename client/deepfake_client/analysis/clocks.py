@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from deepfake_client.analysis.scoring import Judgment
-from deepfake_client.result.verdict import Timing, Verdict
+from deepfake_client.result.verdict import Interval, Timing, Verdict
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.media.live import LiveSource
 from deepfake_preprocess.media.opening import Media
@@ -66,7 +66,7 @@ def verdict_of(
         source=source.name,
         label=judgment.label,
         fake_probability=judgment.fake_probability,
-        interval=judgment.interval,
+        interval=_allowing(judgment.interval, _unread_share(source, judgment)),
         deciding_track=judgment.deciding_track,
         threshold=threshold,
         reason=judgment.reason,
@@ -85,4 +85,22 @@ def verdict_of(
         corrupt_packets=source.stats.packets_corrupt,
         frames_saved=frames_saved,
         frames_dropped=frames_dropped,
+        unread_s=source.stats.unread_s,
+        input_notes=tuple(source.stats.notes),
     )
+
+
+def _unread_share(source: Media | LiveSource, judgment: Judgment) -> float:
+    """Return which share of a source could not be read, in [0, 1)."""
+    length_s = source.duration_s if isinstance(source, Media) else None
+    seen_s = judgment.frames[-1].pts_seconds if judgment.frames else 0.0
+    unread_s, end_s = source.stats.unread_s, max((stop for _, stop in source.stats.unread), default=0.0)
+    return unread_s / max(length_s or 0.0, seen_s, end_s) if unread_s else 0.0
+
+
+def _allowing(interval: Interval | None, unread_share: float) -> Interval | None:
+    """Widen the interval of a mean: what was not read could have any score in [0, 1]."""
+    if interval is None or not unread_share:
+        return interval
+    share = 1 - unread_share
+    return Interval(interval.low * share, interval.high * share + unread_share)

@@ -6,9 +6,11 @@ results, and that what went wrong is said at the end.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, field
@@ -91,7 +93,8 @@ def analyze(
     """
     if explainer.named and not outputs.explain:
         raise OptionError(f"--{explainer.named[0]} is for the heatmaps of a report; add --explain and --report DIR")
-    sources = list(dict.fromkeys(expand(paths)))
+    passed_over: list[str] = []
+    sources = list(dict.fromkeys(expand(paths, passed_over)))
     # A file name that is not UTF-8 is printed with escapes, which JSON reads back as the same name.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -103,6 +106,10 @@ def analyze(
     except KeyboardInterrupt:
         run.interrupted = True
     run.print_failures(screen)
+    if passed_over:
+        kinds = Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in passed_over)  # noqa: PTH122
+        listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+        _note(screen, f"{len(passed_over)} files were passed over ({listed}); name one to have it tried")
     raise typer.Exit(run.exit_code())
 
 

@@ -40,7 +40,7 @@ REPORT_JOURNAL = "results.jsonl"
 CSV_COLUMNS = (
     "source", "label", "fake_probability", "interval_low", "interval_high", "threshold", "reason", "detail",
     "deciding_track", "agreeing_share", "score_variance", "longest_run", "tracks", "frames", "frames_saved",
-    "frames_dropped", "corrupt_packets", "total_s", "model", "model_version", "checkpoint_sha256",
+    "frames_dropped", "corrupt_packets", "unread_s", "total_s", "model", "model_version", "checkpoint_sha256",
     "error_type", "error",
 )  # fmt: skip
 """One row per input; `docs/client.md` says what they hold."""
@@ -316,6 +316,7 @@ def csv_row(outcome: Outcome) -> dict[str, Any]:
         "frames_saved": verdict.frames_saved,
         "frames_dropped": verdict.frames_dropped,
         "corrupt_packets": verdict.corrupt_packets,
+        "unread_s": round(verdict.unread_s, 4),
         "total_s": round(verdict.timing_s.total, 4),
         "model": verdict.model.name,
         "model_version": verdict.model.version,

@@ -200,11 +200,16 @@ class Verdict(JsonData):
     timing_s: Timing
     """Where the time went."""
     corrupt_packets: Count = 0
-    """Number of damaged packets that were skipped while decoding."""
+    """Damaged packets, and pictures that refer to them, that were left out."""
     frames_saved: Count = 0
     """Sampled frames that were not looked at, because those before them sufficed."""
     frames_dropped: Count = 0
     """Frames of a live source that were left out, because the server was slower than the source."""
+    unread_s: StageSeconds = 0.0
+    """Seconds of the input that could not be read: cut off, or damaged up to the next keyframe. `interval` allows for
+    any score of this part."""
+    input_notes: tuple[str, ...] = ()
+    """What is worth knowing about how the input was read (HDR, several streams, what is missing), as sentences."""
 
     def __post_init__(self) -> None:
         inconclusive = self.label is Label.INCONCLUSIVE
@@ -219,7 +224,8 @@ class Verdict(JsonData):
     def notes(self) -> list[str]:
         """Return what is worth knowing about how the verdict came about, as sentences without a full stop."""
         counts = (
-            (self.corrupt_packets, "damaged packets were skipped"),
+            (self.corrupt_packets, "damaged packets, and pictures that refer to them, were left out"),
             (self.frames_dropped, "frames were left out, because the server was slower than the source"),
         )
-        return [f"{count} {what}" for count, what in counts if count]
+        unread = [f"{self.unread_s:.1f} s of the input could not be read"] if self.unread_s else []
+        return [*self.input_notes, *unread, *(f"{count} {what}" for count, what in counts if count)]

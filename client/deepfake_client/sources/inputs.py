@@ -36,8 +36,10 @@ _SHOWN_CHARACTERS: Final = 80
 _ONE_INPUT = (bytes, bytearray, memoryview, Media, np.ndarray)
 
 
-def expand(paths: Sequence[str]) -> Iterator[str]:
+def expand(paths: Sequence[str], passed_over: list[str] | None = None) -> Iterator[str]:
     """Yield the inputs that `paths` stand for: files as named, media files of directories, matches of globs.
+
+    Other files of directories, but hidden ones, are added to `passed_over`.
 
     InputError for a directory without media or that cannot be read, or a pattern that matches nothing.
     """
@@ -45,11 +47,11 @@ def expand(paths: Sequence[str]) -> Iterator[str]:
         # Not those of `Path`, which raise for names that are too long, and take an empty one for the current folder.
         if os.path.isdir(text):  # noqa: PTH112
             with input_errors(text):
-                found = sorted(
-                    str(item)
-                    for item in Path(text).rglob("*")
-                    if item.suffix.lower() in MEDIA_SUFFIXES and item.is_file()
-                )
+                files = sorted(item for item in Path(text).rglob("*") if item.is_file())
+            found = [str(item) for item in files if item.suffix.lower() in MEDIA_SUFFIXES]
+            if passed_over is not None:
+                others = (item for item in files if item.suffix.lower() not in MEDIA_SUFFIXES)
+                passed_over += [str(item) for item in others if not item.name.startswith(".")]
             if not found:
                 raise MediaNotFoundError(f"{text}: the directory holds no video or image; name the files one by one")
             yield from found

@@ -8,10 +8,19 @@ from typing import Final
 from deepfake_preprocess.errors import OptionError
 
 VIDEO_SUFFIXES: Final = (
-    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
+    ".264", ".265", ".3g2", ".3gp", ".amv", ".apng", ".asf", ".av1", ".avc", ".avi", ".divx", ".dv", ".f4v", ".flv",
+    ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg",
+    ".mk3d", ".mkv", ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogg",
+    ".ogm", ".ogv", ".ogx", ".qt", ".rm", ".rmvb", ".tod", ".trp", ".ts", ".vob", ".webm", ".wm", ".wmv", ".wtv",
+    ".xvid",
 )  # fmt: skip
-IMAGE_SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-MEDIA_SUFFIXES: Final = frozenset(VIDEO_SUFFIXES + IMAGE_SUFFIXES)
+IMAGE_SUFFIXES: Final = (
+    ".bmp", ".dib", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pjp", ".pjpeg", ".png", ".tif", ".tiff",
+    ".webp",
+)  # fmt: skip
+"""Images that OpenCV reads."""
+_ISO_IMAGE_SUFFIXES: Final = (".avif", ".avifs", ".heic", ".heics", ".heif", ".hif")
+MEDIA_SUFFIXES: Final = frozenset(VIDEO_SUFFIXES + IMAGE_SUFFIXES + _ISO_IMAGE_SUFFIXES)
 
 
 def media_of(directory: str | Path) -> list[Path]:

@@ -14,6 +14,7 @@ import pytest
 from fixed_detector import LEFT, FixedDetector
 
 from deepfake_client import DeepfakeClient, InputError, MediaNotFoundError, MediaOpenError, open_frames
+from deepfake_client.sources import inputs
 from deepfake_client.sources.inputs import name_of
 from deepfake_client.transport.testing import FakeTransport
 
@@ -148,3 +149,15 @@ def test_an_empty_path_is_not_the_current_folder(
     monkeypatch.chdir(tmp_path)
     (outcome,) = client.analyze_many("")
     assert isinstance(outcome.error, MediaNotFoundError)
+
+
+def test_folders_are_searched_for_all_kinds_of_media_and_the_rest_is_named(tmp_path: Path) -> None:
+    endings = "mp4 gif heic avif m2ts vob mxf ogg f4v qt jfif apng tiff bmp m2v mpe divx 3g2 h264 JPG".split()  # noqa: SIM905
+    for ending in (*endings, "txt", "docx"):
+        (tmp_path / f"a.{ending}").touch()
+    (tmp_path / "README").touch()
+    (tmp_path / ".hidden").touch()
+    passed_over: list[str] = []
+    found = list(inputs.expand([str(tmp_path)], passed_over))
+    assert sorted(Path(name).suffix[1:] for name in found) == sorted(endings)
+    assert sorted(Path(name).name for name in passed_over) == ["README", "a.docx", "a.txt"]
