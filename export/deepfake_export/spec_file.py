@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepfake_export.checkpoint.file import SPEC_SUFFIXES, require_sha256, sha256_of, spec_beside
+from deepfake_export.checkpoint.file import SPEC_SUFFIXES, check_file, require_sha256, sha256_of, spec_beside
 from deepfake_export.ensemble.spec import EnsembleSpec
 from deepfake_preprocess.contract.fields import read_mapping
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -46,6 +46,8 @@ def pin_checkpoint(checkpoint: str | Path, spec: ModelSpec | str | Path | None =
         CheckpointError: a file cannot be a checkpoint, or the spec holds another hash.
     """
     path = Path(checkpoint)
+    if path.suffix not in SPEC_SUFFIXES:
+        check_file(path)  # first: without it, a word about its spec would mislead
     found: ModelSpec | EnsembleSpec
     found = spec if isinstance(spec, ModelSpec) else _read(_default_spec_path(path) if spec is None else Path(spec))
     if isinstance(found, ModelSpec) and found.architecture_family != "ensemble":
@@ -65,8 +67,8 @@ def _default_spec_path(checkpoint: Path) -> Path:
         return checkpoint
     if (path := spec_beside(checkpoint)) is None:
         raise SpecError(
-            f"{checkpoint.with_suffix('.yaml')}: there is no such spec file; write one as in docs/model-spec.md, or "
-            "name it as `spec`"
+            f"{checkpoint.with_suffix('.yaml')}: there is no such spec file; `deepfake init-spec "
+            f"{checkpoint}` writes a first one, or name it as `spec`"
         )
     return path
 

@@ -12,14 +12,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from deepfake_export.checkpoint.layers import attach_head, build_layers
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import SpecError
 from deepfake_preprocess.support.extras import require_extra
+
+if TYPE_CHECKING:
+    from deepfake_export.published.networks import PublishedNetwork
+
+
+KNOWN_BY = {"published": "docs/model-spec.md"}
 
 
 def build_network(spec: ModelSpec, *, in_channels: int = 3, code_dir: Path | None = None) -> nn.Module:
@@ -34,6 +40,7 @@ def build_network(spec: ModelSpec, *, in_channels: int = 3, code_dir: Path | Non
     """
     input_shape = (in_channels, spec.input_height_px, spec.input_width_px)
     builders: dict[str, Callable[[], nn.Module]] = {
+        "published": lambda: _build_published(spec, in_channels),
         "timm": lambda: _build_timm(spec, in_channels),
         "torchvision": lambda: _build_torchvision(spec, in_channels),
         "python": lambda: _build_python(spec, code_dir),
@@ -43,6 +50,30 @@ def build_network(spec: ModelSpec, *, in_channels: int = 3, code_dir: Path | Non
     if spec.head.layers and spec.architecture_family != "layers":
         attach_head(network, spec)
     return network
+
+
+def build_renaming(spec: ModelSpec) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return what turns names in the file of a published network into those of `build_network`; mostly nothing."""
+    if spec.architecture_family != "published":
+        return dict
+    return _published(spec).renamed
+
+
+def _published(spec: ModelSpec) -> PublishedNetwork:
+    from deepfake_export.published.networks import PUBLISHED
+
+    if spec.architecture_name not in PUBLISHED:
+        raise _unknown_architecture(spec, tuple(PUBLISHED))
+    return PUBLISHED[spec.architecture_name]
+
+
+def _build_published(spec: ModelSpec, in_channels: int) -> nn.Module:
+    if in_channels != 3:
+        raise SpecError(
+            f"field 'architecture' is {spec.architecture!r}, which takes 3 channels and not {in_channels}"
+        )
+    published = _published(spec)
+    return _call(spec, lambda: published.build(spec.head.num_logits))
 
 
 def _build_timm(spec: ModelSpec, in_channels: int) -> nn.Module:
@@ -120,9 +151,11 @@ def _call(spec: ModelSpec, build: Callable[[], object]) -> nn.Module:
 
 
 def _unknown_architecture(spec: ModelSpec, known: Sequence[str]) -> SpecError:
-    near = difflib.get_close_matches(spec.architecture_name, known, n=3, cutoff=0.5)
     family = spec.architecture_family
-    hint = f"did you mean {' or '.join(f'{family}:{name}' for name in near)}?" if near else "see its list_models()"
+    near = difflib.get_close_matches(spec.architecture_name, known, n=3, cutoff=0.5)
+    hint = f"see {KNOWN_BY.get(family, 'its list_models()')}"
+    if near:
+        hint = f"did you mean {' or '.join(f'{family}:{name}' for name in near)}?"
     return SpecError(f"field 'architecture' is {spec.architecture!r}, which {family} does not know; {hint}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError
 
+SIZES = (224, 256, 299, 320, 336, 380, 384, 448, 512, 192, 160, 128, 112, 96, 64, 48, 32)
+"""Input sizes that networks are commonly made for, the most common first."""
 SHOWN = 4
 """How many names of each kind a message shows."""
 
@@ -38,9 +41,8 @@ def check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels: 
     except Exception as exc:
         reason = str(exc).strip().splitlines()[-1] if str(exc).strip() else type(exc).__name__
         raise CheckpointError(
-            f"{path}: the network does not run on {spec.input_width_px}x{spec.input_height_px} px crops ({reason}); "
-            "set the input size that it was trained with in the spec, or put a module around it that takes such "
-            "crops (docs/export.md shows one)"
+            f"{path}: the network does not run on {spec.input_width_px}x{spec.input_height_px} px crops "
+            f"({type(exc).__name__}: {reason}); {_why_not_run(network, in_channels, exc)}"
         ) from exc
     allowed = [(2, spec.head.num_logits)] + ([(2,)] if spec.head.num_logits == 1 else [])
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
@@ -50,6 +52,29 @@ def check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels: 
             f"{[2, spec.head.num_logits]}; correct 'head' in the spec, or return that from a module "
             "around the network (docs/export.md shows one)"
         )
+
+
+def _why_not_run(network: nn.Module, in_channels: int, exc: Exception) -> str:
+    """Say whether another input size helps, which is tried without computing, or where the code fails."""
+    network.to("meta")
+    running = []
+    for size in SIZES:
+        try:
+            with torch.inference_mode():
+                network(torch.empty(2, in_channels, size, size, device="meta"))
+        # Whatever a network's own code raises at a size that it cannot take.
+        except Exception:
+            continue
+        running.append(size)
+    if running:
+        sizes = " or ".join(map(str, running[:SHOWN]))
+        return f"it runs at {sizes} px: set the input size that it was trained with in the spec"
+    frame = traceback.extract_tb(exc.__traceback__)[-1]
+    return (
+        f"it runs at no usual size, so the code of the network is the cause ({Path(frame.filename).name}, line "
+        f"{frame.lineno}: {frame.line}): put a module around it that takes [N, {in_channels}, H, W] and returns "
+        "logits (docs/export.md shows one)"
+    )
 
 
 def _shown_output(outputs: object) -> str:

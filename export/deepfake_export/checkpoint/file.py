@@ -27,7 +27,7 @@ def sha256_of(path: Path, expected: str | None = None) -> str:
         CheckpointError: the file is missing, empty, a directory or a Git LFS pointer, cannot be read, or has another
             hash than `expected`.
     """
-    _check_file(path)
+    check_file(path)
     sha256 = sha256_file(path)
     require_sha256(path, sha256, expected)
     return sha256
@@ -42,7 +42,8 @@ def require_sha256(path: Path, sha256: str, expected: str | None) -> None:
         )
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Check that a file can be a checkpoint at all; `CheckpointError` where it cannot."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
     try:

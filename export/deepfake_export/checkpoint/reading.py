@@ -1,6 +1,7 @@
 """Reads a checkpoint file without ever running code from it.
 
-Pickles go through PyTorch's weights-only loader, which builds tensors and plain data and refuses everything else.
+Pickles go through PyTorch's weights-only loader, which builds tensors and plain data. What it refuses is read once
+more by `inert`, where everything unknown is an empty shell.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from deepfake_export.checkpoint.inert import read_inertly
 from deepfake_preprocess.errors import CheckpointError
 
+HDF5_MARK = b"\x89HDF"
 PATH_CLASSES = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 
 HARMLESS_GLOBALS: list[Any] = [
@@ -40,9 +43,27 @@ def read_checkpoint(path: Path) -> Any:
             # Guesses about what is wrong with the file; `_why_unreadable` says it better.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
-    # The reader raises a dozen kinds for damaged files (EOFError, KeyError, struct.error, UnpicklingError, ...).
+    except pickle.UnpicklingError as exc:
+        refused = exc
+    # The reader raises a dozen kinds for damaged files (EOFError, KeyError, struct.error, ...).
     except Exception as exc:
         raise CheckpointError(_why_unreadable(path, exc)) from exc
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return read_inertly(path, _harmless_by_name())
+    except pickle.UnpicklingError as exc:
+        raise CheckpointError(_why_unreadable(path, exc if "Unsupported global" in str(exc) else refused)) from exc
+    except Exception as exc:
+        raise CheckpointError(_why_unreadable(path, refused)) from exc
+
+
+def _harmless_by_name() -> dict[str, Any]:
+    found = {}
+    for item in HARMLESS_GLOBALS:
+        value, name = item if isinstance(item, tuple) else (item, f"{item.__module__}.{item.__qualname__}")
+        found[name] = value
+    return found
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -56,16 +77,18 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _why_unreadable(path: Path, exc: Exception) -> str:
+    with path.open("rb") as file:
+        if file.read(len(HDF5_MARK)) == HDF5_MARK:
+            return f"{path} is an HDF5 file, as Keras writes them; weights of a PyTorch network are needed"
     text = str(exc)
     if "TorchScript archive" in text:
         return f"{path} is a TorchScript file; set 'architecture: torchscript' in the spec"
     refused = re.search(r"(?i:unsupported global):?\s+(?:GLOBAL\s+)?([\w.]+)", text)
     if refused:
         return (
-            f"{path} is refused, because it refers to {refused[1]!r} and loading that could run code from the file; "
+            f"{path} is refused, because it calls {refused[1]!r} and loading that could run code from the file; "
             "have the weights alone saved where it comes from, with safetensors.torch.save_file(model.state_dict(), "
-            "'weights.safetensors'). Only if you trust the file as you trust a program: "
-            f"torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt') runs that code"
+            "'weights.safetensors')"
         )
     if isinstance(exc, pickle.UnpicklingError | KeyError):
         # What the reader says then (an opcode's number, and advice to switch its safety off) helps nobody.

@@ -57,8 +57,8 @@ ModelName = Annotated[
 Architecture = Annotated[
     str,
     Matching(
-        r"^(timm:.+|torchvision:.+|torchscript|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*|layers|ensemble)$",
-        "timm:NAME, torchvision:NAME, torchscript, python:package.module:factory, layers, ensemble",
+        r"^(timm:.+|torchvision:.+|published:.+|torchscript|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*|layers|ensemble)$",
+        "timm:NAME, torchvision:NAME, published:NAME, torchscript, python:package.module:factory, layers, ensemble",
     ),
 ]
 Layer = Annotated[
@@ -129,8 +129,8 @@ class ModelSpec(JsonData):
 
     Attributes:
         name: Triton model name; letters, digits, ``_``, ``-`` and ``.``, at most 64.
-        architecture: ``timm:NAME``, ``torchvision:NAME``, ``torchscript``, ``python:package.module:factory``,
-            ``layers`` (the network is `head.layers` alone) or ``ensemble`` (made of other checkpoints by the export).
+        architecture: ``timm:NAME``, ``torchvision:NAME``, ``published:NAME`` (of `deepfake_export.published`),
+            ``torchscript``, ``python:package.module:factory``, ``layers`` (the network is `head.layers` alone) or ``ensemble`` (made of other checkpoints by the export).
         version: Triton model version, from 1; the export assigns it.
         head: meaning of the network's outputs.
         input_height_px: crop height that the network takes, 16 to 1024.
@@ -142,6 +142,7 @@ class ModelSpec(JsonData):
         threshold: fake when the probability is at or above it; strictly between 0 and 1.
         temperature: divisor of the logit, inside the graph, that calibrates the probabilities (Guo et al., 2017);
             `deepfake evaluate` finds it. 0.01 to 100.
+        ignore_keys: patterns (``*`` and ``?``) of names of tensors in the checkpoint that the network does not use.
         checkpoint_sha256: hash of the checkpoint file; None until it is known.
         training_data: what the detector was trained on and what its scores are worth, for people.
         trained: False for random weights, whose scores mean nothing: they are for tests and measurements of speed.
@@ -161,6 +162,7 @@ class ModelSpec(JsonData):
     crop: Crop = field(default_factory=Crop)
     threshold: Annotated[float, Bounds(gt=0, lt=1)] = 0.5
     temperature: Annotated[float, Bounds(ge=0.01, le=100)] = 1.0
+    ignore_keys: tuple[str, ...] = ()
     checkpoint_sha256: Sha256 | None = None
     training_data: str = ""
     trained: bool = True
@@ -170,12 +172,12 @@ class ModelSpec(JsonData):
         family, layers = self.architecture_family, list(self.head.layers)
         if family == "layers" and not layers:
             raise refuse("head.layers", layers, "the layers of the network, because the architecture is 'layers'")
-        if family in ("torchscript", "python", "ensemble") and layers:
+        if family in ("torchscript", "python", "published", "ensemble") and layers:
             raise refuse("head.layers", layers, f"nothing, because {family!r} has its own head")
 
     @property
     def architecture_family(self) -> str:
-        """``timm``, ``torchvision``, ``torchscript``, ``python``, ``layers`` or ``ensemble``."""
+        """``timm``, ``torchvision``, ``published``, ``torchscript``, ``python``, ``layers`` or ``ensemble``."""
         return self.architecture.partition(":")[0]
 
     @property

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import pickle
+import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -164,7 +167,7 @@ class Mkdir:
 def test_a_pickle_that_runs_code_is_refused_and_not_run(weights, tmp_path):
     proof = tmp_path / "executed"
     torch.save({"state_dict": weights, "extra": Mkdir(proof)}, "c.pt")
-    with pytest.raises(CheckpointError, match=r"refused, because it refers to '\w+\.mkdir'.*safetensors"):
+    with pytest.raises(CheckpointError, match=r"refused, because it calls '\w+\.mkdir'.*safetensors"):
         load_network("c.pt", SPEC)
     Path("raw.pt").write_bytes(pickle.dumps({"state_dict": Mkdir(proof)}, protocol=2))
     with pytest.raises(CheckpointError, match="refused"):
@@ -175,10 +178,27 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(weights, tmp_path):
     assert proof.exists()
 
 
-def test_a_whole_pickled_module_is_refused():
-    torch.save(torch.nn.Linear(2, 1), "c.pt")
-    with pytest.raises(CheckpointError, match=r"'torch\.nn\.modules\.linear\.Linear'.*safetensors"):
-        load_network("c.pt", SPEC)
+@pytest.mark.parametrize("zipped", [True, False], ids=["today", "before-1.6"])
+@pytest.mark.parametrize("key", ["", "net"])
+def test_a_pickled_module_is_read_without_its_code(weights, monkeypatch, zipped, key):
+    theirs = types.ModuleType("their_models")
+    exec("from torch import nn\nclass TransferModel(nn.Module):\n    pass", theirs.__dict__)
+    theirs.TransferModel.__module__ = "their_models"
+    monkeypatch.setitem(sys.modules, "their_models", theirs)
+    whole = theirs.TransferModel()
+    whole.model, whole.style, whole.norm = torch.nn.Module(), argparse.Namespace(), functools.partial(torch.nn.ReLU)
+    namespace: dict = {}
+    exec(TINY_NETS, namespace)
+    whole.model = namespace["detector"]()
+    whole.model.load_state_dict(weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.save({key: whole, "epoch": 3} if key else whole, "c.pt", _use_new_zipfile_serialization=zipped)
+    monkeypatch.delitem(sys.modules, "their_models")
+    loaded = load_network("c.pt", SPEC)
+    assert_same(loaded.network, weights)
+    assert "(a module their_models.TransferModel, whose code was not run)" in loaded.notes[0]
+    assert "their_models" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -189,8 +209,9 @@ def test_a_whole_pickled_module_is_refused():
         (b"\x80\x02garbage", "not a file that torch.save wrote"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (pickle.dumps({"epoch": 1}), "not a file that torch.save wrote"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes them"),
     ],
-    ids=["empty", "text", "garbage", "lfs-pointer", "plain-pickle"],
+    ids=["empty", "text", "garbage", "lfs-pointer", "plain-pickle", "keras"],
 )
 def test_files_that_are_no_checkpoints(content, message):
     Path("c.pt").write_bytes(content)
@@ -250,7 +271,7 @@ def test_the_wrong_head_is_named(weights):
 
 def test_an_input_that_the_network_cannot_take(weights):
     torch.save(timm.create_model("test_vit", num_classes=1, img_size=96).state_dict(), "c.pt")
-    with pytest.raises(CheckpointError, match=r"pos_embed.*the input size"):
+    with pytest.raises(CheckpointError, match=r"pos_embed.*set 'input_height_px: 96' and 'input_width_px: 96'"):
         load_network("c.pt", with_spec(architecture="timm:test_vit", input_height_px=64, input_width_px=64))
 
 
