@@ -78,11 +78,16 @@ def read_still(
     tiles: dict[int, NDArray[np.uint8]] = {}
     streams = {stream.index: stream for stream in container.streams.video if stream.id in wanted}
     for packet in container.demux(list(streams.values())):
-        for picture in streams[packet.stream_index].decode(packet):
+        stream = streams[packet.stream.index]
+        try:
+            pictures = stream.decode(packet)
+        except av.error.FFmpegError:
+            continue  # the part is missed below
+        for picture in pictures:
             # How the picture is turned is a property of the item, which is applied to the whole.
             shown = Shown(stats, name, turns=False)
             check_size(picture.width, picture.height, name)
-            tiles.setdefault(streams[packet.stream_index].id, shown.frame(picture, index=0, pts_seconds=0.0).to_rgb())
+            tiles.setdefault(stream.id, shown.frame(picture, index=0, pts_seconds=0.0).to_rgb())
     if missing := wanted - tiles.keys():
         raise MediaOpenError(
             f"{name}: {len(missing)} of {len(wanted)} parts of the picture are missing or damaged; copy or download "

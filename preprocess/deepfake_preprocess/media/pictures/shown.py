@@ -84,7 +84,8 @@ class Shown:
         Reading a picture's side data makes PyAV build a reference cycle, after which only the garbage collector frees
         its memory, which is megabytes (seen with PyAV 18.1). So they are read only where the rotation has changed.
         """
-        if self.turns and (self._rotation is None or picture.key_frame) and picture.rotation != self._rotation:
+        is_new = self._rotation is None or (picture.key_frame and picture.rotation not in (0, self._rotation))
+        if self.turns and is_new:
             self._rotation = picture.rotation
             self.orientation = Orientation.of(_known_side_data(picture))
 
