@@ -97,7 +97,7 @@ def environments(server=None):
 # --- what it answers
 
 
-@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("count", [1, 3, 8, 32])
 def test_grpc_scores_equal_in_process_scores(client, in_process, count):
     array = crops(count, seed=count)
     answer = client.infer("tiny", [grpc_tensor(array)])
@@ -230,7 +230,7 @@ def test_requests_in_flight_are_answered_before_the_server_ends(tiny_repository)
         (np.zeros((1, 24, 31, 3), np.uint8), "UINT8"),
         (np.zeros((1, 3, 24, 32), np.uint8), "UINT8"),
         (np.zeros((24, 32, 3), np.uint8), "UINT8"),
-        (np.zeros((9, 24, 32, 3), np.uint8), "UINT8"),
+        (np.zeros((33, 24, 32, 3), np.uint8), "UINT8"),
         (np.zeros((1, 24, 32, 3), np.float32), "FP32"),
     ],
     ids=["width", "channels first", "no batch", "batch too large", "dtype"],

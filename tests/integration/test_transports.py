@@ -85,7 +85,7 @@ def test_all_protocols_give_the_same_numbers_bit_by_bit(embedded_triton):
             assert (health.alive, health.ready) == (True, True)
             model = await transport.describe("tiny")
             assert model.spec == TINY_SPEC
-            assert model.max_batch_size == 8
+            assert model.max_batch_size == 32
             # Alone, so that the server forms the same batches for every protocol; strided, so that layout is checked.
             return [await transport.infer(model, FACES[start:]) for start in range(8)] + [
                 await transport.infer(model, FACES[::3, :, ::-1])

@@ -141,7 +141,12 @@ class Tuning:
     def _server(self, setting: Setting) -> Iterator[Server]:
         """Serve a setting, from a repository with the configuration that an export would write for it."""
         manifest, options = self.manifests[setting.version], setting.options
-        text = triton_config.embedded_config(manifest.spec, options=options, precision=manifest.precision)
+        text = triton_config.embedded_config(
+            manifest.spec,
+            max_batch_size=int(self.model.config.max_batch_size),
+            options=options,
+            precision=manifest.precision,
+        )
         version_dir = self.model.version_dir.parent / str(setting.version)
         with tempfile.TemporaryDirectory(prefix="deepfake-bench-") as folder:
             model_dir = Path(folder) / self.model.spec.name
@@ -263,11 +268,9 @@ def _served(repository: Path, name: str | None) -> ServedModel:
 
 
 def _present_options(model: ServedModel, cores: int) -> ServingOptions:
-    batching, share = model.config.dynamic_batching, model_share(model, cores)
+    share = model_share(model, cores)
     return ServingOptions(
-        model.config.max_batch_size,
-        batching.max_queue_delay_microseconds,
-        max(batching.preferred_batch_size, default=None),
+        *triton_config.batching_options(model.config),
         share.instances,
         share.threads,
         tuned_for_cores=cores,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,8 +28,7 @@ def refresh_configs(
 ) -> None:
     """Write the configurations of the version that is to be served; `RepositoryError` where they cannot be.
 
-    `max_batch_size` is that of the production configuration, and of the embedded one at most; `options` are the
-    embedded one's, and None keeps those that were tuned.
+    `max_batch_size` is that of both; `options` are the embedded one's, and None keeps those that were tuned.
     """
     version_dir = model_dir / str(manifest.spec.version)
     made = prepared_configs(model_dir, version_dir, manifest, max_batch_size=max_batch_size, options=options)
@@ -55,8 +53,7 @@ def prepared_configs(
     backend = "tensorrt" if (version_dir / PRODUCTION_BACKENDS["tensorrt"]).is_file() else "onnxruntime"
     precision = served_precision(manifest, backend)
     production = production_config(spec, max_batch_size=max_batch_size, backend=backend, precision=precision)
-    embedded_options = _with_batches_up_to(max_batch_size, options)
-    embedded = embedded_config(spec, options=embedded_options, precision=manifest.precision)
+    embedded = embedded_config(spec, max_batch_size=max_batch_size, options=options, precision=manifest.precision)
     (model_dir / EMBEDDED_CONFIG_NAME).parent.mkdir(parents=True, exist_ok=True)
     with (
         prepared(model_dir / CONFIG_NAME, production) as switch_production,
@@ -75,12 +72,3 @@ def _options_in(model_dir: Path) -> ServingOptions:
     with contextlib.suppress(RepositoryError):
         return tuned_options(read_config(model_dir / EMBEDDED_CONFIG_NAME)) or ServingOptions()
     return ServingOptions()
-
-
-def _with_batches_up_to(size: int, options: ServingOptions) -> ServingOptions:
-    preferred = options.preferred_batch_size
-    return dataclasses.replace(
-        options,
-        max_batch_size=min(size, options.max_batch_size),
-        preferred_batch_size=None if preferred is None else min(size, preferred),
-    )

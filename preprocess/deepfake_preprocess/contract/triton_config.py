@@ -27,7 +27,8 @@ EMBEDDED_BACKEND = "deepfake_onnxruntime"
 PRODUCTION_MAX_BATCH_SIZE = 32
 """A GPU's throughput on 224 px classifiers hardly grows beyond it, and 32 crops are 4.8 MB on the wire."""
 EMBEDDED_MAX_BATCH_SIZE = 8
-"""On CPU cores larger batches gain nothing and exceed the cache: 8 was the fastest, and halves the wait."""
+"""So many crops of several requests are run together on CPU cores: 8 was the fastest, and halves the wait. Larger
+batches gain nothing and exceed the cache. A single request may hold as many as in production."""
 
 PRODUCTION_QUEUE_DELAY_US = 2_000
 """How long a crop may wait for others. Crops of a video arrive together, so batches fill well before this; a lone
@@ -63,7 +64,7 @@ of the contract and its prefix, because two backends may serve one version in tw
 class ServingOptions:
     """How the embedded server batches and runs a model; none of it changes an answer."""
 
-    max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE  # largest that the server forms and accepts
+    max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE  # largest that the server forms of several requests
     # How long a crop may wait for others: not at all on a CPU, where it costs as much in a batch as alone.
     queue_delay_us: int = 0
     preferred_batch_size: int | None = None  # size at which a batch is run at once; None runs whatever waits
@@ -119,21 +120,31 @@ def production_config(
     return config_to_text(config)
 
 
-def embedded_config(spec: ModelSpec, *, precision: str, options: ServingOptions | None = None) -> str:
-    """Return the text of ``configs/embedded.pbtxt`` for the Triton that `deepfake serve` starts."""
+def embedded_config(
+    spec: ModelSpec,
+    *,
+    precision: str,
+    max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE,
+    options: ServingOptions | None = None,
+) -> str:
+    """Return the text of ``configs/embedded.pbtxt`` for the Triton that `deepfake serve` starts.
+
+    `max_batch_size` bounds a request, as in production; `options` what is made of several requests.
+    """
     options = options or ServingOptions()
-    config = _base_config(spec, options.max_batch_size, precision, queue_delay_us=options.queue_delay_us)
+    config = _base_config(spec, max_batch_size, precision, queue_delay_us=options.queue_delay_us)
     config.backend = EMBEDDED_BACKEND
     config.default_model_filename = PRODUCTION_BACKENDS["onnxruntime"]
     batching = config.dynamic_batching
-    if options.preferred_batch_size is not None:
-        batching.preferred_batch_size.append(options.preferred_batch_size)
+    # Triton joins requests up to the largest preferred size, and at once where it need not wait for more.
+    sizes = {options.preferred_batch_size or options.max_batch_size, options.max_batch_size}
+    batching.preferred_batch_size.extend(sorted({min(size, max_batch_size) for size in sizes}))
+    largest = max(batching.preferred_batch_size)
     if options.tuned_for_cores is not None:
         config.parameters[CORES_PARAMETER].string_value = str(options.tuned_for_cores)
         # Small batches must not shorten the queue: clients keep the same number of requests in flight.
-        batching.default_queue_policy.max_queue_size = QUEUE_FULL_BATCHES * max(
-            options.max_batch_size, EMBEDDED_MAX_BATCH_SIZE
-        )
+        largest = max(largest, EMBEDDED_MAX_BATCH_SIZE)
+    batching.default_queue_policy.max_queue_size = QUEUE_FULL_BATCHES * largest
     set_cpu_share(config, instances=options.instances, threads=options.threads)
     return config_to_text(config)
 
@@ -143,13 +154,10 @@ def tuned_options(config: Any) -> ServingOptions | None:
     parameters = config_parameters(config)
     if CORES_PARAMETER not in parameters:
         return None
-    batching = config.dynamic_batching
     try:
         (group,) = config.instance_group
         return ServingOptions(
-            max_batch_size=config.max_batch_size,
-            queue_delay_us=batching.max_queue_delay_microseconds,
-            preferred_batch_size=max(batching.preferred_batch_size, default=None),
+            *batching_options(config),
             instances=group.count,
             threads=int(parameters[THREADS_PARAMETER]),
             tuned_for_cores=int(parameters[CORES_PARAMETER]),
@@ -159,6 +167,14 @@ def tuned_options(config: Any) -> ServingOptions | None:
             f"the tuned options of model {config.name!r} are damaged ({exc}); run `deepfake bench tune` again, or "
             f"remove the parameter {CORES_PARAMETER}"
         ) from exc
+
+
+def batching_options(config: Any) -> tuple[int, int, int | None]:
+    """Return from an embedded ``ModelConfig`` the first three of `ServingOptions`."""
+    sizes = sorted(config.dynamic_batching.preferred_batch_size)
+    largest = sizes[-1] if sizes else int(config.max_batch_size)
+    delay_us = int(config.dynamic_batching.max_queue_delay_microseconds)
+    return largest, delay_us, sizes[0] if len(sizes) > 1 else None
 
 
 def config_to_text(config: Any) -> str:
@@ -222,7 +238,6 @@ def _base_config(spec: ModelSpec, max_batch_size: int, precision: str, *, queue_
     # has just been moved in must not be loaded with the parameters of another, and a rollback changes the same file.
     config.version_policy.specific.versions.append(spec.version)
 
-    # No preferred_batch_size: with one, Triton waits for that size even where a smaller batch could run already.
     batching = config.dynamic_batching
     batching.max_queue_delay_microseconds = queue_delay_us
     policy = batching.default_queue_policy

@@ -81,7 +81,7 @@ def tuned(root):
 
 
 def test_tuned_options_outlive_exports_and_rollbacks_and_verify(capsys, root):
-    options = triton_config.ServingOptions(2, 300, 2, instances=3, threads=1, tuned_for_cores=2)
+    options = triton_config.ServingOptions(4, 300, 2, instances=3, threads=1, tuned_for_cores=2)
     activate(root, "tiny", 3, options=options)
     assert tuned(root) == options
     assert triton_config.read_config(root / "tiny/config.pbtxt").max_batch_size == 4  # production is as it was
@@ -94,7 +94,7 @@ def test_tuned_options_outlive_exports_and_rollbacks_and_verify(capsys, root):
     manifest = Manifest.read(root / "tiny/2")
     dataclasses.replace(manifest, parity={"batch_sizes": [1]}).write(root / "tiny/2")
     activate(root, "tiny")
-    assert tuned(root) == dataclasses.replace(options, max_batch_size=1, preferred_batch_size=1)
+    assert tuned(root) == dataclasses.replace(options, max_batch_size=1, preferred_batch_size=None)
 
 
 def test_options_edited_by_hand_are_healed_as_before(root):

@@ -79,7 +79,8 @@ def test_single_crops_are_batched_without_waiting_for_a_preferred_size(config):
     on_cpu = config.backend == triton_config.EMBEDDED_BACKEND
     assert (config.dynamic_batching.max_queue_delay_microseconds == 0) is on_cpu
     assert config.HasField("dynamic_batching")
-    assert not config.dynamic_batching.preferred_batch_size
+    # Without a delay, a preferred size is a bound and nothing that is waited for.
+    assert list(config.dynamic_batching.preferred_batch_size) == ([8] if on_cpu else [])
 
 
 def test_the_precision_is_that_of_the_file_that_a_backend_serves(tmp_path):
@@ -200,6 +201,14 @@ def test_embedded_states_instances_and_threads(tmp_path):
         "KIND_CPU",
     )
     assert triton_config.config_parameters(config)[triton_config.THREADS_PARAMETER] == "4"
+
+
+def test_both_servers_take_the_same_requests_and_the_embedded_one_forms_no_larger_batches(tmp_path):
+    for largest, formed in ((32, [8]), (4, [4])):
+        texts = [write(max_batch_size=largest) for write in (production_config, embedded_config)]
+        configs = [parsed(text, tmp_path) for text in texts]
+        assert [config.max_batch_size for config in configs] == [largest, largest]
+        assert list(configs[1].dynamic_batching.preferred_batch_size) == formed
 
 
 def test_tuned_options_read_back_and_defaults_are_not_tuned(tmp_path):
