@@ -4,10 +4,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-REPOSITORY := work/model_repository
-CHECKPOINT := work/demo/deepfake_efficientnet_b0.safetensors
+# The repository is the default of every command and of docker-compose.yml: models.
+CHECKPOINT := demo/deepfake_efficientnet_b0.safetensors
 DEMO := export/deepfake_export/demo
-SAMPLE := work/demo/sample.mp4
+SAMPLE := demo/sample.mp4
 VIDEO ?=
 N ?= 5000
 SEED ?= 1
@@ -52,14 +52,14 @@ $(SAMPLE): $(VENV)/.demo
 	@$(BIN)/python scripts/make_sample_clip.py $@
 
 run: $(VENV)/.demo $(CHECKPOINT) $(if $(VIDEO),,$(SAMPLE))  ## Verdict for VIDEO=clip.mp4 (or a sample), end to end
-	@$(BIN)/deepfake export $(CHECKPOINT) --repository $(REPOSITORY)
+	@$(BIN)/deepfake export $(CHECKPOINT)
 	@echo "==> analyzing $(if $(VIDEO),$(VIDEO),$(SAMPLE)) on a private Triton"
-	@$(BIN)/deepfake analyze "$(if $(VIDEO),$(VIDEO),$(SAMPLE))" --embedded --repository $(REPOSITORY) || \
+	@$(BIN)/deepfake analyze "$(if $(VIDEO),$(VIDEO),$(SAMPLE))" --embedded || \
 	  { code=$$?; [ $$code -eq 3 ] || exit $$code; }  # 3 = inconclusive: an answer, not a failure
 
 serve: $(VENV)/.demo $(CHECKPOINT)  ## Serve the demo model on ports 8000 to 8002 until Ctrl-C
-	@$(BIN)/deepfake export $(CHECKPOINT) --repository $(REPOSITORY)
-	@$(BIN)/deepfake serve --repository $(REPOSITORY)
+	@$(BIN)/deepfake export $(CHECKPOINT)
+	@$(BIN)/deepfake serve
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
@@ -93,5 +93,6 @@ check: lint types imports test  ## All that CI runs
 format: $(VENV)/.dev  ## Format the code
 	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format .
 
-clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) work build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+# The repository stays: exports of yours may be in it.
+clean:  ## Remove the environment and everything generated but the model repository
+	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -4,7 +4,7 @@
 
     from deepfake_serve import EmbeddedTriton
 
-    with EmbeddedTriton("model_repository") as triton:
+    with EmbeddedTriton("models") as triton:
         print(triton.grpc_url)
 
 Modules, in the order in which a start uses them: `_runtime` (brings Triton's own binary), `_repository` (checks

@@ -56,7 +56,7 @@ class EmbeddedTriton:
 
     ::
 
-        with EmbeddedTriton("model_repository") as triton:
+        with EmbeddedTriton("models") as triton:
             client = tritonclient.grpc.InferenceServerClient(triton.grpc_url)
 
     The server ends with the context, and also when this process dies in any way. Starting fetches Triton the

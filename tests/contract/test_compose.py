@@ -6,6 +6,7 @@ import importlib.resources
 import json
 import re
 import runpy
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -16,6 +17,7 @@ from compose import ROOT, TOKEN, read_compose
 from deepfake_client.cli.main import COMMANDS
 from deepfake_explain.cli.explain_serve import explain_serve
 from deepfake_export.cli.engines import build_engines
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY
 
 REFERENCE = json.loads((ROOT / "tests/support/assets/triton_reference.json").read_text(encoding="utf-8"))
 SCHEMA = json.loads(
@@ -26,6 +28,10 @@ COMPOSE = read_compose()
 SERVICES = COMPOSE["services"]
 TRITON = SERVICES["triton"]
 DOCKERFILES = ("docker/engines.Dockerfile", "docker/explain.Dockerfile")
+
+
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+CHECKPOINT = Path(re.search(r"^CHECKPOINT := (.*)$", MAKEFILE, re.MULTILINE)[1])
 
 
 def problems_of(data) -> list[str]:
@@ -72,7 +78,11 @@ def test_engines_and_triton_are_of_the_same_month(month):
 def test_every_path_of_ours_exists():
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
-            if volume["type"] == "bind":
+            if volume["type"] == "bind" and "bind" in volume:
+                # What `make run` makes; a start without it is refused, with its name.
+                assert volume["bind"] == {"create_host_path": False}
+                assert volume["source"] in (f"./{DEFAULT_REPOSITORY}", f"./{CHECKPOINT.parent}")
+            elif volume["type"] == "bind":
                 assert (ROOT / volume["source"]).exists(), volume
             else:
                 assert volume["source"] in COMPOSE["volumes"]
@@ -168,6 +178,17 @@ def test_only_admin_protocols_are_restricted():
         assert set(categories.split(",")) <= set(REFERENCE["restricted_categories"])
         assert set(categories.split(",")) == set(REFERENCE["restricted_categories"]) - free
         assert secret == f"admin-token={TOKEN}"
+
+
+def test_what_make_run_made_is_what_every_default_serves():
+    assert "--repository" not in MAKEFILE
+    for name in ("engines", "triton"):
+        assert SERVICES[name]["volumes"][0]["source"] == f"./{DEFAULT_REPOSITORY}"
+    volume = SERVICES["explain"]["volumes"][0]
+    assert f"{volume['source']}/{Path(SERVICES['explain']['command'][0]).name}" == f"./{CHECKPOINT}"
+    # None of them makes a checkout dirty.
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    assert {f"/{DEFAULT_REPOSITORY}/", f"/{CHECKPOINT.parent}/"} <= set(ignored)
 
 
 def test_ports_agree_everywhere():

@@ -55,7 +55,7 @@ def compare(
 
     [bold]Examples[/]
 
-      deepfake bench compare --repository model_repository --checkpoint detector.safetensors
+      deepfake bench compare --checkpoint detector.safetensors
       deepfake bench compare --peer onnx
     """
     screen = Console(stderr=True, highlight=False, markup=False)

@@ -76,7 +76,7 @@ def pipeline(
 
     [bold]Examples[/]
 
-      deepfake bench pipeline clips/ --repository model_repository
+      deepfake bench pipeline clips/
       deepfake bench pipeline clip.mp4 --checkpoint detector.safetensors --peer-path DIR
       deepfake bench pipeline clip.mp4 --rounds 1 --repeat-clips 1,10,100
     """

@@ -64,7 +64,7 @@ def server(
 
     [bold]Examples[/]
 
-      deepfake bench server --repository model_repository
+      deepfake bench server
       deepfake bench server --rate 40,80,120 --protocol http
       deepfake bench server --url gpu-host:8001 --reference model.onnx --concurrency 64,256 --num-crops 8
     """

@@ -10,7 +10,8 @@ from typing import Annotated, Final, TypeAlias
 
 import typer
 
-DEFAULT_REPOSITORY: Final = Path("model_repository")
+DEFAULT_REPOSITORY: Final = Path("models")
+"""Also that of the Makefile and of docker-compose.yml: what one of them made, the others serve."""
 
 RepositoryOption: TypeAlias = Annotated[
     Path,
