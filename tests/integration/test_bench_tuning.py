@@ -105,7 +105,7 @@ def test_what_wins_is_written_and_served(clip, tiny_repository) -> None:
     assert triton_config.tuned_options(embedded(tiny_repository)) == options
     with EmbeddedTriton(tiny_repository) as triton:
         assert triton.shares == {"tiny": CpuShare(1, 2)}
-        assert triton.models[0].config.max_batch_size == 4
+        assert triton_config.batching_options(triton.models[0].config) == (4, 0, 2)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ _RESTARTING_TEXTS = (
 )
 
 
-def server_error(status: str, message: str, *, url: str, timeout_s: float) -> ServerError:
+def server_error(status: str, message: str, *, url: str, timeout_s: float, proxy: str = "") -> ServerError:
     """Return the error for a request that failed, with a gRPC status such as ``UNAVAILABLE``."""
     # Triton explains shapes at length after its sentence.
     message = " ".join((message or "no message").split()).partition(" NOTE: ")[0]
@@ -51,10 +51,10 @@ def server_error(status: str, message: str, *, url: str, timeout_s: float) -> Se
             f"the server at {url} refused a request ({message}); send less or raise its queue size"
         )
     if status in ("UNAVAILABLE", "CANCELLED") or _DEAD_BACKEND_TEXT in text:
-        return ServerUnavailableError(_absence(message, url))
+        return ServerUnavailableError(_absence(message, url) + proxy)
     if status == "DEADLINE_EXCEEDED":
         return ServerTimeoutError(
-            f"the server at {url} gave no answer within {timeout_s:g} s; raise `timeout_s` or look at its load"
+            f"the server at {url} gave no answer within {timeout_s:g} s; raise `timeout_s` or look at its load{proxy}"
         )
     if status == "NOT_FOUND":
         return ModelNotFoundError(f"the server at {url} does not offer that model: {message}")

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf import json_format
 from numpy.typing import NDArray
 
-from deepfake_client.transport.address import check_headers
+from deepfake_client.transport.address import Address, check_headers
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.errors import server_error
 from deepfake_client.transport.protocol import (
@@ -27,9 +27,10 @@ from deepfake_client.transport.protocol import (
     refuse_changed,
     served_model,
 )
-from deepfake_client.transport.tls import Tls, diagnose
+from deepfake_client.transport.tls import diagnose
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import InferenceError, ModelNotFoundError, ServerError, ServerTlsError
+from deepfake_preprocess.support.proxies import is_loopback, through_proxy
 
 # gRPC writes failed handshakes to standard error; ours are exceptions. It reads this once, when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -45,6 +46,8 @@ KEEPALIVE_S: Final = 60.0
 forgives two that come too early; gRPC sends two without data at most."""
 KEEPALIVE_TIMEOUT_S: Final = 10.0
 """A peer that acknowledges neither probe nor data for so long is taken for dead (also set as TCP_USER_TIMEOUT)."""
+PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Those of the environment that gRPC reads."""
 MAX_RECONNECT_BACKOFF_S: Final = 1.0
 """gRPC's own default grows to 2 minutes, during which a server that is back would count as absent."""
 
@@ -71,7 +74,8 @@ class GrpcTransport:
         self.url = str(self._address)
         self._timeout_s = connection.timeout_s
         self._headers = check_headers(connection.headers)
-        self._channel = _channel(self._address.target, self._address.tls)
+        self._proxy = through_proxy(self._address.host, PROXY_VARIABLES)
+        self._channel = _channel(self._address)
         self._methods: dict[str, Any] = {}
         self._has_answered = False
 
@@ -173,13 +177,18 @@ class GrpcTransport:
 
     def _as_server_error(self, code: grpc.StatusCode, details: str, timeout_s: float) -> ServerError:
         """Translate a failed call; may block while it finds out what is wrong with TLS."""
-        # Where nobody answers at all, a probe would only wait once more.
-        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details and "timed out" not in details:
+        # Where nobody answers at all, a probe would only wait once more; past a proxy it would see something else.
+        if (
+            not self._proxy
+            and code is grpc.StatusCode.UNAVAILABLE
+            and "failed to connect" in details
+            and "timed out" not in details
+        ):
             address = self._address
             reason = diagnose(address.host, address.port, address.tls, alpn="h2", worked_before=self._has_answered)
             if reason is not None:
                 return ServerTlsError(f"the server at {self.url} {reason}")
-        return server_error(code.name, details, url=self.url, timeout_s=timeout_s)
+        return server_error(code.name, details, url=self.url, timeout_s=timeout_s, proxy=self._proxy)
 
 
 def encode_infer(model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float) -> bytes:
@@ -199,13 +208,15 @@ def infer_request(model: ServedModel, shape: tuple[int, ...], *, timeout_s: floa
     return request
 
 
-def _channel(target: str, tls: Tls | None) -> Any:
-    if tls is None:
-        return grpc.insecure_channel(target, options=_OPTIONS)
+def _channel(address: Address) -> Any:
+    # gRPC would ask a proxy even for this machine.
+    options = (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(address.host) else _OPTIONS
+    if address.tls is None:
+        return grpc.insecure_channel(address.target, options=options)
     # gRPC would report a bad file only when it connects, as a failed handshake.
-    tls.context()
-    ca, key, certificate = tls.read()
-    return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca, key, certificate), options=_OPTIONS)
+    address.tls.context()
+    ca, key, certificate = address.tls.read()
+    return grpc.secure_channel(address.target, grpc.ssl_channel_credentials(ca, key, certificate), options=options)
 
 
 def _varint(value: int) -> bytes:

@@ -42,6 +42,7 @@ from deepfake_preprocess.errors import (
     ServerTlsError,
     ServerUnavailableError,
 )
+from deepfake_preprocess.support.proxies import through_proxy
 
 _LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 """Length of the JSON part of a body, which raw tensors follow (KServe v2's binary tensor data extension)."""
@@ -74,6 +75,8 @@ class HttpTransport:
         # Compressing a few numbers would only cost.
         self._headers = {"accept-encoding": "identity", **dict(check_headers(connection.headers))}
         self._context: ssl.SSLContext | bool = self._address.tls.context() if self._address.tls else True
+        scheme = "https" if self._address.tls else "http"
+        self._proxy = through_proxy(self._address.host, (f"{scheme}_proxy", f"{scheme.upper()}_PROXY"))
         self._session: aiohttp.ClientSession | None = None
         self._loop = LoopThread("the HTTP transport")
         self._closed = False
@@ -165,10 +168,10 @@ class HttpTransport:
         try:
             message = str(json.loads(body)["error"])
         except (KeyError, TypeError, ValueError):
-            message = f"HTTP status {status}"
+            message = f"HTTP status {status}" + (self._proxy if status == 404 else "")
             # A page that does not exist says nothing about models.
             name = "UNIMPLEMENTED" if status == 404 else name
-        raise server_error(name, message, url=self.url, timeout_s=timeout_s)
+        raise self._error(name, message, timeout_s)
 
     async def _request(
         self,
@@ -189,7 +192,9 @@ class HttpTransport:
             if self._session is None:
                 # The client bounds requests in flight; a second bound would only hide it.
                 connector = aiohttp.TCPConnector(ssl=self._context, limit=0)
-                self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
+                self._session = aiohttp.ClientSession(
+                    connector=connector, headers=self._headers, trust_env=bool(self._proxy)
+                )
             async with self._session.request(
                 method,
                 f"{self.url}/v2/{path}",
@@ -213,19 +218,25 @@ class HttpTransport:
     def _as_server_error(self, exc: Exception, timeout_s: float) -> ServerError:
         """Translate what aiohttp raises; may block while it finds out what is wrong with TLS."""
         if isinstance(exc, TimeoutError):
-            return server_error("DEADLINE_EXCEEDED", "", url=self.url, timeout_s=timeout_s)
+            return self._error("DEADLINE_EXCEEDED", "", timeout_s)
+        if self._proxy:
+            # What a probe past the proxy would see is something else.
+            return self._error("UNAVAILABLE", str(exc), timeout_s)
         address = self._address
         reason = diagnose(address.host, address.port, address.tls, alpn="http/1.1", worked_before=self._has_answered)
         if reason is not None:
             return ServerTlsError(f"the server at {self.url} {reason}")
         if isinstance(exc, aiohttp.ClientConnectorDNSError):
-            return server_error("UNAVAILABLE", "name resolution failed", url=self.url, timeout_s=timeout_s)
+            return self._error("UNAVAILABLE", "name resolution failed", timeout_s)
         if isinstance(exc, aiohttp.ClientResponseError):
             return ServerUnavailableError(
                 f"what listens at {self.url} does not speak HTTP; Triton's HTTP port is usually 8000, "
                 "its gRPC port (8001) needs `protocol` 'grpc'"
             )
-        return server_error("UNAVAILABLE", str(exc), url=self.url, timeout_s=timeout_s)
+        return self._error("UNAVAILABLE", str(exc), timeout_s)
+
+    def _error(self, status: str, message: str, timeout_s: float) -> ServerError:
+        return server_error(status, message, url=self.url, timeout_s=timeout_s, proxy=self._proxy)
 
 
 def encode_infer(

@@ -23,6 +23,7 @@ from deepfake_preprocess.errors import DeepfakeError, MediaNotFoundError, MediaO
 from deepfake_preprocess.media.foreign import foreign_errors
 from deepfake_preprocess.media.opening import CONTAINERS, Media, video_media
 from deepfake_preprocess.media.video import Video
+from deepfake_preprocess.support.proxies import is_loopback, through_proxy
 
 TIMEOUT_S: Final = 10.0
 """Limit for opening an address, and for each read from it."""
@@ -119,6 +120,8 @@ def _open(
     name = without_password(url)
     options |= {"format_whitelist": formats, "protocol_whitelist": _PROTOCOLS[_scheme(url)]}
     options["tls_verify"] = "1"  # for http too, which may redirect to https
+    if is_loopback(urlsplit(url).hostname or ""):
+        options["http_proxy"] = ""  # or FFmpeg would ask a proxy even for this machine
     trusted = _system_certificates() if source_ca is None else os.fspath(source_ca)
     if trusted is not None:
         options["ca_file"] = trusted
@@ -165,6 +168,7 @@ def _mistrust(url: str, trusted: str | None, timeout_s: float) -> str:
 @contextmanager
 def url_errors(name: str, timeout_s: float) -> Iterator[None]:
     """Translate what PyAV raises about an address; the only place that does."""
+    proxy = through_proxy(urlsplit(name).hostname or "", ("http_proxy",)) if name.startswith("http") else ""
     try:
         yield
     except DeepfakeError:
@@ -177,13 +181,15 @@ def url_errors(name: str, timeout_s: float) -> Iterator[None]:
             "owner"
         ) from exc
     except av.error.HTTPError as exc:
-        raise MediaOpenError(f"the server refuses {name} ({exc.strerror}); check the address, or try later") from exc
+        raise MediaOpenError(
+            f"the server refuses {name} ({exc.strerror}); check the address, or try later{proxy}"
+        ) from exc
     except (av.error.ExitError, av.error.TimeoutError) as exc:
         raise MediaOpenError(
-            f"{name} sent nothing for {timeout_s:g} s; check that its server is up and the network fast enough"
+            f"{name} sent nothing for {timeout_s:g} s; check that its server is up and the network fast enough{proxy}"
         ) from exc
     except av.error.ConnectionRefusedError as exc:
-        raise MediaOpenError(f"nothing answers at {name} (connection refused); check host and port") from exc
+        raise MediaOpenError(f"nothing answers at {name} (connection refused); check host and port{proxy}") from exc
     except av.error.InvalidDataError as exc:
         raise MediaOpenError(
             f"{name} is not a video that we can read; check that it plays, and that the address is that of the video "
@@ -191,4 +197,6 @@ def url_errors(name: str, timeout_s: float) -> Iterator[None]:
         ) from exc
     except (av.error.FFmpegError, OSError) as exc:
         reason = getattr(exc, "strerror", None) or str(exc)
-        raise MediaOpenError(f"{name} cannot be read ({reason}); check the host's name and the network") from exc
+        raise MediaOpenError(
+            f"{name} cannot be read ({reason}); check the host's name and the network{proxy}"
+        ) from exc

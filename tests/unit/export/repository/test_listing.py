@@ -63,7 +63,7 @@ def test_the_commands_of_the_documentation_run(capsys, tmp_path, monkeypatch):
         # Each on a repository of its own, so that none depends on the others.
         folder = tmp_path / str(number)
         for threshold in (0.5, 0.6, 0.7, 0.8):
-            add_version(folder / "model_repository", threshold, name="my_detector")
+            add_version(folder / DEFAULT_REPOSITORY, threshold, name="my_detector")
         monkeypatch.chdir(folder)
         ask = ["--yes"] if line[2] == "prune" else []
         assert deepfake(capsys, *line[2:], *ask)[0] == 0
