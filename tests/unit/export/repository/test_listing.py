@@ -11,6 +11,8 @@ from checkout import ROOT
 from repository_command import deepfake
 from repository_crashes import add_version
 
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY
+
 
 def imported_after(code):
     done = subprocess.run(
