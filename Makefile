@@ -77,6 +77,11 @@ test-gpu: $(VENV)/.dev  ## Run the tests that need a GPU and TensorRT; they fail
 fuzz: $(VENV)/.dev  ## Analyze N mutated media files (SEED=1); those that fail are kept in work/fuzz
 	@$(BIN)/python tests/fuzz/run.py --count $(N) --seed $(SEED) --keep work/fuzz
 
+chaos: N ?= 100
+chaos: SEED ?= 1
+chaos: $(VENV)/.dev  ## N=100 faults (killed, stopped, disk full) during runs over a directory, from a SEED
+	@CHAOS_FAULTS=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos
+
 lint: $(VENV)/.dev  ## ruff, lint and format; codespell
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,213 @@
+"""Faults at random moments of runs over a directory: every verdict is there in the end, and none is another one.
+
+Server, backend and client processes are killed and stopped, the command that serves is killed as well, and the disk
+of the results is full. A few faults run with the other tests, many with ``make chaos N=100 SEED=1``; the moments and
+the faults follow from the seed, what the machine does meanwhile does not.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from media import make_clip
+from server_processes import FAULTS, assert_all_end, shm_prefix, tritonserver_of
+from tiny_model import write_tiny_repository
+
+from deepfake_serve._launch import reserved_ports
+
+NUM_FAULTS = int(os.environ.get("CHAOS_FAULTS", "6"))
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+NUM_CLIPS = 16
+NUM_FRAMES = 6
+GAP_S = (0.3, 3.0)
+"""Faults also come while the last one is not mended yet."""
+STOPPED_S = (0.1, 1.0)
+RUN_TIMEOUT_S = 300
+DEEPFAKE = [sys.executable, "-c", "from deepfake_client.cli.main import main; raise SystemExit(main())"]
+PROTOCOLS = ("grpc", "http", "grpc-shm")
+
+
+class Server:
+    """`deepfake serve` under a service manager, which starts it again when it ends."""
+
+    def __init__(self, repository: Path) -> None:
+        with reserved_ports({"grpc": 0, "http": 0, "metrics": 0}) as reserved:
+            ports = {name: item.getsockname()[1] for name, item in reserved.items()}
+        self.urls = {"grpc": f"127.0.0.1:{ports['grpc']}", "http": f"http://127.0.0.1:{ports['http']}"}
+        self.urls["grpc-shm"] = self.urls["grpc"]
+        self._command = [*DEEPFAKE, "serve", "--repository", str(repository)]
+        self._command += [item for name, port in ports.items() for item in (f"--{name}-port", str(port))]
+        self.process = self._start()
+        self._over = threading.Event()
+        self._manager = threading.Thread(target=self._keep_running)
+        self._manager.start()
+
+    def supervisor(self) -> int:
+        """Return the process id of the supervisor, once there is one."""
+        while True:
+            try:
+                (found,) = psutil.Process(self.process.pid).children()
+            except (psutil.NoSuchProcess, ValueError):
+                time.sleep(0.05)  # between polls: it is about to be started
+            else:
+                return found.pid
+
+    def close(self) -> None:
+        self._over.set()
+        self._manager.join()
+        prefix = shm_prefix(tritonserver_of(self.supervisor()))
+        running = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(60) == 0
+        assert_all_end(running)
+        assert list(Path("/dev/shm").glob(f"{prefix}*")) == []
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def _keep_running(self) -> None:
+        while not self._over.wait(0.1):
+            if self.process.poll() is not None:
+                self.process = self._start()
+
+
+class Run:
+    """`deepfake analyze` over a directory, started again with --resume as often as it takes."""
+
+    def __init__(self, clips: Path, journal: Path, url: str, protocol: str) -> None:
+        self._journal = journal
+        self._command = [*DEEPFAKE, "analyze", str(clips), "--output", str(journal), "--retry", "120"]
+        self._command += ["--num-frames", str(NUM_FRAMES), "--url", url, "--protocol", protocol]
+        self._stderr = journal.with_suffix(".stderr").open("w+")
+        self.starts = 0
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        resume = ["--resume"] if self.starts else []
+        self.starts += 1
+        return subprocess.Popen([*self._command, *resume], stdout=subprocess.DEVNULL, stderr=self._stderr)
+
+    def goes_on(self) -> bool:
+        """Return whether there is more to do; starts it again where it ended before its end."""
+        code = self.process.poll()
+        if code in (0, 3):
+            return False
+        if code is not None:
+            self.process = self._start()
+        return True
+
+    def fill_disk(self) -> None:
+        """Let no file of this process grow any more, as on a full disk."""
+        size = self._journal.stat().st_size if self._journal.exists() else 0
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, size))
+
+    def close(self) -> str:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._stderr.seek(0)
+        said = self._stderr.read()
+        self._stderr.close()
+        return said
+
+
+def faults(server: Server, run: Run, chance: random.Random) -> dict[str, Callable[[], None]]:
+    """Return what may happen, by name."""
+
+    def stop_client() -> None:
+        run.process.send_signal(signal.SIGSTOP)
+        time.sleep(chance.uniform(*STOPPED_S))  # a pause is the fault itself
+        run.process.send_signal(signal.SIGCONT)
+
+    return {
+        **{name: (lambda harm=harm: harm(server.supervisor())) for name, harm in FAULTS.items()},
+        "supervisor killed": lambda: psutil.Process(server.supervisor()).kill(),
+        "command that serves killed": lambda: server.process.kill(),
+        "client killed": lambda: run.process.kill(),
+        "client stopped": stop_client,
+        "disk full": run.fill_disk,
+    }
+
+
+def verdicts(journal: Path) -> dict[str, dict[str, Any]]:
+    """Return the results by source, each of which is there once."""
+    items = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    assert max(collections.Counter(item["source"] for item in items).values()) == 1
+    return {item["source"]: item for item in items}
+
+
+def assert_same(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
+    assert found.keys() == expected.keys()
+    for source, verdict in found.items():
+        same = expected[source]
+        assert verdict.get("label") == same["label"], verdict
+        assert verdict["reason"] == same["reason"]
+        assert verdict["fake_probability"] == pytest.approx(same["fake_probability"], abs=1e-5)
+        assert len(verdict["frames"]) == len(same["frames"])
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    kinds = [
+        make_clip(tmp_path / f"{faces}{still}.mp4", size_wh=(320, 180), duration_s=1, faces=faces, moving=not still)
+        for faces in (1, 2)
+        for still in (0, 1)
+    ]
+    for number in range(NUM_CLIPS):
+        shutil.copy(kinds[number % len(kinds)], folder / f"clip{number:02}.mp4")
+    return folder
+
+
+def test_no_verdict_is_lost_or_changed_by_faults(clips: Path, tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    server = Server(write_tiny_repository(tmp_path / "models"))
+    happened: collections.Counter[str] = collections.Counter()
+    rounds = starts = 0
+    try:
+        undisturbed = Run(clips, tmp_path / "undisturbed.jsonl", server.urls["grpc"], "grpc")
+        while undisturbed.goes_on():
+            time.sleep(0.1)  # between polls
+        undisturbed.close()
+        expected = verdicts(tmp_path / "undisturbed.jsonl")
+        assert len(expected) == NUM_CLIPS
+        while happened.total() < NUM_FAULTS:
+            rounds += 1
+            journal, protocol = tmp_path / f"round{rounds}.jsonl", chance.choice(PROTOCOLS)
+            run = Run(clips, journal, server.urls[protocol], protocol)
+            deadline, next_fault = time.monotonic() + RUN_TIMEOUT_S, time.monotonic() + chance.uniform(*GAP_S)
+            while run.goes_on():
+                assert time.monotonic() < deadline, f"round {rounds}: {happened}\n{run.close()}"
+                if time.monotonic() > next_fault and happened.total() < NUM_FAULTS:
+                    name, harm = chance.choice(sorted(faults(server, run, chance).items(), key=lambda item: item[0]))
+                    try:
+                        harm()
+                        happened[name] += 1
+                    except (ProcessLookupError, psutil.NoSuchProcess):
+                        pass  # it had ended by itself, or by the fault before
+                    next_fault = time.monotonic() + chance.uniform(*GAP_S)
+                time.sleep(0.02)  # between polls
+            said = run.close()
+            assert "Traceback" not in said, said
+            assert_same(verdicts(journal), expected)
+            starts += run.starts
+    finally:
+        server.close()
+    faults_seen = ", ".join(f"{count} x {name}" for name, count in sorted(happened.items()))
+    print(f"\n{happened.total()} faults in {rounds} runs of {NUM_CLIPS} clips, {starts} starts: {faults_seen}")
