@@ -16,7 +16,7 @@ SEED ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow test-gpu fuzz lint types imports check format clean
+.PHONY: help setup run serve test test-slow test-gpu fuzz chaos lint types imports check format clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -77,9 +77,8 @@ test-gpu: $(VENV)/.dev  ## Run the tests that need a GPU and TensorRT; they fail
 fuzz: $(VENV)/.dev  ## Analyze N mutated media files (SEED=1); those that fail are kept in work/fuzz
 	@$(BIN)/python tests/fuzz/run.py --count $(N) --seed $(SEED) --keep work/fuzz
 
-chaos: N ?= 100
-chaos: SEED ?= 1
-chaos: $(VENV)/.dev  ## N=100 faults (killed, stopped, disk full) during runs over a directory, from a SEED
+chaos: N := 100
+chaos: $(VENV)/.dev  ## N=100 faults (processes killed and stopped, disk full) in runs over a directory (SEED=1)
 	@CHAOS_FAULTS=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos
 
 lint: $(VENV)/.dev  ## ruff, lint and format; codespell
@@ -100,4 +99,4 @@ format: $(VENV)/.dev  ## Format the code
 
 # The repository stays: exports of yours may be in it.
 clean:  ## Remove the environment and everything generated but the model repository
-	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) demo work build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -81,12 +82,25 @@ def test_a_server_with_equal_answers_is_measured_paused_and_ended(tmp_path, chil
         (SERVER.replace("{answer}", "0.75"), "other probabilities, by up to 0.5"),
         (SERVER.replace("{answer}", "float('nan')"), "other probabilities"),
         ("raise SystemExit('no such model')", "ended as it started: no such model"),
+        (
+            SERVER.replace("send_response(200)", "send_response(500)")
+            .replace("{answer}", "0")
+            .replace("import http.server,", "print('no such file', flush=True); import http.server,"),
+            r"fails every request \(HTTP 500\): no such file",
+        ),
     ],
 )
 def test_a_peer_that_fails_is_ended_with_its_reason(code, message, tmp_path, children) -> None:
     with pytest.raises(PeerUnavailableError, match=message):
         start(code, tmp_path)
     assert not children()
+
+
+def test_peers_run_elsewhere_and_find_files_that_were_named_relative_to_here() -> None:
+    listed = peers(Path("models/tiny/1/model.onnx"), cores=2, max_batch=32, checkpoint=Path("tiny.safetensors"))
+    files = [item.options.get("model") or item.options["checkpoint"] for item in listed]
+    assert files
+    assert all(Path(file).is_absolute() for file in files)
 
 
 def test_a_crop_in_a_form_arrives_as_a_file() -> None:

@@ -35,6 +35,8 @@ from deepfake_client import Connection
 
 START_TIMEOUT_S = 90.0
 POLL_INTERVAL_S = 0.1
+MAX_FAILURES_OF_ITS_OWN = 30
+"""So many answers in a row that the peer's code failed (HTTP 500), and it will not get better."""
 REQUEST_TIMEOUT_S = 10.0
 RAMP_S = 0.5
 
@@ -206,13 +208,16 @@ def _wait_until_answers(
     name: str, process: subprocess.Popen[str], target: LoadTarget, crops: Crops, log: Path
 ) -> None:
     """Return when a server answers its first request; a `PeerUnavailableError` where it ends or does not in time."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline, failures = time.monotonic() + START_TIMEOUT_S, 0
     while True:
         try:
             asyncio.run(_ask(target, crops[:1]))
             return
         except RequestFailedError as exc:
             failure = str(exc)
+            failures = failures + 1 if failure == "HTTP 500" else 0
+        if failures >= MAX_FAILURES_OF_ITS_OWN:
+            raise PeerUnavailableError(f"{name} fails every request ({failure}): {tail(log)}")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_INTERVAL_S)
         if process.returncode is not None:
