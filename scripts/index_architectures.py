@@ -11,9 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import timm
-import torch
 from torchvision import models
 
+from deepfake_export.checkpoint.architectures import build_light
 from deepfake_export.checkpoint.fingerprints import INDEX_NAME, fingerprint
 from deepfake_export.checkpoint.layers import head_path
 
@@ -31,9 +31,8 @@ def main() -> None:
     found: dict[str, list[str]] = defaultdict(list)
     for name, make in makers.items():
         try:
-            with torch.device("meta"):
-                network = make()
-        # Some networks cannot be built without memory, or take other arguments; they are not recognized.
+            network = build_light(make)
+        # What takes other arguments, or other libraries, is not recognized.
         except Exception as exc:
             print(f"{name}: {type(exc).__name__}: {exc}")
             continue

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from deepfake_export.checkpoint.layers import attach_head, build_layers
@@ -50,6 +51,15 @@ def build_network(spec: ModelSpec, *, in_channels: int = 3, code_dir: Path | Non
     if spec.head.layers and spec.architecture_family != "layers":
         attach_head(network, spec)
     return network
+
+
+def build_light(make: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network without memory for its weights, on the meta device, or where its code cannot, with it."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, SpecError):
+        return make()
 
 
 def build_renaming(spec: ModelSpec) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:

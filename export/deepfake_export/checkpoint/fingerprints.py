@@ -59,7 +59,7 @@ def recognize(tensors: Mapping[str, Tensor]) -> list[str]:
         # What may be a head, or stand beside the network: small modules of linear layers.
         parts: dict[str, int] = {}
         for name, value in inside.items():
-            modules = name.split(".")[:-1]
+            modules = name.split(".")[:-1] or [name]
             for depth in range(1, min(len(modules), MAX_HEAD_DEPTH) + 1):
                 module = ".".join(modules[:depth])
                 parts[module] = (parts.get(module, 0) + tensor_hash(name, value.shape)) % MODULUS

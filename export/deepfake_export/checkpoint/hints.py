@@ -8,10 +8,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from deepfake_export.checkpoint.architectures import build_network, build_renaming
+from deepfake_export.checkpoint.architectures import build_light, build_network, build_renaming
 from deepfake_export.checkpoint.checks import SIZES, first_names
 from deepfake_export.checkpoint.fingerprints import recognize
 from deepfake_export.checkpoint.readings import WEIGHTS_KEYS, Reading, best_reading, weight_sets
@@ -94,10 +93,9 @@ def repaired(spec: ModelSpec, found: Reading, data: Any) -> ModelSpec:
 def read_on_meta(path: Path, data: Any, spec: ModelSpec) -> Reading | None:
     """Read a file for a spec without memory for the network; None where that cannot be built or is ambiguous."""
     try:
-        with torch.device("meta"):
-            network = build_network(spec, code_dir=path.absolute().parent)
+        network = build_light(lambda: build_network(spec, code_dir=path.absolute().parent))
         return best_reading(path, data, network, spec.ignore_keys, build_renaming(spec))
-    except (DeepfakeError, RuntimeError, NotImplementedError):
+    except (DeepfakeError, RuntimeError):
         return None
 
 

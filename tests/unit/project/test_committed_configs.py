@@ -8,7 +8,7 @@ import re
 import yaml
 from checkout import ROOT
 
-from deepfake_export.checkpoint.loading import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
+from deepfake_export.checkpoint.readings import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
 from deepfake_export.demo.checkpoint import DEMO_NAME
 from deepfake_export.demo.untrained import UNTRAINED_SPEC
 from deepfake_export.ensemble.spec import EnsembleSpec
