@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Sequence
-from fractions import Fraction
 
 import av
+import media
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,15 +26,8 @@ def full_box(kind: str, *content: bytes, version: int = 0, flags: int = 0) -> by
 def _coded(tile: NDArray[np.uint8]) -> tuple[bytes, bytes]:
     """Encode a tile as HEVC; return its configuration record and its data."""
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx265", rate=1)
-        stream.height, stream.width = tile.shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.options = {"crf": "8", "x265-params": "log-level=none:pools=1:info=0"}
-        frame = av.VideoFrame.from_ndarray(tile, format="rgb24")
-        frame.pts, frame.time_base = 0, Fraction(1)
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    options = {"crf": "8", "x265-params": "log-level=none:pools=1:frame-threads=1:info=0"}
+    media.write_video(file, [tile], fps=25, codec="libx265", b_frames=0, container_format="mp4", options=options)
     data = file.getvalue()
     start = data.index(b"hvcC") + 4
     record = data[start : start + struct.unpack(">I", data[start - 8 : start - 4])[0] - 8]

@@ -36,7 +36,7 @@ from deepfake_preprocess.media.remote import (
     without_password,
 )
 from deepfake_preprocess.media.sampling import Sampling
-from deepfake_preprocess.media.video import open_stream
+from deepfake_preprocess.media.video import crop_of, open_stream
 
 _POLL_S: Final = 0.05
 _MAX_GAP_S: Final = 60.0
@@ -117,8 +117,8 @@ def open_live(
     text = os.fspath(source)
     name = without_password(text)
     live = LiveSource(name, can_wait=False)
-    is_file = not is_url(text) and Path(text).is_file()
-    decoder = _Decoder(live, fps, stop, MAX_GAP_S if is_file else _MAX_GAP_S)
+    file = None if is_url(text) or not Path(text).is_file() else Path(text)
+    decoder = _Decoder(live, fps, stop, file)
     if is_url(text):
         live.frames = decoder.reconnecting(
             lambda: open_live_url(text, timeout_s=options.source_timeout_s, source_ca=options.source_ca),
@@ -164,13 +164,14 @@ def live_media(
 class _Decoder:
     """Decodes one container after another as one stream."""
 
-    def __init__(self, live: LiveSource, fps: float, stop: threading.Event, max_gap_s: float) -> None:
+    def __init__(self, live: LiveSource, fps: float, stop: threading.Event, file: Path | None) -> None:
         self._live = live
         self._fps = fps
         self._stop = stop
         self._last_s: float | None = None
         self._offset_s = 0.0
-        self._max_gap_s = max_gap_s
+        self._file = file
+        self._max_gap_s = _MAX_GAP_S if file is None else MAX_GAP_S
         self._index = -1
         self._target = 0
 
@@ -211,6 +212,9 @@ class _Decoder:
         stream, context = open_stream(container, self._live.name, stats)
         context.thread_type = "AUTO"
         reader, shown = PacketReader(container, stream), Shown(stats, self._live.name)
+        if self._file is not None:
+            with self._file.open("rb") as header:
+                shown.crop = crop_of(header, container, stream)
         decoder = Decoder(context, stats, start=reader.start, step=reader.step, time_base=reader.time_base)
         packets = packets_of(container, stream)
         while not self._stop.is_set():

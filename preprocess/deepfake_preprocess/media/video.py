@@ -22,7 +22,7 @@ from deepfake_preprocess.media.packets.decoder import DecodeStats
 from deepfake_preprocess.media.packets.extent import Extent, falls_short, report_missing
 from deepfake_preprocess.media.packets.reading import MOV, PacketReader
 from deepfake_preprocess.media.pictures.cropping import stated_crop
-from deepfake_preprocess.media.pictures.shown import Shown
+from deepfake_preprocess.media.pictures.shown import Crop, Shown
 from deepfake_preprocess.media.sampling import Sampling
 
 # More threads hardly help a single stream, and each holds a picture.
@@ -107,8 +107,8 @@ class Video:
         stream, context = self.stream, self.stream.codec_context
         self.shown = Shown(self.stats, self._name)
         if header is not None:
-            place, number = header.tell(), pictures_of(self.container).index(stream)
-            self.shown.crop = stated_crop(header, number, stream.id, (context.width, context.height))
+            place = header.tell()
+            self.shown.crop = crop_of(header, self.container, stream)
             header.seek(place)  # PyAV may read on from here
         is_decoded = self._probe()
         self.is_refused = self._strict and context.name in _STRICT and not is_decoded
@@ -194,7 +194,7 @@ def open_stream(
     best = container.streams.best("video")
     stream = best if best in streams else next(iter(streams), None)
     if stream is None and container.streams.video and container.format.name == MOV:
-        raise MediaOpenError(f"{name} is a picture made of tiles; download it, and name the file")
+        raise MediaOpenError(f"{name} is a picture made of tiles and no video; analyze the file itself")
     if stream is None:
         raise MediaOpenError(f"{name} has no video stream (sound only?); name a source with pictures")
     context = stream.codec_context
@@ -211,6 +211,12 @@ def open_stream(
             f"({context.width}x{context.height})"
         )
     return stream, context
+
+
+def crop_of(header: BinaryIO, container: av.container.InputContainer, stream: av.VideoStream) -> Crop:
+    """Return what the header of a container leaves out of the pictures of one of its streams."""
+    number, context = pictures_of(container).index(stream), stream.codec_context
+    return stated_crop(header, number, stream.id, (context.width, context.height))
 
 
 def pictures_of(container: av.container.InputContainer) -> list[av.VideoStream]:

@@ -30,11 +30,13 @@ class Extent:
 
     Attributes:
         duration: its length in ticks; None where the container does not state it.
+        is_indexed: whether an index names every frame.
         is_irregular: whether times start anew somewhere, so that seeking leads astray.
         times: the time of every packet in ticks, in order; empty before a survey.
     """
 
     duration: int | None
+    is_indexed: bool = False
     is_irregular: bool = False
     times: Sequence[int] = field(default=())
 
@@ -64,6 +66,7 @@ class Extent:
         start, last = min(index[0].timestamp, reader.start), index[len(index) - 1]
         if container.format.name != MOV or len(index) != reader.stream.frames:
             return extent
+        extent.is_indexed = True
         if 0 < container.size < last.pos + last.size:
             size = container.size
             readable = bisect_left(range(len(index)), True, key=lambda at: index[at].pos + index[at].size > size)
@@ -88,22 +91,27 @@ class Extent:
         self.is_irregular = True
 
     def is_off(self, reader: PacketReader, sampling: Sampling, num_taken: int) -> bool:
-        """Return whether a pass showed that the stream is not as stated; reads up to the end for that.
+        """Return whether a pass showed that the stream is not as stated.
+
+        For that it reads up to the end, but where the index names every frame.
 
         Args:
             reader: what the pass has read with.
             sampling: what it sampled.
             num_taken: how many frames it found.
         """
-        reader.drain()
+        if not self.is_indexed:
+            reader.drain()
         self.is_irregular = not reader.may_seek
         if self.duration is None or self.times or sampling.at_seconds is not None:
             return False
         asked = len(sampling.positions) if isinstance(sampling, PartOf) else sampling.num_frames or 0
+        is_sparse = num_taken < asked // 2 and (reader.jumped or num_taken < reader.num_read)
+        if self.is_indexed:
+            return is_sparse
         is_longer = sampling.num_frames is not None and reader.end - reader.start > self.duration + tolerance(
             reader, self.duration // sampling.num_frames
         )
-        is_sparse = num_taken < asked // 2 and (reader.jumped or num_taken < reader.num_read)
         return falls_short(reader, self.duration) or is_longer or is_sparse
 
     def spread(self, sampling: Sampling, taken: Sequence[int]) -> Iterator[int]:

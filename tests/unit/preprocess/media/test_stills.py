@@ -142,5 +142,5 @@ def test_jpegs_in_a_row_are_a_video_and_a_jpeg_with_an_appendix_is_not():
 
 def test_tiles_at_an_address_are_refused_rather_than_taken_for_the_picture():
     data = heif.write_grid(media.picture(256, 128), 128)
-    with pytest.raises(MediaOpenError, match="made of tiles; download it"):
+    with pytest.raises(MediaOpenError, match="made of tiles and no video"):
         Video(lambda: open_file(io.BytesIO(data), "a.heic"), "a.heic")
