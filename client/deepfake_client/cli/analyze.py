@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -47,6 +46,9 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerUnavailableError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.remote import is_url, without_password
+from deepfake_preprocess.support.text import visible
+
+Closable = TypeVar("Closable", Journal, Output, Report)
 
 EXIT_INCONCLUSIVE = 3
 EXIT_SERVER = 4
@@ -85,7 +87,7 @@ def analyze(
     [bold]Exit codes[/]
 
       0    every input has a verdict
-      2    wrong option, or an input that cannot be opened
+      2    wrong option, an input that cannot be opened, or an output that cannot be written
       3    an input is inconclusive
       4    server unreachable or failed
       5    some of several inputs cannot be opened; the others have verdicts
@@ -95,9 +97,6 @@ def analyze(
         raise OptionError(f"--{explainer.named[0]} is for the heatmaps of a report; add --explain and --report DIR")
     passed_over: list[str] = []
     sources = list(dict.fromkeys(expand(paths, passed_over)))
-    # A file name that is not UTF-8 is printed with escapes, which JSON reads back as the same name.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
     screen = Console(stderr=True, soft_wrap=True, highlight=False)
     progress = RunProgress(screen, len(sources), visible=outputs.shows_progress(screen))
     run = Run(sources, server, options, progress, concurrency=concurrency, resume=outputs.resume)
@@ -119,14 +118,14 @@ def _run(run: Run, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
     with ExitStack() as stack:
         # The report's index is made of the journal, which is closed last.
         if outputs.journal_path is not None:
-            run.journal = stack.enter_context(Journal(outputs.journal_path, asdict(run.options)))
+            run.journal = stack.enter_context(run.closing(Journal(outputs.journal_path, asdict(run.options))))
         for item in outputs.printed(run.sources):
-            run.outputs.append(stack.enter_context(closing(item)))
+            run.outputs.append(stack.enter_context(run.closing(item)))
         if outputs.report is not None and run.journal is not None:
             explain = None
             if outputs.explain:
                 explain = partial(run.explain, explainer=stack.enter_context(closing(explainer.open())))
-            pages = stack.enter_context(closing(Report(outputs.report, run.journal, run.options, explain)))
+            pages = stack.enter_context(run.closing(Report(outputs.report, run.journal, run.options, explain)))
             run.outputs.append(pages)
             run.on_verdict = pages.collect
         stack.enter_context(run.progress)
@@ -148,6 +147,7 @@ class Run(AbstractContextManager["Run"]):
         journal: where results are kept, before any other output gets them; or None.
         on_verdict: looks at an input that has its verdict, while it is still open; called in a thread. Or None.
         client: the client, once the server was asked.
+        output_errors: why outputs take no more results. The others go on, and the run ends when none is left.
         unsettled: results of inputs that the server failed, and that will be tried again at the end; what is still
             here when a run is interrupted has not been yielded.
     """
@@ -164,6 +164,7 @@ class Run(AbstractContextManager["Run"]):
     on_verdict: Callable[[Verdict, Media, ModelSpec], None] | None = field(default=None, init=False)
     client: DeepfakeClient | None = field(default=None, init=False)
     interrupted: bool = field(default=False, init=False)
+    output_errors: list[OptionError] = field(default_factory=list, init=False)
     unsettled: list[Outcome] = field(default_factory=list, init=False)
     _outcomes: list[Outcome] = field(default_factory=list, init=False)
     _stack: ExitStack = field(default_factory=ExitStack, init=False)
@@ -178,6 +179,8 @@ class Run(AbstractContextManager["Run"]):
                 for result in results:
                     self._take(result)
                     self.progress.input_done(result.outcome)
+                    if self.output_errors and not self.outputs and self.journal is None:
+                        return
         except KeyboardInterrupt:
             self.interrupted = True
             for outcome in self.unsettled:
@@ -191,9 +194,28 @@ class Run(AbstractContextManager["Run"]):
         with _ctrl_c_deferred():
             self._outcomes.append(result.outcome)
             if self.journal is not None and not result.reused:
-                self.journal.append(result.outcome)
-            for output in self.outputs:
-                output.add(result, spec)
+                try:
+                    self.journal.append(result.outcome)
+                except OptionError as exc:
+                    self.output_errors.append(exc)
+                    self.journal = None
+            for output in list(self.outputs):
+                try:
+                    output.add(result, spec)
+                except OptionError as exc:
+                    self.output_errors.append(exc)
+                    self.outputs.remove(output)
+
+    @contextmanager
+    def closing(self, item: Closable) -> Iterator[Closable]:
+        """Close a journal or an output in the end; one that cannot be completed keeps no other from it."""
+        try:
+            yield item
+        finally:
+            try:
+                item.close()
+            except OptionError as exc:
+                self.output_errors.append(exc)
 
     def _inspect(self, verdict: Verdict, media: Media) -> None:
         assert self.client is not None, "there are verdicts only when a server was asked"
@@ -313,11 +335,14 @@ class Run(AbstractContextManager["Run"]):
             print_error(errors[message])
             if len(sources) > 1:
                 _note(screen, f"  so it was with {len(sources)} inputs: {_listed(sources)}")
+        for reason in dict.fromkeys(map(str, self.output_errors)):
+            print_error(OptionError(reason))
         cut_short = [outcome.source for outcome in self._outcomes if outcome.verdict and outcome.server_failed]
         if cut_short and len(self.sources) > 1:
             _note(screen, f"the server failed during {len(cut_short)} inputs: {_listed(cut_short)}")
-        if self.interrupted:
-            _note(screen, f"interrupted: {len(self._outcomes)} of {len(self.sources)} inputs were analyzed")
+        if self.interrupted or (self.output_errors and len(self._outcomes) < len(self.sources)):
+            why = "interrupted" if self.interrupted else "ended, because nothing takes the results any more"
+            _note(screen, f"{why}: {len(self._outcomes)} of {len(self.sources)} inputs were analyzed")
         if len(self.sources) > 1 and (self.interrupted or any(item.server_failed for item in self._outcomes)):
             _note(
                 screen,
@@ -330,6 +355,8 @@ class Run(AbstractContextManager["Run"]):
         """Return the exit code of the process."""
         if self.interrupted:
             return EXIT_INTERRUPTED
+        if self.output_errors:
+            return OptionError.exit_code
         if any(outcome.server_failed for outcome in self._outcomes):
             return EXIT_SERVER
         errors = [outcome.error for outcome in self._outcomes if outcome.error is not None]
@@ -362,7 +389,7 @@ def _listed(sources: Sequence[str]) -> str:
 
 
 def _note(screen: Console, text: str) -> None:
-    screen.print(f"[yellow]{escape(text)}[/]")
+    screen.print(f"[yellow]{escape(visible(text))}[/]")
 
 
 def _replaced(client: DeepfakeClient, model: ModelIdentity) -> bool:

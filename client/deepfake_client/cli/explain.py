@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_client.cli.groups import AnalysisOptions, ExplainerOptions, ServerOptions, with_groups
+from deepfake_client.cli.terminal import json_text
 from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.sheet import contact_sheet
@@ -20,6 +21,7 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import open_media
+from deepfake_preprocess.support.text import visible
 
 SHEET_NAME = "contact_sheet.png"
 DATA_NAME = "explanation.json"
@@ -69,13 +71,13 @@ def explain(
             opened = stack.enter_context(closing(explainer.open()))
         client = stack.enter_context(server.client(screen.status))
         if known is None:
-            with screen.status(f"analyzing {escape(path)}"):
+            with screen.status(f"analyzing {escape(visible(path))}"):
                 known = client.analyze(media, options=analysis)
         with screen.status("explaining"):
             faces = client.explain(known, media, top=top, explainer=opened, options=options)
     data = _write(output_dir, known, faces)
     if as_json:
-        print(json.dumps(data, indent=2, ensure_ascii=False))
+        print(json_text(data, indent=2))
     else:
         _print_summary(Console(highlight=False, soft_wrap=True), output_dir, known, faces)
 
@@ -129,7 +131,7 @@ def _write(output: Path, verdict: Verdict, faces: tuple[ExplainedFace, ...]) -> 
 
 def _print_summary(console: Console, output: Path, verdict: Verdict, faces: tuple[ExplainedFace, ...]) -> None:
     score = "" if verdict.fake_probability is None else f" {verdict.fake_probability:.4f}"
-    console.print(f"{escape(verdict.source)}: {verdict.label.value}{score}")
+    console.print(f"{escape(visible(verdict.source))}: {verdict.label.value}{score}")
     for face in faces:
         found = face.explanation
         heat = sorted(found.part_shares.items(), key=lambda item: -item[1])[:3]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,16 +33,16 @@ class Journal:
         self.path = path
         self._settings = json.loads(json.dumps(settings))
         self._inputs: dict[str, dict[str, Any] | None] = {}
-        try:
+        with self._checked():
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise OptionError(f"results cannot be kept in {path}, which is not a file; name another one")
             self._file = path.open("a+b")
-        except OSError as exc:
-            raise OptionError(f"results cannot be kept in {path}: {exc.strerror}; name another file") from exc
-        try:
-            self._lines, self._superseded = self._load()
-        except BaseException:
-            self._file.close()
-            raise
+            try:
+                self._lines, self._superseded = self._load()
+            except BaseException:
+                self._file.close()
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -78,22 +79,27 @@ class Journal:
             line["input"] = facts
         self._superseded |= outcome.source in self._lines
         self._lines[outcome.source] = line
-        try:
+        with self._checked():
             self._file.write(_encoded(line))
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as exc:
-            raise OptionError(f"results cannot be kept in {self.path}: {exc.strerror}") from exc
 
     def close(self) -> None:
         """Release the file, with one line for each source. Closing twice is harmless."""
         if self._file.closed:
             return
-        try:
+        with self._checked(), self._file:
             if self._superseded:
                 write_whole(self.path, b"".join(map(_encoded, self._lines.values())))
-        finally:
-            self._file.close()
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise OptionError(
+                f"results cannot be kept in {self.path} ({exc.strerror}); free some space, or name another file"
+            ) from exc
 
     def _load(self) -> tuple[dict[str, dict[str, Any]], bool]:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Annotated, Any
@@ -18,8 +19,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_client.cli.option_names import with_options
+from deepfake_client.cli.terminal import checked_stdout
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.text import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if arguments is None else arguments)
     requested = next((arg for arg in args if not arg.startswith("-")), None)
     try:
-        build_app(requested)(args=args, prog_name="deepfake")
+        with checked_stdout():
+            build_app(requested)(args=args, prog_name="deepfake")
     except DeepfakeError as exc:
         print_error(exc)
         sys.exit(exc.exit_code)
@@ -152,8 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def print_error(error: DeepfakeError) -> None:
     """Print an error as one sentence on standard error, with options in place of parameters."""
-    sentence = escape(with_options(str(error)))
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {sentence}")
+    sentence = escape(visible(with_options(str(error))))
+    with suppress(OSError):  # a full disk behind standard error leaves the exit code
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {sentence}")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ is closed.
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.render import print_summary, print_verdict
+from deepfake_client.cli.terminal import json_text
 from deepfake_client.explain.evidence import Evidence
 from deepfake_client.explain.findings import ExplainedFace, overlays_png
 from deepfake_client.options import AnalyzeOptions
@@ -30,6 +31,7 @@ from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.remote import without_password
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.text import visible
 
 if TYPE_CHECKING:
     from deepfake_client.report import Heatmaps, Pictures, ReportContext
@@ -150,7 +152,7 @@ class JsonLines:
 
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""
-        print(json.dumps(result.outcome.to_dict(), ensure_ascii=False), flush=True)
+        print(json_text(result.outcome.to_dict()), flush=True)
 
     def close(self) -> None:
         """See `Output.close`."""
@@ -162,27 +164,36 @@ class Csv:
     def __init__(self, target: str) -> None:
         self._target = target
         self._file: TextIO = sys.stdout
-        if target != "-":
-            try:
+        self._rows = csv.DictWriter(self, CSV_COLUMNS, lineterminator="\n")
+        with self._checked():
+            if target != "-":
                 self._file = Path(target).open("w", encoding="utf-8", errors="backslashreplace", newline="")  # noqa: SIM115
-            except OSError as exc:
-                raise OptionError(f"--csv {target}: {exc.strerror}; name a file in a folder that exists") from exc
-        self._rows = csv.DictWriter(self._file, CSV_COLUMNS, lineterminator="\n")
-        self._rows.writeheader()
+            self._rows.writeheader()
+
+    def write(self, line: str) -> None:
+        """Write a line at once, for the writer of rows."""
+        self._file.write(line)
         self._file.flush()
 
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""
-        try:
+        with self._checked():
             self._rows.writerow({name: _cell(value) for name, value in csv_row(result.outcome).items()})
-            self._file.flush()
-        except OSError as exc:
-            raise OptionError(f"--csv {self._target}: {exc.strerror}") from exc
 
     def close(self) -> None:
         """See `Output.close`."""
         if self._file is not sys.stdout:
-            self._file.close()
+            with self._checked():
+                self._file.close()
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise OptionError(
+                f"--csv {self._target} cannot be written ({exc.strerror}); free some space, or name another file"
+            ) from exc
 
 
 class Screen:
@@ -207,9 +218,9 @@ class Screen:
         verdicts = [outcome.verdict for outcome in self._outcomes if outcome.verdict is not None]
         if self._as_json:
             if several:
-                _print_json([outcome.to_dict() for outcome in self._outcomes])
+                print(json_text([outcome.to_dict() for outcome in self._outcomes], indent=2))
             elif verdicts:
-                _print_json(verdicts[0].to_dict())
+                print(json_text(verdicts[0].to_dict(), indent=2))
         elif several and verdicts:
             print_summary(Console(), verdicts, training_data=self._training_data)
         elif verdicts:
@@ -279,7 +290,9 @@ class Report:
                 self._writer.shutdown(cancel_futures=True)
                 self._report.write_index(self._journal.outcomes, self._directory)
         except OSError as exc:
-            raise OptionError(f"--report {self._directory}: {exc.strerror}") from exc
+            raise OptionError(
+                f"--report {self._directory} cannot be written ({exc.strerror}); free some space, or name another one"
+            ) from exc
 
     def _write_page(self, verdict: Verdict, context: ReportContext, pictures: Pictures | None) -> Path:
         pictures = pictures or self._report.pictures_of_source(verdict, context.spec)
@@ -328,9 +341,7 @@ def csv_row(outcome: Outcome) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
     # A spreadsheet takes such text for a formula and would run it.
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    return f"'{visible(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else visible(value)

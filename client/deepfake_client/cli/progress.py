@@ -17,6 +17,7 @@ from deepfake_client.analysis.pipeline import Progress
 from deepfake_client.cli.render import LABEL_STYLE
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label
+from deepfake_preprocess.support.text import visible
 
 _NAME_CELLS = 36
 
@@ -104,5 +105,5 @@ class RunProgress:
 
 
 def _short_name(source: str) -> str:
-    name = Path(source).name or source
+    name = visible(Path(source).name or source)
     return escape(name if len(name) <= _NAME_CELLS else f"{name[: _NAME_CELLS - 1]}…")

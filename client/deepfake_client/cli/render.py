@@ -10,6 +10,7 @@ from rich.text import Text
 
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.result.verdict import Interval, Label, ModelIdentity, Verdict
+from deepfake_preprocess.support.text import visible
 
 LABEL_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
 _BAR_CELLS = 20
@@ -22,7 +23,7 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: Mapping[
         console.print(track_table(verdict))
     console.print(headline(verdict))
     if verdict.detail:
-        console.print(Text(with_options(verdict.detail)))
+        console.print(Text(visible(with_options(verdict.detail))))
     timing = verdict.timing_s
     stages = f"decode {timing.decode:.2f}, detect {timing.detect:.2f}, infer {timing.infer:.2f}"
     rows = [("time", f"total {timing.total:.2f} s (overlapping: {stages})")]
@@ -47,7 +48,7 @@ def print_summary(
             str(len(verdict.tracks)),
             str(len(verdict.frames)),
             f"{verdict.timing_s.total:.2f} s",
-            Text(verdict.source),
+            Text(visible(verdict.source)),
         )
     console.print(table)
     models = dict.fromkeys(verdict.model for verdict in verdicts)
@@ -65,7 +66,7 @@ def headline(verdict: Verdict) -> Text:
             line.append(f"  face {(verdict.deciding_track or 0) + 1}")
     elif verdict.reason is not None:
         line.append(f"  {verdict.reason.value}")
-    line.append(f"   {verdict.source}", style="dim")
+    line.append(f"   {visible(verdict.source)}", style="dim")
     return line
 
 
@@ -127,5 +128,5 @@ def _model_rows(model: ModelIdentity, training_data: Mapping[ModelIdentity, str]
 def _facts(rows: Sequence[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
-        table.add_row(name, Text(value, style="yellow" if name in ("worth", "note") else ""))
+        table.add_row(name, Text(visible(value), style="yellow" if name in ("worth", "note") else ""))
     return table

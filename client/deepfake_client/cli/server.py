@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -14,10 +13,12 @@ from rich.text import Text
 
 from deepfake_client.cli.groups import ConnectionOptions, with_groups
 from deepfake_client.cli.option_names import with_options
+from deepfake_client.cli.terminal import json_text
 from deepfake_client.transport.connect import connect
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import Health, ServedModel
 from deepfake_preprocess.errors import ModelContractError, ServerUnavailableError
+from deepfake_preprocess.support.text import visible
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -30,17 +31,17 @@ def models(connection: ConnectionOptions, as_json: AsJson = False) -> None:
     """
     url, entries = asyncio.run(_describe_all(connection))
     if as_json:
-        print(json.dumps([_as_data(name, found) for name, found in entries.items()], indent=2, ensure_ascii=False))
+        print(json_text([_as_data(name, found) for name, found in entries.items()], indent=2))
         return
     console = Console(highlight=False)
     if not entries:
         console.print(f"the server at {url} offers no model")
     for name, found in entries.items():
-        console.print(Text(name, style="bold"))
+        console.print(Text(visible(name), style="bold"))
         if isinstance(found, ServedModel):
             console.print(_contract_table(found))
         else:
-            console.print(Text(f"  not usable: {with_options(str(found))}"))
+            console.print(Text(f"  not usable: {visible(with_options(str(found)))}"))
 
 
 def _contract_table(model: ServedModel) -> Table:
@@ -55,7 +56,7 @@ def _contract_table(model: ServedModel) -> Table:
         ("checkpoint", spec.checkpoint_sha256 or "unknown"),
         ("trained on", spec.training_data or "not stated"),
     ):
-        table.add_row(f"  {heading}", Text(value))
+        table.add_row(f"  {heading}", Text(visible(value)))
     return table
 
 
@@ -64,10 +65,10 @@ def health(connection: ConnectionOptions, as_json: AsJson = False) -> None:
     """Have each model of a server score a crop; exit code 0 when all do, 4 when the server is not ready."""
     url, found = asyncio.run(_health(connection))
     if as_json:
-        print(json.dumps({"url": url, **{key: value for key, value in asdict(found).items() if value != ""}}))
+        print(json_text({"url": url, **{key: value for key, value in asdict(found).items() if value != ""}}))
     else:
         state = f"{'alive' if found.alive else 'not alive'}, {'ready' if found.ready else 'not ready'}"
-        reason = f": {with_options(found.reason)}" if found.reason else ""
+        reason = f": {visible(with_options(found.reason))}" if found.reason else ""
         Console(highlight=False, soft_wrap=True, markup=False).print(f"{url}: {state}{reason}")
     if not (found.alive and found.ready):
         raise typer.Exit(ServerUnavailableError.exit_code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +25,10 @@ from deepfake_client.cli.groups import (
 )
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.cli.render import headline, track_table
+from deepfake_client.cli.terminal import json_text
 from deepfake_client.options import WatchOptions
 from deepfake_client.result.verdict import Label, Verdict
+from deepfake_preprocess.support.text import visible
 
 EXIT_INCONCLUSIVE = 3
 _DEFAULTS = WatchOptions()
@@ -126,7 +127,7 @@ def watch(
                 for verdict in verdicts:
                     last, shown = verdict, shown + 1
                     if as_jsonl:
-                        print(json.dumps(verdict.to_dict(), ensure_ascii=False), flush=True)
+                        print(json_text(verdict.to_dict()), flush=True)
                     elif live is not None:
                         picture = rich_console.Group(track_table(verdict), headline(verdict), _note(verdict))
                         live.update(picture, refresh=True)
@@ -151,7 +152,7 @@ def _line(verdict: Verdict) -> Text:
 
 def _note(verdict: Verdict) -> Text:
     parts = [_time(verdict), f"{len(verdict.frames)} frames", f"{verdict.frames_dropped} dropped since the start"]
-    return Text(" · ".join(part for part in (*parts, with_options(verdict.detail)) if part), style="dim")
+    return Text(" · ".join(part for part in (*parts, visible(with_options(verdict.detail))) if part), style="dim")
 
 
 def _time(verdict: Verdict) -> str:
@@ -163,8 +164,8 @@ def _time(verdict: Verdict) -> str:
 
 def _print_end(screen: Console, last: Verdict, shown: int) -> None:
     table = Table.grid(padding=(0, 2))
-    table.add_row("watched", Text(f"{_time(last)} of {last.source}"))
+    table.add_row("watched", Text(f"{_time(last)} of {visible(last.source)}"))
     table.add_row("verdicts", f"{shown}, the last one {last.label.value}")
     table.add_row("dropped", f"{last.frames_dropped} frames")
-    table.add_row("model", f"{last.model.name} version {last.model.version}")
+    table.add_row("model", f"{visible(last.model.name)} version {last.model.version}")
     screen.print(table)

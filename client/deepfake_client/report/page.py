@@ -29,6 +29,7 @@ from deepfake_client.result.verdict import FaceScore, Label, Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.support.files import write_whole
+from deepfake_preprocess.support.text import visible
 
 PAGE_NAME = "report.html"
 INDEX_NAME = "index.html"
@@ -47,8 +48,7 @@ _templates.filters["score"] = lambda value: "–" if value is None else f"{value
 _templates.filters["percent"] = lambda value: f"{100 * value:.2f}%"
 _templates.filters["seconds"] = lambda value: f"{value:.2f} s"
 _templates.filters["words"] = lambda value: str(value).replace("_", " ")
-# A file name that is not UTF-8 cannot be written into a page as it is.
-_templates.filters["plain"] = lambda text: text.encode("utf-8", "backslashreplace").decode("utf-8")
+_templates.filters["plain"] = visible
 
 
 @dataclass(frozen=True, slots=True)
