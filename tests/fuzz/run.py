@@ -38,6 +38,7 @@ MAX_RSS_MIB: Final = 2048
 MAX_GROWTH_MIB: Final = 256
 """From the 100th input of a process on; less is what the allocator keeps for later."""
 _START_S: Final = 300.0
+_READY: Final = "ready\n"
 
 
 def main() -> int:
@@ -108,7 +109,7 @@ def _results(seed: int, first: int, count: int, folder: str) -> Iterator[dict[st
     for thread in threads:
         thread.start()
     number, expected = first, first + count
-    limit_s = _START_S
+    limit_s = _START_S  # until it says that it is ready
     try:
         while number < expected:
             try:
@@ -124,9 +125,10 @@ def _results(seed: int, first: int, count: int, folder: str) -> Iterator[dict[st
                 code = process.wait()
                 yield {"number": number, "result": "crash", "code": code, "where": "".join(errors)[-6000:]}
                 return
-            yield json.loads(line)
-            number += 1
             limit_s = HANG_S
+            if line != _READY:
+                yield json.loads(line)
+                number += 1
     finally:
         process.kill()
         process.wait()
@@ -144,6 +146,7 @@ def _work(seed: int, first: int, count: int, folder: Path) -> None:
 
     av.logging.set_level(None)
     files = seeds()
+    print(_READY, end="", flush=True)
     with DeepfakeClient(FakeTransport(), detector=FixedDetector(LEFT), detect_threads=1) as client:
         for nth, number in enumerate(range(first, first + count)):
             line = {"number": number, "nth": nth, **_case(client, files, seed, number, folder), **_memory()}

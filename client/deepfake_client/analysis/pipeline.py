@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from deepfake_client.analysis.clocks import Clocks, verdict_of
 from deepfake_client.analysis.scoring import Rules, ScoredFrame, judge
-from deepfake_client.analysis.stopping import StopRule
+from deepfake_client.analysis.stopping import MAX_FRAMES, StopRule
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import Label, Verdict
 from deepfake_client.sources.inputs import next_frame
@@ -306,6 +306,8 @@ def _stop_rule(media: Media, sampling: Sampling, rules: Rules, confidence: float
         return None
     if sampling.mode == "fast":
         return None  # several passes would decode the same few stretches again
+    if num_frames > MAX_FRAMES:
+        return None  # a length that somebody made up; each position would be reckoned
     if media.frame_rate is not None and num_frames >= media.duration_s * media.frame_rate:
         return None  # every frame is sampled, in the order of decoding
     return StopRule(num_frames, rules.strategy, rules.threshold, confidence)

@@ -10,7 +10,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO
@@ -168,7 +168,12 @@ class Csv:
         with self._checked():
             if target != "-":
                 self._file = Path(target).open("w", encoding="utf-8", errors="backslashreplace", newline="")  # noqa: SIM115
-            self._rows.writeheader()
+            try:
+                self._rows.writeheader()
+            except OSError:
+                with suppress(OptionError):
+                    self.close()
+                raise
 
     def write(self, line: str) -> None:
         """Write a line at once, for the writer of rows."""

@@ -210,7 +210,6 @@ class _Decoder:
     def _frames(self, container: av.container.InputContainer) -> Iterator[Frame]:
         stats = self._live.stats
         stream, context = open_stream(container, self._live.name, stats)
-        context.thread_type = "AUTO"
         reader, shown = PacketReader(container, stream), Shown(stats, self._live.name)
         if self._file is not None:
             with self._file.open("rb") as header:

@@ -31,6 +31,8 @@ _MAX_DECODER_THREADS: Final = 4
 _PROBE_PACKETS: Final = 64
 # Decoders that find mistakes, and unless asked to refuse the picture show it anyway.
 _STRICT: Final = frozenset({"hevc"})
+# Where a damaged keyframe follows a flush, these end the process, if frames are decoded side by side (FFmpeg 8).
+_CRASHING: Final = frozenset({"vp9"})
 
 
 class Video:
@@ -150,7 +152,6 @@ class Video:
 
     def _choose(self) -> None:
         self.stream, context = open_stream(self.container, self._name, self.stats, strict=self._strict)
-        context.thread_type = "FRAME" if context.name in SKIPPING_CODECS else "AUTO"
         context.thread_count = min(len(os.sched_getaffinity(0)) + 1, _MAX_DECODER_THREADS)
 
     def _probe(self) -> bool:
@@ -205,6 +206,9 @@ def open_stream(
     context.options = {"max_pixels": str(MAX_PIXELS)}
     if strict and context.name in _STRICT:
         context.options |= {"err_detect": "explode"}
+    context.thread_type = "FRAME" if context.name in SKIPPING_CODECS else "AUTO"
+    if context.name in _CRASHING:
+        context.thread_type = "SLICE"
     if len(streams) > 1:
         stats.note(
             f"of {len(streams)} video streams, number {1 + streams.index(stream)} was taken "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import threading
 from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
 from functools import cache
@@ -38,6 +39,7 @@ _BOUNDS = {"ge": "from", "gt": "above", "le": "to", "lt": "and below"}
 """`Bounds` in words that follow each other."""
 _FOREIGN_TYPES: Any = {"arbitrary_types_allowed": True}
 """Arrays, which are held by what also has a JSON form."""
+_parsing = threading.RLock()
 _CORE_TYPES = ("int", "float", "bool", "str")
 _PARTS = ("schema", "items_schema", "values_schema", "fields", "choices")
 """Keys of a Pydantic core schema that hold further ones."""
@@ -157,7 +159,9 @@ class JsonData:
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind, config=None if dataclasses.is_dataclass(kind) else _FOREIGN_TYPES)
+    # Docstrings of fields are parsed, which Python 3.11 cannot do in two threads at once.
+    with _parsing:
+        return TypeAdapter(kind, config=None if dataclasses.is_dataclass(kind) else _FOREIGN_TYPES)
 
 
 @cache

@@ -14,7 +14,6 @@ from rich.console import Console
 from verdicts import MODEL, inconclusive, verdict
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient
-from deepfake_client.cli import analyze as cli_analyze
 from deepfake_client.cli.analyze import MAX_SERVER_FAILURES, Run
 from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.progress import RunProgress
@@ -147,7 +146,6 @@ def test_every_file_is_opened_once_though_the_first_is_looked_at_before_the_serv
         opened.append(str(source))
         return open_media(source, **options)
 
-    monkeypatch.setattr(cli_analyze, "open_media", counted)
     monkeypatch.setattr(inputs, "open_media", counted)
     with DeepfakeClient(FakeTransport()) as client, run_of(client, images) as whole:  # type: ignore[arg-type]
         looked_at: list[int] = []

@@ -185,7 +185,7 @@ def test_every_input_is_taken_once(images: Path, capsys: pytest.CaptureFixture[s
         (["images", "--json", "--jsonl"], "--json and --jsonl would be mixed"),
         (["images", "--jsonl", "--csv", "-"], "--jsonl and --csv - would be mixed"),
         (["images", "--resume"], "--output FILE or --report DIR"),
-        (["images", "--csv", "no/such/folder.csv"], "--csv no/such/folder.csv: No such file"),
+        (["images", "--csv", "no/such/folder.csv"], "--csv no/such/folder.csv cannot be written (No such file"),
         (["images", "--output", "images/a.png"], "line 1 of images/a.png is not a result"),
         (["images", "--report", "images/a.png"], "is a file"),
         (["images", "--concurrency", "0"], "concurrency"),
