@@ -18,7 +18,7 @@ from deepfake_client.result.verdict import (
     Verdict,
 )
 
-MODEL = ModelIdentity("tiny", 1, "0" * 64)
+MODEL = ModelIdentity("tiny", 1, "0" * 64, "Not for decisions about people.")
 LANDMARKS = ((20.0, 20.0), (40.0, 20.0), (30.0, 30.0), (22.0, 40.0), (38.0, 40.0))
 
 

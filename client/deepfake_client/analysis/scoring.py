@@ -248,10 +248,11 @@ def _note_on_quality(frames: Sequence[FrameResult]) -> str:
     poor = [face for face in faces if face.concerns]
     if not poor:
         return ""
-    return f"{len(poor)} of {len(faces)} faces count less than in full or not at all ({_concerns(poor)})"
+    verb = "counts" if len(poor) == 1 else "count"
+    return f"{len(poor)} of {len(faces)} views of faces {verb} less or not at all ({_concerns(poor)})"
 
 
 def _concerns(faces: Sequence[FaceScore]) -> str:
     """Return how often each concern occurs, the most frequent first."""
     counts = Counter(concern for face in faces for concern in face.concerns)
-    return ", ".join(f"{number} {concern.value}" for concern, number in counts.most_common())
+    return ", ".join(f"{number} {concern.value.replace('_', ' ')}" for concern, number in counts.most_common())

@@ -121,12 +121,12 @@ def _range(interval: Interval) -> str:
 def _model_rows(model: ModelIdentity, training_data: Mapping[ModelIdentity, str]) -> list[tuple[str, str]]:
     sha = f", checkpoint {model.checkpoint_sha256[:12]}" if model.checkpoint_sha256 else ""
     rows = [("model", f"{model.name} version {model.version}{sha}")]
-    worth = training_data.get(model)
-    return [*rows, ("worth", worth)] if worth else rows
+    known = (("trained on", training_data.get(model)), ("caution", model.caution))
+    return rows + [(name, text) for name, text in known if text]
 
 
 def _facts(rows: Sequence[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
-        table.add_row(name, Text(visible(value), style="yellow" if name in ("worth", "note") else ""))
+        table.add_row(name, Text(visible(value), style="yellow" if name in ("caution", "note") else ""))
     return table

@@ -114,6 +114,7 @@ def write_page(
         name=Path(verdict.source).name or verdict.source,
         headline=_headline(verdict),
         timeline=Markup(timeline_svg(verdict)),
+        timeline_narrow=Markup(timeline_svg(verdict, narrow=True)),
         timeline_text=_timeline_text(verdict),
         faces=_face_cards(pictures, heatmaps),
         heatmaps=heatmaps,
@@ -136,7 +137,9 @@ def write_index(outcomes: Sequence[Outcome], directory: Path) -> Path:
     verdicts.sort(key=_suspicion, reverse=True)
     rows = [(verdict, _link(directory, verdict.source)) for verdict in verdicts]
     counts = [(label, sum(verdict.label is label for verdict in verdicts)) for label in (*Label,)]
+    count = len(outcomes)
     page = _templates.get_template("index.html.j2").render(
+        heading=f"{count} file" if count == 1 else f"{count} files",
         rows=rows,
         failures=[outcome for outcome in outcomes if outcome.error is not None],
         counts=counts,
@@ -160,11 +163,11 @@ def _suspicion(verdict: Verdict) -> tuple[bool, float]:
 def _headline(verdict: Verdict) -> str:
     if verdict.reason is not None:
         return f"No verdict: {verdict.reason.value.replace('_', ' ')}. {verdict.detail}".strip()
-    side = "at or above" if verdict.label is Label.FAKE else "below"
-    return (
-        f"Face {(verdict.deciding_track or 0) + 1} decides. It has a fake probability of "
-        f"{verdict.fake_probability:.3f}, {side} the threshold of {verdict.threshold:g}."
-    )
+    face = (verdict.deciding_track or 0) + 1
+    score, threshold = f"{verdict.fake_probability:.3f}", f"the threshold of {verdict.threshold:g}"
+    if verdict.label is Label.FAKE:
+        return f"Face {face} looks fake: its fake probability of {score} reaches {threshold}."
+    return f"No face that counts looks fake: the highest score ({score}, face {face}) is below {threshold}."
 
 
 def _timeline_text(verdict: Verdict) -> str:
@@ -234,7 +237,7 @@ def _sampling_text(sampling: Sampling) -> str:
 
 def _warnings(verdict: Verdict) -> list[str]:
     detail = [verdict.detail] if verdict.detail and verdict.reason is None else []
-    return [*(f"{note}." for note in verdict.notes()), *detail]
+    return [f"{text[:1].upper()}{text[1:].removesuffix('.')}." for text in (*verdict.notes(), *detail)]
 
 
 def _stages(verdict: Verdict) -> list[tuple[str, float, float]]:

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -27,24 +28,30 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 _INK = "#1f2328"
 _FAKE_COLOR, _REAL_COLOR = "#c62f3c", "#2f7d4f"
 _DPI = 120
+_CAUTION_CHARACTERS = 150
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",
-    "svg.hashsalt": "deepfake",
     "axes.spines.top": False,
     "axes.spines.right": False,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
 }
 
 
-def timeline_svg(verdict: Verdict) -> str:
-    """Return the scores over time as an ``<svg>`` element whose ink is the text color of the page around it."""
+def timeline_svg(verdict: Verdict, *, narrow: bool = False) -> str:
+    """Return the scores over time as an ``<svg>`` element whose ink is the text color of the page around it.
+
+    With `narrow`, it can be read on a telephone; both kinds may stand on one page.
+    """
     buffer = io.StringIO()
-    with mpl.rc_context(_STYLE):
-        _timeline(verdict).savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": f"deepfake{narrow}"}):
+        _timeline(verdict, narrow=narrow).savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg, count=1)
     return svg.replace("xlink:href", "href").replace(_INK, "currentColor")
 
@@ -53,7 +60,8 @@ def write_timeline(verdict: Verdict, path: Path) -> None:
     """Write the scores over time as a PNG."""
     with mpl.rc_context(_STYLE):
         figure = _timeline(verdict)
-        figure.axes[0].set_title(_title(verdict), loc="left", fontweight="bold")
+        figure.suptitle(_title(verdict), x=0.01, ha="left", fontweight="bold")
+        figure.axes[0].set_title(_caution(verdict), loc="left", fontsize=8)
         figure.savefig(path, format="png", dpi=_DPI, facecolor="white")
 
 
@@ -74,6 +82,7 @@ def write_frame_analysis(verdict: Verdict, shots: Sequence[Shot], path: Path) ->
                 _draw_shot(axes, shots[number], verdict.threshold)
         _draw_bars(figure.add_subplot(grid[rows, :]), verdict)
         figure.suptitle(_title(verdict), x=0.01, ha="left", fontweight="bold")
+        figure.supxlabel(_caution(verdict), x=0.01, ha="left", fontsize=8)
         figure.savefig(path, format="png", dpi=_DPI, facecolor="white")
 
 
@@ -90,8 +99,14 @@ def _title(verdict: Verdict) -> str:
     return f"{verdict.label.value}: fake probability {verdict.fake_probability:.3f}, threshold {verdict.threshold:g}"
 
 
-def _timeline(verdict: Verdict) -> Figure:
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+def _caution(verdict: Verdict) -> str:
+    """Pictures are passed on without the page around them."""
+    text = f"A score is a reason to look closer, and no proof. {verdict.model.caution}"
+    return "\n".join(wrap(text, _CAUTION_CHARACTERS))
+
+
+def _timeline(verdict: Verdict, *, narrow: bool = False) -> Figure:
+    figure = Figure(figsize=(4.4, 4.0) if narrow else (9.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.axhspan(verdict.threshold, 1.04, color=_FAKE_COLOR, alpha=0.06, linewidth=0)
     axes.axhline(
@@ -106,7 +121,7 @@ def _timeline(verdict: Verdict) -> Figure:
     axes.set_ylabel("fake probability")
     axes.grid(axis="y", color=OTHER_COLOR, alpha=0.25, linewidth=0.6)
     _widen_single_moment(axes, verdict)
-    figure.legend(loc="outside lower left", ncols=5, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower left", ncols=2 if narrow else 5, frameon=False, fontsize=9)
     return figure
 
 
@@ -146,7 +161,7 @@ def _draw_tracks(axes: Axes, verdict: Verdict, styles: dict[int, tuple[str, str]
     if left_out:
         axes.plot(
             *zip(*left_out, strict=True), "x", color=OTHER_COLOR, markersize=6, markeredgewidth=1.4,
-            label="left out (weight 0)",
+            label="left out",
         )  # fmt: skip
     bare = [frame.pts_seconds for frame in verdict.frames if not frame.faces]
     if bare:
@@ -169,7 +184,7 @@ def _draw_shot(axes: Axes, shot: Shot, threshold: float) -> None:
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=1.8))
         score = "not scored" if face.fake_probability is None else f"{face.fake_probability:.2f}"
         axes.text(
-            left, top - 3, f"{face.track}: {score}", color="white", fontsize=7.5, va="bottom", clip_on=True,
+            left, top - 3, f"{face.track + 1}: {score}", color="white", fontsize=7.5, va="bottom", clip_on=True,
             bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
 
@@ -187,7 +202,7 @@ def _draw_bars(axes: Axes, verdict: Verdict) -> None:
     axes.set_xticks(list(ticks), [f"{verdict.frames[tick].pts_seconds:.1f}" for tick in ticks])
     axes.set_ylim(0, 1.02)
     axes.set_xlim(-0.7, max(1, len(verdict.frames)) - 0.3)
-    axes.set_xlabel("sampled frames, by time in seconds")
+    axes.set_xlabel("frames that were looked at, by time in seconds")
     axes.set_ylabel("highest fake probability")
 
 

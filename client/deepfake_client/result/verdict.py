@@ -6,7 +6,7 @@ written with; their descriptions are those of ``docs/verdict.schema.json``. What
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from deepfake_preprocess.contract.spec import Sha256
@@ -152,6 +152,8 @@ class ModelIdentity(JsonData):
     """Triton model version."""
     checkpoint_sha256: Sha256 | None
     """Hash of the checkpoint the model was exported from, as the server reports it."""
+    caution: str = field(default="", compare=False)
+    """What the model's makers say its scores must not be used for; may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +226,13 @@ class Verdict(JsonData):
     def notes(self) -> list[str]:
         """Return what is worth knowing about how the verdict came about, as sentences without a full stop."""
         counts = (
-            (self.corrupt_packets, "damaged packets, and pictures that refer to them, were left out"),
-            (self.frames_dropped, "frames were left out, because the server was slower than the source"),
+            (self.corrupt_packets, "damaged part{} of the file, with what depends on it, {} left out"),
+            (self.frames_dropped, "frame{} {} left out, because the server was slower than the source"),
         )
-        unread = [f"{self.unread_s:.1f} s of the input could not be read"] if self.unread_s else []
-        return [*self.input_notes, *unread, *(f"{count} {what}" for count, what in counts if count)]
+        unread = [f"{self.unread_s:.1f} s of the video could not be read"] if self.unread_s else []
+        counted = [
+            f"{count} {what.format(*(('', 'was') if count == 1 else ('s', 'were')))}"
+            for count, what in counts
+            if count
+        ]
+        return [*self.input_notes, *unread, *counted]

@@ -50,7 +50,7 @@ class ServedModel:
     @property
     def identity(self) -> ModelIdentity:
         """What a verdict of this model names."""
-        return ModelIdentity(self.name, self.version, self.spec.checkpoint_sha256)
+        return ModelIdentity(self.name, self.version, self.spec.checkpoint_sha256, self.spec.caution)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def demo_checkpoint(
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"Wrote {escape(str(checkpoint))} and {escape(spec_path.name)}")
     spec = ModelSpec.from_yaml(spec_path)
-    console.print(escape(spec.training_data))
+    console.print(escape(f"{spec.training_data} {spec.caution}"))
     if not spec.trained:
         console.print("It is not trained: its scores mean nothing.")
     console.print(f"Next: deepfake export {escape(str(checkpoint))}")

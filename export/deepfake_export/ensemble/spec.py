@@ -20,7 +20,7 @@ from deepfake_preprocess.errors import CheckpointError, SpecError
 from deepfake_preprocess.support.json_data import Bounds, JsonData
 
 ENSEMBLE_FIELDS = ("name", "architecture", "members", "meta_model", "crop", "threshold", "checkpoint_sha256",
-                   "training_data", "trained")  # fmt: skip
+                   "training_data", "caution", "trained")  # fmt: skip
 SHARED_FIELDS = ("version", "crop", "threshold")
 """Fields of a member's own spec that the ensemble's take the place of."""
 MEMBER_FIELDS = ("name", "checkpoint", "spec", "weight", "input", "spectrum")
@@ -147,7 +147,7 @@ class EnsembleSpec:
                 "spec": {
                     key: value
                     for key, value in member.spec.to_dict().items()
-                    if key not in (*SHARED_FIELDS, "checkpoint_sha256", "training_data", "trained")
+                    if key not in (*SHARED_FIELDS, "checkpoint_sha256", "training_data", "caution", "trained")
                 },
                 "spectrum": member.spectrum.to_dict() if member.spectrum else None,
                 "weight": float(member.weight),

@@ -33,9 +33,13 @@ PARAMETER_PREFIX = "deepfake."
 """Prefix of our keys among Triton parameters and ONNX metadata."""
 
 _TEXT_PARAMETERS = (
-    "name", "architecture", "color_order", "checkpoint_sha256", "training_data", "head.kind", "crop.align",
+    "name", "architecture", "color_order", "checkpoint_sha256", "training_data", "caution", "head.kind",
+    "crop.align",
 )  # fmt: skip
 """Our parameters that are plain text; the others are JSON."""
+
+_UNPUBLISHED = (("temperature", 1.0), ("trained", True), ("caution", ""))
+"""Values that go without saying."""
 
 SIZED_LAYERS = ("linear", "conv", "maxpool")
 """Entries of `head.layers` that take a whole number: outputs, channels (3x3, padded by 1), window."""
@@ -130,7 +134,8 @@ class ModelSpec(JsonData):
     Attributes:
         name: Triton model name; letters, digits, ``_``, ``-`` and ``.``, at most 64.
         architecture: ``timm:NAME``, ``torchvision:NAME``, ``published:NAME`` (of `deepfake_export.published`),
-            ``torchscript``, ``python:package.module:factory``, ``layers`` (the network is `head.layers` alone) or ``ensemble`` (made of other checkpoints by the export).
+            ``torchscript``, ``python:package.module:factory``, ``layers`` (the network is `head.layers` alone) or
+            ``ensemble`` (made of other checkpoints by the export).
         version: Triton model version, from 1; the export assigns it.
         head: meaning of the network's outputs.
         input_height_px: crop height that the network takes, 16 to 1024.
@@ -145,6 +150,7 @@ class ModelSpec(JsonData):
         ignore_keys: patterns (``*`` and ``?``) of names of tensors in the checkpoint that the network does not use.
         checkpoint_sha256: hash of the checkpoint file; None until it is known.
         training_data: what the detector was trained on and what its scores are worth, for people.
+        caution: one sentence on what the scores must not be used for; shown beside every verdict. May be empty.
         trained: False for random weights, whose scores mean nothing: they are for tests and measurements of speed.
     """
 
@@ -165,6 +171,7 @@ class ModelSpec(JsonData):
     ignore_keys: tuple[str, ...] = ()
     checkpoint_sha256: Sha256 | None = None
     training_data: str = ""
+    caution: str = ""
     trained: bool = True
 
     def __post_init__(self) -> None:
@@ -211,8 +218,8 @@ class ModelSpec(JsonData):
                 continue
             parts = {f"{key}.{sub}": item for sub, item in value.items()} if isinstance(value, dict) else {key: value}
             for name, item in parts.items():
-                # Only the few models that have such a head, were calibrated or are untrained publish these.
-                if item == [] or (name == "temperature" and item == 1.0) or (name == "trained" and item):
+                # Only models that have such a head, were calibrated, carry a caution or are untrained publish these.
+                if item == [] or (name, item) in _UNPUBLISHED:
                     continue
                 flat[PARAMETER_PREFIX + name] = item if isinstance(item, str) else json.dumps(item)
         return flat

@@ -21,7 +21,7 @@ from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, best_of, save_
 from deepfake_training.loop.config import CONFIG, TrainConfig
 
 _NOT_FOUND_YET: Final[dict[str, Any]] = {
-    "temperature": 1.0, "threshold": 0.5, "checkpoint_sha256": None, "training_data": ""
+    "temperature": 1.0, "threshold": 0.5, "checkpoint_sha256": None, "training_data": "", "caution": ""
 }  # fmt: skip
 
 

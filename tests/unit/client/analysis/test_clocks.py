@@ -41,4 +41,4 @@ def test_what_could_not_be_read_widens_the_interval_and_is_said():
     assert verdict.interval is not None
     assert verdict.interval.low == pytest.approx(0.1 * (1 - share))
     assert verdict.interval.high == pytest.approx(0.3 * (1 - share) + share)
-    assert verdict.notes()[:2] == ["HDR (PQ) was mapped", "4.5 s of the input could not be read"]
+    assert verdict.notes()[:2] == ["HDR (PQ) was mapped", "4.5 s of the video could not be read"]

@@ -76,6 +76,17 @@ class Page(HTMLParser):
             self.text += data
 
 
+def browse(path: Path, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Open a page in Chromium; standard output holds the page as it is then, standard error what it complains of."""
+    return subprocess.run(
+        [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            "--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}", *options, "--dump-dom", path.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
 def read(path: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
@@ -106,7 +117,9 @@ def test_a_page_holds_the_verdict_and_everything_behind_it(shown: Verdict, tmp_p
     page = read(path)
     for fact in (
         "FAKE", "0.900", "0.800 to 1.000", "threshold of 0.5", "two faces.mp4", "tiny version 1", "0" * 64,
-        "<b>random</b>", "2 damaged packets", "3 not needed any more", "1 frames were left out",
+        "<b>random</b>", "2 damaged parts of the file, with what depends on it, were left out.",
+        "3 not needed any more", "1 frame was left out",
+        "Caution: a score is a reason to look closer, and no proof. Not for decisions about people.",
         "blurred (1), tiny (1)", "1 left out", "1 not scored", "detect faces", "4 frames, evenly spaced",
         "seen too poorly, not always scored",
     ):  # fmt: skip
@@ -129,7 +142,7 @@ def test_a_page_shows_the_heatmaps_it_is_given(shown: Verdict, tmp_path: Path) -
     path = report.write_page(shown, tmp_path, CONTEXT, report.Heatmaps(overlays, "grad-cam on bn2"))
     assert_self_contained(path)
     page = read(path)
-    assert page.alts.count("Heatmap of the same face") == len(picks) - 1 == 3
+    assert page.alts.count("The same face with the areas that made the model say fake") == len(picks) - 1 == 3
     assert page.urls.count("data:image/png;base64," + base64.b64encode(png).decode()) == 3
     assert "grad-cam on bn2" in page.text
     assert "There are no heatmaps" not in page.text
@@ -233,6 +246,7 @@ def test_the_index_leads_to_the_pages_most_suspicious_first(clip: Path, tmp_path
     path = report.write_index(outcomes, tmp_path)
     assert_self_contained(path)
     page = read(path)
+    assert page.text.count("Not for decisions about people.") == 1, "the model's caution"
     order = [page.text.index(name) for name in ("gone.mp4", str(clip), "none.mp4", "broken.mp4 is empty")]
     assert order == sorted(order)
     assert [url for url in page.urls if not url.startswith("data:")] == [
@@ -284,15 +298,29 @@ def test_a_browser_opens_the_pages_without_a_complaint(shown: Verdict, tmp_path:
     page = report.write_page(shown, tmp_path / "out", CONTEXT)
     index = report.write_index([Outcome(shown.source, verdict=shown)], tmp_path / "out")
     for number, path in enumerate((page, index)):
-        done = subprocess.run(
-            [
-                str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-                "--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path / f'profile{number}'}", "--dump-dom",
-                path.as_uri(),
-            ],
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        done = browse(path, tmp_path / f"profile{number}")
         assert done.returncode == 0, done.stderr
         assert "CONSOLE" not in done.stderr, done.stderr
         assert "two faces.mp4" in done.stdout
     assert "<button>Probability</button>" in done.stdout, "the table's headings sort it"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_pages_fit_a_telephone(shown: Verdict, tmp_path: Path) -> None:
+    """Neither the page nor a table within it is scrolled sideways at 375 px."""
+    long = dataclasses.replace(shown, source=str(tmp_path / ("a name with words " * 5 + "w" * 90)))
+    pages = [
+        report.write_page(shown, tmp_path / "out", CONTEXT),
+        report.write_index(
+            [Outcome(item.source, verdict=item) for item in (shown, long, inconclusive("none.mp4"))], tmp_path / "out"
+        ),
+    ]
+    frames = "".join(f'<iframe src="{page.as_uri()}" width="375" height="800"></iframe>' for page in pages)
+    script = """addEventListener("load", () => { document.body.dataset.widths = [0, 1].map((number) => {
+      const frame = frames[number];
+      return Math.max(...[frame.document.documentElement, ...frame.document.querySelectorAll(".scroll")]
+        .map((item) => item.scrollWidth - item.clientWidth)); }).join(" "); });"""
+    both = tmp_path / "both.html"
+    both.write_text(f"<!doctype html><body>{frames}<script>{script}</script></body>", encoding="utf-8")
+    done = browse(both, tmp_path / "profile", "--allow-file-access-from-files")
+    assert re.findall(r'data-widths="(.*?)"', done.stdout) == ["0 0"], done.stdout + done.stderr

@@ -26,6 +26,7 @@ SPEC = ModelSpec(
     temperature=1.7,
     checkpoint_sha256="0123456789abcdef" * 4,
     training_data='DFDC part 0–9, "full"; é',
+    caution="Not for courts.",
 )
 
 
