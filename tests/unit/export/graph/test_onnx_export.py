@@ -2,9 +2,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from deepfake_export.graph.onnx_export import pool_globally
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.graph.onnx_export import export_onnx, pool_globally
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_preprocess.contract.spec import Head, ModelSpec
 
 
 def mean_graph(axes, *, keepdims=1, shape=("batch", 4, 5, 6)):
@@ -51,3 +55,19 @@ def test_other_means_stay(axes, options):
     before = model.SerializeToString()
     assert pool_globally(model) == 0
     assert model.SerializeToString() == before
+
+
+def test_a_transformer_with_a_normalized_head_gives_pytorchs_logits(tmp_path):
+    torch.manual_seed(0)
+    head = Head(layers=("normalize", "linear:1"))
+    spec = ModelSpec("vit", "timm:test_vit", head=head, input_height_px=32, input_width_px=32)
+    detector = ServedDetector(build_network(spec), spec).eval()
+    with torch.no_grad():
+        detector.network.get_submodule("head.1").weight.mul_(30)
+    export_onnx(detector, tmp_path / "vit.onnx", spec)
+    crops = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = detector(torch.from_numpy(crops))[1].numpy()
+    session = ort.InferenceSession(str(tmp_path / "vit.onnx"), providers=["CPUExecutionProvider"])
+    assert np.ptp(expected) > 0.01
+    assert session.run(["logit"], {"faces": crops})[0] == pytest.approx(expected, abs=1e-3)
