@@ -77,10 +77,11 @@ class Media:
     def frames(self, sampling: Sampling | None = None) -> Iterator[Frame]:
         """Decode lazily and yield the sampled frames in order of time; an image yields its one frame.
 
-        What is damaged is left out and counted, up to the next keyframe; a file that is cut short, or whose header
-        states another length, is sampled as far as it goes (see `DecodeStats`). `Frame.index`
-        is the frame's position in presentation order: counted, or after a seek taken from the container's index
-        (MP4, MOV), or else estimated from time and frame rate.
+        What is damaged is left out and counted, up to the next keyframe; a file that is cut short is sampled as far
+        as it goes (see `DecodeStats`). Where N frames are sampled and it shows at the end that the header states
+        another length, those of a second pass follow, again in order of time. `Frame.index` is the frame's position
+        in presentation order: counted, or after a seek taken from the container's index (MP4, MOV), or else estimated
+        from time and frame rate.
 
         Args:
             sampling: which frames; 32 evenly spaced ones by default.
