@@ -42,6 +42,7 @@ from deepfake_preprocess.errors import (
     InputError,
     ModelContractError,
     ModelNotFoundError,
+    ModelReplacedError,
     OptionError,
 )
 from deepfake_preprocess.faces.detector import FaceDetector
@@ -204,12 +205,22 @@ class AsyncDeepfakeClient:
         on_verdict: OnVerdict | None = None,
     ) -> Verdict:
         self._check_usable()
-        async with opened(source, name=name) as (media, release):
-            stages = await self._stages(options.timeout_s)
-            verdict = await analyze_media(media, stages, options, on_progress=on_progress, release=release)
-            if on_verdict is not None:
-                await in_thread(on_verdict, verdict, media)
-            return verdict
+
+        async def once() -> Verdict:
+            async with opened(source, name=name) as (media, release):
+                stages = await self._stages(options.timeout_s)
+                verdict = await analyze_media(media, stages, options, on_progress=on_progress, release=release)
+                if on_verdict is not None:
+                    await in_thread(on_verdict, verdict, media)
+                return verdict
+
+        try:
+            return await once()
+        except ModelReplacedError:
+            # What can be opened again gets its whole verdict from the model that is served now.
+            if not isinstance(source, str | os.PathLike | bytes | np.ndarray):
+                raise
+        return await once()
 
     def analyze_many(
         self,
@@ -342,6 +353,7 @@ class AsyncDeepfakeClient:
 
         Raises:
             OptionError: another shape or dtype than the model takes.
+            ModelReplacedError: the server has a model now that takes other crops.
             ServerError: the server failed.
         """
         check_timeout(timeout_s)
@@ -354,7 +366,13 @@ class AsyncDeepfakeClient:
             )
         if len(faces) == 0:
             return np.empty(0, np.float32)
-        return await self._infer(model, faces, timeout_s)
+        try:
+            return await self._infer(model, faces, timeout_s)
+        except ModelReplacedError:
+            now = await self.model()
+            if (now.spec.input_size_wh, now.spec.crop) != (model.spec.input_size_wh, model.spec.crop):
+                raise  # it wants other crops of the same faces
+        return await self._infer(now, faces, timeout_s)
 
     async def explain(
         self,

@@ -20,6 +20,7 @@
     │   ├── ServerBusyError             the server's queue is full; retrying later may help
     │   ├── ModelNotFoundError          the server runs but does not offer that model (exit code 2)
     │   ├── ModelContractError          the model is served, but not under this project's contract
+    │   │   └── ModelReplacedError      another one is served under its name than when it was described
     │   └── InferenceError              the server answered with an error of its own
     ├── ServerStartError                an embedded server could not be started       (exit code 4)
     ├── ExportError                     an export or its proof failed                 (exit code 1)
@@ -120,6 +121,10 @@ class ModelNotFoundError(ServerError):
 
 class ModelContractError(ServerError):
     """The model is served, but its tensors or parameters do not follow this project's contract."""
+
+
+class ModelReplacedError(ModelContractError):
+    """Another model is served under the name than when it was described; the message says what changed."""
 
 
 class InferenceError(ServerError):

@@ -34,10 +34,10 @@ NUM_FAULTS = int(os.environ.get("CHAOS_FAULTS", "6"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 NUM_CLIPS = 16
 NUM_FRAMES = 6
-GAP_S = (0.3, 3.0)
+GAP_S = (0.3, 6.0)
 """Faults also come while the last one is not mended yet."""
 STOPPED_S = (0.1, 1.0)
-RUN_TIMEOUT_S = 300
+RUN_TIMEOUT_S = 900
 DEEPFAKE = [sys.executable, "-c", "from deepfake_client.cli.main import main; raise SystemExit(main())"]
 PROTOCOLS = ("grpc", "http", "grpc-shm")
 
@@ -175,6 +175,7 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.timeout(RUN_TIMEOUT_S + 30 * NUM_FAULTS)
 def test_no_verdict_is_lost_or_changed_by_faults(clips: Path, tmp_path: Path) -> None:
     chance = random.Random(SEED)
     server = Server(write_tiny_repository(tmp_path / "models"))
@@ -204,6 +205,7 @@ def test_no_verdict_is_lost_or_changed_by_faults(clips: Path, tmp_path: Path) ->
                     next_fault = time.monotonic() + chance.uniform(*GAP_S)
                 time.sleep(0.02)  # between polls
             said = run.close()
+            print(f"round {rounds} over {protocol}: {happened.total()} faults so far, {run.starts} starts")
             assert "Traceback" not in said, said
             assert_same(verdicts(journal), expected)
             starts += run.starts

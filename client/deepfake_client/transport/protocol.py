@@ -18,6 +18,7 @@ from deepfake_preprocess.contract.triton_config import PRECISION_PARAMETER, conf
 from deepfake_preprocess.errors import (
     ModelContractError,
     ModelNotFoundError,
+    ModelReplacedError,
     ServerAccessError,
     ServerError,
     SpecError,
@@ -199,7 +200,7 @@ async def refuse_changed(transport: Transport, model: ServedModel) -> None:
     before, after = _facts(model), _facts(now)
     changes = [f"{key} was {before[key]!r} and is {after[key]!r}" for key in before if before[key] != after[key]]
     if changes:
-        raise ModelContractError(
+        raise ModelReplacedError(
             f"model {model.name!r} on the server at {transport.url} was replaced while it was in use: "
             f"{', '.join(changes)}; analyze again"
         )

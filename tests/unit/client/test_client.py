@@ -29,8 +29,8 @@ from deepfake_client import (
     Label,
     MediaNotFoundError,
     MediaOpenError,
-    ModelContractError,
     ModelNotFoundError,
+    ModelReplacedError,
     OptionError,
     Progress,
     Reason,
@@ -362,6 +362,35 @@ def test_an_analysis_passes_its_deadline_on(clip: Path) -> None:
 
 def test_a_client_goes_on_with_the_model_that_replaced_its_own() -> None:
     class Replaced(FakeTransport):
+        version, margin = 1, 0.3
+
+        async def describe(self, model: str) -> ServedModel:
+            found = await super().describe(model)
+            crop = dataclasses.replace(found.spec.crop, margin=self.margin)
+            return dataclasses.replace(found, version=self.version, spec=dataclasses.replace(found.spec, crop=crop))
+
+        async def infer(
+            self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+        ) -> NDArray[np.float32]:
+            if model.version != self.version:
+                raise ModelReplacedError(f"version was {model.version} and is {self.version}")
+            return await super().infer(model, faces, timeout_s=timeout_s)
+
+    transport = Replaced()
+    faces = np.zeros((1, 224, 224, 3), np.uint8)
+    with DeepfakeClient(transport) as client:
+        client.score(faces)
+        transport.version = 2
+        assert len(client.score(faces)) == 1
+        assert client.model().version == 2
+        transport.version, transport.margin = 3, 0.1
+        with pytest.raises(ModelReplacedError, match="version was 2 and is 3"):  # which wants other crops
+            client.score(faces)
+        assert len(client.score(faces)) == 1
+
+
+def test_an_input_whose_model_is_replaced_is_analyzed_again_as_a_whole(clip: Path) -> None:
+    class Replaced(FakeTransport):
         version = 1
 
         async def describe(self, model: str) -> ServedModel:
@@ -370,16 +399,17 @@ def test_a_client_goes_on_with_the_model_that_replaced_its_own() -> None:
         async def infer(
             self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
         ) -> NDArray[np.float32]:
+            if len(self.batches) == 2:
+                self.version = 2
             if model.version != self.version:
-                raise ModelContractError(f"version was {model.version} and is {self.version}")
+                raise ModelReplacedError(f"version was {model.version} and is {self.version}")
             return await super().infer(model, faces, timeout_s=timeout_s)
 
-    transport = Replaced()
-    faces = np.zeros((1, 224, 224, 3), np.uint8)
-    with DeepfakeClient(transport) as client:
-        client.score(faces)
-        transport.version = 2
-        with pytest.raises(ModelContractError, match="version was 1 and is 2"):
-            client.score(faces)
-        assert len(client.score(faces)) == 1
-        assert client.model().version == 2
+    options = AnalyzeOptions(sampling=Sampling(num_frames=6))
+    with DeepfakeClient(Replaced(), detector=FixedDetector(LEFT)) as client:
+        verdict = client.analyze(clip, options=options)
+    assert (verdict.model.version, len(verdict.frames)) == (2, 6)
+    with DeepfakeClient(Replaced(), detector=FixedDetector(LEFT)) as client, open_media(clip) as media:
+        frames = [frame.to_rgb() for frame in media.frames(Sampling(num_frames=6))]
+        with pytest.raises(ModelReplacedError):  # frames that come once cannot be had again
+            client.analyze(iter(frames), options=options)
