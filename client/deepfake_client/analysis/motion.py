@@ -27,8 +27,8 @@ Patch = NDArray[np.uint8]
 """A face in the middle of its surroundings, uint8 ``[80, 80]`` gray; 0 is outside the frame."""
 Map = NDArray[np.float32]
 
-MIN_PATCHES = 6
-"""Of fewer sightings nothing can be said."""
+MIN_PATCHES, MIN_STILL_PATCHES = 6, 10
+"""Of fewer sightings nothing can be said; of fewer than these not that the face is still."""
 MAX_PAIRS = 12
 """Pairs compared; each takes 3 to 6 ms."""
 MOVED, MOVED_PX = 0.45, 0.15
@@ -96,7 +96,9 @@ def moves(patches: Sequence[Patch], side_px: float) -> bool | None:
     shift = np.sqrt(change[face].mean() / max(float(np.median(details, axis=0)[face].mean()), 1e-6))
     noise = max(float(np.quantile(change[near], 0.4)), _MIN_NOISE)
     stands_out = shift >= MIN_SHIFT and np.sqrt(np.quantile(change[face], 0.9) / noise) >= ABOVE_NOISE
-    return bool(stands_out or shift >= MOVED + MOVED_PX * _FACE_PX / side_px)
+    if stands_out or shift >= MOVED + MOVED_PX * _FACE_PX / side_px:
+        return True
+    return False if len(patches) >= MIN_STILL_PATCHES else None
 
 
 def _side_px(box_xyxy: NDArray[np.floating]) -> float:

@@ -10,6 +10,10 @@ Samples may be 0.03 s or minutes apart, so no rule holds for all of them:
   light, a jump cut). Each track is compared with its own last picture, not with the previous one, so it goes on
   when an edited video comes back to the shot, however often; and frames of other shots do not count as missed.
 
+- A face that changes its colors at once, while the picture keeps its own, is another person in the same place: the
+  track ends. Two people who change places before one background are noticed by smaller differences, since each looks
+  more like the other's past than like its own.
+
 Among all ways to give faces to tracks the one with the largest total affinity is taken.
 """
 
@@ -48,6 +52,16 @@ SAME_FACE = 0.9
 """Likeness of two faces' colors: mostly above 0.92 for one person in one clip, mostly below 0.9 for two."""
 OTHER_FACE = 0.7
 """Below this likeness two faces are not the same, wherever they are; within the clips at least 0.75."""
+SAME_PLACE = 0.94
+"""Likeness below which another face is in the place of the last; from sample to sample within 25 clips at least 0.97,
+between their people mostly below 0.94. Of a track whose colors flicker, as many times its usual change as `JUMP`."""
+JUMP = 4.0
+UNLIKE = 5.0
+"""What a lack of likeness costs: 0.2 of it as much as no overlap at all."""
+SAME_PICTURE = 0.9
+"""Likeness of two pictures' colors from which on the light is the same."""
+SWAPPED = 0.04
+"""By how much two faces together must be more like each other's past than like their own to have changed places."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +80,19 @@ class _OpenTrack:
     pts_seconds: float
     picture: Colors | None
     missed: int = 0
+    change: float = 0.0  # usual change of the face's colors: 1 - likeness, of late
+
+    def least_likeness(self, picture: Colors | None, passed_s: float) -> float:
+        """Return how alike the face in the same place must be to be the same."""
+        if self.missed or passed_s >= LONG_GAP_S or not _alike(self.picture, picture, SAME_PICTURE, unknown=True):
+            return OTHER_FACE  # much may have changed meanwhile
+        return max(OTHER_FACE, min(SAME_PLACE, 1.0 - JUMP * self.change))
+
+    def go_on(self, face: Detection, pts_seconds: float, picture: Colors | None) -> None:
+        """Take the face of the next frame."""
+        if self.last.colors is not None and face.colors is not None:
+            self.change += (1.0 - likeness(self.last.colors, face.colors) - self.change) / 4
+        self.last, self.pts_seconds, self.picture, self.missed = face, pts_seconds, picture, 0
 
 
 class Tracker:
@@ -84,16 +111,21 @@ class Tracker:
         affinity = np.zeros((len(self._open), len(faces)))
         for row, track in enumerate(self._open):
             for column, face in enumerate(faces):
+                passed_s = pts_seconds - track.pts_seconds
+                least = track.least_likeness(picture, passed_s)
                 affinity[row, column] = _affinity(
-                    track.last, face, passed_s=pts_seconds - track.pts_seconds, same_shot=same_shot[row]
+                    track.last, face, passed_s=passed_s, same_shot=same_shot[row], least=least
                 )
         ids = [-1] * len(faces)
         found: set[int] = set()
-        for row, column in assign(affinity):
-            track = self._open[row]
-            ids[column] = track.track
-            track.last, track.pts_seconds, track.picture, track.missed = faces[column], pts_seconds, picture, 0
-            found.add(row)
+        pairs = assign(affinity)
+        for row, column in pairs:
+            if not any(self._swapped(row, column, faces, other) for other in pairs):
+                ids[column] = self._open[row].track
+                found.add(row)
+        for row, column in pairs:
+            if row in found:
+                self._open[row].go_on(faces[column], pts_seconds, picture)
         for row, track in enumerate(self._open):
             if row not in found and same_shot[row]:
                 track.missed += 1
@@ -110,9 +142,23 @@ class Tracker:
         self._open = sorted(self._open, key=lambda track: track.pts_seconds)[-MAX_OPEN_TRACKS:]
         return ids
 
+    def _swapped(self, row: int, column: int, faces: Sequence[Detection], other: tuple[int, int]) -> bool:
+        """Return whether two pairs of track and face look as if the people had changed places."""
+        a, b, c, d = (
+            self._open[row].last.colors,
+            self._open[other[0]].last.colors,
+            *(faces[number].colors for number in (column, other[1])),
+        )
+        if row == other[0] or a is None or b is None or c is None or d is None:
+            return False
+        return likeness(a, d) + likeness(b, c) - likeness(a, c) - likeness(b, d) > SWAPPED
 
-def _affinity(a: Detection, b: Detection, *, passed_s: float, same_shot: bool) -> float:
-    """Return how likely two faces are of one person, in (0, 3]; 0 where they must not be joined."""
+
+def _affinity(a: Detection, b: Detection, *, passed_s: float, same_shot: bool, least: float) -> float:
+    """Return how likely two faces are of one person, in (0, 3]; 0 where they must not be joined.
+
+    `least` is how alike they must be in the same place.
+    """
     overlap = iou(a.box_xyxy, b.box_xyxy)
     # Places come first: colors cost more, and most pairs of a crowd are far apart.
     if not same_shot:
@@ -122,7 +168,11 @@ def _affinity(a: Detection, b: Detection, *, passed_s: float, same_shot: bool) -
     shift = _shift(a, b) / max(side_a, side_b)
     closeness = max(0.0, 1.0 - shift / (MAX_SHIFT + MAX_SPEED_PER_S * passed_s))
     if overlap >= MIN_IOU:
-        return 1.0 + overlap + closeness if _alike(a.colors, b.colors, OTHER_FACE, unknown=True) else 0.0
+        if not _alike(a.colors, b.colors, least, unknown=True):
+            return 0.0
+        # Of two tracks that a face could go on with, the one that looks like it.
+        unlike = 0.0 if a.colors is None or b.colors is None else 1.0 - likeness(a.colors, b.colors)
+        return max(0.1, 1.0 + overlap + closeness - UNLIKE * unlike)
     if max(side_a, side_b) > MAX_SIZE_RATIO * min(side_a, side_b):
         return 0.0
     if passed_s >= LONG_GAP_S and _alike(a.colors, b.colors, SAME_FACE, unknown=False):
@@ -130,7 +180,7 @@ def _affinity(a: Detection, b: Detection, *, passed_s: float, same_shot: bool) -
     if closeness == 0.0:
         return 0.0
     # With little known of where it went, a face that lost its place must not look different either.
-    least = OTHER_FACE if shift <= MAX_SHIFT else SAME_FACE
+    least = least if shift <= MAX_SHIFT else max(least, SAME_FACE)
     return closeness if _alike(a.colors, b.colors, least, unknown=True) else 0.0
 
 

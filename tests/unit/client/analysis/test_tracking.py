@@ -172,3 +172,44 @@ def test_the_assignment_is_as_good_as_scipys(table: Sequence[Sequence[float]]) -
     assert sum(affinity[pair] for pair in pairs) == pytest.approx(affinity[rows, columns].sum())
     assert len({row for row, _ in pairs}) == len(pairs) == len({column for _, column in pairs})
     assert all(affinity[pair] > 0 for pair in pairs)
+
+
+def blend(person: int, other: int, share: float) -> np.ndarray:
+    """Colors between those of two faces: two people of like skin."""
+    mixed = (1 - share) * FACES[person] + share * FACES[other]
+    return np.asarray(mixed / np.linalg.norm(mixed), np.float32)
+
+
+def looking(x: float, colors: np.ndarray) -> Detection:
+    return Detection(face(x).box_xyxy, None, colors)
+
+
+def test_another_person_in_the_same_place_before_one_background_is_a_new_track() -> None:
+    follow = Following()
+    for _ in range(5):
+        assert follow(looking(0, blend(0, 1, 0.1)), picture=STUDIO) == [0]
+    for _ in range(5):
+        assert follow(looking(2, blend(0, 1, 0.6)), picture=STUDIO) == [1], "likeness 0.80"
+
+
+def test_a_change_of_light_ends_no_track() -> None:
+    follow = Following()
+    dimmed = np.asarray(STUDIO + STREET, np.float32)
+    for number in range(10):
+        picture = STUDIO if number % 2 else dimmed / np.linalg.norm(dimmed)
+        assert follow(looking(0, blend(0, 1, 0.1 if number % 2 else 0.5)), picture=picture) == [0]
+
+
+def test_a_face_whose_colors_always_flicker_keeps_its_track() -> None:
+    follow = Following()
+    shares = [0.1, 0.2, 0.3, 0.42, 0.55, 0.42, 0.3, 0.42, 0.55, 0.7]
+    assert {follow(looking(0, blend(0, 1, share)), picture=STUDIO)[0] for share in shares} == {0}
+
+
+def test_two_people_of_like_skin_who_change_places_get_new_tracks() -> None:
+    follow, ann, ben = Following(), blend(0, 1, 0.1), blend(0, 1, 0.35)
+    assert 0.94 < float(ann @ ben) < 0.97
+    for _ in range(5):
+        assert follow(looking(0, ann), looking(400, ben), picture=STUDIO) == [0, 1]
+    for _ in range(5):
+        assert follow(looking(0, ben), looking(400, ann), picture=STUDIO) == [2, 3]
