@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from deepfake_client.analysis.aggregation import num_frames_needed
 from deepfake_client.options import AnalyzeOptions
-from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, pictures_of_source
+from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, pictures_of_source, with_box
 from deepfake_client.report.plots import timeline_svg, track_styles, write_frame_analysis, write_timeline
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import FaceScore, Label, Verdict
@@ -117,6 +117,7 @@ def write_page(
         timeline_narrow=Markup(timeline_svg(verdict, narrow=True)),
         timeline_text=_timeline_text(verdict),
         faces=_face_cards(pictures, heatmaps),
+        places=_places(pictures, verdict),
         heatmaps=heatmaps,
         pictures=pictures,
         tracks=_track_rows(verdict),
@@ -190,6 +191,18 @@ def _face_cards(pictures: Pictures, heatmaps: Heatmaps | None) -> list[dict[str,
         png = overlays.get((frame.index, face.track))
         overlay = None if png is None else data_uri("image/png", png)
         cards.append({"uri": jpeg_uri(item.crop), "overlay": overlay, "face": face, "pts_seconds": frame.pts_seconds})
+    return cards
+
+
+def _places(pictures: Pictures, verdict: Verdict) -> list[dict[str, Any]]:
+    """Return one whole frame for each face, that in which it is most suspicious."""
+    styles = track_styles(verdict)
+    first = {item.pick.face.track: item for item in reversed(pictures.faces)}
+    cards = []
+    for track, item in sorted(first.items()):
+        red, green, blue = bytes.fromhex(styles[track][0].removeprefix("#"))
+        uri = jpeg_uri(with_box(item, (red, green, blue)))
+        cards.append({"uri": uri, "track": track, "pts_seconds": item.pick.frame.pts_seconds})
     return cards
 
 

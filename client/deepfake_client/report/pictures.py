@@ -71,6 +71,15 @@ def pictures_of_source(verdict: Verdict, spec: ModelSpec) -> Pictures:
         return Pictures(problem=f"The input could not be opened again for this report: {exc}")
 
 
+def with_box(item: Evidence, color_rgb: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return the whole frame of a face, in small, with the face's box: uint8 ``[H, W, 3]`` RGB."""
+    image = item.preview.copy()
+    left, top, right, bottom = (round(side * image.shape[1] / item.frame_wh[0]) for side in item.pick.face.box_xyxy)
+    for color, thickness in (((255, 255, 255), 4), (color_rgb, 2)):
+        cv2.rectangle(image, (left, top), (right, bottom), color, thickness)
+    return image
+
+
 def jpeg_uri(image_rgb: NDArray[np.uint8]) -> str:
     """Return a uint8 ``[H, W, 3]`` RGB picture as a JPEG in a ``data:`` address."""
     bgr = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR)

@@ -125,7 +125,8 @@ def test_a_page_holds_the_verdict_and_everything_behind_it(shown: Verdict, tmp_p
     ):  # fmt: skip
         assert fact in page.text, fact
     assert page.tags.count("h1") == 1
-    assert page.tags.count("img") == 4, "those of the face that counts"
+    assert page.tags.count("img") == 5, "those of the face that counts, and a whole frame"
+    assert "The whole frame at 0.00 s with a box around face 1" in page.alts
     assert "Face 1 at 0.20 s, fake probability 0.900" in page.alts
     assert "svg" in page.tags
     assert "These scores mean nothing" not in page.text
