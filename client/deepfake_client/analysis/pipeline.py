@@ -325,6 +325,8 @@ def _frames_expected(media: Media, sampling: Sampling) -> int | None:
 
 def _is_complete(media: Media, sampling: Sampling, num_frames: int) -> bool:
     """Return whether the frames that were taken are all that the input has."""
+    if media.stats.unread:
+        return False
     if media.kind == "image" or (sampling.num_frames is not None and num_frames < sampling.num_frames):
         return True
     if media.duration_s is not None and media.frame_rate is not None:
