@@ -62,24 +62,27 @@ def decide(
     standings = sorted(_standings(tracks, frames), key=lambda standing: -standing.track.fake_probability)
     if not standings:
         return None
+    with_motion = len(frames) > 1 and len(standings) > 1
+
+    def rank(standing: _Standing) -> int:
+        return _rank(standing, patches.get(standing.track.track, ()) if with_motion else None)
+
     # Motion takes tens of milliseconds a track: from the most suspicious one down, until one may decide.
     ranks: list[int] = []
-    while not ranks or (ranks[-1] > 0 and len(ranks) < len(standings)):
-        standing = standings[len(ranks)]
-        with_motion = len(frames) > 1 and len(standings) > 1
-        ranks.append(_rank(standing, patches.get(standing.track.track, ()) if with_motion else None))
+    while not ranks or (ranks[-1] > _DECIDES and len(ranks) < len(standings)):
+        ranks.append(rank(standings[len(ranks)]))
     position = ranks.index(min(ranks))
     deciding = standings[position].track
     background = {
-        standing.track.track for standing, rank in zip(standings, ranks, strict=False) if rank > ranks[position]
+        standing.track.track for standing, own in zip(standings, ranks, strict=False) if own > ranks[position]
     }
-    rivals = [
-        standing.track.fake_probability
-        for standing in standings[position:]
-        if ranks[position] == _POOR or not standing.is_poor
-    ]
     scores, weights = scores_by_track(frames)[deciding.track]
+    rivals = [standing for standing in standings[position:] if ranks[position] == _POOR or not standing.is_poor]
     probability = _among(rivals, float(weights.sum()))
+    if deciding.fake_probability >= threshold > probability:
+        # Pictures on the wall must not excuse anybody.
+        rivals = [standing for standing in rivals if rank(standing) <= ranks[position]]
+        probability = _among(rivals, float(weights.sum()))
     around = interval(strategy, scores, weights, confidence=1 - 0.05 / len(rivals))
     shift = probability - deciding.fake_probability
     note = ""
@@ -156,8 +159,9 @@ def _standings(tracks: Sequence[Track], frames: Sequence[FrameResult]) -> list[_
     ]
 
 
-def _among(scores: Sequence[float], num_frames: float) -> float:
+def _among(rivals: Sequence[_Standing], num_frames: float) -> float:
     """Return what the first and highest of several scores is worth, of a track with that sum of weights."""
+    scores = [rival.track.fake_probability for rival in rivals]
     if len(scores) < 2:
         return scores[0]
     by_chance = NormalDist().inv_cdf((len(scores) - 0.375) / (len(scores) + 0.25))
