@@ -104,7 +104,7 @@ def test_json_has_the_promised_fields(client: DeepfakeClient, clip: Path) -> Non
         "track", "box_xyxy", "detection_confidence", "fake_probability", "weight", "concerns",
         "landmarks_xy",
     }  # fmt: skip
-    assert set(data["model"]) == {"name", "version", "checkpoint_sha256"}
+    assert set(data["model"]) == {"name", "version", "checkpoint_sha256", "caution"}
     assert set(data["timing_s"]) == {"decode", "detect", "crop", "infer", "aggregate", "total"}
     assert data["label"] == "FAKE"
     assert data["reason"] is None
