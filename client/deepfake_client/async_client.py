@@ -94,6 +94,8 @@ class AsyncDeepfakeClient:
     ) -> None:
         if max_requests_in_flight < 1:
             raise OptionError(f"`max_requests_in_flight` must be at least 1, got {max_requests_in_flight}")
+        if detect_threads is not None and detect_threads < 1:
+            raise OptionError(f"`detect_threads` must be at least 1, got {detect_threads}")
         if connection is None or isinstance(connection, Connection | str):
             self._transport = connect(connection)
         else:

@@ -19,8 +19,8 @@ from deepfake_client.explain.sheet import contact_sheet
 from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
+from deepfake_client.sources.inputs import open_source
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.media.opening import open_media
 from deepfake_preprocess.support.text import visible
 
 SHEET_NAME = "contact_sheet.png"
@@ -66,7 +66,7 @@ def explain(
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     # Opened before any server is asked: a bad input is reported whether or not one is running.
     with ExitStack() as stack:
-        media = stack.enter_context(open_media(path, name=path))
+        media = stack.enter_context(open_source(path))
         with screen.status("loading the checkpoint" if explainer.checkpoint else "starting"):
             opened = stack.enter_context(closing(explainer.open()))
         client = stack.enter_context(server.client(screen.status))
@@ -83,6 +83,8 @@ def explain(
 
 
 def _read_verdict(path: Path) -> Verdict:
+    if path.exists() and not path.is_file():
+        raise OptionError(f"{path} is not a file; name one that `deepfake analyze PATH --json` wrote")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         outcome = Outcome.from_dict(data)

@@ -61,7 +61,9 @@ COMMANDS = {
         "deepfake_export.cli.export:export", "Turn a PyTorch checkpoint into a served model, with proof.", "export"
     ),
     "init-spec": Command(
-        "deepfake_export.cli.init_spec:init_spec", "Write a first spec for a checkpoint, or a published one.", "export"
+        "deepfake_export.cli.init_spec:init_spec",
+        "Write a first spec for a checkpoint, or a published one.",
+        "export",
     ),
     "repository": Command(
         "deepfake_export.cli.repository:app", "Manage a model repository: versions, rollback, pruning.", "export"

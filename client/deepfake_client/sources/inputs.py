@@ -149,9 +149,7 @@ def _open_path(path: str, name: str | None) -> Media:
     if stat.S_ISDIR(state.st_mode):
         raise MediaOpenError(f"{path} is a folder; name a file in it, or use analyze_many for all of them")
     if not stat.S_ISREG(state.st_mode):
-        raise MediaOpenError(
-            f"{path} is a pipe or a device, which cannot be rewound and may never end; save it to a file, or watch it"
-        )
+        raise MediaOpenError(f"{path} is a device, which has no end; if it is a camera, watch it")
     return open_media(path, name=name)
 
 
@@ -163,12 +161,15 @@ def check_path(source: str | os.PathLike[str]) -> os.stat_result | None:
     if not path:
         raise MediaNotFoundError("the path is empty; name a video or an image")
     try:
-        return Path(path).stat()
+        state = Path(path).stat()
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise MediaNotFoundError(f"there is no file {path!r}; check the path") from exc
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "strerror", None) or str(exc)
         raise MediaOpenError(f"{_shortened(path)!r} cannot be opened ({reason}); check the path") from exc
+    if stat.S_ISFIFO(state.st_mode) or stat.S_ISSOCK(state.st_mode):
+        raise MediaOpenError(f"{path} is a pipe, which cannot be rewound and may never end; save it to a file")
+    return state
 
 
 def _shortened(path: str) -> str:

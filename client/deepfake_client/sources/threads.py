@@ -130,7 +130,7 @@ class LoopThread:
                 raise ClientUseError(f"{self._owner} was closed; make a new one")
             if self._started is None:
                 loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=loop.run_forever, name="deepfake-loop", daemon=True)
+                thread = threading.Thread(target=_run, args=(loop,), name="deepfake-loop", daemon=True)
                 thread.start()
                 self._started = loop, thread
             return self._started[0]
@@ -218,6 +218,16 @@ class LoopThread:
 
     def _is_current(self) -> bool:
         return self._started is not None and threading.current_thread() is self._started[1]
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop until it is stopped, also when a call in it leaves the program: that is for whoever waits for it."""
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):  # of a callback, or of a caller's generator
+            continue
+        return
 
 
 async def _end_all(last: Callable[[], Coroutine[Any, Any, None]] | None) -> None:

@@ -334,6 +334,8 @@ def test_options_out_of_range_are_refused() -> None:
         Connection(timeout_s=0)
     with pytest.raises(OptionError, match="`max_requests_in_flight` must be at least 1, got 0"):
         DeepfakeClient(max_requests_in_flight=0)
+    with pytest.raises(OptionError, match="`detect_threads` must be at least 1"):
+        DeepfakeClient(detect_threads=0)
 
 
 def test_one_call_can_have_a_deadline_of_its_own() -> None:

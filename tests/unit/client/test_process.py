@@ -9,10 +9,11 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from deepfake_client import (
     AnalyzeOptions,
@@ -143,6 +144,27 @@ def test_calling_the_client_in_on_progress_is_refused_and_its_own_errors_go_thro
         ] == [None], "`on_verdict` is called in a thread of its own"
         with pytest.raises(ZeroDivisionError):
             list(client.analyze_many([PICTURE], on_progress=lambda name, progress: 1 / 0))
+
+
+def test_what_ends_a_program_reaches_the_caller_and_leaves_the_client_usable() -> None:
+    def leaving() -> Iterator[NDArray[np.uint8]]:
+        yield PICTURE
+        sys.exit(3)
+
+    def leave(*_: object) -> None:
+        sys.exit(3)
+
+    with DeepfakeClient(FakeTransport()) as client:
+        for call in (
+            lambda: client.analyze(PICTURE, on_progress=leave),
+            lambda: list(client.analyze_many([PICTURE] * 3, on_progress=leave)),
+            lambda: list(client.analyze_many([PICTURE] * 3, on_verdict=leave)),
+            lambda: client.analyze(leaving()),
+            lambda: list(client.watch(leaving())),
+        ):
+            with pytest.raises(SystemExit):
+                call()
+            assert client.analyze(PICTURE).frames
 
 
 def test_a_closed_client_says_so() -> None:
