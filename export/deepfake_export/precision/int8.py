@@ -12,7 +12,9 @@ Memory is bounded: one crop's activations at a time, and a few hundred numbers o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,13 @@ SAMPLES_PER_CROP = 512
 """Values of each tensor and crop that the percentile is taken from."""
 PERCENTILES = (99.99, 99.9)
 MAX_LAYERS = 96
-"""Beyond this, neighboring layers are measured together: the search stays within minutes."""
+"""Beyond this, neighboring layers are measured together."""
+MAX_LAYERS_S = 180.0
+"""So are they where measuring them one by one would take longer than this."""
+MIN_GROUPS = 8
+"""Fewer groups than this say nothing about where the error comes from."""
+PROGRESS_S = 10.0
+"""Time between two words on how far the search is."""
 MAX_EXCLUDED_SHARE = 0.75
 """With fewer layers than this left, nothing is gained from INT8, and the gate takes another precision."""
 
@@ -147,25 +155,30 @@ def quantize_int8(
     ranges = _measure_ranges(model, calibration)
     reference = _logits(model.SerializeToString(), search)
 
-    def quantized(chosen: Collection[str], method: str) -> Any:
-        nodes = {node for layer in chosen for node in layers[layer]}
-        return _quantize(model, ranges[method], nodes, form)
+    def quantized(chosen: Iterable[Collection[str]], method: str) -> Any:
+        return _quantize(model, ranges[method], {node for nodes in chosen for node in nodes}, form)
 
-    def error_of(chosen: Collection[str], method: str, count: int = SEARCH_CROPS) -> tuple[float, Float]:
+    def error_of(chosen: Iterable[Collection[str]], method: str, count: int = SEARCH_CROPS) -> tuple[float, Float]:
         logits = _logits(quantized(chosen, method).SerializeToString(), evenly(search, count))
         error = float(np.abs(logits - evenly(reference, count)).mean())
         return (error if np.isfinite(error) else float("inf")), logits
 
-    method_errors = {method: error_of(layers, method)[0] for method in ranges}
+    on_step(f"Comparing {len(ranges)} ways to choose ranges")
+    method_errors = {method: error_of(layers.values(), method)[0] for method in ranges}
     method = min(method_errors, key=lambda name: method_errors[name])
-    on_step(f"Measuring the error of each of {len(layers)} layers")
-    errors = {layer: error_of([layer], method, LAYER_CROPS)[0] for layer in layers}
+    layers, errors = _measure_layers(layers, lambda nodes: error_of([nodes], method, LAYER_CROPS)[0], on_step)
     worst_first = sorted(layers, key=lambda layer: -errors[layer])
     on_step("Choosing the layers that stay in FP32")
-    count = _fewest_excluded(
-        len(layers), lambda count: _is_good(error_of(worst_first[count:], method)[1], reference, spec.threshold)
-    )
-    made = quantized(worst_first[count:], method)
+
+    def kept_quantized(count: int) -> list[list[str]]:
+        return [layers[layer] for layer in worst_first[count:]]
+
+    def is_good(count: int) -> bool:
+        on_step(f"Trying {count} of {len(layers)} layers in FP32")
+        return _is_good(error_of(kept_quantized(count), method)[1], reference, spec.threshold)
+
+    count = _fewest_excluded(len(layers), is_good)
+    made = quantized(kept_quantized(count), method)
     onnx.helper.set_model_props(made, spec.to_parameters())
     path.write_bytes(made.SerializeToString(deterministic=True))
     return Int8Export(
@@ -201,17 +214,42 @@ def _layers_of(model: Any) -> dict[str, list[str]]:
         if found:
             found[-1][1].append(node.name)
     # The last one gives the logit, which must not be rounded to 256 steps; it costs next to nothing.
-    found = found[:-1]
-    per_group = max(1, -(-len(found) // MAX_LAYERS))
-    layers: dict[str, list[str]] = {}
-    for start in range(0, len(found), per_group):
-        group = found[start : start + per_group]
+    return _grouped(found[:-1], max(1, -(-(len(found) - 1) // MAX_LAYERS)))
+
+
+def _grouped(layers: Sequence[tuple[str, list[str]]], size: int) -> dict[str, list[str]]:
+    """Join each `size` neighboring layers, under the names of the first and the last."""
+    grouped: dict[str, list[str]] = {}
+    for start in range(0, len(layers), size):
+        group = layers[start : start + size]
         name = group[0][0] if len(group) == 1 else f"{group[0][0]} to {group[-1][0]}"
         # A weight that is used twice names two layers.
-        while name in layers:
+        while name in grouped:
             name += "'"
-        layers[name] = [node for _, nodes in group for node in nodes]
-    return layers
+        grouped[name] = [node for _, nodes in group for node in nodes]
+    return grouped
+
+
+def _measure_layers(
+    layers: dict[str, list[str]], error_of: Callable[[list[str]], float], on_step: Callable[[str], None]
+) -> tuple[dict[str, list[str]], dict[str, float]]:
+    """Return layers, joined where one by one would take too long, and the error of each."""
+    on_step(f"Measuring the error of each of {len(layers)} layers")
+    start = last_word = time.monotonic()
+    first, nodes = next(iter(layers.items()))
+    errors = {first: error_of(nodes)}
+    each_s = time.monotonic() - start
+    size = min(math.ceil(each_s * len(layers) / MAX_LAYERS_S), max(1, len(layers) // MIN_GROUPS))
+    if size > 1:
+        layers, errors = _grouped(list(layers.items()), size), {}
+        on_step(f"Measuring in {len(layers)} groups of up to {size} layers, because one takes {each_s:.0f} s")
+    for number, (name, nodes) in enumerate(layers.items()):
+        if name not in errors:
+            errors[name] = error_of(nodes)
+        if time.monotonic() - last_word > PROGRESS_S:
+            last_word = time.monotonic()
+            on_step(f"Measured {number + 1} of {len(layers)}, about {each_s * (len(layers) - number - 1):.0f} s left")
+    return layers, errors
 
 
 def _name_nodes(model: Any) -> None:
