@@ -15,7 +15,7 @@ from deepfake_client.cli.groups import AnalysisOptions, ExplainerOptions, Server
 from deepfake_client.cli.terminal import json_text
 from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.findings import ExplainedFace
-from deepfake_client.explain.sheet import contact_sheet
+from deepfake_client.explain.sheet import contact_sheet, heat_in_words
 from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
@@ -52,8 +52,8 @@ def explain(
 ) -> None:
     """Show where the model saw the fake, in the most suspicious frames of each face.
 
-    Writes an overlay of each crop and of each frame, a contact sheet and a JSON. Each score is compared with that of
-    the server, and the checkpoint with the served one, before a heatmap is given.
+    Writes each crop, its heatmap over it and over the frame, a contact sheet and a JSON. Each score is compared with
+    that of the server, and the checkpoint with the served one, before a heatmap is given.
 
     [bold]Examples[/]
 
@@ -109,12 +109,15 @@ def _write(output: Path, verdict: Verdict, faces: tuple[ExplainedFace, ...]) -> 
     entries = []
     try:
         for face in faces:
-            name = f"face{face.pick.face.track}_{face.pick.frame.pts_seconds:08.3f}s"
-            (output / f"{name}_crop.png").write_bytes(encode_png(face.explanation.overlay))
-            (output / f"{name}_frame.png").write_bytes(encode_png(face.overlay_in_frame()))
-            entries.append(
-                {**face.to_dict(), "crop_overlay": f"{name}_crop.png", "frame_overlay": f"{name}_frame.png"}
-            )
+            stem = f"face{face.pick.face.track + 1}_{face.pick.frame.pts_seconds:08.3f}s"
+            pictures = {
+                "crop": face.crop,
+                "crop_overlay": face.explanation.overlay,
+                "frame_overlay": face.overlay_in_frame(),
+            }
+            for kind, picture in pictures.items():
+                (output / f"{stem}_{kind}.png").write_bytes(encode_png(picture))
+            entries.append({**face.to_dict(), **{kind: f"{stem}_{kind}.png" for kind in pictures}})
         (output / SHEET_NAME).write_bytes(encode_png(contact_sheet(verdict, faces)))
         data = {
             "source": verdict.source,
@@ -136,10 +139,9 @@ def _print_summary(console: Console, output: Path, verdict: Verdict, faces: tupl
     console.print(f"{escape(visible(verdict.source))}: {verdict.label.value}{score}")
     for face in faces:
         found = face.explanation
-        heat = sorted(found.part_shares.items(), key=lambda item: -item[1])[:3]
-        where = ", ".join(f"{part} {share:.0%}" for part, share in heat) or "no landmarks"
+        probability = found.fake_probability if found.served_probability is None else found.served_probability
         console.print(
-            f"  face {face.pick.face.track + 1}  {face.pick.frame.pts_seconds:.2f} s  served "
-            f"{found.served_probability:.4f}  PyTorch {found.fake_probability:.4f}  heat: {where}"
+            f"  face {face.pick.face.track + 1}  {face.pick.frame.pts_seconds:.2f} s  "
+            f"fake probability {probability:.4f}; {heat_in_words(found)}"
         )
     console.print(f"Wrote {len(faces)} faces, {SHEET_NAME} and {DATA_NAME} to {escape(str(output))}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import cv2
 import numpy as np
 
 from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.overlay import Image, heat_colors
-from deepfake_client.explain.types import Explanation
+from deepfake_client.explain.types import Explanation, Region
 from deepfake_client.result.verdict import Label, Verdict
 from deepfake_preprocess.errors import OptionError
 
@@ -18,7 +19,11 @@ TILE_PX = 240
 FRAME_TILE_PX = 427
 GAP_PX = 12
 HEADER_PX = 58
+CAUTION_PX = 17
+"""Of one line of the caution."""
 LABEL_PX = 46
+CAUTION_CHARACTERS = 125
+SHOWN_REGIONS = 3
 PAPER, INK, FAINT, RED, GREEN = (255, 255, 255), (25, 25, 25), (120, 120, 120), (200, 30, 30), (20, 130, 60)
 
 
@@ -26,27 +31,29 @@ def contact_sheet(verdict: Verdict, faces: Sequence[ExplainedFace]) -> Image:
     """Draw one row per face: frame with box, crop, heatmap over the crop, and what is known of it."""
     if not faces:
         raise OptionError("a contact sheet needs at least one face")
-    first = faces[0].explanation
     score = "" if verdict.fake_probability is None else f" {verdict.fake_probability:.4f}"
     label = verdict.label.value if verdict.label is not Label.INCONCLUSIVE else f"INCONCLUSIVE ({verdict.reason})"
-    subtitle = (
-        f"{verdict.model.name} version {verdict.model.version}, checkpoint {first.checkpoint_sha256[:12]}   "
-        f"{first.method} on {first.layer}"
-    )
+    checkpoint = faces[0].explanation.checkpoint_sha256[:12]
+    model = f"{verdict.model.name} version {verdict.model.version}, checkpoint {checkpoint}"
+    caution = f"A heatmap explains a score, and proves no manipulation. {verdict.model.caution}"
+    about = [model, *wrap(caution, CAUTION_CHARACTERS)]
+    header = HEADER_PX + CAUTION_PX * (len(about) - 1)
     width = GAP_PX + FRAME_TILE_PX + 2 * (GAP_PX + TILE_PX) + GAP_PX
-    height = HEADER_PX + len(faces) * (LABEL_PX + TILE_PX + GAP_PX) + 34
+    height = header + len(faces) * (LABEL_PX + TILE_PX + GAP_PX) + 34
     room = width - 2 * GAP_PX
     sheet = np.full((height, width, 3), PAPER, dtype=np.uint8)
     _text(sheet, f"{Path(verdict.source).name}   {label}{score}", (GAP_PX, 26), size=0.62, bold=True, room=room)
-    _text(sheet, subtitle, (GAP_PX, 46), size=0.42, color=FAINT, room=room)
+    for line, text in enumerate(about):
+        _text(sheet, text, (GAP_PX, 46 + CAUTION_PX * line), size=0.42, color=FAINT, room=room)
     for number, face in enumerate(faces):
-        top = HEADER_PX + number * (LABEL_PX + TILE_PX + GAP_PX)
+        top = header + number * (LABEL_PX + TILE_PX + GAP_PX)
         cv2.line(sheet, (GAP_PX, top), (width - GAP_PX, top), (215, 215, 215), 1)
         probability = _score(face.explanation)
         color = RED if probability >= verdict.threshold else GREEN
-        title = f"face {face.pick.face.track + 1}   {face.pick.frame.pts_seconds:.2f} s   fake {probability:.4f}"
+        where = f"face {face.pick.face.track + 1}   {face.pick.frame.pts_seconds:.2f} s"
+        title = f"{where}   fake probability {probability:.3f}"
         _text(sheet, title, (GAP_PX, top + 18), size=0.48, bold=True, color=color, room=room)
-        _text(sheet, _facts(face.explanation), (GAP_PX, top + 37), size=0.42, color=INK, room=room)
+        _text(sheet, heat_in_words(face.explanation), (GAP_PX, top + 37), size=0.42, color=INK, room=room)
         left, tiles_top = GAP_PX, top + LABEL_PX
         _put(sheet, _boxed(face, color), left, tiles_top, (FRAME_TILE_PX, TILE_PX))
         left += FRAME_TILE_PX + GAP_PX
@@ -62,19 +69,18 @@ def _score(explanation: Explanation) -> float:
     return explanation.fake_probability if served is None else served
 
 
-def _facts(explanation: Explanation) -> str:
-    served = explanation.served_probability
-    parts = [] if served is None else [f"served {served:.4f}"]
-    parts.append(f"PyTorch {explanation.fake_probability:.4f}")
-    heat = sorted(explanation.part_shares.items(), key=lambda item: -item[1])[:3]
+def heat_in_words(explanation: Explanation) -> str:
+    """Say where the areas are that a picture shows, in the picture's own words."""
     if not explanation.heatmap.any():
-        parts.append("nothing in this layer speaks for fake")
-    elif heat:
-        parts.append("heat: " + ", ".join(f"{part} {share:.0%}" for part, share in heat))
-    faithfulness = explanation.checks.get("faithfulness")
-    if faithfulness:
-        parts.append(f"deletion {faithfulness['deletion_auc']:.2f}, insertion {faithfulness['insertion_auc']:.2f}")
-    return "   ".join(parts)
+        return "no area of this face speaks for fake"
+    named = [_named(region) for region in explanation.regions[:SHOWN_REGIONS] if region.part is not None]
+    if not named:
+        return "red: what made the model say fake most"
+    return f"red: what made the model say fake most, mainly at {', '.join(named)} of the heat"
+
+
+def _named(region: Region) -> str:
+    return f"{region.part} {region.share:.0%}"
 
 
 def _boxed(face: ExplainedFace, color: tuple[int, int, int]) -> Image:
@@ -90,13 +96,13 @@ def _boxed(face: ExplainedFace, color: tuple[int, int, int]) -> Image:
 def _with_regions(explanation: Explanation) -> Image:
     """Return the overlay at the tile's size with the boxes of its areas."""
     picture, scale = _fitted(explanation.overlay, (TILE_PX, TILE_PX))
-    for region in explanation.regions[:3]:
+    for region in explanation.regions[:SHOWN_REGIONS]:
         left, top, right, bottom = (round(value * scale) for value in region.box_xyxy)
         cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), PAPER, 1)
         if region.part is not None:
             # Inside the picture also where the area touches its upper edge.
             at = (left + 3, max(top + 13, 13))
-            _text(picture, f"{region.part} {region.share:.0%}", at, size=0.38, color=PAPER, plate=INK)
+            _text(picture, _named(region), at, size=0.38, color=PAPER, plate=INK)
     return picture
 
 

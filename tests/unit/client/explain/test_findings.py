@@ -155,6 +155,18 @@ def test_a_contact_sheet_shows_frame_crop_heatmap_and_numbers(verdict, faces):
         overlay_heatmap(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.float32))
 
 
+def test_the_words_of_a_contact_sheet_are_those_of_its_pictures(faces):
+    for face in faces:
+        words = explain_sheet.heat_in_words(face.explanation)
+        for region in face.explanation.regions[: explain_sheet.SHOWN_REGIONS]:
+            assert region.part is None or f"{region.part} {region.share:.0%}" in words
+
+
+def test_a_contact_sheet_has_room_for_the_models_caution(verdict, faces):
+    wordy = dataclasses.replace(verdict, model=dataclasses.replace(verdict.model, caution="not for courts, " * 20))
+    assert contact_sheet(wordy, faces).shape[0] > contact_sheet(verdict, faces).shape[0]
+
+
 def test_overlays_are_given_as_png_for_a_report(faces):
     found = overlays_png(faces)
     assert sorted(found) == sorted((face.pick.frame.index, face.pick.face.track) for face in faces)
@@ -173,7 +185,7 @@ def test_who_explains():
 
 def test_without_the_extra_the_pip_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "deepfake_explain.explainer", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'deepfake-serving\[explain\]'"):
+    with pytest.raises(MissingExtraError, match=r"run: pip install .*\[explain\]"):
         open_explainer(checkpoint="detector.safetensors")
 
 
@@ -214,7 +226,9 @@ def test_the_command_writes_pictures_and_data(command, clip, tmp_path, capsys):
     assert len(data["faces"]) == 2
     for face in data["faces"]:
         assert face["served_probability"] == pytest.approx(face["fake_probability"], abs=1e-6)
-        assert cv2.imread(str(tmp_path / "out" / face["crop_overlay"])).shape == (SIDE_PX, SIDE_PX, 3)
+        assert face["crop"].startswith(f"face{face['track'] + 1}_"), "people count from 1"
+        crop, overlay = (cv2.imread(str(tmp_path / "out" / face[kind])) for kind in ("crop", "crop_overlay"))
+        assert crop.shape == overlay.shape == (SIDE_PX, SIDE_PX, 3)
         assert cv2.imread(str(tmp_path / "out" / face["frame_overlay"])).shape == (320, 640, 3)
     assert cv2.imread(str(tmp_path / "out" / data["contact_sheet"])) is not None
 
