@@ -5,6 +5,7 @@ All of it is decided by a seed and a number, so that a case can be made again.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import cv2
+from heif import write_grid
 from media import numbered_pictures, picture, write_video
+from PIL import Image
 
 CLIPS: Final[dict[str, dict[str, object]]] = {
     "h264.mp4": {"audio_s": 1.0},
@@ -45,10 +48,17 @@ def seeds() -> dict[str, bytes]:
     with TemporaryDirectory() as folder:
         for name, options in CLIPS.items():
             path = Path(folder, name)
+            options = {**options, "muxing": {"fflags": "+bitexact", **options.get("muxing", {})}}  # type: ignore[dict-item]
             write_video(path, numbered_pictures(96, 64, 24, moving=True), gop=8, **options)  # type: ignore[arg-type]
             made[name] = path.read_bytes()
     for suffix in PICTURES:
         made[f"picture{suffix}"] = cv2.imencode(suffix, picture(96, 64))[1].tobytes()
+    made["tiles.heic"] = write_grid(picture(128, 64), 64)
+    frames = [Image.fromarray(image) for image in numbered_pictures(96, 64, 6, moving=True)]
+    for name in ("animation.webp", "animation.avif"):
+        file = io.BytesIO()
+        frames[0].save(file, name[-4:], save_all=True, append_images=frames[1:], duration=40)
+        made[name] = file.getvalue()
     return made
 
 
