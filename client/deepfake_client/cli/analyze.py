@@ -50,6 +50,7 @@ from deepfake_preprocess.support.text import visible
 
 Closable = TypeVar("Closable", Journal, Output, Report)
 
+EXIT_FAKE = 1
 EXIT_INCONCLUSIVE = 3
 EXIT_SERVER = 4
 EXIT_SOME_INPUTS_FAILED = 5
@@ -87,6 +88,7 @@ def analyze(
     [bold]Exit codes[/]
 
       0    every input has a verdict
+      1    with --exit-code: an input is FAKE, and all have verdicts
       2    wrong option, an input that cannot be opened, or an output that cannot be written
       3    an input is inconclusive
       4    server unreachable or failed
@@ -109,7 +111,10 @@ def analyze(
         kinds = Counter(os.path.splitext(name)[1].lower() or "without a suffix" for name in passed_over)  # noqa: PTH122
         listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
         _note(screen, f"{len(passed_over)} files were passed over ({listed}); name one to have it tried")
-    raise typer.Exit(run.exit_code())
+    if not (outputs.quiet or run.output_errors):
+        for line in outputs.written():
+            screen.print(escape(line))
+    raise typer.Exit(run.exit_code(fake_counts=outputs.exit_code))
 
 
 def _run(run: Run, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
@@ -351,8 +356,8 @@ class Run(AbstractContextManager["Run"]):
                 else "with --output FILE or --report DIR, a run can resume where it stopped (--resume)",
             )
 
-    def exit_code(self) -> int:
-        """Return the exit code of the process."""
+    def exit_code(self, *, fake_counts: bool = False) -> int:
+        """Return the exit code of the process; with `fake_counts` it says whether something is FAKE."""
         if self.interrupted:
             return EXIT_INTERRUPTED
         if self.output_errors:
@@ -362,8 +367,10 @@ class Run(AbstractContextManager["Run"]):
         errors = [outcome.error for outcome in self._outcomes if outcome.error is not None]
         if errors:
             return errors[0].exit_code if len(errors) == len(self._outcomes) else EXIT_SOME_INPUTS_FAILED
-        verdicts = [outcome.verdict for outcome in self._outcomes if outcome.verdict is not None]
-        return EXIT_INCONCLUSIVE if any(verdict.label is Label.INCONCLUSIVE for verdict in verdicts) else 0
+        labels = {outcome.verdict.label for outcome in self._outcomes if outcome.verdict is not None}
+        if fake_counts and Label.FAKE in labels:
+            return EXIT_FAKE
+        return EXIT_INCONCLUSIVE if Label.INCONCLUSIVE in labels else 0
 
 
 @contextmanager

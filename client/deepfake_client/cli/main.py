@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.main import get_command
 
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.cli.terminal import checked_stdout
@@ -150,10 +151,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     requested = next((arg for arg in args if not arg.startswith("-")), None)
     try:
         with checked_stdout():
-            build_app(requested)(args=args, prog_name="deepfake")
+            command = get_command(build_app(requested))
+        _show_no_type_of_flags(command)
+        command(args=args, prog_name="deepfake")
     except DeepfakeError as exc:
         print_error(exc)
         sys.exit(exc.exit_code)
+
+
+def _show_no_type_of_flags(command: Any) -> None:
+    """A flag takes no value; ``--json <bool>`` in the help would say that it does."""
+    for option in (*command.params, command.get_help_option(typer.Context(command))):
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+    for inner in getattr(command, "commands", {}).values():
+        _show_no_type_of_flags(inner)
 
 
 def print_error(error: DeepfakeError) -> None:

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from deepfake_client.cli.journal import Journal
-from deepfake_client.cli.render import print_summary, print_verdict
+from deepfake_client.cli.render import print_summary, print_verdict, results_console
 from deepfake_client.cli.terminal import json_text
 from deepfake_client.explain.evidence import Evidence
 from deepfake_client.explain.findings import ExplainedFace, overlays_png
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 MANY_PANEL = "Many inputs"
 REPORT_JOURNAL = "results.jsonl"
 """File in the directory of a report that keeps its results."""
+INDEX_NAME = "index.html"
+"""As `deepfake_client.report` has it, which cannot be imported everywhere."""
 CSV_COLUMNS = (
     "source", "label", "fake_probability", "interval_low", "interval_high", "threshold", "reason", "detail",
     "deciding_track", "agreeing_share", "score_variance", "longest_run", "tracks", "frames", "frames_saved",
@@ -84,7 +86,12 @@ class OutputChoice:
             help="Heatmaps in the report: where the model saw the fake. With --resume also on earlier pages without.",
         ),
     ] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; errors only.")] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no tables: one line for each input.")
+    ] = False
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 1 where an input is FAKE, so that scripts need not read.")
+    ] = False
     output: Annotated[
         Path | None,
         typer.Option(
@@ -126,10 +133,16 @@ class OutputChoice:
         """Yield what goes to the screen or into a table."""
         if self.as_jsonl:
             yield JsonLines()
-        if self.as_json or not (self.as_jsonl or self.csv == "-" or self.quiet):
-            yield Screen(sources, as_json=self.as_json)
+        if self.as_json or not (self.as_jsonl or self.csv == "-"):
+            yield Lines() if self.quiet and not self.as_json else Screen(sources, as_json=self.as_json)
         if self.csv is not None:
             yield Csv(self.csv)
+
+    def written(self) -> Iterator[str]:
+        """Yield what the outputs have written, for people."""
+        if self.report is not None:
+            yield f"report: {self.report / INDEX_NAME}"
+        yield from (f"results: {path}" for path in (self.csv, self.output) if path not in (None, "-"))
 
     def shows_progress(self, screen: Console) -> bool:
         """Return whether progress can be drawn on `screen` without disturbing what is printed."""
@@ -153,6 +166,20 @@ class JsonLines:
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""
         print(json_text(result.outcome.to_dict()), flush=True)
+
+    def close(self) -> None:
+        """See `Output.close`."""
+
+
+class Lines:
+    """Prints verdict, probability and name of each input, as it is finished."""
+
+    def add(self, result: Result, spec: ModelSpec | None) -> None:
+        """See `Output.add`."""
+        verdict = result.outcome.verdict
+        if verdict is not None:
+            score = "-" if verdict.fake_probability is None else f"{verdict.fake_probability:.4f}"
+            print(f"{verdict.label.value}\t{score}\t{visible(verdict.source)}", flush=True)
 
     def close(self) -> None:
         """See `Output.close`."""
@@ -227,9 +254,9 @@ class Screen:
             elif verdicts:
                 print(json_text(verdicts[0].to_dict(), indent=2))
         elif several and verdicts:
-            print_summary(Console(), verdicts, training_data=self._training_data)
+            print_summary(results_console(), verdicts, training_data=self._training_data)
         elif verdicts:
-            print_verdict(Console(), verdicts[0], training_data=self._training_data)
+            print_verdict(results_console(), verdicts[0], training_data=self._training_data)
         sys.stdout.flush()
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def test_each_result_names_the_model_that_scored_it_when_the_server_gets_another
     options = ("--concurrency", 1, "--report", "report")
     code, out, err = run(capsys, "images", "--json", *options)
     verdicts = json.loads(out)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"report: {Path('report/index.html')}\n")
     versions = [1] * num_before + [2] * (3 - num_before)
     assert [item["model"]["version"] for item in verdicts] == versions
     assert [item["threshold"] for item in verdicts] == [0.25 * version for version in versions]
@@ -163,7 +164,7 @@ def test_each_result_names_the_model_that_scored_it_when_the_server_gets_another
     assert re.findall(r"version (\d).*?(set \d)", out, re.DOTALL) == [("1", "set 1"), ("2", "set 2")]
 
 
-def test_csv_goes_to_standard_output_and_quiet_prints_nothing_else(
+def test_csv_goes_to_standard_output_and_quiet_prints_one_line_for_each_input(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(capsys, "images", "--csv", "-", "--quiet")
@@ -171,7 +172,34 @@ def test_csv_goes_to_standard_output_and_quiet_prints_nothing_else(
     assert (code, err) == (cli_analyze.EXIT_INCONCLUSIVE, "")
     assert tuple(rows[0]) == CSV_COLUMNS
     assert {row["label"] for row in rows} == {"FAKE", "INCONCLUSIVE"}, "white is fake, says the stand-in"
-    assert run(capsys, "images", "--quiet") == (cli_analyze.EXIT_INCONCLUSIVE, "", "")
+    code, out, err = run(capsys, "images", "--quiet")
+    assert (code, err) == (cli_analyze.EXIT_INCONCLUSIVE, "")
+    assert sorted(line.split("\t")[2] for line in out.splitlines()) == sorted(row["source"] for row in rows)
+    assert {line.split("\t")[0] for line in out.splitlines()} == {"FAKE", "INCONCLUSIVE"}
+
+
+def test_a_script_can_tell_fake_from_real(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = next(line.split("\t")[2] for line in run(capsys, "images", "-q")[1].splitlines() if line[0] == "F")
+    assert run(capsys, fake, "-q", "--exit-code")[0] == cli_analyze.EXIT_FAKE
+    assert run(capsys, fake, "-q")[0] == 0
+
+
+def test_names_are_not_broken_where_there_is_no_terminal(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = images / f"{'a name with words ' * 9}.png"
+    shutil.copy(next(images.glob("*.png")), long)
+    out = run(capsys, "images")[1]
+    assert long.name in out
+
+
+def test_the_report_is_named(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"report: {Path('pages/index.html')}" in run(capsys, "images", "--report", "pages")[2]
+
+
+def test_flags_do_not_look_as_if_they_took_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["analyze", "--help"], ["bench", "server", "--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        assert "bool" not in capsys.readouterr().out
 
 
 def test_every_input_is_taken_once(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
