@@ -70,7 +70,12 @@ def timed(frames: Iterator[FrameT], stats: DecodeStats) -> Iterator[FrameT]:
 
 
 class Decoding:
-    """One pass over a stream from its start, which yields sampled frames."""
+    """One pass over a stream from its start, which yields sampled frames.
+
+    Attributes:
+        reader: what it reads with.
+        num_found: frames that were found for the times asked for, those that are damaged included.
+    """
 
     def __init__(self, reader: PacketReader, shown: Shown, stats: DecodeStats) -> None:
         """Prepare a pass with a `reader` that is at the start; adds to `stats`."""
@@ -84,9 +89,11 @@ class Decoding:
         self._is_referenced = reference_test(context.name if self._may_skip else "", context.extradata)
         self._may_jump = True
         self._wanted: dict[int, int] = {}
+        self._unreferenced: set[int | None] = set()  # times of packets that were read and not yet jumped over
         # Largest distance from a frame's decoding time to its presentation time, learned from what is read.
         self._reorder_ticks = 0
         self._discarded: list[int] | None = None
+        self.num_found = 0
 
     def frames(self, sampling: Sampling, extent: Extent, taken: Sequence[float] = ()) -> Iterator[Frame]:
         """Yield the sampled frames in order of time.
@@ -99,6 +106,7 @@ class Decoding:
         reader, duration = self.reader, extent.duration
         num_frames, num_stated = sampling.num_frames, self._stream.frames
         if num_frames is not None and 0 < num_stated <= num_frames and num_stated == len(self._stream.index_entries):
+            self.num_found = num_stated
             for index, (picture, pts) in enumerate(self._pictures()):
                 yield self._frame(picture, index, pts)
             return
@@ -122,6 +130,11 @@ class Decoding:
             targets = iter(times)
         yield from self._by_packet(FramePicker(targets, reach=reach), extent=may_end_early)
 
+    def end(self, extent: Extent) -> None:
+        """Record what damage hides up to the end, which was read unless an index names it."""
+        is_indexed = extent.is_indexed and extent.duration is not None
+        self._decoder.end(self._start + (extent.duration or 0) if is_indexed else self.reader.end)
+
     def _frame(self, picture: av.VideoFrame, index: int, pts: int) -> Frame:
         pts_seconds = max(0.0, float((pts - self._start) * self._time_base))
         return self._shown.frame(picture, index=index, pts_seconds=pts_seconds)
@@ -132,6 +145,7 @@ class Decoding:
         index = -1
         for picture, pts in self._pictures():
             picks = picker.read(pts, pts)
+            self.num_found += len(picks)
             if held is not None and held[1] in picks:
                 yield self._frame(held[0], index, held[1])
             held, index = (picture, pts), index + 1
@@ -153,7 +167,6 @@ class Decoding:
                 pts = times.popleft() if times else time_next if picture.pts is None else picture.pts
                 time_next = pts + self._step
                 yield picture, pts
-        self._decoder.end(self.reader.end)
 
     def _stretches(self, targets: list[int], end: int) -> list[_Stretch] | None:
         """Return where the fast mode samples instead of at `targets`; None where that would gain nothing."""
@@ -214,9 +227,12 @@ class Decoding:
             elif packet.is_discard or packet.pts is None:
                 picks = {}
             else:
-                picks = picker.read(packet.pts, packet.dts, referenced=self._is_referenced(memoryview(packet)))
+                if not (referenced := self._is_referenced(memoryview(packet))):
+                    self._unreferenced.add(packet.pts)
+                picks = picker.read(packet.pts, packet.dts, referenced=referenced)
                 self._reorder_ticks = max(self._reorder_ticks, packet.pts - (packet.dts or packet.pts))
             self._wanted.update(picks)
+            self.num_found += len(picks)
             due.update(picks)
             # What is shown before the keyframe of a jump refers to earlier frames, and no later frame refers to it.
             if packet is not None and (begin is None or packet.pts is None or packet.pts >= begin):
@@ -232,7 +248,6 @@ class Decoding:
                     due.discard(head.pts)
                 yield from self._emit(head)
             if packet is None:
-                self._decoder.end(self.reader.end)
                 break
             if picker.target is None or due or not self._may_jump:
                 continue
@@ -279,7 +294,8 @@ class Decoding:
 
     def _emit(self, packet: Packet | None) -> Iterator[Frame]:
         """Decode one packet, or what the decoder holds, and yield the wanted frames that come out."""
-        unneeded = packet is not None and packet.pts is not None and packet.pts not in self._wanted
+        # Only where there is something to skip: a decoder that may skip does not say that a packet is damaged.
+        unneeded = packet is not None and packet.pts in self._unreferenced and packet.pts not in self._wanted
         self._decoder.context.skip_frame = "NONREF" if unneeded and self._may_skip else "DEFAULT"
         for picture in self._decoder.decode(packet):
             pts = picture.pts
@@ -293,6 +309,7 @@ class Decoding:
             # A keyframe from which decoding does not start cleanly (intra refresh): decode the rest in order.
             self._may_jump = False
         self._wanted.clear()
+        self._unreferenced.clear()
         self._decoder.restart()
 
 

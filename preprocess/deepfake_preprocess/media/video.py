@@ -99,7 +99,9 @@ class Video:
         for frame in decoding.frames(sampling, extent):
             taken.append(frame.pts_seconds)
             yield frame
-        if extent.is_off(decoding.reader, sampling, len(taken)):
+        is_off = extent.is_off(decoding.reader, sampling, decoding.num_found)
+        decoding.end(extent)
+        if is_off:
             self._survey()
             if sampling.num_frames is not None:
                 yield from self._decoding().frames(sampling, extent, taken)

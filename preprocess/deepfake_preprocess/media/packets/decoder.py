@@ -103,7 +103,7 @@ class Decoder:
     def restart(self) -> None:
         """Continue at a keyframe elsewhere."""
         self.context.flush_buffers()
-        self._started = self._damaged = False
+        self._started = False
 
     def _damage(self) -> None:
         self._stats.packets_corrupt += 1

@@ -90,7 +90,7 @@ class Extent:
             self.duration = self.times[-1] + reader.step - reader.start
         self.is_irregular = True
 
-    def is_off(self, reader: PacketReader, sampling: Sampling, num_taken: int) -> bool:
+    def is_off(self, reader: PacketReader, sampling: Sampling, num_found: int) -> bool:
         """Return whether a pass showed that the stream is not as stated.
 
         For that it reads up to the end, but where the index names every frame.
@@ -98,7 +98,7 @@ class Extent:
         Args:
             reader: what the pass has read with.
             sampling: what it sampled.
-            num_taken: how many frames it found.
+            num_found: how many frames it found, damaged ones included.
         """
         if not self.is_indexed:
             reader.drain()
@@ -106,7 +106,8 @@ class Extent:
         if self.duration is None or self.times or sampling.at_seconds is not None:
             return False
         asked = len(sampling.positions) if isinstance(sampling, PartOf) else sampling.num_frames or 0
-        is_sparse = num_taken < asked // 2 and (reader.jumped or num_taken < reader.num_read)
+        is_sparse = num_found < min(asked, reader.stream.frames or asked) // 2
+        is_sparse = is_sparse and (reader.jumped or num_found < reader.num_read)
         if self.is_indexed:
             return is_sparse
         is_longer = sampling.num_frames is not None and reader.end - reader.start > self.duration + tolerance(

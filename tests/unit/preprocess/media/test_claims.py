@@ -111,7 +111,7 @@ def test_joined_files_of_other_kinds(tmp_path, ending):
     path = tmp_path / f"two.{ending}"
     path.write_bytes(data + data)
     numbers, opened = seen(path)
-    assert opened.duration_s == pytest.approx(4.0, abs=0.2)
+    assert opened.duration_s == pytest.approx(4.0, abs=0.25)
     assert sum(number < 25 for number in numbers) == pytest.approx(len(numbers) / 2, abs=3)
 
 
@@ -129,7 +129,7 @@ def test_of_a_file_that_is_cut_off_what_is_there_is_sampled_and_the_rest_reporte
     numbers, opened = seen(path)
     assert len(numbers) >= 10
     assert numbers[-1] >= 9
-    assert opened.stats.unread_s + opened.duration_s == pytest.approx(4.0, abs=0.2)
+    assert opened.stats.unread_s + opened.duration_s == pytest.approx(4.0, abs=0.25)
     assert opened.stats.unread_s > 1.0
     assert any("only the first" in note and "cut short" in note for note in opened.stats.notes)
 
@@ -161,6 +161,19 @@ def test_damage_is_left_out_up_to_the_next_keyframe(tmp_path):
     assert numbers == [*range(20), *range(50, 100)]
     assert opened.stats.packets_corrupt == 30
     assert opened.stats.unread_s == pytest.approx(1.2)
+
+
+def test_frames_that_damage_hides_are_not_replaced_by_others(tmp_path):
+    path = clip(tmp_path / "a.mp4", seconds=2.0, gop=50, b_frames=0, moving=True)
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data, (position, size) = bytearray(path.read_bytes()), places[10]
+    data[position + 4 : position + size] = b"\xff" * (size - 4)
+    for sampling in (Sampling(10), Sampling(50), Sampling(100)):
+        numbers, opened = seen(bytes(data), sampling)
+        assert numbers == [number for number in numbers if number < 10]
+        assert len(numbers) == sampling.num_frames // 5 if sampling.num_frames < 100 else 10
+        assert opened.stats.unread_s == pytest.approx(1.6)
 
 
 def test_avi_with_b_frames_is_in_order(tmp_path):
