@@ -16,7 +16,7 @@ SEED ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow test-gpu fuzz chaos lint types imports check format clean
+.PHONY: help setup run serve web test test-slow test-gpu fuzz chaos lint types imports check format clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,10 @@ run: $(VENV)/.demo $(CHECKPOINT) $(if $(VIDEO),,$(SAMPLE))  ## Verdict for VIDEO
 serve: $(VENV)/.demo $(CHECKPOINT)  ## Serve the demo model on ports 8000 to 8002 until Ctrl-C
 	@$(BIN)/deepfake export $(CHECKPOINT)
 	@$(BIN)/deepfake serve
+
+web: $(VENV)/.demo $(CHECKPOINT)  ## The verdict service with its web page, on port 8080 until Ctrl-C
+	@$(BIN)/deepfake export $(CHECKPOINT)
+	@$(BIN)/deepfake gateway --embedded --data-dir work/gateway
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 

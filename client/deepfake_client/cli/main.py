@@ -100,6 +100,9 @@ COMMANDS = {
     "explain-serve": Command(
         "deepfake_explain.cli.explain_serve:explain_serve", "Serve one checkpoint's heatmaps over HTTP.", "explain"
     ),
+    "gateway": Command(
+        "deepfake_gateway.cli.gateway:gateway", "Run the verdict service: web page, REST and durable jobs.", "gateway"
+    ),
     "demo-checkpoint": Command(
         "deepfake_export.cli.demo_checkpoint:demo_checkpoint",
         "Write the demo checkpoint, its spec and model card.",

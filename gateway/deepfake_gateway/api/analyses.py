@@ -1,0 +1,154 @@
+"""Routes of analyses: begin, read, list, cancel and delete them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, address_of, analysis_json, listed_json
+from deepfake_gateway.api.parts import DeskOf, SettingsOf
+from deepfake_gateway.intake.options import OptionsForm
+from deepfake_gateway.intake.problems import responses
+from deepfake_gateway.intake.upload import received
+from deepfake_gateway.jobs.queue import Priority
+from deepfake_gateway.store.records import Analysis, Filters, Status
+
+MAX_WAIT_S: Final = 300.0
+NOT_OPTIONS: Final = frozenset({"file_name", "priority"})
+"""Fields and query parameters of an upload that are not options of the analysis."""
+
+router = APIRouter(tags=["analyses"])
+
+_OPTIONS: Final = OptionsForm.model_json_schema()["properties"]
+_UPLOAD: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+                        **_OPTIONS,
+                    },
+                }
+            },
+            "application/octet-stream": {
+                "schema": {"type": "string", "contentMediaType": "application/octet-stream"}
+            },
+        },
+    },
+    "parameters": [
+        {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in _OPTIONS.items()
+    ],
+}
+
+
+@router.post(
+    "/v1/analyses",
+    status_code=202,
+    responses={
+        200: {"model": AnalysisDocument, "description": "It is over: an earlier result, or it ended while waiting."},
+        202: {"model": AnalysisDocument, "description": "It is queued; `Location` is where it is."},
+        **responses(400, 409, 413, 415, 422, 429, 503),
+    },
+    openapi_extra=_UPLOAD,
+)
+async def begin(
+    request: Request,
+    desk: DeskOf,
+    settings: SettingsOf,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    prefer: Annotated[
+        str | None, Header(description="``wait=N``: answer with the result if it is there in N seconds")
+    ] = None,
+    priority: Annotated[Literal["interactive", "bulk"], Query()] = "interactive",
+    file_name: Annotated[str | None, Query(max_length=255, description="of a file that is the body itself")] = None,
+) -> Response:
+    """Analyze a video or a picture: multipart with ``file`` and options as fields, or the file as the body."""
+    wait_s = _wait_of(prefer)
+    async with received(request, desk.media.new_upload(), max_bytes=settings.max_upload_bytes) as upload:
+        query = {name: value for name, value in request.query_params.items() if name not in NOT_OPTIONS}
+        submitted = await desk.submit(
+            upload,
+            {**query, **upload.fields},
+            idempotency_key=idempotency_key,
+            priority=Priority[priority.upper()],
+        )
+    analysis = submitted.analysis
+    if wait_s and not analysis.status.is_final:
+        analysis = await desk.finished(analysis.id, wait_s)
+    status = 200 if analysis.status.is_final else 202
+    headers = {"Location": address_of(analysis)}
+    if wait_s:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+    if status == 202:
+        headers["Retry-After"] = "1"
+    return JSONResponse(analysis_json(analysis), status, headers)
+
+
+def _wait_of(prefer: str | None) -> float:
+    """Return the seconds of ``wait=N`` (RFC 7240), 0 without it."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\b", prefer or "")
+    return min(float(found[1]), MAX_WAIT_S) if found else 0.0
+
+
+@router.get("/v1/analyses", responses={200: {"model": AnalysesDocument}, **responses(404, 422)})
+async def list_analyses(
+    desk: DeskOf,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    label: Literal["REAL", "FAKE", "INCONCLUSIVE"] | None = None,
+    status: Status | None = None,
+    name: Annotated[str | None, Query(max_length=255, description="part of the file's name")] = None,
+    model: Annotated[str | None, Query(max_length=255)] = None,
+    since: Annotated[datetime | None, Query(description="begun at or after")] = None,
+    until: Annotated[datetime | None, Query(description="begun before")] = None,
+) -> Response:
+    """List analyses, newest first."""
+    filters = Filters(
+        label=label,
+        status=None if status is None else status.value,
+        name=name,
+        model=model,
+        since=None if since is None else since.timestamp(),
+        until=None if until is None else until.timestamp(),
+    )
+    if cursor is not None:
+        await asyncio.to_thread(desk.find, cursor)
+    found = await asyncio.to_thread(desk.store.page, filters, after=cursor, limit=limit + 1)
+    items: list[Any] = [listed_json(analysis) for analysis in found[:limit]]
+    return JSONResponse({"items": items, "next_cursor": items[-1]["id"] if len(found) > limit else None})
+
+
+@router.get("/v1/analyses/{analysis_id}", responses={200: {"model": AnalysisDocument}, **responses(404)})
+async def read(analysis_id: str, desk: DeskOf) -> Response:
+    """Read an analysis: its state, its progress, and at the end its verdict."""
+    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    return JSONResponse(await _with_progress(desk, analysis))
+
+
+@router.post("/v1/analyses/{analysis_id}/cancel", responses={200: {"model": AnalysisDocument}, **responses(404, 409)})
+async def cancel(analysis_id: str, desk: DeskOf) -> Response:
+    """End an analysis without a result; what decodes its medium is ended with it."""
+    return JSONResponse(analysis_json(await asyncio.to_thread(desk.cancel, analysis_id)))
+
+
+@router.delete("/v1/analyses/{analysis_id}", status_code=204, responses=responses(404))
+async def delete(analysis_id: str, desk: DeskOf) -> Response:
+    """Remove an analysis with its medium, reports and result from disk."""
+    await asyncio.to_thread(desk.delete, analysis_id)
+    return Response(status_code=204)
+
+
+async def _with_progress(desk: DeskOf, analysis: Analysis) -> dict[str, Any]:
+    progress = None
+    if analysis.status is Status.RUNNING:
+        progress = await asyncio.to_thread(desk.store.last_progress, analysis.id)
+    return analysis_json(analysis, progress)

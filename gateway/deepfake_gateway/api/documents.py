@@ -1,0 +1,190 @@
+"""What the API answers, as types: they make the OpenAPI document, and functions that fill them from the store."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from deepfake_client.result.verdict import Verdict
+from deepfake_client.transport.protocol import ServedModel
+from deepfake_gateway.store.records import Analysis, Status
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class FileDocument(_Document):
+    """The file that was sent."""
+
+    name: str
+    """As the sender named it."""
+    media_type: str
+    """By its first bytes, never by its name."""
+    size_bytes: int
+    sha256: str
+
+
+class ProgressDocument(_Document):
+    """How far an analysis is, and what the frames so far say."""
+
+    frames_done: int
+    frames_expected: int | None
+    faces_scored: int
+    label: str | None
+    fake_probability: float | None
+
+
+class ErrorDocument(_Document):
+    """Why an analysis has no verdict."""
+
+    type: str
+    """Class of the error."""
+    message: str
+    """One sentence: what was received and what to do."""
+
+
+class AnalysisDocument(_Document):
+    """One analysis."""
+
+    id: str
+    status: Status
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    file: FileDocument
+    options: dict[str, Any]
+    """All options of the analysis, also those that were not given."""
+    progress: ProgressDocument | None
+    """While it runs."""
+    verdict: Verdict | None
+    """When `status` is ``done``: the result that `deepfake analyze` gives, after docs/verdict.schema.json."""
+    error: ErrorDocument | None
+    """When `status` is ``failed``."""
+    links: dict[str, str]
+    """Addresses of what belongs to it."""
+
+
+class ListedAnalysis(_Document):
+    """One analysis in a list."""
+
+    id: str
+    status: Status
+    created_at: datetime
+    file: FileDocument
+    label: str | None
+    fake_probability: float | None
+    reason: str | None
+    model: str | None
+    error: ErrorDocument | None
+    links: dict[str, str]
+
+
+class AnalysesDocument(_Document):
+    """A page of the list, newest first."""
+
+    items: list[ListedAnalysis]
+    next_cursor: str | None
+    """Give it as `cursor` for the next page; null on the last."""
+
+
+class ModelDocument(_Document):
+    """A detector that the server offers."""
+
+    name: str
+    version: int
+    checkpoint_sha256: str | None
+    threshold: float
+    precision: str
+    training_data: str
+    is_default: bool
+    """Whether uploads are analyzed with it."""
+
+
+class ModelsDocument(_Document):
+    """All detectors of the server."""
+
+    models: list[ModelDocument]
+
+
+def analysis_json(analysis: Analysis, progress: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return an `AnalysisDocument` as JSON data; the verdict is passed on as it was stored."""
+    return {
+        "id": analysis.id,
+        "status": analysis.status.value,
+        "created_at": _time(analysis.created_at),
+        "started_at": _time(analysis.started_at),
+        "finished_at": _time(analysis.finished_at),
+        "file": _file(analysis),
+        "options": analysis.options,
+        "progress": progress if analysis.status is Status.RUNNING else None,
+        "verdict": analysis.verdict,
+        "error": _error(analysis),
+        "links": _links(analysis),
+    }
+
+
+def listed_json(analysis: Analysis) -> dict[str, Any]:
+    """Return a `ListedAnalysis` as JSON data."""
+    return {
+        "id": analysis.id,
+        "status": analysis.status.value,
+        "created_at": _time(analysis.created_at),
+        "file": _file(analysis),
+        "label": analysis.label,
+        "fake_probability": analysis.fake_probability,
+        "reason": analysis.reason,
+        "model": analysis.model_name,
+        "error": _error(analysis),
+        "links": _links(analysis),
+    }
+
+
+def model_document(model: ServedModel, *, is_default: bool) -> ModelDocument:
+    """Return how a model is shown."""
+    return ModelDocument(
+        name=model.name,
+        version=model.version,
+        checkpoint_sha256=model.spec.checkpoint_sha256,
+        threshold=model.spec.threshold,
+        precision=model.precision,
+        training_data=model.spec.training_data or "",
+        is_default=is_default,
+    )
+
+
+def address_of(analysis: Analysis) -> str:
+    """Return the path of an analysis."""
+    return f"/v1/analyses/{analysis.id}"
+
+
+def _links(analysis: Analysis) -> dict[str, str]:
+    address = address_of(analysis)
+    links = {
+        "self": address,
+        "events": f"{address}/events",
+        "media": f"{address}/media",
+        "page": f"/analyses/{analysis.id}",
+    }
+    return links | ({"report": f"{address}/report"} if analysis.status is Status.DONE else {})
+
+
+def _file(analysis: Analysis) -> dict[str, Any]:
+    return {
+        "name": analysis.file_name,
+        "media_type": analysis.media_type,
+        "size_bytes": analysis.size_bytes,
+        "sha256": analysis.sha256,
+    }
+
+
+def _error(analysis: Analysis) -> dict[str, Any] | None:
+    if analysis.error_type is None:
+        return None
+    return {"type": analysis.error_type, "message": analysis.error_detail or ""}
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,80 @@
+"""What every request passes: who may ask a service without a login, and headers that keep a page harmless."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Guard:
+    """Refuses what other sites make a browser send, and adds headers and a request id to every answer.
+
+    A service on this machine without a login is open to every page that this machine's browsers show: so a request
+    must name this machine as its host (or it is a page whose name was bound to this address), and a change must come
+    from our own pages, or from no page at all.
+    """
+
+    def __init__(self, app: ASGIApp, *, only_local_names: bool) -> None:
+        self._app, self._only_local_names = app, only_local_names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")[:64]
+        if not request_id.isalnum():
+            request_id = secrets.token_hex(8)
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    sent.setdefault(name, value)
+                sent["X-Request-Id"] = request_id
+            await send(message)
+
+        problem = self._problem(scope["method"], headers)
+        if problem is not None:
+            refusal: Any = JSONResponse(problem.document(), problem.status, media_type=PROBLEM_TYPE)
+            await refusal(scope, receive, send_guarded)
+            return
+        await self._app(scope, receive, send_guarded)
+
+    def _problem(self, method: str, headers: Headers) -> Problem | None:
+        host = headers.get("host", "")
+        if self._only_local_names and _name_of(host) not in LOCAL_NAMES:
+            return Problem(403, "this service answers only under 127.0.0.1 and localhost; ask it there")
+        origin = headers.get("origin")
+        if method not in SAFE_METHODS and origin is not None and urlsplit(origin).netloc != host:
+            return Problem(403, "the request comes from a page of another site; send it from this service's own page")
+        return None
+
+
+def _name_of(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,180 @@
+"""Routes of what belongs to an analysis: events, medium and report."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+
+from deepfake_gateway.api.documents import analysis_json
+from deepfake_gateway.api.parts import DeskOf, SettingsOf
+from deepfake_gateway.intake.problems import Problem, responses
+from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.sandbox.limits import limits_of
+from deepfake_gateway.sandbox.process import Sandbox, SandboxError, TaskError
+from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.media import UNKNOWN
+from deepfake_gateway.store.records import Analysis
+
+LOOK_S: Final = 0.2
+HEARTBEAT_S: Final = 15.0
+"""A comment is sent so often, or proxies close a silent connection."""
+SEALED: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src 'self'"
+"""A policy under which what an upload contains can do nothing, whatever a browser takes it for."""
+
+router = APIRouter(tags=["results"])
+
+
+@router.get(
+    "/v1/analyses/{analysis_id}/events",
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Events until the analysis is over."},
+        **responses(404),
+    },
+    response_class=StreamingResponse,
+)
+async def events(
+    analysis_id: str, request: Request, desk: DeskOf, last_event_id: Annotated[str | None, Header()] = None
+) -> Response:
+    """Follow an analysis: ``status`` and ``progress`` events, and ``end`` with the analysis itself.
+
+    After a broken connection, send the last event's id as ``Last-Event-ID``, as browsers do.
+    """
+    await asyncio.to_thread(desk.find, analysis_id)
+    after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_follow(desk, analysis_id, after), media_type="text/event-stream", headers=headers)
+
+
+async def _follow(desk: Desk, analysis_id: str, after: int) -> AsyncIterator[str]:
+    silent_s = 0.0
+    while True:
+        # Read before the events, so that none is missed that came with the end.
+        analysis = await asyncio.to_thread(desk.store.get, analysis_id)
+        for event in await asyncio.to_thread(desk.store.events, analysis_id, after=after):
+            after, silent_s = event.id, 0.0
+            yield _event(event.kind, event.data, event.id)
+        if analysis is None or analysis.status.is_final:
+            yield _event("end", {} if analysis is None else analysis_json(analysis), after)
+            return
+        if silent_s >= HEARTBEAT_S:
+            silent_s = 0.0
+            yield ": still here\n\n"
+        await asyncio.sleep(LOOK_S)
+        silent_s += LOOK_S
+
+
+def _event(kind: str, data: dict[str, Any], number: int) -> str:
+    return f"id: {number}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
+
+
+@router.get(
+    "/v1/analyses/{analysis_id}/media",
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The file."},
+        206: {"content": {"application/octet-stream": {}}, "description": "A part of it."},
+        **responses(404, 416),
+    },
+    response_class=FileResponse,
+)
+async def media(analysis_id: str, desk: DeskOf) -> Response:
+    """Return the file that was analyzed, or a range of it; as a picture or a video, or else as a download."""
+    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    path = desk.media.path(analysis_id)
+    if not path.exists():
+        raise Problem(404, "the medium of this analysis was removed; send the file again")
+    disposition = "attachment" if analysis.media_type == UNKNOWN else "inline"
+    headers = {
+        "Content-Disposition": f"{disposition}; filename*=UTF-8''{quote(analysis.file_name, safe='')}",
+        "Content-Security-Policy": SEALED,
+        "Cache-Control": "private, max-age=3600",
+        "ETag": f'"{analysis.sha256}"',
+    }
+    return FileResponse(path, media_type=analysis.media_type, headers=headers)
+
+
+@router.get(
+    "/v1/analyses/{analysis_id}/report",
+    responses={
+        200: {"content": {"text/html": {}, "application/json": {}, "text/csv": {}}, "description": "The report."},
+        **responses(404, 409, 422, 503),
+    },
+    response_class=Response,
+)
+async def report(
+    analysis_id: str,
+    desk: DeskOf,
+    settings: SettingsOf,
+    format: Annotated[Literal["html", "json", "csv"], Query()] = "html",
+) -> Response:
+    """Return the report: a page that needs nothing else, the verdict as JSON, or a line per face and frame as CSV."""
+    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    if analysis.verdict is None:
+        raise Problem(
+            409, f"the analysis is {analysis.status.value} and has no verdict to report; ask again once it is done"
+        )
+    stem = quote(Path(analysis.file_name).stem or "report", safe="")
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{stem}.{format}"}
+    if format == "json":
+        return JSONResponse(analysis.verdict, headers=headers)
+    if format == "csv":
+        return Response(csv_of(analysis.verdict), media_type="text/csv; charset=utf-8", headers=headers)
+    page = await _page(desk, settings, analysis)
+    return FileResponse(page, media_type="text/html", headers={"Content-Security-Policy": SEALED})
+
+
+async def _page(desk: Desk, settings: Settings, analysis: Analysis) -> Path:
+    """Return the report's page, which is made with its first use: its pictures are decoded once more."""
+    path = desk.media.path(analysis.id)
+    page = path.with_name("report.html")
+    if page.exists():
+        return page
+    task = {
+        "kind": "report",
+        "path": str(path),
+        "name": analysis.file_name,
+        "options": analysis.options,
+        "verdict": analysis.verdict,
+        "target": str(page),
+    }
+    async with desk.report_places:
+        sandbox = Sandbox(limits_of(settings), settings.url, settings.model)
+        await sandbox.start()
+        try:
+            await sandbox.run(task)
+        except (TaskError, SandboxError) as exc:
+            raise Problem(503, f"the report cannot be made now: {exc}", {"Retry-After": "10"}) from None
+        finally:
+            await sandbox.close()
+    return page
+
+
+def csv_of(verdict: dict[str, Any]) -> str:
+    """Return one line for each face in each frame of a verdict's JSON."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(
+        ["frame", "pts_seconds", "track", "fake_probability", "weight", "concerns", "left", "top", "right", "bottom"]
+    )
+    for frame in verdict["frames"]:
+        for face in frame["faces"]:
+            writer.writerow(
+                [
+                    frame["index"],
+                    frame["pts_seconds"],
+                    face["track"],
+                    face["fake_probability"],
+                    face["weight"],
+                    " ".join(face["concerns"]),
+                    *face["box_xyxy"],
+                ]
+            )
+    return out.getvalue()

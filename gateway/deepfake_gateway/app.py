@@ -1,0 +1,92 @@
+"""`build_app`: one web process, made of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from deepfake_gateway.api import analyses, compatibility, operations, results
+from deepfake_gateway.api.guard import Guard
+from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem
+from deepfake_gateway.intake.submission import AskModels, Desk
+from deepfake_gateway.jobs.queue import Queue
+from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.media import MediaFolder
+from deepfake_gateway.store.records import Store
+from deepfake_gateway.web import pages
+
+DESCRIPTION = """
+Send a video or a picture, and get for each face in it whether it looks manipulated, how sure that is, and why not.
+
+```
+curl -F file=@clip.mp4 -H 'Prefer: wait=60' http://127.0.0.1:8080/v1/analyses
+```
+"""
+
+
+def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskModels) -> FastAPI:
+    """Return the web application; it closes store and queue at its end."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        queue.close()
+        store.close()
+
+    app = FastAPI(
+        title="deepfake-serving verdict service",
+        version=metadata.version("deepfake-serving"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        # The pages that FastAPI shows load their scripts from elsewhere; `web` has one of its own.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.state.settings = settings
+    app.state.desk = Desk(store, MediaFolder(settings.data_dir), queue, ask_models, max_queued=settings.max_queued)
+    for part in (analyses, results, operations, compatibility):
+        app.include_router(part.router)
+    pages.add_to(app)
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(SQLAlchemyError, _on_database)
+    app.add_middleware(Guard, only_local_names=settings.is_local)
+    return app
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    if pages.wants_page(request):
+        return pages.problem_page(request, error)
+    return JSONResponse(error.document(), error.status, error.headers, media_type=PROBLEM_TYPE)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = {
+        404: f"there is nothing at {request.url.path[:100]}; /docs lists what there is",
+        405: f"{request.url.path[:100]} does not take {request.method}; /docs lists what it takes",
+    }.get(error.status_code, str(error.detail))
+    return await _on_problem(request, Problem(error.status_code, detail, error.headers))
+
+
+async def _on_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+    detail = f"`{name}` is {str(first.get('input'))[:80]!r}: {first['msg'].lower()}"
+    return await _on_problem(request, Problem(422, detail))
+
+
+async def _on_database(request: Request, error: Exception) -> Response:
+    detail = f"the database gives no answer ({type(error).__name__}); try again later"
+    return await _on_problem(request, Problem(503, detail, {"Retry-After": "5"}))

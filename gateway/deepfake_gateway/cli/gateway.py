@@ -1,0 +1,240 @@
+"""`deepfake gateway`: starts Triton where asked to, a worker and the web server, and ends them together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+import typer
+import uvicorn
+from rich.console import Console
+from rich.markup import escape
+
+from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.transport.connect import connect
+from deepfake_client.transport.protocol import ServedModel
+from deepfake_gateway.app import build_app
+from deepfake_gateway.jobs.queue import DurableQueue
+from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.records import Store
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.extras import require_extra
+
+STOP_S: Final = 5.0
+RESTART_WAIT_S: Final = 1.0
+"""Before a worker that died is started again."""
+
+
+def gateway(
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Start a private Triton on this machine's CPU, and stop it at the end.")
+    ] = False,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Triton that runs already: HOST:PORT or URL.", show_default="localhost:8001"
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to use; needed only when the server offers several.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.", show_default="8080")
+    ] = None,
+    allow_open: Annotated[
+        bool | None,
+        typer.Option("--allow-open", help="Serve other machines, although there is no login.", show_default=False),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Media and, by default, the database.", show_default="gateway-data"),
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="postgresql+psycopg://... for several gateways.", show_default="SQLite in DIR"
+        ),
+    ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|web|worker", help="What this command runs on a shared database.", show_default="all"
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Analyses that a worker has under way at once.", show_default="2")
+    ] = None,
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", metavar="FILE", help="TOML file with any of the settings.")
+    ] = None,
+) -> None:
+    """Run the verdict service: a web page, a REST interface and durable jobs, until Ctrl-C.
+
+    Open the printed address in a browser and drop a video on it, or send one
+    with curl. What was queued or running when the service was stopped or
+    killed goes on with the next start.
+
+    Every setting can also be given in the environment, as DEEPFAKE_GATEWAY_
+    and its name in capitals, or in a TOML file. Options win over the
+    environment, and that over the file. docs/gateway.md lists all settings:
+    limits of uploads, of memory and of time have no option of their own.
+
+    There is no login: addresses other than this machine's own need --allow-open.
+
+    [bold]Examples[/]
+
+      deepfake gateway --embedded --repository model_repository
+      deepfake gateway --url triton:8001 --data-dir /var/lib/gateway
+      DEEPFAKE_GATEWAY_PORT=9090 deepfake gateway --url localhost:8001
+      curl -F file=@clip.mp4 -H 'Prefer: wait=60' http://127.0.0.1:8080/v1/analyses
+
+    [bold]Exit codes[/]  0 stopped on request · 2 an option or the repository is
+    wrong · 4 Triton could not start
+    """
+    given = {
+        "url": url, "model": model, "host": host, "port": port, "allow_open": allow_open, "data_dir": data_dir,
+        "database": database, "role": role, "concurrency": concurrency,
+    }  # fmt: skip
+    settings = Settings.of(settings_file, **given)
+    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    with _terminated_as_interrupted(), ExitStack() as stack:
+        try:
+            if embedded:
+                settings = settings.model_copy(update={"url": _start_triton(stack, screen, repository)})
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
+            if settings.role == "worker":
+                _run_worker(settings, screen)
+            else:
+                _serve(settings, screen)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            # From here on nothing may interrupt the clean-up; it is bounded in time.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            screen.print("Stopping ...")
+    screen.print("Stopped.")
+
+
+def _start_triton(stack: ExitStack, screen: Console, repository: Path) -> str:
+    serve = require_extra("deepfake_serve", extra="serve")
+    with screen.status("starting Triton"):
+        url: str = stack.enter_context(serve.EmbeddedTriton(repository)).grpc_url
+    return url
+
+
+def _serve(settings: Settings, screen: Console) -> None:
+    """Run the web server, and a worker beside it unless another command does that."""
+    with _listening(settings.host, settings.port) as listener, ExitStack() as stack:
+        queue = DurableQueue(settings.database_url)
+        store = Store(settings.database_url)
+        if settings.role == "all":
+            stack.enter_context(_Worker(settings))
+        app = build_app(settings, store, queue, partial(ask_models, settings))
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        screen.print(f"The verdict service is at [bold]{address}[/], data in {escape(str(settings.data_dir))}")
+        if not settings.is_local:
+            screen.print("everybody who reaches this address may use it: there is no login", style="yellow")
+        config = uvicorn.Config(
+            app, log_level="warning", server_header=False, timeout_graceful_shutdown=2, timeout_keep_alive=20
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+async def ask_models(settings: Settings) -> list[ServedModel]:
+    """Return what the server offers, the model in use first."""
+    async with AsyncDeepfakeClient(settings.connection, model=settings.model) as client:
+        default = await client.model()
+    transport = connect(settings.connection)
+    try:
+        names = [name for name in await transport.list_models() if name != default.name]
+        return [default, *[await transport.describe(name) for name in names]]
+    finally:
+        await transport.close()
+
+
+class _Worker:
+    """A worker that is started again when it dies, and takes up what it was doing."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stopping = False
+        self._process = _start_worker(settings)
+        # The kernel ends a worker with the thread that started it, and this one lives as long as the process.
+        threading.Thread(target=self._keep, name="keep-worker", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping = True
+        _end(self._process)
+
+    def _keep(self) -> None:
+        while True:
+            code = self._process.wait()
+            if self._stopping:
+                return
+            logging.getLogger(__name__).warning("the worker ended (%s) and is started again", code)
+            time.sleep(RESTART_WAIT_S)
+            self._process = _start_worker(self._settings)
+
+
+def _start_worker(settings: Settings) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, **settings.as_environment()}
+    # In a session of its own, so that Ctrl-C reaches this process alone, which ends the worker in order.
+    return subprocess.Popen(
+        [sys.executable, "-m", "deepfake_gateway.jobs.worker"], env=environment, start_new_session=True
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _run_worker(settings: Settings, screen: Console) -> None:
+    """Run a worker only, until it is stopped."""
+    with _Worker(settings):
+        screen.print(f"The worker {escape(settings.worker_name)} takes analyses; stop with Ctrl-C")
+        threading.Event().wait()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C, as service managers send it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket on the address, before uvicorn would end the process over it with a traceback."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as exc:
+        reason = str(exc.strerror).partition(" (while ")[0]
+        raise OptionError(f"cannot listen on {host}:{port} ({reason}); name another `host` or `port`") from exc

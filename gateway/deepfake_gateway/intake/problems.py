@@ -1,0 +1,47 @@
+"""`Problem`: a request that is refused, and its answer as problem+json (RFC 9457)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from pydantic import BaseModel, Field
+
+PROBLEM_TYPE: Final = "application/problem+json"
+STATUSES: Final = (400, 403, 404, 409, 413, 415, 416, 422, 429, 503)
+
+
+class ProblemDocument(BaseModel):
+    """Why a request was refused."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="one sentence: what was received and what to do")
+
+
+class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
+    """A request that is refused with a status; `detail` says in one sentence what to do."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.headers = status, detail, dict(headers or {})
+
+    @property
+    def title(self) -> str:
+        """The status in words."""
+        return HTTPStatus(self.status).phrase
+
+    def document(self) -> dict[str, Any]:
+        """Return the body of the answer."""
+        return ProblemDocument(title=self.title, status=self.status, detail=self.detail).model_dump()
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return how a route may refuse, for OpenAPI."""
+    schema = ProblemDocument.model_json_schema()
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {PROBLEM_TYPE: {"schema": schema}}}
+        for status in statuses
+    }

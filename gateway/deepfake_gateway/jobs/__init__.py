@@ -1,0 +1,1 @@
+"""Durable jobs: the queue that gateways fill, and the worker that empties it."""

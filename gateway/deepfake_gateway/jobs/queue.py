@@ -1,0 +1,75 @@
+"""The queue that gateways fill: DBOS on the gateway's own database.
+
+So an analysis is recorded and queued in one transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import IntEnum
+from typing import Final, Protocol
+
+import sqlalchemy as sa
+from dbos import DBOS, DBOSClient
+
+QUEUE: Final = "analyses"
+WORKFLOW: Final = "analyze"
+APPLICATION: Final = "deepfake-gateway"
+APPLICATION_VERSION: Final = "1"
+"""DBOS gives a workflow back only to a worker of the version that began it. Changes with what a job is made of, never
+with a release: an upgrade shall take up what was queued before."""
+
+
+class Priority(IntEnum):
+    """Which job comes first; the smallest number does."""
+
+    INTERACTIVE = 1
+    BULK = 100
+
+
+class Queue(Protocol):
+    """Where analyses wait for a worker."""
+
+    def enqueue(self, connection: sa.Connection, analysis_id: str, priority: int) -> None:
+        """Queue an analysis in a transaction of the store's."""
+        ...
+
+    def forget(self, analysis_id: str) -> None:
+        """Take an analysis off the queue, if it is still there, with all that is known of it."""
+        ...
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+class DurableQueue:
+    """The queue of a database, which is made where it is not there yet."""
+
+    def __init__(self, database_url: str) -> None:
+        # It advertises a hosted console.
+        logging.getLogger("dbos").setLevel(logging.WARNING)
+        DBOS.migrate(database_url)
+        self._client = DBOSClient(system_database_url=database_url)
+
+    def enqueue(self, connection: sa.Connection, analysis_id: str, priority: int) -> None:
+        """See `Queue.enqueue`."""
+        self._client.enqueue_in_transaction(
+            connection,
+            {
+                "workflow_name": WORKFLOW,
+                "queue_name": QUEUE,
+                "workflow_id": analysis_id,
+                "priority": priority,
+                "app_version": APPLICATION_VERSION,
+            },
+            analysis_id,
+        )
+
+    def forget(self, analysis_id: str) -> None:
+        """See `Queue.forget`."""
+        self._client.delete_workflow(analysis_id)
+
+    def close(self) -> None:
+        """See `Queue.close`."""
+        self._client.destroy()

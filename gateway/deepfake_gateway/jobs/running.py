@@ -1,0 +1,108 @@
+"""One job: an analysis in a sandbox, with its progress recorded, its cancellation seen, and one result stored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from deepfake_client.result.verdict import Reason
+from deepfake_gateway.sandbox.process import OnProgress, SandboxError, SandboxPool, TaskError
+from deepfake_gateway.store.media import MediaFolder
+from deepfake_gateway.store.records import Analysis, Status, Store
+from deepfake_preprocess import errors
+
+logger = logging.getLogger(__name__)
+
+LOOK_S: Final = 0.25
+"""How often progress is written and a cancellation is looked for."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
+"""Between tries while the server is away; each wait is twice the one before."""
+_AWAY: Final = (
+    errors.ServerUnavailableError.__name__, errors.ServerTimeoutError.__name__, errors.ServerBusyError.__name__
+)  # fmt: skip
+
+Work = Callable[[Analysis, OnProgress], Awaitable[dict[str, Any]]]
+"""Returns the JSON of a verdict. Raises TaskError or SandboxError."""
+
+
+class SandboxedWork:
+    """Analyzes in a pool of sandboxes."""
+
+    def __init__(self, pool: SandboxPool, media: MediaFolder) -> None:
+        self._pool, self._media = pool, media
+
+    async def __call__(self, analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
+        """See `Work`."""
+        task = {
+            "kind": "analyze",
+            "path": str(self._media.path(analysis.id)),
+            "name": analysis.file_name,
+            "options": analysis.options,
+        }
+        async with self._pool.sandbox() as sandbox:
+            verdict: dict[str, Any] = (await sandbox.run(task, on_progress))["verdict"]
+        return verdict
+
+
+async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: float) -> None:
+    """Bring an analysis to its end: a verdict, a failure with its reason, or the cancellation that was asked for.
+
+    An analysis that is over already, or gone, is left as it is: after a worker was killed, the same job comes again.
+    """
+    analysis = await asyncio.to_thread(store.start, analysis_id)
+    if analysis is None:
+        return
+    latest: list[dict[str, Any]] = []
+    task = asyncio.ensure_future(_work_until_served(analysis, work, latest.append, server_wait_s))
+    try:
+        while not task.done():
+            await asyncio.wait([task], timeout=LOOK_S)
+            if not await asyncio.to_thread(_note, store, analysis_id, latest):
+                return
+        verdict = task.result()
+    except TaskError as exc:
+        await asyncio.to_thread(store.fail, analysis_id, exc.kind, str(exc))
+    except SandboxError as exc:
+        await asyncio.to_thread(store.fail, analysis_id, type(exc).__name__, str(exc))
+    except Exception as exc:  # a job that ends without a word would be waited for forever
+        logger.exception("analysis %s failed", analysis_id)
+        detail = f"the gateway failed ({type(exc).__name__}); send it again, and report it if it fails again"
+        await asyncio.to_thread(store.fail, analysis_id, "InternalError", detail)
+    else:
+        await asyncio.to_thread(store.finish, analysis_id, verdict)
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
+
+def _note(store: Store, analysis_id: str, latest: list[dict[str, Any]]) -> bool:
+    """Write the latest progress, if there is any; returns whether the analysis is still wanted."""
+    if latest:
+        progress = latest[-1]
+        latest.clear()
+        return store.add_progress(analysis_id, progress)
+    analysis = store.get(analysis_id)
+    return analysis is not None and analysis.status is Status.RUNNING
+
+
+async def _work_until_served(
+    analysis: Analysis, work: Work, on_progress: OnProgress, server_wait_s: float
+) -> dict[str, Any]:
+    """Work, again and again while the server is away and there is time left to wait for it."""
+    give_up_at, wait_s = time.monotonic() + server_wait_s, FIRST_WAIT_S
+    while True:
+        may_wait = time.monotonic() + wait_s < give_up_at
+        try:
+            verdict = await work(analysis, on_progress)
+        except TaskError as exc:
+            if exc.kind not in _AWAY or not may_wait:
+                raise
+        else:
+            if verdict["reason"] != Reason.SERVER_UNAVAILABLE or not may_wait:
+                return verdict
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)

@@ -1,0 +1,171 @@
+"""`Sandbox`: one process that opens media, seen from outside; `SandboxPool`: some, started before they are needed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from typing import Any, Final
+
+from deepfake_gateway.sandbox.limits import Limits
+from deepfake_preprocess.errors import DeepfakeError
+
+OnProgress = Callable[[dict[str, Any]], None]
+
+TASKS_PER_PROCESS: Final = 32
+"""A process is replaced after so many: starting one costs about a second of CPU time, and a decoder may leak."""
+LONGEST_LINE: Final = 64 * 2**20
+
+
+class SandboxError(DeepfakeError):
+    """A process that opened a medium died, or was ended for using more than it may."""
+
+
+class TaskError(DeepfakeError):
+    """A task ended with an error of the client's, whose class `kind` names."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+class Sandbox:
+    """One process that does one task at a time."""
+
+    def __init__(self, limits: Limits, url: str | None, model: str | None) -> None:
+        self._limits = limits
+        self._setup = json.dumps({"limits": asdict(limits), "url": url, "model": model})
+        self._process: asyncio.subprocess.Process | None = None
+        self._ready = False
+        self.tasks_done = 0
+
+    async def start(self) -> None:
+        """Start the process; it gets ready by itself."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "deepfake_gateway.sandbox.child", self._setup,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            limit=LONGEST_LINE, start_new_session=True,
+        )  # fmt: skip
+
+    async def run(self, task: dict[str, Any], on_progress: OnProgress | None = None) -> dict[str, Any]:
+        """Do a task and return its result; canceling ends the process.
+
+        Raises:
+            TaskError: the client refused the medium or the server failed.
+            SandboxError: the process died, or took longer than it may.
+        """
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        finished = False
+        try:
+            async with asyncio.timeout(self._limits.wall_s):
+                await self._wait_until_ready()
+                process.stdin.write(json.dumps(task).encode() + b"\n")
+                await process.stdin.drain()
+                while True:
+                    line = await self._line()
+                    if (progress := line.get("progress")) is None:
+                        break
+                    if on_progress is not None:
+                        on_progress(progress)
+            finished = True
+        except TimeoutError:
+            raise SandboxError(
+                f"{task['name']} took longer than {self._limits.wall_s:g} s; send a shorter part of it, or allow "
+                "more with `job_timeout_s`"
+            ) from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise SandboxError(self._death(await process.wait())) from None
+        finally:
+            if not finished:
+                await self.close()
+        self.tasks_done += 1
+        if "error" in line:
+            raise TaskError(line["error"], line["detail"])
+        return line
+
+    async def _wait_until_ready(self) -> None:
+        if not self._ready:
+            await self._line()
+            self._ready = True
+
+    async def _line(self) -> dict[str, Any]:
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        line = await process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise SandboxError(self._death(await process.wait()))
+        data: dict[str, Any] = json.loads(line)
+        return data
+
+    def _death(self, code: int) -> str:
+        if code == -signal.SIGXCPU:
+            return f"the medium took more than {self._limits.cpu_s} s of CPU time; send a shorter part of it"
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        return (
+            f"the process that opened the medium ended {how}: the file is damaged or made to do harm, or needs more "
+            f"than {self._limits.memory_bytes >> 20} MiB; convert it again from its source and retry"
+        )
+
+    async def close(self) -> None:
+        """End the process, whatever it is doing."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can do another task."""
+        return self._process is not None and self._process.returncode is None and self.tasks_done < TASKS_PER_PROCESS
+
+
+class SandboxPool:
+    """Up to `size` sandboxes; one that was used up or died is replaced before it is asked for."""
+
+    def __init__(self, size: int, limits: Limits, *, url: str | None, model: str | None) -> None:
+        self._make: Callable[[], Sandbox] = lambda: Sandbox(limits, url, model)
+        self._idle: list[Sandbox] = []
+        self._size = size
+        self._places = asyncio.Semaphore(size)
+
+    async def start(self) -> None:
+        """Start all."""
+        for _ in range(self._size):
+            await self._add()
+
+    async def _add(self) -> None:
+        sandbox = self._make()
+        await sandbox.start()
+        self._idle.append(sandbox)
+
+    @asynccontextmanager
+    async def sandbox(self) -> AsyncIterator[Sandbox]:
+        """Lend one."""
+        async with self._places:
+            while self._idle and not self._idle[-1].is_usable:
+                await self._idle.pop().close()
+            if not self._idle:
+                await self._add()
+            sandbox = self._idle.pop()
+            try:
+                yield sandbox
+            finally:
+                if sandbox.is_usable:
+                    self._idle.append(sandbox)
+                else:
+                    await sandbox.close()
+                    await self._add()
+
+    async def close(self) -> None:
+        """End all that are not lent."""
+        while self._idle:
+            await self._idle.pop().close()

@@ -1,0 +1,117 @@
+"""`Settings`: everything that can be set, by a file, by the environment and by the command, in this order."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from deepfake_client.transport.connection import Connection
+from deepfake_preprocess.errors import OptionError
+
+PREFIX: Final = "DEEPFAKE_GATEWAY_"
+DATABASE_NAME: Final = "gateway.db"
+
+Role = Literal["all", "web", "worker"]
+
+
+class Settings(BaseSettings):
+    """What a gateway is set to; the environment has the names in capitals after ``DEEPFAKE_GATEWAY_``.
+
+    Raises OptionError by `of`, in one sentence, for what does not fit.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    allow_open: bool = False
+    """Serve addresses other than this machine's own, although there is no login."""
+    data_dir: Path = Path("gateway-data")
+    """Folder of media and, by default, of the database."""
+    database: str | None = None
+    """SQLAlchemy URL of the database, such as ``postgresql+psycopg://...``; SQLite in `data_dir` by default."""
+    url: str | None = None
+    """Triton, as HOST:PORT or URL; its standard port on this machine by default."""
+    model: str | None = None
+    """Model to use; needed only when the server offers several."""
+    role: Role = "all"
+    """What this command runs: ``web``, ``worker``, or both."""
+    worker_name: str = "worker"
+    """Name of the worker, its own on the database: it takes up again what it was working on when it died."""
+    concurrency: int = Field(2, ge=1, le=64)
+    """Analyses under way at once, in each worker."""
+
+    max_upload_bytes: int = Field(2**30, ge=1)
+    """Largest upload, in bytes."""
+    max_queued: int = Field(1000, ge=1)
+    """Analyses that may wait; more are refused."""
+    job_timeout_s: float = Field(1800.0, gt=0)
+    """Longest time that one analysis may take, in seconds."""
+    memory_bytes: int = Field(4 * 2**30, ge=2**28)
+    """Memory that opening a medium may take beyond what an idle process has, in bytes of address space."""
+    cpu_s: int = Field(3600, ge=1)
+    """CPU time that one analysis may take, in seconds."""
+    server_wait_s: float = Field(300.0, ge=0)
+    """How long analyses wait for a server that is away, in seconds."""
+
+    @classmethod
+    def of(cls, file: Path | None = None, **given: Any) -> Self:
+        """Return the settings of a TOML file, the environment, and what is `given` and not None.
+
+        Raises:
+            OptionError: the file cannot be read, or a value does not fit.
+        """
+        try:
+            from_file = {} if file is None else tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise OptionError(f"the settings file {file} cannot be read: {exc}") from exc
+        # Pydantic lets what a constructor is given win over the environment, which shall win over the file.
+        values = {name: value for name, value in from_file.items() if PREFIX + name.upper() not in os.environ}
+        values |= {name: value for name, value in given.items() if value is not None}
+        try:
+            settings = cls(**values)
+        except ValidationError as exc:
+            error = exc.errors()[0]
+            name = ".".join(map(str, error["loc"]))
+            raise OptionError(f"`{name}` is {error['input']!r}: {error['msg'].lower()}") from None
+        if not settings.is_local and not settings.allow_open:
+            raise OptionError(
+                f"`host` is {settings.host}, which other machines reach, and there is no login; set `allow_open` if "
+                "everybody who reaches it may use it, or put a proxy with a login in front of 127.0.0.1"
+            )
+        return settings
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches `host`."""
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def database_url(self) -> str:
+        """The SQLAlchemy URL in use."""
+        return self.database or f"sqlite:///{(self.data_dir / DATABASE_NAME).absolute()}"
+
+    @property
+    def connection(self) -> Connection:
+        """How Triton is reached."""
+        return Connection(url=self.url)
+
+    def as_environment(self) -> dict[str, str]:
+        """Return environment variables that give another process the same settings."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return {
+            PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value)
+            for name, value in values.items()
+        }

@@ -1,0 +1,1 @@
+"""What outlives a restart: a database of analyses and a folder of media."""

@@ -1,0 +1,288 @@
+"""`Store`: analyses and their events in the database.
+
+Every change of a state is one transaction that can be lost or won, so that an analysis has one result whatever dies
+when.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from deepfake_gateway.store.schema import ANALYSES, EVENTS, WORKERS, open_engine
+
+
+class Status(StrEnum):
+    """Where an analysis is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self in (Status.DONE, Status.FAILED, Status.CANCELED)
+
+
+UNFINISHED = (Status.QUEUED, Status.RUNNING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """One analysis as it is stored; times in seconds since 1970, null before they are reached."""
+
+    id: str
+    created_at: float
+    status: Status
+    priority: int
+    file_name: str
+    media_type: str
+    size_bytes: int
+    sha256: str
+    options: dict[str, Any]
+    idempotency_key: str | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    model_name: str | None = None
+    model_version: int | None = None
+    checkpoint_sha256: str | None = None
+    label: str | None = None
+    fake_probability: float | None = None
+    reason: str | None = None
+    verdict: dict[str, Any] | None = None
+    error_type: str | None = None
+    error_detail: str | None = None
+
+    @classmethod
+    def of(cls, row: Any) -> Self:
+        """Return the analysis of a row of SQLAlchemy's."""
+        values = row._asdict()
+        values["status"] = Status(values["status"])
+        values["options"] = json.loads(values["options"])
+        values["verdict"] = None if values["verdict"] is None else json.loads(values["verdict"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to an analysis; ids increase."""
+
+    id: int
+    kind: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which analyses are listed; None for all."""
+
+    label: str | None = None
+    status: str | None = None
+    name: str | None = None
+    model: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+def canonical(options: Mapping[str, Any]) -> str:
+    """Return the one text that equal options have."""
+    return json.dumps(options, sort_keys=True, separators=(",", ":"))
+
+
+class Store:
+    """The database of one gateway; safe for threads."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = open_engine(url)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    # --- analyses -------------------------------------------------------------------------------------------------
+
+    def add(self, analysis: Analysis, enqueue: Callable[[sa.Connection], None]) -> None:
+        """Record a new analysis and queue it, both or neither.
+
+        Raises sqlalchemy's IntegrityError where its idempotency key is in use.
+        """
+        values = {column.name: getattr(analysis, column.name) for column in ANALYSES.columns}
+        values |= {"options": canonical(analysis.options), "verdict": None, "status": analysis.status.value}
+        with self.engine.begin() as connection:
+            connection.execute(ANALYSES.insert().values(values))
+            _add_event(connection, analysis.id, "status", {"status": analysis.status.value})
+            enqueue(connection)
+
+    def get(self, analysis_id: str) -> Analysis | None:
+        """Return an analysis, or None."""
+        return self._one(sa.select(ANALYSES).where(ANALYSES.c.id == analysis_id))
+
+    def with_idempotency_key(self, key: str) -> Analysis | None:
+        """Return the analysis that was started under a key, or None."""
+        return self._one(sa.select(ANALYSES).where(ANALYSES.c.idempotency_key == key))
+
+    def earlier(self, sha256: str, options: Mapping[str, Any], checkpoint_sha256: str | None) -> Analysis | None:
+        """Return the latest finished analysis of the same bytes with the same options and checkpoint, or None."""
+        if checkpoint_sha256 is None:
+            return None
+        same = (
+            (ANALYSES.c.sha256 == sha256)
+            & (ANALYSES.c.options == canonical(options))
+            & (ANALYSES.c.checkpoint_sha256 == checkpoint_sha256)
+            & (ANALYSES.c.status == Status.DONE.value)
+        )
+        return self._one(sa.select(ANALYSES).where(same).order_by(ANALYSES.c.created_at.desc()).limit(1))
+
+    def page(self, filters: Filters, *, after: str | None = None, limit: int = 20) -> list[Analysis]:
+        """Return analyses, newest first, from behind the one with the id `after`; without their verdicts."""
+        columns = [column for column in ANALYSES.columns if column.name != "verdict"]
+        query = sa.select(*columns, sa.null().label("verdict"))
+        exact = {"label": filters.label, "status": filters.status, "model_name": filters.model}
+        for name, value in exact.items():
+            if value is not None:
+                query = query.where(ANALYSES.c[name] == value)
+        if filters.name is not None:
+            query = query.where(ANALYSES.c.file_name.icontains(filters.name, autoescape=True))
+        if filters.since is not None:
+            query = query.where(ANALYSES.c.created_at >= filters.since)
+        if filters.until is not None:
+            query = query.where(ANALYSES.c.created_at < filters.until)
+        if after is not None:
+            last = sa.select(ANALYSES.c.created_at).where(ANALYSES.c.id == after).scalar_subquery()
+            query = query.where(sa.tuple_(ANALYSES.c.created_at, ANALYSES.c.id) < sa.tuple_(last, after))
+        query = query.order_by(ANALYSES.c.created_at.desc(), ANALYSES.c.id.desc()).limit(limit)
+        with self.engine.connect() as connection:
+            return [Analysis.of(row) for row in connection.execute(query)]
+
+    def count_by(self, *names: str) -> dict[tuple[Any, ...], int]:
+        """Return how many analyses there are of each combination of columns."""
+        columns = [ANALYSES.c[name] for name in names]
+        query = sa.select(*columns, sa.func.count()).group_by(*columns)
+        with self.engine.connect() as connection:
+            return {tuple(row[:-1]): row[-1] for row in connection.execute(query)}
+
+    def delete(self, analysis_id: str) -> bool:
+        """Forget an analysis and its events; returns whether there was one."""
+        with self.engine.begin() as connection:
+            return connection.execute(ANALYSES.delete().where(ANALYSES.c.id == analysis_id)).rowcount > 0
+
+    def _one(self, query: sa.Select[Any]) -> Analysis | None:
+        with self.engine.connect() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else Analysis.of(row)
+
+    # --- states ---------------------------------------------------------------------------------------------------
+
+    def start(self, analysis_id: str) -> Analysis | None:
+        """Mark an analysis as running, also one that a dead worker was running; None where it is over or gone."""
+        return self._change(analysis_id, Status.RUNNING, started_at=time.time())
+
+    def finish(self, analysis_id: str, verdict: Mapping[str, Any]) -> bool:
+        """Store the verdict of an unfinished analysis; returns whether it was unfinished."""
+        model = verdict["model"]
+        return (
+            self._change(
+                analysis_id,
+                Status.DONE,
+                finished_at=time.time(),
+                verdict=json.dumps(verdict),
+                label=verdict["label"],
+                fake_probability=verdict["fake_probability"],
+                reason=verdict["reason"],
+                model_name=model["name"],
+                model_version=model["version"],
+                checkpoint_sha256=model["checkpoint_sha256"],
+            )
+            is not None
+        )
+
+    def fail(self, analysis_id: str, error_type: str, detail: str) -> bool:
+        """Store why an unfinished analysis has no verdict; returns whether it was unfinished."""
+        return (
+            self._change(
+                analysis_id, Status.FAILED, finished_at=time.time(), error_type=error_type, error_detail=detail
+            )
+            is not None
+        )
+
+    def cancel(self, analysis_id: str) -> bool:
+        """End an unfinished analysis without a result; its worker sees it. Returns whether it was unfinished."""
+        return self._change(analysis_id, Status.CANCELED, finished_at=time.time()) is not None
+
+    def _change(self, analysis_id: str, status: Status, **values: Any) -> Analysis | None:
+        """Change an analysis that is unfinished, and say so in its events."""
+        unfinished = (ANALYSES.c.id == analysis_id) & ANALYSES.c.status.in_([item.value for item in UNFINISHED])
+        with self.engine.begin() as connection:
+            changed = connection.execute(ANALYSES.update().where(unfinished).values(status=status.value, **values))
+            if changed.rowcount == 0:
+                return None
+            if status.is_final:
+                connection.execute(
+                    EVENTS.delete().where((EVENTS.c.analysis_id == analysis_id) & (EVENTS.c.kind == "progress"))
+                )
+            _add_event(connection, analysis_id, "status", {"status": status.value})
+            row = connection.execute(sa.select(ANALYSES).where(ANALYSES.c.id == analysis_id)).one()
+            return Analysis.of(row)
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def add_progress(self, analysis_id: str, progress: Mapping[str, Any]) -> bool:
+        """Record how far a running analysis is; returns whether it still runs."""
+        running = sa.select(ANALYSES.c.id).where(
+            (ANALYSES.c.id == analysis_id) & (ANALYSES.c.status == Status.RUNNING.value)
+        )
+        with self.engine.begin() as connection:
+            if connection.execute(running).first() is None:
+                return False
+            _add_event(connection, analysis_id, "progress", progress)
+            return True
+
+    def events(self, analysis_id: str, *, after: int = 0) -> list[Event]:
+        """Return the events of an analysis behind one of them, in order."""
+        query = (
+            sa.select(EVENTS)
+            .where((EVENTS.c.analysis_id == analysis_id) & (EVENTS.c.id > after))
+            .order_by(EVENTS.c.id)
+        )
+        with self.engine.connect() as connection:
+            return [Event(row.id, row.kind, json.loads(row.data)) for row in connection.execute(query)]
+
+    def last_progress(self, analysis_id: str) -> dict[str, Any] | None:
+        """Return how far an analysis is, as `add_progress` took it; None before anything is known."""
+        query = (
+            sa.select(EVENTS.c.data)
+            .where((EVENTS.c.analysis_id == analysis_id) & (EVENTS.c.kind == "progress"))
+            .order_by(EVENTS.c.id.desc())
+            .limit(1)
+        )
+        with self.engine.connect() as connection:
+            data = connection.execute(query).scalar()
+        return None if data is None else dict(json.loads(data))
+
+    # --- workers --------------------------------------------------------------------------------------------------
+
+    def worker_seen(self, name: str) -> None:
+        """Record that a worker is alive."""
+        with self.engine.begin() as connection:
+            now = time.time()
+            if connection.execute(WORKERS.update().where(WORKERS.c.name == name).values(seen_at=now)).rowcount == 0:
+                connection.execute(WORKERS.insert().values(name=name, seen_at=now))
+
+    def workers_alive(self, within_s: float) -> int:
+        """Return how many workers were alive in the last seconds."""
+        query = sa.select(sa.func.count()).where(WORKERS.c.seen_at > time.time() - within_s)
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+
+def _add_event(connection: sa.Connection, analysis_id: str, kind: str, data: Mapping[str, Any]) -> None:
+    connection.execute(EVENTS.insert().values(analysis_id=analysis_id, kind=kind, data=json.dumps(data)))

@@ -1,0 +1,69 @@
+"""The tables, and the engine that opens them on SQLite or Postgres."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+METADATA = sa.MetaData()
+
+ANALYSES = sa.Table(
+    "analyses",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False, index=True),  # seconds since 1970, here and below
+    sa.Column("started_at", sa.Float),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("file_name", sa.Text, nullable=False),
+    sa.Column("media_type", sa.String(64), nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False, index=True),
+    sa.Column("options", sa.Text, nullable=False),  # canonical JSON, so that equal options are equal text
+    sa.Column("idempotency_key", sa.String(255), unique=True),
+    sa.Column("model_name", sa.Text),
+    sa.Column("model_version", sa.Integer),
+    sa.Column("checkpoint_sha256", sa.String(64)),
+    sa.Column("label", sa.String(16), index=True),
+    sa.Column("fake_probability", sa.Float),
+    sa.Column("reason", sa.String(32)),
+    sa.Column("verdict", sa.Text),  # the JSON of docs/verdict.schema.json, as the client writes it
+    sa.Column("error_type", sa.Text),
+    sa.Column("error_detail", sa.Text),
+)
+
+EVENTS = sa.Table(
+    "analysis_events",
+    METADATA,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column(
+        "analysis_id", sa.String(32), sa.ForeignKey("analyses.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+)
+
+WORKERS = sa.Table(
+    "workers",
+    METADATA,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("seen_at", sa.Float, nullable=False),
+)
+
+
+def open_engine(url: str) -> sa.Engine:
+    """Return the engine of a database, with its tables made."""
+    engine = sa.create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+    METADATA.create_all(engine)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # WAL lets gateway and worker read while the other writes; the timeout rides out the moments of two writers.
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")

@@ -1,0 +1,1 @@
+"""The web page: server-rendered, works without JavaScript, asks no other host."""
