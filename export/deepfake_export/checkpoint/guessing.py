@@ -90,6 +90,9 @@ def guess_spec(checkpoint: str | Path) -> SpecGuess:
             found = read_on_meta(path, data, recipe.spec)
             if found is not None and not found.problems:
                 return _of_recipe(key, recipe, found)
+            near = _near_recipe(path, data, name, recipe)
+            if near is not None:
+                return near
     for spec in _candidates(name, tensors):
         found = read_on_meta(path, data, spec)
         if found is not None and leaves_little_out(found):
@@ -148,6 +151,23 @@ def _of_recipe(name: str, recipe: Recipe, found: Reading | None) -> SpecGuess:
     notes: tuple[str, ...] = (recipe.title, f"Source: {recipe.source}", f"File: {recipe.file}")
     notes += tuple(found.describe()) if found is not None else ()
     return SpecGuess(recipe.spec, True, {key: str(text) for key, text in recipe.remarks.items()}, notes, name)
+
+
+def _near_recipe(path: Path, data: Any, name: str, recipe: Recipe) -> SpecGuess | None:
+    """Return the guess for a network of ours that others trained, with another head or something beside it."""
+    if recipe.spec.architecture_family != "published":
+        return None
+    other = Head("softmax" if recipe.spec.head.kind == "sigmoid" else "sigmoid")
+    for head in (recipe.spec.head, other):
+        spec = dataclasses.replace(recipe.spec, name=name, head=head)
+        found = read_on_meta(path, data, spec)
+        if found is not None and leaves_little_out(found):
+            certainty = _guesses("head", "size", "pixels")
+            certainty["architecture"] = (
+                f"{SURE}: every name and shape fits; values below are those of {recipe.source}"
+            )
+            return SpecGuess(repaired(spec, found, data), True, certainty, tuple(found.describe()))
+    return None
 
 
 def _candidates(name: str, tensors: Mapping[str, Tensor]) -> Iterator[ModelSpec]:

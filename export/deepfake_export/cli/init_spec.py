@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -56,9 +57,8 @@ def init_spec(
 
     if checkpoint is not None:
         check_file(checkpoint)
-    if published is not None and published not in RECIPES:
-        near = difflib.get_close_matches(published, RECIPES, n=3, cutoff=0.4) or list(RECIPES)
-        raise OptionError(f"--published is {published!r}; allowed: {', '.join(near)} (--list shows all)")
+    if published is not None:
+        published = _named(published)
     target = output or (checkpoint.with_suffix(".yaml") if checkpoint is not None else Path(f"{published}.yaml"))
     if target.exists() and not force:
         raise OptionError(f"{target} is there already; add --force to write over it, or name another --output")
@@ -83,6 +83,17 @@ def init_spec(
     name = str(checkpoint) if checkpoint is not None else "CHECKPOINT"
     option = "" if checkpoint is not None and output is None else f" --spec {target}"
     console.print(f"Next: deepfake export {escape(name)}{escape(option)}")
+
+
+def _named(text: str) -> str:
+    """Return the name of a recipe, however it is spelled."""
+    plain = {re.sub(r"[^a-z0-9]", "", name): name for name in RECIPES}
+    wanted = re.sub(r"[^a-z0-9]", "", text.lower())
+    if wanted not in plain:
+        near = difflib.get_close_matches(wanted, plain, n=3, cutoff=0.4)
+        allowed = ", ".join(plain[name] for name in near) or ", ".join(RECIPES)
+        raise OptionError(f"--published is {text!r}; allowed: {allowed} (--list shows all)")
+    return plain[wanted]
 
 
 def _print_list(*, as_json: bool) -> None:

@@ -63,10 +63,10 @@ class ClipProbe(nn.Module):
 
 
 def renamed_openai(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Turn the names of OpenAI's CLIP, under ``model.visual.`` or ``visual.``, and ``fc.`` into `ClipProbe`'s."""
+    """Turn the names of OpenAI's CLIP, whatever stands before ``visual.``, and ``fc.`` into `ClipProbe`'s."""
     found = {}
     for name, value in tensors.items():
-        match = re.fullmatch(r"(?:module\.)?(?:model\.)?visual\.(.*)", name)
+        match = re.fullmatch(r"(?:\w+\.)*?visual\.(.*)", name)
         if match and match[1] == "proj":
             found["projection.weight"] = value.T
         elif match:

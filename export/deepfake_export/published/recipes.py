@@ -50,6 +50,15 @@ _BENCH_CROP = {
     "crop": "the benchmark warps five landmarks to a template and adds 30% around it; this square is close to that",
     "head": "their labels are 0 = real, 1 = fake",
 }
+_CLIP_TEXTS = (
+    *(
+        f"{before}{name}"
+        for before in ("", "model.", "module.model.", "body.")
+        for name in ("transformer.*", "positional_embedding")
+    ),
+    *("*token_embedding.*", "*ln_final.*", "*text_projection", "*logit_scale"),
+)
+"""The half of CLIP that reads texts; `transformer` and `positional_embedding` are also names of the other half."""
 _ALIGNED = Crop(0.15, "eyes")
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -228,15 +237,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 head=Head("sigmoid"),
                 mean=CLIP_MEAN,
                 std=CLIP_STD,
-                ignore_keys=(
-                    "*model.transformer.*",
-                    "*token_embedding.*",
-                    "*ln_final.*",
-                    "*text_projection",
-                    "*logit_scale",
-                    "model.positional_embedding",
-                    "*.model.positional_embedding",
-                ),
+                ignore_keys=_CLIP_TEXTS,
             ),
             "visual.transformer.",
             {"ignore_keys": "the half of CLIP that reads texts", "crop": "a guess: it was not made for faces"},

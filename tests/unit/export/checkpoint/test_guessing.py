@@ -119,7 +119,7 @@ def test_torchscript_is_recognized():
 def test_published_specs_are_listed_and_written(capsys):
     listed = json.loads(init_spec(capsys, "--list", "--json")[1])
     assert {"faceforensics_xception", "dfdc_winner", "ucf", "sbi", "gend"} <= set(listed)
-    assert init_spec(capsys, "--published", "sbi")[0] == 0
+    assert init_spec(capsys, "--published", "SBI")[0] == 0
     assert ModelSpec.from_yaml("sbi.yaml").architecture == "published:efficientnet_pytorch_b4"
     code, _, err = init_spec(capsys, "--published", "sbi")
     assert (code, "sbi.yaml is there already" in err) == (2, True)

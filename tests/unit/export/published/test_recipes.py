@@ -192,6 +192,8 @@ def _files() -> Iterator[tuple[str, Callable[[], object], str]]:
     probe = {f"model.{name}": shape for name, shape in openai_clip().items()} | linear("fc", 1, 768)
     trained = {"model": light(probe), "optimizer": {}, "total_steps": 1}
     yield "universal_fake_detect", lambda: trained, "model_epoch_best.pth"
+    joined = {f"body.{name}": shape for name, shape in openai_clip().items()} | linear("head", 1, 768)
+    yield "universal_fake_detect", lambda: light(joined), "whole.pt"  # as the message about fc_weights.pth says
     tuned = transformers_clip("feature_extractor.vision_model.") | linear("model.linear", 2, 1024)
     tuned |= {"feature_extractor.visual_projection.weight": (768, 1024)}
     yield "gend", lambda: {"state_dict": light(tuned), "hyper_parameters": {"lr": 1e-4}}, "last.ckpt"
@@ -222,6 +224,17 @@ def test_small_ones_are_loaded_and_run(recipe):
     crops = torch.rand(2, 3, spec.input_height_px, spec.input_width_px)
     with torch.inference_mode():
         assert torch.equal(load_network("c.pth", spec).network(crops), network(crops))
+
+
+def test_own_trainings_of_these_networks_are_recognized():
+    names = published("meso4", 1) | {"center": (3,)}
+    torch.save(light(names), "own.pth")
+    guess = guess_spec("own.pth")
+    assert (guess.recipe, guess.spec.architecture, guess.spec.head.kind) == ("", "published:meso4", "sigmoid")
+    assert (guess.spec.name, guess.spec.ignore_keys) == ("own", ("center",))
+    torch.save(light(efficientnet_b4("") | linear("_fc", 1, 1792)), "own.pth")
+    spec = guess_spec("own.pth").spec
+    assert (spec.architecture, spec.input_width_px) == ("published:efficientnet_pytorch_b4", 380)
 
 
 def test_every_recipe_is_a_spec_that_can_be_read():
