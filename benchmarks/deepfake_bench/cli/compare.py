@@ -105,3 +105,7 @@ def _print(data: Results) -> None:
         for item in data["contenders"]
     ]
     print_table(items, COLUMNS, left=2)
+    typer.echo(
+        f"'ours' is {data['ours']}, the fastest way to our server: its figure divided by the contender's, so "
+        "throughput above 1 and times below 1 are better."
+    )

@@ -42,6 +42,8 @@ def readme(
         Path("docs/performance.md"): all_figures(RESULTS_DIR, link=f"../{RESULTS_DIR.as_posix()}"),
     }
     for path, table in tables.items():
+        if not path.is_file():
+            raise OptionError(f"there is no {path} here; run this in the folder of the project's source")
         text = path.read_text(encoding="utf-8")
         current = replaced(text, table)
         if not check:

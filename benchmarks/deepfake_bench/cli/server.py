@@ -20,6 +20,7 @@ from deepfake_client.cli.groups import ConnectionOptions, with_groups
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 
+DEFAULT_CONCURRENCY = "1,8,32"
 WARM_UP = Load(concurrency=8, measure_s=1.0)
 COLUMNS = (
     ("load", "{load}"),
@@ -43,10 +44,18 @@ def server(
     reference: Annotated[
         Path | None, typer.Option(help="ONNX file whose answers a running server must give.")
     ] = None,
-    concurrency: Annotated[str, typer.Option(help="Closed loop: requests in flight, comma-separated.")] = "1,8,32",
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            help="Closed loop: requests in flight, comma-separated.",
+            show_default=f"{DEFAULT_CONCURRENCY}; none with --rate",
+        ),
+    ] = None,
     rate: Annotated[str, typer.Option(help="Open loop: requests per second at random times, comma-separated.")] = "",
     num_crops: Annotated[int, typer.Option(help="Crops in each request.", min=1)] = 1,
-    window: Annotated[float, typer.Option(help="Seconds of one window.", min=0.1)] = 2.0,
+    window: Annotated[
+        float, typer.Option(help="Seconds of one window; lengthened to hold several requests.", min=0.1)
+    ] = 2.0,
     max_windows: Annotated[
         int, typer.Option(help="Stop after so many, or once the 95% interval is within 2%.", min=1)
     ] = 10,
@@ -68,6 +77,8 @@ def server(
       deepfake bench server --rate 40,80,120 --protocol http
       deepfake bench server --url gpu-host:8001 --reference model.onnx --concurrency 64,256 --num-crops 8
     """
+    if concurrency is None:
+        concurrency = "" if rate else DEFAULT_CONCURRENCY
     levels = [
         *(Load(concurrency=item) for item in read_counts("--concurrency", concurrency)),
         *(Load(requests_per_s=item) for item in read_numbers("--rate", rate)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -26,6 +26,8 @@ from deepfake_bench.machine.processes import cpu_seconds, rss_mb
 RAMP_S = 0.5
 """Time before each window, in which queues fill and the first batches form; a load may have its own."""
 MIN_WINDOWS = 4
+REQUESTS_PER_WINDOW = 4
+"""Closed loop: a window lasts so many times as long as a request at least, or chance decides what ends in it."""
 BUSY_GENERATOR = 0.9
 """Share of a core from which on a load process, which runs one event loop, is taken for the bottleneck."""
 LATE_SHARE = 0.1
@@ -104,11 +106,16 @@ def measure_level(
     rates: list[float] = []
     traces: list[Trace] = []
     started, cpu_before, before = time.perf_counter(), _cpu_s(server), counters()
+    window_s = stopping.window_s
     while not stopping.enough(rates, level):
-        window = load.run(
-            replace(level, ramp_s=level.ramp_s or RAMP_S, measure_s=stopping.window_s, seed=100 * len(rates))
-        )
-        rates.append(sum(trace.answered for trace in window) * load.crops_per_request / stopping.window_s)
+        window = load.run(replace(level, ramp_s=level.ramp_s or RAMP_S, measure_s=window_s, seed=100 * len(rates)))
+        if level.mode == "closed" and (needed_s := _needed_s(window, window_s)) > window_s:
+            window_s = needed_s
+            rates.clear()
+            traces.clear()
+            started, cpu_before, before = time.perf_counter(), _cpu_s(server), counters()
+            continue
+        rates.append(sum(trace.answered for trace in window) * load.crops_per_request / window_s)
         traces.extend(window)
     share = share_between(before, counters())
     cpu_after, elapsed_s = _cpu_s(server), time.perf_counter() - started
@@ -117,7 +124,7 @@ def measure_level(
         for name in ("due_s", "sent_s", "answered_s")
     )
     latency = Latency.of(answered - due)
-    measured_s = len(rates) * stopping.window_s
+    measured_s = len(rates) * window_s
     succeeded = sum(trace.succeeded for trace in traces)
     exchange_ms = 1_000 * sum(trace.exchange_s for trace in traces)
     interval = half_width(rates)
@@ -139,10 +146,16 @@ def measure_level(
         server_cores=None if server is None else round((cpu_after - cpu_before) / elapsed_s, 3),
         server_rss_mb=None if server is None else rss_mb(server),
         falls_behind=level.concurrency is None and falls_behind(traces),
-        generator_limited=_generator_limit(
-            max(trace.cpu_s for trace in traces) / stopping.window_s, sent - due, latency
-        ),
+        generator_limited=_generator_limit(max(trace.cpu_s for trace in traces) / window_s, sent - due, latency),
     )
+
+
+def _needed_s(window: Sequence[Trace], window_s: float) -> float:
+    """Return how long a window must last to hold enough requests; twice as long where none was answered in it."""
+    latencies = np.concatenate([(trace.answered_s - trace.due_s)[~trace.failed] for trace in window])
+    if len(latencies):
+        return REQUESTS_PER_WINDOW * float(np.median(latencies))
+    return window_s if any(trace.errors for trace in window) else 2 * window_s
 
 
 def falls_behind(traces: list[Trace]) -> bool:

@@ -46,9 +46,7 @@ def latency_throughput(data: Results) -> Figure:
                 place = (item["crops_per_s"], item["latency"]["p50_ms"])
                 axes.annotate(str(load), place, textcoords="offset points", xytext=(4, -11), fontsize=7)
     axes.set(xlabel="crops/s", ylabel="latency, ms", yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="y", which="both", labelsize=7)
+    _plain_numbers(axes)
     return _finish(axes, data, "Latency against throughput")
 
 
@@ -135,7 +133,7 @@ def tuning(data: Results) -> Figure:
         )
     axes.axhline(data["p99_bound_ms"], color="k", linestyle="--", linewidth=0.8, label="bound")
     axes.set(xlabel="videos/s", ylabel="p99 of a request, ms", yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    _plain_numbers(axes)
     return _finish(axes, data, "Settings tried, on recorded traffic")
 
 
@@ -160,6 +158,7 @@ def roofline(data: Results) -> Figure:
         axes.set(xlabel="crops per execution", ylabel="crops/s", yscale="log")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
+        _plain_numbers(axes)
         axes.legend(fontsize=7, frameon=False)
         width, height = network["input_size_wh"]
         axes.set_title(f"{network['architecture']}, {width}x{height} px\n{data['environment']['gpu']}", size=9)
@@ -178,10 +177,10 @@ PLOTS: Mapping[str, Mapping[str, Callable[[Results], Figure]]] = {
 
 
 def write_plots(path: Path, *, form: str) -> list[Path]:
-    """Write the plots of a results file next to it, as one of `FORMATS`; none for benchmarks without plots."""
+    """Write the plots of a results file next to it, as one of `FORMATS`; none without plots or a GPU."""
     data = read_results(path)
     plots = PLOTS.get(data["benchmark"], {})
-    if not plots:
+    if not plots or data.get("device", "cuda") != "cuda":  # without a GPU there are no figures, only a trial
         return []
     import matplotlib
 
@@ -194,6 +193,13 @@ def write_plots(path: Path, *, form: str) -> list[Path]:
         draw(data).savefig(target, metadata={"Date": None} if form == "svg" else {"Software": None})
         written.append(target)
     return written
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Write 400, not 4 x 10^2, on a logarithmic axis."""
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="both", labelsize=7)
 
 
 def _stack(axes: Axes, names: Sequence[str], parts: Mapping[str, Sequence[float]], *, width: float = 0.8) -> None:

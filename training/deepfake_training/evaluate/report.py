@@ -13,8 +13,9 @@ from sklearn.metrics import roc_curve
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
-from deepfake_training.evaluate.evaluation import Evaluation, LabeledScores
+from deepfake_training.evaluate.evaluation import Evaluation, LabeledScores, RobustnessPoint
 from deepfake_training.evaluate.metrics import CALIBRATION_BINS, FIGURES, Estimate, calibration_bins
+from deepfake_training.evaluate.robustness import DEGRADATIONS
 
 
 def write_report(evaluation: Evaluation, directory: str | Path) -> list[Path]:
@@ -106,38 +107,63 @@ def _plots(evaluation: Evaluation) -> Iterator[tuple[str, Figure]]:
     scores = evaluation.file_scores
     if 0 < scores.labels.sum() < len(scores.labels):
         figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-        _draw_roc(figure.subplots(), scores)
+        _draw_roc(figure.subplots(), evaluation)
         yield "roc", figure
     if len(evaluation.frame_scores.labels):
         figure = Figure(figsize=(4.5, 4.5), layout="constrained")
         _draw_reliability(figure.subplots(), evaluation.frame_scores)
         yield "reliability", figure
     if evaluation.robustness:
-        figure = Figure(figsize=(3.2 * len(evaluation.robustness), 3), layout="constrained")
+        figure = Figure(figsize=(max(4.5, 3.2 * len(evaluation.robustness)), 3.4), layout="constrained")
         grid = figure.subplots(1, len(evaluation.robustness), squeeze=False, sharey=True)
         for axes, (kind, points) in zip(grid[0], evaluation.robustness.items(), strict=True):
-            values = [float("nan") if point.roc_auc is None else point.roc_auc for point in points]
-            axes.plot(range(len(points)), values, marker="o")
-            axes.set_xticks(range(len(points)), [f"{point.level:g}" for point in points])
-            axes.set(title=kind, ylim=(0, 1.02))
+            _draw_robustness(axes, kind, points, evaluation.per_file.roc_auc.value)
         grid[0][0].set_ylabel("ROC-AUC per file")
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
         yield "robustness", figure
 
 
-def _draw_roc(axes: Axes, scores: LabeledScores) -> None:
+def _draw_roc(axes: Axes, evaluation: Evaluation) -> None:
+    scores, figures = evaluation.file_scores, evaluation.per_file
+    counts = figures.confusion
     false_positive, true_positive, _ = roc_curve(scores.labels, scores.probabilities)
-    axes.plot(false_positive, true_positive, drawstyle="steps-post")
-    axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
-    axes.set(xlabel="false-positive rate", ylabel="true-positive rate", title="ROC, per file")
+    axes.plot(false_positive, true_positive, drawstyle="steps-post", label=f"AUC {figures.roc_auc}")
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle=":", label="chance")
+    axes.plot(
+        counts.false_positives / (counts.false_positives + counts.true_negatives),
+        counts.true_positives / (counts.true_positives + counts.false_negatives),
+        "o",
+        label=f"threshold {figures.threshold:.4g}",
+    )
+    axes.set(
+        xlabel="share of reals called fake",
+        ylabel="share of fakes called fake",
+        title=f"ROC, {figures.num_real} real and {figures.num_fake} fake files",
+    )
+    axes.legend(loc="lower right", fontsize=8)
 
 
 def _draw_reliability(axes: Axes, scores: LabeledScores) -> None:
     bins = calibration_bins(scores.probabilities)
-    filled = np.unique(bins)
-    axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
-    axes.bar(
+    filled, counts = np.unique(bins, return_counts=True)
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=0.8, linestyle=":", label="calibrated")
+    bars = axes.bar(
         (filled + 0.5) / CALIBRATION_BINS,
         [scores.labels[bins == number].mean() for number in filled],
         width=0.9 / CALIBRATION_BINS,
+        label="measured, with the number of frames",
     )
+    axes.bar_label(bars, [str(count) for count in counts], fontsize=7)
     axes.set(xlabel="fake probability", ylabel="share of fakes", title="Reliability, per frame", xlim=(0, 1))
+    axes.set_ylim(0, 1.08)
+    axes.legend(loc="upper left", fontsize=8)
+
+
+def _draw_robustness(axes: Axes, kind: str, points: Sequence[RobustnessPoint], baseline: float | None) -> None:
+    values = [float("nan") if point.roc_auc is None else point.roc_auc for point in points]
+    axes.plot(range(len(points)), values, marker="o", label="degraded")
+    if baseline is not None:
+        axes.axhline(baseline, color="gray", linestyle="--", linewidth=0.8, label="as they are")
+    axes.axhline(0.5, color="gray", linestyle=":", linewidth=0.8, label="chance")
+    axes.set_xticks(range(len(points)), [f"{point.level:g}" for point in points])
+    axes.set(title=kind, xlabel=DEGRADATIONS[kind].title, ylim=(0, 1.02))
