@@ -164,6 +164,9 @@ class Decoding:
                 times.append(packet.dts)
                 packet.pts = None
             for picture in self._decoder.decode(packet):
+                while times and self._decoder.left_out:
+                    times.popleft()
+                    self._decoder.left_out -= 1
                 pts = times.popleft() if times else time_next if picture.pts is None else picture.pts
                 time_next = pts + self._step
                 yield picture, pts

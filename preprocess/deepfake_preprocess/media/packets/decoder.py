@@ -52,7 +52,8 @@ class DecodeStats:
 class Decoder:
     """A stream's decoder, which yields sound pictures only.
 
-    Its `start` and `step` are the time of the stream's first frame and the usual distance of frames, in ticks.
+    Its `start` and `step` are the time of the stream's first frame and the usual distance of frames, in ticks;
+    `left_out` counts the pictures that were not yielded, for those who count.
 
     A picture that refers to a damaged one shows traces of the damage, which a detector may take for a forgery. So
     after damage nothing is sound before the next keyframe. What a stream begins with is different: a decoder that
@@ -68,6 +69,7 @@ class Decoder:
         self._sound: int | None = None  # time of the last sound picture
         self._started = False
         self._damaged = False
+        self.left_out = 0
 
     def decode(self, packet: Packet | None) -> Iterator[av.VideoFrame]:
         """Decode one packet, or with None what the decoder still holds."""
@@ -84,6 +86,7 @@ class Decoder:
                 self._damage()
             elif self._damaged and not picture.key_frame:
                 self._stats.packets_corrupt += 1
+                self.left_out += 1
             else:
                 if self._damaged:
                     self.end(picture.pts)
@@ -107,4 +110,5 @@ class Decoder:
 
     def _damage(self) -> None:
         self._stats.packets_corrupt += 1
+        self.left_out += 1
         self._damaged = self._started

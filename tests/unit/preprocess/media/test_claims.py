@@ -1,9 +1,11 @@
 """Files whose headers, indexes or times do not say what is in them."""
 
+import io
 import struct
 import threading
 
 import av
+import http_files
 import media
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from deepfake_preprocess.media.live import LiveOptions, open_live
 from deepfake_preprocess.media.opening import open_media
 from deepfake_preprocess.media.packets.clock import Clock
+from deepfake_preprocess.media.remote import open_url
 from deepfake_preprocess.media.sampling import Sampling
 
 
@@ -104,6 +107,16 @@ def test_a_second_file_behind_the_first_is_seen_by_both_ways(tmp_path):
     assert live[-1][0] == pytest.approx(by_rate[-1][0], abs=0.3)
 
 
+def test_what_is_opened_anew_may_be_at_an_address_or_in_a_file_object(tmp_path):
+    data = clip(tmp_path / "a.ts", seconds=2.0).read_bytes()
+    with http_files.serving() as site:
+        site.files["/a.ts"] = data + data
+        for opened in (open_url(f"{site.url}/a.ts"), open_media(io.BytesIO(data + data))):
+            with opened:
+                assert max(frame.pts_seconds for frame in opened.frames(Sampling(8))) > 3.0
+                assert opened.duration_s == pytest.approx(4.0)
+
+
 @pytest.mark.parametrize("ending", ["mkv", "mpg", "h264"])
 def test_joined_files_of_other_kinds(tmp_path, ending):
     encoding = {"codec": "mpeg2video"} if ending == "mpg" else {}
@@ -183,6 +196,19 @@ def test_avi_with_b_frames_is_in_order(tmp_path):
     assert [number for _, number, _ in found] == list(range(50))
     assert [index for index, _, _ in found] == list(range(50))
     assert [time for _, _, time in found] == pytest.approx([n / 25 for n in range(50)], abs=0.021)
+
+
+def test_damage_does_not_move_what_follows_in_an_avi(tmp_path):
+    path = clip(tmp_path / "a.avi", b_frames=2, gop=25, moving=True)
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data, (position, size) = bytearray(path.read_bytes()), places[30]
+    data[position + 12 : position + size] = b"\xff" * (size - 12)
+    with open_media(bytes(data)) as opened:
+        frames = list(opened.frames(Sampling(None, 25.0)))
+        assert len(frames) < 100
+        last = frames[-1]
+        assert (media.read_number(last.to_rgb()), last.pts_seconds) == (99, pytest.approx(99 / 25, abs=0.05))
 
 
 def test_of_several_streams_it_is_said_which_was_taken(tmp_path):
