@@ -85,7 +85,7 @@ class CViT(nn.Module):
         maps = self.features(inputs)
         patches = maps.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH)).permute(0, 2, 4, 3, 5, 1)
         tokens = self.patch_to_embedding(patches.flatten(3).flatten(1, 2))
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], 1)
         tokens = tokens + self.pos_embedding[:, : tokens.shape[1]]
         for part in self.transformer.modules():
             if isinstance(part, Normed):

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepfake_export.published import deepfakebench, npr
+from deepfake_export.published import cvit, deepfakebench, npr
 from deepfake_export.published.clip import ClipProbe, renamed_openai, renamed_transformers
-from deepfake_export.published.cvit import Attention
 from deepfake_export.published.efficientnet import PaddedConv, efficientnet
 
 WIDTH, HEADS, PX = 16, 2, 28
@@ -128,7 +127,7 @@ def test_bands_of_f3net_add_up():
 
 
 def test_attention_of_cvit_is_scaled_by_the_whole_dimension():
-    attention = Attention().eval()
+    attention = cvit.Attention().eval()
     tokens = torch.randn(1, 3, 1024)
     query, key, value = attention.to_qkv(tokens).chunk(3, dim=-1)
     heads = []
@@ -137,6 +136,18 @@ def test_attention_of_cvit_is_scaled_by_the_whole_dimension():
         weights = torch.softmax(query[..., part] @ key[..., part].transpose(1, 2) / 32, -1)
         heads.append(weights @ value[..., part])
     torch.testing.assert_close(attention(tokens), attention.to_out(torch.cat(heads, -1)))
+
+
+def test_cvit_takes_any_batch_when_it_is_exported(monkeypatch):
+    small = {"STAGES": ((4, 1),) * 5, "DIMENSION": 16, "HIDDEN": 32, "HEADS": 2, "DEPTH": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(cvit, name, value)
+    network = cvit.CViT(2).eval()
+    batch = ({0: torch.export.Dim("batch", min=1, max=8)},)
+    program = torch.export.export(network, (torch.randn(2, 3, 224, 224),), dynamic_shapes=batch)
+    crops = torch.randn(3, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(program.module()(crops), network(crops))
 
 
 def test_npr_sees_differences_alone():
