@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -34,8 +34,9 @@ NUM_FAULTS = int(os.environ.get("CHAOS_FAULTS", "6"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 NUM_CLIPS = 16
 NUM_FRAMES = 6
-GAP_S = (0.3, 6.0)
-"""Faults also come while the last one is not mended yet."""
+GAP = (0.05, 0.6)
+"""From one fault to the next, in shares of how long an undisturbed run takes here. Some come while the last one is
+not mended yet."""
 STOPPED_S = (0.1, 1.0)
 RUN_TIMEOUT_S = 900
 DEEPFAKE = [sys.executable, "-c", "from deepfake_client.cli.main import main; raise SystemExit(main())"]
@@ -67,6 +68,12 @@ class Server:
             else:
                 return found.pid
 
+    def wait_until_ready(self) -> None:
+        """Return once health says so."""
+        command = [*DEEPFAKE, "health", "--url", self.urls["grpc"]]
+        while subprocess.run(command, capture_output=True, check=False).returncode:
+            time.sleep(0.1)  # between polls
+
     def close(self) -> None:
         self._over.set()
         self._manager.join()
@@ -93,14 +100,26 @@ class Run:
         self._journal = journal
         self._command = [*DEEPFAKE, "analyze", str(clips), "--output", str(journal), "--retry", "120"]
         self._command += ["--num-frames", str(NUM_FRAMES), "--url", url, "--protocol", protocol]
-        self._stderr = journal.with_suffix(".stderr").open("w+")
+        self._said: list[str] = []
+        self._readers: list[threading.Thread] = []
         self.starts = 0
         self.process = self._start()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[str]:
         resume = ["--resume"] if self.starts else []
         self.starts += 1
-        return subprocess.Popen([*self._command, *resume], stdout=subprocess.DEVNULL, stderr=self._stderr)
+        process = subprocess.Popen(
+            [*self._command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        # By a pipe: the full disk is that of the results.
+        reader = threading.Thread(target=self._listen, args=[process.stderr])
+        reader.start()
+        self._readers.append(reader)
+        return process
+
+    def _listen(self, stderr: IO[str]) -> None:
+        with stderr:
+            self._said.extend(stderr)
 
     def goes_on(self) -> bool:
         """Return whether there is more to do; starts it again where it ended before its end."""
@@ -120,10 +139,9 @@ class Run:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        self._stderr.seek(0)
-        said = self._stderr.read()
-        self._stderr.close()
-        return said
+        for reader in self._readers:
+            reader.join()
+        return "".join(self._said)
 
 
 def faults(server: Server, run: Run, chance: random.Random) -> dict[str, Callable[[], None]]:
@@ -182,17 +200,23 @@ def test_no_verdict_is_lost_or_changed_by_faults(clips: Path, tmp_path: Path) ->
     happened: collections.Counter[str] = collections.Counter()
     rounds = starts = 0
     try:
+        server.wait_until_ready()
+        start = time.monotonic()
         undisturbed = Run(clips, tmp_path / "undisturbed.jsonl", server.urls["grpc"], "grpc")
         while undisturbed.goes_on():
             time.sleep(0.1)  # between polls
         undisturbed.close()
+        shortest_s, longest_s = (share * (time.monotonic() - start) for share in GAP)
         expected = verdicts(tmp_path / "undisturbed.jsonl")
         assert len(expected) == NUM_CLIPS
         while happened.total() < NUM_FAULTS:
             rounds += 1
             journal, protocol = tmp_path / f"round{rounds}.jsonl", chance.choice(PROTOCOLS)
             run = Run(clips, journal, server.urls[protocol], protocol)
-            deadline, next_fault = time.monotonic() + RUN_TIMEOUT_S, time.monotonic() + chance.uniform(*GAP_S)
+            deadline, next_fault = (
+                time.monotonic() + RUN_TIMEOUT_S,
+                time.monotonic() + chance.uniform(shortest_s, longest_s),
+            )
             while run.goes_on():
                 assert time.monotonic() < deadline, f"round {rounds}: {happened}\n{run.close()}"
                 if time.monotonic() > next_fault and happened.total() < NUM_FAULTS:
@@ -202,7 +226,7 @@ def test_no_verdict_is_lost_or_changed_by_faults(clips: Path, tmp_path: Path) ->
                         happened[name] += 1
                     except (ProcessLookupError, psutil.NoSuchProcess):
                         pass  # it had ended by itself, or by the fault before
-                    next_fault = time.monotonic() + chance.uniform(*GAP_S)
+                    next_fault = time.monotonic() + chance.uniform(shortest_s, longest_s)
                 time.sleep(0.02)  # between polls
             said = run.close()
             print(f"round {rounds} over {protocol}: {happened.total()} faults so far, {run.starts} starts")

@@ -134,19 +134,21 @@ def _connection(
     ] = None,
     timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = DEFAULT_TIMEOUT_S,
     retry: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, help="Keep retrying for this many seconds while the server is unavailable or busy (0 = never)."
+            min=0,
+            help="Keep retrying for this many seconds while the server is unavailable or busy (0 = never). "
+            "Given explicitly, also for a server that is not there yet.",
+            show_default=f"{Retry().total_s:g}",
         ),
-    ] = Retry().total_s,
+    ] = None,
 ) -> Connection:
     headers = dict(_parse_header(line) for line in header or ())
     if token := os.environ.get(TOKEN_VARIABLE, "").strip():
         headers.setdefault("authorization", f"Bearer {token}")
     secured = Tls(tls_ca, tls_cert, tls_key) if tls or tls_ca or tls_cert or tls_key else None
-    return Connection(
-        url=url, protocol=protocol, tls=secured, headers=headers, timeout_s=timeout, retry=Retry(total_s=retry)
-    )
+    patience = Retry() if retry is None else Retry(total_s=retry, from_start=True)
+    return Connection(url=url, protocol=protocol, tls=secured, headers=headers, timeout_s=timeout, retry=patience)
 
 
 def _parse_header(line: str) -> tuple[str, str]:
