@@ -29,7 +29,7 @@ import triton_python_backend_utils as pb_utils
 
 from deepfake_preprocess.support.sessions import open_session
 from deepfake_serve._cores import CROPS_PER_THREAD, MIN_AHEAD_S, running_alone
-from deepfake_serve._pulse import Pulse, restarts
+from deepfake_serve._pulse import Pulse
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -87,14 +87,6 @@ class TritonPythonModel:
         self._under_way: Future[list[Array]] | None = None
         largest_s = full_s * int(config["max_batch_size"]) / self._full
         self._pulse.publish(config["name"], max(HUNG_S, HUNG_SHARE * largest_s))
-        # One number, which every instance states; it is offered for as long as one of them holds it.
-        self._metrics = pb_utils.MetricFamily(
-            name="deepfake_serve_restarts",
-            description="How often the embedded Triton was started again because it or a backend process failed",
-            kind=pb_utils.MetricFamily.GAUGE,
-        )
-        self._restarts = self._metrics.Metric(labels={})
-        self._restarts.set(restarts())
 
     def finalize(self) -> None:
         """Answer what was accepted."""

@@ -18,7 +18,7 @@ import deepfake_serve
 from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
 from deepfake_preprocess.errors import OptionError, ServerStartError
 from deepfake_serve._plan import HOST, SHARED_MEMORY, STOP_TIMEOUT_S, Plan
-from deepfake_serve._pulse import FOLDER_VARIABLE, RESTARTS_VARIABLE
+from deepfake_serve._pulse import FOLDER_VARIABLE
 from deepfake_serve._repository import CpuShare, ServedModel
 from deepfake_serve._runtime import TritonRuntime, library_path
 
@@ -103,7 +103,6 @@ def environment_of(runtime: TritonRuntime, plan: Plan) -> dict[str, str]:
     return {
         **os.environ,
         FOLDER_VARIABLE: str(plan.pulses),
-        RESTARTS_VARIABLE: str(plan.restarts),
         "LD_LIBRARY_PATH": library_path(runtime),
         # The stub finds its standard library through the first `python3` on the path.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),

@@ -53,11 +53,6 @@ class Plan:
         """A file that is there while every model answers."""
         return Path(self.run_dir) / "serving"
 
-    @property
-    def restarts(self) -> Path:
-        """How often Triton was started again, for its metrics."""
-        return Path(self.run_dir) / "restarts"
-
     def write(self, path: Path) -> None:
         """Write it into a file."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")

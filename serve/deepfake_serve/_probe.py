@@ -21,8 +21,12 @@ SHARE = 0.02
 """Of the time that questions may take: those to slow models come less often than at `INTERVAL_S`."""
 START_INTERVAL_S = 0.05
 TIMEOUT_S = 5.0
+SILENT = f"gave no answer within {TIMEOUT_S:g} s"
 FAILURES = 2
-"""So many unanswered rounds in a row are an ailment. One may have met a model that was just replaced."""
+"""So many errors in a row are an ailment. One may have met a model that was just replaced."""
+SILENCE_S = 30.0
+"""Without any answer or progress for so long, a server is stuck. A machine that is overloaded may be silent for a
+while; processes that died, were stopped or compute without end are noticed otherwise, and sooner."""
 BUSY_TEXTS = ("maximum queue size", "request timeout expired")
 
 
@@ -60,26 +64,32 @@ class Asking:
 
     def _run(self) -> None:
         start, failures, pause_s = time.monotonic(), 0, START_INTERVAL_S
+        progress, progress_at = self._beats(), start
         while not self._over.wait(pause_s):
-            began, before = time.monotonic(), self._beats()
+            began = time.monotonic()
             problem = next(filter(None, map(self._ask, self._plan.questions())), "")
-            took_s = time.monotonic() - began
+            now = time.monotonic()
+            is_silent = problem.endswith(SILENT)
+            if not problem or self._beats() != progress:
+                progress, progress_at = self._beats(), now
             if problem:
                 self._plan.serving.unlink(missing_ok=True)
             elif not self._over.is_set():
                 self.served = True
                 self._plan.serving.touch()
-            if not self.served:
-                limit_s = self._plan.start_timeout_s
-                if time.monotonic() - start > limit_s:
-                    return self._report(f"not every model answered within {limit_s:g} s of its start ({problem})")
-                continue
-            is_silent = problem and took_s >= TIMEOUT_S
-            failures = failures + 1 if problem and not (is_silent and self._beats() != before) else 0
-            if failures >= FAILURES:
+            failures = failures + 1 if problem and not is_silent else 0
+            limit_s = self._plan.start_timeout_s
+            if not self.served and now - start > limit_s:
+                return self._report(f"not every model answered within {limit_s:g} s of its start ({problem})")
+            if self.served and (failures >= FAILURES or (is_silent and now - progress_at > SILENCE_S)):
                 return self._report(problem)
-            pause_s = min(max(INTERVAL_S, took_s / SHARE), MAX_INTERVAL_S) if not problem else INTERVAL_S / 4
+            pause_s = self._pause_s(now - began, problem)
         return None
+
+    def _pause_s(self, took_s: float, problem: str) -> float:
+        if not self.served:
+            return START_INTERVAL_S
+        return INTERVAL_S / 4 if problem else min(max(INTERVAL_S, took_s / SHARE), MAX_INTERVAL_S)
 
     def _report(self, ailment: str) -> None:
         self.ailment = ailment
@@ -97,7 +107,7 @@ class Asking:
                 answer = connection.getresponse()
                 text = answer.read().decode(errors="replace")
             except TimeoutError:
-                return f"model {name!r} gave no answer within {TIMEOUT_S:g} s"
+                return f"model {name!r} {SILENT}"
             except (OSError, http.client.HTTPException) as exc:
                 return f"model {name!r} could not be asked ({exc or type(exc).__name__})"
         if answer.status == http.client.OK or any(busy in text.lower() for busy in BUSY_TEXTS):

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDER_VARIABLE = "DEEPFAKE_SERVE_PULSES"
-RESTARTS_VARIABLE = "DEEPFAKE_SERVE_RESTARTS"
 _LAYOUT = struct.Struct("=Qd")
 """How often the process began or ended to compute, so it computes while that is odd; and how long that may take."""
 STOPPED_S = 0.6
@@ -60,14 +59,6 @@ class Pulse:
     def _beat(self) -> None:
         self._beats += 1
         _LAYOUT.pack_into(self._memory, 0, self._beats, self._limit_s)
-
-
-def restarts() -> int:
-    """Return how often the server that this backend process belongs to was started again."""
-    try:
-        return int(Path(os.environ[RESTARTS_VARIABLE]).read_text(encoding="ascii"))
-    except (KeyError, FileNotFoundError):
-        return 0
 
 
 class _Patient:

@@ -131,7 +131,6 @@ def _keep_running(plan: Plan, parent: int, wakeup: int) -> int:
             _say(plan, f"{end.reason}; Triton was started again {number - 1} times, and is given up")
             return end.code
         _say(plan, f"{end.reason}; starting Triton again (restart {number})")
-        plan.restarts.write_text(str(number), encoding="ascii")
         if _wait_for([parent, wakeup], pause_s):
             return 0
 

@@ -49,16 +49,6 @@ class Sender:
         self.answers.append(answer)
 
 
-class MetricFamily:
-    GAUGE = "gauge"
-
-    def __init__(self, **_):
-        self.values = []
-
-    def Metric(self, labels):  # noqa: N802, as Triton names it
-        return SimpleNamespace(set=self.values.append)
-
-
 class Request:
     def __init__(self, faces, *, outputs=("fake_probability", "logit"), broken=False):
         self.faces, self._outputs, self._sender = faces, outputs, Sender(broken=broken)
@@ -85,7 +75,6 @@ def backend(monkeypatch, logged):
     utils.Tensor, utils.InferenceResponse, utils.TritonError = Tensor, Response, str
     utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = "final"
     utils.Logger = SimpleNamespace(log_error=logged.append)
-    utils.MetricFamily = MetricFamily
     utils.get_input_tensor_by_name = lambda request, name: request.faces
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
     monkeypatch.delitem(sys.modules, "deepfake_serve._backend", raising=False)

@@ -140,8 +140,6 @@ def test_health_is_not_ready_while_requests_fail(tiny_repository, capsys):
             supervisor.resume()
         wait_for_restarts(triton)
         assert health("grpc")[0] == 0
-        with urllib.request.urlopen(triton.metrics_url, timeout=5) as answer:
-            assert "deepfake_serve_restarts 1" in answer.read().decode().splitlines()
 
 
 # --- requests that end Triton 2.51; the server listens on the loopback interface only
