@@ -13,13 +13,16 @@ STARTED_TIMEOUT_S = 60
 
 
 def tritonserver_of(pid: int) -> psutil.Process:
-    """Return the server below a supervisor; waits for one that is about to be started again."""
+    """Return the server below a supervisor; waits for one that is about to be started again.
+
+    Raises psutil.NoSuchProcess where the supervisor is gone, or starts none in time.
+    """
     deadline = time.monotonic() + STARTED_TIMEOUT_S
     while time.monotonic() < deadline:
         for process in psutil.Process(pid).children():
             if process.name() == "tritonserver":
                 return process
-    raise AssertionError("there is no tritonserver")
+    raise psutil.NoSuchProcess(pid, "tritonserver", "there is no server below it")
 
 
 def backends_of(pid: int, count: int = 1) -> list[psutil.Process]:
@@ -29,10 +32,11 @@ def backends_of(pid: int, count: int = 1) -> list[psutil.Process]:
         try:
             found = [item for item in tritonserver_of(pid).children() if "backend_stub" in item.name()]
         except psutil.NoSuchProcess:
+            psutil.Process(pid)  # or there is nothing to wait for
             continue
         if len(found) >= count:
             return found
-    raise AssertionError(f"there are no {count} backend processes")
+    raise psutil.NoSuchProcess(pid, "backend", f"there are no {count} below it")
 
 
 def server_processes(pid: int) -> list[psutil.Process]:
