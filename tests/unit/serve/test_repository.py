@@ -6,8 +6,10 @@ import json
 import pytest
 
 from deepfake_export.repository.configs import refresh_configs
+from deepfake_export.repository.listing import inspect_repository
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
+from deepfake_preprocess.contract.repository import empty_models
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_serve import _repository as repository
@@ -350,3 +352,13 @@ def test_what_was_tuned_for_so_many_cores_is_used_unless_something_else_is_asked
     edit_config(tmp_path, lambda config: config.parameters.pop(triton_config.CORES_PARAMETER))
     (model,) = check_repository(tmp_path)
     assert model_share(model, 4) == CpuShare(4, 1)
+
+
+def test_a_stray_folder_is_the_same_to_serving_and_to_verify(tmp_path):
+    write_model(tmp_path / "repository")
+    (tmp_path / "repository" / "notes").mkdir()
+    assert [model.spec.name for model in check_repository(tmp_path / "repository")] == ["detector"]
+    assert empty_models(tmp_path / "repository") == ["notes"]
+    found = [item for model in inspect_repository(tmp_path / "repository") for item in model.all_problems]
+    (problem,) = (item for item in found if item.file == "notes")
+    assert "`deepfake serve` passes it over, but NVIDIA's container does not start with it" in problem.what
