@@ -56,7 +56,7 @@ def take_pictures(verdict: Verdict, media: Media, spec: ModelSpec) -> Pictures:
         if not suspicious_faces(verdict, per_track=1):
             return _of_frames(verdict, media)
     except InputError as exc:
-        return Pictures(problem=f"The input could not be decoded again for this report: {exc}")
+        return Pictures(problem=f"The file could not be decoded again for this report: {exc}")
     by_frame = {item.pick.frame.index: item for item in reversed(faces)}
     wanted = sorted(list(dict.fromkeys(item.pick.frame.index for item in faces))[:MAX_FRAMES])
     return Pictures(faces, tuple(_shot_of(by_frame[index]) for index in wanted))
@@ -68,7 +68,7 @@ def pictures_of_source(verdict: Verdict, spec: ModelSpec) -> Pictures:
         with open_source(verdict.source) as media:
             return take_pictures(verdict, media, spec)
     except InputError as exc:
-        return Pictures(problem=f"The input could not be opened again for this report: {exc}")
+        return Pictures(problem=f"The file could not be opened again for this report: {exc}")
 
 
 def with_box(item: Evidence, color_rgb: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -95,7 +95,7 @@ def data_uri(media_type: str, data: bytes) -> str:
 def _of_frames(verdict: Verdict, media: Media) -> Pictures:
     results = verdict.frames[:: max(1, len(verdict.frames) // MAX_FRAMES)][:MAX_FRAMES]
     if not results:
-        return Pictures(problem="No frame of the input could be decoded, so there is nothing to show.")
+        return Pictures(problem="No frame of the file could be decoded, so there is nothing to show.")
     times = tuple(result.pts_seconds for result in results)
     frames = media.frames(Sampling(num_frames=None, at_seconds=times))
     return Pictures(shots=tuple(_shot(_nearest(results, frame), frame) for frame in frames))
