@@ -57,7 +57,7 @@ def find_faces(
     """Find the faces of a uint8 ``[H, W, 3]`` RGB image of the size that the detector asks for.
 
     A `FaceFollower` follows those seen `before`, in the previous sampled frame. If one is lost, all are detected.
-    Without a frame before, and after one in which heads were not upright, the turned picture may be tried as well.
+    Where they are not found surely, the turned picture is tried as well.
     """
     height, width = image_rgb.shape[:2]
     thumbnail = cv2.resize(image_rgb, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA).astype(np.int16)
@@ -73,7 +73,9 @@ def find_faces(
             faces = sorted((face for face in followed if face is not None), key=lambda face: -face.confidence)
     if faces is None:
         faces = detector.detect([image_rgb])[0]
-        if (before is None or before.turned) and _surest(faces, _SURE_ROLL_DEG) < _SURE:
+        # Where there is nobody, there is mostly nobody in the next frames either.
+        may_lie = bool(faces) or before is None or before.turned
+        if may_lie and _surest(faces, _SURE_ROLL_DEG) < _SURE:
             faces, turned = _faces_of_turned(detector, image_rgb, faces)
     return Sighting(tuple(faces), pts_seconds, (width, height), thumbnail, turned)
 

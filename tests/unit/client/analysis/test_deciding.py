@@ -193,6 +193,16 @@ def test_a_picture_that_lies_gets_no_verdict_from_faces_that_are_none(degrees: f
     assert "turn it upright" in result.detail
 
 
+def test_a_model_that_turns_heads_upright_judges_those_that_lie() -> None:
+    frames = [rolled(90 if number % 4 else 2, 0.3 if number % 4 else 0.95, number=number) for number in range(32)]
+    for frame in frames:
+        frame.appearances = [FaceAppearance(Quality(1.0, ()), COLORS)]
+    result = judge(frames, Rules(STRATEGIES["mean"], 0.5, turns_heads=True))
+    assert result.label is Label.REAL
+    assert result.fake_probability == pytest.approx(0.3)
+    assert "turned by 90" in result.detail
+
+
 def test_a_change_of_resolution_keeps_the_track() -> None:
     frames = []
     for number in range(12):

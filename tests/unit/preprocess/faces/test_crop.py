@@ -1,3 +1,4 @@
+import cv2
 import media
 import numpy as np
 import pytest
@@ -139,3 +140,22 @@ def test_any_box_gives_a_crop(box, align, size_wh):
 def test_boxes_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="must be finite"):
         crop_face(painted(0, 0, 9, 9), face(0, 0, np.nan, 4), spec())
+
+
+@pytest.mark.parametrize("degrees", [15, 30, 75])
+def test_a_head_rolled_far_is_cut_upright_and_one_rolled_little_as_it_is(degrees):
+    """A bar along the eye line is level in the crop, or as slanted as it was."""
+    image = np.full((400, 400, 3), 50, dtype=np.uint8)
+    turn = np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+    left, right = (200 - 60 * turn, 200 + 60 * turn)
+    cv2.line(image, tuple(left.astype(int).tolist()), tuple(right.astype(int).tolist()), (255, 255, 255), 8)
+    crop = crop_face(ArrayFrame.from_rgb(image), face(100, 100, 300, 300, eyes=(left, right)), spec(128, 128))
+    x0, y0, x1, y1 = white_box(crop)
+    slope = np.degrees(np.arctan2(y1 - y0 - 5, x1 - x0))
+    assert slope == pytest.approx(15 if degrees == 15 else 0, abs=4)
+
+
+def test_the_eye_line_of_a_face_in_profile_says_nothing():
+    image = painted(200, 100, 328, 228)
+    profile = face(200, 100, 328, 228, eyes=((260, 150), (268, 158)))
+    assert np.array_equal(crop_face(image, profile, spec()), crop_face(image, face(200, 100, 328, 228), spec()))

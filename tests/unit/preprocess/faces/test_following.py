@@ -11,7 +11,7 @@ from media import astronaut, write_video
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 from deepfake_client.transport.testing import FakeTransport
-from deepfake_preprocess.faces.detector import FaceDetector, FaceFollower
+from deepfake_preprocess.faces.detector import Face, FaceDetector, FaceFollower
 from deepfake_preprocess.faces.following import DETECT_EVERY, MAX_GAP_S, Sighting, find_faces
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
@@ -186,3 +186,28 @@ def clip_of(pictures):
     content = io.BytesIO()
     write_video(content, [picture[:, :454] for picture in pictures], fps=10, container_format="matroska")
     return content.getvalue()
+
+
+@pytest.mark.parametrize(("turns", "roll"), [(1, -90), (2, 180), (3, 90)])
+def test_faces_of_a_picture_that_lies_are_found_with_their_roll(turns: int, roll: int) -> None:
+    detector = MtcnnDetector()
+    upright = np.ascontiguousarray(cv2.resize(astronaut(), (256, 256), interpolation=cv2.INTER_AREA))
+    (expected,) = find_faces(detector, upright, 0.0, None).faces
+    (found,) = find_faces(detector, np.ascontiguousarray(np.rot90(upright, turns)), 0.0, None).faces
+    assert found.roll_deg is not None
+    assert abs((found.roll_deg - roll + 180) % 360 - 180) < 15
+    back = found.turned(-turns, (256, 256))
+    assert np.abs(back.box_xyxy - expected.box_xyxy).max() < 10
+    assert back.landmarks_xy is not None
+    assert expected.landmarks_xy is not None
+    assert np.abs(back.landmarks_xy - expected.landmarks_xy).max() < 10
+
+
+def test_four_quarter_turns_are_none() -> None:
+    points = np.array([[10, 20], [30, 22], [20, 30], [12, 40], [28, 41]], np.float32)
+    face = Face(np.array([5, 10, 40, 50], np.float32), 0.9, points)
+    turned = face.turned(1, (100, 60))
+    assert turned.box_xyxy.tolist() == [10, 60, 50, 95]
+    assert turned.landmarks_xy is not None
+    assert turned.landmarks_xy[0].tolist() == [20, 90]
+    assert turned.turned(3, (60, 100)).box_xyxy.tolist() == face.box_xyxy.tolist()
