@@ -61,6 +61,8 @@ def main() -> int:
                     failed.append(line)
                     print(json.dumps(line), flush=True)
                     _keep(arguments.keep, arguments.seed, line["number"])
+                elif line["result"] not in ("MediaOpenError", "MediaNotFoundError") and "message" in line:
+                    print(json.dumps(line), flush=True)  # typed, but something that was not foreseen
                 peak_mib = max(peak_mib, line.get("peak_mib", 0))
                 base_mib = line.get("rss_mib", 0) if line.get("nth", 0) <= 100 else base_mib
                 growth_mib = max(growth_mib, line.get("rss_mib", 0) - base_mib)
@@ -178,7 +180,7 @@ def _case(client: Any, files: dict[str, bytes], seed: int, number: int, folder: 
         if outcome.error is not None:
             assert isinstance(outcome.error, DeepfakeError)
             assert "\n" not in str(outcome.error)
-            return {"result": type(outcome.error).__name__}
+            return {"result": type(outcome.error).__name__, "name": name, "message": str(outcome.error)}
         return {"result": outcome.verdict.label.value}
     except Exception:
         return {"result": "untyped", "name": name, "options": repr(options), "where": traceback.format_exc()}

@@ -22,7 +22,7 @@ class FixedDetector:
         self._lock = threading.Lock()
 
     def detection_size_wh(self, width_px: int, height_px: int) -> tuple[int, int]:
-        return width_px // 2, height_px // 2
+        return max(1, width_px // 2), max(1, height_px // 2)
 
     def detect(self, images_rgb: Sequence[NDArray[np.uint8]]) -> list[list[Face]]:
         self.threads.add(threading.get_ident())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -28,7 +29,8 @@ def _escaped(character: str) -> str:
 @contextmanager
 def checked_stdout() -> Iterator[None]:
     """Let every write to standard output that fails (disk full, reader gone) raise OptionError, also the last one."""
-    plain = sys.stdout
+    before = sys.stdout
+    plain = io.TextIOWrapper(_Closed(), "utf-8") if before is None else before
     try:
         checked = _CheckedOutput(plain)
     except (AttributeError, io.UnsupportedOperation):  # replaced by something without bytes
@@ -39,9 +41,17 @@ def checked_stdout() -> Iterator[None]:
         yield
         checked.flush()
     finally:
-        sys.stdout = plain
+        sys.stdout = before
         with suppress(OptionError):
             checked.detach()
+
+
+class _Closed(io.BytesIO):
+    """Stands for a standard output that the process was started without; Python would drop what is printed."""
+
+    def write(self, data: Any) -> int:
+        """See `io.BytesIO.write`."""
+        raise OSError(errno.EBADF, "it is closed")
 
 
 class _CheckedOutput(io.TextIOWrapper):

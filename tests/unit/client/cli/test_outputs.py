@@ -156,3 +156,10 @@ def test_text_is_shown_as_it_is_and_what_is_not_printed_as_escapes() -> None:
     data = {"a": "b\u202e\x9b\udcff\U000e0001é"}
     assert json.loads(json_text(data)) == data
     assert json_text(data).isprintable()
+
+
+def test_a_standard_output_that_is_closed_is_no_place_for_a_verdict(pictures: Path) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", COMMAND, "analyze", "a.png"]
+    done = subprocess.run(command, cwd=pictures, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert sentences(done.stderr)[0].startswith("error: standard output cannot be written (it is closed)")
