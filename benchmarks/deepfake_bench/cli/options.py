@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from deepfake_bench.pipeline.usual import Peer, load_peer
 from deepfake_client.sources.inputs import expand
+from deepfake_preprocess.cli.console import results_console
 from deepfake_preprocess.errors import MissingExtraError, OptionError
 from deepfake_preprocess.media.opening import open_media
 from deepfake_preprocess.media.remote import is_url
-
-PLAIN_WIDTH = 140
-"""Of a table that goes into a file or a pipe, where there is no terminal to fit."""
 
 FACENET_REQUIREMENTS = "facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer"
 
@@ -123,5 +120,4 @@ def print_table(
     for item in items:
         style = "bold" if item.get(bold) else ""
         table.add_row(*(figures.vformat(form, (), item) for _, form in columns), style=style)
-    console = Console()
-    (console if console.is_terminal else Console(width=PLAIN_WIDTH)).print(table)
+    results_console().print(table)

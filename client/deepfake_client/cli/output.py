@@ -19,13 +19,14 @@ import typer
 from rich.console import Console
 
 from deepfake_client.cli.journal import Journal
-from deepfake_client.cli.render import print_summary, print_verdict, results_console
+from deepfake_client.cli.render import print_summary, print_verdict
 from deepfake_client.cli.terminal import json_text
 from deepfake_client.explain.evidence import Evidence
 from deepfake_client.explain.findings import ExplainedFace, overlays_png
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity, Verdict
+from deepfake_preprocess.cli.console import results_console
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.media.opening import Media

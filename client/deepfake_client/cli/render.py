@@ -14,8 +14,6 @@ from deepfake_preprocess.support.text import visible
 
 LABEL_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
 _BAR_CELLS = 20
-PLAIN_WIDTH = 10_000
-"""Columns of what is no terminal."""
 
 
 def print_verdict(console: Console, verdict: Verdict, *, training_data: Mapping[ModelIdentity, str]) -> None:
@@ -31,12 +29,6 @@ def print_verdict(console: Console, verdict: Verdict, *, training_data: Mapping[
     rows = [("time", f"total {timing.total:.2f} s (overlapping: {stages})")]
     rows += [("note", note) for note in verdict.notes()]
     console.print(_facts([*rows, *_model_rows(verdict.model, training_data)]))
-
-
-def results_console() -> Console:
-    """Return standard output, with lines of any length where it is not a terminal: names must not be broken there."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def print_summary(

@@ -22,6 +22,7 @@ from deepfake_export.api import ExportResult, export_checkpoint
 from deepfake_export.proof.gate import BEST
 from deepfake_export.request import ExportRequest
 from deepfake_export.tensorrt.options import EngineOptions
+from deepfake_preprocess.cli.console import results_console
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
@@ -133,7 +134,7 @@ def _print_summary(console: Console, result: ExportResult, notes: Sequence[str])
     table = Table.grid(padding=(0, 2))
     for name, value in _summary_rows(result):
         table.add_row(name, escape(value))
-    console.print(table, soft_wrap=False)
+    results_console().print(table)
     for note in notes:
         console.print(f"Note: {escape(note)}.")
     console.print(f"Next: deepfake serve --repository {escape(str(result.repository))}")

@@ -15,6 +15,7 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.text import Text
 
 from deepfake_client.cli.groups import (
     AggregationOption,
@@ -25,6 +26,7 @@ from deepfake_client.cli.groups import (
 )
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
+from deepfake_preprocess.cli.console import results_console
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media
@@ -68,7 +70,8 @@ class Reporting:
         """Write the report, print the figures, and write the spec, unless they speak against it."""
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         written = write_report(evaluation, self.output_dir)
-        Console().print(Markdown(as_markdown(evaluation)))
+        screen, text = results_console(), as_markdown(evaluation)
+        screen.print(Markdown(text) if screen.is_terminal else Text(text))
         console.print(f"written: {', '.join(str(path) for path in written)}")
         if self.write_spec is not None:
             spec = calibrated_spec(ModelSpec.from_yaml(self.write_spec), evaluation, self.rule)
