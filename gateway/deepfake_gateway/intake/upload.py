@@ -173,6 +173,9 @@ class _Form:
         _, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = parameters.get(b"name", b"").decode("utf-8", "replace")
         if name not in self._file_fields:
+            if parameters.get(b"filename"):
+                fields = " or ".join(sorted(self._file_fields))
+                raise Problem(422, f"the file is in the field {name[:80]!r}; send it as {fields}")
             if len(self._upload.fields) >= MAX_FIELDS:
                 raise Problem(400, f"the form has more than {MAX_FIELDS} fields; send fewer")
             self._field = name

@@ -44,6 +44,8 @@ EVENTS = sa.Table(
     ),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("data", sa.Text, nullable=False),
+    # Or SQLite gives an event the number of one that was deleted, and who follows misses it.
+    sqlite_autoincrement=True,
 )
 
 WORKERS = sa.Table(

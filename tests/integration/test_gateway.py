@@ -1,0 +1,142 @@
+"""`deepfake gateway` as people start it: with a worker, sandboxes and a real Triton, and what may be killed of it."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+import pytest
+from media import make_clip
+from server_processes import assert_all_end
+
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
+
+START_S = 90
+
+
+class Running:
+    """A gateway in a process of its own."""
+
+    def __init__(self, url, data_dir):
+        command = [sys.executable, "-m", "deepfake_client.cli.main", "gateway", "--url", url, "--port", "0"]
+        self.log = data_dir / "log"
+        data_dir.mkdir(exist_ok=True)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([*command, "--data-dir", str(data_dir)], stderr=log)
+        self.address = self._until(lambda: re.search(r"http://[\d.:]+", self.log.read_text()))[0]
+        self._until(self._is_ready)
+
+    def _until(self, found):
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            if result := found():
+                return result
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+    def _is_ready(self):
+        try:
+            return httpx.get(f"{self.address}/v1/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def descendants(self):
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def worker(self):
+        def find():
+            return [item for item in self.descendants() if "deepfake_gateway.jobs.worker" in item.cmdline()]
+
+        return self._until(find)[0]
+
+    def send(self, clip, *, wait_s=0, **fields):
+        headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
+        files = {"file": (clip.name, clip.read_bytes())}
+        return httpx.post(
+            f"{self.address}/v1/analyses", files=files, data=fields, headers=headers, timeout=120
+        ).json()
+
+    def events(self, analysis):
+        """Yield kind and data of an analysis' events as they come."""
+        with httpx.stream("GET", f"{self.address}{analysis['links']['events']}", timeout=120) as answer:
+            kind = ""
+            for line in answer.iter_lines():
+                if line.startswith("event: "):
+                    kind = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    yield kind, json.loads(line.removeprefix("data: "))
+
+    def stop(self, number=signal.SIGINT):
+        descendants = self.descendants()
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        assert_all_end(descendants)
+        return code
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return make_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", duration_s=1.0)
+
+
+@pytest.fixture
+def gateway(embedded_triton, tmp_path):
+    running = Running(embedded_triton.grpc_url, tmp_path / "data")
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+def test_the_verdict_is_that_of_the_client_and_ctrl_c_leaves_nothing(gateway, embedded_triton, clip, tmp_path):
+    analysis = gateway.send(clip, wait_s=90, num_frames=8)
+    with DeepfakeClient(embedded_triton.grpc_url) as client:
+        own = client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=8))).to_dict()
+    for verdict in (own, analysis["verdict"]):
+        del verdict["timing_s"], verdict["source"]
+    assert analysis["verdict"] == own
+    assert "<!doctype html>" in httpx.get(f"{gateway.address}{analysis['links']['report']}", timeout=120).text
+
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(clip.read_bytes()[:300])
+    failed = gateway.send(broken, wait_s=90)
+    assert (failed["status"], failed["error"]["type"]) == ("failed", "MediaOpenError")
+    assert "broken.mp4" in failed["error"]["message"]
+    assert str(tmp_path) not in failed["error"]["message"]
+    assert gateway.stop() == 0
+
+
+def test_a_killed_worker_s_job_goes_on_and_has_one_result(gateway, clip):
+    analysis = gateway.send(clip, fps=25)
+    kinds = []
+    for kind, data in gateway.events(analysis):
+        if kind == "status" and data["status"] == "running" and "running" not in kinds:
+            gateway.worker().kill()
+        kinds.append(data.get("status", kind))
+    assert kinds.count("done") == 2  # the state, and the end with the verdict
+    final = httpx.get(f"{gateway.address}{analysis['links']['self']}").json()
+    assert len(final["verdict"]["frames"]) == 25
+
+
+def test_a_killed_sandbox_is_one_failed_job(gateway, clip):
+    analysis = gateway.send(clip, fps=25)
+    for kind, data in gateway.events(analysis):
+        if kind == "status" and data["status"] == "running":
+            for process in gateway.worker().children():
+                process.kill()
+    assert (data["status"], data["error"]["type"]) == ("failed", "SandboxError")
+    assert gateway.send(clip, wait_s=90, num_frames=4)["status"] == "done"
+
+
+def test_a_killed_gateway_leaves_nothing_and_goes_on_with_its_next_start(gateway, embedded_triton, clip):
+    analysis = gateway.send(clip, fps=25)
+    gateway.stop(signal.SIGKILL)
+    again = Running(embedded_triton.grpc_url, gateway.log.parent)
+    try:
+        assert [data["status"] for kind, data in again.events(analysis) if kind == "end"] == ["done"]
+    finally:
+        again.stop()

@@ -1,0 +1,187 @@
+"""API v1 from outside: begin, wait, follow, list, cancel and delete analyses."""
+
+import json
+from pathlib import Path
+
+import gateways
+import pytest
+from jsonschema import validate
+
+from deepfake_gateway.api.documents import AnalysisDocument
+
+ROOT = Path(__file__).parents[3]
+SCHEMA = json.loads((ROOT / "docs" / "verdict.schema.json").read_text())
+WAIT = {"Prefer": "wait=60"}
+
+
+def send(gateway, clip, name="clip.mp4", headers=WAIT, **fields):
+    return gateway.post("/v1/analyses", files={"file": (name, clip)}, data=fields, headers=headers)
+
+
+def test_a_file_is_answered_with_the_verdict(gateway, clip):
+    answer = send(gateway, clip, num_frames=4)
+    assert answer.status_code == 200
+    assert answer.headers["preference-applied"] == "wait=60"
+    body = answer.json()
+    AnalysisDocument.model_validate(body)
+    validate(body["verdict"], SCHEMA)
+    assert body["verdict"]["source"] == "clip.mp4"
+    assert body["file"]["media_type"] == "video/mp4"
+    assert body["file"]["size_bytes"] == len(clip)
+    assert len(body["verdict"]["frames"]) == 4
+    assert gateway.get(body["links"]["self"]).json() == body
+
+
+def test_a_file_may_be_the_body_itself(gateway, clip):
+    answer = gateway.post("/v1/analyses?num_frames=2&file_name=a/b/talk.mp4", content=clip, headers=WAIT)
+    assert answer.json()["file"]["name"] == "talk.mp4"
+    assert len(answer.json()["verdict"]["frames"]) == 2
+
+
+def test_without_waiting_there_is_an_address(gateway, clip):
+    answer = send(gateway, clip, headers={})
+    assert answer.status_code == 202
+    assert answer.json()["verdict"] is None
+    assert gateway.get(answer.headers["location"]).status_code == 200
+
+
+def test_the_same_bytes_and_options_are_analyzed_once(gateway, clip):
+    first, again = send(gateway, clip).json(), send(gateway, clip, "other.mp4").json()
+    assert again["id"] == first["id"]
+    assert send(gateway, clip, threshold=0.9).json()["id"] != first["id"]
+    assert gateway.queue.runs == 2
+
+
+def test_an_idempotency_key_stands_for_one_request(gateway, clip):
+    headers = {"Idempotency-Key": "k1"}
+    gateway.queue.hold.clear()
+    first = send(gateway, clip, headers=headers).json()
+    assert send(gateway, clip, headers=headers).json()["id"] == first["id"]
+    other = send(gateway, clip, headers=headers, num_frames=3)
+    assert other.status_code == 409
+    assert "new key" in other.json()["detail"]
+
+
+def events_of(text):
+    blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+    return [(block["id"], block["event"], json.loads(block["data"])) for block in blocks]
+
+
+def test_events_tell_the_states_and_go_on_where_they_broke_off(gateway, clip):
+    analysis = send(gateway, clip).json()
+    events = events_of(gateway.get(analysis["links"]["events"]).text)
+    states = [data["status"] for _, kind, data in events if kind == "status"]
+    assert states == ["queued", "running", "done"]
+    assert events[-1][1] == "end"
+    assert events[-1][2]["verdict"] == analysis["verdict"]
+    rest = events_of(gateway.get(analysis["links"]["events"], headers={"Last-Event-ID": events[1][0]}).text)
+    assert [data.get("status") for _, _, data in rest] == ["done", "done"]
+
+
+def test_a_canceled_analysis_ends_its_work(gateway, clip):
+    gateway.queue.slow = True
+    analysis = send(gateway, clip, headers={}).json()
+    assert gateway.queue.working.wait(30)
+    answer = gateway.post(f"{analysis['links']['self']}/cancel")
+    assert answer.json()["status"] == "canceled"
+    assert gateway.queue.canceled.wait(30)
+    assert gateway.post(f"{analysis['links']['self']}/cancel").status_code == 409
+
+
+def test_deleting_leaves_nothing_on_disk(gateway, clip, tmp_path):
+    analysis = send(gateway, clip).json()
+    folder = gateway.desk.media.path(analysis["id"]).parent
+    assert folder.exists()
+    assert gateway.delete(analysis["links"]["self"]).status_code == 204
+    assert gateway.get(analysis["links"]["self"]).status_code == 404
+    assert not folder.exists()
+    assert list((tmp_path / "data" / "incoming").iterdir()) == []
+
+
+def test_the_list_is_paged_and_filtered(gateway, clip):
+    ids = [send(gateway, clip, f"{number}.mp4", num_frames=number).json()["id"] for number in (1, 2, 3)]
+    first = gateway.get("/v1/analyses?limit=2").json()
+    assert [item["id"] for item in first["items"]] == [ids[2], ids[1]]
+    second = gateway.get("/v1/analyses", params={"limit": 2, "cursor": first["next_cursor"]}).json()
+    assert [item["id"] for item in second["items"]] == [ids[0]]
+    assert second["next_cursor"] is None
+    assert [item["id"] for item in gateway.get("/v1/analyses?name=2.mp").json()["items"]] == [ids[1]]
+    assert gateway.get("/v1/analyses?status=failed").json()["items"] == []
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_reports(gateway, clip, kind):
+    analysis = send(gateway, clip, num_frames=3).json()
+    answer = gateway.get(analysis["links"]["report"], params={"format": kind})
+    if kind == "json":
+        assert answer.json() == analysis["verdict"]
+    else:
+        lines = answer.text.splitlines()
+        assert len(lines) == 1 + sum(len(frame["faces"]) for frame in analysis["verdict"]["frames"])
+
+
+def test_the_medium_is_sent_in_ranges(gateway, clip):
+    analysis = send(gateway, clip).json()
+    answer = gateway.get(analysis["links"]["media"], headers={"Range": "bytes=4-11"})
+    assert (answer.status_code, answer.content) == (206, clip[4:12])
+    assert answer.headers["content-type"] == "video/mp4"
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html><script>alert(1)</script></html>", b"<svg xmlns='x' onload='alert(1)'/>"]
+)
+def test_a_page_that_is_uploaded_is_never_a_page(gateway, content):
+    analysis = send(gateway, content, "clip.mp4").json()
+    assert analysis["status"] == "failed"
+    assert analysis["error"]["type"] == "MediaOpenError"
+    answer = gateway.get(analysis["links"]["media"])
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "sandbox" in answer.headers["content-security-policy"]
+
+
+def test_refusals_say_what_to_do(gateway, clip):
+    cases = [
+        (404, gateway.get("/v1/analyses/nothing")),
+        (404, gateway.get("/v1/nothing")),
+        (422, send(gateway, clip, threshold=2)),
+        (422, send(gateway, clip, wrong="x")),
+        (422, send(gateway, clip, num_frames=3, fps=1)),
+        (422, gateway.post("/v1/analyses", files={"other": ("a.mp4", clip)})),
+        (422, gateway.get("/v1/analyses?limit=0")),
+        (400, gateway.post("/v1/analyses", files=[("file", ("a", b"1")), ("file", ("b", b"2"))])),
+        (
+            400,
+            gateway.post("/v1/analyses", content=b"--x", headers={"Content-Type": "multipart/form-data; boundary=x"}),
+        ),
+        (415, gateway.post("/v1/analyses", data={"file": "x"})),
+        (403, send(gateway, clip, headers={"Origin": "https://elsewhere.example"})),
+        (403, gateway.get("/v1/analyses", headers={"Host": "bound.example"})),
+    ]
+    for status, answer in cases:
+        assert answer.status_code == status, answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["status"] == status
+        assert len(answer.json()["detail"]) > 20
+
+
+def test_what_is_too_large_or_too_much_is_refused(tmp_path, clip):
+    with gateways.gateway(tmp_path, max_upload_bytes=1000, max_queued=1) as gateway:
+        assert send(gateway, clip).status_code == 413
+        gateway.queue.hold.clear()
+        assert send(gateway, b"one", headers={}).status_code == 202
+        answer = send(gateway, b"two", headers={})
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "10"
+
+
+def test_operations(gateway, clip):
+    send(gateway, clip)
+    assert gateway.get("/v1/models").json()["models"][0]["checkpoint_sha256"] == "ab" * 32
+    assert gateway.get("/v1/health/live").json() == {"live": True}
+    ready = gateway.get("/v1/health/ready")
+    assert ready.status_code == 503
+    assert ready.json()["checks"] == {"server": "ok", "store": "ok", "worker": "no worker runs", "disk": "ok"}
+    assert 'deepfake_gateway_analyses{status="done"} 1.0' in gateway.get("/metrics").text
+    assert gateway.get("/openapi.json").json()["openapi"].startswith("3.1")

@@ -1,0 +1,73 @@
+"""Jobs: one result whatever comes twice, and patience while the server is away."""
+
+import asyncio
+import time
+
+import pytest
+
+from deepfake_gateway.jobs.running import run_job
+from deepfake_gateway.sandbox.process import SandboxError, TaskError
+from deepfake_gateway.store.records import Analysis, Status, Store
+
+VERDICT = {
+    "label": "REAL", "fake_probability": 0.1, "reason": None,
+    "model": {"name": "m", "version": 1, "checkpoint_sha256": None},
+}  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(f"sqlite:///{tmp_path / 'a.db'}")
+    analysis = Analysis(
+        id="a", created_at=time.time(), status=Status.QUEUED, priority=1, file_name="a.mp4", media_type="video/mp4",
+        size_bytes=1, sha256="00", options={},
+    )  # fmt: skip
+    store.add(analysis, lambda connection: None)
+    yield store
+    store.close()
+
+
+def run(store, *answers, server_wait_s=60.0):
+    left = list(answers)
+
+    async def work(analysis, on_progress):
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    asyncio.run(run_job(store, "a", work, server_wait_s=server_wait_s))
+    return store.get("a")
+
+
+def test_a_job_that_comes_twice_has_one_result(store):
+    assert run(store, VERDICT).verdict == VERDICT
+    assert run(store, {**VERDICT, "label": "FAKE"}).label == "REAL"
+    assert [event.data["status"] for event in store.events("a")] == ["queued", "running", "done"]
+
+
+def test_a_job_of_a_dead_worker_is_taken_up(store):
+    store.start("a")
+    assert run(store, VERDICT).status is Status.DONE
+
+
+def test_a_server_that_is_away_is_waited_for(store):
+    assert run(store, TaskError("ServerUnavailableError", "gone"), VERDICT).status is Status.DONE
+
+
+def test_not_for_longer_than_is_set(store):
+    found = run(store, TaskError("ServerUnavailableError", "gone"), server_wait_s=0)
+    assert (found.status, found.error_type, found.error_detail) == (Status.FAILED, "ServerUnavailableError", "gone")
+
+
+@pytest.mark.parametrize("error", [SandboxError("it died"), ValueError("a defect")])
+def test_whatever_fails_a_job_is_said(store, error):
+    found = run(store, error)
+    assert found.status is Status.FAILED
+    assert found.error_detail
+
+
+def test_a_canceled_job_has_no_result(store):
+    store.cancel("a")
+    assert run(store).status is Status.CANCELED
+    assert not store.finish("a", VERDICT)

@@ -1,0 +1,41 @@
+"""Settings: options win over the environment, that over the file; an open address has to be meant."""
+
+import pytest
+
+from deepfake_gateway.settings import Settings
+from deepfake_preprocess.errors import OptionError
+
+
+def test_order_of_sources(tmp_path, monkeypatch):
+    file = tmp_path / "gateway.toml"
+    file.write_text('port = 1\nconcurrency = 3\nmodel = "a"\n')
+    monkeypatch.setenv("DEEPFAKE_GATEWAY_CONCURRENCY", "4")
+    monkeypatch.setenv("DEEPFAKE_GATEWAY_MODEL", "b")
+    settings = Settings.of(file, model="c", host=None)
+    assert (settings.port, settings.concurrency, settings.model) == (1, 4, "c")
+
+
+def test_another_process_gets_the_same_settings(tmp_path, monkeypatch):
+    settings = Settings.of(data_dir=tmp_path, port=0, allow_open=True, host="0.0.0.0", url="there:8001")
+    for name, value in settings.as_environment().items():
+        monkeypatch.setenv(name, value)
+    assert Settings.of() == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"host": "0.0.0.0"}, "`host` is 0.0.0.0, which other machines reach.*`allow_open`"),
+        ({"port": 70000}, "`port` is 70000"),
+        ({"ports": 1}, "`ports`"),
+        ({"role": "both"}, "`role`"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(given, message):
+    with pytest.raises(OptionError, match=message):
+        Settings.of(**given)
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(OptionError, match="cannot be read"):
+        Settings.of(tmp_path / "none.toml")
