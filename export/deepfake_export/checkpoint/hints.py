@@ -217,6 +217,7 @@ def _filled(entries: Mapping[int, str]) -> Sequence[str]:
         if index in entries:
             result.append(entries[index])
         else:
-            free = "relu" if result and result[-1] != "relu" and result[-1] != "dropout" else "dropout"
-            result.append(free)
+            # An activation stands behind a linear layer or its norm, and not before the first one.
+            active = any(entry.startswith("linear") for entry in result) and result[-1] not in ("relu", "dropout")
+            result.append("relu" if active else "dropout")
     return result

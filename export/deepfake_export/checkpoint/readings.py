@@ -144,7 +144,7 @@ def _elsewhere(
             if found.problems:
                 continue
             numbered = re.fullmatch(r"(.*?)\d+\.", head_prefix)
-            if numbered and any(re.match(rf"{re.escape(numbered[1])}\d+\.", name) for name in beside):
+            if numbered and any(re.match(rf"{re.escape(numbered[1])}\d+\.", name) for name in others):
                 continue  # other layers of the same head
             if beside:
                 hindered.append(dataclasses.replace(found, unexpected=beside, in_the_way=beside))

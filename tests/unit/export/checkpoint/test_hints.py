@@ -67,6 +67,17 @@ def test_a_head_is_spelled_out_with_its_norms(layers, kind):
     ]
 
 
+def test_a_norm_of_a_head_beside_the_body_is_not_left_out():
+    body = timm.create_model("test_efficientnet", num_classes=0).state_dict()
+    head = nn.Sequential(nn.LayerNorm(256), nn.Dropout(), nn.Linear(256, 1)).state_dict()
+    weights = {f"net.{name}": value for name, value in body.items()}
+    torch.save(weights | {f"head.{name}": value for name, value in head.items()}, "c.pt")
+    _, changed = advised(SPEC)
+    assert changed.head.layers == ("layernorm", "dropout", "linear:1")
+    assert not changed.ignore_keys
+    load_network("c.pt", changed)
+
+
 class WithUnused(nn.Module):
     """A backbone that keeps its own classifier, as the winner of the DFDC has it."""
 
