@@ -163,7 +163,8 @@ def _suspicion(verdict: Verdict) -> tuple[bool, float]:
 
 def _headline(verdict: Verdict) -> str:
     if verdict.reason is not None:
-        return f"No verdict: {verdict.reason.value.replace('_', ' ')}. {verdict.detail}".strip()
+        detail = f"{verdict.detail[:1].upper()}{verdict.detail[1:]}"
+        return f"No verdict: {verdict.reason.value.replace('_', ' ')}. {detail}".strip()
     face = (verdict.deciding_track or 0) + 1
     score, threshold = f"{verdict.fake_probability:.3f}", f"the threshold of {verdict.threshold:g}"
     if verdict.label is Label.FAKE:
