@@ -97,7 +97,7 @@ def gateway(
 
     [bold]Examples[/]
 
-      deepfake gateway --embedded --repository model_repository
+      deepfake gateway --embedded --repository models
       deepfake gateway --url triton:8001 --data-dir /var/lib/gateway
       DEEPFAKE_GATEWAY_PORT=9090 deepfake gateway --url localhost:8001
       curl -F file=@clip.mp4 -H 'Prefer: wait=60' http://127.0.0.1:8080/v1/analyses

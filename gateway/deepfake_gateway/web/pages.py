@@ -35,7 +35,7 @@ _templates = jinja2.Environment(
 _templates.filters["clock"] = view.clock
 _templates.filters["when"] = lambda seconds: datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 _templates.filters["iso"] = lambda seconds: datetime.fromtimestamp(seconds, UTC).isoformat()
-_templates.filters["size"] = lambda count: f"{count / 2**20:.1f} MB" if count >= 2**20 else f"{count / 1024:.0f} kB"
+_templates.filters["size"] = lambda count: f"{count / 2**30:g} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"
 _templates.globals["symbols"] = {"FAKE": "\u25b2", "REAL": "\u25cf", "INCONCLUSIVE": "\u25a0"}
 _templates.globals["kinds"] = {"FAKE": "fake", "REAL": "real", "INCONCLUSIVE": "inc"}
 
