@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +13,10 @@ from rich.console import Console
 
 from deepfake_bench.cli.options import ModelOption, OutputOption, print_table, read_counts, read_numbers
 from deepfake_bench.load.generator import Load
-from deepfake_bench.load.measure import Stopping, measure_level
+from deepfake_bench.load.measure import Measurement, Stopping, measure_level
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.machine.results import write_results
-from deepfake_bench.server.serving import embedded_server, running_server
+from deepfake_bench.server.serving import Server, embedded_server, running_server
 from deepfake_client.cli.groups import ConnectionOptions, with_groups
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
@@ -77,14 +78,7 @@ def server(
       deepfake bench server --rate 40,80,120 --protocol http
       deepfake bench server --url gpu-host:8001 --reference model.onnx --concurrency 64,256 --num-crops 8
     """
-    if concurrency is None:
-        concurrency = "" if rate else DEFAULT_CONCURRENCY
-    levels = [
-        *(Load(concurrency=item) for item in read_counts("--concurrency", concurrency)),
-        *(Load(requests_per_s=item) for item in read_numbers("--rate", rate)),
-    ]
-    if not levels:
-        raise OptionError("there is no load to measure; give --concurrency or --rate")
+    levels = _levels(concurrency, rate)
     screen = Console(stderr=True)
     with ExitStack() as stack:
         if connection.url is None:
@@ -110,20 +104,35 @@ def server(
             "largest_probability_difference": {target.protocol: difference},
             "protocols": {target.protocol: measured},
         }
-        stopping = Stopping(window, max_windows=max_windows)
         load = stack.enter_context(LoadProcesses(target, served.crops, processes=processes))
-        load.run(WARM_UP)
+        stopping = Stopping(window, max_windows=max_windows)
         try:
-            for level in levels:
-                with screen.status(str(level)):
-                    found = measure_level(
-                        load, level, counters=served.counters, server=served.root, stopping=stopping
-                    )
-                measured.append(asdict(found))
+            measured.extend(asdict(found) for found in _measure(load, levels, served, stopping, screen))
         finally:  # what was measured is kept, whatever ended the rest
             if measured:
                 screen.print(f"written to {write_results('server', data, output)}")
     _print(measured, levels, screen)
+
+
+def _levels(concurrency: str | None, rate: str) -> list[Load]:
+    if concurrency is None:
+        concurrency = "" if rate else DEFAULT_CONCURRENCY
+    levels = [
+        *(Load(concurrency=item) for item in read_counts("--concurrency", concurrency)),
+        *(Load(requests_per_s=item) for item in read_numbers("--rate", rate)),
+    ]
+    if not levels:
+        raise OptionError("there is no load to measure; give --concurrency or --rate")
+    return levels
+
+
+def _measure(
+    load: LoadProcesses, levels: list[Load], served: Server, stopping: Stopping, screen: Console
+) -> Iterator[Measurement]:
+    load.run(WARM_UP)
+    for level in levels:
+        with screen.status(str(level)):
+            yield measure_level(load, level, counters=served.counters, server=served.root, stopping=stopping)
 
 
 def _print(measured: list[dict[str, Any]], levels: list[Load], screen: Console) -> None:

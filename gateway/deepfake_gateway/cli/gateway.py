@@ -110,10 +110,14 @@ def gateway(
         "database": database, "role": role, "concurrency": concurrency,
     }  # fmt: skip
     settings = Settings.of(settings_file, **given)
-    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    _run(settings, repository if embedded else None, Console(stderr=True, highlight=False, soft_wrap=True))
+
+
+def _run(settings: Settings, repository: Path | None, screen: Console) -> None:
+    """Serve until a signal; with a repository, a private Triton of it."""
     with _terminated_as_interrupted(), ExitStack() as stack:
         try:
-            if embedded:
+            if repository is not None:
                 settings = settings.model_copy(update={"url": _start_triton(stack, screen, repository)})
             settings.data_dir.mkdir(parents=True, exist_ok=True)
             if settings.role == "worker":
