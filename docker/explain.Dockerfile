@@ -7,6 +7,7 @@ COPY preprocess /src/preprocess
 COPY client /src/client
 COPY serve /src/serve
 COPY export /src/export
+COPY gateway /src/gateway
 COPY explain /src/explain
 COPY training /src/training
 COPY benchmarks /src/benchmarks
