@@ -64,7 +64,7 @@ class Journal:
         if line is None or "error" in line or line.get("input") is None:
             return None
         outcome = Outcome.from_dict(line)
-        if outcome.server_failed or line["model"] != model.to_dict():
+        if outcome.server_failed or outcome.verdict is None or outcome.verdict.model != model:
             return None
         return outcome if line["input"] == self._input_of(source) else None
 

@@ -155,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with checked_stdout():
             command = get_command(build_app(requested))
-        _show_no_type_of_flags(command)
-        command(args=args, prog_name="deepfake")
+            _show_no_type_of_flags(command)
+            command(args=args, prog_name="deepfake")
     except DeepfakeError as exc:
         print_error(exc)
         sys.exit(exc.exit_code)

@@ -17,7 +17,7 @@ MODEL = ServedModel("m", 1, ModelSpec(name="m", architecture="timm:x"), 8)
 def judged(**stats):
     """The verdict on a 10 s video, of which decoding says `stats`."""
     whole = verdicts.verdict(score=0.2)
-    fields = {field.name: getattr(whole, field.name) for field in dataclasses.fields(Judgment)}
+    fields = {field.name: getattr(whole, field.name) for field in dataclasses.fields(Judgment)} | {"notes": ()}
     media = Media("a.mp4", "video", 64, 48, 10.0, 25.0, "h264")
     for name, value in stats.items():
         setattr(media.stats, name, value)
