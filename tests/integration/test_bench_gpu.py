@@ -89,6 +89,8 @@ def test_the_engines_of_a_cpu_are_verified_timed_and_set_against_the_roofline(sm
     shown = capsys.readouterr().out
     assert "onnxruntime-fp32" in shown
     assert "onnxruntime-tf32: TF32" in shown
+    assert not write_plots(output, form="svg"), "a trial without a GPU says nothing about one"
+    output.write_text(output.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     (picture,) = write_plots(output, form="svg")
     assert picture.name == "machine-gpu-roofline.svg"
     assert picture.stat().st_size > 10_000
@@ -233,7 +235,7 @@ def test_small_batches_run_on_the_plan_that_is_served_and_large_ones_on_their_ow
         (["--network", "timm:efficientnet_b0"], "--network is 'timm:efficientnet_b0'; expected ARCHITECTURE@PIXELS"),
         (["--network", ","], "--network is ''; expected ARCHITECTURE@PIXELS"),
         (["--device", "cpu", "--network", "timm:efficientnet_b00@64"], "did you mean"),
-        (["--checkpoint", "absent.safetensors"], "absent.yaml: there is no such spec file"),
+        (["--checkpoint", "absent.safetensors"], "absent.safetensors: there is no such checkpoint"),
     ],
 )
 def test_wrong_options_are_told_in_one_sentence(arguments, message, capsys, tmp_path):

@@ -53,8 +53,11 @@ def test_every_protocol_gives_the_files_answers_and_the_server_counts_what_we_co
     assert len(traces) == 2
     assert not any(trace.errors for trace in traces)
     assert answered > 0
-    assert after.requests - before.requests == succeeded <= answered + 5
-    assert after.crops - before.crops == 2 * (after.requests - before.requests)
+    # Now and then the supervisor has the model score a crop of its own.
+    probes = after.requests - before.requests - succeeded
+    assert 0 <= probes <= 10
+    assert succeeded <= answered + 5
+    assert after.crops - before.crops == 2 * succeeded + probes
 
 
 def test_requests_in_flight_together_are_batched_and_the_share_of_the_server_is_told(server) -> None:

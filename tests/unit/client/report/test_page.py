@@ -291,7 +291,7 @@ def test_many_faces_and_concerns_fit(clip: Path, tmp_path: Path) -> None:
     frames = tuple(dataclasses.replace(frame, faces=faces) for frame in base.frames)
     path = report.write_page(dataclasses.replace(base, tracks=crowd, frames=frames), tmp_path, CONTEXT)
     assert_self_contained(path)
-    assert read(path).tags.count("img") == 12, "each face once, rather than the first three four times"
+    assert read(path).tags.count("img") == 24, "each face once, and a whole frame of each"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
