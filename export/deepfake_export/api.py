@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TOOLS = ("deepfake-serving", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
 """Distributions whose versions the manifest records."""
-REQUIRED_MODULES = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime")
+REQUIRED_MODULES = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime", "jinja2")
 ENSEMBLE_FILE = "ensemble.json"
 """In a version's directory: what the ensemble is; its SHA-256 is the model's `checkpoint_sha256`."""
 

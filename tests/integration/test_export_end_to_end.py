@@ -101,7 +101,7 @@ def test_a_version_is_complete_and_proved(exported, checkpoint):
         "tiny.lock",
         "tiny/config.pbtxt",
         "tiny/configs/embedded.pbtxt",
-        *(f"tiny/1/{name}" for name in ("model.onnx", "manifest.json", "report.json", "report.md")),
+        *(f"tiny/1/{name}" for name in ("model.onnx", "manifest.json", "report.json", "report.md", "report.html")),
     }
     manifest = Manifest.read(exported.version_dir)
     manifest.verify(exported.version_dir)

@@ -137,7 +137,7 @@ def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector)
     manifest = Manifest.read(result.version_dir)
     manifest.verify(result.version_dir)
     assert set(manifest.files) == {
-        *("model.onnx", "engine.onnx", "report.json", "report.md"),
+        *("model.onnx", "engine.onnx", "report.json", "report.md", "report.html"),
     }
     assert manifest.precision == "int8"
     assert manifest.promotion["promoted"] == manifest.promotion["requested"] == "int8"
