@@ -85,14 +85,15 @@ def guess_spec(checkpoint: str | Path) -> SpecGuess:
     tensors = sets[0][1]
     if probe := describe_probe(tensors):
         raise CheckpointError(f"{path} is no whole detector. {probe}")
-    for key, recipe in RECIPES.items():
-        if any(recipe.mark in item for item in tensors):
-            found = read_on_meta(path, data, recipe.spec)
-            if found is not None and not found.problems:
-                return _of_recipe(key, recipe, found)
-            near = _near_recipe(path, data, name, recipe)
-            if near is not None:
-                return near
+    marked = {key: recipe for key, recipe in RECIPES.items() if any(recipe.mark in item for item in tensors)}
+    for key, recipe in marked.items():
+        found = read_on_meta(path, data, recipe.spec)
+        if found is not None and not found.problems:
+            return _of_recipe(key, recipe, found)
+    for recipe in marked.values():
+        near = _near_recipe(path, data, name, recipe)
+        if near is not None:
+            return near
     for spec in _candidates(name, tensors):
         found = read_on_meta(path, data, spec)
         if found is not None and leaves_little_out(found):
