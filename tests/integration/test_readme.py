@@ -87,7 +87,7 @@ def test_make_run_prints_what_the_readme_shows() -> None:
         ["sh", "-euc", blocks("sh")[0]], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
-    for line in ("fake probability", "total ", "deepfake_efficientnet_b0 version", "Validation AUC"):
+    for line in ("fake probability", "total ", "deepfake_efficientnet_b0 version", "caution     For demonstrations"):
         assert line in done.stdout
         assert line in blocks("text")[0]
 
