@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,8 +21,9 @@ def tritonserver_of(pid: int) -> psutil.Process:
     deadline = time.monotonic() + STARTED_TIMEOUT_S
     while time.monotonic() < deadline:
         for process in psutil.Process(pid).children():
-            if process.name() == "tritonserver":
-                return process
+            with suppress(psutil.NoSuchProcess):  # one that has ended since then
+                if process.name() == "tritonserver":
+                    return process
     raise psutil.NoSuchProcess(pid, "tritonserver", "there is no server below it")
 
 
