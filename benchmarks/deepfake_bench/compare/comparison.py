@@ -173,7 +173,7 @@ def summary(contender: Contender, rounds: Sequence[Round]) -> dict[str, Any]:
         levels[str(concurrency)] = {
             "crops_per_s": round(median(sample.crops_per_s for sample in samples), 1),
             "latency": asdict(Latency.of(np.concatenate(latencies))) if latencies else None,
-            "cpu_ms_per_crop": round(median(sample.cpu_ms_per_crop for sample in samples), 2),
+            "cpu_ms_per_crop": round(median(sample.cpu_ms_per_crop for sample in samples), 4),
             "load_cpu_ms_per_crop": _median(sample.load_cpu_ms_per_crop for sample in samples),
             "mean_batch": _median(sample.mean_batch for sample in samples),
             "errors": dict(sum((Counter(sample.errors) for sample in samples), Counter())),
