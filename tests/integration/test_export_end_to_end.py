@@ -28,7 +28,14 @@ from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
 from deepfake_preprocess.contract.manifest import Manifest, sha256_file
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.contract.triton_config import config_parameters, read_config
-from deepfake_preprocess.errors import ExportError, OptionError, ParityError, RepositoryError, SpecError
+from deepfake_preprocess.errors import (
+    CheckpointError,
+    ExportError,
+    OptionError,
+    ParityError,
+    RepositoryError,
+    SpecError,
+)
 
 SIZE_PX = 64
 SPEC = ModelSpec(
@@ -284,8 +291,12 @@ def test_the_command_finds_the_spec_and_prints_what_is_next(exported, checkpoint
 
 
 def test_the_command_says_where_it_looked_for_a_spec(tmp_path):
+    checkpoint = tmp_path / "c.pt"
+    with pytest.raises(CheckpointError, match=r"c\.pt: there is no such checkpoint"):
+        CliRunner().invoke(app_of(export), [str(checkpoint)], catch_exceptions=False)
+    torch.save({"fc.weight": torch.zeros(1, 2)}, checkpoint)
     with pytest.raises(SpecError, match=r"c\.yaml: there is no such spec file.*as `spec`"):
-        CliRunner().invoke(app_of(export), [str(tmp_path / "c.pt")], catch_exceptions=False)
+        CliRunner().invoke(app_of(export), [str(checkpoint)], catch_exceptions=False)
 
 
 def test_the_untrained_checkpoint_is_reproducible_and_says_what_it_is(tmp_path):
