@@ -1,4 +1,4 @@
-"""Lets tests import the makers of clips in this folder as ``media``; and the one rule for tests that need a GPU."""
+"""Lets tests import the helpers in `support`; and the one rule for tests that need a GPU or a Debian package."""
 
 import os
 import sys
@@ -12,6 +12,7 @@ hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+import debian  # noqa: E402 - lies in that folder
 
 # Before anything loads PyTorch, and for every process that a test starts. The networks are tiny, and several
 # processes share the cores: threads that wait for each other would only take time from the others.
@@ -41,12 +42,22 @@ def missing_for_gpu_tests(needs: tuple[str, ...]) -> str:
     return ""
 
 
+def missing_of(item) -> tuple[str, str]:
+    """Say what a test lacks here, and which variable says that it must be there; empty where nothing is missing."""
+    if item.get_closest_marker("gpu"):
+        needs = tuple(name for marker in item.iter_markers("needs") for name in marker.args)
+        if missing := missing_for_gpu_tests(needs):
+            return missing, "FAIL_WITHOUT_GPU"
+    for package in (name for marker in item.iter_markers("debian") for name in marker.args):
+        if missing := debian.missing(package):
+            return missing, "FAIL_WITHOUT_DEBIAN"
+    return "", ""
+
+
 def pytest_runtest_setup(item):
-    """Skip tests marked `gpu` where there is none; fail them where FAIL_WITHOUT_GPU=1 says that there must be one."""
-    if item.get_closest_marker("gpu") is None:
-        return
-    needs = tuple(name for marker in item.iter_markers("needs") for name in marker.args)
-    if missing := missing_for_gpu_tests(needs):
-        if os.environ.get("FAIL_WITHOUT_GPU") == "1":
-            pytest.fail(f"{missing}, and FAIL_WITHOUT_GPU=1 says that there must be one", pytrace=False)
+    """Skip tests that lack a GPU or a Debian package; fail them where the environment says that it must be there."""
+    missing, variable = missing_of(item)
+    if missing and os.environ.get(variable) == "1":
+        pytest.fail(f"{missing}, and {variable}=1 says that it must be there", pytrace=False)
+    if missing:
         pytest.skip(missing)

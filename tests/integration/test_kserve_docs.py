@@ -82,7 +82,7 @@ def test_python_and_curl_give_our_score(served, run, tmp_path, box):
         assert len(outputs["logit"]) == 1
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs the Debian package nodejs")
+@pytest.mark.debian("nodejs")
 @pytest.mark.parametrize("box", [SHRUNK, ENLARGED_AT_THE_EDGE])
 def test_javascript_gives_our_score(served, run, box):
     printed, label = run("node", "score.mjs", "portrait.rgb", "640", "360", *map(str, box)).split()

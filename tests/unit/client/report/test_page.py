@@ -6,12 +6,12 @@ import base64
 import dataclasses
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import pytest
+from debian import browse
 from media import astronaut, make_clip
 from verdicts import face, inconclusive, verdict
 
@@ -37,7 +37,6 @@ CONTEXT = report.ReportContext(
 )
 VOID = {"meta", "link", "img", "br", "path", "use"}
 URL_ATTRIBUTES = {"src", "href", "srcset", "action", "data", "poster", "xlink:href"}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = "\"><img src=x onerror=alert(1)><script>alert(2)<_script>&'{{7*7}}.mp4"
 
 
@@ -74,17 +73,6 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
-
-
-def browse(path: Path, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Open a page in Chromium; standard output holds the page as it is then, standard error what it complains of."""
-    return subprocess.run(
-        [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            "--enable-logging=stderr", "--v=0", f"--user-data-dir={profile}", *options, "--dump-dom", path.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
 
 
 def read(path: Path) -> Page:
@@ -294,7 +282,7 @@ def test_many_faces_and_concerns_fit(clip: Path, tmp_path: Path) -> None:
     assert read(path).tags.count("img") == 24, "each face once, and a whole frame of each"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.debian("chromium")
 def test_a_browser_opens_the_pages_without_a_complaint(shown: Verdict, tmp_path: Path) -> None:
     page = report.write_page(shown, tmp_path / "out", CONTEXT)
     index = report.write_index([Outcome(shown.source, verdict=shown)], tmp_path / "out")
@@ -306,7 +294,7 @@ def test_a_browser_opens_the_pages_without_a_complaint(shown: Verdict, tmp_path:
     assert "<button>Probability</button>" in done.stdout, "the table's headings sort it"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.debian("chromium")
 def test_the_pages_fit_a_telephone(shown: Verdict, tmp_path: Path) -> None:
     """Neither the page nor a table within it is scrolled sideways at 375 px."""
     long = dataclasses.replace(shown, source=str(tmp_path / ("a name with words " * 5 + "w" * 90)))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from debian import browse
 
 from deepfake_export.proof.comparison import ArtifactProof, Proof, compare
 from deepfake_export.proof.crops import CropSet
@@ -22,7 +21,6 @@ from deepfake_export.proof.report_page import to_html
 from deepfake_export.proof.speed import Speed
 from deepfake_preprocess.contract.spec import ModelSpec
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SPEC = ModelSpec(name="tiny", architecture="timm:x", input_height_px=16, input_width_px=16, training_data="None.")
 # One gray value a crop: scores from 0.1 to 0.9.
 GRAYS = np.linspace(28, 230, 20).astype(np.uint8)
@@ -142,7 +140,7 @@ def test_differences_of_one_rounding_step_fill_bars_without_gaps() -> None:
     assert ">1.0e-06<" in text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.debian("chromium")
 def test_the_page_fits_a_telephone(tmp_path: Path) -> None:
     """Neither the page nor a table within it is scrolled sideways at 375 px."""
     figures = several()["artifacts"][0]["parity"]
@@ -155,12 +153,5 @@ def test_the_page_fits_a_telephone(tmp_path: Path) -> None:
     around.write_text(
         f'<!doctype html><body><iframe src="report.html" width="375" height="800"></iframe><script>{script}</script>'
     )
-    done = subprocess.run(
-        [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-            around.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = browse(around, tmp_path / "profile", "--allow-file-access-from-files")
     assert re.findall(r'data-width="(.*?)"', done.stdout) == ["0"], done.stdout + done.stderr
