@@ -34,6 +34,9 @@ _MAX_LOCAL_CHANGE = 50.0
 # Of 29 clips the surest face of nearly every upright frame is above 0.99; in the same frames, turned, one frame in
 # three has a "face" at all, mostly below 0.98 and with eyes one above the other.
 _SURE = 0.99
+_SURE_AFTER_TRIAL = (
+    0.9  # where the picture before was turned in vain, three detections are saved unless a face is lost
+)
 _MIN_TURNED_CONFIDENCE = 0.98
 _TIMES_AS_SURE = 3.0  # in odds
 _MAX_UPRIGHT_ROLL_DEG = 35.0
@@ -49,6 +52,7 @@ class Sighting:
     size_wh: tuple[int, int]
     thumbnail: NDArray[np.int16]  # [18, 32, 3]
     turned: bool = False  # found in the turned picture
+    turned_in_vain: bool = False  # this picture, or one before it that its faces were looked for after, was no surer
 
 
 def find_faces(
@@ -62,7 +66,7 @@ def find_faces(
     height, width = image_rgb.shape[:2]
     thumbnail = cv2.resize(image_rgb, _THUMBNAIL_WH, interpolation=cv2.INTER_AREA).astype(np.int16)
     faces: list[Face] | None = None
-    turned = False
+    turned, in_vain = False, before is not None and before.turned_in_vain
     if (
         before is not None
         and isinstance(detector, FaceFollower)
@@ -75,9 +79,10 @@ def find_faces(
         faces = detector.detect([image_rgb])[0]
         # Where there is nobody, there is mostly nobody in the next frames either.
         may_lie = bool(faces) or before is None or before.turned
-        if may_lie and _surest(faces, _SURE_ROLL_DEG) < _SURE:
+        if may_lie and _surest(faces, _SURE_ROLL_DEG) < (_SURE_AFTER_TRIAL if in_vain else _SURE):
             faces, turned = _faces_of_turned(detector, image_rgb, faces)
-    return Sighting(tuple(faces), pts_seconds, (width, height), thumbnail, turned)
+            in_vain = not turned
+    return Sighting(tuple(faces), pts_seconds, (width, height), thumbnail, turned, in_vain)
 
 
 def _faces_of_turned(

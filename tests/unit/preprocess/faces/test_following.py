@@ -211,3 +211,34 @@ def test_four_quarter_turns_are_none() -> None:
     assert turned.landmarks_xy is not None
     assert turned.landmarks_xy[0].tolist() == [20, 90]
     assert turned.turned(3, (60, 100)).box_xyxy.tolist() == face.box_xyxy.tolist()
+
+
+class Unsure:
+    """Finds one upright face with the confidences that it is told, and counts how often it looks."""
+
+    def __init__(self, *confidences: float) -> None:
+        self.confidences, self.detected = list(confidences), 0
+
+    def detection_size_wh(self, width_px: int, height_px: int) -> tuple[int, int]:
+        return width_px, height_px
+
+    def detect(self, images_rgb):
+        self.detected += 1
+        upright = np.array([[30, 40], [50, 40], [40, 50], [32, 60], [48, 60]], np.float32)
+        sideways = images_rgb[0].shape != (90, 160, 3)
+        box = np.array([20, 20, 60, 70], np.float32)
+        return [[Face(box, 0.5 if sideways else self.confidences.pop(0), upright)] for _ in images_rgb]
+
+
+def test_a_picture_turned_in_vain_is_not_turned_again_until_its_face_is_lost() -> None:
+    picture = np.zeros((90, 160, 3), np.uint8)
+    # Turned upside down, it has its shape again: that detection takes the second confidence.
+    detector = Unsure(0.98, 0.5, 0.97, 0.98, 0.6, 0.5)
+    first = find_faces(detector, picture, 0.0, None)
+    assert detector.detected == 4
+    assert first.turned_in_vain
+    second = find_faces(detector, picture, 0.1, first)
+    third = find_faces(detector, picture, 0.2, second)
+    assert detector.detected == 6, "as unsure as before"
+    find_faces(detector, picture, 0.3, third)
+    assert detector.detected == 10, "nearly lost"
