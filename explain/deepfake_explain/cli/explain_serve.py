@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -22,8 +21,8 @@ from deepfake_client.transport.retry import NO_RETRY
 from deepfake_explain.explainer import CheckpointExplainer
 from deepfake_explain.service.admission import Limits
 from deepfake_explain.service.app import build_app
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
+from deepfake_preprocess.support.sockets import listening
 
 
 @with_groups
@@ -67,7 +66,7 @@ def explain_serve(
     with screen.status("loading the checkpoint"):
         explainer = CheckpointExplainer.load(checkpoint, spec, device=device)
     app = build_app(explainer, MtcnnDetector(), limits=limits, connect=connect)
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         address = f"http://{host}:{listener.getsockname()[1]}"
         screen.print(
             f"explaining {escape(explainer.spec.name)} ({explainer.default_layer()}, checkpoint "
@@ -80,12 +79,3 @@ def explain_serve(
         # Requests under way may take ten seconds to end after a signal.
         config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=10)
         uvicorn.Server(config).run(sockets=[listener])
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """Return a socket on the address, before uvicorn would end the process over it with a traceback."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as exc:
-        reason = str(exc.strerror).partition(" (while ")[0]
-        raise OptionError(f"cannot listen on {host}:{port} ({reason}); name another with --host and --port") from exc

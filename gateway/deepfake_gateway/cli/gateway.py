@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,8 +28,8 @@ from deepfake_gateway.jobs.queue import DurableQueue
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
-from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.sockets import listening
 
 STOP_S: Final = 5.0
 RESTART_WAIT_S: Final = 1.0
@@ -143,7 +142,7 @@ def _start_triton(stack: ExitStack, screen: Console, repository: Path) -> str:
 
 def _serve(settings: Settings, screen: Console) -> None:
     """Run the web server, and a worker beside it unless another command does that."""
-    with _listening(settings.host, settings.port) as listener, ExitStack() as stack:
+    with listening(settings.host, settings.port) as listener, ExitStack() as stack:
         queue = DurableQueue(settings.database_url)
         store = Store(settings.database_url)
         if settings.role == "all":
@@ -233,12 +232,3 @@ def _terminated_as_interrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """Return a socket on the address, before uvicorn would end the process over it with a traceback."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as exc:
-        reason = str(exc.strerror).partition(" (while ")[0]
-        raise OptionError(f"cannot listen on {host}:{port} ({reason}); name another `host` or `port`") from exc

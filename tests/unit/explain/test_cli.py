@@ -62,4 +62,4 @@ def test_a_port_in_use_is_a_sentence(serve, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _ = serve("--port", str(taken.getsockname()[1]))
     assert code == 2
-    assert "(Address already in use); name another with --host and --port" in capsys.readouterr().err
+    assert "(Address already in use); name another --host or --port" in capsys.readouterr().err
