@@ -12,11 +12,12 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from deepfake_gateway.api import analyses, compatibility, operations, results
+from deepfake_gateway.api import analyses, compatibility, explanations, operations, results
 from deepfake_gateway.api.guard import Guard
 from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem
 from deepfake_gateway.intake.submission import AskModels, Desk
 from deepfake_gateway.jobs.queue import Queue
+from deepfake_gateway.sandbox.process import Sandboxes
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.media import MediaFolder
 from deepfake_gateway.store.records import Store
@@ -31,12 +32,13 @@ curl -F file=@clip.mp4 -H 'Prefer: wait=60' http://127.0.0.1:8080/v1/analyses
 """
 
 
-def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskModels) -> FastAPI:
-    """Return the web application; it closes store and queue at its end."""
+def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskModels, sandboxes: Sandboxes) -> FastAPI:
+    """Return the web application; it closes store, queue and sandboxes at its end."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await sandboxes.close()
         queue.close()
         store.close()
 
@@ -51,8 +53,8 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
         openapi_url="/openapi.json",
     )
     app.state.settings = settings
-    app.state.desk = Desk(store, MediaFolder(settings.data_dir), queue, ask_models, max_queued=settings.max_queued)
-    for part in (analyses, results, operations, compatibility):
+    app.state.desk = Desk(store, MediaFolder(settings.data_dir), queue, ask_models, sandboxes.run, settings)
+    for part in (analyses, results, explanations, operations, compatibility):
         app.include_router(part.router)
     pages.add_to(app)
     app.add_exception_handler(Problem, _on_problem)

@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     """Triton, as HOST:PORT or URL; its standard port on this machine by default."""
     model: str | None = None
     """Model to use; needed only when the server offers several."""
+    explain_url: str | None = None
+    """The explain service (`deepfake explain-serve`), which draws heatmaps; there are none without one."""
+    checkpoint: Path | None = None
+    """Checkpoint of the served model: where this command starts Triton, it starts an explain service of it, too."""
     role: Role = "all"
     """What this command runs: ``web``, ``worker``, or both."""
     worker_name: str = "worker"

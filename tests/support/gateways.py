@@ -11,18 +11,24 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 from fastapi.testclient import TestClient
 from fixed_detector import LEFT, FixedDetector
 
-from deepfake_client import AsyncDeepfakeClient, ModelSpec
+from deepfake_client import AsyncDeepfakeClient, DeepfakeClient, ModelSpec
+from deepfake_client.explain.types import Explanation
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_gateway.app import build_app
+from deepfake_gateway.jobs.evidence import Evidence
+from deepfake_gateway.jobs.explaining import run_explanation
+from deepfake_gateway.jobs.queue import Job
 from deepfake_gateway.jobs.running import run_job
-from deepfake_gateway.sandbox.child import options_of
+from deepfake_gateway.sandbox.child import options_of, result_of
 from deepfake_gateway.sandbox.process import TaskError
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.explanations import Explanations
 from deepfake_gateway.store.records import Store
-from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.errors import DeepfakeError, ExplainDisagreementError
 
 SPEC = ModelSpec("fake_model", "timm:efficientnet_b0", checkpoint_sha256="ab" * 32, threshold=0.3)
 
@@ -36,11 +42,12 @@ class ThreadQueue:
         self.runs = 0
         self.hold = threading.Event()
         self.hold.set()
-        self.slow = False
+        self.slow = self.disagrees = False
         self.working, self.canceled = threading.Event(), threading.Event()
 
-    def enqueue(self, connection, analysis_id, priority):
-        thread = threading.Thread(target=self._run, args=(analysis_id,))
+    def enqueue(self, connection, job, job_id, priority):
+        run = {Job.ANALYZE: self._run, Job.EXPLAIN: self._explain}[job]
+        thread = threading.Thread(target=run, args=(job_id,))
         self.threads.append(thread)
         thread.start()
 
@@ -57,6 +64,25 @@ class ThreadQueue:
         while self.store.get(analysis_id) is None:  # until the transaction that queued it is through
             time.sleep(0.005)
         asyncio.run(run_job(self.store, analysis_id, self.work, server_wait_s=0))
+
+    def _explain(self, explanation_id):
+        explanations = Explanations(self.store.engine)
+        while explanations.get(explanation_id) is None:
+            time.sleep(0.005)
+        evidence = Evidence(self.media, InThread().run)
+        asyncio.run(run_explanation(self.store, self.media, evidence, explanation_id, self.explain))
+
+    async def explain(self, verdict, crops, options):
+        """Give each crop a heatmap of its own brightness."""
+        if self.disagrees:
+            raise ExplainDisagreementError("PyTorch gives 0.1 and the server 0.9")
+        return [
+            Explanation(
+                crop.rgb()[..., 0] / np.float32(255), crop.rgb(), 0.5, 0.5, 1e-4, options.method,
+                options.layer or "bn2", SPEC.checkpoint_sha256,
+            )
+            for crop in crops
+        ]  # fmt: skip
 
     async def work(self, analysis, on_progress):
         self.runs += 1
@@ -76,6 +102,28 @@ class ThreadQueue:
         return replace(verdict, source=analysis.file_name).to_dict()
 
 
+class InThread:
+    """Does a sandbox's tasks in a thread of this process."""
+
+    def __init__(self):
+        self.tasks = []
+
+    async def run(self, task, on_progress=None):
+        self.tasks.append(task["kind"])
+
+        def do():
+            with DeepfakeClient(FakeTransport(spec=SPEC), detector=FixedDetector(LEFT)) as client:
+                return result_of(client, task, print)
+
+        result = await asyncio.to_thread(do)
+        if "error" in result:
+            raise TaskError(result["error"], result["detail"])
+        return result
+
+    async def close(self):
+        pass
+
+
 async def ask_models():
     async with AsyncDeepfakeClient(FakeTransport(spec=SPEC)) as client:
         return [await client.model()]
@@ -88,8 +136,9 @@ def gateway(data_dir, **settings):
     settings = Settings.of(data_dir=data_dir, **settings)
     store = Store(settings.database_url)
     queue = ThreadQueue(store, None)
-    app = build_app(settings, store, queue, ask_models)
+    sandboxes = InThread()
+    app = build_app(settings, store, queue, ask_models, sandboxes)
     queue.media = app.state.desk.media
     with TestClient(app, base_url="http://127.0.0.1", follow_redirects=False) as client:
-        client.queue, client.desk = queue, app.state.desk
+        client.queue, client.desk, client.sandboxes = queue, app.state.desk, sandboxes
         yield client

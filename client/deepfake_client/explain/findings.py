@@ -110,17 +110,14 @@ async def explain_faces(
         if not suspicious_faces(verdict, per_track=1):
             reason = "the verdict holds no scored face, so there is nothing to explain"
         raise NoFaceError(f"{verdict.source}: {reason}" + (f" ({verdict.detail})" if verdict.detail else ""))
-    model = await get_model()
-    known = verdict.model.checkpoint_sha256
-    if known is not None and known != model.spec.checkpoint_sha256:
-        raise ExplainDisagreementError(
-            f"{verdict.source}: the verdict is of checkpoint {known}, but the server now serves "
-            f"{model.spec.checkpoint_sha256}; analyze the file again"
-        )
-    crops = np.stack([item.crop for item in evidence])
-    served = ServedScores(await score(crops), model.spec.checkpoint_sha256, model.precision, model.tensorrt)
-    explanations = await asyncio.to_thread(
-        explainer.explain, crops, options, landmarks_xy=[item.landmarks_xy for item in evidence], served=served
+    explanations = await explain_crops(
+        verdict,
+        np.stack([item.crop for item in evidence]),
+        [item.landmarks_xy for item in evidence],
+        get_model=get_model,
+        score=score,
+        explainer=explainer,
+        options=options,
     )
     return tuple(
         ExplainedFace(
@@ -133,3 +130,28 @@ async def explain_faces(
 def overlays_png(faces: Sequence[ExplainedFace]) -> dict[tuple[int, int], bytes]:
     """Return each overlay as the bytes of a PNG file, by (frame index, track), for a report to embed."""
     return {(face.pick.frame.index, face.pick.face.track): encode_png(face.explanation.overlay) for face in faces}
+
+
+async def explain_crops(
+    verdict: Verdict,
+    crops: NDArray[np.uint8],
+    landmarks_xy: Sequence[NDArray[np.float32] | None],
+    *,
+    get_model: Callable[[], Awaitable[ServedModel]],
+    score: Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]],
+    explainer: Explainer,
+    options: ExplainOptions,
+) -> list[Explanation]:
+    """Explain crops of a verdict, uint8 ``[N, H, W, 3]`` RGB as the model saw them, with landmarks in their pixels.
+
+    The served score is asked for again and compared with PyTorch's. Raises as `AsyncDeepfakeClient.explain` does.
+    """
+    model = await get_model()
+    known = verdict.model.checkpoint_sha256
+    if known is not None and known != model.spec.checkpoint_sha256:
+        raise ExplainDisagreementError(
+            f"{verdict.source}: the verdict is of checkpoint {known}, but the server now serves "
+            f"{model.spec.checkpoint_sha256}; analyze the file again"
+        )
+    served = ServedScores(await score(crops), model.spec.checkpoint_sha256, model.precision, model.tensorrt)
+    return await asyncio.to_thread(explainer.explain, crops, options, landmarks_xy=landmarks_xy, served=served)

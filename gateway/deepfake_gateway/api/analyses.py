@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -11,14 +10,13 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, address_of, analysis_json, listed_json
-from deepfake_gateway.api.parts import DeskOf, SettingsOf
+from deepfake_gateway.api.parts import DeskOf, SettingsOf, WaitOf
 from deepfake_gateway.intake.options import OptionsForm
 from deepfake_gateway.intake.problems import responses
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.jobs.queue import Priority
 from deepfake_gateway.store.records import Analysis, Filters, Status
 
-MAX_WAIT_S: Final = 300.0
 NOT_OPTIONS: Final = frozenset({"file_name", "priority"})
 """Fields and query parameters of an upload that are not options of the analysis."""
 
@@ -64,15 +62,12 @@ async def begin(
     request: Request,
     desk: DeskOf,
     settings: SettingsOf,
+    wait_s: WaitOf,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
-    prefer: Annotated[
-        str | None, Header(description="``wait=N``: answer with the result if it is there in N seconds")
-    ] = None,
     priority: Annotated[Literal["interactive", "bulk"], Query()] = "interactive",
     file_name: Annotated[str | None, Query(max_length=255, description="of a file that is the body itself")] = None,
 ) -> Response:
     """Analyze a video or a picture: multipart with ``file`` and options as fields, or the file as the body."""
-    wait_s = _wait_of(prefer)
     async with received(request, desk.media.new_upload(), max_bytes=settings.max_upload_bytes) as upload:
         query = {name: value for name, value in request.query_params.items() if name not in NOT_OPTIONS}
         submitted = await desk.submit(
@@ -91,12 +86,6 @@ async def begin(
     if status == 202:
         headers["Retry-After"] = "1"
     return JSONResponse(analysis_json(analysis), status, headers)
-
-
-def _wait_of(prefer: str | None) -> float:
-    """Return the seconds of ``wait=N`` (RFC 7240), 0 without it."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\b", prefer or "")
-    return min(float(found[1]), MAX_WAIT_S) if found else 0.0
 
 
 @router.get("/v1/analyses", responses={200: {"model": AnalysesDocument}, **responses(404, 422)})

@@ -7,8 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from deepfake_client.explain.types import Region
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.protocol import ServedModel
+from deepfake_gateway.store.explanations import StoredExplanation
 from deepfake_gateway.store.records import Analysis, Status
 
 
@@ -90,6 +92,83 @@ class AnalysesDocument(_Document):
     """Give it as `cursor` for the next page; null on the last."""
 
 
+class CropDocument(_Document):
+    """One of the most suspicious faces, of which there is a picture."""
+
+    name: str
+    track: int
+    """Number of the face in the verdict, from 0."""
+    frame_index: int
+    pts_seconds: float
+    box_xyxy: tuple[float, float, float, float]
+    fake_probability: float
+    """The verdict's score of this face in this frame."""
+    href: str
+    """Its picture as the model saw it, a PNG file."""
+
+
+class CropsDocument(_Document):
+    """Faces with pictures, the most suspicious first."""
+
+    items: list[CropDocument]
+
+
+class ExplainedFaceDocument(CropDocument):
+    """A face with its heatmap, which is given only where PyTorch's score is the served one."""
+
+    heatmap: str
+    """The heatmap over the crop, a PNG file."""
+    served_probability: float | None
+    """What the server said to this crop again."""
+    explained_probability: float
+    """What PyTorch said to it, from the checkpoint."""
+    difference: float | None
+    tolerance: float | None
+    """How far the two may be apart."""
+    method: str
+    layer: str
+    checkpoint_sha256: str
+    regions: list[Region]
+    """Areas that matter, in pixels of the crop."""
+    part_shares: dict[str, float]
+    """Share of the heat on each part of the face."""
+    checks: dict[str, Any]
+    """Faithfulness and sanity, as far as they were asked for."""
+
+
+class ExplanationDocument(_Document):
+    """Heatmaps that were asked for."""
+
+    id: str
+    status: Status
+    created_at: datetime
+    finished_at: datetime | None
+    request: dict[str, Any]
+    """What was asked for, complete."""
+    faces: list[ExplainedFaceDocument] | None
+    """When `status` is ``done``."""
+    error: ErrorDocument | None
+    """When `status` is ``failed``."""
+    links: dict[str, str]
+
+
+class ExplanationsDocument(_Document):
+    """All explanations of an analysis, the newest first."""
+
+    items: list[ExplanationDocument]
+
+
+class ExplainerDocument(_Document):
+    """Which heatmaps can be asked for."""
+
+    available: bool
+    reason: str | None
+    """Why there are none."""
+    methods: list[str]
+    default_layer: str | None
+    layers: list[str]
+
+
 class ModelDocument(_Document):
     """A detector that the server offers."""
 
@@ -142,6 +221,35 @@ def listed_json(analysis: Analysis) -> dict[str, Any]:
     }
 
 
+def crop_json(analysis_id: str, face: dict[str, Any]) -> dict[str, Any]:
+    """Return a `CropDocument` as JSON data."""
+    return {**face, "href": f"/v1/analyses/{analysis_id}/crops/{face['name']}.png"}
+
+
+def explanation_json(explanation: StoredExplanation) -> dict[str, Any]:
+    """Return an `ExplanationDocument` as JSON data."""
+    analysis = f"/v1/analyses/{explanation.analysis_id}"
+    faces = None
+    if explanation.faces is not None:
+        faces = [
+            {
+                **crop_json(explanation.analysis_id, face),
+                "heatmap": f"{analysis}/heatmaps/{explanation.id}/{face['name']}.png",
+            }
+            for face in explanation.faces
+        ]
+    return {
+        "id": explanation.id,
+        "status": explanation.status.value,
+        "created_at": _time(explanation.created_at),
+        "finished_at": _time(explanation.finished_at),
+        "request": explanation.request,
+        "faces": faces,
+        "error": _error(explanation),
+        "links": {"self": f"{analysis}/explanations/{explanation.id}", "analysis": analysis},
+    }
+
+
 def model_document(model: ServedModel, *, is_default: bool) -> ModelDocument:
     """Return how a model is shown."""
     return ModelDocument(
@@ -168,7 +276,9 @@ def _links(analysis: Analysis) -> dict[str, str]:
         "media": f"{address}/media",
         "page": f"/analyses/{analysis.id}",
     }
-    return links | ({"report": f"{address}/report"} if analysis.status is Status.DONE else {})
+    if analysis.status is Status.DONE:
+        links |= {name: f"{address}/{name}" for name in ("report", "crops", "explanations")}
+    return links
 
 
 def _file(analysis: Analysis) -> dict[str, Any]:
@@ -180,7 +290,7 @@ def _file(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _error(analysis: Analysis) -> dict[str, Any] | None:
+def _error(analysis: Analysis | StoredExplanation) -> dict[str, Any] | None:
     if analysis.error_type is None:
         return None
     return {"type": analysis.error_type, "message": analysis.error_detail or ""}

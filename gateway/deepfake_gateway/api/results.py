@@ -15,14 +15,10 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from deepfake_gateway.api.documents import analysis_json
-from deepfake_gateway.api.parts import DeskOf, SettingsOf
+from deepfake_gateway.api.parts import DeskOf, made
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
-from deepfake_gateway.sandbox.limits import limits_of
-from deepfake_gateway.sandbox.process import Sandbox, SandboxError, TaskError
-from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.media import UNKNOWN
-from deepfake_gateway.store.records import Analysis
 
 LOOK_S: Final = 0.2
 HEARTBEAT_S: Final = 15.0
@@ -112,7 +108,6 @@ async def media(analysis_id: str, desk: DeskOf) -> Response:
 async def report(
     analysis_id: str,
     desk: DeskOf,
-    settings: SettingsOf,
     format: Annotated[Literal["html", "json", "csv"], Query()] = "html",
 ) -> Response:
     """Return the report: a page that needs nothing else, the verdict as JSON, or a line per face and frame as CSV."""
@@ -127,34 +122,9 @@ async def report(
         return JSONResponse(analysis.verdict, headers=headers)
     if format == "csv":
         return Response(csv_of(analysis.verdict), media_type="text/csv; charset=utf-8", headers=headers)
-    page = await _page(desk, settings, analysis)
-    return FileResponse(page, media_type="text/html", headers={"Content-Security-Policy": SEALED})
-
-
-async def _page(desk: Desk, settings: Settings, analysis: Analysis) -> Path:
-    """Return the report's page, which is made with its first use: its pictures are decoded once more."""
-    path = desk.media.path(analysis.id)
-    page = path.with_name("report.html")
-    if page.exists():
-        return page
-    task = {
-        "kind": "report",
-        "path": str(path),
-        "name": analysis.file_name,
-        "options": analysis.options,
-        "verdict": analysis.verdict,
-        "target": str(page),
-    }
-    async with desk.report_places:
-        sandbox = Sandbox(limits_of(settings), settings.url, settings.model)
-        await sandbox.start()
-        try:
-            await sandbox.run(task)
-        except (TaskError, SandboxError) as exc:
-            raise Problem(503, f"the report cannot be made now: {exc}", {"Retry-After": "10"}) from None
-        finally:
-            await sandbox.close()
-    return page
+    page = await made(desk.evidence.report(analysis))
+    headers = {"Content-Security-Policy": SEALED}
+    return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
 
 def csv_of(verdict: dict[str, Any]) -> str:

@@ -25,6 +25,8 @@ from deepfake_client.transport.connect import connect
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_gateway.app import build_app
 from deepfake_gateway.jobs.queue import DurableQueue
+from deepfake_gateway.sandbox.limits import limits_of
+from deepfake_gateway.sandbox.process import SandboxPool
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
@@ -33,7 +35,9 @@ from deepfake_preprocess.support.sockets import listening
 
 STOP_S: Final = 5.0
 RESTART_WAIT_S: Final = 1.0
-"""Before a worker that died is started again."""
+"""Before a process that died is started again."""
+LOOKING: Final = 2
+"""Reports and faces that are cut out at once; each takes a process for a second or two."""
 
 
 def gateway(
@@ -118,6 +122,7 @@ def _run(settings: Settings, repository: Path | None, screen: Console) -> None:
         try:
             if repository is not None:
                 settings = settings.model_copy(update={"url": _start_triton(stack, screen, repository)})
+                settings = _start_explaining(stack, screen, settings)
             settings.data_dir.mkdir(parents=True, exist_ok=True)
             if settings.role == "worker":
                 _run_worker(settings, screen)
@@ -146,8 +151,9 @@ def _serve(settings: Settings, screen: Console) -> None:
         queue = DurableQueue(settings.database_url)
         store = Store(settings.database_url)
         if settings.role == "all":
-            stack.enter_context(_Worker(settings))
-        app = build_app(settings, store, queue, partial(ask_models, settings))
+            stack.enter_context(_worker(settings))
+        sandboxes = SandboxPool(LOOKING, limits_of(settings), url=settings.url, model=settings.model)
+        app = build_app(settings, store, queue, partial(ask_models, settings), sandboxes)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"
         screen.print(f"The verdict service is at [bold]{address}[/], data in {escape(str(settings.data_dir))}")
@@ -171,15 +177,15 @@ async def ask_models(settings: Settings) -> list[ServedModel]:
         await transport.close()
 
 
-class _Worker:
-    """A worker that is started again when it dies, and takes up what it was doing."""
+class _Kept:
+    """A process that is started again when it dies."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, name: str, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+        self._name, self._arguments, self._environment = name, arguments, environment
         self._stopping = False
-        self._process = _start_worker(settings)
-        # The kernel ends a worker with the thread that started it, and this one lives as long as the process.
-        threading.Thread(target=self._keep, name="keep-worker", daemon=True).start()
+        self._process = self._start()
+        # The kernel ends a process with the thread that started it, and this one lives as long as ours.
+        threading.Thread(target=self._keep, name=f"keep-{name}", daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -188,22 +194,37 @@ class _Worker:
         self._stopping = True
         _end(self._process)
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        # In a session of its own, so that Ctrl-C reaches this process alone, which ends the others in order.
+        environment = {**os.environ, **(self._environment or {})}
+        return subprocess.Popen([sys.executable, *self._arguments], env=environment, start_new_session=True)
+
     def _keep(self) -> None:
         while True:
             code = self._process.wait()
             if self._stopping:
                 return
-            logging.getLogger(__name__).warning("the worker ended (%s) and is started again", code)
+            logging.getLogger(__name__).warning("the %s ended (%s) and is started again", self._name, code)
             time.sleep(RESTART_WAIT_S)
-            self._process = _start_worker(self._settings)
+            self._process = self._start()
 
 
-def _start_worker(settings: Settings) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, **settings.as_environment()}
-    # In a session of its own, so that Ctrl-C reaches this process alone, which ends the worker in order.
-    return subprocess.Popen(
-        [sys.executable, "-m", "deepfake_gateway.jobs.worker"], env=environment, start_new_session=True
-    )
+def _worker(settings: Settings) -> _Kept:
+    """Start a worker; it takes up again what it was doing when it died."""
+    return _Kept("worker", ["-m", "deepfake_gateway.jobs.worker"], settings.as_environment())
+
+
+def _start_explaining(stack: ExitStack, screen: Console, settings: Settings) -> Settings:
+    """Start an explain service of the served checkpoint beside Triton, if one is named; returns where it is."""
+    if settings.checkpoint is None or settings.explain_url is not None:
+        return settings
+    require_extra("pytorch_grad_cam", extra="explain")
+    with _listening("127.0.0.1", 0) as probe:
+        port = str(probe.getsockname()[1])
+    screen.print(f"Heatmaps come from {escape(str(settings.checkpoint))}")
+    arguments = [str(settings.checkpoint), "--port", port, "--url", settings.url or ""]
+    stack.enter_context(_Kept("explain service", ["-m", "deepfake_gateway.cli.explaining", *arguments]))
+    return settings.model_copy(update={"explain_url": f"http://127.0.0.1:{port}"})
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -217,7 +238,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _run_worker(settings: Settings, screen: Console) -> None:
     """Run a worker only, until it is stopped."""
-    with _Worker(settings):
+    with _worker(settings):
         screen.print(f"The worker {escape(settings.worker_name)} takes analyses; stop with Ctrl-C")
         threading.Event().wait()
 

@@ -8,24 +8,33 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
+import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from deepfake_client.transport.protocol import ServedModel
-from deepfake_gateway.intake.options import stored_options
+from deepfake_gateway.intake.options import ExplanationForm, stored_options
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.upload import Upload
-from deepfake_gateway.jobs.queue import Priority, Queue
+from deepfake_gateway.jobs.evidence import Evidence, listed_faces
+from deepfake_gateway.jobs.queue import Job, Priority, Queue
+from deepfake_gateway.sandbox.process import RunTask
+from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.explanations import Explanations, StoredExplanation
 from deepfake_gateway.store.media import MediaFolder
 from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
 from deepfake_preprocess.errors import DeepfakeError
 
-MAX_REPORTS: Final = 2
-"""Pages of reports that are made at once; each takes a process for a second or two."""
 MODEL_ASKED_EVERY_S: Final = 2.0
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 0.25
 """How often a waiting request looks for the result; from often to seldom."""
+
+DEFAULT_FACES: Final = 3
+"""Faces that are explained where none are named."""
+
+JobT = TypeVar("JobT", Analysis, StoredExplanation)
 
 AskModels = Callable[[], Awaitable[list[ServedModel]]]
 """Returns what the server offers, the model in use first; raises DeepfakeError."""
@@ -43,11 +52,19 @@ class Desk:
     """Where analyses begin and end: used by the API, the compatibility routes and the page alike."""
 
     def __init__(
-        self, store: Store, media: MediaFolder, queue: Queue, ask_models: AskModels, *, max_queued: int
+        self,
+        store: Store,
+        media: MediaFolder,
+        queue: Queue,
+        ask_models: AskModels,
+        run: RunTask,
+        settings: Settings,
     ) -> None:
         self.store, self.media = store, media
-        self._queue, self._ask_models, self._max_queued = queue, ask_models, max_queued
-        self.report_places = asyncio.Semaphore(MAX_REPORTS)
+        self.explanations = Explanations(store.engine)
+        self.evidence = Evidence(media, run)
+        self._queue, self._ask_models = queue, ask_models
+        self._max_queued, self._explain_url = settings.max_queued, settings.explain_url
         self._checkpoint: tuple[float, str | None] = (0.0, None)
 
     async def submit(
@@ -81,11 +98,7 @@ class Desk:
             return Submitted(earlier, is_new=False)
         counts = self.store.count_by("status")
         if sum(counts.get((status.value,), 0) for status in UNFINISHED) >= self._max_queued:
-            raise Problem(
-                429,
-                f"{self._max_queued} analyses are waiting, as many as may; try again later",
-                {"Retry-After": "10"},
-            )
+            raise self._full("analyses")
         analysis = Analysis(
             id=secrets.token_hex(16),
             created_at=time.time(),
@@ -100,7 +113,9 @@ class Desk:
         )
         self.media.keep(upload.path, analysis.id)
         try:
-            self.store.add(analysis, lambda connection: self._queue.enqueue(connection, analysis.id, priority))
+            self.store.add(
+                analysis, lambda connection: self._queue.enqueue(connection, Job.ANALYZE, analysis.id, priority)
+            )
         except IntegrityError:
             self.media.delete(analysis.id)
             before = self.store.with_idempotency_key(idempotency_key or "")
@@ -112,6 +127,10 @@ class Desk:
             raise
         return Submitted(analysis, is_new=True)
 
+    def _full(self, what: str) -> Problem:
+        detail = f"{self._max_queued} {what} are waiting, as many as may; try again later"
+        return Problem(429, detail, {"Retry-After": "10"})
+
     def _repeated(self, before: Analysis, upload: Upload, options: dict[str, Any]) -> Submitted:
         if (before.sha256, before.options) != (upload.sha256, options):
             raise Problem(
@@ -121,13 +140,7 @@ class Desk:
 
     async def finished(self, analysis_id: str, within_s: float) -> Analysis:
         """Return an analysis once it is over, or as it is after `within_s` seconds."""
-        give_up_at, look_s = time.monotonic() + within_s, FIRST_LOOK_S
-        while True:
-            analysis = await asyncio.to_thread(self.find, analysis_id)
-            if analysis.status.is_final or time.monotonic() >= give_up_at:
-                return analysis
-            await asyncio.sleep(min(look_s, max(0.0, give_up_at - time.monotonic())))
-            look_s = min(1.3 * look_s, LONGEST_LOOK_S)
+        return await _once_over(lambda: self.find(analysis_id), within_s)
 
     def find(self, analysis_id: str) -> Analysis:
         """Return an analysis; Problem 404 where there is none."""
@@ -151,6 +164,48 @@ class Desk:
         self.media.delete(analysis_id)
         self._queue.forget(analysis_id)
 
+    def explain(self, analysis_id: str, form: ExplanationForm) -> StoredExplanation:
+        """Ask for heatmaps of a finished analysis; the same request is answered by what it gave before.
+
+        Raises:
+            Problem: 409 where the analysis has no verdict, 422 for faces that it does not have, 429 while too many
+                wait, 503 where there is no explain service.
+        """
+        analysis = self.find(analysis_id)
+        if analysis.verdict is None:
+            raise Problem(409, f"the analysis is {analysis.status.value} and has no verdict to explain")
+        if self._explain_url is None:
+            raise Problem(
+                503, "there is no explain service; whoever runs this one starts `deepfake explain-serve CHECKPOINT` "
+                "and sets `explain_url`, or sets `checkpoint` where the gateway starts Triton itself"
+            )  # fmt: skip
+        names = [face["name"] for face in listed_faces(analysis.verdict)]
+        if not names:
+            raise Problem(409, "no face was scored, so there is nothing to explain")
+        wanted = names[:DEFAULT_FACES] if form.crops is None else form.crops
+        if unknown := [name for name in wanted if name not in names]:
+            raise Problem(422, f"`crops` has {unknown[0][:40]!r}; there are {', '.join(names)}")
+        if self.explanations.unfinished() >= self._max_queued:
+            raise self._full("explanations")
+        request = {**form.model_dump(), "crops": [name for name in names if name in wanted]}
+        return self.explanations.begin(
+            analysis_id, request, partial(self._enqueue, Job.EXPLAIN, Priority.INTERACTIVE)
+        )
+
+    def _enqueue(self, job: Job, priority: Priority, connection: sa.Connection, job_id: str) -> None:
+        self._queue.enqueue(connection, job, job_id, priority)
+
+    def find_explanation(self, analysis_id: str, explanation_id: str) -> StoredExplanation:
+        """Return an explanation; Problem 404 where the analysis has none of this id."""
+        explanation = self.explanations.get(explanation_id)
+        if explanation is None or explanation.analysis_id != analysis_id:
+            raise Problem(404, f"the analysis has no explanation {explanation_id[:64]!r}; ask for it again")
+        return explanation
+
+    async def explained(self, explanation: StoredExplanation, within_s: float) -> StoredExplanation:
+        """Return an explanation once it is over, or as it is after `within_s` seconds."""
+        return await _once_over(lambda: self.find_explanation(explanation.analysis_id, explanation.id), within_s)
+
     async def models(self) -> list[ServedModel]:
         """Return what the server offers; raises DeepfakeError."""
         return await self._ask_models()
@@ -164,3 +219,13 @@ class Desk:
                 checkpoint = models[0].spec.checkpoint_sha256 if models else None
             self._checkpoint = time.monotonic(), checkpoint
         return checkpoint
+
+
+async def _once_over(find: Callable[[], JobT], within_s: float) -> JobT:
+    give_up_at, look_s = time.monotonic() + within_s, FIRST_LOOK_S
+    while True:
+        found = await asyncio.to_thread(find)
+        if found.status.is_final or time.monotonic() >= give_up_at:
+            return found
+        await asyncio.sleep(min(look_s, max(0.0, give_up_at - time.monotonic())))
+        look_s = min(1.3 * look_s, LONGEST_LOOK_S)

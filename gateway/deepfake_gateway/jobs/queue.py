@@ -1,23 +1,28 @@
 """The queue that gateways fill: DBOS on the gateway's own database.
 
-So an analysis is recorded and queued in one transaction.
+So a job is recorded and queued in one transaction.
 """
 
 from __future__ import annotations
 
 import logging
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Final, Protocol
 
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient
 
-QUEUE: Final = "analyses"
-WORKFLOW: Final = "analyze"
 APPLICATION: Final = "deepfake-gateway"
 APPLICATION_VERSION: Final = "1"
 """DBOS gives a workflow back only to a worker of the version that began it. Changes with what a job is made of, never
 with a release: an upgrade shall take up what was queued before."""
+
+
+class Job(StrEnum):
+    """What a worker does; each kind waits in a queue of its own."""
+
+    ANALYZE = "analyze"
+    EXPLAIN = "explain"
 
 
 class Priority(IntEnum):
@@ -28,14 +33,14 @@ class Priority(IntEnum):
 
 
 class Queue(Protocol):
-    """Where analyses wait for a worker."""
+    """Where jobs wait for a worker; each has the id of what it brings to its end."""
 
-    def enqueue(self, connection: sa.Connection, analysis_id: str, priority: int) -> None:
-        """Queue an analysis in a transaction of the store's."""
+    def enqueue(self, connection: sa.Connection, job: Job, job_id: str, priority: int) -> None:
+        """Queue a job in a transaction of the store's."""
         ...
 
-    def forget(self, analysis_id: str) -> None:
-        """Take an analysis off the queue, if it is still there, with all that is known of it."""
+    def forget(self, job_id: str) -> None:
+        """Take a job off its queue, if it is still there, with all that is known of it."""
         ...
 
     def close(self) -> None:
@@ -52,23 +57,23 @@ class DurableQueue:
         DBOS.migrate(database_url)
         self._client = DBOSClient(system_database_url=database_url)
 
-    def enqueue(self, connection: sa.Connection, analysis_id: str, priority: int) -> None:
+    def enqueue(self, connection: sa.Connection, job: Job, job_id: str, priority: int) -> None:
         """See `Queue.enqueue`."""
         self._client.enqueue_in_transaction(
             connection,
             {
-                "workflow_name": WORKFLOW,
-                "queue_name": QUEUE,
-                "workflow_id": analysis_id,
+                "workflow_name": job.value,
+                "queue_name": job.value,
+                "workflow_id": job_id,
                 "priority": priority,
                 "app_version": APPLICATION_VERSION,
             },
-            analysis_id,
+            job_id,
         )
 
-    def forget(self, analysis_id: str) -> None:
+    def forget(self, job_id: str) -> None:
         """See `Queue.forget`."""
-        self._client.delete_workflow(analysis_id)
+        self._client.delete_workflow(job_id)
 
     def close(self) -> None:
         """See `Queue.close`."""

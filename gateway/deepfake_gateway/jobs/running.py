@@ -42,8 +42,7 @@ class SandboxedWork:
             "name": analysis.file_name,
             "options": analysis.options,
         }
-        async with self._pool.sandbox() as sandbox:
-            verdict: dict[str, Any] = (await sandbox.run(task, on_progress))["verdict"]
+        verdict: dict[str, Any] = (await self._pool.run(task, on_progress))["verdict"]
         return verdict
 
 

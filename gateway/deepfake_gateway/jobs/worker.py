@@ -10,12 +10,15 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final
 
 from dbos import DBOS
 
-from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, QUEUE, WORKFLOW
+from deepfake_gateway.jobs.evidence import Evidence
+from deepfake_gateway.jobs.explaining import ServiceExplain, run_explanation
+from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, Job
 from deepfake_gateway.jobs.running import SandboxedWork, run_job
 from deepfake_gateway.sandbox.limits import end_with_parent, limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
@@ -26,6 +29,11 @@ from deepfake_gateway.store.records import Store
 PICK_UP_S: Final = 0.1
 """How often the queue is looked at: somebody waits for an interactive job."""
 SEEN_EVERY_S: Final = 2.0
+EXPLAIN_CONCURRENCY: Final = 1
+"""The explain service takes one face at a time."""
+
+RunJob = Callable[[str], Coroutine[Any, Any, None]]
+"""Brings the job with an id to its end."""
 
 
 async def work(settings: Settings) -> None:
@@ -36,14 +44,18 @@ async def work(settings: Settings) -> None:
     store, media = Store(settings.database_url), MediaFolder(settings.data_dir)
     pool = SandboxPool(settings.concurrency, limits_of(settings), url=settings.url, model=settings.model)
     await pool.start()
-    sandboxed = SandboxedWork(pool, media)
-
-    # DBOS runs it in a thread of its own; all that is asynchronous stays in this one loop.
-    def analyze(analysis_id: str) -> None:
-        job = run_job(store, analysis_id, sandboxed, server_wait_s=settings.server_wait_s)
-        asyncio.run_coroutine_threadsafe(job, loop).result()
-
-    await asyncio.to_thread(_launch, settings, analyze)
+    sandboxed, explain = SandboxedWork(pool, media), ServiceExplain(settings)
+    # A pool of its own, so that somebody who looks at a result does not wait behind long analyses.
+    looking = SandboxPool(EXPLAIN_CONCURRENCY, limits_of(settings), url=settings.url, model=settings.model)
+    evidence = Evidence(media, looking.run)
+    jobs: dict[Job, tuple[int, RunJob]] = {
+        Job.ANALYZE: (
+            settings.concurrency,
+            partial(run_job, store, work=sandboxed, server_wait_s=settings.server_wait_s),
+        ),
+        Job.EXPLAIN: (EXPLAIN_CONCURRENCY, partial(run_explanation, store, media, evidence, explain=explain)),
+    }
+    await asyncio.to_thread(_launch, settings, jobs, loop)
     while not stop.is_set():
         await asyncio.to_thread(store.worker_seen, settings.worker_name)
         try:
@@ -56,7 +68,7 @@ async def work(settings: Settings) -> None:
     os._exit(0)
 
 
-def _launch(settings: Settings, analyze: Callable[[str], None]) -> None:
+def _launch(settings: Settings, jobs: dict[Job, tuple[int, RunJob]], loop: asyncio.AbstractEventLoop) -> None:
     logging.getLogger("dbos").setLevel(logging.WARNING)
     DBOS(
         config={
@@ -67,9 +79,20 @@ def _launch(settings: Settings, analyze: Callable[[str], None]) -> None:
             "log_level": "WARNING",
         }
     )
-    DBOS.workflow(name=WORKFLOW)(analyze)
+    for job, (_, run) in jobs.items():
+        DBOS.workflow(name=job.value)(_on_loop(run, loop))
     DBOS.launch()
-    DBOS.register_queue(QUEUE, worker_concurrency=settings.concurrency, polling_interval_sec=PICK_UP_S)
+    for job, (concurrency, _) in jobs.items():
+        DBOS.register_queue(job.value, worker_concurrency=concurrency, polling_interval_sec=PICK_UP_S)
+
+
+def _on_loop(run: RunJob, loop: asyncio.AbstractEventLoop) -> Callable[[str], None]:
+    """DBOS runs a job in a thread of its own; all that is asynchronous stays in this one loop."""
+
+    def job(job_id: str) -> None:
+        asyncio.run_coroutine_threadsafe(run(job_id), loop).result()
+
+    return job
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ comes later waits for none of it.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -50,10 +51,11 @@ def main() -> None:
         say({"ready": True})
         for line in sys.stdin:
             bound_cpu(limits.cpu_s)
-            say(_result_of(client, json.loads(line), say))
+            say(result_of(client, json.loads(line), say))
 
 
-def _result_of(client: DeepfakeClient, task: dict[str, Any], say: Say) -> dict[str, Any]:
+def result_of(client: DeepfakeClient, task: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Do a task: its result, or why there is none, as one line for the parent."""
     try:
         return _TASKS[task["kind"]](client, task, say)
     except DeepfakeError as exc:
@@ -83,14 +85,33 @@ def _report(client: DeepfakeClient, task: dict[str, Any], say: Say) -> dict[str,
     verdict = Verdict.from_dict(task["verdict"])
     spec = client.model().spec
     pictures = pictures_of_source(replace(verdict, source=task["path"]), spec)
-    with tempfile.TemporaryDirectory(dir=Path(task["path"]).parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         context = ReportContext(spec, options_of(task["options"]))
-        page = write_page(verdict, Path(folder), context, pictures=pictures)
-        page.rename(task["target"])
-    return {"report": task["target"]}
+        return {"report": write_page(verdict, Path(folder), context, pictures=pictures).read_text(encoding="utf-8")}
 
 
-_TASKS: Final = {"analyze": _analyze, "report": _report}
+def _crops(client: DeepfakeClient, task: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Cut out the faces that a report shows, as the model saw them."""
+    from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, gather
+    from deepfake_client.sources.inputs import open_source
+
+    verdict = Verdict.from_dict(task["verdict"])
+    with open_source(task["path"], name=task["name"]) as media:
+        found = gather(media, verdict, client.model().spec, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN)
+    return {
+        "crops": [
+            {
+                "name": f"{item.pick.face.track}-{item.pick.frame.index}",
+                "shape": item.crop.shape,
+                "rgb": base64.b64encode(item.crop.tobytes()).decode("ascii"),
+                "landmarks_xy": None if item.landmarks_xy is None else item.landmarks_xy.tolist(),
+            }
+            for item in found
+        ]
+    }
+
+
+_TASKS: Final = {"analyze": _analyze, "report": _report, "crops": _crops}
 
 
 def options_of(data: dict[str, Any]) -> AnalyzeOptions:

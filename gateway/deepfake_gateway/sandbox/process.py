@@ -6,15 +6,17 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from deepfake_gateway.sandbox.limits import Limits
 from deepfake_preprocess.errors import DeepfakeError
 
 OnProgress = Callable[[dict[str, Any]], None]
+RunTask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Does a task in a sandbox and returns its result; raises TaskError or SandboxError."""
 
 TASKS_PER_PROCESS: Final = 32
 """A process is replaced after so many: starting one costs about a second of CPU time, and a decoder may leak."""
@@ -128,6 +130,18 @@ class Sandbox:
         return self._process is not None and self._process.returncode is None and self.tasks_done < TASKS_PER_PROCESS
 
 
+class Sandboxes(Protocol):
+    """Where tasks are done."""
+
+    async def run(self, task: dict[str, Any], on_progress: OnProgress | None = None) -> dict[str, Any]:
+        """Do a task; see `Sandbox.run`."""
+        ...
+
+    async def close(self) -> None:
+        """End all that are idle."""
+        ...
+
+
 class SandboxPool:
     """Up to `size` sandboxes; one that was used up or died is replaced before it is asked for."""
 
@@ -138,7 +152,7 @@ class SandboxPool:
         self._places = asyncio.Semaphore(size)
 
     async def start(self) -> None:
-        """Start all."""
+        """Start all; else each is started when it is needed."""
         for _ in range(self._size):
             await self._add()
 
@@ -164,6 +178,11 @@ class SandboxPool:
                 else:
                     await sandbox.close()
                     await self._add()
+
+    async def run(self, task: dict[str, Any], on_progress: OnProgress | None = None) -> dict[str, Any]:
+        """Do a task in one of them; see `Sandbox.run`."""
+        async with self.sandbox() as sandbox:
+            return await sandbox.run(task, on_progress)
 
     async def close(self) -> None:
         """End all that are not lent."""

@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from deepfake_preprocess.support.files import write_whole
+
 UNKNOWN: Final = "application/octet-stream"
 SNIFF_BYTES: Final = 64
 
 
 class MediaFolder:
-    """A folder with one folder per analysis, `ID/media`, in which a report may be kept as well."""
+    """A folder with one folder per analysis, `ID/media`, in which what was made of it is kept as well."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / "media"
@@ -33,6 +35,24 @@ class MediaFolder:
     def path(self, analysis_id: str) -> Path:
         """Return where the medium of an analysis is, or was."""
         return self._root / analysis_id / "media"
+
+    def put(self, analysis_id: str, name: str, data: bytes) -> bool:
+        """Keep a file that was made of a medium, as a whole or not at all; False where the analysis was deleted."""
+        path = self._root / analysis_id / name
+        try:
+            if "/" in name:
+                path.parent.mkdir(exist_ok=True, mode=0o700)  # never the folder of the analysis itself
+            write_whole(path, data)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read(self, analysis_id: str, name: str) -> bytes | None:
+        """Return a file that was made of a medium, or None where there is none."""
+        try:
+            return (self._root / analysis_id / name).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def delete(self, analysis_id: str) -> None:
         """Remove all files of an analysis."""

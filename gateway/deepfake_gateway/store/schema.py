@@ -48,6 +48,22 @@ EVENTS = sa.Table(
     sqlite_autoincrement=True,
 )
 
+EXPLANATIONS = sa.Table(
+    "explanations",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column(
+        "analysis_id", sa.String(32), sa.ForeignKey("analyses.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("request", sa.Text, nullable=False),  # canonical JSON, so that equal requests are equal text
+    sa.Column("faces", sa.Text),  # JSON: what was found in each crop; the pictures are files
+    sa.Column("error_type", sa.Text),
+    sa.Column("error_detail", sa.Text),
+)
+
 WORKERS = sa.Table(
     "workers",
     METADATA,

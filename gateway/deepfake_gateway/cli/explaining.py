@@ -1,0 +1,12 @@
+"""The explain service that a gateway starts beside its Triton: `deepfake explain-serve`, ended with its parent."""
+
+from __future__ import annotations
+
+import sys
+
+from deepfake_client.cli.main import main
+from deepfake_gateway.sandbox.limits import end_with_parent
+
+if __name__ == "__main__":
+    end_with_parent()
+    main(["explain-serve", *sys.argv[1:]])

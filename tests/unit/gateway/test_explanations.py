@@ -1,0 +1,85 @@
+"""Pictures of the faces behind a verdict, and heatmaps that explain their scores."""
+
+import cv2
+import gateways
+import numpy as np
+import pytest
+
+from deepfake_gateway.api.documents import CropsDocument, ExplanationDocument
+
+WAIT = {"Prefer": "wait=60"}
+
+
+@pytest.fixture
+def gateway(tmp_path):
+    with gateways.gateway(tmp_path / "data", explain_url="http://127.0.0.1:9") as client:
+        yield client
+
+
+@pytest.fixture
+def analysis(gateway, clip):
+    files = {"file": ("clip.mp4", clip)}
+    return gateway.post("/v1/analyses", files=files, data={"num_frames": 3}, headers=WAIT).json()
+
+
+def picture_of(answer):
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    return cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_crops_are_what_the_model_saw_and_are_made_once(gateway, analysis):
+    listed = gateway.get(analysis["links"]["crops"]).json()
+    CropsDocument.model_validate(listed)
+    faces = [face["fake_probability"] for frame in analysis["verdict"]["frames"] for face in frame["faces"]]
+    assert [crop["fake_probability"] for crop in listed["items"]] == sorted(faces, reverse=True)
+    shapes = {picture_of(gateway.get(crop["href"])).shape for crop in listed["items"]}
+    assert shapes == {(gateways.SPEC.input_height_px, gateways.SPEC.input_width_px, 3)}
+    assert gateway.sandboxes.tasks == ["crops"]
+    assert gateway.get(f"{analysis['links']['crops']}/7-7.png").status_code == 404
+
+
+def test_an_explanation_has_heatmaps_and_says_how_far_they_agree(gateway, analysis):
+    answer = gateway.post(analysis["links"]["explanations"], headers=WAIT)
+    body = answer.json()
+    assert answer.status_code == 200
+    assert answer.headers["location"] == body["links"]["self"]
+    ExplanationDocument.model_validate(body)
+    assert [face["difference"] <= face["tolerance"] for face in body["faces"]] == [True] * 3
+    for face in body["faces"]:
+        assert np.array_equal(picture_of(gateway.get(face["heatmap"])), picture_of(gateway.get(face["href"])))
+    assert gateway.get(body["links"]["self"]).json() == body
+    assert gateway.get(analysis["links"]["explanations"]).json()["items"] == [body]
+
+    again = gateway.post(analysis["links"]["explanations"], json={})
+    assert again.json()["id"] == body["id"]
+    one = {"method": "hires-cam", "crops": [body["faces"][1]["name"]]}
+    other = gateway.post(analysis["links"]["explanations"], json=one, headers=WAIT).json()
+    assert [face["method"] for face in other["faces"]] == ["hires-cam"]
+
+
+def test_a_disagreement_is_no_explanation_and_is_asked_for_again(gateway, analysis):
+    gateway.queue.disagrees = True
+    failed = gateway.post(analysis["links"]["explanations"], headers=WAIT).json()
+    assert (failed["status"], failed["error"]["type"]) == ("failed", "ExplainDisagreementError")
+    gateway.queue.disagrees = False
+    assert gateway.post(analysis["links"]["explanations"], headers=WAIT).json()["status"] == "done"
+
+
+def test_refusals_say_what_there_is(gateway, analysis, tmp_path, clip):
+    wrong = gateway.post(analysis["links"]["explanations"], json={"crops": ["9-9"]})
+    assert (wrong.status_code, "0-" in wrong.json()["detail"]) == (422, True)
+    assert gateway.post(analysis["links"]["explanations"], json={"method": "x"}).status_code == 422
+    gateway.desk.media.path(analysis["id"]).unlink()
+    gone = gateway.get(gateway.get(analysis["links"]["crops"]).json()["items"][0]["href"])
+    assert (gone.status_code, "removed" in gone.json()["detail"]) == (404, True)
+    failed = gateway.post(analysis["links"]["explanations"], headers=WAIT).json()
+    assert "removed" in failed["error"]["message"]
+    assert gateway.get("/v1/explainer").json()["reason"] == "the explain service gives no answer"
+
+
+def test_without_a_service_there_are_crops_and_no_heatmaps(tmp_path, clip):
+    with gateways.gateway(tmp_path / "other") as gateway:
+        analysis = gateway.post("/v1/analyses", files={"file": ("clip.mp4", clip)}, headers=WAIT).json()
+        answer = gateway.post(analysis["links"]["explanations"])
+        assert (answer.status_code, "explain_url" in answer.json()["detail"]) == (503, True)
+        assert not gateway.get("/v1/explainer").json()["available"]
