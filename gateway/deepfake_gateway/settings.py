@@ -9,10 +9,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deepfake_client.transport.connection import Connection
+from deepfake_gateway.addresses import Addresses
 from deepfake_preprocess.errors import OptionError
 
 PREFIX: Final = "DEEPFAKE_GATEWAY_"
@@ -56,6 +57,13 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(2**30, ge=1)
     """Largest upload, in bytes."""
+    url_intake: bool = False
+    """Whether files may be named by their address, which this service then fetches."""
+    url_timeout_s: float = Field(60.0, gt=0)
+    """Longest time that fetching one file may take, in seconds."""
+    allowed_networks: tuple[str, ...] = ()
+    """Networks such as ``192.168.1.0/24`` that may be reached although they are not public: by fetched files,
+    webhooks and live sources."""
     max_queued: int = Field(1000, ge=1)
     """Analyses that may wait; more are refused."""
     job_timeout_s: float = Field(1800.0, gt=0)
@@ -66,6 +74,12 @@ class Settings(BaseSettings):
     """CPU time that one analysis may take, in seconds."""
     server_wait_s: float = Field(300.0, ge=0)
     """How long analyses wait for a server that is away, in seconds."""
+
+    @field_validator("allowed_networks")
+    @classmethod
+    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        Addresses.of(networks)
+        return networks
 
     @classmethod
     def of(cls, file: Path | None = None, **given: Any) -> Self:

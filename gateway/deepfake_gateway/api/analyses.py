@@ -9,8 +9,10 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, address_of, analysis_json, listed_json
 from deepfake_gateway.api.parts import DeskOf, SettingsOf, WaitOf
+from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.options import OptionsForm
 from deepfake_gateway.intake.problems import responses
 from deepfake_gateway.intake.upload import received
@@ -37,6 +39,14 @@ _UPLOAD: Final = {
                     },
                 }
             },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["url"],
+                    "properties": {"url": {"type": "string", "maxLength": MAX_URL}, **_OPTIONS},
+                    "additionalProperties": False,
+                }
+            },
             "application/octet-stream": {
                 "schema": {"type": "string", "contentMediaType": "application/octet-stream"}
             },
@@ -54,7 +64,7 @@ _UPLOAD: Final = {
     responses={
         200: {"model": AnalysisDocument, "description": "It is over: an earlier result, or it ended while waiting."},
         202: {"model": AnalysisDocument, "description": "It is queued; `Location` is where it is."},
-        **responses(400, 409, 413, 415, 422, 429, 503),
+        **responses(400, 403, 409, 413, 415, 422, 429, 503),
     },
     openapi_extra=_UPLOAD,
 )
@@ -67,8 +77,14 @@ async def begin(
     priority: Annotated[Literal["interactive", "bulk"], Query()] = "interactive",
     file_name: Annotated[str | None, Query(max_length=255, description="of a file that is the body itself")] = None,
 ) -> Response:
-    """Analyze a video or a picture: multipart with ``file`` and options as fields, or the file as the body."""
-    async with received(request, desk.media.new_upload(), max_bytes=settings.max_upload_bytes) as upload:
+    """Analyze a video or a picture.
+
+    Send multipart with ``file`` and options as fields, or the file as the body and options in the query, or where
+    this service is set to fetch files, JSON with a ``url`` and options.
+    """
+    async with received(
+        request, desk.media.new_upload(), max_bytes=settings.max_upload_bytes, fetcher=Fetcher(settings)
+    ) as upload:
         query = {name: value for name, value in request.query_params.items() if name not in NOT_OPTIONS}
         submitted = await desk.submit(
             upload,

@@ -5,64 +5,60 @@ Nothing of a file is held in memory but the piece that is being written, whateve
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
+import json
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from email.message import Message
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO, Final
+from pathlib import Path
+from typing import Any, Final
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.problems import Problem
-from deepfake_gateway.store.media import SNIFF_BYTES, media_type_of
+from deepfake_gateway.intake.sink import Sink, Upload, file_name_of, safe_name, too_large
 
 MAX_FIELD_BYTES: Final = 4096
 MAX_FIELDS: Final = 32
 MAX_HEADER_BYTES: Final = 8192
-MAX_NAME: Final = 255
-
-
-@dataclass(slots=True)
-class Upload:
-    """A file that came, at `path`, and the fields that came with it."""
-
-    path: Path
-    file_name: str = "upload"
-    size_bytes: int = 0
-    sha256: str = ""
-    media_type: str = ""
-    fields: dict[str, str] = field(default_factory=dict)
+MAX_JSON_BYTES: Final = 65536
 
 
 @asynccontextmanager
 async def received(
-    request: Request, path: Path, *, max_bytes: int, file_fields: Collection[str] = ("file",)
+    request: Request,
+    path: Path,
+    *,
+    max_bytes: int,
+    file_fields: Collection[str] = ("file",),
+    fetcher: Fetcher | None = None,
 ) -> AsyncIterator[Upload]:
     """Write the file of a request's body to `path`, and remove it at the end unless it was moved.
 
     A body is ``multipart/form-data`` with one of `file_fields`, or the file itself, whose name is in
-    ``Content-Disposition``, or in the query as ``file_name``.
+    ``Content-Disposition``, or in the query as ``file_name``; with a `fetcher` also JSON with its ``url``, and the
+    other fields beside it.
 
     Raises:
-        Problem: 400 for a broken body, 413 for one that is too large, 422 for none.
+        Problem: 400 for a broken body, 413 for one that is too large, 422 for none; for an address see `Fetcher`.
     """
     _check_length(request, max_bytes)
     kind, parameters = parse_options_header(request.headers.get("content-type", ""))
-    sink = _Sink(path, max_bytes)
+    sink = Sink(path, max_bytes)
     try:
         try:
             if kind == b"multipart/form-data":
                 await _read_form(request, sink, parameters.get(b"boundary", b""), file_fields)
             elif kind == b"application/x-www-form-urlencoded":
                 raise Problem(415, "the body is a form without a file; send multipart/form-data, or the file itself")
+            elif kind == b"application/json" and fetcher is not None:
+                fields = await _read_json(request)
+                await fetcher.fetch(fields.pop("url"), sink)
+                sink.upload.fields = fields
             else:
-                sink.upload.file_name = _safe_name(
-                    request.query_params.get("file_name") or _disposition_name(request.headers)
+                sink.upload.file_name = file_name_of(
+                    request.headers.get("content-disposition", ""), request.query_params.get("file_name", "")
                 )
                 async for chunk in request.stream():
                     await sink.write(chunk)
@@ -76,52 +72,7 @@ async def received(
 def _check_length(request: Request, max_bytes: int) -> None:
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_bytes + MAX_FIELDS * MAX_FIELD_BYTES:
-        raise _too_large(max_bytes)
-
-
-def _too_large(max_bytes: int) -> Problem:
-    return Problem(413, f"the upload has more than {max_bytes} bytes; send a shorter part, or a smaller encoding")
-
-
-class _Sink:
-    """Writes the file, hashes it and counts."""
-
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        self.upload = Upload(path)
-        self._max_bytes = max_bytes
-        self._hash = hashlib.sha256()
-        self._head = b""
-        self._file: BinaryIO = path.open("xb")
-        path.chmod(0o600)
-
-    async def write(self, chunk: bytes) -> None:
-        upload = self.upload
-        upload.size_bytes += len(chunk)
-        if upload.size_bytes > self._max_bytes:
-            raise _too_large(self._max_bytes)
-        if len(self._head) < SNIFF_BYTES:
-            self._head += chunk[: SNIFF_BYTES - len(self._head)]
-        await asyncio.to_thread(self._write, chunk)
-
-    def _write(self, chunk: bytes) -> None:
-        self._file.write(chunk)
-        self._hash.update(chunk)
-
-    def finished(self, file_fields: Collection[str]) -> Upload:
-        if self.upload.size_bytes == 0:
-            fields = " or ".join(sorted(file_fields))
-            raise Problem(422, f"there is no file; send it as {fields} of multipart/form-data, or as the body")
-        self.close()
-        self.upload.sha256 = self._hash.hexdigest()
-        self.upload.media_type = media_type_of(self._head)
-        return self.upload
-
-    def close(self) -> None:
-        self._file.close()
-
-    def discard(self) -> None:
-        self._file.close()
-        self.upload.path.unlink(missing_ok=True)
+        raise too_large(max_bytes)
 
 
 class _Form:
@@ -183,7 +134,7 @@ class _Form:
         if self._has_file:
             raise Problem(400, "the form has several files; send one request for each")
         self._has_file, self._field = True, None
-        self._upload.file_name = _safe_name(parameters.get(b"filename", b"").decode("utf-8", "replace"))
+        self._upload.file_name = safe_name(parameters.get(b"filename", b"").decode("utf-8", "replace"))
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._field is None:
@@ -203,7 +154,7 @@ class _Form:
         self.ended = True
 
 
-async def _read_form(request: Request, sink: _Sink, boundary: bytes, file_fields: Collection[str]) -> None:
+async def _read_form(request: Request, sink: Sink, boundary: bytes, file_fields: Collection[str]) -> None:
     try:
         form = _Form(sink.upload, boundary, file_fields)
         async for chunk in request.stream():
@@ -218,13 +169,18 @@ async def _read_form(request: Request, sink: _Sink, boundary: bytes, file_fields
         raise Problem(400, "the form ends before its last boundary; send it again")
 
 
-def _disposition_name(headers: Any) -> str:
-    message = Message()
-    message["content-disposition"] = headers.get("content-disposition", "")
-    return message.get_filename() or ""
-
-
-def _safe_name(name: str) -> str:
-    """Return the last part of a file's name, without what cannot be printed."""
-    last = PurePosixPath(PureWindowsPath(name).name).name
-    return "".join(character for character in last if character.isprintable())[:MAX_NAME] or "upload"
+async def _read_json(request: Request) -> dict[str, str]:
+    """Return the fields of a small JSON object with a ``url``, as a form would have them."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_JSON_BYTES:
+            raise Problem(413, f"the JSON has more than {MAX_JSON_BYTES} bytes; send an address and options only")
+    try:
+        data = json.loads(body)
+    except ValueError:
+        raise Problem(400, 'the body is no JSON; send {"url": ...} and options') from None
+    if not isinstance(data, dict) or not isinstance(data.get("url"), str):
+        raise Problem(422, 'the JSON has no `url`; send {"url": ...} and options beside it')
+    given = {name: value for name, value in data.items() if value is not None}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}

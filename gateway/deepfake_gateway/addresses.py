@@ -1,0 +1,111 @@
+"""Which addresses of the network this service opens for others: public ones, and those that a setting allows.
+
+Uploads by URL, webhooks and live sources name addresses, and must not reach what only this machine or its
+network can. A name is looked up once, and the address that it gave is checked and connected to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any, Final, Self
+from urllib.parse import SplitResult, urlsplit
+
+import aiohttp
+
+MAX_URL: Final = 2048
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+
+
+class AddressRefusedError(OSError):
+    """An address that this service does not open; says why in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """What may be opened: every public address, and those in the `allowed` networks."""
+
+    allowed: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    @classmethod
+    def of(cls, networks: Iterable[str]) -> Self:
+        """Return the rules with networks such as ``192.168.1.0/24``; ValueError for what is none."""
+        return cls(tuple(ip_network(network) for network in networks))
+
+    def check(self, address: str) -> None:
+        """Raise AddressRefusedError for an IP address that is neither public nor allowed."""
+        ip = ip_address(address.partition("%")[0])
+        if not _is_public(ip) and not any(ip in network for network in self.allowed):
+            raise AddressRefusedError(
+                f"{address} is not a public address; whoever runs this service can allow its network with "
+                "`allowed_networks`"
+            )
+
+    async def resolve(self, host: str, port: int) -> str:
+        """Return the IP address of a host that may be opened, for what connects by itself.
+
+        Raises AddressRefusedError where there is none.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            raise AddressRefusedError(f"there is no host {host[:100]!r}; check the address") from exc
+        refused: AddressRefusedError | None = None
+        for *_, place in found:
+            try:
+                self.check(str(place[0]))
+            except AddressRefusedError as exc:
+                refused = exc
+            else:
+                return str(place[0])
+        raise refused or AddressRefusedError(f"there is no host {host[:100]!r}; check the address")
+
+    def session(self, timeout_s: float) -> aiohttp.ClientSession:
+        """Return a session whose every connection is checked; what is refused is a ClientConnectorError.
+
+        It takes no proxy of the environment, keeps no cookies, and decompresses nothing.
+        """
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(socket_factory=self._socket, limit=8),
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+
+    def _socket(self, info: Any) -> socket.socket:
+        """Make the socket for one address, whether a name led to it or it was given."""
+        family, kind, protocol, _, place = info
+        self.check(str(place[0]))
+        return socket.socket(family, kind, protocol)
+
+
+def checked_url(url: str, schemes: Collection[str]) -> SplitResult:
+    """Return the parts of an address that begins with one of `schemes`; AddressRefusedError says what is wrong."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise AddressRefusedError(f"{url[:100]!r} is not an address; check it") from None
+    if len(url) > MAX_URL or not url.isprintable() or " " in url:
+        raise AddressRefusedError(f"the address has more than {MAX_URL} characters, or some that none has")
+    if parts.scheme.lower() not in schemes or not host:
+        raise AddressRefusedError(
+            f"{url[:100]!r} is not allowed; addresses begin with {', '.join(sorted(schemes))}://"
+        )
+    return parts
+
+
+def _is_public(ip: IPv4Address | IPv6Address) -> bool:
+    if isinstance(ip, IPv6Address):
+        # Addresses that lead to an IPv4 address are what that is.
+        if (inner := ip.ipv4_mapped or ip.sixtofour) is not None:
+            return _is_public(inner)
+        if ip.teredo is not None:
+            return False
+        if ip in _NAT64:
+            return _is_public(IPv4Address(int(ip) & 0xFFFFFFFF))
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)

@@ -1,0 +1,95 @@
+"""`Sink`: where a file goes that comes in pieces, whether it is sent or fetched; `Upload`: what it is in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from email.message import Message
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO, Final
+
+from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.store.media import SNIFF_BYTES, media_type_of
+
+MAX_NAME: Final = 255
+
+
+@dataclass(slots=True)
+class Upload:
+    """A file that came, at `path`, and the fields that came with it."""
+
+    path: Path
+    file_name: str = "upload"
+    size_bytes: int = 0
+    sha256: str = ""
+    media_type: str = ""
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def too_large(max_bytes: int) -> Problem:
+    """Return the refusal of a file that is larger than it may be."""
+    return Problem(413, f"the upload has more than {max_bytes} bytes; send a shorter part, or a smaller encoding")
+
+
+class Sink:
+    """Writes a file that comes in pieces, hashes it and counts."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.upload = Upload(path)
+        self._max_bytes = max_bytes
+        self._hash = hashlib.sha256()
+        self._head = b""
+        self._file: BinaryIO = path.open("xb")
+        path.chmod(0o600)
+
+    def expect(self, size_bytes: int) -> None:
+        """Refuse a file that says that it is too large."""
+        if size_bytes > self._max_bytes:
+            raise too_large(self._max_bytes)
+
+    async def write(self, chunk: bytes) -> None:
+        """Add a piece; Problem 413 where the file becomes too large."""
+        upload = self.upload
+        upload.size_bytes += len(chunk)
+        self.expect(upload.size_bytes)
+        if len(self._head) < SNIFF_BYTES:
+            self._head += chunk[: SNIFF_BYTES - len(self._head)]
+        await asyncio.to_thread(self._write, chunk)
+
+    def _write(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+        self._hash.update(chunk)
+
+    def finished(self, file_fields: Collection[str]) -> Upload:
+        """Return what came; Problem 422 where that is nothing."""
+        if self.upload.size_bytes == 0:
+            fields = " or ".join(sorted(file_fields))
+            raise Problem(422, f"there is no file; send it as {fields} of multipart/form-data, or as the body")
+        self.close()
+        self.upload.sha256 = self._hash.hexdigest()
+        self.upload.media_type = media_type_of(self._head)
+        return self.upload
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._file.close()
+
+    def discard(self) -> None:
+        """Remove the file, unless it was moved."""
+        self._file.close()
+        self.upload.path.unlink(missing_ok=True)
+
+
+def file_name_of(disposition: str, otherwise: str) -> str:
+    """Return the name of a file by its ``Content-Disposition``, or else the last part of another name."""
+    message = Message()
+    message["content-disposition"] = "".join(filter(str.isprintable, disposition))
+    return safe_name(message.get_filename() or otherwise)
+
+
+def safe_name(name: str) -> str:
+    """Return the last part of a file's name, without what cannot be printed."""
+    last = PurePosixPath(PureWindowsPath(name).name).name
+    return "".join(character for character in last if character.isprintable())[:MAX_NAME] or "upload"

@@ -1,0 +1,124 @@
+"""Files that are named by their address: what is fetched, and what is never reached."""
+
+import asyncio
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import gateways
+import pytest
+
+from deepfake_gateway.addresses import Addresses, AddressRefusedError
+
+WAIT = {"Prefer": "wait=60"}
+
+
+@contextmanager
+def serving(pages):
+    """Yield the address of a server of paths, each with a status, headers and a body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            status, headers, body = pages[self.path]
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    seen = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen = seen
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def gateway(tmp_path):
+    settings = {"url_intake": True, "allowed_networks": ["127.0.0.1/32"], "max_upload_bytes": 2**20}
+    with gateways.gateway(tmp_path / "data", **settings) as client:
+        yield client
+
+
+def test_a_file_is_fetched_through_redirects_and_analyzed(gateway, clip):
+    pages = {"/a": (302, {"Location": "/films/clip.mp4"}, b""), "/films/clip.mp4": (200, {}, clip)}
+    with serving(pages) as (address, _):
+        body = {"url": f"{address}/a", "num_frames": 3}
+        analysis = gateway.post("/v1/analyses", json=body, headers=WAIT).json()
+    assert analysis["file"]["name"] == "clip.mp4"
+    assert len(analysis["verdict"]["frames"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://127.0.0.2/x", "not a public address"),
+        ("http://[::1]/x", "not a public address"),
+        ("http://169.254.169.254/latest/meta-data", "not a public address"),
+        ("http://2130706434/x", "not a public address"),  # 127.0.0.2 as one number, which the resolver takes
+        ("http://[::ffff:10.0.0.1]/x", "not a public address"),
+        ("file:///etc/passwd", "http"),
+        ("ftp://example.com/x", "http"),
+        ("http://user:secret@example.com/x", "password"),
+        ("http:///x", "http"),
+    ],
+)
+def test_addresses_that_are_not_public_are_refused(gateway, url, words):
+    answer = gateway.post("/v1/analyses", json={"url": url})
+    assert (answer.status_code, words in answer.json()["detail"]) == (422, True), answer.text
+    assert "secret" not in answer.text
+
+
+def test_a_redirect_to_an_address_that_is_not_public_is_refused(gateway):
+    pages = {"/a": (302, {"Location": "http://127.0.0.2:1/secret"}, b""), "/b": (302, {"Location": "/b"}, b"")}
+    with serving(pages) as (address, seen):
+        assert "not a public" in gateway.post("/v1/analyses", json={"url": f"{address}/a"}).json()["detail"]
+        assert "leads to more" in gateway.post("/v1/analyses", json={"url": f"{address}/b"}).json()["detail"]
+    assert seen.count("/b") == 6
+
+
+def test_what_is_too_large_broken_or_compressed_is_refused(gateway, tmp_path):
+    pages = {
+        "/large": (200, {"Content-Length": str(2**30)}, b""),
+        "/endless": (200, {}, bytes(2**21)),
+        "/zip": (200, {"Content-Encoding": "gzip"}, b"x"),
+        "/gone": (404, {}, b""),
+        "/empty": (200, {}, b""),
+    }
+    with serving(pages) as (address, _):
+        statuses = {
+            path: gateway.post("/v1/analyses", json={"url": f"{address}{path}"}).status_code for path in pages
+        }
+    assert statuses == {"/large": 413, "/endless": 413, "/zip": 422, "/gone": 422, "/empty": 422}
+    assert list((tmp_path / "data" / "incoming").iterdir()) == []
+    assert gateway.post("/v1/analyses", json={"num_frames": 3}).status_code == 422
+
+
+def test_addresses_are_off_by_default(tmp_path):
+    with gateways.gateway(tmp_path / "data") as gateway:
+        answer = gateway.post("/v1/analyses", json={"url": "http://example.com/x.mp4"})
+    assert (answer.status_code, "url_intake" in answer.json()["detail"]) == (403, True)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.1", "100.64.0.1", "0.0.0.0", "224.0.0.1", "fe80::1%eth0", "fc00::1", "2002:7f00:1::", "64:ff9b::a00:1"],
+)
+def test_what_is_not_public(address):
+    with pytest.raises(AddressRefusedError, match="not a public address"):
+        Addresses().check(address)
+
+
+def test_a_name_is_as_good_as_what_it_leads_to():
+    with pytest.raises(AddressRefusedError, match="not a public address"):
+        asyncio.run(Addresses().resolve("localhost", 80))
+    assert asyncio.run(Addresses.of(["127.0.0.0/8", "::1/128"]).resolve("localhost", 80)) in ("127.0.0.1", "::1")
+    Addresses().check("1.1.1.1")
