@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from deepfake_gateway.api import analyses, compatibility, explanations, operations, results
+from deepfake_gateway.api import analyses, batches, compatibility, explanations, operations, results
 from deepfake_gateway.api.guard import Guard
 from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem
 from deepfake_gateway.intake.submission import AskModels, Desk
@@ -54,7 +54,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     )
     app.state.settings = settings
     app.state.desk = Desk(store, MediaFolder(settings.data_dir), queue, ask_models, sandboxes.run, settings)
-    for part in (analyses, results, explanations, operations, compatibility):
+    for part in (analyses, batches, results, explanations, operations, compatibility):
         app.include_router(part.router)
     pages.add_to(app)
     app.add_exception_handler(Problem, _on_problem)

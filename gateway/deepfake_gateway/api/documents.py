@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from deepfake_client.explain.types import Region
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.protocol import ServedModel
+from deepfake_gateway.store.batches import Batch, BatchItem
 from deepfake_gateway.store.explanations import StoredExplanation
 from deepfake_gateway.store.records import Analysis, Status
 
@@ -90,6 +92,30 @@ class AnalysesDocument(_Document):
     items: list[ListedAnalysis]
     next_cursor: str | None
     """Give it as `cursor` for the next page; null on the last."""
+
+
+class BatchItemDocument(_Document):
+    """One file of a batch."""
+
+    file_name: str
+    analysis: ListedAnalysis | None
+    refusal: str | None
+    """Why it was not taken; where this and `analysis` are null, the analysis was deleted."""
+
+
+class BatchDocument(_Document):
+    """Files that were sent together."""
+
+    id: str
+    name: str
+    created_at: datetime
+    is_over: bool
+    """Whether nothing waits or runs any more."""
+    counts: dict[str, int]
+    """Files by label where there is one, else by status; ``refused`` and ``deleted`` beside them."""
+    items: list[BatchItemDocument]
+    """In the order in which they were sent."""
+    links: dict[str, str]
 
 
 class CropDocument(_Document):
@@ -219,6 +245,34 @@ def listed_json(analysis: Analysis) -> dict[str, Any]:
         "error": _error(analysis),
         "links": _links(analysis),
     }
+
+
+def batch_json(batch: Batch) -> dict[str, Any]:
+    """Return a `BatchDocument` as JSON data."""
+    address = f"/v1/batches/{batch.id}"
+    analyses = [item.analysis for item in batch.items if item.analysis is not None]
+    return {
+        "id": batch.id,
+        "name": batch.name,
+        "created_at": _time(batch.created_at),
+        "is_over": all(analysis.status.is_final for analysis in analyses),
+        "counts": dict(Counter(map(_outcome, batch.items))),
+        "items": [
+            {
+                "file_name": item.file_name,
+                "analysis": None if item.analysis is None else listed_json(item.analysis),
+                "refusal": item.refusal,
+            }
+            for item in batch.items
+        ],
+        "links": {"self": address, "report": f"{address}/report"},
+    }
+
+
+def _outcome(item: BatchItem) -> str:
+    if item.analysis is None:
+        return "deleted" if item.refusal is None else "refused"
+    return item.analysis.label or item.analysis.status.value
 
 
 def crop_json(analysis_id: str, face: dict[str, Any]) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def _start_explaining(stack: ExitStack, screen: Console, settings: Settings) -> 
     if settings.checkpoint is None or settings.explain_url is not None:
         return settings
     require_extra("pytorch_grad_cam", extra="explain")
-    with _listening("127.0.0.1", 0) as probe:
+    with listening("127.0.0.1", 0) as probe:
         port = str(probe.getsockname()[1])
     screen.print(f"Heatmaps come from {escape(str(settings.checkpoint))}")
     arguments = [str(settings.checkpoint), "--port", port, "--url", settings.url or ""]

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deepfake_client.explain.evidence import MAX_SHOWN
-from deepfake_client.explain.types import DEFAULT_METHOD
 from deepfake_client.options import Aggregation, AnalyzeOptions
 from deepfake_gateway.intake.problems import Problem
 from deepfake_preprocess.errors import OptionError
@@ -58,11 +57,11 @@ class ExplanationForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    method: Literal["grad-cam", "grad-cam++", "eigen-cam", "layer-cam", "hires-cam"] = DEFAULT_METHOD
+    method: Literal["grad-cam", "grad-cam++", "eigen-cam", "layer-cam", "hires-cam"] = "grad-cam"
     """How the heatmap is computed."""
-    layer: str | None = Field(None, min_length=1, max_length=200)
+    layer: str | None = Field(default=None, min_length=1, max_length=200)
     """Layer of the network, as `GET /v1/explainer` lists them; its own default if null."""
-    crops: list[Annotated[str, Field(max_length=40)]] | None = Field(None, min_length=1, max_length=MAX_SHOWN)
+    crops: list[Annotated[str, Field(max_length=40)]] | None = Field(default=None, min_length=1, max_length=MAX_SHOWN)
     """Names of faces, as `GET …/crops` lists them; the three most suspicious if null."""
     faithfulness: bool = False
     """Also measure deletion and insertion curves: dozens of passes for each face."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +17,12 @@ from sqlalchemy.exc import IntegrityError
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_gateway.intake.options import ExplanationForm, stored_options
 from deepfake_gateway.intake.problems import Problem
-from deepfake_gateway.intake.upload import Upload
+from deepfake_gateway.intake.sink import Upload
 from deepfake_gateway.jobs.evidence import Evidence, listed_faces
 from deepfake_gateway.jobs.queue import Job, Priority, Queue
 from deepfake_gateway.sandbox.process import RunTask
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.batches import Batch, Batches, BatchItem
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
 from deepfake_gateway.store.media import MediaFolder
 from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
@@ -61,6 +62,7 @@ class Desk:
         settings: Settings,
     ) -> None:
         self.store, self.media = store, media
+        self.batches = Batches(store.engine)
         self.explanations = Explanations(store.engine)
         self.evidence = Evidence(media, run)
         self._queue, self._ask_models = queue, ask_models
@@ -96,8 +98,7 @@ class Desk:
             return self._repeated(before, upload, options)
         if (earlier := self.store.earlier(upload.sha256, options, checkpoint)) is not None:
             return Submitted(earlier, is_new=False)
-        counts = self.store.count_by("status")
-        if sum(counts.get((status.value,), 0) for status in UNFINISHED) >= self._max_queued:
+        if self._waiting() >= self._max_queued:
             raise self._full("analyses")
         analysis = Analysis(
             id=secrets.token_hex(16),
@@ -126,6 +127,45 @@ class Desk:
             self.media.delete(analysis.id)
             raise
         return Submitted(analysis, is_new=True)
+
+    async def submit_together(
+        self, files: Sequence[Upload | tuple[str, Problem]], fields: Mapping[str, Any], name: str
+    ) -> Batch:
+        """Take several files in as one batch, behind everything that somebody waits for.
+
+        A file that cannot be taken is an item that says why.
+
+        Raises:
+            Problem: 422 for options, 429 where not all of them may wait.
+        """
+        stored_options(fields)
+        if await asyncio.to_thread(self._waiting) + len(files) > self._max_queued:
+            raise self._full("analyses")
+        items = []
+        for file in files:
+            if isinstance(file, tuple):
+                items.append(BatchItem(file[0], None, file[1].detail))
+                continue
+            try:
+                submitted = await self.submit(file, fields, priority=Priority.BULK)
+            except Problem as problem:
+                items.append(BatchItem(file.file_name, None, problem.detail))
+            else:
+                items.append(BatchItem(file.file_name, submitted.analysis, None))
+        batch = Batch(secrets.token_hex(16), time.time(), name, tuple(items))
+        await asyncio.to_thread(self.batches.add, batch)
+        return batch
+
+    def find_batch(self, batch_id: str) -> Batch:
+        """Return a batch; Problem 404 where there is none."""
+        batch = self.batches.get(batch_id)
+        if batch is None:
+            raise Problem(404, f"there is no batch {batch_id[:64]!r}; the address is wrong")
+        return batch
+
+    def _waiting(self) -> int:
+        counts = self.store.count_by("status")
+        return sum(counts.get((status.value,), 0) for status in UNFINISHED)
 
     def _full(self, what: str) -> Problem:
         detail = f"{self._max_queued} {what} are waiting, as many as may; try again later"

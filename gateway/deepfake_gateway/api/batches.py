@@ -1,0 +1,115 @@
+"""Routes of batches: many files in one request, and what became of each."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from deepfake_gateway.addresses import MAX_URL
+from deepfake_gateway.api.documents import BatchDocument, batch_json
+from deepfake_gateway.api.parts import DeskOf, SettingsOf
+from deepfake_gateway.intake.fetching import Fetcher
+from deepfake_gateway.intake.options import OptionsForm
+from deepfake_gateway.intake.problems import responses
+from deepfake_gateway.intake.upload import MAX_FILES, received_together
+
+router = APIRouter(tags=["batches"])
+
+_OPTIONS: Final[dict[str, Any]] = OptionsForm.model_json_schema()["properties"]
+_FILE: Final = {"type": "string", "contentMediaType": "application/octet-stream"}
+_NAME: Final = {"type": "string", "maxLength": 255}
+_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "array", "items": _FILE, "minItems": 1, "maxItems": MAX_FILES},
+                        "name": _NAME,
+                        **_OPTIONS,
+                    },
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["urls"],
+                    "properties": {
+                        "urls": {
+                            "type": "array",
+                            "items": {"type": "string", "maxLength": MAX_URL},
+                            "minItems": 1,
+                            "maxItems": MAX_FILES,
+                        },
+                        "name": _NAME,
+                        **_OPTIONS,
+                    },
+                    "additionalProperties": False,
+                }
+            },
+        },
+    }
+}
+
+
+@router.post(
+    "/v1/batches",
+    status_code=202,
+    responses={
+        202: {"model": BatchDocument, "description": "They are queued; `Location` is where they are."},
+        **responses(400, 403, 413, 415, 422, 429, 503),
+    },
+    openapi_extra=_BODY,
+)
+async def begin(request: Request, desk: DeskOf, settings: SettingsOf) -> Response:
+    """Analyze many files with the same options, behind everything that somebody waits for.
+
+    Send multipart with several ``file``, or where this service is set to fetch files, JSON with ``urls``.
+    """
+    async with received_together(
+        request, desk.media.new_upload, max_bytes=settings.max_upload_bytes, fetcher=Fetcher(settings)
+    ) as (files, fields):
+        name = fields.pop("name", "")[:255]
+        batch = await desk.submit_together(files, fields, name)
+    document = batch_json(batch)
+    return JSONResponse(document, 202, {"Location": document["links"]["self"]})
+
+
+@router.get("/v1/batches/{batch_id}", responses={200: {"model": BatchDocument}, **responses(404, 422)})
+async def read(batch_id: str, desk: DeskOf) -> Response:
+    """Read a batch: how many files came out how, and each of them."""
+    return JSONResponse(batch_json(await asyncio.to_thread(desk.find_batch, batch_id)))
+
+
+@router.get(
+    "/v1/batches/{batch_id}/report",
+    responses={200: {"content": {"text/csv": {}}, "description": "A line for each file."}, **responses(404, 422)},
+    response_class=Response,
+)
+async def report(batch_id: str, desk: DeskOf, format: Annotated[str, Query(pattern="^csv$")] = "csv") -> Response:
+    """Return a table with a line for each file."""
+    batch = await asyncio.to_thread(desk.find_batch, batch_id)
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["file_name", "analysis", "status", "label", "fake_probability", "reason", "model", "problem"])
+    for item in batch.items:
+        found = item.analysis
+        if found is None:
+            writer.writerow([item.file_name, "", "", "", "", "", "", item.refusal or "deleted"])
+        else:
+            writer.writerow(
+                [
+                    item.file_name, found.id, found.status.value, found.label, found.fake_probability, found.reason,
+                    found.model_name, found.error_detail,
+                ]
+            )  # fmt: skip
+    headers = {"Content-Disposition": f'attachment; filename="batch-{batch.id[:8]}.csv"'}
+    return Response(out.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
