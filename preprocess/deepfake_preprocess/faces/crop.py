@@ -27,6 +27,9 @@ from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.faces.geometry import place_cut
 from deepfake_preprocess.media.frame import Frame
 
+_MAX_CUT_PX = 8192
+"""Longest side of a cut before it is shrunk for the network: a box far longer than wide is mostly black around it."""
+
 
 def crop_face(frame: Frame, face: Face, spec: ModelSpec) -> NDArray[np.uint8]:
     """Cut one face out of a frame.
@@ -47,22 +50,30 @@ def crop_face(frame: Frame, face: Face, spec: ModelSpec) -> NDArray[np.uint8]:
     if place.angle != 0.0:
         return _rotated_cut(frame, place.center, place.size_wh, target_wh, place.angle)
     cut = _upright_cut(frame, *place.corner, *place.size_wh)
-    if place.size_wh == target_wh:
+    if cut.shape[1::-1] == target_wh:
         return cut
-    interpolation = cv2.INTER_AREA if place.size_wh[0] > target_wh[0] else cv2.INTER_LINEAR
+    interpolation = cv2.INTER_AREA if cut.shape[1] > target_wh[0] else cv2.INTER_LINEAR
     return np.ascontiguousarray(cv2.resize(cut, target_wh, interpolation=interpolation), dtype=np.uint8)
 
 
 def _upright_cut(frame: Frame, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+    """Return a part of the frame, black outside of it; averaged down where a side is above `_MAX_CUT_PX`."""
     x0, x1 = max(0, left), min(frame.width_px, left + width)
     y0, y1 = max(0, top), min(frame.height_px, top + height)
+    factor = ceil(max(width, height) / _MAX_CUT_PX)
+    cut_wh = (ceil(width / factor), ceil(height / factor))
     if x0 >= x1 or y0 >= y1:
-        return np.zeros((height, width, 3), dtype=np.uint8)
+        return np.zeros((*cut_wh[::-1], 3), dtype=np.uint8)
     region = frame.region_rgb(x0, y0, x1, y1)
-    if region.shape == (height, width, 3):
+    if factor > 1:
+        size_wh = (ceil((x1 - x0) / factor), ceil((y1 - y0) / factor))
+        region = np.asarray(cv2.resize(region, size_wh, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    if region.shape[1::-1] == cut_wh:
         return region
-    cut = np.zeros((height, width, 3), dtype=np.uint8)
-    cut[y0 - top : y1 - top, x0 - left : x1 - left] = region
+    cut = np.zeros((*cut_wh[::-1], 3), dtype=np.uint8)
+    y, x = (y0 - top) // factor, (x0 - left) // factor
+    rows, columns = min(len(region), len(cut) - y), min(region.shape[1], cut.shape[1] - x)
+    cut[y : y + rows, x : x + columns] = region[:rows, :columns]
     return cut
 
 
@@ -81,7 +92,7 @@ def _rotated_cut(
     columns = ceil((center[0] + reach_x + 1 - left) / factor)
     rows = ceil((center[1] + reach_y + 1 - top) / factor)
     region = _upright_cut(frame, left, top, columns * factor, rows * factor)
-    if factor > 1:
+    if region.shape[1::-1] != (columns, rows):
         region = np.asarray(cv2.resize(region, (columns, rows), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     # Maps pixel centers of the crop to those of the region; the center of a pixel is half a pixel inside it.
     rotation = np.array([[cosine, -sine], [sine, cosine]]) * (scale / factor)

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import cv2
 import media
 import numpy as np
@@ -159,3 +161,19 @@ def test_the_eye_line_of_a_face_in_profile_says_nothing():
     image = painted(200, 100, 328, 228)
     profile = face(200, 100, 328, 228, eyes=((260, 150), (268, 158)))
     assert np.array_equal(crop_face(image, profile, spec()), crop_face(image, face(200, 100, 328, 228), spec()))
+
+
+@pytest.mark.parametrize("eyes", [None, ((0, 15_000), (2, 25_000))])
+def test_a_box_as_long_as_a_strip_takes_little_memory(eyes):
+    """The cut is a square of 64,000 pixels, of which the picture is a line in the middle."""
+    image = np.full((40_000, 3, 3), 255, dtype=np.uint8)
+    tracemalloc.start()
+    crop = crop_face(ArrayFrame.from_rgb(image), face(0, 0, 3, 40_000, eyes), spec(margin=0.3, align="eyes"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500e6
+    assert crop.shape == (64, 64, 3)
+    across = crop.any(axis=(0 if eyes is None else 1, 2))  # the eyes are one above the other: it lies down
+    assert across[24:40].any()
+    assert not across[:20].any()
+    assert not across[44:].any()
