@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ import triton_python_backend_utils as pb_utils
 
 from deepfake_preprocess.support.sessions import open_session
 from deepfake_serve._cores import CROPS_PER_THREAD, MIN_AHEAD_S, running_alone
+from deepfake_serve._plan import RESTARTS_VARIABLE
 from deepfake_serve._pulse import Pulse
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ class TritonPythonModel:
         self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._under_way: Future[list[Array]] | None = None
         largest_s = full_s * int(config["max_batch_size"]) / self._full
+        self._restarts = _show_restarts()
         self._pulse.publish(config["name"], max(HUNG_S, HUNG_SHARE * largest_s))
 
     def finalize(self) -> None:
@@ -200,6 +203,19 @@ class TritonPythonModel:
     def _rows(self, session: InferenceSession) -> int:
         """Return how many crops a session computes at once."""
         return CROPS_PER_THREAD * (self._threads if session is self._session else self._lone_threads)
+
+
+def _show_restarts() -> Any:
+    """Add how often Triton was started again to its metrics; they are there as long as what is returned."""
+    family = pb_utils.MetricFamily(
+        name="deepfake_server_restarts",
+        description="How often this server was started again since the command that serves was",
+        kind=pb_utils.MetricFamily.GAUGE,
+    )
+    metric = family.Metric(labels={})
+    # A gauge, as each instance of each model writes the same figure.
+    metric.set(float(os.environ.get(RESTARTS_VARIABLE, "0")))
+    return family, metric
 
 
 def _tensor(name: str, values: Array) -> Any:

@@ -17,6 +17,8 @@ HOST = "127.0.0.1"
 SHARED_MEMORY = Path("/dev/shm")
 INPUT_NAME = "faces"
 """As in `contract.spec`, which needs more than the standard library."""
+RESTARTS_VARIABLE = "DEEPFAKE_SERVER_RESTARTS"
+"""Tells the backend how often Triton was started again, for the metrics."""
 STOP_TIMEOUT_S = 10.0
 """How long requests in flight may take to finish before the server is killed."""
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from deepfake_serve._plan import SHARED_MEMORY, STOP_TIMEOUT_S, Plan
+from deepfake_serve._plan import RESTARTS_VARIABLE, SHARED_MEMORY, STOP_TIMEOUT_S, Plan
 from deepfake_serve._probe import Asking
 from deepfake_serve._pulse import STOPPED_S, Watch, is_stopped
 
@@ -75,6 +75,7 @@ class End:
 class Restarts:
     """How often, and how soon, Triton is started again."""
 
+    total: int = 0
     failed: int = 0
     pause_s: float = 0.0
     times: list[float] = field(default_factory=list)
@@ -82,6 +83,7 @@ class Restarts:
     def next_pause_s(self, end: End, up_s: float) -> float | None:
         """Return how long to wait after a run that lasted `up_s`; None where it was the last one."""
         now = time.monotonic()
+        self.total += 1
         self.times = [*(item for item in self.times if now - item < 3_600), now]
         self.failed = 0 if end.served else self.failed + 1
         if self.failed >= MAX_FAILED_STARTS or len(self.times) > MAX_RESTARTS_PER_HOUR:
@@ -118,7 +120,7 @@ def _keep_running(plan: Plan, parent: int, wakeup: int) -> int:
     restarts, has_served = Restarts(), False
     while True:
         start = time.monotonic()
-        with Run(plan, number=len(restarts.times)) as run:
+        with Run(plan, number=restarts.total) as run:
             end = run.until_end(parent, wakeup)
         if not end.reason:
             return 0
@@ -126,11 +128,10 @@ def _keep_running(plan: Plan, parent: int, wakeup: int) -> int:
         if not has_served:
             return end.code
         pause_s = restarts.next_pause_s(end, time.monotonic() - start)
-        number = len(restarts.times)
         if pause_s is None:
-            _say(plan, f"{end.reason}; Triton was started again {number - 1} times, and is given up")
+            _say(plan, f"{end.reason}; Triton was started again {restarts.total - 1} times, and is given up")
             return end.code
-        _say(plan, f"{end.reason}; starting Triton again (restart {number})")
+        _say(plan, f"{end.reason}; starting Triton again (restart {restarts.total})")
         if _wait_for([parent, wakeup], pause_s):
             return 0
 
@@ -147,6 +148,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, RESTARTS_VARIABLE: str(number)},
             # The server must not outlive this process either. Safe here, as no other thread runs now.
             preexec_fn=_die_with_parent,
         )

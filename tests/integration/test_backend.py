@@ -74,6 +74,9 @@ def backend(monkeypatch, logged):
     utils = ModuleType("triton_python_backend_utils")
     utils.Tensor, utils.InferenceResponse, utils.TritonError = Tensor, Response, str
     utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = "final"
+    metric = SimpleNamespace(set=lambda value: None)
+    utils.MetricFamily = lambda **described: SimpleNamespace(Metric=lambda labels: metric)
+    utils.MetricFamily.GAUGE = "gauge"
     utils.Logger = SimpleNamespace(log_error=logged.append)
     utils.get_input_tensor_by_name = lambda request, name: request.faces
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)

@@ -58,6 +58,13 @@ def wait_for_restarts(triton: EmbeddedTriton, count: int = 1) -> None:
         assert triton.wait(0.05) is None, log_of(triton)
 
 
+def restarts_shown(triton: EmbeddedTriton) -> float:
+    with urllib.request.urlopen(triton.metrics_url) as answer:
+        lines = answer.read().decode().splitlines()
+    (shown,) = (line.split()[-1] for line in lines if line.startswith("deepfake_server_restarts"))
+    return float(shown)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_no_request_is_lost_whatever_happens_to_the_server(tiny_repository, fault):
     """With all protocols at once; what was started again knows nothing of the shared memory of before."""
@@ -136,10 +143,12 @@ def test_health_is_not_ready_while_requests_fail(tiny_repository, capsys):
             assert code == 4
             assert (json.loads(said)["alive"], json.loads(said)["ready"]) == (True, False)
             assert "Stub process" in json.loads(said)["reason"]
+            assert restarts_shown(triton) == 0
         finally:
             supervisor.resume()
         wait_for_restarts(triton)
         assert health("grpc")[0] == 0
+        assert restarts_shown(triton) == 1
 
 
 # --- requests that end Triton 2.51; the server listens on the loopback interface only
