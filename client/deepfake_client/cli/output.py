@@ -25,6 +25,7 @@ from deepfake_client.explain.evidence import Evidence
 from deepfake_client.explain.findings import ExplainedFace, overlays_png
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.table import COLUMNS, outcome_row
 from deepfake_client.result.verdict import ModelIdentity, Verdict
 from deepfake_preprocess.cli.console import results_console
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -42,13 +43,6 @@ REPORT_JOURNAL = "results.jsonl"
 """File in the directory of a report that keeps its results."""
 INDEX_NAME = "index.html"
 """As `deepfake_client.report` has it, which cannot be imported everywhere."""
-CSV_COLUMNS = (
-    "source", "label", "fake_probability", "interval_low", "interval_high", "threshold", "reason", "detail",
-    "deciding_track", "agreeing_share", "score_variance", "longest_run", "tracks", "frames", "frames_saved",
-    "frames_dropped", "corrupt_packets", "unread_s", "total_s", "model", "model_version", "checkpoint_sha256",
-    "error_type", "error",
-)  # fmt: skip
-"""One row per input; `docs/client.md` says what they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +186,7 @@ class Csv:
     def __init__(self, target: str) -> None:
         self._target = target
         self._file: TextIO = sys.stdout
-        self._rows = csv.DictWriter(self, CSV_COLUMNS, lineterminator="\n")
+        self._rows = csv.DictWriter(self, COLUMNS, lineterminator="\n")
         with self._checked():
             if target != "-":
                 self._file = Path(target).open("w", encoding="utf-8", errors="backslashreplace", newline="")  # noqa: SIM115
@@ -211,7 +205,7 @@ class Csv:
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""
         with self._checked():
-            self._rows.writerow({name: _cell(value) for name, value in csv_row(result.outcome).items()})
+            self._rows.writerow({name: _cell(value) for name, value in outcome_row(result.outcome).items()})
 
     def close(self) -> None:
         """See `Output.close`."""
@@ -341,36 +335,6 @@ class Report:
             return self._report.Heatmaps(problem=str(exc))
         method = f"{faces[0].explanation.method} on {faces[0].explanation.layer}"
         return self._report.Heatmaps(overlays_png(faces), method)
-
-
-def csv_row(outcome: Outcome) -> dict[str, Any]:
-    """Return the cells of `CSV_COLUMNS` that hold something for an outcome."""
-    verdict, error = outcome.verdict, outcome.error
-    if verdict is None:
-        return {"source": outcome.source, "error_type": type(error).__name__, "error": str(error)}
-    deciding = next((track for track in verdict.tracks if track.track == verdict.deciding_track), None)
-    row = {
-        "source": verdict.source,
-        "label": verdict.label.value,
-        "fake_probability": verdict.fake_probability,
-        "threshold": verdict.threshold,
-        "reason": None if verdict.reason is None else verdict.reason.value,
-        "detail": verdict.detail,
-        "deciding_track": verdict.deciding_track,
-        "tracks": len(verdict.tracks),
-        "frames": len(verdict.frames),
-        "frames_saved": verdict.frames_saved,
-        "frames_dropped": verdict.frames_dropped,
-        "corrupt_packets": verdict.corrupt_packets,
-        "unread_s": round(verdict.unread_s, 4),
-        "total_s": round(verdict.timing_s.total, 4),
-        "model": verdict.model.name,
-        "model_version": verdict.model.version,
-        "checkpoint_sha256": verdict.model.checkpoint_sha256,
-    }
-    if verdict.interval is not None:
-        row |= {"interval_low": verdict.interval.low, "interval_high": verdict.interval.high}
-    return row | ({} if deciding is None else deciding.consistency.to_dict())
 
 
 def _cell(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from deepfake_client.cli.main import main
-from deepfake_gateway.sandbox.limits import end_with_parent
+from deepfake_preprocess.support.limits import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()

@@ -20,11 +20,12 @@ from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import ServiceExplain, run_explanation
 from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, Job
 from deepfake_gateway.jobs.running import SandboxedWork, run_job
-from deepfake_gateway.sandbox.limits import end_with_parent, limits_of
+from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.media import MediaFolder
 from deepfake_gateway.store.records import Store
+from deepfake_preprocess.support.limits import end_with_parent
 
 PICK_UP_S: Final = 0.1
 """How often the queue is looked at: somebody waits for an interactive job."""

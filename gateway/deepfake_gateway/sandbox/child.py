@@ -23,10 +23,11 @@ from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.connection import Connection
-from deepfake_gateway.sandbox.limits import Limits, bound_cpu, drop_rights, end_with_parent
+from deepfake_gateway.sandbox.limits import Limits, bound_cpu, drop_rights
 from deepfake_preprocess.errors import DeepfakeError, MediaOpenError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.support.limits import end_with_parent
 
 PROGRESS_EVERY_S: Final = 0.25
 

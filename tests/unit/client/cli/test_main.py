@@ -25,12 +25,12 @@ from deepfake_client.analysis.pipeline import Progress
 from deepfake_client.cli import analyze as cli_analyze
 from deepfake_client.cli import groups
 from deepfake_client.cli import main as cli
-from deepfake_client.cli.output import CSV_COLUMNS, csv_row
 from deepfake_client.cli.progress import RunProgress
 from deepfake_client.cli.render import headline
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.report import page_path
 from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.table import COLUMNS, outcome_row
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.errors import MediaOpenError, MissingExtraError, ModelNotFoundError
@@ -170,7 +170,7 @@ def test_csv_goes_to_standard_output_and_quiet_prints_one_line_for_each_input(
     code, out, err = run(capsys, "images", "--csv", "-", "--quiet")
     rows = read_csv(out)
     assert (code, err) == (cli_analyze.EXIT_INCONCLUSIVE, "")
-    assert tuple(rows[0]) == CSV_COLUMNS
+    assert tuple(rows[0]) == COLUMNS
     assert {row["label"] for row in rows} == {"FAKE", "INCONCLUSIVE"}, "white is fake, says the stand-in"
     code, out, err = run(capsys, "images", "--quiet")
     assert (code, err) == (cli_analyze.EXIT_INCONCLUSIVE, "")
@@ -256,11 +256,11 @@ def test_a_name_that_is_not_utf8_is_printed_as_json_can_hold_it(
 
 
 def test_a_row_of_csv_holds_what_the_columns_say() -> None:
-    row = csv_row(Outcome("x.mp4", verdict=verdict("x.mp4")))
-    assert set(row) == set(CSV_COLUMNS) - {"error_type", "error"}
+    row = outcome_row(Outcome("x.mp4", verdict=verdict("x.mp4")))
+    assert set(row) == set(COLUMNS) - {"error_type", "error"}
     assert (row["interval_low"], row["agreeing_share"], row["longest_run"]) == (0.8, 1.0, 4)
-    assert "interval_low" not in csv_row(Outcome("x.mp4", verdict=inconclusive("x.mp4")))
-    failed = csv_row(Outcome("x.mp4", error=MediaOpenError("x.mp4 is empty")))
+    assert "interval_low" not in outcome_row(Outcome("x.mp4", verdict=inconclusive("x.mp4")))
+    failed = outcome_row(Outcome("x.mp4", error=MediaOpenError("x.mp4 is empty")))
     assert failed == {"source": "x.mp4", "error_type": "MediaOpenError", "error": "x.mp4 is empty"}
 
 
@@ -289,7 +289,7 @@ def test_the_bar_shows_inputs_frames_faces_and_verdicts() -> None:
 
 def test_the_manual_names_every_column_of_csv() -> None:
     manual = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
-    for column in CSV_COLUMNS:
+    for column in COLUMNS:
         assert f"`{column}`" in manual, column
 
 

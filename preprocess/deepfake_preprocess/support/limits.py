@@ -1,0 +1,43 @@
+"""What a process that opens media may take away from itself: memory, files, privileges, and life without a parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process with the thread that started it, however that ends (Linux)."""
+    parent = os.getppid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bound_process(*, memory_bytes: int, file_bytes: int) -> None:
+    """Bound the address space beyond what is in use now, and each written file; no core dump and no new privileges.
+
+    Called after libraries are loaded, whose address space is not the medium's.
+    """
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for kind, bound in (
+        (resource.RLIMIT_AS, used + memory_bytes),
+        (resource.RLIMIT_FSIZE, file_bytes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (bound, bound))
+
+
+def _prctl(option: int, value: int) -> None:
+    # Where there is no prctl (not Linux), pipes that end and the other bounds have to do.
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(option, value, 0, 0, 0)
