@@ -6,6 +6,8 @@
     ├── InputError                      what the user passed in cannot be used        (exit code 2)
     │   ├── MediaNotFoundError          also FileNotFoundError
     │   ├── MediaOpenError              exists, but cannot be opened or read as a video or an image
+    │   │   ├── MediaCrashError         the process that decoded it died
+    │   │   └── MediaLimitError         it needs more memory or time than is allowed
     │   ├── SpecError                   also ValueError: a ModelSpec field is wrong
     │   ├── CheckpointError             a checkpoint cannot be read or does not fit
     │   ├── RepositoryError             a model repository is missing, incomplete or altered
@@ -61,6 +63,14 @@ class MediaNotFoundError(InputError, FileNotFoundError):
 
 class MediaOpenError(InputError):
     """The file exists but cannot be opened, read or converted as a video or an image."""
+
+
+class MediaCrashError(MediaOpenError):
+    """The process that decoded the file died; the file is damaged, or made to do harm."""
+
+
+class MediaLimitError(MediaOpenError):
+    """Analyzing the file needs more memory or time than is allowed."""
 
 
 class SpecError(InputError, ValueError):
