@@ -8,6 +8,7 @@ COPY client /src/client
 COPY serve /src/serve
 COPY export /src/export
 COPY gateway /src/gateway
+COPY scan /src/scan
 COPY explain /src/explain
 COPY training /src/training
 COPY benchmarks /src/benchmarks

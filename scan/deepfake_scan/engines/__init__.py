@@ -1,0 +1,1 @@
+"""Who does the work of a scan: this machine, or a Ray cluster."""

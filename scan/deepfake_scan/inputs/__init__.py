@@ -1,0 +1,1 @@
+"""What is scanned: folders, patterns, buckets and manifests as addresses, each with an id."""

@@ -1,0 +1,1 @@
+"""Processes that open media, with bounds on what they may use."""
