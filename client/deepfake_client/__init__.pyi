@@ -6,6 +6,7 @@ from deepfake_client.client import DeepfakeClient
 from deepfake_client.explain.evidence import Evidence, Pick
 from deepfake_client.explain.findings import ExplainedFace, open_explainer
 from deepfake_client.explain.types import Explainer, ExplainOptions, Explanation, MemberHeatmap, Region, ServedScores
+from deepfake_client.gateway.client import AsyncGatewayClient, EncodedSource, GatewayClient, GatewayModel
 from deepfake_client.options import AGGREGATIONS, AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import (
@@ -73,6 +74,7 @@ __all__ = [
     "Address",
     "AnalyzeOptions",
     "AsyncDeepfakeClient",
+    "AsyncGatewayClient",
     "AsyncSource",
     "CheckpointError",
     "ClientUseError",
@@ -84,6 +86,7 @@ __all__ = [
     "DecodeStats",
     "DeepfakeClient",
     "DeepfakeError",
+    "EncodedSource",
     "Evidence",
     "ExplainDisagreementError",
     "ExplainError",
@@ -96,6 +99,8 @@ __all__ = [
     "FaceScore",
     "Frame",
     "FrameResult",
+    "GatewayClient",
+    "GatewayModel",
     "Head",
     "Health",
     "InferenceError",

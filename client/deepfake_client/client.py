@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
-from typing import NoReturn, Self, TypeVar
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,6 @@ from deepfake_client.sources.threads import LoopThread
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_preprocess.faces.detector import FaceDetector
-
-T = TypeVar("T")
 
 
 class DeepfakeClient:
@@ -105,7 +103,7 @@ class DeepfakeClient:
 
         `on_progress` is called on the client's thread.
         """
-        return self._each(
+        return self._loop.each(
             self._client.analyze_many(
                 sources,
                 options=options,
@@ -118,7 +116,7 @@ class DeepfakeClient:
 
     def watch(self, source: Source, *, options: WatchOptions = WatchOptions()) -> Generator[Verdict, None, None]:
         """See `AsyncDeepfakeClient.watch`; leaving the loop over it ends the watch."""
-        return self._each(self._client.watch(source, options=options))
+        return self._loop.each(self._client.watch(source, options=options))
 
     def score(self, faces: NDArray[np.uint8], *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """See `AsyncDeepfakeClient.score`."""
@@ -141,24 +139,3 @@ class DeepfakeClient:
                 verdict, source, top=top, at_most=at_most, evidence=evidence, explainer=explainer, options=options
             )
         )
-
-    def _each(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        """Run an asynchronous generator on the client's loop."""
-
-        # Inside coroutines, so the loop sees the generator's first step and `close` can end it.
-        async def step() -> T:
-            return await anext(items)
-
-        async def end() -> None:
-            await items.aclose()
-
-        try:
-            while True:
-                try:
-                    item = self._loop.wait_for(step())
-                except StopAsyncIteration:
-                    return
-                yield item
-        finally:
-            if self._loop.can_wait:
-                self._loop.wait_for(end())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -25,9 +25,10 @@ from deepfake_client.cli.groups import (
     AnalysisOptions,
     ExplainerChoice,
     ExplainerOptions,
+    GatewayChoice,
     Group,
     ServerChoice,
-    ServerOptions,
+    VerdictOptions,
     with_groups,
 )
 from deepfake_client.cli.journal import Journal
@@ -38,6 +39,7 @@ from deepfake_client.client import DeepfakeClient
 from deepfake_client.explain.evidence import Evidence
 from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.types import Explainer
+from deepfake_client.gateway.client import GatewayClient
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
@@ -66,7 +68,7 @@ def analyze(
     options: AnalysisOptions,
     outputs: Annotated[OutputChoice, Group(OutputChoice, "Output")],
     explainer: ExplainerOptions,
-    server: ServerOptions,
+    server: VerdictOptions,
     concurrency: Annotated[
         int, typer.Option(min=1, help="Inputs to work on at once.", rich_help_panel=MANY_PANEL)
     ] = DEFAULT_CONCURRENCY,
@@ -84,6 +86,7 @@ def analyze(
       deepfake analyze videos/ --report report --resume
       deepfake analyze videos/ --report report --resume --explain --checkpoint detector.safetensors
       deepfake analyze 'videos/*.mp4' --fps 2 --url gpu-host:8001 --jsonl
+      deepfake analyze videos/ --gateway http://host:8080 --report report
 
     [bold]Exit codes[/]
 
@@ -97,6 +100,8 @@ def analyze(
     """
     if explainer.named and not outputs.explain:
         raise OptionError(f"--{explainer.named[0]} is for the heatmaps of a report; add --explain and --report DIR")
+    if outputs.explain and isinstance(server, GatewayChoice):
+        raise OptionError("--explain needs Triton's own scores; leave out --gateway, or ask for heatmaps on its page")
     passed_over: list[str] = []
     sources = list(dict.fromkeys(expand(paths, passed_over)))
     screen = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -158,7 +163,7 @@ class Run(AbstractContextManager["Run"]):
     """
 
     sources: Sequence[str]
-    server: ServerChoice
+    server: ServerChoice | GatewayChoice
     options: AnalyzeOptions
     progress: RunProgress
     _: KW_ONLY
@@ -167,7 +172,7 @@ class Run(AbstractContextManager["Run"]):
     journal: Journal | None = field(default=None, init=False)
     outputs: list[Output] = field(default_factory=list, init=False)
     on_verdict: Callable[[Verdict, Media, ModelSpec], None] | None = field(default=None, init=False)
-    client: DeepfakeClient | None = field(default=None, init=False)
+    client: DeepfakeClient | GatewayClient | None = field(default=None, init=False)
     interrupted: bool = field(default=False, init=False)
     output_errors: list[OptionError] = field(default_factory=list, init=False)
     unsettled: list[Outcome] = field(default_factory=list, init=False)
@@ -231,7 +236,7 @@ class Run(AbstractContextManager["Run"]):
         self, verdict: Verdict, evidence: Sequence[Evidence], explainer: Explainer
     ) -> tuple[ExplainedFace, ...]:
         """Explain the faces that a page shows."""
-        assert self.client is not None, "there are verdicts only when a server was asked"
+        assert isinstance(self.client, DeepfakeClient), "a gateway gives no scores, and was refused"
         return self.client.explain(verdict, evidence=evidence, explainer=explainer)
 
     def results(self) -> Generator[Result]:
@@ -278,13 +283,14 @@ class Run(AbstractContextManager["Run"]):
             yield Result(outcome)
 
     def _analyze(
-        self, client: DeepfakeClient, todo: Sequence[str], model: ModelIdentity, first: Media | None
+        self, client: DeepfakeClient | GatewayClient, todo: Sequence[str], model: ModelIdentity, first: Media | None
     ) -> Iterator[Outcome]:
         # Results know an address without its password.
         left = {without_password(source): source for source in todo}
         failed: list[str] = []
         failures = 0
-        for outcome in self._pass(client, [first if first and first.name == source else source for source in todo]):
+        opened = first.name if first is not None and self.server.takes_media else None
+        for outcome in self._pass(client, [first if source == opened else source for source in todo]):
             source = left.pop(outcome.source)
             if first is not None and source == first.name:
                 first.close()
@@ -308,7 +314,7 @@ class Run(AbstractContextManager["Run"]):
         )
         yield from (Outcome(source, error=gone) for source in left)
 
-    def _pass(self, client: DeepfakeClient, sources: Sequence[str | Media]) -> Iterator[Outcome]:
+    def _pass(self, client: DeepfakeClient | GatewayClient, sources: Sequence[Any]) -> Iterator[Outcome]:
         """Yield outcomes until all are there, or the server has failed too many in a row."""
         failures = 0
         if not sources:
@@ -399,7 +405,7 @@ def _note(screen: Console, text: str) -> None:
     screen.print(f"[yellow]{escape(visible(text))}[/]")
 
 
-def _replaced(client: DeepfakeClient, model: ModelIdentity) -> bool:
+def _replaced(client: DeepfakeClient | GatewayClient, model: ModelIdentity) -> bool:
     """Return whether the client has found out that the server offers another model now."""
     try:
         return client.model().identity != model

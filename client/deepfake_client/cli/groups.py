@@ -15,17 +15,19 @@ import copy
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, TypeAlias, get_args, get_origin
 
 import typer
 
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.explain.findings import open_explainer
 from deepfake_client.explain.types import DEFAULT_SERVICE_URL, Explainer
+from deepfake_client.gateway.client import GatewayClient
 from deepfake_client.options import AGGREGATIONS, AnalyzeOptions
 from deepfake_client.transport.address import DEFAULT_URLS, PROTOCOLS
 from deepfake_client.transport.connection import DEFAULT_TIMEOUT_S, Connection
@@ -175,6 +177,7 @@ class ServerChoice:
     Of the `connection` to a private server only the protocol and the deadlines count.
     """
 
+    takes_media: ClassVar[bool] = True
     connection: ConnectionOptions
     model: ModelOption = None
     embedded: Annotated[
@@ -207,6 +210,46 @@ class ServerChoice:
 
 ServerOptions: TypeAlias = Annotated[ServerChoice, Group(with_groups(ServerChoice), "Server")]
 """`ConnectionOptions`, the model, and whether a private server is started instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayChoice:
+    """The verdict service that a command gets its verdicts from."""
+
+    takes_media: ClassVar[bool] = False
+    connection: Connection
+    model: str | None
+
+    @contextmanager
+    def client(self, waiting_for: Callable[[str], AbstractContextManager[Any]]) -> Iterator[GatewayClient]:
+        """Yield a client."""
+        with GatewayClient(self.connection, model=self.model) as client:
+            yield client
+
+
+def _verdicts(
+    server: ServerOptions,
+    gateway: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help=f"Verdict service (`deepfake gateway`) that decodes and judges instead. {TOKEN_VARIABLE} "
+            "(environment) holds its key.",
+        ),
+    ] = None,
+) -> ServerChoice | GatewayChoice:
+    if gateway is None:
+        return server
+    if server.embedded:
+        raise OptionError("--gateway asks a service that has a server, --embedded starts one; give one of them")
+    address = gateway if "://" in gateway else f"http://{gateway}"
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", address):
+        raise OptionError(f"--gateway is {gateway!r}; allowed: http://HOST:PORT or https://HOST:PORT")
+    return GatewayChoice(replace(server.connection, url=address, protocol=None), server.model)
+
+
+VerdictOptions: TypeAlias = Annotated[ServerChoice | GatewayChoice, Group(with_groups(_verdicts), "Server")]
+"""`ServerOptions`, or a verdict service."""
 
 
 def _sampling(

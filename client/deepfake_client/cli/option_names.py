@@ -12,7 +12,7 @@ from typing import Final
 
 _NAMED_ALIKE: Final = """
     aggregation allow_open artifacts calibration checkpoint concurrency crops device fake force fps
-    grpc_port host http_port idle_s instances int8_target labels layer max_batch_size max_latency_s method
+    gateway grpc_port host http_port idle_s instances int8_target labels layer max_batch_size max_latency_s method
     metrics_port min_change min_face_px min_face_share model num_frames on_slow port precisions promote
     protocol real reconnects repository role service source_ca spec step_s threshold timeout_s tls tls.ca
     tls.key top until_sure url verbose window_s

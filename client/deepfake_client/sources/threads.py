@@ -7,7 +7,7 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future, wait
 from contextvars import copy_context
 from queue import SimpleQueue
@@ -180,6 +180,27 @@ class LoopThread:
                 loop.call_soon_threadsafe(cancel)
                 wait([result])
             raise
+
+    def each(self, items: AsyncGenerator[Result, None]) -> Generator[Result, None, None]:
+        """Yield the items of an asynchronous generator that runs there."""
+
+        # Inside coroutines, so the loop sees the generator's first step and `stop` can end it.
+        async def step() -> Result:
+            return await anext(items)
+
+        async def end() -> None:
+            await items.aclose()
+
+        try:
+            while True:
+                try:
+                    item = self.wait_for(step())
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            if self.can_wait:
+                self.wait_for(end())
 
     def stop(self, last: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         """Cancel what is under way, do `last` there, and end loop and thread; blocks. Stopping twice is harmless.

@@ -86,9 +86,7 @@ class RetryingTransport:
     def __init__(self, inner: Transport, retry: Retry | None = None) -> None:
         self.url = inner.url
         self._inner = inner
-        self._retry = retry or Retry()
-        self._has_answered = self._retry.from_start
-        self._closed = False
+        self._persistently = Persistence(retry or Retry())
 
     async def health(self) -> Health:
         """See `Transport.health`. Asks once: the question is how the server is now."""
@@ -113,12 +111,26 @@ class RetryingTransport:
 
     async def close(self) -> None:
         """See `Transport.close`."""
-        self._closed = True
+        self._persistently.stop()
         await self._inner.close()
 
-    async def _persistently(
+
+class Persistence:
+    """Makes calls to one server, again and again while it is away or busy, as `Retry` allows."""
+
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
+        self._has_answered = retry.from_start
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Try nothing again from now on."""
+        self._stopped = True
+
+    async def __call__(
         self, call: Callable[[], Awaitable[T]], *, after_absence: Callable[[], Awaitable[None]] | None = None
     ) -> T:
+        """Make a call; `after_absence` is called before it, once the server was away."""
         failures, failed_at, was_absent = 0, 0.0, False
         while True:
             try:
@@ -145,7 +157,7 @@ class RetryingTransport:
                 return result
 
     def _may_go_on(self, failures: int, elapsed_s: float) -> bool:
-        if self._closed or not self._has_answered:
+        if self._stopped or not self._has_answered:
             return False
         if self._retry.max_attempts is not None and failures >= self._retry.max_attempts:
             return False

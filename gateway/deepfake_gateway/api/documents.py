@@ -206,6 +206,8 @@ class ModelDocument(_Document):
     training_data: str
     is_default: bool
     """Whether uploads are analyzed with it."""
+    spec: dict[str, Any]
+    """Its contract, complete, as `deepfake export` publishes it."""
 
 
 class ModelsDocument(_Document):
@@ -314,6 +316,7 @@ def model_document(model: ServedModel, *, is_default: bool) -> ModelDocument:
         precision=model.precision,
         training_data=model.spec.training_data or "",
         is_default=is_default,
+        spec=model.spec.to_dict(),
     )
 
 

@@ -65,6 +65,8 @@ def images(tmp_path: Path) -> list[str]:
 class Server:
     """Stands for a `ServerChoice` whose client is `client`, or that raises."""
 
+    takes_media = True
+
     def __init__(self, client: FlakyClient | DeepfakeError | None) -> None:
         self._client = client
 

@@ -1,0 +1,1 @@
+"""Verdicts from a verdict service (`deepfake gateway`), which decodes, finds faces and asks Triton itself."""

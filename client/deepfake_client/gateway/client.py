@@ -1,0 +1,419 @@
+"""`AsyncGatewayClient` and `GatewayClient`: files go to a verdict service, and its verdicts come back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self, TypeAlias
+
+from deepfake_client.analysis.pipeline import OnProgress, Progress
+from deepfake_client.async_client import DEFAULT_CONCURRENCY, OnVerdict
+from deepfake_client.options import AnalyzeOptions
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
+from deepfake_client.sources.concurrency import each_finished
+from deepfake_client.sources.inputs import each_source, name_of, opened
+from deepfake_client.sources.threads import LoopThread, in_thread
+from deepfake_client.transport.connection import Connection
+from deepfake_preprocess import errors
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import (
+    ClientUseError,
+    DeepfakeError,
+    InferenceError,
+    InputError,
+    MediaOpenError,
+    ModelNotFoundError,
+    OptionError,
+)
+from deepfake_preprocess.media.opening import Media
+from deepfake_preprocess.media.remote import is_url
+from deepfake_preprocess.support.extras import require_extra
+
+EncodedSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+"""One input that can be sent: a path, an address that the service fetches, an encoded file in memory or open."""
+PIECE_BYTES: Final = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayModel:
+    """The detector that a verdict service analyzes with.
+
+    Attributes:
+        name: Triton model name.
+        version: Triton model version.
+        spec: its contract.
+    """
+
+    name: str
+    version: int
+    spec: ModelSpec
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What a verdict of this model names."""
+        return ModelIdentity(self.name, self.version, self.spec.checkpoint_sha256, self.spec.caution)
+
+
+class AsyncGatewayClient:
+    """Turns videos and images into verdicts with the help of a verdict service, which decodes them itself.
+
+    ::
+
+        async with AsyncGatewayClient("http://localhost:8080") as client:
+            verdict = await client.analyze("clip.mp4")
+
+    Verdicts are those of `AsyncDeepfakeClient`, and so are the errors: an input is opened here first, so what is not
+    a video or an image is not sent. Belongs to one event loop. Nothing is contacted before the first call.
+
+    Args:
+        connection: address of the service, or a `Connection` to it. A key is the header
+            ``authorization: Bearer KEY``.
+        model: name of the model that the service shall use; it has one, and any other is refused.
+
+    Raises:
+        OptionError: the address, or a certificate file, cannot be used.
+        MissingExtraError: the extra ``http`` is not installed.
+    """
+
+    def __init__(self, connection: Connection | str, *, model: str | None = None) -> None:
+        http = require_extra("deepfake_client.gateway.http", extra="http")
+        self._http = http.GatewayHttp(_connection_of(connection))
+        self._wanted_model = model
+        self._models: list[GatewayModel] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all connections. What the service was asked for and not waited for, it goes on with."""
+        await self._http.close()
+
+    async def model(self) -> GatewayModel:
+        """Return the model in use; the service is asked once.
+
+        Raises:
+            ModelNotFoundError: the service uses another one than the one that was asked for.
+            ServerError: it cannot be reached or failed.
+        """
+        if not self._models:
+            await self._ask_models()
+        if not self._models:
+            raise ModelNotFoundError(f"the gateway at {self._http.url} offers no model; look at its server")
+        first = self._models[0]
+        if self._wanted_model not in (None, first.name):
+            raise ModelNotFoundError(
+                f"the gateway at {self._http.url} analyzes with {first.name}; leave out `model`, or ask a gateway "
+                f"that was started with {self._wanted_model}"
+            )
+        return first
+
+    async def _ask_models(self) -> None:
+        answer = await self._http.json("GET", "/v1/models")
+        with self._understood():
+            for item in sorted(answer["models"], key=lambda item: not item["is_default"]):
+                model = GatewayModel(item["name"], item["version"], ModelSpec.from_dict(item["spec"]))
+                if model not in self._models:
+                    self._models.append(model)
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Translate what an answer of another version raises where it is read."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError) as exc:
+            raise InferenceError(
+                f"the gateway at {self._http.url} answers otherwise than this client understands "
+                f"({type(exc).__name__}: {exc}); use the same version of deepfake-serving on both sides"
+            ) from exc
+
+    def model_of(self, verdict: Verdict) -> GatewayModel:
+        """Return the model that gave a verdict of this client.
+
+        Raises:
+            ModelNotFoundError: the service did not offer it when it was asked.
+        """
+        for model in self._models:
+            if model.identity == verdict.model:
+                return model
+        raise ModelNotFoundError(
+            f"the verdict on {verdict.source} is of {verdict.model.name} version {verdict.model.version}, which the "
+            f"gateway at {self._http.url} no longer offers; analyze again"
+        )
+
+    async def analyze(
+        self,
+        source: EncodedSource,
+        *,
+        options: AnalyzeOptions = AnalyzeOptions(),
+        on_progress: OnProgress | None = None,
+    ) -> Verdict:
+        """Analyze one video or image.
+
+        Canceling ends the analysis on the service as well.
+
+        Args:
+            source: path, address, content, or binary file.
+            options: how it is analyzed; without `timeout_s`, and not at given times.
+            on_progress: called in the event loop as the service says how far it is.
+
+        Returns:
+            The verdict; INCONCLUSIVE with a typed reason rather than a guess.
+
+        Raises:
+            InputError: the input cannot be opened, or the service refuses it or an option.
+            ServerError: the service cannot be reached, asks for a key, or failed.
+        """
+        return await self._analyze(source, None, options, on_progress, None)
+
+    async def _analyze(
+        self,
+        source: Any,
+        name: str | None,
+        options: AnalyzeOptions,
+        on_progress: OnProgress | None,
+        on_verdict: OnVerdict | None,
+    ) -> Verdict:
+        fields = _fields_of(options)
+        content = await in_thread(_content_of, source)
+        name = name or name_of(source) or "the given file"
+        await self.model()
+        async with _opened(content, name, needed=on_verdict is not None) as media:
+            analysis = await self._finished(content, name, fields, on_progress)
+            if analysis.get("verdict") is None:
+                raise _error_of(analysis, name, self._http.url)
+            with self._understood():
+                verdict = replace(Verdict.from_dict(analysis["verdict"]), source=name)
+            if all(model.identity != verdict.model for model in self._models):
+                await self._ask_models()
+            self.model_of(verdict)
+            if on_verdict is not None and media is not None:
+                await in_thread(on_verdict, verdict, media)
+            return verdict
+
+    async def _finished(
+        self, content: str | bytes, name: str, fields: dict[str, str], on_progress: OnProgress | None
+    ) -> dict[str, Any]:
+        """Send an input and return its analysis once it is over."""
+        query, headers = {**fields, "file_name": Path(name).name}, {"idempotency-key": secrets.token_hex(16)}
+        if isinstance(content, str) and is_url(content):
+            sent = json.dumps({"url": content, **fields}).encode()
+            query, headers = {}, {**headers, "content-type": "application/json"}
+        else:
+            sent, headers["content-type"] = content, "application/octet-stream"
+        size = len(sent) if isinstance(sent, bytes) else (await asyncio.to_thread(Path(sent).stat)).st_size
+        headers["content-length"] = str(size)
+        # With its key, an upload that may or may not have arrived can be sent once more.
+        analysis: dict[str, Any] = await self._http.json(
+            "POST", "/v1/analyses", query=query, headers=headers, body=lambda: _pieces(sent)
+        )
+        address = f"/v1/analyses/{analysis.get('id')}"
+        try:
+            if analysis.get("status") in ("queued", "running"):
+                async for event in self._http.events(f"{address}/events"):
+                    if event.kind == "progress" and on_progress is not None:
+                        on_progress(_progress_of(event.data))
+                    elif event.kind == "end":
+                        analysis = event.data
+        except asyncio.CancelledError:
+            with suppress(DeepfakeError):
+                async with asyncio.timeout(2):
+                    await self._http.json("POST", f"{address}/cancel")
+            raise
+        return analysis
+
+    def analyze_many(
+        self,
+        sources: str | os.PathLike[str] | Iterable[EncodedSource],
+        *,
+        options: AnalyzeOptions = AnalyzeOptions(),
+        concurrency: int = DEFAULT_CONCURRENCY,
+        ordered: bool = False,
+        on_progress: Callable[[str, Progress], None] | None = None,
+        on_verdict: OnVerdict | None = None,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Analyze many inputs, some at once, and yield what became of each as it is finished.
+
+        As `AsyncDeepfakeClient.analyze_many`, but for inputs that can be sent.
+
+        Raises:
+            OptionError: `concurrency` is below 1; raised by this call.
+        """
+        if concurrency < 1:
+            raise OptionError(f"`concurrency` must be at least 1, got {concurrency}")
+
+        async def outcome(item: tuple[str, Any]) -> Outcome:
+            name, source = item
+            if isinstance(source, InputError):
+                return Outcome(name, error=source)
+            report = None if on_progress is None else (lambda progress: on_progress(name, progress))
+            try:
+                return Outcome(name, verdict=await self._analyze(source, name, options, report, on_verdict))
+            except ClientUseError:
+                raise
+            except DeepfakeError as exc:
+                return Outcome(name, error=exc)
+
+        return each_finished(outcome, each_source(sources), concurrency=concurrency, ordered=ordered)
+
+
+class GatewayClient:
+    """`AsyncGatewayClient` for code that is not asynchronous: same arguments, same methods, same results.
+
+    ::
+
+        with GatewayClient("http://localhost:8080") as client:
+            verdict = client.analyze("clip.mp4")
+    """
+
+    def __init__(self, connection: Connection | str, *, model: str | None = None) -> None:
+        self._client = AsyncGatewayClient(connection, model=model)
+        self._loop = LoopThread("this client")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """See `AsyncGatewayClient.close`. Closing twice is harmless."""
+        self._loop.stop(self._client.close)
+
+    def model(self) -> GatewayModel:
+        """See `AsyncGatewayClient.model`."""
+        return self._loop.wait_for(self._client.model())
+
+    def model_of(self, verdict: Verdict) -> GatewayModel:
+        """See `AsyncGatewayClient.model_of`."""
+        return self._client.model_of(verdict)
+
+    def analyze(
+        self,
+        source: EncodedSource,
+        *,
+        options: AnalyzeOptions = AnalyzeOptions(),
+        on_progress: OnProgress | None = None,
+    ) -> Verdict:
+        """See `AsyncGatewayClient.analyze`; `on_progress` is called on the client's thread."""
+        return self._loop.wait_for(self._client.analyze(source, options=options, on_progress=on_progress))
+
+    def analyze_many(
+        self,
+        sources: str | os.PathLike[str] | Iterable[EncodedSource],
+        *,
+        options: AnalyzeOptions = AnalyzeOptions(),
+        concurrency: int = DEFAULT_CONCURRENCY,
+        ordered: bool = False,
+        on_progress: Callable[[str, Progress], None] | None = None,
+        on_verdict: OnVerdict | None = None,
+    ) -> Generator[Outcome, None, None]:
+        """See `AsyncGatewayClient.analyze_many`; leaving the loop over it cancels what is under way."""
+        return self._loop.each(
+            self._client.analyze_many(
+                sources,
+                options=options,
+                concurrency=concurrency,
+                ordered=ordered,
+                on_progress=on_progress,
+                on_verdict=on_verdict,
+            )
+        )
+
+
+def _connection_of(connection: Connection | str) -> Connection:
+    if isinstance(connection, str):
+        connection = Connection(url=connection if "://" in connection else f"http://{connection}")
+    if connection.url is None or connection.address.protocol != "http":
+        raise OptionError(
+            f"`gateway` is {connection.url!r}; allowed: http://HOST:PORT or https://HOST:PORT, as `deepfake gateway` "
+            "prints it"
+        )
+    return connection
+
+
+def _fields_of(options: AnalyzeOptions) -> dict[str, str]:
+    """Return options as the service's fields; those that are None are left out."""
+    sampling = options.sampling
+    if sampling.at_seconds is not None:
+        raise OptionError("`at_seconds` cannot be asked of a gateway; give `num_frames` or `fps`, or ask Triton")
+    if options.timeout_s is not None:
+        raise OptionError("`timeout_s` is for requests to Triton; set the deadline in the connection to the gateway")
+    fields = {
+        "num_frames": sampling.num_frames,
+        "fps": sampling.fps,
+        "mode": sampling.mode,
+        "aggregation": options.aggregation,
+        "threshold": options.threshold,
+        "until_sure": options.until_sure,
+        "min_face_px": options.min_face_px,
+        "min_face_share": options.min_face_share,
+    }
+    return {name: str(value) for name, value in fields.items() if value is not None}
+
+
+def _content_of(source: Any) -> str | bytes:
+    """Return the path or address of an input, or its bytes."""
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        source.seek(0)
+        if isinstance(data := source.read(), bytes):
+            return data
+    raise MediaOpenError(
+        f"a gateway takes encoded videos and images: a path, an address, bytes or a binary file; got a "
+        f"{type(source).__name__}"
+    )
+
+
+@asynccontextmanager
+async def _opened(content: str | bytes, name: str, *, needed: bool) -> AsyncIterator[Media | None]:
+    """Open an input, which checks it; an address is the service's to fetch, and opened only where it is needed."""
+    if isinstance(content, str) and is_url(content) and not needed:
+        yield None
+        return
+    async with opened(content, name=name) as (media, _):
+        yield media
+
+
+async def _pieces(content: str | bytes) -> AsyncIterator[bytes]:
+    if isinstance(content, bytes):
+        for start in range(0, len(content), PIECE_BYTES):
+            yield content[start : start + PIECE_BYTES]
+        return
+    file = await asyncio.to_thread(Path(content).open, "rb")
+    try:
+        while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
+            yield piece
+    finally:
+        file.close()
+
+
+def _progress_of(data: dict[str, Any]) -> Progress:
+    label = data["label"]
+    return Progress(**{**data, "label": None if label is None else Label(label)})
+
+
+def _error_of(analysis: dict[str, Any], name: str, url: str) -> DeepfakeError:
+    """Return what kept an analysis from its verdict."""
+    error = analysis.get("error")
+    if error is None:
+        status = analysis.get("status", "deleted")
+        return InferenceError(f"{name}: the analysis was {status} at the gateway at {url}; send it again")
+    kind = getattr(errors, error["type"], None)
+    if not (isinstance(kind, type) and issubclass(kind, DeepfakeError)):
+        # A process that opened the file died of it, or the gateway has kinds of its own.
+        kind = MediaOpenError if error["type"] == "SandboxError" else InferenceError
+    message = error["message"].replace(analysis["file"]["name"], name, 1)
+    return kind(message)
