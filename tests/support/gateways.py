@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import uvicorn
 from fastapi.testclient import TestClient
 from fixed_detector import LEFT, FixedDetector
 
@@ -29,8 +30,10 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import Explanations
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.errors import DeepfakeError, ExplainDisagreementError
+from deepfake_preprocess.support.sockets import listening
 
 SPEC = ModelSpec("fake_model", "timm:efficientnet_b0", checkpoint_sha256="ab" * 32, threshold=0.3)
+BEGUN = {"frames_done": 0, "frames_expected": 4, "faces_scored": 0, "label": None, "fake_probability": None}
 
 
 class ThreadQueue:
@@ -88,6 +91,7 @@ class ThreadQueue:
         self.runs += 1
         self.working.set()
         if self.slow:
+            on_progress(BEGUN)
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
@@ -129,9 +133,7 @@ async def ask_models():
         return [await client.model()]
 
 
-@contextmanager
-def gateway(data_dir, **settings):
-    """Yield a client of a service whose data lie in `data_dir`; its queue is ``client.queue``."""
+def _parts(data_dir, settings):
     data_dir.mkdir(exist_ok=True)
     settings = Settings.of(data_dir=data_dir, **settings)
     store = Store(settings.database_url)
@@ -139,6 +141,28 @@ def gateway(data_dir, **settings):
     sandboxes = InThread()
     app = build_app(settings, store, queue, ask_models, sandboxes)
     queue.media = app.state.desk.media
+    return app, queue, sandboxes
+
+
+@contextmanager
+def gateway(data_dir, **settings):
+    """Yield a client of a service whose data lie in `data_dir`; its queue is ``client.queue``."""
+    app, queue, sandboxes = _parts(data_dir, settings)
     with TestClient(app, base_url="http://127.0.0.1", follow_redirects=False) as client:
         client.queue, client.desk, client.sandboxes = queue, app.state.desk, sandboxes
         yield client
+
+
+@contextmanager
+def listening_gateway(data_dir, **settings):
+    """Yield address and queue of a service that listens on a free port."""
+    app, queue, _ = _parts(data_dir, settings)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    with listening("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", queue
+        finally:
+            server.should_exit = True
+            thread.join()

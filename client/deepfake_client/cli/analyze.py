@@ -27,8 +27,8 @@ from deepfake_client.cli.groups import (
     ExplainerOptions,
     GatewayChoice,
     Group,
-    ServerChoice,
     VerdictOptions,
+    VerdictSource,
     with_groups,
 )
 from deepfake_client.cli.journal import Journal
@@ -163,7 +163,7 @@ class Run(AbstractContextManager["Run"]):
     """
 
     sources: Sequence[str]
-    server: ServerChoice | GatewayChoice
+    server: VerdictSource
     options: AnalyzeOptions
     progress: RunProgress
     _: KW_ONLY

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, Protocol, TypeAlias, get_args, get_origin
 
 import typer
 
@@ -212,6 +212,18 @@ ServerOptions: TypeAlias = Annotated[ServerChoice, Group(with_groups(ServerChoic
 """`ConnectionOptions`, the model, and whether a private server is started instead."""
 
 
+class VerdictSource(Protocol):
+    """Who gives a command its verdicts; `takes_media` says whether inputs may be opened `Media`."""
+
+    takes_media: ClassVar[bool]
+
+    def client(
+        self, waiting_for: Callable[[str], AbstractContextManager[Any]]
+    ) -> AbstractContextManager[DeepfakeClient | GatewayClient]:
+        """Yield a client; `waiting_for` shows what is waited for meanwhile."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayChoice:
     """The verdict service that a command gets its verdicts from."""
@@ -237,7 +249,7 @@ def _verdicts(
             "(environment) holds its key.",
         ),
     ] = None,
-) -> ServerChoice | GatewayChoice:
+) -> VerdictSource:
     if gateway is None:
         return server
     if server.embedded:
@@ -248,7 +260,7 @@ def _verdicts(
     return GatewayChoice(replace(server.connection, url=address, protocol=None), server.model)
 
 
-VerdictOptions: TypeAlias = Annotated[ServerChoice | GatewayChoice, Group(with_groups(_verdicts), "Server")]
+VerdictOptions: TypeAlias = Annotated[VerdictSource, Group(with_groups(_verdicts), "Server")]
 """`ServerOptions`, or a verdict service."""
 
 

@@ -204,6 +204,7 @@ class AsyncGatewayClient:
         self, content: str | bytes, name: str, fields: dict[str, str], on_progress: OnProgress | None
     ) -> dict[str, Any]:
         """Send an input and return its analysis once it is over."""
+        sent: str | bytes
         query, headers = {**fields, "file_name": Path(name).name}, {"idempotency-key": secrets.token_hex(16)}
         if isinstance(content, str) and is_url(content):
             sent = json.dumps({"url": content, **fields}).encode()
@@ -402,7 +403,7 @@ async def _pieces(content: str | bytes) -> AsyncIterator[bytes]:
 
 def _progress_of(data: dict[str, Any]) -> Progress:
     label = data["label"]
-    return Progress(**{**data, "label": None if label is None else Label(label)})
+    return Progress(**{**data, "label": None if label is None else Label[label]})
 
 
 def _error_of(analysis: dict[str, Any], name: str, url: str) -> DeepfakeError:

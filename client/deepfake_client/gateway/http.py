@@ -170,7 +170,7 @@ class GatewayHttp:
             else:
                 raise self._no_gateway(response.status) from None
         kind = _ERROR_OF.get(response.status, InferenceError)
-        if kind is ServerAccessError:
+        if response.status == 401:
             detail += "; a key is sent as the header 'authorization' (`headers`)"
         raise kind(f"the gateway at {self.url}: {detail}")
 
