@@ -116,7 +116,9 @@ class Decoding:
             ticks = [self._start + round(Fraction(pts_seconds) / self._time_base) for pts_seconds in taken]
             targets, reach = extent.spread(sampling, ticks), 0
         else:
-            targets = sampling.targets(start=self._start, duration=duration, time_base=self._time_base)
+            targets = sampling.targets(
+                start=self._start, duration=duration, time_base=self._time_base, frame=self._step
+            )
         may_end_early = extent if sampling.fps is not None else None
         if reader.timing is not Timing.SHOWN:
             yield from self._by_counting(FramePicker(targets), may_end_early)

@@ -131,7 +131,7 @@ class Extent:
         if self.duration is None:
             return None
         declared = reader.start + self.duration
-        return reader.end if reader.end > declared + tolerance(reader) else declared
+        return reader.end if reader.end > declared + reader.step else declared
 
 
 def falls_short(reader: PacketReader, declared: int) -> bool:

@@ -90,7 +90,9 @@ def _as_video(pictures: Iterator[av.VideoFrame], name: str) -> io.BytesIO:
             if room < 0:
                 raise MediaOpenError(f"{name} is too large for an animated picture; convert it to MP4")
             if stream is None:
-                stream = container.add_stream("ffv1", rate=1000)
+                # The first picture's length stands for all: a player of the video has to know when its last one ends.
+                rate = 1 / (picture.duration * picture.time_base) if picture.duration and picture.time_base else 1000
+                stream = container.add_stream("ffv1", rate=min(Fraction(1000), Fraction(rate)))
                 stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, "bgr0"
                 stream.codec_context.time_base = Fraction(1, 1000)
             rewritten = picture.reformat(width=stream.width, height=stream.height, format="bgr0")
@@ -111,9 +113,10 @@ def _webp_pictures(data: bytes, name: str) -> Iterator[av.VideoFrame]:
     now = 0
     for image, length in zip(animation.frames, np.ravel(animation.durations), strict=True) if is_read else ():
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:, :, :3], dtype=np.uint8), format="bgr24")
-        picture.pts, picture.time_base = now, Fraction(1, 1000)
+        picture.pts, picture.duration = now, min(max(1, int(length)), _MAX_FRAME_MS)
+        picture.time_base = Fraction(1, 1000)
         yield picture
-        now += min(max(1, int(length)), _MAX_FRAME_MS)
+        now += picture.duration
 
 
 def _png_chunks(file: BinaryIO) -> Iterator[tuple[int, str, int]]:

@@ -3,6 +3,7 @@
 import io
 import struct
 import threading
+from fractions import Fraction
 
 import av
 import http_files
@@ -243,3 +244,30 @@ def test_times_that_repeat_become_others(times):
     clock = Clock(step=40, max_gap=10**9, window=640)
     told = [time + clock.shift(time, is_keyframe=time == 0) for time in times]
     assert told == sorted(set(told))
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "pix_fmt"),
+    [
+        ("apng", "apng", "rgb24"),
+        ("gif", "gif", "rgb8"),
+        ("mpeg2video", "mpeg", "yuv420p"),
+        ("vp8", "webm", "yuv420p"),
+    ],
+)
+@pytest.mark.parametrize("fps", [24, 25, 90])
+def test_a_rate_from_the_clips_own_on_takes_every_frame(tmp_path, codec, container, pix_fmt, fps):
+    """Times in hundredths of a second come late, and an MPEG program stream states too short a length."""
+    path = tmp_path / f"clip.{container}"
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=24, options={"bf": "2"} if codec == "mpeg2video" else {})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, pix_fmt
+        for number in range(24):
+            image = np.full((120, 160, 3), 10 * number, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 24)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with open_media(path) as media:
+        frames = list(media.frames(Sampling(num_frames=None, fps=fps)))
+    assert [round(frame.pts_seconds * 24) for frame in frames] == list(range(24))
