@@ -18,6 +18,8 @@ OnSlow: TypeAlias = Literal["drop", "wait"]
 """What happens when the server is slower than the source."""
 
 DEFAULT_CONFIDENCE: Final = 0.99
+CALIBRATED_AGGREGATION: Final[Aggregation] = "mean"
+"""The rule that a model's calibration is found with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,8 @@ class AnalyzeOptions:
         timeout_s: deadline of each request, in seconds; the connection's own when None.
         min_face_px: faces with a smaller box (longer side, in pixels of the frame) are left out.
         min_face_share: the same relative to the frame's shorter side, in [0, 1).
+        abstain: leave verdicts open as the model's calibration says; without it every score decides. Near the
+            threshold only with the model's own `threshold` and the `aggregation` "mean", which it was found with.
 
     Raises:
         OptionError: a value is out of its range.
@@ -46,6 +50,7 @@ class AnalyzeOptions:
     timeout_s: float | None = None
     min_face_px: float = 0.0
     min_face_share: float = 0.0
+    abstain: bool = True
 
     def __post_init__(self) -> None:
         _check_aggregation(self.aggregation)
@@ -81,6 +86,7 @@ class WatchOptions(LiveOptions):
         threshold: FAKE at or above it, in (0, 1); the model's own when None.
         min_face_px: faces with a smaller box (longer side, in pixels of the frame) are left out.
         min_face_share: the same relative to the frame's shorter side, in [0, 1).
+        abstain: as in `AnalyzeOptions`.
 
     Raises:
         OptionError: a value is out of its range.
@@ -96,6 +102,7 @@ class WatchOptions(LiveOptions):
     threshold: float | None = None
     min_face_px: float = 0.0
     min_face_share: float = 0.0
+    abstain: bool = True
 
     def __post_init__(self) -> None:
         LiveOptions.__post_init__(self)

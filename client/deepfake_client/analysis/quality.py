@@ -19,7 +19,7 @@ Where the figures come from:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import atan, atan2, degrees, hypot
 
 import cv2
@@ -54,28 +54,29 @@ _NOSE_PLACE_SLOPE = 0.42
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How much a face counts, in [0, 1], and why less than 1."""
+    """How much a face counts, in [0, 1], and why less than 1; and how blurred it is."""
 
     weight: float
     concerns: tuple[Concern, ...]
+    blur: float = 0.0
 
     def without(self, concern: Concern) -> Quality:
         """Return that of a face that is left out, with one more reason."""
-        return Quality(0.0, tuple(dict.fromkeys([*self.concerns, concern])))
+        return replace(self, weight=0.0, concerns=tuple(dict.fromkeys([*self.concerns, concern])))
 
 
 def assess(face: Face, crop: NDArray[np.uint8], frame_wh: tuple[int, int], spec: ModelSpec) -> Quality:
     """Return how much a face may count; `crop` is what `deepfake_preprocess.faces.crop.crop_face` made of it."""
-    side_px = max(face.width_px, face.height_px)
+    side_px, blurred = max(face.width_px, face.height_px), blur(inner_face(crop, spec))
     factors = {
         Concern.TINY: _ramp(side_px / min(spec.input_size_wh), SIZE_RAMP),
-        Concern.BLURRED: _ramp(blur(inner_face(crop, spec)), BLUR_RAMP),
+        Concern.BLURRED: _ramp(blurred, BLUR_RAMP),
         Concern.EXTREME_POSE: _ramp(_largest_angle_deg(face, aligned=spec.crop.align == "eyes"), POSE_RAMP_DEG),
         Concern.CUT_OFF: _ramp(_share_inside(face, frame_wh), INSIDE_RAMP),
     }
     weight = float(np.prod(list(factors.values())))
     concerns = tuple(concern for concern, factor in factors.items() if factor < 1)
-    return Quality(weight if weight >= MIN_WEIGHT else 0.0, concerns)
+    return Quality(weight if weight >= MIN_WEIGHT else 0.0, concerns, blurred)
 
 
 def blur(face_rgb: NDArray[np.uint8]) -> float:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepfake_client.analysis.abstaining import Look, abstention, look_of, unlikeness
 from deepfake_client.analysis.aggregation import STRATEGIES, Strategy, num_frames_needed, score_tracks
 from deepfake_client.analysis.appearance import Colors, face_colors, picture_colors
-from deepfake_client.analysis.deciding import decide
+from deepfake_client.analysis.deciding import Decision, decide
 from deepfake_client.analysis.motion import Patch, patch_of
 from deepfake_client.analysis.quality import Quality, assess, inner_face
 from deepfake_client.analysis.tracking import Detection, Tracker
-from deepfake_client.options import AnalyzeOptions, WatchOptions
+from deepfake_client.options import CALIBRATED_AGGREGATION, AnalyzeOptions, WatchOptions
 from deepfake_client.result.verdict import Concern, FaceScore, FrameResult, Interval, Label, Reason, Track
-from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.spec import Calibration, ModelSpec
 from deepfake_preprocess.errors import InferenceError, ServerError
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import Frame
@@ -42,6 +43,10 @@ class Rules:
     min_face_share: float = 0.0
     turns_heads: bool = False
     """Whether the model's crops are turned upright, however a head is rolled."""
+    calibration: Calibration | None = None
+    """When a verdict is left open; None decides always."""
+    knows_scores: bool = False
+    """Whether `calibration` was found with this strategy and threshold."""
 
     @classmethod
     def of(cls, options: AnalyzeOptions | WatchOptions, spec: ModelSpec) -> Rules:
@@ -53,6 +58,8 @@ class Rules:
             options.min_face_px,
             options.min_face_share,
             spec.crop.align == "eyes",
+            spec.calibration if options.abstain else None,
+            options.threshold is None and options.aggregation == CALIBRATED_AGGREGATION,
         )
 
 
@@ -60,12 +67,14 @@ class Rules:
 class FaceAppearance:
     """What a face's picture says in addition to its score.
 
-    Its colors distinguish it from other faces; its patch shows whether it moves by itself.
+    Its colors distinguish it from other faces; its patch shows whether it moves by itself; its look whether the model
+    was calibrated on such faces.
     """
 
     quality: Quality
     colors: Colors
     patch: Patch | None = None
+    look: Look | None = None
 
 
 @dataclass(slots=True)
@@ -98,13 +107,16 @@ class ScoredFrame:
         self.picture = picture_colors(small_rgb)
         if crops is not None:
             self.appearances = [
-                FaceAppearance(
-                    assess(face, crop, self.size_wh, spec),
-                    face_colors(inner_face(crop, spec)),
-                    patch_of(frame, small_rgb, face),
-                )
-                for face, crop in zip(self.faces, crops, strict=True)
+                _appearance(frame, small_rgb, face, crop, spec) for face, crop in zip(self.faces, crops, strict=True)
             ]
+
+
+def _appearance(
+    frame: Frame, small_rgb: NDArray[np.uint8], face: Face, crop: NDArray[np.uint8], spec: ModelSpec
+) -> FaceAppearance:
+    quality, inner = assess(face, crop, (frame.width_px, frame.height_px), spec), inner_face(crop, spec)
+    look = look_of(face, inner, quality.blur, spec)
+    return FaceAppearance(quality, face_colors(inner), patch_of(frame, small_rgb, face), look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +159,16 @@ def judge(
     lying = _Lying.of(scored)
     frames = tuple(_followed(scored, rules, lying))
     tracks = score_tracks(frames, strategy=rules.strategy, threshold=rules.threshold, complete=complete)
+    tracks = _with_looks(tracks, scored, frames, rules.calibration)
     patches = _patches_by_track(scored, frames) if weigh_motion else {}
     decision = decide(tracks, frames, patches, strategy=rules.strategy, threshold=rules.threshold)
     if failure is None and decision is not None:
         label = Label.FAKE if decision.fake_probability >= rules.threshold else Label.REAL
         notes = tuple(filter(None, (decision.note, lying.note, _note_on_quality(frames))))
+        if left_open := _left_open(decision, rules):
+            return Judgment(
+                Label.INCONCLUSIVE, None, None, None, left_open[0], (left_open[1], *notes), decision.tracks, frames
+            )
         return Judgment(
             label, decision.fake_probability, decision.interval, decision.track, None, notes, decision.tracks, frames
         )
@@ -216,6 +233,45 @@ def _patches_by_track(scored: Sequence[ScoredFrame], frames: Sequence[FrameResul
             if look.patch is not None:
                 patches.setdefault(face.track, []).append(look.patch)
     return patches
+
+
+def _with_looks(
+    tracks: tuple[Track, ...],
+    scored: Sequence[ScoredFrame],
+    frames: Sequence[FrameResult],
+    calibration: Calibration | None,
+) -> tuple[Track, ...]:
+    """Return the tracks with the mean look of their faces, and how unlike those of the calibration that is."""
+    looks: dict[int, list[Look]] = {}
+    for frame, result in zip(scored, frames, strict=True):
+        for appearance, face in zip(frame.appearances, result.faces, strict=False):
+            if appearance.look is not None and face.takes_part:
+                looks.setdefault(face.track, []).append(appearance.look)
+    known = None if calibration is None else calibration.looks
+    found = []
+    for track in tracks:
+        if track.track not in looks:
+            found.append(track)
+            continue
+        mean = np.mean(looks[track.track], axis=0)
+        far = None if known is None else unlikeness(mean, known)
+        found.append(replace(track, unlikeness=far, look=tuple(mean.tolist())))
+    return tuple(found)
+
+
+def _left_open(decision: Decision, rules: Rules) -> tuple[Reason, str] | None:
+    """Return why the verdict is left open; None where it is not."""
+    if rules.calibration is None:
+        return None
+    track = next(track for track in decision.tracks if track.track == decision.track)
+    return abstention(
+        decision.fake_probability,
+        decision.interval if track.num_frames > 1 else None,  # of a single frame everything is possible
+        track.look,
+        rules.calibration,
+        rules.threshold,
+        knows_scores=rules.knows_scores,
+    )
 
 
 def _as_tuple(box_xyxy: NDArray[np.float32]) -> tuple[float, float, float, float]:

@@ -76,6 +76,9 @@ COMMANDS = {
     "evaluate": Command(
         "deepfake_training.cli.evaluate:evaluate_command", "Measure a detector on labeled files.", "evaluate"
     ),
+    "calibrate": Command(
+        "deepfake_training.cli.calibrate:calibrate", "Fit the threshold to your own clips.", "evaluate"
+    ),
     "evaluate-run": Command(
         "deepfake_training.cli.evaluate:evaluate_run", "Measure a training run on the faces it held out.", "train"
     ),

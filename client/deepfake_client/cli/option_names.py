@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 _NAMED_ALIKE: Final = """
-    aggregation allow_open artifacts calibration checkpoint concurrency crops device fake force fps
+    aggregation allow_open artifacts calibration checkpoint concurrency crops device fake false_alarms force fps
     gateway grpc_port host http_port idle_s instances int8_target labels layer max_batch_size max_latency_s method
     metrics_port min_change min_face_px min_face_share model num_frames on_slow port precisions promote
     protocol real reconnects repository role service source_ca spec step_s threshold timeout_s tls tls.ca

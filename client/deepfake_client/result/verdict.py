@@ -39,6 +39,14 @@ class Reason(ExplainedEnum):
         "poor_faces",
         "Faces were found on enough frames, but too small, blurred, turned away or cut off to say anything.",
     )
+    NEAR_THRESHOLD = (
+        "near_threshold",
+        "The score lies where the model's calibration found real and fake clips, or moves across that place.",
+    )
+    OUT_OF_DISTRIBUTION = (
+        "out_of_distribution",
+        "The face looks unlike those that the model was calibrated on, so its score says nothing.",
+    )
     UNDECODABLE = "undecodable", "The input opens, but not one frame could be decoded."
     SERVER_UNAVAILABLE = "server_unavailable", "The server went away, timed out or refused during the analysis."
     SERVER_ERROR = "server_error", "The server answered a request with an error of its own."
@@ -140,6 +148,11 @@ class Track(JsonData):
     background: bool = False
     """Whether it looks more suspicious than the deciding track and does not decide: it never moves by itself, as a
     picture on the wall, or is too poor beside better ones."""
+    unlikeness: Annotated[float, Bounds(ge=0), Rounded(4)] | None = None
+    """How far its looks lie from the clips that the model was calibrated on: above 1 they are unlike those; null for
+    a model without such a calibration."""
+    look: tuple[float, ...] = field(default=(), metadata={"exclude": True}, compare=False)
+    """Mean of the `analysis.abstaining.LOOKS` of its faces of weight above 0; not in JSON."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ ADVICE: Final = {
     "no_face": "Send a part in which a face is seen from the front, or look at more frames.",
     "too_few_frames": "Send a longer part with the face in it, or look at more frames.",
     "poor_faces": "Send a sharper or larger version, as close to the original as you can get it.",
+    "near_threshold": "Send a longer or better part; if the answer stays open, ask a person who knows the field.",
+    "out_of_distribution": "Send the original file, before filters and conversions, if you can get it.",
     "undecodable": "The file is damaged: convert it again from its source.",
     "server_unavailable": "The judging server went away: send the file again in a moment.",
     "server_error": "The judging server failed: send the file again, and tell whoever runs it.",
@@ -171,6 +173,8 @@ def headline(verdict: Json) -> str:
             "no_face": "No face was found, so there is nothing to judge.",
             "too_few_frames": "The face was seen on too few frames to say anything.",
             "poor_faces": "Faces were found, but too small, blurred or turned away to say anything.",
+            "near_threshold": "The score lies where real and manipulated faces look alike to this detector.",
+            "out_of_distribution": "The face looks unlike any that this detector was checked on.",
             "undecodable": "Not one picture could be read from this file.",
         }.get(verdict["reason"], "The judging server failed before there was an answer.")
         return f"{reason} {ADVICE.get(verdict['reason'], '')}".strip()

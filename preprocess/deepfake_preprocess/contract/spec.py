@@ -128,6 +128,67 @@ class Crop(JsonData):
 
 
 @dataclass(frozen=True, slots=True)
+class Histogram(JsonData):
+    """How a figure was distributed over the calibration's clips.
+
+    Attributes:
+        name: what was counted, such as ``score``.
+        edges: where one bin ends and the next begins, rising; the first bin has no lower end, the last no upper one.
+        counts: clips in each bin, one more than edges. A value on an edge is in the upper bin.
+    """
+
+    json_error = SpecError
+
+    name: str
+    edges: tuple[float, ...]
+    counts: tuple[Annotated[int, Bounds(ge=0)], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Looks(JsonData):
+    """What the faces of the calibration's clips look like, so that others are noticed.
+
+    The names are those of `deepfake_client.analysis.abstaining.LOOKS`, and each clip counts with its mean.
+
+    Attributes:
+        mean: of all clips, by look.
+        deviation: standard deviation between clips, by look.
+        precision: inverse of the correlations, looks by looks.
+        limit: Mahalanobis distance beyond which a clip is unlike those of the calibration.
+    """
+
+    json_error = SpecError
+
+    mean: tuple[float, ...]
+    deviation: tuple[Annotated[float, Bounds(gt=0)], ...]
+    precision: tuple[tuple[float, ...], ...]
+    limit: Annotated[float, Bounds(gt=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration(JsonData):
+    """What `deepfake calibrate` found on whole clips: when a verdict is better left open, and what is usual.
+
+    Attributes:
+        num_real: real clips it was found on.
+        num_fake: fake clips; 0 where the threshold comes from real ones alone.
+        false_positive_rate: share of real clips called fake that was asked for.
+        undecided_from: scores from here to the threshold are left open; at or below the threshold.
+        looks: of the faces; None where there were too few clips.
+        histograms: for comparison with later clips.
+    """
+
+    json_error = SpecError
+
+    num_real: Annotated[int, Bounds(ge=0)]
+    num_fake: Annotated[int, Bounds(ge=0)]
+    false_positive_rate: Annotated[float, Bounds(gt=0, lt=1)]
+    undecided_from: Annotated[float, Bounds(ge=0, le=1)]
+    looks: Looks | None = None
+    histograms: tuple[Histogram, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec(JsonData):
     """The contract of one detector.
 
@@ -147,6 +208,7 @@ class ModelSpec(JsonData):
         threshold: fake when the probability is at or above it; strictly between 0 and 1.
         temperature: divisor of the logit, inside the graph, that calibrates the probabilities (Guo et al., 2017);
             `deepfake evaluate` finds it. 0.01 to 100.
+        calibration: when verdicts are left open, found by `deepfake calibrate`; None decides always.
         ignore_keys: patterns (``*`` and ``?``) of names of tensors in the checkpoint that the network does not use.
         checkpoint_sha256: hash of the checkpoint file; None until it is known.
         training_data: what the detector was trained on and what its scores are worth, for people.
@@ -168,6 +230,7 @@ class ModelSpec(JsonData):
     crop: Crop = field(default_factory=Crop)
     threshold: Annotated[float, Bounds(gt=0, lt=1)] = 0.5
     temperature: Annotated[float, Bounds(ge=0.01, le=100)] = 1.0
+    calibration: Calibration | None = None
     ignore_keys: tuple[str, ...] = ()
     checkpoint_sha256: Sha256 | None = None
     training_data: str = ""
@@ -219,7 +282,7 @@ class ModelSpec(JsonData):
             parts = {f"{key}.{sub}": item for sub, item in value.items()} if isinstance(value, dict) else {key: value}
             for name, item in parts.items():
                 # Only models that have such a head, were calibrated, carry a caution or are untrained publish these.
-                if item == [] or (name, item) in _UNPUBLISHED:
+                if item in (None, []) or (name, item) in _UNPUBLISHED:
                     continue
                 flat[PARAMETER_PREFIX + name] = item if isinstance(item, str) else json.dumps(item)
         return flat
