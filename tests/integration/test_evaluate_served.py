@@ -10,21 +10,9 @@ from pathlib import Path
 import cv2
 import media
 import pytest
+from without_torch import WITHOUT_TORCH
 
 from deepfake_client.client import DeepfakeClient
-
-WITHOUT_TORCH = """
-import sys
-
-class NotInstalled:
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] == "torch":
-            raise ModuleNotFoundError("not installed", name=name)
-
-sys.meta_path.insert(0, NotInstalled)
-from deepfake_client.cli.main import main
-main(sys.argv[1:])
-"""
 
 
 def test_the_served_model_is_measured(embedded_triton, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

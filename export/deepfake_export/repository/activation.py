@@ -9,17 +9,14 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepfake_export.repository.configs import refresh_configs
+from deepfake_export.repository.configs import current_batch_size, refresh_configs
 from deepfake_export.repository.locks import locked
 from deepfake_export.repository.verification import check_version
-from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
 from deepfake_preprocess.contract.repository import CONFIG_NAMES, model_dirs, served_in
 from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
-    PRODUCTION_MAX_BATCH_SIZE,
     ServingOptions,
-    read_config,
 )
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.support.json_data import JsonData
@@ -79,18 +76,7 @@ def activate(
                 f"({present}), or export the model again"
             )
         assert manifest is not None  # or it would be among the problems
-        refresh_configs(model_dir, manifest, max_batch_size=_max_batch_size(model_dir, manifest), options=options)
+        refresh_configs(model_dir, manifest, max_batch_size=current_batch_size(model_dir, manifest), options=options)
         users = {pid for number in versions if number != version for pid in lock_holders(model_dir / str(number))}
         files = tuple(f"{model}/{name}" for name in CONFIG_NAMES)
         return Activation(model, before, version, files, still_used_by=tuple(sorted(users)))
-
-
-def _max_batch_size(model_dir: Path, manifest: Manifest) -> int:
-    """Return the batch size of the configuration that is there, but no more than was proved for the version."""
-    proved = max(map(int, manifest.parity.get("batch_sizes") or ()), default=None)
-    current = 0
-    with contextlib.suppress(RepositoryError):
-        current = int(read_config(model_dir / CONFIG_NAME).max_batch_size)
-    if current < 1:
-        return proved or PRODUCTION_MAX_BATCH_SIZE
-    return min(current, proved or current)

@@ -13,6 +13,7 @@ from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
     EMBEDDED_CONFIG_NAME,
     PRODUCTION_BACKENDS,
+    PRODUCTION_MAX_BATCH_SIZE,
     ServingOptions,
     embedded_config,
     production_config,
@@ -65,6 +66,17 @@ def prepared_configs(
             switch_embedded()
 
         yield switch
+
+
+def current_batch_size(model_dir: Path, manifest: Manifest) -> int:
+    """Return the batch size of the configuration that is there, but no more than was proved for the version."""
+    proved = max(map(int, manifest.parity.get("batch_sizes") or ()), default=None)
+    current = 0
+    with contextlib.suppress(RepositoryError):
+        current = int(read_config(model_dir / CONFIG_NAME).max_batch_size)
+    if current < 1:
+        return proved or PRODUCTION_MAX_BATCH_SIZE
+    return min(current, proved or current)
 
 
 def _options_in(model_dir: Path) -> ServingOptions:

@@ -6,7 +6,7 @@ PyTorch is imported only where a checkpoint is scored: measuring a server works 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from deepfake_client.cli.groups import (
     AggregationOption,
     Group,
     SamplingOptions,
+    ServerChoice,
     ServerOptions,
     with_groups,
 )
@@ -31,6 +32,8 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.text import visible
+from deepfake_training.evaluate.drift import drift_as_text, drift_of_results, write_drift
 from deepfake_training.evaluate.evaluation import (
     EvaluateOptions,
     Evaluation,
@@ -43,6 +46,9 @@ from deepfake_training.evaluate.evaluation import (
 from deepfake_training.evaluate.report import as_markdown, write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, kinds_of, view_of
 from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
+
+EXIT_DRIFTED = 1
+"""Clips are no longer like those of the calibration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +114,37 @@ def evaluate_command(
         list[str] | None,
         typer.Option(metavar="KIND", help=f"Sweep {', '.join(DEGRADATIONS)}, or all; repeatable."),
     ] = None,
+    drift: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RESULTS",
+            help="Instead, compare these results of analyze (JSON, JSON lines) with the calibration; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Measure a detector on labeled videos and images, through the served model or a checkpoint.
+
+    With --drift no labels are needed: are the clips of a week still like those that the model was calibrated on?
 
     [bold]Examples[/]
 
       deepfake evaluate --real test/real --fake test/fake --url gpu-host:8001
       deepfake evaluate --real test/real --fake test/fake --embedded --robustness all
       deepfake evaluate --real val/real --fake val/fake --checkpoint net.safetensors --write-spec net.yaml
+      deepfake evaluate --drift week.jsonl --url gpu-host:8001
+
+    [bold]Exit codes[/]  0 done · 1 with --drift: the clips have changed · 2 input or usage error · 4 no server
     """
+    if drift:
+        if real or fake or checkpoint or robustness or reporting.write_spec:
+            raise OptionError(
+                "--drift compares results that are there; leave out files, checkpoint, sweeps and specs"
+            )
+        _compare(drift, server, reporting.output_dir)
+        return
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     kinds = kinds_of(robustness or ())
-    analysis = AnalyzeOptions(sampling=sampling, aggregation=aggregation)
+    analysis = AnalyzeOptions(sampling=sampling, aggregation=aggregation, abstain=False)
     options = reporting.options(aggregation)
     files = labeled_files(real or (), fake or ())
     if checkpoint is not None and server.embedded:
@@ -152,6 +177,20 @@ def evaluate_command(
                 scored = score(f" at {DEGRADATIONS[kind].title} {level:g}", view_of(DEGRADATIONS[kind], level))
                 curves[kind] = (*curves.get(kind, ()), robustness_point(scored, level, served.threshold))
     reporting.finish(dataclasses.replace(evaluation, robustness=curves))
+
+
+def _compare(results: Sequence[Path], server: ServerChoice, output_dir: Path) -> None:
+    """Report whether results have drifted away from the served model's calibration; exit code 1 if so."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with server.client(console.status) as client:
+        spec = client.model().spec
+    found = drift_of_results(results, spec)
+    written = write_drift(found, output_dir)
+    for line in drift_as_text(found):
+        print(visible(line))
+    console.print(f"written: {written}")
+    if found.drifted:
+        raise typer.Exit(EXIT_DRIFTED)
 
 
 @with_groups

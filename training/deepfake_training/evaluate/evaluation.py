@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from deepfake_client.result.verdict import Reason
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
@@ -22,7 +23,7 @@ from deepfake_training.evaluate.calibration import (
     find_temperature,
     find_threshold,
 )
-from deepfake_training.evaluate.metrics import DetectionMetrics, Float, Int, measure
+from deepfake_training.evaluate.metrics import DetectionMetrics, Estimate, Float, Int, measure, share_of
 from deepfake_training.evaluate.scoring import ScoredFile
 
 FALSE_POSITIVE_RATE = 0.05
@@ -92,6 +93,27 @@ class RobustnessPoint(JsonData):
 
 
 @dataclass(frozen=True, slots=True)
+class Abstaining(JsonData):
+    """What users of a calibrated model get, who are told "don't know" where it says so; shares of files.
+
+    Attributes:
+        undecided: share of all files that is left open.
+        near_threshold: files left open for their score.
+        out_of_distribution: files left open for the looks of their face.
+        real_called_fake: of the real files.
+        fake_found: of the fake files.
+        fake_called_real: of the fake files.
+    """
+
+    undecided: Estimate
+    near_threshold: int
+    out_of_distribution: int
+    real_called_fake: Estimate
+    fake_found: Estimate
+    fake_called_real: Estimate
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation(JsonData):
     """Everything an evaluation found.
 
@@ -103,6 +125,7 @@ class Evaluation(JsonData):
         per_frame: figures per frame.
         found: proposed temperature and thresholds, by name.
         by_source: figures per file of each source, where there are several; see `by_source`.
+        abstaining: figures with verdicts left open; None for a model without a calibration. All others decide always.
         robustness: by kind of degradation, from mild to strong.
         files: every file; one without a verdict is not in the figures.
         notes: what limits these figures, as sentences.
@@ -117,6 +140,7 @@ class Evaluation(JsonData):
     per_frame: DetectionMetrics
     found: dict[str, float | None]
     by_source: dict[str, DetectionMetrics]
+    abstaining: Abstaining | None
     robustness: dict[str, tuple[RobustnessPoint, ...]]
     files: tuple[ScoredFile, ...]
     notes: tuple[str, ...]
@@ -147,7 +171,7 @@ def evaluate_files(
         settings: more about how it was done, for the report.
     """
     usable = [item for item in scored if item.fake_probability is not None]
-    files = _scores_of(usable)
+    files = scores_of(usable)
     on_frames = [(item, score) for item in usable for score in item.frame_probabilities()]
     frames = LabeledScores.of((item.class_index, score) for item, score in on_frames)
     measured = partial(measure, threshold=spec.threshold, resamples=options.resamples, seed=options.seed)
@@ -162,11 +186,29 @@ def evaluate_files(
         by_source={
             source: measured(found.labels, found.probabilities) for source, found in by_source(usable).items()
         },
+        abstaining=_abstaining(usable, spec, options.aggregation),
         robustness={},
         files=tuple(scored),
         notes=(*_limits(scored), *_at_bound(proposed["temperature"], spec)),
         file_scores=files,
         frame_scores=frames,
+    )
+
+
+def _abstaining(usable: Sequence[ScoredFile], spec: ModelSpec, aggregation: str) -> Abstaining | None:
+    if spec.calibration is None:
+        return None
+    reasons = [item.left_open(spec, aggregation) for item in usable]
+    found = scores_of(usable)
+    decided, called_fake = np.array([reason is None for reason in reasons]), found.probabilities >= spec.threshold
+    real, fake = found.labels == 0, found.labels == 1
+    return Abstaining(
+        share_of(~decided),
+        reasons.count(Reason.NEAR_THRESHOLD),
+        reasons.count(Reason.OUT_OF_DISTRIBUTION),
+        share_of((decided & called_fake)[real]),
+        share_of((decided & called_fake)[fake]),
+        share_of((decided & ~called_fake)[fake]),
     )
 
 
@@ -182,7 +224,7 @@ def by_source(scored: Sequence[ScoredFile]) -> dict[str, LabeledScores]:
     for source in sources if len(sources) > 1 else []:
         own = [item for item in scored if item.kind == source]
         has_reals = any(item.label == "real" for item in own)
-        found[source] = _scores_of(own if has_reals else [*reals, *own])
+        found[source] = scores_of(own if has_reals else [*reals, *own])
     return found
 
 
@@ -194,7 +236,7 @@ def robustness_point(scored: Sequence[ScoredFile], level: float, threshold: floa
         level: how strong the degradation is.
         threshold: of the model.
     """
-    usable = _scores_of(scored)
+    usable = scores_of(scored)
     metrics = measure(usable.labels, usable.probabilities, threshold, resamples=0)
     return RobustnessPoint(level, metrics.roc_auc.value, metrics.accuracy.value, len(scored) - len(usable.labels))
 
@@ -235,7 +277,7 @@ def save_spec(path: Path, spec: ModelSpec) -> None:
         raise OptionError(f"{path} cannot be written ({exc}); it is as it was") from exc
 
 
-def _scores_of(files: Iterable[ScoredFile]) -> LabeledScores:
+def scores_of(files: Iterable[ScoredFile]) -> LabeledScores:
     """Return the scores of the files that have one."""
     return LabeledScores.of(
         (item.class_index, item.fake_probability) for item in files if item.fake_probability is not None
@@ -248,7 +290,7 @@ def _found(
     """Return the temperature that calibrates the frames, and the thresholds for the files' scores with it."""
     temperature = find_temperature(frames.labels, frames.probabilities)
     calibrated = [item.with_temperature(temperature, options.aggregation) for item in usable]
-    scores = _scores_of(calibrated).probabilities
+    scores = scores_of(calibrated).probabilities
     rules = dict.fromkeys((options.rule, "max-f1", "max-accuracy", f"fpr={FALSE_POSITIVE_RATE}"))
     return {
         "temperature": spec.temperature * temperature,

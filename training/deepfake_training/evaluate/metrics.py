@@ -163,6 +163,14 @@ def exact_interval(count: int, total: int) -> tuple[float, float]:
     return low, high
 
 
+def share_of(flags: NDArray[np.bool_]) -> Estimate:
+    """Return the share of true values with its exact 95% interval; without any value where there are none."""
+    if not len(flags):
+        return Estimate(None)
+    count = int(flags.sum())
+    return Estimate(count / len(flags), *exact_interval(count, len(flags)))
+
+
 def recall_at(labels: Int, scores: Float, false_positive_rate: float) -> float:
     """Return the largest share of the fakes that a threshold finds which accuses at most this share of the reals.
 

@@ -70,6 +70,19 @@ def as_markdown(evaluation: Evaluation) -> str:
         "",
         *(f"- {name}: {'-' if value is None else f'{value:.4f}'}" for name, value in evaluation.found.items()),
     ]
+    if (found := evaluation.abstaining) is not None:
+        lines += ["", "## With verdicts left open", "", "The figures above decide always; users get these."]
+        lines += _table(
+            ("per file", "share"),
+            ("left open", found.undecided),
+            ("real called fake", found.real_called_fake),
+            ("fake found", found.fake_found),
+            ("fake called real", found.fake_called_real),
+        )
+        lines += [
+            "",
+            f"Left open: {found.near_threshold} near_threshold, {found.out_of_distribution} out_of_distribution.",
+        ]
     if evaluation.by_source:
         names = ("roc_auc", "false_positive_rate", "recall", "recall_at_5", "recall_at_10")
         lines += ["", "## Sources, per file", "", "Fakes of a source without reals are measured against all reals."]

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from math import exp
 from pathlib import Path
 
-from deepfake_client.analysis.aggregation import STRATEGIES, most_suspicious, score_tracks
+from deepfake_client.analysis.abstaining import abstention
+from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
 from deepfake_client.client import DeepfakeClient
-from deepfake_client.options import AnalyzeOptions
-from deepfake_client.result.verdict import FaceScore, FrameResult
+from deepfake_client.options import CALIBRATED_AGGREGATION, AnalyzeOptions
+from deepfake_client.result.verdict import FaceScore, FrameResult, Reason, Verdict
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InputError, OptionError
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.media.suffixes import media_of
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.labels import FAKE, REAL, LabelName
-from deepfake_training.evaluate.calibration import apply_temperature
+from deepfake_training.evaluate.calibration import apply_temperature, logits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class ScoredFile(JsonData):
         reason: why there is no verdict; empty where there is one.
         kind: what sort of real or fake it is: the folder it was found in.
         frames: every sampled frame with its faces.
+        verdict: all that was found; None where the file could not be opened, or is no file.
     """
 
     source: str
@@ -41,6 +45,7 @@ class ScoredFile(JsonData):
     reason: str = ""
     kind: str = ""
     frames: tuple[FrameResult, ...] = field(default=(), metadata={"exclude": True})
+    verdict: Verdict | None = field(default=None, metadata={"exclude": True})
 
     @property
     def class_index(self) -> int:
@@ -55,17 +60,44 @@ class ScoredFile(JsonData):
         )
         return [max(frame) for frame in scores if frame]
 
+    def left_open(self, spec: ModelSpec, aggregation: str) -> Reason | None:
+        """Return why a client leaves the verdict open by the spec's calibration; None where it does not."""
+        verdict = self.verdict
+        if spec.calibration is None or verdict is None or verdict.fake_probability is None:
+            return None
+        track = next(track for track in verdict.tracks if track.track == verdict.deciding_track)
+        found = abstention(
+            verdict.fake_probability,
+            verdict.interval if track.num_frames > 1 else None,
+            track.look,
+            spec.calibration,
+            spec.threshold,
+            knows_scores=aggregation == CALIBRATED_AGGREGATION,
+        )
+        return None if found is None else found[0]
+
     def with_temperature(self, temperature: float, aggregation: str) -> ScoredFile:
-        """Return what the file would have got with every logit divided by `temperature`."""
+        """Return what the file would have got with every logit divided by `temperature`.
+
+        The same face decides, and what it loses for being the highest of several is a shift of its logit.
+        """
         if self.fake_probability is None:
             return self
+        deciding = 0 if self.verdict is None else self.verdict.deciding_track
         frames = tuple(
             replace(frame, faces=tuple(_with_temperature(face, temperature) for face in frame.faces))
             for frame in self.frames
         )
-        suspect = most_suspicious(score_tracks(frames, strategy=STRATEGIES[aggregation], threshold=0.5))
-        assert suspect is not None  # it had a verdict, and the same faces count
-        return replace(self, fake_probability=suspect.fake_probability, frames=frames)
+        before, after = (
+            next(track.fake_probability for track in tracks if track.track == deciding)
+            for tracks in (
+                score_tracks(found, strategy=STRATEGIES[aggregation], threshold=0.5)
+                for found in (self.frames, frames)
+            )
+        )
+        shift = float(logits_of(self.fake_probability) - logits_of(before))
+        probability = 1 / (1 + exp(-float(logits_of(after)) - shift))
+        return replace(self, fake_probability=probability, frames=frames)
 
 
 def _with_temperature(face: FaceScore, temperature: float) -> FaceScore:
@@ -123,7 +155,9 @@ def score_files(
             result = ScoredFile(str(path), label, None, str(exc), path.parent.name)
         else:
             reason = "" if verdict.reason is None else f"{verdict.reason.value}: {verdict.detail}"
-            result = ScoredFile(str(path), label, verdict.fake_probability, reason, path.parent.name, verdict.frames)
+            result = ScoredFile(
+                str(path), label, verdict.fake_probability, reason, path.parent.name, verdict.frames, verdict
+            )
         scored.append(result)
         if on_file is not None:
             on_file(number, result)
