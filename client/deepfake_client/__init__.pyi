@@ -29,7 +29,7 @@ from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import Health, ServedModel, Transport
 from deepfake_client.transport.retry import NO_RETRY, Retry, RetryingTransport
 from deepfake_client.transport.tls import Tls
-from deepfake_preprocess.contract.spec import Crop, Head, ModelSpec
+from deepfake_preprocess.contract.spec import Calibration, Crop, Head, Histogram, Looks, ModelSpec
 from deepfake_preprocess.errors import (
     CheckpointError,
     ClientUseError,
@@ -76,6 +76,7 @@ __all__ = [
     "AsyncDeepfakeClient",
     "AsyncGatewayClient",
     "AsyncSource",
+    "Calibration",
     "CheckpointError",
     "ClientUseError",
     "Concern",
@@ -103,11 +104,13 @@ __all__ = [
     "GatewayModel",
     "Head",
     "Health",
+    "Histogram",
     "InferenceError",
     "InputError",
     "Interval",
     "Label",
     "LiveOptions",
+    "Looks",
     "Media",
     "MediaCrashError",
     "MediaLimitError",

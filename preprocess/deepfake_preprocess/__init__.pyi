@@ -1,7 +1,7 @@
 """The public names of `deepfake_preprocess`, and the modules that they are loaded from on first use."""
 
 from deepfake_preprocess.contract.manifest import EngineInfo, Manifest
-from deepfake_preprocess.contract.spec import Crop, Head, ModelSpec
+from deepfake_preprocess.contract.spec import Calibration, Crop, Head, Histogram, Looks, ModelSpec
 from deepfake_preprocess.errors import (
     CheckpointError,
     ClientUseError,
@@ -49,6 +49,7 @@ from deepfake_preprocess.media.sampling import Sampling
 
 __all__ = [
     "ArrayFrame",
+    "Calibration",
     "CheckpointError",
     "ClientUseError",
     "Crop",
@@ -65,10 +66,12 @@ __all__ = [
     "FaceFollower",
     "Frame",
     "Head",
+    "Histogram",
     "InferenceError",
     "InputError",
     "LiveOptions",
     "LiveSource",
+    "Looks",
     "Manifest",
     "Media",
     "MediaCrashError",

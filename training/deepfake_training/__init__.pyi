@@ -6,7 +6,9 @@ from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.packing import FaceFolders, pack_faces
 from deepfake_training.evaluate.calibration import find_temperature, find_threshold
 from deepfake_training.evaluate.checkpoint import CheckpointTransport
+from deepfake_training.evaluate.drift import drift_of_results, read_verdicts
 from deepfake_training.evaluate.evaluation import (
+    Abstaining,
     EvaluateOptions,
     Evaluation,
     LabeledScores,
@@ -18,9 +20,12 @@ from deepfake_training.evaluate.evaluation import (
 )
 from deepfake_training.evaluate.held_out import score_held_out
 from deepfake_training.evaluate.metrics import Confusion, DetectionMetrics, Estimate, measure
+from deepfake_training.evaluate.operating_point import OperatingPoint, find_operating_point
+from deepfake_training.evaluate.recalibrating import CalibrationResult, LeftOut, calibrate_model
 from deepfake_training.evaluate.report import as_markdown, write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, Degradation, view_of
 from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
+from deepfake_training.evaluate.usual import Drift, FigureDrift, drift_of
 from deepfake_training.loop.averaging import average_runs
 from deepfake_training.loop.checkpointing import publish
 from deepfake_training.loop.config import TrainConfig
@@ -28,19 +33,25 @@ from deepfake_training.loop.run import EpochResult, TrainingRun
 
 __all__ = [
     "DEGRADATIONS",
+    "Abstaining",
     "Augmentation",
+    "CalibrationResult",
     "CheckpointTransport",
     "Confusion",
     "Degradation",
     "DetectionMetrics",
+    "Drift",
     "EpochResult",
     "Estimate",
     "EvaluateOptions",
     "Evaluation",
     "FaceDataset",
     "FaceFolders",
+    "FigureDrift",
     "LabeledScores",
+    "LeftOut",
     "Mixture",
+    "OperatingPoint",
     "PackedFaces",
     "RobustnessPoint",
     "ScoredFile",
@@ -48,14 +59,19 @@ __all__ = [
     "TrainingRun",
     "as_markdown",
     "average_runs",
+    "calibrate_model",
     "calibrated_spec",
+    "drift_of",
+    "drift_of_results",
     "evaluate_files",
+    "find_operating_point",
     "find_temperature",
     "find_threshold",
     "labeled_files",
     "measure",
     "pack_faces",
     "publish",
+    "read_verdicts",
     "robustness_point",
     "save_spec",
     "score_files",

@@ -25,8 +25,8 @@ def test_the_example_is_a_spec_and_shows_every_field_a_person_sets(tmp_path):
     path = tmp_path / "example.yaml"
     path.write_text(example, encoding="utf-8")
     assert ModelSpec.from_yaml(path).head.fake_index == 0
-    set_by_the_export = {"version", "checkpoint_sha256"}
-    assert set(yaml.safe_load(example)) == {item.name for item in dataclasses.fields(ModelSpec)} - set_by_the_export
+    set_by_commands = {"version", "checkpoint_sha256", "calibration"}
+    assert set(yaml.safe_load(example)) == {item.name for item in dataclasses.fields(ModelSpec)} - set_by_commands
 
 
 def test_the_head_and_the_ensemble_of_the_page_can_be_read(tmp_path):
