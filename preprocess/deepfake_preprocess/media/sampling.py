@@ -143,7 +143,7 @@ class Rate(Iterator[int]):
         self._step = max(Fraction(1), 1 / (Fraction(fps) * time_base))
         # Times in hundredths or thousandths of a second may come after the time at which a frame is due, which then
         # would be passed over at its own rate.
-        self._first, self._start = start, start + floor(min(frame, self._step) / _LATE_PART)
+        self._first, self._start = start, start + floor(min(Fraction(frame), self._step) / _LATE_PART)
         self._number = 0
 
     def __next__(self) -> int:
