@@ -16,7 +16,7 @@ SEED ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve web test test-slow test-gpu fuzz chaos lint types imports check format clean
+.PHONY: help setup run serve web test test-slow test-gpu fuzz chaos lint types imports check texts format clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -97,6 +97,15 @@ imports: $(VENV)/.dev  ## import-linter: the layers of the packages
 	@$(BIN)/lint-imports
 
 check: lint types imports test  ## All that CI runs
+
+# Of a language's new texts, "msgstr" is empty; they are shown in English until it is filled.
+texts: $(VENV)/.dev  ## Bring the web page's languages up to date with its texts
+	@cd gateway/deepfake_gateway/web && $(abspath $(BIN))/pybabel -q extract -F catalogs/babel.cfg -k mark -k say -k say_of:1,2 \
+	  --no-location --omit-header -o catalogs/texts.pot .
+	@for file in gateway/deepfake_gateway/web/catalogs/*.po; do \
+	  $(BIN)/pybabel -q update -i gateway/deepfake_gateway/web/catalogs/texts.pot -o $$file -l $$(basename $$file .po) \
+	    --no-fuzzy-matching --ignore-obsolete --omit-header --width 116; done
+	@rm gateway/deepfake_gateway/web/catalogs/texts.pot
 
 format: $(VENV)/.dev  ## Format the code
 	@$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format .

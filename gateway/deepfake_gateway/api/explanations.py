@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Final
 
-import aiohttp
 from fastapi import APIRouter, Body, Path
 from fastapi.responses import JSONResponse, Response
 
@@ -23,13 +22,11 @@ from deepfake_gateway.intake.options import ExplanationForm
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import listed_faces
-from deepfake_gateway.jobs.explaining import heatmap_file
-from deepfake_gateway.settings import Settings
+from deepfake_gateway.jobs.explaining import explainer_of, heatmap_file
 from deepfake_gateway.store.records import Analysis
 
 router = APIRouter(tags=["explanations"])
 
-ASK_S: Final = 5.0
 CropName = Annotated[str, Path(pattern=r"^\d{1,9}-\d{1,12}$")]
 _PICTURE: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {"image/png": {}}, "description": "The picture."}
@@ -128,22 +125,6 @@ async def explainer(settings: SettingsOf) -> ExplainerDocument:
         default_layer=about.get("default_layer"),
         layers=about.get("layers", []),
     )
-
-
-async def explainer_of(settings: Settings) -> tuple[str | None, dict[str, Any]]:
-    """Return why there is no explain service, or None, and what it says about itself."""
-    if settings.explain_url is None:
-        return "no explain service is set (`explain_url`, or `checkpoint`)", {}
-    url = settings.explain_url if "://" in settings.explain_url else f"http://{settings.explain_url}"
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_S)) as session,
-            session.get(f"{url.rstrip('/')}/v1/model", allow_redirects=False, raise_for_status=True) as answer,
-        ):
-            about: dict[str, Any] = await answer.json()
-            return None, about
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-        return "the explain service gives no answer", {}
 
 
 async def _done(desk: Desk, analysis_id: str) -> Analysis:

@@ -86,6 +86,23 @@ class Desk:
         checkpoint = await self._checkpoint_in_use()
         return await asyncio.to_thread(self._submit, upload, options, checkpoint, idempotency_key, priority)
 
+    async def submit_again(self, analysis_id: str, fields: Mapping[str, Any]) -> Submitted:
+        """Take the file of an analysis in once more, with other options.
+
+        Raises:
+            Problem: 404 for an unknown analysis, 409 where its file was removed, and as `submit`.
+        """
+        before = await asyncio.to_thread(self.find, analysis_id)
+        path = self.media.new_upload()
+        try:
+            await asyncio.to_thread(self.media.link, analysis_id, path)
+            upload = Upload(path, before.file_name, before.size_bytes, before.sha256, before.media_type)
+            return await self.submit(upload, fields)
+        except FileNotFoundError:
+            raise Problem(409, "the file of this analysis was removed; send it again") from None
+        finally:
+            path.unlink(missing_ok=True)
+
     def _submit(
         self,
         upload: Upload,

@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Final
 
+import aiohttp
 import numpy as np
 
 from deepfake_client.async_client import AsyncDeepfakeClient
@@ -24,6 +25,8 @@ from deepfake_gateway.store.records import Store
 from deepfake_preprocess.errors import DeepfakeError, MediaOpenError
 
 logger = logging.getLogger(__name__)
+
+ASK_S: Final = 5.0
 
 Explain = Callable[[Verdict, Sequence[Crop], ExplainOptions], Awaitable[list[Explanation]]]
 """Explains crops of a verdict, and compares each with its served score; raises DeepfakeError."""
@@ -115,3 +118,19 @@ def _facts(found: Explanation, face: dict[str, Any]) -> dict[str, Any]:
 def heatmap_file(explanation_id: str, crop_name: str) -> str:
     """Return the name of a heatmap's file beside the medium."""
     return f"heatmaps/{explanation_id}-{crop_name}.png"
+
+
+async def explainer_of(settings: Settings) -> tuple[str | None, dict[str, Any]]:
+    """Return why there is no explain service, or None, and what it says about itself."""
+    if settings.explain_url is None:
+        return "no explain service is set (`explain_url`, or `checkpoint`)", {}
+    url = settings.explain_url if "://" in settings.explain_url else f"http://{settings.explain_url}"
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_S)) as session,
+            session.get(f"{url.rstrip('/')}/v1/model", allow_redirects=False, raise_for_status=True) as answer,
+        ):
+            about: dict[str, Any] = await answer.json()
+            return None, about
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        return "the explain service gives no answer", {}

@@ -89,6 +89,7 @@ class Filters:
     status: str | None = None
     name: str | None = None
     model: str | None = None
+    sha256: str | None = None
     since: float | None = None
     until: float | None = None
 
@@ -146,7 +147,12 @@ class Store:
         """Return analyses, newest first, from behind the one with the id `after`; without their verdicts."""
         columns = [column for column in ANALYSES.columns if column.name != "verdict"]
         query = sa.select(*columns, sa.null().label("verdict"))
-        exact = {"label": filters.label, "status": filters.status, "model_name": filters.model}
+        exact = {
+            "label": filters.label,
+            "status": filters.status,
+            "model_name": filters.model,
+            "sha256": filters.sha256,
+        }
         for name, value in exact.items():
             if value is not None:
                 query = query.where(ANALYSES.c[name] == value)

@@ -1,43 +1,35 @@
-"""The pages: start, result, history and the API's description. All work without JavaScript."""
+"""The pages: start, result, comparison, history and the API's description. All work without JavaScript."""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlencode
 
-import jinja2
-from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi import APIRouter, FastAPI, Form, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.staticfiles import StaticFiles
 
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.records import UNFINISHED, Analysis, Filters, Status
-from deepfake_gateway.web import view
+from deepfake_gateway.store.records import UNFINISHED, Analysis, Filters
+from deepfake_gateway.web import comparing, lanes, moments, words
+from deepfake_gateway.web.language import Language, language_of
+from deepfake_gateway.web.progress import progress_of
+from deepfake_gateway.web.rendering import render
 from deepfake_preprocess.errors import DeepfakeError
 
 RECENT: Final = 8
 PAGE: Final = 25
+OTHERS: Final = 8
+"""Other results of a file that its page lists."""
 FIELDS: Final = ("num_frames", "threshold")
-"""Options that the start page asks for."""
-
-_templates = jinja2.Environment(
-    loader=jinja2.PackageLoader("deepfake_gateway.web"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
-_templates.filters["clock"] = view.clock
-_templates.filters["when"] = lambda seconds: datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
-_templates.filters["iso"] = lambda seconds: datetime.fromtimestamp(seconds, UTC).isoformat()
-_templates.filters["size"] = lambda count: f"{count / 2**30:g} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"
-_templates.globals["symbols"] = {"FAKE": "\u25b2", "REAL": "\u25cf", "INCONCLUSIVE": "\u25a0"}
-_templates.globals["kinds"] = {"FAKE": "fake", "REAL": "real", "INCONCLUSIVE": "inc"}
+"""Options that the pages ask for."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -45,6 +37,7 @@ router = APIRouter(include_in_schema=False)
 def add_to(app: FastAPI) -> None:
     """Add the pages and their files to an application."""
     app.include_router(router)
+    app.include_router(moments.router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
 
 
@@ -57,40 +50,43 @@ def wants_page(request: Request) -> bool:
 
 def problem_page(request: Request, problem: Problem) -> Response:
     """Return a refusal as a page."""
-    page = _render("problem.html.j2", request, problem=problem)
-    return HTMLResponse(page, problem.status, problem.headers)
+    return render("problem.html.j2", request, problem.status, problem.headers, problem=problem)
 
 
-def _render(template: str, request: Request, **values: Any) -> str:
-    return _templates.get_template(template).render(path=request.url.path, **values)
+def _parts(request: Request) -> tuple[Desk, Language]:
+    return request.app.state.desk, language_of(request)
 
 
-def _parts(request: Request) -> tuple[Desk, Settings]:
-    return request.app.state.desk, request.app.state.settings
+def _address(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
 
 
 @router.get("/")
 async def start(request: Request) -> Response:
     """Show where files are sent, what runs, and what was found last."""
-    desk, settings = _parts(request)
-    running = [
+    desk, say = _parts(request)
+    settings: Settings = request.app.state.settings
+    unfinished = [
         analysis
-        for status in UNFINISHED
+        for status in reversed(UNFINISHED)
         for analysis in await asyncio.to_thread(desk.store.page, Filters(status=status.value), limit=RECENT)
     ]
     recent = await asyncio.to_thread(desk.store.page, Filters(), limit=RECENT)
-    recent = [analysis for analysis in recent if analysis.status.is_final]
-    page = _render(
-        "start.html.j2", request, running=running, recent=recent, max_bytes=settings.max_upload_bytes,
-        address=str(request.base_url).rstrip("/"),
-    )  # fmt: skip
-    return HTMLResponse(page)
+    return render(
+        "start.html.j2",
+        request,
+        running=[await progress_of(desk, say, analysis) for analysis in unfinished],
+        recent=[await progress_of(desk, say, analysis) for analysis in recent if analysis.status.is_final],
+        max_bytes=settings.max_upload_bytes,
+        address=_address(request),
+    )
 
 
 @router.post("/")
 async def upload(request: Request) -> Response:
     """Take a file from the start page's form, and show its result's page."""
-    desk, settings = _parts(request)
+    desk, _ = _parts(request)
+    settings: Settings = request.app.state.settings
     async with received(request, desk.media.new_upload(), max_bytes=settings.max_upload_bytes) as sent:
         fields = {name: value for name, value in sent.fields.items() if name in FIELDS}
         submitted = await desk.submit(sent, fields)
@@ -100,35 +96,43 @@ async def upload(request: Request) -> Response:
 @router.get("/analyses/{analysis_id}")
 async def result(analysis_id: str, request: Request) -> Response:
     """Show the result of an analysis, or how far it is."""
-    desk, _ = _parts(request)
+    desk, say = _parts(request)
     analysis = await asyncio.to_thread(desk.find, analysis_id)
+    has_media = await asyncio.to_thread(desk.media.path(analysis.id).exists)
     if analysis.verdict is not None:
-        return HTMLResponse(await _result_page(request, desk, analysis, analysis.verdict))
-    progress = await asyncio.to_thread(desk.store.last_progress, analysis_id)
-    ahead = 0
-    if analysis.status is Status.QUEUED:
-        queued = await asyncio.to_thread(
-            desk.store.page, Filters(status="queued", until=analysis.created_at), limit=100
-        )
-        ahead = len(queued)
-    return HTMLResponse(_render("progress.html.j2", request, analysis=analysis, progress=progress, ahead=ahead))
-
-
-async def _result_page(request: Request, desk: Desk, analysis: Analysis, verdict: dict[str, Any]) -> str:
-    return _render(
-        "result.html.j2",
+        values = await _result_values(desk, say, request.app.state.settings, analysis, analysis.verdict)
+        return render("result.html.j2", request, has_media=has_media, **values)
+    return render(
+        "progress.html.j2",
         request,
-        analysis=analysis,
-        verdict=verdict,
-        headline=view.headline(verdict),
-        lanes=view.lanes_of(verdict),
-        span_s=view.span_of(verdict),
-        facts=view.facts_of(verdict),
-        notes=view.notes_of(verdict),
-        moments=view.moments_of(verdict),
-        has_media=await asyncio.to_thread(desk.media.path(analysis.id).exists),
-        training_data=await _training_data(desk, verdict),
+        item=await progress_of(desk, say, analysis),
+        has_media=has_media,
+        advice=words.advice(say, analysis.error_type),
     )
+
+
+async def _result_values(
+    desk: Desk, say: Language, settings: Settings, analysis: Analysis, verdict: dict[str, Any]
+) -> dict[str, Any]:
+    same_file = Filters(sha256=analysis.sha256, status="done")
+    found = await asyncio.to_thread(desk.store.page, same_file, limit=OTHERS + 1)
+    shown = await moments.moments_values(desk, say, settings, analysis)
+    span_s = lanes.span_of(verdict)
+    return {
+        "analysis": analysis,
+        "verdict": verdict,
+        "headline": words.headline(say, verdict),
+        "advice": words.advice(say, verdict["reason"]),
+        "facts": words.facts_of(say, verdict),
+        "numbers": words.numbers_of(say, analysis, verdict),
+        "lanes": lanes.lanes_of(say, verdict),
+        "span_s": span_s,
+        "ticks": lanes.ticks_of(say, span_s),
+        "thumbs": {moment["track"]: moment["crop"] for moment in reversed(shown["moments"])},
+        **shown,
+        "others": [other for other in found if other.id != analysis.id][:OTHERS],
+        "training_data": await _training_data(desk, verdict),
+    }
 
 
 async def _training_data(desk: Desk, verdict: dict[str, Any]) -> str:
@@ -143,6 +147,37 @@ async def _training_data(desk: Desk, verdict: dict[str, Any]) -> str:
          and model.spec.checkpoint_sha256 == wanted["checkpoint_sha256"]),
         "",
     )  # fmt: skip
+
+
+@router.get("/analyses/{analysis_id}/progress")
+async def progress(analysis_id: str, request: Request) -> Response:
+    """Show how far an analysis is, as a part of its page; the page is loaded anew when it is over."""
+    desk, say = _parts(request)
+    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    if analysis.status.is_final:
+        return Response(headers={"HX-Refresh": "true"})
+    return render("progress_part.html.j2", request, item=await progress_of(desk, say, analysis))
+
+
+@router.get("/analyses/{analysis_id}/row")
+async def row(analysis_id: str, request: Request) -> Response:
+    """Show an analysis as a row of a list."""
+    desk, say = _parts(request)
+    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    return render("row.html.j2", request, item=await progress_of(desk, say, analysis))
+
+
+@router.post("/analyses/{analysis_id}/again")
+async def again(
+    analysis_id: str,
+    request: Request,
+    num_frames: Annotated[str, Form(max_length=16)] = "",
+    threshold: Annotated[str, Form(max_length=16)] = "",
+) -> Response:
+    """Analyze a stored file once more, with other options."""
+    desk, _ = _parts(request)
+    submitted = await desk.submit_again(analysis_id, {"num_frames": num_frames, "threshold": threshold})
+    return RedirectResponse(f"/analyses/{submitted.analysis.id}", status_code=303)
 
 
 @router.post("/analyses/{analysis_id}/cancel")
@@ -161,26 +196,65 @@ async def delete(analysis_id: str, request: Request) -> Response:
     return RedirectResponse("/history", status_code=303)
 
 
-@router.get("/history")
-async def history(
-    request: Request,
-    name: Annotated[str, Query(max_length=255)] = "",
-    label: Annotated[str, Query(max_length=16)] = "",
-    after: Annotated[str | None, Query(max_length=64)] = None,
+@router.get("/compare")
+async def compare(
+    request: Request, one: Annotated[str, Query(max_length=64)], two: Annotated[str, Query(max_length=64)]
 ) -> Response:
+    """Show two results of the same file side by side."""
+    desk, say = _parts(request)
+    first, second = [await asyncio.to_thread(desk.find, analysis_id) for analysis_id in (one, two)]
+    return render(
+        "compare.html.j2",
+        request,
+        sides=comparing.sides_of(say, first, second),
+        difference=comparing.difference_of(say, first, second),
+        rows=comparing.rows_of(say, first, second),
+    )
+
+
+class Asked(BaseModel):
+    """What the history is searched for; empty for all."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field("", max_length=255)
+    label: str = Field("", max_length=16)
+    status: str = Field("", max_length=16)
+    since: str = Field("", pattern=r"^(\d{4}-\d\d-\d\d)?$")
+    until: str = Field("", pattern=r"^(\d{4}-\d\d-\d\d)?$")
+    after: str = Field("", max_length=64)
+
+    def filters(self) -> Filters:
+        """Return the filters of the list; days are those of UTC."""
+        return Filters(
+            name=self.name or None,
+            label=self.label or None,
+            status=self.status or None,
+            since=_seconds(self.since),
+            until=_seconds(self.until, days=1),
+        )
+
+
+def _seconds(day: str, *, days: int = 0) -> float | None:
+    try:
+        return (datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days)).timestamp() if day else None
+    except (ValueError, OverflowError):
+        raise Problem(422, f"{day} is no day; give it as YYYY-MM-DD") from None
+
+
+@router.get("/history")
+async def history(request: Request, asked: Annotated[Asked, Query()]) -> Response:
     """Show all analyses, newest first, with filters."""
-    desk, _ = _parts(request)
-    filters = Filters(name=name or None, label=label or None)
-    found = await asyncio.to_thread(desk.store.page, filters, after=after, limit=PAGE + 1)
-    following = found[PAGE - 1].id if len(found) > PAGE else None
-    page = _render("history.html.j2", request, items=found[:PAGE], searched=name, label=label, following=following)
-    return HTMLResponse(page)
+    desk, say = _parts(request)
+    found = await asyncio.to_thread(desk.store.page, asked.filters(), after=asked.after or None, limit=PAGE + 1)
+    following = ""
+    if len(found) > PAGE:
+        following = urlencode({**asked.model_dump(), "after": found[PAGE - 1].id})
+    items = [await progress_of(desk, say, analysis) for analysis in found[:PAGE]]
+    return render("history.html.j2", request, items=items, asked=asked, following=following)
 
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """Describe the API, from the same document that programs read."""
-    document = request.app.openapi()
-    return HTMLResponse(
-        _render("docs.html.j2", request, document=document, address=str(request.base_url).rstrip("/"))
-    )
+    return render("docs.html.j2", request, document=request.app.openapi(), address=_address(request))

@@ -2,24 +2,25 @@
 
 import re
 
+import gateways
 import pytest
 
 NAME = '"><script>alert(1)</script>.mp4'
+BROWSER = {"Accept": "text/html"}
 
 
-def pages(gateway, clip):
-    sent = gateway.post("/", files={"file": (NAME, clip)}, data={"num_frames": "", "threshold": "0.9"})
+def send(gateway, clip, **fields):
+    """Send a clip by the page's form, and return the address of its result once it is there."""
+    sent = gateway.post("/", files={"file": (NAME, clip)}, data=fields)
     assert sent.status_code == 303
-    result = sent.headers["location"]
-    analysis_id = result.rpartition("/")[2]
-    gateway.get(f"/v1/analyses/{analysis_id}/events")  # until it is over
-    return {
-        path: gateway.get(path, headers={"Accept": "text/html"}) for path in ("/", result, "/history", "/docs", "/no")
-    }
+    gateway.get(f"/v1{sent.headers['location']}/events")  # until it is over
+    return sent.headers["location"]
 
 
 def test_pages_hold_to_their_policy(gateway, clip):
-    for path, page in pages(gateway, clip).items():
+    result = send(gateway, clip, threshold="0.9")
+    for path in ("/", result, "/history", "/docs", "/no", f"{result}/row", f"{result}/moments", "/?lang=de"):
+        page = gateway.get(path, headers=BROWSER)
         assert page.status_code == (404 if path == "/no" else 200), page.text
         assert "script-src 'self'" in page.headers["content-security-policy"]
         assert "alert(1)</script>" not in page.text
@@ -29,12 +30,82 @@ def test_pages_hold_to_their_policy(gateway, clip):
 
 
 def test_the_result_shows_verdict_scale_and_lanes(gateway, clip):
-    page = next(page for path, page in pages(gateway, clip).items() if path.startswith("/analyses/")).text
+    page = gateway.get(send(gateway, clip, threshold="0.9")).text
     assert re.search(r"The face does not look manipulated in any of \d+ readable frames", page)
     assert "threshold 0.90" in page
     assert 'data-lane="0"' in page
+    assert 'src="/v1/analyses/' in page
+    assert "Show heatmaps" not in page  # there is no explain service
 
 
-@pytest.mark.parametrize("name", ["style.css", "app.js", "player.js", "uploads.js", "follow.js", "icon.svg"])
+def test_two_results_of_one_file_are_compared(gateway, clip):
+    first = send(gateway, clip, threshold="0.9")
+    again = gateway.post(f"{first}/again", data={"threshold": "0.01", "num_frames": ""})
+    gateway.get(f"/v1{again.headers['location']}/events")
+    one, two = (path.rpartition("/")[2] for path in (first, again.headers["location"]))
+    assert f"/compare?one={one}&amp;two={two}" in gateway.get(f"/analyses/{two}").text
+    page = gateway.get("/compare", params={"one": one, "two": two}).text
+    assert "The verdicts differ." in page
+    assert re.search(r"Threshold</th><td[^>]*>0.9000</td><td[^>]*>0.0100", page)
+
+    other = send(gateway, clip + b" ")
+    refused = gateway.get("/compare", params={"one": one, "two": other.rpartition("/")[2]}, headers=BROWSER)
+    assert refused.status_code == 409
+    assert "results of different files" in refused.text
+
+
+def test_a_file_that_is_gone_cannot_be_analyzed_again(gateway, clip):
+    result = send(gateway, clip)
+    gateway.desk.media.path(result.rpartition("/")[2]).unlink()
+    assert "The file was removed" in gateway.get(result).text
+    assert gateway.post(f"{result}/again").status_code == 409
+
+
+def test_heatmaps_are_asked_for_by_a_form(tmp_path, clip):
+    with gateways.gateway(tmp_path / "data", explain_url="http://127.0.0.1:9") as gateway:
+        result = send(gateway, clip)
+        assert "Show heatmaps" in gateway.get(result).text
+        asked = gateway.post(f"{result}/moments", data={"method": "layer-cam"})
+        assert asked.headers["location"] == f"{result}#moments"
+        gateway.post(f"/v1{result}/explanations", json={"method": "layer-cam"}, headers={"Prefer": "wait=60"})
+        for thread in gateway.queue.threads:
+            thread.join()
+        page = gateway.get(f"{result}/moments").text
+        assert 'class="heat"' in page
+        assert "The explained scores agree with the served ones" in page
+        assert gateway.post(f"{result}/moments", data={"method": "x"}, headers=BROWSER).status_code == 422
+
+
+def test_what_waits_says_behind_how_many_and_what_failed_what_would_help(gateway, clip):
+    gateway.queue.hold.clear()
+    paths = [gateway.post("/", files={"file": ("x.mp4", clip + bytes(n))}).headers["location"] for n in range(2)]
+    assert "waits behind 1" in gateway.get(paths[1]).text
+    assert "hx-refresh" not in gateway.get(f"{paths[1]}/progress").headers
+    gateway.queue.hold.set()
+    gateway.get(f"/v1{paths[1]}/events")
+    assert gateway.get(f"{paths[1]}/progress").headers["hx-refresh"] == "true"
+
+    failed = gateway.post("/", files={"file": ("x.mp4", clip[:300])}).headers["location"]
+    gateway.get(f"/v1{failed}/events")
+    page = gateway.get(failed).text
+    assert "NO RESULT" in page
+    assert "convert it again from its source" in page
+
+
+def test_the_history_is_searched_by_name_verdict_state_and_day(gateway, clip):
+    send(gateway, clip, threshold="0.9")
+
+    def rows(**asked):
+        return gateway.get("/history", params=asked).text.count('<td class="name">')
+
+    assert [rows(), rows(name="SCRIPT"), rows(label="REAL"), rows(status="done")] == [1, 1, 1, 1]
+    assert [rows(name="other"), rows(label="FAKE"), rows(status="failed"), rows(until="2000-01-01")] == [0, 0, 0, 0]
+    assert rows(since="2000-01-01") == 1
+    assert gateway.get("/history", params={"since": "2000-99-99"}, headers=BROWSER).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "name", ["style.css", "app.js", "player.js", "timeline.js", "uploads.js", "vendor/htmx.min.js", "icon.svg"]
+)
 def test_static_files(gateway, name):
     assert gateway.get(f"/static/{name}").status_code == 200

@@ -1,14 +1,28 @@
-// What the pages do beyond links and forms: several uploads with progress, live progress, and the result's player.
-// Each part is in a module of its own and finds nothing to do on pages without it.
+// What the pages do beyond links, forms and what htmx reads from their attributes: sending several files with progress,
+// the result's player, times of this place, and the link to share.
 import "./uploads.js";
 import "./player.js";
-import { follow } from "./follow.js";
 
 document.documentElement.classList.add("js");
 
-for (const row of document.querySelectorAll("[data-analysis]")) {
-  follow(row.dataset.analysis, row, (analysis) => {
-    if ("reload" in row.dataset || analysis.status !== "canceled") location.reload();
-    else row.remove();
-  });
-}
+const language = document.documentElement.lang;
+const localize = (root) => {
+  for (const time of root.querySelectorAll("time:not([title])")) {
+    time.title = time.textContent;
+    const date = new Date(time.dateTime), isToday = date.toDateString() === new Date().toDateString();
+    const options = isToday ? { timeStyle: "short" } : { dateStyle: "medium", timeStyle: "short" };
+    time.textContent = date.toLocaleString(language, options);
+  }
+};
+localize(document);
+document.addEventListener("htmx:load", (event) => localize(event.detail.elt));
+
+document.querySelector("[data-share]")?.addEventListener("click", async (event) => {
+  const button = event.currentTarget, address = location.origin + location.pathname;
+  if (navigator.share && matchMedia("(pointer: coarse)").matches) {
+    await navigator.share({ title: document.title, url: address }).catch(() => {});
+    return;
+  }
+  await navigator.clipboard.writeText(address);
+  button.textContent = button.dataset.done;
+});

@@ -1,0 +1,138 @@
+"""The most suspicious faces of a result as pictures, and the heatmaps that were asked for: a part of its page."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from markupsafe import escape
+from pydantic import ValidationError
+
+from deepfake_client.explain.types import METHODS
+from deepfake_gateway.intake.options import ExplanationForm
+from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.jobs.evidence import listed_faces
+from deepfake_gateway.jobs.explaining import explainer_of
+from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.explanations import StoredExplanation
+from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.web.language import Language, language_of
+from deepfake_gateway.web.rendering import render
+from deepfake_gateway.web.words import Json, mark
+
+PARTS: Final = {
+    "outside face": mark("outside the face"),
+    "forehead": mark("forehead"),
+    "eyes": mark("eyes"),
+    "nose": mark("nose"),
+    "cheeks": mark("cheeks"),
+    "mouth": mark("mouth"),
+    "jaw": mark("jaw"),
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+async def moments_values(desk: Desk, say: Language, settings: Settings, analysis: Analysis) -> dict[str, Any]:
+    """Return what the template ``moments.html.j2`` shows of a finished analysis."""
+    verdict = analysis.verdict or {}
+    known = await asyncio.to_thread(desk.explanations.of_analysis, analysis.id)
+    explanation = known[0] if known else None
+    moments = moments_of(say, verdict, analysis.id, explanation)
+    request = {} if explanation is None else explanation.request
+    return {
+        "moments": moments,
+        "several": len({moment["track"] for moment in moments}) > 1,
+        "explanation": explanation,
+        "how": _agreement(say, explanation),
+        "can_explain": settings.explain_url is not None and bool(moments),
+        "methods": METHODS,
+        "chosen": {"method": request.get("method", METHODS[0]), "layer": request.get("layer")},
+    }
+
+
+def moments_of(say: Language, verdict: Json, analysis_id: str, explanation: StoredExplanation | None) -> list[Json]:
+    """Return the most suspicious faces, those of the deciding one first: time, score, picture and heatmap."""
+    drawn = {face["name"]: face for face in (explanation.faces if explanation else None) or []}
+    base = f"/v1/analyses/{analysis_id}"
+    faces = sorted(listed_faces(verdict), key=lambda face: face["track"] != verdict["deciding_track"])
+    moments = []
+    for face in faces:
+        heat = drawn.get(face["name"])
+        moments.append(
+            {
+                "face": face["track"] + 1,
+                "track": face["track"],
+                "pts_seconds": face["pts_seconds"],
+                "score": face["fake_probability"],
+                "kind": "fake" if face["fake_probability"] >= verdict["threshold"] else "real",
+                "crop": f"{base}/crops/{face['name']}.png",
+                "heatmap": heat and explanation and f"{base}/heatmaps/{explanation.id}/{face['name']}.png",
+                "part": _part(say, heat["regions"]) if heat else "",
+            }
+        )
+    return moments
+
+
+def _part(say: Language, regions: list[Json]) -> str:
+    """Return the part of the face where the hottest area is."""
+    part: str | None = regions[0]["part"] if regions else None
+    return "" if part is None else say.say(PARTS.get(part, part))
+
+
+def _agreement(say: Language, explanation: StoredExplanation | None) -> str:
+    """Return how the heatmaps were drawn, and how near the explained scores are to the served ones."""
+    if explanation is None or not explanation.faces:
+        return ""
+    face = explanation.faces[0]
+    words = say.say("%(method)s at %(layer)s.", method=face["method"], layer=face["layer"])
+    differences = [item["difference"] for item in explanation.faces if item["difference"] is not None]
+    if not differences:
+        return words
+    return f"{words} " + say.say(
+        "The explained scores agree with the served ones: they differ by at most %(difference)s "
+        "(allowed: %(tolerance)s).",
+        difference=say.number(max(differences), 5), tolerance=say.number(face["tolerance"], 4),
+    )  # fmt: skip
+
+
+@router.get("/analyses/{analysis_id}/moments")
+async def moments(analysis_id: str, request: Request) -> Response:
+    """Show the faces and their heatmaps as a part of the result's page."""
+    desk: Desk = request.app.state.desk
+    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    if analysis.verdict is None:
+        raise Problem(409, f"the analysis is {analysis.status.value} and has no verdict; ask again once it is done")
+    values = await moments_values(desk, language_of(request), request.app.state.settings, analysis)
+    return render("moments.html.j2", request, analysis=analysis, **values)
+
+
+@router.post("/analyses/{analysis_id}/moments")
+async def draw(
+    analysis_id: str,
+    request: Request,
+    method: Annotated[str, Form()] = METHODS[0],
+    layer: Annotated[str, Form(max_length=200)] = "",
+) -> Response:
+    """Ask for heatmaps of all faces that are shown."""
+    desk: Desk = request.app.state.desk
+    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    names = [face["name"] for face in listed_faces(analysis.verdict or {})]
+    try:
+        form = ExplanationForm.model_validate({"method": method, "layer": layer or None, "crops": names or None})
+    except ValidationError:
+        raise Problem(422, f"`method` is {method[:40]!r}; it is one of {', '.join(METHODS)}") from None
+    await asyncio.to_thread(desk.explain, analysis_id, form)
+    if "hx-request" in request.headers:
+        return await moments(analysis_id, request)
+    return RedirectResponse(f"/analyses/{analysis_id}#moments", status_code=303)
+
+
+@router.get("/explainer/layers")
+async def layers(request: Request) -> Response:
+    """Return the layers to choose from, as options of a select."""
+    _, about = await explainer_of(request.app.state.settings)
+    return HTMLResponse("".join(f"<option>{escape(name)}</option>" for name in about.get("layers", [])))

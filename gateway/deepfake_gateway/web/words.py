@@ -1,0 +1,221 @@
+"""What pages say about a verdict or a failure, for everybody first: sentences, and names with values."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.web.language import Language
+
+Json = dict[str, Any]
+
+
+def mark(text: str) -> str:
+    """Return a text as it is, and let it be found for translation."""
+    return text
+
+
+LABELS: Final = {"FAKE": mark("FAKE"), "REAL": mark("REAL"), "INCONCLUSIVE": mark("INCONCLUSIVE")}
+STATES: Final = {
+    "queued": mark("waiting"),
+    "running": mark("running"),
+    "done": mark("done"),
+    "failed": mark("no result"),
+    "canceled": mark("canceled"),
+}
+CONCERNS: Final = {
+    "tiny": mark("too small"),
+    "blurred": mark("blurred"),
+    "extreme_pose": mark("turned away"),
+    "cut_off": mark("cut off"),
+}
+REASONS: Final = {
+    "no_face": mark("No face was found, so there is nothing to judge."),
+    "too_few_frames": mark("The face was seen on too few frames to say anything."),
+    "poor_faces": mark("Faces were found, but too small, blurred or turned away to say anything."),
+    "near_threshold": mark("The score lies where real and manipulated faces look alike to this detector."),
+    "out_of_distribution": mark("The face looks unlike any that this detector was checked on."),
+    "undecodable": mark("Not one picture could be read from this file."),
+    "server_unavailable": mark("The judging server went away before there was an answer."),
+    "server_error": mark("The judging server failed before there was an answer."),
+}
+SHORT_REASONS: Final = {
+    "no_face": mark("no face found"),
+    "too_few_frames": mark("too few frames with the face"),
+    "poor_faces": mark("faces too small, blurred or turned away"),
+    "near_threshold": mark("too near the threshold"),
+    "out_of_distribution": mark("unlike any face that was checked"),
+    "undecodable": mark("no picture could be read"),
+    "server_unavailable": mark("the judging server went away"),
+    "server_error": mark("the judging server failed"),
+}
+_FRONT: Final = mark("Send a part in which a face looks towards the camera.")
+_MORE: Final = mark("Look at more frames: open “Analyze again” below and set a higher number.")
+_LONGER: Final = mark("Send a longer part with the face in it.")
+_SHARPER: Final = mark("Send a sharper or larger version, as close to the original as you can get it.")
+_CONVERT: Final = mark("The file is damaged: download or convert it again from its source.")
+_ASK: Final = mark("If the answer stays open, ask a person who knows the field.")
+_ORIGINAL: Final = mark("Send the original file, before filters and conversions, if you can get it.")
+_LATER: Final = mark("Send the file again in a moment.")
+_TELL: Final = mark("Tell whoever runs this service, if it goes on.")
+_KINDS: Final = mark("Send a video (MP4, WebM, MOV, MKV, AVI) or a picture (JPEG, PNG, WebP, HEIC).")
+_SHORTER: Final = mark("Send a shorter part, or a smaller version of it.")
+ADVICE: Final = {
+    "no_face": (_FRONT, _MORE),
+    "too_few_frames": (_LONGER, _MORE),
+    "poor_faces": (_SHARPER, _FRONT),
+    "near_threshold": (_LONGER, _SHARPER, _ASK),
+    "out_of_distribution": (_ORIGINAL,),
+    "undecodable": (_CONVERT,),
+    "server_unavailable": (_LATER, _TELL),
+    "server_error": (_LATER, _TELL),
+    "MediaOpenError": (_KINDS, _CONVERT),
+    "SandboxError": (_SHORTER, _CONVERT),
+    "ServerUnavailableError": (_LATER, _TELL),
+    "ServerTimeoutError": (_LATER, _TELL),
+    "ServerBusyError": (_LATER,),
+}
+"""What would help where there is no answer, by the reason of a verdict or the type of an error."""
+
+
+def label_words(say: Language, label: str) -> str:
+    """Return REAL, FAKE or INCONCLUSIVE in words."""
+    return say.say(LABELS[label])
+
+
+def state_words(say: Language, status: str) -> str:
+    """Return where an analysis is, in words."""
+    return say.say(STATES[status])
+
+
+def concern_words(say: Language, concern: str) -> str:
+    """Return why a face counts less, in words."""
+    return say.say(CONCERNS.get(concern, concern))
+
+
+def short_reason(say: Language, reason: str) -> str:
+    """Return why a verdict is INCONCLUSIVE, in a few words."""
+    return say.say(SHORT_REASONS.get(reason, reason))
+
+
+def advice(say: Language, cause: str | None) -> list[str]:
+    """Return what would help, as sentences; `cause` is a verdict's reason or an error's type."""
+    return [say.say(text) for text in ADVICE.get(cause or "", (_LATER, _TELL) if cause else ())]
+
+
+def headline(say: Language, verdict: Json) -> str:
+    """Return in one or two sentences what was found."""
+    if verdict["reason"] is not None:
+        return say.say(REASONS.get(verdict["reason"], REASONS["server_error"]))
+    deciding, threshold = verdict["deciding_track"], verdict["threshold"]
+    faces = _taking_part(verdict, deciding)
+    over = sum(face["fake_probability"] >= threshold for face in faces)
+    others = [
+        track for track in verdict["tracks"]
+        if track["counted"] and not track["background"] and track["track"] != deciding
+    ]  # fmt: skip
+    if verdict["label"] == "FAKE":
+        first = say.say_of(
+            "Face %(face)s looks manipulated in %(over)s of %(number)s readable frame.",
+            "Face %(face)s looks manipulated in %(over)s of %(number)s readable frames.",
+            len(faces), face=deciding + 1, over=say.whole(over),
+        )  # fmt: skip
+        return f"{first} {_others(say, others)}".strip()
+    if over:
+        return say.say_of(
+            "No face looks manipulated; the most suspicious one does in %(over)s of %(number)s readable frame.",
+            "No face looks manipulated; the most suspicious one does in %(over)s of %(number)s readable frames.",
+            len(faces), over=say.whole(over),
+        )  # fmt: skip
+    if others:
+        return say.say_of(
+            "No face looks manipulated in the %(number)s readable frame.",
+            "No face looks manipulated in any of %(number)s readable frames.",
+            len(faces),
+        )
+    return say.say_of(
+        "The face does not look manipulated in the %(number)s readable frame.",
+        "The face does not look manipulated in any of %(number)s readable frames.",
+        len(faces),
+    )
+
+
+def _others(say: Language, others: list[Json]) -> str:
+    fakes = [track for track in others if track["label"] == "FAKE"]
+    if not others:
+        return ""
+    if len(others) == 1 and fakes:
+        return say.say("Face %(face)s does, too.", face=others[0]["track"] + 1)
+    if len(others) == 1:
+        return say.say("Face %(face)s does not.", face=others[0]["track"] + 1)
+    if not fakes:
+        return say.say("The other %(count)s faces do not.", count=say.whole(len(others)))
+    return say.say("So do %(fakes)s of the other %(count)s faces.", fakes=len(fakes), count=len(others))
+
+
+def _taking_part(verdict: Json, track: int | None) -> list[Json]:
+    return [
+        face for frame in verdict["frames"] for face in frame["faces"]
+        if face["track"] == track and face["weight"] and face["fake_probability"] is not None
+    ]  # fmt: skip
+
+
+def facts_of(say: Language, verdict: Json) -> list[tuple[str, str]]:
+    """Return what was looked at, as names and values."""
+    faces = [face for frame in verdict["frames"] for face in frame["faces"]]
+    concerns: dict[str, int] = {}
+    for face in faces:
+        if not face["weight"] and face["concerns"]:
+            words = concern_words(say, face["concerns"][0])
+            concerns[words] = concerns.get(words, 0) + 1
+    left_out = sum(not face["weight"] for face in faces)
+    detail = ", ".join(f"{say.whole(count)} {words}" for words, count in concerns.items())
+    judged = sum(track["counted"] and not track["background"] for track in verdict["tracks"])
+    others = len(verdict["tracks"]) - judged
+    frames = say.say("%(count)s looked at", count=say.whole(len(verdict["frames"])))
+    if verdict["frames_saved"]:
+        frames += ", " + say.say("%(count)s more were not needed", count=say.whole(verdict["frames_saved"]))
+    counted = say.say("%(count)s judged", count=say.whole(judged))
+    if others:
+        counted += ", " + say.say_of("%(number)s did not decide", "%(number)s did not decide", others)
+    facts = [(say.say("Frames"), frames), (say.say("Faces"), counted)]
+    if left_out:
+        facts.append((say.say("Left out"), say.say_of("%(number)s face", "%(number)s faces", left_out)))
+        if detail:
+            facts[-1] = (facts[-1][0], f"{facts[-1][1]}: {detail}")
+    if verdict["unread_s"]:
+        unread = say.say("%(seconds)s s of the file", seconds=say.number(verdict["unread_s"], 1))
+        facts.append((say.say("Not readable"), unread))
+    facts.append((say.say("Took"), f"{say.number(verdict['timing_s']['total'], 1)} s"))
+    return facts
+
+
+def sentence(text: str) -> str:
+    """Return a message of the library as a sentence; it stays English."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?', '!')) else '.'}" if text else ""
+
+
+def numbers_of(say: Language, analysis: Analysis, verdict: Json) -> list[tuple[str, str]]:
+    """Return what only experts ask for, as names and values."""
+    model, sampling = verdict["model"], analysis.options["sampling"]
+    frames = sampling["num_frames"] if sampling["num_frames"] is not None else f"{sampling['fps']} fps"
+    numbers = [
+        (say.say("File's SHA-256"), analysis.sha256),
+        (say.say("File's size"), f"{say.size(analysis.size_bytes)}, {analysis.media_type}"),
+        (say.say("Model"), f"{model['name']}, {model['version']}"),
+        (say.say("Checkpoint's SHA-256"), model["checkpoint_sha256"] or "–"),
+        (say.say("Threshold"), say.number(verdict["threshold"], 4)),
+    ]
+    if verdict["fake_probability"] is not None:
+        low, high = (say.number(verdict["interval"][end], 4) for end in ("low", "high"))
+        numbers.append((say.say("Fake probability"), say.number(verdict["fake_probability"], 4)))
+        numbers.append((say.say("95%% interval"), say.say("%(low)s to %(high)s", low=low, high=high)))
+    numbers += [
+        (say.say("Sampling"), f"{sampling['mode']}, {frames}"),
+        (say.say("Score of a face"), str(analysis.options["aggregation"])),
+        (say.say("Damaged packets"), say.whole(verdict["corrupt_packets"])),
+    ]
+    stages = ("decode", "detect", "crop", "infer", "aggregate")
+    times = ", ".join(f"{stage} {say.number(verdict['timing_s'][stage])} s" for stage in stages)
+    numbers.append((say.say("Time by stage"), times))
+    return numbers
