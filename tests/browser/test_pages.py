@@ -1,0 +1,168 @@
+"""The page in a real browser: a clip goes in and its result is looked at, on desktop and phone, by mouse and keys."""
+
+import base64
+import json
+import time
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.debian("chromium")
+
+PHONE = {"viewport": {"width": 375, "height": 740}, "has_touch": True, "is_mobile": True}
+DRAWN = """canvas => {
+  const blank = document.createElement("canvas");
+  [blank.width, blank.height] = [canvas.width, canvas.height];
+  return canvas.toDataURL() !== blank.toDataURL();
+}"""
+DROP = """async ([element, files]) => {
+  const transfer = new DataTransfer();
+  for (const [name, data] of files) {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    transfer.items.add(new File([bytes], name, {type: "video/mp4"}));
+  }
+  element.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+}"""
+
+
+def time_of(page):
+    return page.eval_on_selector("video", "video => video.currentTime")
+
+
+def until(page, expression):
+    """Wait for a condition; the page's policy forbids Playwright to wait for one inside of it."""
+    deadline = time.monotonic() + 30
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(50)
+
+
+def has_nothing_sideways(page):
+    return page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_a_clip_becomes_a_result_that_can_be_looked_through(open_page, clip, violations):
+    page = open_page()
+    page.get_by_text("Options").click()
+    page.get_by_label("Frames to look at").fill("12")
+    page.set_input_files("#file", clip)
+    page.wait_for_url("**/analyses/*")
+    expect(page.locator(".verdict h1")).to_have_text("clip.mp4")
+
+    until(page, "document.querySelector('video').readyState >= 2")
+    until(page, f"({DRAWN})(document.querySelector('verdict-player canvas'))")
+    verdict = page.request.get(page.url.replace("/analyses/", "/v1/analyses/") + "/report?format=json").json()
+    times = [frame["pts_seconds"] for frame in verdict["frames"]]
+
+    lane = page.locator("[data-lane]").first
+    lane.click(position={"x": lane.bounding_box()["width"] / 2, "y": 40})
+    until(page, "document.querySelector('video').currentTime > 0.5")
+    before = time_of(page)
+    page.keyboard.press("ArrowRight")
+    following = next(moment for moment in times if moment > before + 0.001)
+    until(page, f"Math.abs(document.querySelector('video').currentTime - {following}) < 0.01")
+    assert "Face 1" in page.locator("#seek").get_attribute("aria-valuetext")
+    page.get_by_role("button", name="Show less of the time, larger").click()
+    view = page.locator(".view").first
+    assert view.evaluate("view => view.scrollWidth > 1.5 * view.clientWidth")
+
+    boxes = page.get_by_role("button", name="Boxes")
+    boxes.click()
+    assert not page.locator("verdict-player canvas").evaluate(DRAWN)
+
+    page.get_by_label("Method").select_option("hires-cam")
+    page.get_by_role("button", name="Show heatmaps").click()
+    heat = page.locator(".heat").first
+    expect(heat).to_be_visible()
+    expect(page.locator("#moments [role=status]")).to_contain_text("hires-cam at bn2. The explained scores agree")
+    assert heat.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
+    page.get_by_label("Heatmaps").uncheck()
+    expect(heat).to_be_hidden()
+
+    page.get_by_text("All numbers").click()
+    assert violations(page) == []
+
+    with page.expect_download() as download:
+        page.get_by_role("link", name="JSON").click()
+    assert json.loads(download.value.path().read_text())["frames"] == verdict["frames"]
+    with page.context.expect_page() as report:
+        page.get_by_role("link", name="Report").click()
+    expect(report.value.get_by_role("heading", level=1)).to_contain_text("clip.mp4")
+    assert has_nothing_sideways(page)
+
+
+def test_a_phone_in_german_and_the_dark_works_by_keys_alone(open_page, clip, violations):
+    page = open_page(**PHONE, locale="de-DE", color_scheme="dark")
+    expect(page.locator("html")).to_have_attribute("lang", "de")
+    assert violations(page) == []
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Zum Inhalt")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.locator("#file")).to_be_focused()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(clip)
+    expect(page.locator(".verdict h1")).to_have_text("clip.mp4")
+    expect(page.locator(".verdict svg")).to_contain_text("Schwelle 0,40")
+    until(page, "document.querySelector('video').readyState >= 2")
+    page.locator("#seek").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    until(page, "document.querySelector('video').currentTime > 0")
+    assert page.locator("#seek").get_attribute("aria-valuetext").startswith("0:00,")
+    assert violations(page) == []
+    assert has_nothing_sideways(page)
+
+
+def test_several_files_are_dropped_followed_and_found_again(open_page, clip, violations):
+    page = open_page()
+    data = clip.read_bytes()
+    files = [(f"dropped {number}.mp4", base64.b64encode(data + bytes(number)).decode()) for number in (1, 2)]
+    page.evaluate(DROP, [page.locator("drop-area").element_handle(), files])
+    rows = page.locator(".running tbody tr")
+    expect(rows.locator(".tag.real, .tag.fake")).to_have_count(2)
+    assert violations(page) == []
+
+    page.get_by_role("link", name="History").click()
+    page.get_by_label("File name").type("dropped 2")
+    expect(page.locator("#found tbody tr")).to_have_count(1)
+    assert "name=dropped%202" in page.url
+    page.get_by_label("Verdict").select_option("INCONCLUSIVE")
+    expect(page.get_by_text("Nothing fits.")).to_be_visible()
+
+
+def test_an_upload_can_be_canceled(open_page, clip):
+    page = open_page()
+    page.route("**/v1/analyses", lambda route: None)  # it is on its way for ever
+    page.set_input_files("#file", clip)
+    page.get_by_role("button", name="Cancel clip.mp4").click()
+    expect(page.locator(".running tbody tr")).to_have_count(0)
+
+
+def test_without_javascript_a_file_is_sent_and_its_result_shown(open_page, clip):
+    page = open_page(java_script_enabled=False)
+    page.set_input_files("#file", clip)
+    page.get_by_role("button", name="Analyze").click()
+    expect(page.locator(".verdict h1")).to_have_text("clip.mp4")
+    page.get_by_role("link", name="Deutsch").click()
+    expect(page.get_by_role("heading", name="Gesichter im Zeitverlauf")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    "look", [{"color_scheme": "light"}, {"color_scheme": "dark", **PHONE}], ids=["desktop", "phone"]
+)
+def test_every_page_is_accessible_and_fits(open_page, results, violations, look):
+    page = open_page(**look)
+    other = results["other"].rpartition("/")[2]
+    paths = [
+        "/", results["result"], results["inconclusive"], results["failed"], "/history", "/docs",
+        f"/compare?one={results['result'].rpartition('/')[2]}&two={other}",
+    ]  # fmt: skip
+    found = {}
+    for path in paths:
+        page.goto(path)
+        if problems := violations(page):
+            found[path] = problems
+        assert has_nothing_sideways(page), path
+    assert found == {}

@@ -1,0 +1,82 @@
+"""`deepfake gateway` in a process of its own, as people start it. Import it as ``gateway_process``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+from server_processes import assert_all_end
+
+START_S = 90
+
+
+class Running:
+    """A gateway in a process of its own; settings are named as in its environment, without the prefix."""
+
+    def __init__(self, url, data_dir, **settings):
+        command = [sys.executable, "-m", "deepfake_client.cli.main", "gateway", "--url", url, "--port", "0"]
+        self.log = data_dir / "log"
+        data_dir.mkdir(exist_ok=True)
+        environment = {
+            **os.environ,
+            **{f"DEEPFAKE_GATEWAY_{name.upper()}": value for name, value in settings.items()},
+        }
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([*command, "--data-dir", str(data_dir)], stderr=log, env=environment)
+        self.address = self._until(lambda: re.search(r"http://[\d.:]+", self.log.read_text()))[0]
+        self._until(self._is_ready)
+
+    def _until(self, found):
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            if result := found():
+                return result
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+    def _is_ready(self):
+        try:
+            return httpx.get(f"{self.address}/v1/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def descendants(self):
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def worker(self):
+        def find():
+            return [item for item in self.descendants() if "deepfake_gateway.jobs.worker" in item.cmdline()]
+
+        return self._until(find)[0]
+
+    def send(self, clip, *, wait_s=0, **fields):
+        headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
+        files = {"file": (clip.name, clip.read_bytes())}
+        return httpx.post(
+            f"{self.address}/v1/analyses", files=files, data=fields, headers=headers, timeout=120
+        ).json()
+
+    def events(self, analysis):
+        """Yield kind and data of an analysis' events as they come."""
+        with httpx.stream("GET", f"{self.address}{analysis['links']['events']}", timeout=120) as answer:
+            kind = ""
+            for line in answer.iter_lines():
+                if line.startswith("event: "):
+                    kind = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    yield kind, json.loads(line.removeprefix("data: "))
+
+    def stop(self, number=signal.SIGINT):
+        descendants = self.descendants()
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        assert_all_end(descendants)
+        return code
