@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import uvicorn
@@ -116,8 +117,11 @@ class InThread:
         self.tasks.append(task["kind"])
 
         def do():
-            with DeepfakeClient(FakeTransport(spec=SPEC), detector=FixedDetector(LEFT)) as client:
-                return result_of(client, task, print)
+            with (
+                DeepfakeClient(FakeTransport(spec=SPEC), detector=FixedDetector(LEFT)) as client,
+                Path(task["path"]).open("rb") as medium,
+            ):
+                return result_of(client, medium, task, print)
 
         result = await asyncio.to_thread(do)
         if "error" in result:

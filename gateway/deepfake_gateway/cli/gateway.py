@@ -152,7 +152,7 @@ def _serve(settings: Settings, screen: Console) -> None:
         store = Store(settings.database_url)
         if settings.role == "all":
             stack.enter_context(_worker(settings))
-        sandboxes = SandboxPool(LOOKING, limits_of(settings), url=settings.url, model=settings.model)
+        sandboxes = SandboxPool(LOOKING, limits_of(settings), connect(settings.connection), settings.model)
         app = build_app(settings, store, queue, partial(ask_models, settings), sandboxes)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from dbos import DBOS
 
+from deepfake_client.transport.connect import connect
 from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import ServiceExplain, run_explanation
 from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, Job
@@ -43,11 +44,12 @@ async def work(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     store, media = Store(settings.database_url), MediaFolder(settings.data_dir)
-    pool = SandboxPool(settings.concurrency, limits_of(settings), url=settings.url, model=settings.model)
+    transport = connect(settings.connection)
+    pool = SandboxPool(settings.concurrency, limits_of(settings), transport, settings.model)
     await pool.start()
     sandboxed, explain = SandboxedWork(pool, media), ServiceExplain(settings)
     # A pool of its own, so that somebody who looks at a result does not wait behind long analyses.
-    looking = SandboxPool(EXPLAIN_CONCURRENCY, limits_of(settings), url=settings.url, model=settings.model)
+    looking = SandboxPool(EXPLAIN_CONCURRENCY, limits_of(settings), transport, settings.model)
     evidence = Evidence(media, looking.run)
     jobs: dict[Job, tuple[int, RunJob]] = {
         Job.ANALYZE: (

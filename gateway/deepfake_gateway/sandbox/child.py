@@ -1,30 +1,34 @@
 """What runs inside a sandbox: one line of JSON is a task, and lines of JSON are its progress and its result.
 
-Started by `process.Sandbox` as ``python -m deepfake_gateway.sandbox.child``, with its bounds and the server's address
-as one argument. It loads the libraries and the face detector before it takes rights away from itself, so a task that
-comes later waits for none of it.
+Started by `process.Sandbox` through `entry`, which has left the network. It loads the libraries and the face detector
+before it takes further rights away from itself, so a task that comes later waits for none of it. A medium comes as an
+open file, and scores come from the parent: the process needs neither files nor network.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from deepfake_client.analysis.pipeline import Progress
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import Verdict
-from deepfake_client.transport.connection import Connection
+from deepfake_client.sources.inputs import open_source
+from deepfake_gateway.sandbox.isolation import drop_user
 from deepfake_gateway.sandbox.limits import Limits, bound_cpu, drop_rights
-from deepfake_preprocess.errors import DeepfakeError, MediaOpenError
+from deepfake_gateway.sandbox.relay import RelayTransport
+from deepfake_preprocess.errors import DeepfakeError, MediaOpenError, ModelReplacedError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.support.limits import end_with_parent
@@ -34,11 +38,10 @@ PROGRESS_EVERY_S: Final = 0.25
 Say = Callable[[dict[str, Any]], None]
 
 
-def main() -> None:
-    """Do tasks until standard input ends."""
-    end_with_parent()
-    setup = json.loads(sys.argv[1])
+def main(setup: dict[str, Any], network_problem: str | None) -> None:
+    """Do tasks until standard input ends; `network_problem` is why the network could not be left."""
     limits = Limits(**setup["limits"])
+    relay, files = (socket.socket(fileno=setup[name]) for name in ("relay_fd", "files_fd"))
     # What a library prints must not come between the lines.
     lines = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -47,26 +50,42 @@ def main() -> None:
         lines.write(json.dumps(line) + "\n")
         lines.flush()
 
-    with DeepfakeClient(Connection(url=setup["url"]), model=setup["model"], detector=MtcnnDetector()) as client:
+    with DeepfakeClient(RelayTransport(relay), model=setup["model"], detector=MtcnnDetector()) as client:
         drop_rights(limits)
-        say({"ready": True})
+        problems = [network_problem, drop_user()]
+        end_with_parent()  # again: the kernel forgot it with the user
+        say({"ready": True, "problems": problems})
         for line in sys.stdin:
             bound_cpu(limits.cpu_s)
-            say(result_of(client, json.loads(line), say))
+            task = json.loads(line)
+            _, descriptors, _, _ = socket.recv_fds(files, 1, 1)
+            with _Medium(descriptors[0], task["name"]) as medium:
+                say(result_of(client, medium, task, say))
 
 
-def result_of(client: DeepfakeClient, task: dict[str, Any], say: Say) -> dict[str, Any]:
+class _Medium(io.FileIO):
+    """An open file under the name that its sender gave it."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        super().__init__(descriptor, "rb")
+        self.name = name
+
+
+def result_of(client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], say: Say) -> dict[str, Any]:
     """Do a task: its result, or why there is none, as one line for the parent."""
+    do = _TASKS[task["kind"]]
     try:
-        return _TASKS[task["kind"]](client, task, say)
+        try:
+            return do(client, medium, task, say)
+        except ModelReplacedError:
+            return do(client, medium, task, say)  # all of it by the model that is served now
     except DeepfakeError as exc:
-        # The path is the gateway's own; people know the name of what they uploaded.
-        return {"error": type(exc).__name__, "detail": str(exc).replace(task["path"], task["name"])}
+        return {"error": type(exc).__name__, "detail": str(exc)}
     except MemoryError:
         return {"error": MediaOpenError.__name__, "detail": f"{task['name']} needs more memory than is allowed"}
 
 
-def _analyze(client: DeepfakeClient, task: dict[str, Any], say: Say) -> dict[str, Any]:
+def _analyze(client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], say: Say) -> dict[str, Any]:
     said_at = 0.0
 
     def report(progress: Progress) -> None:
@@ -75,29 +94,29 @@ def _analyze(client: DeepfakeClient, task: dict[str, Any], say: Say) -> dict[str
             said_at = time.monotonic()
             say({"progress": _progress(progress)})
 
-    verdict = client.analyze(task["path"], options=options_of(task["options"]), on_progress=report)
+    verdict = client.analyze(medium, options=options_of(task["options"]), on_progress=report)
     return {"verdict": replace(verdict, source=task["name"]).to_dict()}
 
 
-def _report(client: DeepfakeClient, task: dict[str, Any], say: Say) -> dict[str, Any]:
+def _report(client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], say: Say) -> dict[str, Any]:
     from deepfake_client.report.page import ReportContext, write_page
-    from deepfake_client.report.pictures import pictures_of_source
+    from deepfake_client.report.pictures import take_pictures
 
     verdict = Verdict.from_dict(task["verdict"])
     spec = client.model().spec
-    pictures = pictures_of_source(replace(verdict, source=task["path"]), spec)
+    with open_source(medium, name=task["name"]) as media:
+        pictures = take_pictures(verdict, media, spec)
     with tempfile.TemporaryDirectory() as folder:
         context = ReportContext(spec, options_of(task["options"]))
         return {"report": write_page(verdict, Path(folder), context, pictures=pictures).read_text(encoding="utf-8")}
 
 
-def _crops(client: DeepfakeClient, task: dict[str, Any], say: Say) -> dict[str, Any]:
+def _crops(client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], say: Say) -> dict[str, Any]:
     """Cut out the faces that a report shows, as the model saw them."""
     from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, gather
-    from deepfake_client.sources.inputs import open_source
 
     verdict = Verdict.from_dict(task["verdict"])
-    with open_source(task["path"], name=task["name"]) as media:
+    with open_source(medium, name=task["name"]) as media:
         found = gather(media, verdict, client.model().spec, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN)
     return {
         "crops": [
@@ -131,7 +150,3 @@ def _progress(progress: Progress) -> dict[str, Any]:
         "label": progress.label,
         "fake_probability": progress.fake_probability,
     }
-
-
-if __name__ == "__main__":
-    main()

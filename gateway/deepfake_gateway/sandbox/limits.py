@@ -1,4 +1,4 @@
-"""What a process that opens untrusted media takes away from itself, before it opens any."""
+"""What a process that opens untrusted media may use at most; it bounds itself before it opens any."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from deepfake_preprocess.support.limits import bound_process
 
 MAX_FILE_BYTES: Final = 64 * 2**20
 """Largest file that the process may write: a report has some 1 MB."""
+
+MAX_FILES: Final = 256
+"""Files and sockets open at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ def drop_rights(limits: Limits) -> None:
     Called after libraries are loaded, whose address space is not the medium's.
     """
     bound_process(memory_bytes=limits.memory_bytes, file_bytes=MAX_FILE_BYTES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
 
 
 def bound_cpu(cpu_s: int) -> None:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, Protocol
 
+from deepfake_client.transport.protocol import Transport
 from deepfake_gateway.sandbox.limits import Limits
+from deepfake_gateway.sandbox.relay import Relay
 from deepfake_preprocess.errors import DeepfakeError
+
+logger = logging.getLogger(__name__)
+_said: set[str] = set()
 
 OnProgress = Callable[[dict[str, Any]], None]
 RunTask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -38,23 +47,32 @@ class TaskError(DeepfakeError):
 class Sandbox:
     """One process that does one task at a time."""
 
-    def __init__(self, limits: Limits, url: str | None, model: str | None) -> None:
-        self._limits = limits
-        self._setup = json.dumps({"limits": asdict(limits), "url": url, "model": model})
+    def __init__(self, limits: Limits, transport: Transport, model: str | None) -> None:
+        self._limits, self._transport, self._model = limits, transport, model
         self._process: asyncio.subprocess.Process | None = None
+        self._files: socket.socket | None = None
+        self._relay: asyncio.Task[None] | None = None
         self._ready = False
         self.tasks_done = 0
 
     async def start(self) -> None:
         """Start the process; it gets ready by itself."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "deepfake_gateway.sandbox.child", self._setup,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            limit=LONGEST_LINE, start_new_session=True,
-        )  # fmt: skip
+        relay, its_relay = socket.socketpair()
+        self._files, its_files = socket.socketpair(type=socket.SOCK_DGRAM)
+        setup = {
+            "limits": asdict(self._limits), "model": self._model,
+            "relay_fd": its_relay.fileno(), "files_fd": its_files.fileno(),
+        }  # fmt: skip
+        with its_relay, its_files:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "deepfake_gateway.sandbox.entry", json.dumps(setup),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                pass_fds=(its_relay.fileno(), its_files.fileno()), limit=LONGEST_LINE, start_new_session=True,
+            )  # fmt: skip
+        self._relay = asyncio.create_task(Relay(relay, self._transport).run())
 
     async def run(self, task: dict[str, Any], on_progress: OnProgress | None = None) -> dict[str, Any]:
-        """Do a task and return its result; canceling ends the process.
+        """Do a task with the file at its ``path`` and return its result; canceling ends the process.
 
         Raises:
             TaskError: the client refused the medium or the server failed.
@@ -67,7 +85,9 @@ class Sandbox:
         try:
             async with asyncio.timeout(self._limits.wall_s):
                 await self._wait_until_ready()
-                process.stdin.write(json.dumps(task).encode() + b"\n")
+                await asyncio.to_thread(self._hand_over, task["path"])
+                about = {name: value for name, value in task.items() if name != "path"}
+                process.stdin.write(json.dumps(about).encode() + b"\n")
                 await process.stdin.drain()
                 while True:
                     line = await self._line()
@@ -93,8 +113,14 @@ class Sandbox:
 
     async def _wait_until_ready(self) -> None:
         if not self._ready:
-            await self._line()
+            _say_once(*(await self._line())["problems"])
             self._ready = True
+
+    def _hand_over(self, path: str) -> None:
+        """Send the open file: the process may open none itself."""
+        assert self._files is not None
+        with Path(path).open("rb") as file:
+            socket.send_fds(self._files, [b"f"], [file.fileno()])
 
     async def _line(self) -> dict[str, Any]:
         process = self._process
@@ -120,6 +146,10 @@ class Sandbox:
         process, self._process = self._process, None
         if process is None:
             return
+        assert self._files is not None
+        assert self._relay is not None
+        self._files.close()
+        self._relay.cancel()
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
@@ -145,8 +175,8 @@ class Sandboxes(Protocol):
 class SandboxPool:
     """Up to `size` sandboxes; one that was used up or died is replaced before it is asked for."""
 
-    def __init__(self, size: int, limits: Limits, *, url: str | None, model: str | None) -> None:
-        self._make: Callable[[], Sandbox] = lambda: Sandbox(limits, url, model)
+    def __init__(self, size: int, limits: Limits, transport: Transport, model: str | None) -> None:
+        self._make = partial(Sandbox, limits, transport, model)
         self._idle: list[Sandbox] = []
         self._size = size
         self._places = asyncio.Semaphore(size)
@@ -188,3 +218,11 @@ class SandboxPool:
         """End all that are not lent."""
         while self._idle:
             await self._idle.pop().close()
+
+
+def _say_once(network: str | None, user: str | None) -> None:
+    """Log what sandboxes keep that they should not have, with the first of them."""
+    for what, problem in (("the network", network), ("the user root", user)):
+        if problem is not None and what not in _said:
+            _said.add(what)
+            logger.warning("media are opened with %s, because it cannot be left here: %s", what, problem)
