@@ -267,7 +267,7 @@ def batch_json(batch: Batch) -> dict[str, Any]:
             }
             for item in batch.items
         ],
-        "links": {"self": address, "report": f"{address}/report"},
+        "links": {"self": address, "report": f"{address}/report", "page": f"/batches/{batch.id}"},
     }
 
 

@@ -69,3 +69,10 @@ class Batches:
             row.id, row.created_at, row.name,
             tuple(BatchItem(item.file_name, found.get(item.analysis_id), item.refusal) for item in items),
         )  # fmt: skip
+
+    def latest(self, count: int) -> list[Batch]:
+        """Return so many batches, the newest first."""
+        query = sa.select(BATCHES.c.id).order_by(BATCHES.c.created_at.desc()).limit(count)
+        with self._engine.connect() as connection:
+            ids = connection.execute(query).scalars().all()
+        return [batch for batch_id in ids if (batch := self.get(batch_id)) is not None]

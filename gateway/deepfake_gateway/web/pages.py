@@ -1,4 +1,4 @@
-"""The pages: start, result, comparison, history and the API's description. All work without JavaScript."""
+"""The pages of results, their comparison and history, and of the API. All pages work without JavaScript."""
 
 from __future__ import annotations
 
@@ -15,29 +15,25 @@ from starlette.staticfiles import StaticFiles
 
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
-from deepfake_gateway.intake.upload import received
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.records import UNFINISHED, Analysis, Filters
-from deepfake_gateway.web import comparing, lanes, moments, words
+from deepfake_gateway.store.records import Analysis, Filters
+from deepfake_gateway.web import comparing, lanes, moments, start, words
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.progress import progress_of
 from deepfake_gateway.web.rendering import render
 from deepfake_preprocess.errors import DeepfakeError
 
-RECENT: Final = 8
 PAGE: Final = 25
 OTHERS: Final = 8
 """Other results of a file that its page lists."""
-FIELDS: Final = ("num_frames", "threshold")
-"""Options that the pages ask for."""
 
 router = APIRouter(include_in_schema=False)
 
 
 def add_to(app: FastAPI) -> None:
     """Add the pages and their files to an application."""
-    app.include_router(router)
-    app.include_router(moments.router)
+    for part in (start.router, router, moments.router):
+        app.include_router(part)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
 
 
@@ -59,38 +55,6 @@ def _parts(request: Request) -> tuple[Desk, Language]:
 
 def _address(request: Request) -> str:
     return str(request.base_url).rstrip("/")
-
-
-@router.get("/")
-async def start(request: Request) -> Response:
-    """Show where files are sent, what runs, and what was found last."""
-    desk, say = _parts(request)
-    settings: Settings = request.app.state.settings
-    unfinished = [
-        analysis
-        for status in reversed(UNFINISHED)
-        for analysis in await asyncio.to_thread(desk.store.page, Filters(status=status.value), limit=RECENT)
-    ]
-    recent = await asyncio.to_thread(desk.store.page, Filters(), limit=RECENT)
-    return render(
-        "start.html.j2",
-        request,
-        running=[await progress_of(desk, say, analysis) for analysis in unfinished],
-        recent=[await progress_of(desk, say, analysis) for analysis in recent if analysis.status.is_final],
-        max_bytes=settings.max_upload_bytes,
-        address=_address(request),
-    )
-
-
-@router.post("/")
-async def upload(request: Request) -> Response:
-    """Take a file from the start page's form, and show its result's page."""
-    desk, _ = _parts(request)
-    settings: Settings = request.app.state.settings
-    async with received(request, desk.media.new_upload(), max_bytes=settings.max_upload_bytes) as sent:
-        fields = {name: value for name, value in sent.fields.items() if name in FIELDS}
-        submitted = await desk.submit(sent, fields)
-    return RedirectResponse(f"/analyses/{submitted.analysis.id}", status_code=303)
 
 
 @router.get("/analyses/{analysis_id}")

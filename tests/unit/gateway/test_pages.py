@@ -3,6 +3,7 @@
 import re
 
 import gateways
+import http_files
 import pytest
 
 NAME = '"><script>alert(1)</script>.mp4'
@@ -36,6 +37,35 @@ def test_the_result_shows_verdict_scale_and_lanes(gateway, clip):
     assert 'data-lane="0"' in page
     assert 'src="/v1/analyses/' in page
     assert "Show heatmaps" not in page  # there is no explain service
+
+
+def test_several_files_are_one_batch_with_a_page(gateway, clip):
+    files = [("file", ("one.mp4", clip)), ("file", ("none.mp4", b"")), ("file", ("two.mp4", clip + b" "))]
+    sent = gateway.post("/", files=files, data={"threshold": "0.9"})
+    page = sent.headers["location"]
+    for item in gateway.get(f"/v1{page}").json()["items"]:
+        if item["analysis"]:
+            gateway.get(item["analysis"]["links"]["events"])
+    text = gateway.get(page).text
+    assert "3 files sent together" in text
+    assert "2 REAL" in text
+    assert "There is no file" in text
+    assert "hx-trigger" not in text
+    assert f'href="{page}"' in gateway.get("/").text
+    assert gateway.get(f"{page}/part").status_code == 200
+    assert gateway.get("/batches/none", headers=BROWSER).status_code == 404
+
+
+def test_a_file_is_named_by_its_address_where_that_is_allowed(tmp_path, gateway, clip):
+    assert "/addresses" not in gateway.get("/").text
+    refused = gateway.post("/addresses", data={"url": "https://example.org/clip.mp4"}, headers=BROWSER)
+    assert refused.status_code == 403
+    settings = {"url_intake": True, "allowed_networks": ("127.0.0.0/8",)}
+    with http_files.serving() as site, gateways.gateway(tmp_path / "other", **settings) as client:
+        site.files["/clip.mp4"] = clip
+        assert 'action="/addresses"' in client.get("/").text
+        sent = client.post("/addresses", data={"url": f"{site.url}/clip.mp4"})
+        assert "clip.mp4" in client.get(sent.headers["location"]).text
 
 
 def test_two_results_of_one_file_are_compared(gateway, clip):

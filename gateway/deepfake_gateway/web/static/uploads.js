@@ -1,9 +1,11 @@
-// <drop-area>: files that are dropped, pasted or chosen are sent at once, each with its own row of progress.
+// <drop-area>: files that are dropped, pasted or chosen are sent at once, each with its own row of progress; many of them
+// as one batch, which has a page of its own.
+
+const MANY = 5;
 
 class DropArea extends HTMLElement {
   connectedCallback() {
     this.form = this.querySelector("form");
-    this.querySelector("#file").multiple = true;
     for (const input of this.querySelectorAll("input[type=file]")) {
       input.addEventListener("change", () => { this.send(input.files); input.value = ""; });
     }
@@ -20,14 +22,27 @@ class DropArea extends HTMLElement {
   }
 
   send(files) {
-    const alone = files.length === 1;
-    for (const file of [...files]) this.sendOne(file, alone);
+    const all = [...files];
+    if (all.length > MANY) this.sendTogether(all);
+    else for (const file of all) this.sendOne(file, all.length === 1);
   }
 
   sendOne(file, alone) {
+    this.post("/v1/analyses", file.name, [file], (answer, row) => {
+      if (alone) location.assign(answer.links.page);
+      else htmx.ajax("GET", `${answer.links.page}/row`, { target: row, swap: "outerHTML" });
+    });
+  }
+
+  sendTogether(files) {
+    const name = this.querySelector("template").dataset.many.replace("{}", files.length);
+    this.post("/v1/batches", name, files, (answer) => location.assign(answer.links.page));
+  }
+
+  post(address, name, files, whenSent) {
     const section = document.querySelector(".running");
     section.hidden = false;
-    const row = this.newRow(file.name);
+    const row = this.newRow(name);
     section.querySelector("tbody").prepend(row);
     const state = row.querySelector(".state"), bar = row.querySelector("progress");
     const sending = (percent) => { state.textContent = state.dataset.sending.replace("{}", percent); };
@@ -37,9 +52,9 @@ class DropArea extends HTMLElement {
     for (const input of this.form.querySelectorAll("input[type=number]")) {
       if (input.value) data.append(input.name, input.value);
     }
-    data.append("file", file);
+    for (const file of files) data.append("file", file);
     const request = new XMLHttpRequest();
-    request.open("POST", "/v1/analyses");
+    request.open("POST", address);
     request.upload.addEventListener("progress", (event) => {
       bar.max = event.total;
       bar.value = event.loaded;
@@ -50,8 +65,7 @@ class DropArea extends HTMLElement {
     request.addEventListener("load", () => {
       const answer = JSON.parse(request.responseText);
       if (request.status >= 300) refused(answer.detail);
-      else if (alone) location.assign(answer.links.page);
-      else htmx.ajax("GET", `${answer.links.page}/row`, { target: row, swap: "outerHTML" });
+      else whenSent(answer, row);
     });
     row.querySelector("button").addEventListener("click", () => { request.abort(); row.remove(); });
     request.send(data);
