@@ -1,8 +1,11 @@
 """`deepfake gateway` as people start it: with a worker, sandboxes and a real Triton, and what may be killed of it."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
+import postgres
 import pytest
 from gateway_process import Running
 from media import make_clip
@@ -71,3 +74,24 @@ def test_a_killed_gateway_leaves_nothing_and_goes_on_with_its_next_start(gateway
         assert [data["status"] for kind, data in again.events(analysis) if kind == "end"] == ["done"]
     finally:
         again.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.debian("postgresql")
+def test_two_gateways_and_two_workers_share_a_postgres(embedded_triton, clip, tmp_path):
+    with postgres.postgres() as database, ExitStack() as stack:
+        settings = {"database": database, "concurrency": "1"}
+        with ThreadPoolExecutor(2) as both:  # they make the tables at the same moment
+            starts = [
+                both.submit(Running, embedded_triton.grpc_url, tmp_path / "data", worker_name=name, **settings)
+                for name in ("left", "right")
+            ]
+        pair = [start.result() for start in starts]
+        for running in pair:
+            stack.callback(running.stop)
+        sent = [pair[number % 2].send(clip, num_frames=4 + number) for number in range(6)]
+        pair[0].worker().kill()
+        for number, analysis in enumerate(sent):
+            events = list(pair[1 - number % 2].events(analysis))  # asked of the one that did not take it in
+            assert [data["status"] for kind, data in events if kind == "end"] == ["done"]
+            assert len(events[-1][1]["verdict"]["frames"]) == 4 + number

@@ -22,7 +22,7 @@ class Running:
 
     def __init__(self, url, data_dir, **settings):
         command = [sys.executable, "-m", "deepfake_client.cli.main", "gateway", "--url", url, "--port", "0"]
-        self.log = data_dir / "log"
+        self.log = data_dir / f"{settings.get('worker_name', 'worker')}.log"
         data_dir.mkdir(exist_ok=True)
         environment = {
             **os.environ,

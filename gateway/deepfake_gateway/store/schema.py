@@ -1,4 +1,7 @@
-"""The tables, and the engine that opens them on SQLite or Postgres."""
+"""The tables, and the engine that opens them on SQLite or Postgres.
+
+A change here needs a step in `migrations/versions`; a test compares the two.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+
+from deepfake_gateway.store.migrations.upgrade import upgrade
 
 METADATA = sa.MetaData()
 
@@ -92,11 +97,15 @@ WORKERS = sa.Table(
 
 
 def open_engine(url: str) -> sa.Engine:
-    """Return the engine of a database, with its tables made."""
+    """Return the engine of a database, with its tables made or brought up to date."""
     engine = sa.create_engine(url, pool_pre_ping=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
-    METADATA.create_all(engine)
+    try:
+        upgrade(engine)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 

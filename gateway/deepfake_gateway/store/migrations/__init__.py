@@ -1,0 +1,1 @@
+"""How the tables came to be what `schema` says: one step after the other, by Alembic."""

@@ -1,0 +1,89 @@
+"""The database: its tables are made step by step, on SQLite and on a real Postgres, whoever starts at once."""
+
+import threading
+
+import postgres
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from deepfake_gateway.store.migrations.upgrade import VERSION_TABLE
+from deepfake_gateway.store.records import Analysis, Filters, Status, Store
+from deepfake_gateway.store.schema import METADATA, open_engine
+from deepfake_preprocess.errors import OptionError
+
+
+@pytest.fixture(scope="module")
+def server():
+    with postgres.postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.debian("postgresql"))])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'gateway.db'}"
+    return postgres.database(request.getfixturevalue("server"), f"test_{tmp_path.name[-20:].strip('_').lower()}")
+
+
+def analysis(number, **values):
+    return Analysis(
+        id=f"{number:032x}", created_at=float(number), status=Status.QUEUED, priority=1, file_name="clip.mp4",
+        media_type="video/mp4", size_bytes=3 * 2**31, sha256="ab" * 32, options={"threshold": 0.5}, **values,
+    )  # fmt: skip
+
+
+def test_the_steps_make_the_tables_of_the_code_also_when_all_start_at_once(url):
+    engines, barrier = [], threading.Barrier(4)
+
+    def start():
+        barrier.wait()
+        engines.append(open_engine(url))
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(engines) == 4
+    with engines[0].connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        assert compare_metadata(context, METADATA) == []
+    for engine in engines:
+        engine.dispose()
+
+
+def test_a_database_of_a_later_release_is_refused(url):
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(OptionError, match="made by a later release"):
+        open_engine(url)
+
+
+def test_states_are_won_once_and_lists_go_on_where_they_ended(url):
+    store = Store(url)
+    for number in range(5):
+        store.add(analysis(number), lambda _: None)
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(store.fail(analysis(1).id, "Error", "one"))) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [False] * 5 + [True]
+    assert [event.data["status"] for event in store.events(analysis(1).id)] == ["queued", "failed"]
+    newest = store.page(Filters(), limit=2)
+    assert [item.created_at for item in newest] == [4, 3]
+    assert [item.created_at for item in store.page(Filters(name="CLIP"), after=newest[-1].id)] == [2, 1, 0]
+    with pytest.raises(RuntimeError):  # recorded and queued, both or neither
+        store.add(analysis(7), lambda _: (_ for _ in ()).throw(RuntimeError))
+    assert store.get(analysis(7).id) is None
+    assert store.get(analysis(2).id).size_bytes == 3 * 2**31
+    store.delete(analysis(1).id)
+    assert store.events(analysis(1).id) == []
+    store.close()
