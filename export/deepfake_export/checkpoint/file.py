@@ -46,6 +46,8 @@ def check_file(path: Path) -> None:
     """Check that a file can be a checkpoint at all; `CheckpointError` where it cannot."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; name the checkpoint file in it")
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is a pipe or a device, which cannot be read twice; save it to a file")
     try:
         with path.open("rb") as stream:
             start = stream.read(len(LFS_MARK))

@@ -167,6 +167,8 @@ def _open_source(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | 
             raise MediaOpenError(f"{source} is a folder; name a video or image file in it")
         if not path.exists():
             raise MediaNotFoundError(f"there is no file {str(source)!r}; check the path")
+        if not path.is_file():
+            raise MediaOpenError(f"{source} is a pipe or a device, which may never end; save it to a file")
         return str(path), name
     name = name or Path(str(getattr(source, "name", ""))).name or "the given stream"
     if not (hasattr(source, "read") and hasattr(source, "seek") and source.seekable()):

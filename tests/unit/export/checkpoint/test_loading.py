@@ -226,6 +226,7 @@ def test_damaged_and_missing_files(weights):
         ("short.pt", "or is damaged"),
         ("absent.pt", "no such checkpoint"),
         (".", "is a directory"),
+        ("/dev/null", "is a pipe or a device"),
     ):
         with pytest.raises(CheckpointError, match=message):
             load_network(name, SPEC)

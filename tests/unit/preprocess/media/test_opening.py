@@ -1,6 +1,7 @@
 import dataclasses
 import gc
 import io
+import os
 import math
 import subprocess
 import sys
@@ -426,6 +427,8 @@ def bad_file(kind, folder):
         path.touch()
     elif kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
     elif kind == "noise":
         path.write_bytes(np.random.default_rng(0).bytes(50_000))
     elif kind == "sound only":
@@ -449,6 +452,7 @@ BAD_FILES = {
     "text": "cannot be read as a video or an image",
     "empty": "is empty",
     "folder": "is a folder",
+    "pipe": "is a pipe or a device",
     "noise": "cannot be read as a video or an image",
     "sound only": "no video stream",
     "no index": "cut short",
