@@ -1,8 +1,8 @@
 import dataclasses
 import gc
 import io
-import os
 import math
+import os
 import subprocess
 import sys
 import threading
