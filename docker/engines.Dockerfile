@@ -15,6 +15,7 @@ COPY scan /src/scan
 COPY explain /src/explain
 COPY training /src/training
 COPY benchmarks /src/benchmarks
+COPY docs/verdict.schema.json /src/docs/verdict.schema.json
 RUN python3 -m venv --system-site-packages /opt/deepfake \
     && /opt/deepfake/bin/pip install --no-cache-dir -c /src/constraints.txt /src onnx \
     && rm -rf /src

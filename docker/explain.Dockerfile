@@ -12,6 +12,7 @@ COPY scan /src/scan
 COPY explain /src/explain
 COPY training /src/training
 COPY benchmarks /src/benchmarks
+COPY docs/verdict.schema.json /src/docs/verdict.schema.json
 RUN pip install --no-cache-dir -c /src/constraints.txt "/src[explain]" && rm -rf /src
 RUN useradd --system --no-create-home explain
 USER explain

@@ -1,19 +1,22 @@
-"""Writes the dashboard that docker-compose.yml provisions: ``python docker/grafana/make_dashboard.py``.
+"""Writes the dashboards that docker-compose.yml provisions: ``python docker/grafana/make_dashboard.py``.
 
 A list of panels is easier to review than two hundred lines of JSON. Metric names are Triton's, from
-https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md
+https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md, and for the verdict service
+those of ``/metrics`` (docs/gateway.md).
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-TARGET = Path(__file__).parent / "dashboards/deepfake-serving.json"
+TARGET = Path(__file__).parent / "dashboards"
 DATASOURCE = {"type": "prometheus", "uid": "prometheus"}
 COLUMNS, WIDTH, HEIGHT = 3, 8, 8
 MODEL = '{model=~"$model"}'
+STATES = ("queued", "running")
+ENDS = ("done", "failed", "canceled")
 
 
 def rate(metric: str, by: str = "model") -> str:
@@ -34,7 +37,10 @@ def quantiles(metric: str) -> list[tuple[str, str]]:
     ]
 
 
-PANELS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
+Panels: TypeAlias = list[tuple[str, str, str, list[tuple[str, str]]]]
+"""Title, unit, description, and queries with their legends."""
+
+SERVER_PANELS: Panels = [
     (
         "Latency of requests",
         "s",
@@ -107,32 +113,92 @@ PANELS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
 ]
 
 
-def dashboard() -> dict[str, Any]:
-    """Return the dashboard as Grafana's JSON model."""
+GATEWAY_PANELS: Panels = [
+    (
+        "Analyses that wait or run",
+        "none",
+        "Waiting ones that only grow: start another worker, or give it more concurrency.",
+        [(f'max by (status) (deepfake_gateway_analyses{{status="{status}"}})', status) for status in STATES],
+    ),
+    (
+        "Ended per hour",
+        "none",
+        "By how they ended. Deleted ones and those past their retention count no more.",
+        [
+            (f'clamp_min(max by (status) (delta(deepfake_gateway_analyses{{status="{status}"}}[1h])), 0)', status)
+            for status in ENDS
+        ],
+    ),
+    (
+        "Workers",
+        "none",
+        "Alive within the last ten seconds; 0 means that nothing is analyzed.",
+        [("max(deepfake_gateway_workers)", "workers")],
+    ),
+    (
+        "Verdicts by label",
+        "none",
+        "Stored ones. A share of FAKE or INCONCLUSIVE that jumps says that the inputs changed, or the model.",
+        [("max by (label) (sum by (label, instance) (deepfake_gateway_verdicts))", "{{label}}")],
+    ),
+    (
+        "Verdicts by checkpoint",
+        "none",
+        "Stored ones, by the first characters of the checkpoint's hash.",
+        [
+            (
+                "max by (checkpoint) (label_replace(sum by (checkpoint_sha256, instance) "
+                "(deepfake_gateway_verdicts), "
+                '"checkpoint", "$1", "checkpoint_sha256", "(.{12}).*"))',
+                "{{checkpoint}}",
+            )
+        ],
+    ),
+    (
+        "Inconclusive by reason",
+        "none",
+        "Stored verdicts without an answer.",
+        [("max by (reason) (deepfake_gateway_inconclusive)", "{{reason}}")],
+    ),
+    (
+        "Failures by error",
+        "none",
+        "SandboxError: a file that killed or overran the process which opened it. Server errors: look at Triton.",
+        [("max by (error_type) (deepfake_gateway_failures)", "{{error_type}}")],
+    ),
+]
+
+
+def dashboards() -> dict[str, dict[str, Any]]:
+    """Return Grafana's JSON models by the names of their files."""
+    model = {
+        "name": "model",
+        "label": "Model",
+        "type": "query",
+        "datasource": DATASOURCE,
+        "query": {"query": "label_values(nv_inference_request_success, model)", "refId": "model"},
+        "includeAll": True,
+        "allValue": ".*",
+        "multi": True,
+        "current": {"text": ["All"], "value": ["$__all"]},
+        "refresh": 2,
+    }
     return {
-        "uid": "deepfake-serving",
-        "title": "Deepfake serving",
+        "deepfake-serving.json": _dashboard("deepfake-serving", "Deepfake serving", SERVER_PANELS, [model]),
+        "deepfake-gateway.json": _dashboard("deepfake-gateway", "Deepfake verdict service", GATEWAY_PANELS, []),
+    }
+
+
+def _dashboard(uid: str, title: str, panels: Panels, variables: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "uid": uid,
+        "title": title,
         "schemaVersion": 41,
         "editable": False,
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {
-            "list": [
-                {
-                    "name": "model",
-                    "label": "Model",
-                    "type": "query",
-                    "datasource": DATASOURCE,
-                    "query": {"query": "label_values(nv_inference_request_success, model)", "refId": "model"},
-                    "includeAll": True,
-                    "allValue": ".*",
-                    "multi": True,
-                    "current": {"text": ["All"], "value": ["$__all"]},
-                    "refresh": 2,
-                }
-            ]
-        },
-        "panels": [_panel(index, *panel) for index, panel in enumerate(PANELS)],
+        "templating": {"list": variables},
+        "panels": [_panel(index, *panel) for index, panel in enumerate(panels)],
     }
 
 
@@ -153,4 +219,5 @@ def _panel(index: int, title: str, unit: str, description: str, queries: list[tu
 
 
 if __name__ == "__main__":
-    TARGET.write_text(json.dumps(dashboard(), indent=2) + "\n", encoding="utf-8")
+    for name, model in dashboards().items():
+        (TARGET / name).write_text(json.dumps(model, indent=2) + "\n", encoding="utf-8")

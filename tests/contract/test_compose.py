@@ -6,8 +6,12 @@ import importlib.resources
 import json
 import re
 import runpy
+import subprocess
+import tomllib
 from pathlib import Path
 
+import debian
+import gateways
 import jsonschema
 import pytest
 import typer
@@ -17,6 +21,8 @@ from compose import ROOT, TOKEN, read_compose
 from deepfake_client.cli.main import COMMANDS
 from deepfake_explain.cli.explain_serve import explain_serve
 from deepfake_export.cli.engines import build_engines
+from deepfake_gateway.cli.gateway import gateway as run_gateway
+from deepfake_gateway.settings import PREFIX, Settings
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY
 
 REFERENCE = json.loads((ROOT / "tests/support/assets/triton_reference.json").read_text(encoding="utf-8"))
@@ -27,7 +33,7 @@ SCHEMA = json.loads(
 COMPOSE = read_compose()
 SERVICES = COMPOSE["services"]
 TRITON = SERVICES["triton"]
-DOCKERFILES = ("docker/engines.Dockerfile", "docker/explain.Dockerfile")
+DOCKERFILES = ("docker/engines.Dockerfile", "docker/explain.Dockerfile", "docker/gateway.Dockerfile")
 
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -103,6 +109,9 @@ def test_the_image_holds_every_package_of_the_wheel(name):
     listed = re.search(r"packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
     for package in re.findall(r'"(\w+)/\w+"', listed[1]):
         assert f"COPY {package} /src/{package}" in dockerfile
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for file in included["force-include"]:
+        assert f"COPY {file} /src/{file}" in dockerfile
 
 
 def test_the_engine_service_runs_our_command_with_options_it_has():
@@ -149,6 +158,78 @@ def test_the_explain_service_is_bounded_and_runs_our_command_with_options_it_has
         for job in yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
     }
     assert jobs["explain"]["static_configs"][0]["targets"] == [f"explain:{port}"]
+
+
+def options_of_gateway(service, monkeypatch) -> Settings:
+    """Read a service's flags and environment as its command does."""
+    monkeypatch.setattr("os.environ", {name: str(value) for name, value in service["environment"].items()})
+    seen = []
+    monkeypatch.setattr("deepfake_gateway.cli.gateway._run", lambda settings, *_: seen.append(settings))
+    app = typer.Typer()
+    app.command()(run_gateway)
+    typer.main.get_command(app)(service["command"], standalone_mode=False)
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", ["gateway", "worker", "gateway-cpu"])
+def test_the_gateways_are_bounded_and_run_our_command_with_options_it_has(name, monkeypatch):
+    service = SERVICES[name]
+    dockerfile = (ROOT / service["build"]["dockerfile"]).read_text(encoding="utf-8")
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", dockerfile, re.MULTILINE)
+    program, command = json.loads(entry)
+    assert program == "deepfake"
+    assert COMMANDS[command].load() is run_gateway
+    assert service["build"]["target"] in re.findall(r"^FROM \S+ AS (\w+)$", dockerfile, re.MULTILINE)
+    # The last user of each stage is not root, and owns the volume.
+    assert re.findall(r"^USER (\w+)$", dockerfile, re.MULTILINE)[-1] == service["user"] == "gateway"
+    assert "install -d -o gateway -g gateway -m 0700 /data" in dockerfile
+    settings = options_of_gateway(service, monkeypatch)
+    assert (str(settings.data_dir), service["volumes"][0]["target"]) == ("/data", "/data")
+    # Nothing else can be written, there are no capabilities, and memory and processes are bounded.
+    assert service["read_only"]
+    assert all(volume.get("read_only") or volume["target"] == "/data" for volume in service["volumes"])
+    assert service["cap_drop"] == ["ALL"]
+    assert {"memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
+    assert not any("password" in flag.lower() or TOKEN in flag for flag in service["command"])
+    if name != "worker":
+        assert (settings.host, service["ports"]) == ("0.0.0.0", [f"127.0.0.1:{settings.port}:{settings.port}"])
+        assert f"http://localhost:{settings.port}/v1/health/live" in " ".join(service["healthcheck"]["test"])
+
+
+def test_gateway_and_worker_share_triton_a_database_and_a_folder(monkeypatch):
+    web, worker = (options_of_gateway(SERVICES[name], monkeypatch) for name in ("gateway", "worker"))
+    assert (web.role, worker.role) == ("web", "worker")
+    assert web.url == worker.url == f"triton:{flags_of(TRITON['command'])['grpc-port'][0]}"
+    assert web.database == worker.database
+    assert SERVICES["gateway"]["volumes"] == SERVICES["worker"]["volumes"]
+    assert SERVICES["gateway"]["profiles"] == SERVICES["worker"]["profiles"] == SERVICES["postgres"]["profiles"]
+    postgres = SERVICES["postgres"]["environment"]
+    user, password, base = (postgres[f"POSTGRES_{part}"] for part in ("USER", "PASSWORD", "DB"))
+    assert web.database == f"postgresql+psycopg://{user}:{password}@postgres:5432/{base}"
+    assert password == TOKEN
+    own = read_compose(DEEPFAKE_DATABASE_PASSWORD="another")["services"]
+    assert own["gateway"]["environment"][f"{PREFIX}DATABASE"] == web.database.replace(TOKEN, "another")
+    assert SERVICES["postgres"]["read_only"]
+    assert "ports" not in SERVICES["postgres"]
+    jobs = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    assert [job["static_configs"][0]["targets"] for job in jobs if job["job_name"] == "gateway"] == [
+        [f"gateway:{web.port}"]
+    ]
+
+
+def test_the_service_without_a_gpu_serves_nothing_but_the_gateway():
+    service = SERVICES["gateway-cpu"]
+    assert service["profiles"] == ["cpu"]
+    assert "depends_on" not in service
+    assert "devices" not in json.dumps(service)
+    flags = flags_of(service["command"])
+    assert "embedded" in flags
+    models = service["volumes"][1]
+    assert (flags["repository"], models["source"]) == ([models["target"]], f"./{DEFAULT_REPOSITORY}")
+    # The embedded Triton listens on the container's loopback, and its programs lie below /tmp.
+    assert len(service["ports"]) == 1
+    assert service["tmpfs"] == ["/tmp:exec"]
+    assert service["shm_size"]
 
 
 def test_tritons_flags_are_documented_and_are_those_of_a_production_server():
@@ -208,8 +289,10 @@ def test_ports_agree_everywhere():
 
 def test_the_dashboard_is_provisioned_current_and_asks_for_metrics_that_triton_has():
     made = runpy.run_path(str(ROOT / "docker/grafana/make_dashboard.py"))
+    for name, made_now in made["dashboards"]().items():
+        committed = json.loads((ROOT / "docker/grafana/dashboards" / name).read_text())
+        assert committed == made_now, "run: python docker/grafana/make_dashboard.py"
     dashboard = json.loads((ROOT / "docker/grafana/dashboards/deepfake-serving.json").read_text())
-    assert dashboard == made["dashboard"](), "run: python docker/grafana/make_dashboard.py"
     providers = yaml.safe_load((ROOT / "docker/grafana/provisioning/dashboards/dashboards.yml").read_text())
     mounted = {volume["target"]: volume["source"] for volume in SERVICES["grafana"]["volumes"]}
     folder = providers["providers"][0]["options"]["path"]
@@ -231,6 +314,36 @@ def test_the_dashboard_is_provisioned_current_and_asks_for_metrics_that_triton_h
     assert set(re.findall(r'quantile="([\d.]+)"', " ".join(expressions))) <= offered
 
 
+def test_the_gateway_s_dashboard_asks_for_what_the_gateway_exports(tmp_path):
+    dashboard = json.loads((ROOT / "docker/grafana/dashboards/deepfake-gateway.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    with gateways.gateway(tmp_path / "data") as client:
+        exported = client.get("/metrics").text
+    families = set(re.findall(r"^# TYPE (\w+) ", exported, re.MULTILINE))
+    asked = {name for expression in expressions for name in re.findall(r"deepfake_gateway_\w+", expression)}
+    assert asked <= families
+    # Each is drawn somewhere.
+    assert families <= asked
+
+
+@pytest.mark.debian("prometheus")
+def test_prometheus_takes_the_configuration_and_every_query(tmp_path):
+    config = ROOT / "docker/prometheus/prometheus.yml"
+    promtool = debian.program("prometheus", "promtool")
+    subprocess.run([promtool, "check", "config", "--syntax-only", str(config)], check=True, capture_output=True)
+    queries = [
+        target["expr"].replace("$__rate_interval", "1m").replace("$model", ".*")
+        for path in sorted((ROOT / "docker/grafana/dashboards").glob("*.json"))
+        for panel in json.loads(path.read_text())["panels"]
+        for target in panel["targets"]
+    ]
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    done = subprocess.run([promtool, "check", "rules", str(file)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_documentation_names_every_variable_and_only_commands_that_exist():
     page = (ROOT / "docs/production.md").read_text(encoding="utf-8")
     variables = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
@@ -239,3 +352,8 @@ def test_the_documentation_names_every_variable_and_only_commands_that_exist():
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL))
     assert set(re.findall(r"^deepfake ([a-z-]+)", blocks, flags=re.MULTILINE)) <= set(COMMANDS)
     assert set(re.findall(r"docker compose (?:run --rm|build) ([a-z]+)", page)) <= set(SERVICES)
+    started = re.findall(r"docker compose --profile (\w+) up -d(?: ([a-z-]+))?", page)
+    assert {profile for profile, _ in started} == {
+        item for one in SERVICES.values() for item in one.get("profiles", ())
+    }
+    assert {name for _, name in started if name} <= set(SERVICES)

@@ -186,3 +186,21 @@ def test_every_command_teaches(capsys) -> None:
         text = capsys.readouterr().out
         assert f"deepfake bench {command}" in text
         assert "Examples" in text
+
+
+@pytest.mark.slow
+def test_a_verdict_by_the_gateway_is_measured_beside_one_by_the_client(
+    clips, shared_tiny_repository, tmp_path, capsys
+) -> None:
+    output = tmp_path / "here-gateway.json"
+    arguments = ["--repository", str(shared_tiny_repository), "--num-frames", "4", "--rounds", "1"]
+    assert bench("gateway", str(clips), *arguments, "--output", str(output)) == 0
+    data = json.loads(output.read_text(encoding="utf-8"))
+    assert data["clips"] == ["one.mp4", "two.mp4"]
+    assert [item["at_once"] for item in data["measured"]] == [1, 2]
+    for item in data["measured"]:
+        assert set(item["ratios"]) == {"library", "command"}
+        assert all(figures["wall_s"] > 0 and figures["cpu_s"] > 0 for figures in item["ways"].values())
+        # A command costs its start beside what the library costs.
+        assert item["ways"]["command"]["cpu_s"] > item["ways"]["library"]["cpu_s"]
+    assert "command by gateway" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from deepfake_bench.cli.compare import compare
 from deepfake_bench.cli.decode import decode
 from deepfake_bench.cli.detector import detector
 from deepfake_bench.cli.explain import explain
+from deepfake_bench.cli.gateway import gateway
 from deepfake_bench.cli.gpu import gpu
 from deepfake_bench.cli.pipeline import pipeline
 from deepfake_bench.cli.report import plots, readme
@@ -15,9 +16,10 @@ from deepfake_bench.cli.server import server
 from deepfake_bench.cli.tune import tune
 
 app = typer.Typer(
-    help="Measure speed: of a server under load, of whole analyses and their parts, and of what else could be used.",
+    help="Measure speed: of a server under load, of whole analyses and their parts, of the gateway, and of what else "
+    "could be used.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-for command in (server, pipeline, tune, compare, gpu, decode, detector, explain, plots, readme):
+for command in (server, pipeline, gateway, tune, compare, gpu, decode, detector, explain, plots, readme):
     app.command()(command)

@@ -20,7 +20,7 @@ from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.store.media import UNKNOWN
 
-LOOK_S: Final = 0.2
+LOOK_S: Final = 0.05
 HEARTBEAT_S: Final = 15.0
 """A comment is sent so often, or proxies close a silent connection."""
 SEALED: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src 'self'"

@@ -29,7 +29,7 @@ from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
 from deepfake_preprocess.errors import DeepfakeError
 
 MODEL_ASKED_EVERY_S: Final = 2.0
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 0.25
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 0.05
 """How often a waiting request looks for the result; from often to seldom."""
 
 DEFAULT_FACES: Final = 3
