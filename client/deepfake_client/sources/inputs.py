@@ -167,8 +167,8 @@ def check_path(source: str | os.PathLike[str]) -> os.stat_result | None:
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "strerror", None) or str(exc)
         raise MediaOpenError(f"{_shortened(path)!r} cannot be opened ({reason}); check the path") from exc
-    if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
-        raise MediaOpenError(f"{path} is a pipe or a device, which may never end; save it to a file")
+    if stat.S_ISFIFO(state.st_mode) or stat.S_ISSOCK(state.st_mode):
+        raise MediaOpenError(f"{path} is a pipe, which may never end; save it to a file")
     return state
 
 
