@@ -22,7 +22,8 @@ class Normalize(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the features ``[N, F]``, divided by their L2 norm."""
-        return nn.functional.normalize(features, dim=-1)
+        # In FP32 whatever the network computes in: half precision has neither the squares nor the smallest norm.
+        return nn.functional.normalize(features.float(), dim=-1).to(features.dtype)
 
 
 PLAIN: dict[str, Callable[[], nn.Module]] = {

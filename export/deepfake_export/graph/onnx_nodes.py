@@ -50,15 +50,19 @@ def keep_layer(node: Any) -> None:
         entry.key, entry.value = LAYER_KEY, str(names[-2]).removeprefix(NETWORK_PREFIX)
 
 
+def layer_of(node: Any) -> str:
+    """Return the layer that a node was exported from, as far as it was noted; empty where not."""
+    return next((str(item.value) for item in node.metadata_props if item.key == LAYER_KEY), "")
+
+
 def origin_of(model: Any, node: Any) -> str:
     """Return where a node came from, as `` from layer 'x'`` or `` after layer 'x'``; empty where that is unknown.
 
     What the exporter noted is taken; where a tool has rewritten the graph and dropped that, the names of the
     node's own weights; and else those of the nearest weights before it.
     """
-    for item in node.metadata_props:
-        if item.key == LAYER_KEY:
-            return f" from layer {item.value!r}"
+    if layer := layer_of(node):
+        return f" from layer {layer!r}"
     weights = {item.name for item in model.graph.initializer}
     producers = {name: other for other in model.graph.node for name in other.output}
     queue, seen, word = [node], set(), "from"

@@ -27,6 +27,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
+from deepfake_export.graph.onnx_nodes import layer_of
 from deepfake_export.proof.crops import UInt8Array, batches_of
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, ModelSpec
@@ -201,7 +202,7 @@ def evenly(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
 
 
 def _layers_of(model: Any) -> dict[str, list[str]]:
-    """Return the layers' nodes by the weight's name in the network; at most `MAX_LAYERS`, in topological order.
+    """Return the layers' nodes by the layer's name in the network; at most `MAX_LAYERS`, in topological order.
 
     They are quantized or left whole: a node with weights and what follows until the next.
     """
@@ -209,7 +210,7 @@ def _layers_of(model: Any) -> dict[str, list[str]]:
     found: list[tuple[str, list[str]]] = []
     for node in model.graph.node:
         if node.op_type in WEIGHT_OPS:
-            name = next((item for item in node.input if item in weights), node.name)
+            name = layer_of(node) or next((item for item in node.input if item in weights), node.name)
             found.append((name.removeprefix("network.").removesuffix(".weight"), []))
         if found:
             found[-1][1].append(node.name)
