@@ -17,6 +17,11 @@ const localize = (root) => {
 localize(document);
 document.addEventListener("htmx:load", (event) => localize(event.detail.elt));
 
+// A face that cannot be cut out any more leaves its place empty.
+document.addEventListener("error", (event) => {
+  if (event.target.matches?.("figure img, img.thumb")) event.target.style.visibility = "hidden";
+}, true);
+
 document.querySelector("[data-share]")?.addEventListener("click", async (event) => {
   const button = event.currentTarget, address = location.origin + location.pathname;
   if (navigator.share && matchMedia("(pointer: coarse)").matches) {
