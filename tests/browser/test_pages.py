@@ -61,7 +61,8 @@ def test_a_clip_becomes_a_result_that_can_be_looked_through(open_page, clip, vio
     page.keyboard.press("ArrowRight")
     following = next(moment for moment in times if moment > before + 0.001)
     until(page, f"Math.abs(document.querySelector('video').currentTime - {following}) < 0.01")
-    assert "Face 1" in page.locator("#seek").get_attribute("aria-valuetext")
+    assert "Face 1 0." in page.locator("#seek").get_attribute("aria-valuetext")
+    assert "Face 1 0." in page.locator("#now").inner_text()
     page.get_by_role("button", name="Show less of the time, larger").click()
     view = page.locator(".view").first
     assert view.evaluate("view => view.scrollWidth > 1.5 * view.clientWidth")

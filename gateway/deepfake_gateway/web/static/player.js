@@ -10,13 +10,6 @@ class VerdictPlayer extends HTMLElement {
     this.canvas = this.querySelector("canvas");
     this.boxes = true;
     this.isVideo = this.media.tagName === "VIDEO";
-    const cannot = () => {
-      this.querySelector(".cannot").hidden = false;
-      this.canvas.hidden = this.media.hidden = true;
-      document.querySelector(".player-bar").hidden = true;
-    };
-    this.media.addEventListener("error", cannot);
-    if (this.media.error) cannot();
     this.verdict = await (await fetch(this.dataset.verdict)).json();
     this.tracks = new Map(this.verdict.tracks.map((track) => [track.track, track]));
     this.frames = this.verdict.frames;
@@ -27,6 +20,8 @@ class VerdictPlayer extends HTMLElement {
       this.draw();
     });
     if (this.isVideo) this.connectVideo();
+    this.media.addEventListener("error", () => this.goOnWithoutMedia());
+    if (this.media.error) this.goOnWithoutMedia();
     this.media.addEventListener("load", () => this.draw());
     this.draw();
   }
@@ -39,6 +34,13 @@ class VerdictPlayer extends HTMLElement {
     const loop = () => { redraw(); if (!media.paused) requestAnimationFrame(loop); };
     media.addEventListener("play", loop);
     for (const kind of ["seeked", "timeupdate", "loadeddata"]) media.addEventListener(kind, redraw);
+  }
+
+  goOnWithoutMedia() {
+    this.querySelector(".cannot").hidden = false;
+    this.canvas.hidden = this.media.hidden = true;
+    document.querySelector("[data-boxes]").hidden = true;
+    this.timeline?.goOnWithoutVideo();
   }
 
   number(score) {

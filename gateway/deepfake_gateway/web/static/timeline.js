@@ -3,6 +3,11 @@
 const MOST_ZOOM = 64;
 const LITTLE_S = 0.001;
 
+class Clock {
+  currentTime = 0;
+  pause() {}
+}
+
 export class Timeline {
   // `say` puts a face's number, from 0, and its score into words.
   constructor(media, frames, spanS, say) {
@@ -14,7 +19,7 @@ export class Timeline {
     this.root = document.querySelector(".timeline");
     this.views = this.root ? [...this.root.querySelectorAll(".view")] : [];
     this.slider = document.querySelector("#seek");
-    this.time = document.querySelector("output.time");
+    this.now = document.querySelector("#now");
     this.connect();
     this.follow();
   }
@@ -30,7 +35,7 @@ export class Timeline {
       const button = event.target.closest("[data-seek]");
       if (!button) return;
       this.seek(Number(button.dataset.seek));
-      this.media.scrollIntoView({ block: "nearest" });
+      this.media.scrollIntoView?.({ block: "nearest" });
     });
     on("[data-lane]", "click", (lane, event) => {
       const place = lane.getBoundingClientRect();
@@ -52,6 +57,12 @@ export class Timeline {
 
   seek(seconds) {
     this.media.currentTime = Math.min(seconds, this.media.duration || seconds);
+    if (this.media instanceof Clock) this.follow();
+  }
+
+  // For a video that the browser cannot play: the lanes can be looked through all the same.
+  goOnWithoutVideo() {
+    this.media = new Clock();
   }
 
   step(direction) {
@@ -80,11 +91,11 @@ export class Timeline {
       head.setAttribute("x2", place);
       head.style.visibility = "visible";
     }
-    const words = this.clock(seconds);
-    if (this.time) this.time.textContent = words;
     if (this.slider) {
+      const words = [this.clock(seconds), ...this.scoresAt(seconds)].join(", ");
       this.slider.value = seconds;
-      this.slider.setAttribute("aria-valuetext", [words, ...this.scoresAt(seconds)].join(", "));
+      this.slider.setAttribute("aria-valuetext", words);
+      this.now.textContent = words;
     }
     if (this.zoom > 1) this.showHead();
   }
