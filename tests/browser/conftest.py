@@ -23,7 +23,7 @@ from deepfake_serve import EmbeddedTriton
 
 PHONE = {"viewport": {"width": 375, "height": 740}, "has_touch": True, "is_mobile": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 AXE = (Path(__file__).parent / "vendor/axe.min.js").read_text(encoding="utf-8")
 
 

@@ -31,7 +31,7 @@ def time_of(page):
 
 def until(page, expression):
     """Wait for a condition; the page's policy forbids Playwright to wait for one inside of it."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, expression
         page.wait_for_timeout(50)
