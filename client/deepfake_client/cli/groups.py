@@ -192,9 +192,14 @@ class ServerChoice:
     @contextmanager
     def client(self, waiting_for: Callable[[str], AbstractContextManager[Any]]) -> Iterator[DeepfakeClient]:
         """Yield a client, and end the private server with it; `waiting_for` shows what is waited for meanwhile."""
+        with self.serving(waiting_for) as connection, DeepfakeClient(connection, model=self.model) as client:
+            yield client
+
+    @contextmanager
+    def serving(self, waiting_for: Callable[[str], AbstractContextManager[Any]]) -> Iterator[Connection]:
+        """Yield the connection, for as long as the private server runs where there is one; see `client`."""
         if not self.embedded:
-            with DeepfakeClient(self.connection, model=self.model) as client:
-                yield client
+            yield self.connection
             return
         # By name: the client must work where the server's part is not installed.
         server = require_extra("deepfake_serve.server", extra="serve")
@@ -204,8 +209,7 @@ class ServerChoice:
                 stack.enter_context(triton)
             url = triton.http_url if self.connection.address.protocol == "http" else triton.grpc_url
             # It is there; where it does not answer, it is being started again.
-            private = replace(self.connection, url=url, retry=replace(self.connection.retry, from_start=True))
-            yield stack.enter_context(DeepfakeClient(private, model=self.model))
+            yield replace(self.connection, url=url, retry=replace(self.connection.retry, from_start=True))
 
 
 ServerOptions: TypeAlias = Annotated[ServerChoice, Group(with_groups(ServerChoice), "Server")]

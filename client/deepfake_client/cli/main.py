@@ -106,6 +106,7 @@ COMMANDS = {
     "gateway": Command(
         "deepfake_gateway.cli.gateway:gateway", "Run the verdict service: web page, REST and durable jobs.", "gateway"
     ),
+    "scan": Command("deepfake_scan.cli.scan:scan", "Verdicts on folders, buckets and manifests of any size.", "scan"),
     "demo-checkpoint": Command(
         "deepfake_export.cli.demo_checkpoint:demo_checkpoint",
         "Write the demo checkpoint, its spec and model card.",

@@ -1,0 +1,165 @@
+"""`deepfake scan`: options, progress and exit code of a bulk scan."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Annotated, Final, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from deepfake_client.cli.groups import AnalysisOptions, ServerOptions, with_groups
+from deepfake_client.cli.main import print_error
+from deepfake_client.client import DeepfakeClient
+from deepfake_preprocess.errors import DeepfakeError, OptionError
+from deepfake_scan.cli.progress import shown_progress
+from deepfake_scan.cli.status import compact_results, print_status, print_summary
+from deepfake_scan.engines.local import scan_here, setup_for_cores
+from deepfake_scan.metrics import served_metrics
+from deepfake_scan.run import Scan
+from deepfake_scan.storage import open_storage
+from deepfake_scan.tally import Tally
+from deepfake_scan.work.task import Limits, Setup
+
+EXIT_SOME_INPUTS_FAILED: Final = 5
+EXIT_INTERRUPTED: Final = 130
+RUN_PANEL: Final = "Run"
+UPKEEP_PANEL: Final = "Instead of a scan"
+
+
+@with_groups
+def scan(
+    server: ServerOptions,
+    options: AnalysisOptions,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Folders, patterns, prefixes of buckets (s3://, gs://, az://), manifests (.parquet, .csv, .jsonl).",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="DIR|ADDRESS", help="Folder or bucket prefix of the results.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of a manifest that holds addresses.", show_default="found by its name")
+    ] = None,
+    faces: Annotated[bool, typer.Option("--faces", help="Write the tracks as a nested column, too.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try inputs again that have no verdict.")
+    ] = False,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Cores to use here.", show_default="all", rich_help_panel=RUN_PANEL)
+    ] = None,
+    input_gib: Annotated[
+        float, typer.Option(help="Memory that one input may take, in GiB.", rich_help_panel=RUN_PANEL)
+    ] = 4.0,
+    input_seconds: Annotated[
+        float, typer.Option(help="Time that one input may take.", rich_help_panel=RUN_PANEL)
+    ] = 600.0,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Serve Prometheus metrics here; 0 takes a free port.", rich_help_panel=RUN_PANEL
+        ),
+    ] = None,
+    status: Annotated[
+        bool, typer.Option("--status", help="Count the results of OUTPUT.", rich_help_panel=UPKEEP_PANEL)
+    ] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Join the small parts of OUTPUT.", rich_help_panel=UPKEEP_PANEL)
+    ] = False,
+) -> None:
+    """Analyze folders, buckets and manifests of any size; started again, it does only what is missing.
+
+    Results are Parquet files under OUTPUT/parts, a row for each input, also
+    for those that cannot be analyzed (error_type, error), and the verdicts'
+    JSON under OUTPUT/json. docs/scale.md lists the columns, shows how to read
+    them, and how large a cluster is needed.
+
+    An input is done once: the same address, size and ETag, checkpoint and
+    options are not analyzed again. Ctrl-C keeps what is done.
+
+    Buckets are reached with the credentials of the environment
+    (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_..., AZURE_...).
+
+    [bold]Examples[/]
+
+      deepfake scan videos --output results --embedded
+      deepfake scan s3://bucket/2026/ --output s3://bucket/verdicts --url triton:8001
+      deepfake scan clips.parquet --column url --output results --url triton:8001,triton2:8001
+      deepfake scan --status --output results
+
+    [bold]Exit codes[/]
+
+      0    every input of this run has a verdict
+      2    a wrong option or source, or an output that cannot be written
+      4    server unreachable or failed; what is done is kept
+      5    some inputs have no verdict; their rows say why
+      130  interrupted; what is done is kept
+    """
+    if output is None:
+        raise OptionError("name the folder or the bucket prefix of the results as `output`")
+    storage = open_storage(output)
+    if status or compact:
+        if sources:
+            raise OptionError("`status` and `compact` look at `output` alone; leave out the sources")
+        compact_results(storage) if compact else print_status(storage)
+        return
+    if not sources:
+        raise OptionError("name what is to be scanned: a folder, a pattern, a bucket prefix or a manifest")
+    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    limits = Limits(memory_bytes=int(input_gib * 2**30), seconds=input_seconds)
+    job = Scan(sources=sources, column=column, retry_failed=retry_failed)
+    tally = Tally()
+    with _terminated_as_interrupted(), ExitStack() as stack:
+        connection = stack.enter_context(server.serving(screen.status))
+        with DeepfakeClient(connection, model=server.model) as client:
+            model = client.model().identity
+        setup = Setup(connection=connection, model=model.name, options=options, limits=limits, faces=faces)
+        setup, processes = setup_for_cores(setup, cores or len(os.sched_getaffinity(0)))
+        with screen.status("looking at the results that are there"):
+            todo = job.todo(storage, setup, model, tally)
+        port = stack.enter_context(served_metrics(tally, metrics_port))
+        if port is not None:
+            screen.print(f"metrics: http://localhost:{port}/metrics")
+        job.write_facts(storage, setup, model, tally, "running")
+        state, error = "interrupted", None
+        try:
+            with shown_progress(screen, tally), todo:
+                asyncio.run(scan_here(todo, setup, storage, tally, processes=processes))
+            state = "finished"
+        except KeyboardInterrupt:
+            pass
+        except DeepfakeError as exc:
+            state, error = "failed", exc
+        with suppress(OptionError) if error else ExitStack():
+            job.write_facts(storage, setup, model, tally, state)
+    _finish(screen, tally, output, state, error)
+
+
+def _finish(screen: Console, tally: Tally, output: str, state: str, error: DeepfakeError | None) -> NoReturn:
+    """Say what came out, and end with the exit code of it."""
+    print_summary(screen, tally, output)
+    if error is not None:
+        print_error(error)
+    if state != "finished":
+        screen.print(escape("what is done is kept; the same command does the rest"), style="yellow")
+    code = EXIT_INTERRUPTED if state == "interrupted" else EXIT_SOME_INPUTS_FAILED if tally.failed else 0
+    raise typer.Exit(error.exit_code if error is not None else code)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C, as schedulers send it."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

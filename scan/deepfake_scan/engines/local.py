@@ -1,0 +1,94 @@
+"""The engine of one machine: a pool of processes, and one program that hands out inputs and writes parts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Final
+
+from deepfake_client.sources.concurrency import each_finished
+from deepfake_preprocess import errors
+from deepfake_preprocess.errors import ServerError
+from deepfake_scan.inputs.todo import Item, Todo
+from deepfake_scan.results.sink import Sink
+from deepfake_scan.storage import Storage
+from deepfake_scan.tally import Tally
+from deepfake_scan.work.pool import Pool
+from deepfake_scan.work.task import AWAY, Answer, Setup
+
+FIRST_WAIT_S: Final = 1.0
+LONGEST_WAIT_S: Final = 15.0
+"""Between tries while the servers are away; each wait is twice the one before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a scan waits for servers that are away, in seconds, before it ends."""
+
+    server_wait_s: float = 600.0
+
+
+async def analyze_until_served(pool: Pool, address: str, patience: Patience) -> Answer:
+    """Analyze an input, again while no server answers; ServerError where none came back, or none can ever answer."""
+    give_up_at, wait_s, failures = time.monotonic() + patience.server_wait_s, FIRST_WAIT_S, 0
+    while True:
+        answer = await pool.analyze(address)
+        if not answer.server:
+            return answer
+        failures += 1
+        if answer.server == errors.InferenceError.__name__:
+            if failures > 1:
+                return answer
+        elif answer.server not in AWAY or time.monotonic() + wait_s > give_up_at:
+            kind = getattr(errors, answer.server, ServerError)
+            raise kind(answer.why)
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+async def scan_here(
+    todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, processes: int, patience: Patience = Patience()
+) -> None:
+    """Analyze all of `todo`; canceled, it keeps what is done.
+
+    Raises:
+        ServerError: the servers are away for good; what is done is kept.
+        OptionError: results cannot be written.
+    """
+
+    def on_part() -> None:
+        tally.parts += 1
+
+    sink = Sink(storage, faces=setup.faces, on_row=lambda answer: tally.add(answer.cells), on_part=on_part)
+    complete = False
+    async with Pool(setup, size=processes) as pool:
+
+        async def work(item: Item) -> tuple[Item, Answer]:
+            tally.in_flight += 1
+            try:
+                return item, await analyze_until_served(pool, item.input.address, patience)
+            finally:
+                tally.in_flight -= 1
+                tally.deaths = pool.deaths
+
+        try:
+            async with aclosing(each_finished(work, todo, concurrency=pool.slots, ordered=False)) as finished:
+                async for item, answer in finished:
+                    await sink.add(item, answer)
+            complete = True
+        finally:
+            await sink.close(complete=complete)
+
+
+def setup_for_cores(setup: Setup, cores: int) -> tuple[Setup, int]:
+    """Return the setup with threads for detection, and the number of processes, for so many cores.
+
+    Two inputs at once keep about four cores busy; beyond that, Python's lock makes one process wait for itself.
+    """
+    processes = max(1, round(cores / CORES_PER_PROCESS))
+    return replace(setup, threads=max(1, cores // processes)), processes
+
+
+CORES_PER_PROCESS: Final = 4

@@ -1,0 +1,112 @@
+"""What runs in a process that opens media: each line is an input, each line that it answers a result.
+
+Started by `process.Process` as ``python -m deepfake_scan.work.child``; the first line is its `Setup`.
+Libraries and the face detector are loaded before memory is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import pickle
+import sys
+import traceback
+from dataclasses import asdict, replace
+from typing import Any, Final, TextIO
+
+from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.result.outcome import Outcome
+from deepfake_client.sources.threads import Worker
+from deepfake_preprocess.errors import DeepfakeError, InputError, MediaCrashError, MediaLimitError
+from deepfake_preprocess.faces.mtcnn import MtcnnDetector
+from deepfake_preprocess.support.limits import bound_process, end_with_parent
+from deepfake_scan.storage import is_bucket, open_object
+from deepfake_scan.work.task import Answer, Setup
+
+NICE: Final = 5
+"""Below programs that people wait for, on the same machine."""
+NO_FILE: Final = 2**20
+"""Bytes of a file that the process may write; it writes none."""
+_OUT_OF_MEMORY: Final = ("bad_alloc", "bad allocation", "Insufficient memory", "ailed to allocate")
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    end_with_parent()
+    os.nice(NICE)
+    # Pickled by the parent, which is this same program, and sent through a pipe between the two.
+    setup: Setup = pickle.loads(base64.b64decode(sys.stdin.buffer.readline()))
+    # What a library prints must not come between the lines.
+    lines = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    asyncio.run(_serve(setup, lines))
+
+
+async def _serve(setup: Setup, lines: TextIO) -> None:
+    client = AsyncDeepfakeClient(
+        setup.connection, model=setup.model, detector=MtcnnDetector(), detect_threads=setup.threads
+    )
+    inputs = Worker("scan-inputs")  # its thread is there before memory is bounded
+    bound_process(memory_bytes=setup.limits.memory_bytes * setup.concurrency, file_bytes=NO_FILE)
+    print(json.dumps({"ready": True}), file=lines, flush=True)
+    running: set[asyncio.Task[None]] = set()
+
+    async def answer(task: dict[str, Any]) -> None:
+        found = asdict(await _analyze(client, setup, task["address"]))
+        print(json.dumps({"number": task["number"], "answer": found}), file=lines, flush=True)
+
+    try:
+        while line := await asyncio.wrap_future(inputs.submit(sys.stdin.buffer.readline)):
+            task = asyncio.create_task(answer(json.loads(line)))
+            running.add(task)
+            task.add_done_callback(running.discard)
+    except BaseException:  # no memory to go on; an orderly end would need some, and could wait forever
+        traceback.print_exc()
+        os._exit(1)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    await client.close()
+
+
+async def _analyze(client: AsyncDeepfakeClient, setup: Setup, address: str) -> Answer:
+    outcome, starved = await _outcome(client, setup, address)
+    # Here and not in the parent, which has more to do than one process.
+    return Answer.of(outcome, json.dumps(outcome.to_dict()), faces=setup.faces, starved=starved)
+
+
+async def _outcome(client: AsyncDeepfakeClient, setup: Setup, address: str) -> tuple[Outcome, bool]:
+    try:
+        if not is_bucket(address):
+            return Outcome(address, await client.analyze(address, options=setup.options)), False
+        with await asyncio.to_thread(open_object, address) as file:
+            verdict = await client.analyze(file, options=setup.options)
+            return Outcome(address, replace(verdict, source=address)), False
+    except DeepfakeError as exc:
+        error: DeepfakeError = exc
+        if isinstance(exc, InputError) and _out_of_memory(exc):
+            error = MediaLimitError(f"{address} needs more memory than is allowed; raise `memory_bytes`")
+        return Outcome(address, error=error), isinstance(error, MediaLimitError)
+    except MemoryError:
+        error = MediaLimitError(f"{address} needs more memory than is allowed; raise `memory_bytes`")
+        return Outcome(address, error=error), True
+    except Exception as exc:  # one input must not end a scan of millions
+        detail = f"{type(exc).__name__}: {' '.join(str(exc).split())[:200]}"
+        error = MediaCrashError(f"{address} made the analysis fail ({detail}); report it, with the file")
+        return Outcome(address, error=error), _out_of_memory(exc)
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Return whether memory ran out somewhere below an error; libraries in C++ say so in words only."""
+    while error is not None:
+        foreign = not isinstance(error, DeepfakeError)
+        if isinstance(error, MemoryError) or (foreign and any(words in str(error) for words in _OUT_OF_MEMORY)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+if __name__ == "__main__":
+    main()
