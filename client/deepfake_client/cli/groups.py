@@ -107,7 +107,7 @@ def _connection(
         typer.Option(
             envvar="DEEPFAKE_URL",
             metavar="ADDRESS",
-            help="Server: HOST:PORT or URL (grpc, grpcs, http, https).",
+            help="Server: HOST:PORT or URL (grpc, grpcs, http, https); several with commas.",
             show_default=f"{DEFAULT_URLS['grpc']}; for HTTP {DEFAULT_URLS['http']}",
         ),
     ] = None,

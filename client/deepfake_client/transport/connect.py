@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import Transport
 from deepfake_client.transport.retry import NO_RETRY, RetryingTransport
@@ -20,6 +22,12 @@ def connect(connection: Connection | str | None = None) -> Transport:
     """
     connection = Connection.of(connection)
     inner = _transport(connection)
+    if connection.bulk or len(connection.addresses) > 1:
+        # Imported here: most connections are to one server.
+        from deepfake_client.transport.balanced import BalancedTransport
+
+        others = [_transport(replace(connection, url=url)) for url in (connection.url or "").split(",")[1:]]
+        inner = BalancedTransport([inner, *others])
     return inner if connection.retry == NO_RETRY else RetryingTransport(inner, connection.retry)
 
 

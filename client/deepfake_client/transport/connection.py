@@ -26,7 +26,7 @@ class Connection:
 
     Attributes:
         url: ``host:port``, or a URL that begins with grpc, grpcs, http or https; Triton's standard port on this host
-            when None.
+            when None. Several servers of the same model are separated by commas.
         protocol: ``grpc``, ``http`` or ``grpc-shm`` (crops in shared memory, same host only); by the URL when None,
             which is gRPC unless it says HTTP.
         tls: secures the connection, also with a client certificate; with None, a URL of grpcs or https uses TLS with
@@ -34,6 +34,8 @@ class Connection:
         headers: sent with every request, for example ``{"authorization": "Bearer ..."}``.
         timeout_s: deadline of every request, in seconds. The server learns it and drops a request that waited longer.
         retry: what happens while the server is away or busy; `NO_RETRY` fails at once.
+        bulk: let others go first: requests yield to those of other callers in the server's queue, and no more are
+            under way than the server answers in time.
 
     Raises:
         OptionError: the URL, a header or a number cannot be used, or they contradict each other.
@@ -45,9 +47,11 @@ class Connection:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout_s: float = DEFAULT_TIMEOUT_S
     retry: Retry = Retry()
+    bulk: bool = False
 
     def __post_init__(self) -> None:
-        parse_address(self.url, protocol=self.protocol, tls=self.tls)
+        if len({address.protocol for address in self.addresses}) > 1:
+            raise OptionError(f"`url` is {self.url!r}, which mixes gRPC and HTTP; give addresses of one kind")
         check_headers(self.headers)
         check_timeout(self.timeout_s)
 
@@ -57,6 +61,12 @@ class Connection:
         return connection if isinstance(connection, Connection) else cls(url=connection)
 
     @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The servers' addresses, taken apart."""
+        urls: list[str | None] = [None] if self.url is None else [*self.url.split(",")]
+        return tuple(parse_address(url, protocol=self.protocol, tls=self.tls) for url in urls)
+
+    @property
     def address(self) -> Address:
-        """The server's address, taken apart."""
-        return parse_address(self.url, protocol=self.protocol, tls=self.tls)
+        """The address of the first server."""
+        return self.addresses[0]

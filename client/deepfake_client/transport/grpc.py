@@ -29,6 +29,7 @@ from deepfake_client.transport.protocol import (
 )
 from deepfake_client.transport.tls import diagnose
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.contract.triton_config import BULK_PRIORITY
 from deepfake_preprocess.errors import InferenceError, ModelNotFoundError, ServerError, ServerTlsError
 from deepfake_preprocess.support.proxies import is_loopback, through_proxy
 
@@ -73,6 +74,7 @@ class GrpcTransport:
         self._address = connection.address
         self.url = str(self._address)
         self._timeout_s = connection.timeout_s
+        self._bulk = connection.bulk
         self._headers = check_headers(connection.headers)
         self._proxy = through_proxy(self._address.host, PROXY_VARIABLES)
         self._channel = _channel(self._address)
@@ -111,7 +113,7 @@ class GrpcTransport:
     ) -> NDArray[np.float32]:
         """See `Transport.infer`."""
         timeout_s = timeout_s or self._timeout_s
-        request = encode_infer(model, faces, timeout_s=timeout_s)
+        request = encode_infer(model, faces, timeout_s=timeout_s, bulk=self._bulk)
         return await self._score(model, request, num_faces=len(faces), timeout_s=timeout_s)
 
     async def close(self) -> None:
@@ -191,20 +193,22 @@ class GrpcTransport:
         return server_error(code.name, details, url=self.url, timeout_s=timeout_s, proxy=self._proxy)
 
 
-def encode_infer(model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float) -> bytes:
+def encode_infer(model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float, bulk: bool = False) -> bytes:
     """Return an encoded `ModelInferRequest` with uint8 ``[N, H, W, 3]`` crops; it may be queued for `timeout_s`."""
     crops = np.ascontiguousarray(faces)
     # Serialized messages may be joined: the crops follow as one more field, copied once.
-    head = infer_request(model, crops.shape, timeout_s=timeout_s).SerializeToString()
+    head = infer_request(model, crops.shape, timeout_s=timeout_s, bulk=bulk).SerializeToString()
     return b"".join((head, _RAW_INPUT_TAG, _varint(crops.nbytes), crops.data))
 
 
-def infer_request(model: ServedModel, shape: tuple[int, ...], *, timeout_s: float) -> Any:
+def infer_request(model: ServedModel, shape: tuple[int, ...], *, timeout_s: float, bulk: bool = False) -> Any:
     """Return a `ModelInferRequest` message without its crops, of which this is the shape."""
     request = kserve.ModelInferRequest(model_name=model.name, model_version=str(model.version))
     request.inputs.add(name=INPUT_NAME, datatype="UINT8", shape=shape)
     request.outputs.add(name=PROBABILITY_NAME)
     request.parameters["timeout"].int64_param = int(timeout_s * 1e6)
+    if bulk:
+        request.parameters["priority"].uint64_param = BULK_PRIORITY
     return request
 
 

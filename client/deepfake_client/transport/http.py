@@ -35,6 +35,7 @@ from deepfake_client.transport.protocol import (
 )
 from deepfake_client.transport.tls import diagnose
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.contract.triton_config import BULK_PRIORITY
 from deepfake_preprocess.errors import (
     InferenceError,
     ModelNotFoundError,
@@ -72,6 +73,7 @@ class HttpTransport:
         self._address = connection.address
         self.url = str(self._address)
         self._timeout_s = connection.timeout_s
+        self._bulk = connection.bulk
         # Compressing a few numbers would only cost.
         self._headers = {"accept-encoding": "identity", **dict(check_headers(connection.headers))}
         self._context: ssl.SSLContext | bool = self._address.tls.context() if self._address.tls else True
@@ -113,7 +115,7 @@ class HttpTransport:
     ) -> NDArray[np.float32]:
         """See `Transport.infer`."""
         timeout_s = timeout_s or self._timeout_s
-        path, head, parts = encode_infer(model, faces, timeout_s=timeout_s)
+        path, head, parts = encode_infer(model, faces, timeout_s=timeout_s, bulk=self._bulk)
         try:
             status, headers, body = await self._request("POST", path, parts, head, timeout_s)
             self._check(status, body, timeout_s)
@@ -240,7 +242,7 @@ class HttpTransport:
 
 
 def encode_infer(
-    model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float
+    model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float, bulk: bool = False
 ) -> tuple[str, dict[str, str], list[bytes | memoryview]]:
     """Return an inference request: its path below ``/v2/``, its headers, and the parts of its body.
 
@@ -254,7 +256,7 @@ def encode_infer(
         "parameters": {"binary_data_size": crops.nbytes},
     }
     wanted = {"name": PROBABILITY_NAME, "parameters": {"binary_data": True}}
-    parameters = {"timeout": int(timeout_s * 1e6)}
+    parameters = {"timeout": int(timeout_s * 1e6)} | ({"priority": BULK_PRIORITY} if bulk else {})
     head = json.dumps({"inputs": [tensor], "outputs": [wanted], "parameters": parameters}).encode()
     headers = {"content-type": "application/octet-stream", _LENGTH_HEADER: str(len(head))}
     return f"models/{model.name}/versions/{model.version}/infer", headers, [head, crops.data.cast("B")]

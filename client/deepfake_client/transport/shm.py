@@ -81,7 +81,7 @@ class SharedMemoryTransport(GrpcTransport):
         with region.holding(faces) as offset:
             if offset is None:
                 return await super().infer(model, faces, timeout_s=timeout_s)
-            request = encode_infer(model, faces, region.name, offset, timeout_s=timeout_s)
+            request = encode_infer(model, faces, region.name, offset, timeout_s=timeout_s, bulk=self._bulk)
             return await self._score(model, request, num_faces=len(faces), timeout_s=timeout_s)
 
     async def region_for(self, crop_bytes: int, *, instead_of: Region | None = None) -> Region:
@@ -115,10 +115,16 @@ class SharedMemoryTransport(GrpcTransport):
 
 
 def encode_infer(
-    model: ServedModel, faces: NDArray[np.uint8], region_name: str, offset: int, *, timeout_s: float
+    model: ServedModel,
+    faces: NDArray[np.uint8],
+    region_name: str,
+    offset: int,
+    *,
+    timeout_s: float,
+    bulk: bool = False,
 ) -> bytes:
     """Return an encoded `ModelInferRequest` whose uint8 ``[N, H, W, 3]`` crops lie in a region, `offset` bytes in."""
-    request = infer_request(model, faces.shape, timeout_s=timeout_s)
+    request = infer_request(model, faces.shape, timeout_s=timeout_s, bulk=bulk)
     place = request.inputs[0].parameters
     place["shared_memory_region"].string_param = region_name
     place["shared_memory_offset"].int64_param = offset

@@ -40,6 +40,11 @@ Without a bound, a server that falls behind grows until it is killed, and every 
 QUEUE_TIMEOUT_US = 10_000_000
 """A request that waited this long in the queue is refused instead of run: its caller has most likely given up."""
 
+BULK_PRIORITY = 2
+"""Level of requests that nobody waits for (bulk scans). Others are of level 1, which is served first."""
+BULK_QUEUE_TIMEOUT_US = 120_000_000
+"""Requests of bulk scans wait longer, since others go first."""
+
 PRODUCTION_TENSORRT_INSTANCES = 2
 """Two execution contexts: the copies of one batch overlap with the computation of the other."""
 EMBEDDED_THREADS = 1
@@ -144,7 +149,8 @@ def embedded_config(
         config.parameters[CORES_PARAMETER].string_value = str(options.tuned_for_cores)
         # Small batches must not shorten the queue: clients keep the same number of requests in flight.
         largest = max(largest, EMBEDDED_MAX_BATCH_SIZE)
-    batching.default_queue_policy.max_queue_size = QUEUE_FULL_BATCHES * largest
+    for policy in (batching.default_queue_policy, batching.priority_queue_policy[BULK_PRIORITY]):
+        policy.max_queue_size = QUEUE_FULL_BATCHES * largest
     set_cpu_share(config, instances=options.instances, threads=options.threads)
     return config_to_text(config)
 
@@ -246,6 +252,11 @@ def _base_config(spec: ModelSpec, max_batch_size: int, precision: str, *, queue_
     policy.timeout_action = type(policy).REJECT
     # A client can set a shorter deadline per request; a longer one is not granted.
     policy.allow_timeout_override = True
+    # Two levels, each with a queue of its own: a bulk scan neither delays other callers nor fills their queue.
+    batching.priority_levels, batching.default_priority_level = BULK_PRIORITY, 1
+    bulk = batching.priority_queue_policy[BULK_PRIORITY]
+    bulk.CopyFrom(policy)
+    bulk.default_timeout_microseconds = BULK_QUEUE_TIMEOUT_US
     # Explicit rather than by default: no two crops of a video are equal, so a cache would only cost memory.
     config.response_cache.enable = False
     return config

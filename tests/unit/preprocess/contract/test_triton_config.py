@@ -69,6 +69,14 @@ def test_the_queue_is_bounded_and_refuses(config):
     assert policy.timeout_action == type(policy).REJECT
 
 
+def test_bulk_requests_have_a_queue_of_their_own_that_is_served_last(config):
+    batching = config.dynamic_batching
+    assert (batching.priority_levels, batching.default_priority_level) == (triton_config.BULK_PRIORITY, 1)
+    policy, bulk = batching.default_queue_policy, batching.priority_queue_policy[triton_config.BULK_PRIORITY]
+    assert bulk.max_queue_size == policy.max_queue_size
+    assert bulk.default_timeout_microseconds > policy.default_timeout_microseconds
+
+
 def test_exactly_the_described_version_is_served_and_nothing_is_cached(config):
     assert list(config.version_policy.specific.versions) == [SPEC.version]
     assert config.HasField("response_cache")
