@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Annotated, Final, NoReturn
 
 import typer
@@ -119,7 +120,7 @@ def scan(
     job = Scan(sources=sources, column=column, retry_failed=retry_failed)
     tally = Tally()
     with _terminated_as_interrupted(), ExitStack() as stack:
-        connection = stack.enter_context(server.serving(screen.status))
+        connection = replace(stack.enter_context(server.serving(screen.status)), bulk=True)
         with DeepfakeClient(connection, model=server.model) as client:
             model = client.model().identity
         setup = Setup(connection=connection, model=model.name, options=options, limits=limits, faces=faces)
