@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.web.lanes import Lane, lanes_of
 from deepfake_gateway.web.language import Language
 from deepfake_gateway.web.words import Json, facts_of, headline, numbers_of
 
@@ -16,13 +17,17 @@ class Side:
 
     analysis: Analysis
     headline: str
+    lanes: list[Lane]
 
 
 def sides_of(say: Language, one: Analysis, two: Analysis) -> list[Side]:
     """Return both results; Problem 409 where they are of different files, or one has no verdict."""
     if one.sha256 != two.sha256:
         raise Problem(409, "these are results of different files; compare two results of the same file")
-    return [Side(analysis, headline(say, _verdict(analysis))) for analysis in (one, two)]
+    return [
+        Side(analysis, headline(say, _verdict(analysis)), lanes_of(say, _verdict(analysis)))
+        for analysis in (one, two)
+    ]
 
 
 def difference_of(say: Language, one: Analysis, two: Analysis) -> str:

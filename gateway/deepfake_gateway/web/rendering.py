@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -10,6 +11,7 @@ from typing import Any, Final
 import jinja2
 from fastapi import Request
 from fastapi.responses import HTMLResponse
+from markupsafe import Markup, escape
 from starlette.datastructures import URL
 
 from deepfake_gateway.web.language import COOKIE, LANGUAGES, QUERY, Language, language, language_of
@@ -18,6 +20,11 @@ from deepfake_gateway.web.words import label_words, sentence, state_words
 SYMBOLS: Final = {"FAKE": "\u25b2", "REAL": "\u25cf", "INCONCLUSIVE": "\u25a0"}
 KINDS: Final = {"FAKE": "fake", "REAL": "real", "INCONCLUSIVE": "inc"}
 YEAR_S: Final = 365 * 24 * 3600
+
+
+def _coded(text: str) -> Markup:
+    """Return a text of the API's description with its names set as code."""
+    return Markup(re.sub(r"``?([^`]+)``?", r"<code>\1</code>", str(escape(text))))
 
 
 @cache
@@ -42,6 +49,7 @@ def _environment(code: str) -> jinja2.Environment:
         "label": lambda label: label_words(say, label),
         "state": lambda status: state_words(say, status),
         "sentence": sentence,
+        "coded": _coded,
     }
     environment.globals |= {"symbols": SYMBOLS, "kinds": KINDS, "languages": LANGUAGES, "language": code}
     return environment

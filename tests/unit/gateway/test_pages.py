@@ -76,6 +76,7 @@ def test_two_results_of_one_file_are_compared(gateway, clip):
     assert f"/compare?one={one}&amp;two={two}" in gateway.get(f"/analyses/{two}").text
     page = gateway.get("/compare", params={"one": one, "two": two}).text
     assert "The verdicts differ." in page
+    assert page.count('class="plot ') == 2
     assert re.search(r"Threshold</th><td[^>]*>0.9000</td><td[^>]*>0.0100", page)
 
     other = send(gateway, clip + b" ")
