@@ -6,6 +6,7 @@ from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.packing import FaceFolders, pack_faces
 from deepfake_training.evaluate.calibration import find_temperature, find_threshold
 from deepfake_training.evaluate.checkpoint import CheckpointTransport
+from deepfake_training.evaluate.clips import LabeledFile, labeled_files, read_table, split_files
 from deepfake_training.evaluate.drift import drift_of_results, read_verdicts
 from deepfake_training.evaluate.evaluation import (
     Abstaining,
@@ -14,6 +15,7 @@ from deepfake_training.evaluate.evaluation import (
     LabeledScores,
     RobustnessPoint,
     calibrated_spec,
+    evaluate_apart,
     evaluate_files,
     robustness_point,
     save_spec,
@@ -24,7 +26,7 @@ from deepfake_training.evaluate.operating_point import OperatingPoint, find_oper
 from deepfake_training.evaluate.recalibrating import CalibrationResult, LeftOut, calibrate_model
 from deepfake_training.evaluate.report import as_markdown, write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, Degradation, view_of
-from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
+from deepfake_training.evaluate.scoring import ScoredFile, score_files
 from deepfake_training.evaluate.usual import Drift, FigureDrift, drift_of
 from deepfake_training.loop.averaging import average_runs
 from deepfake_training.loop.checkpointing import publish
@@ -48,6 +50,7 @@ __all__ = [
     "FaceDataset",
     "FaceFolders",
     "FigureDrift",
+    "LabeledFile",
     "LabeledScores",
     "LeftOut",
     "Mixture",
@@ -63,6 +66,7 @@ __all__ = [
     "calibrated_spec",
     "drift_of",
     "drift_of_results",
+    "evaluate_apart",
     "evaluate_files",
     "find_operating_point",
     "find_temperature",
@@ -71,11 +75,13 @@ __all__ = [
     "measure",
     "pack_faces",
     "publish",
+    "read_table",
     "read_verdicts",
     "robustness_point",
     "save_spec",
     "score_files",
     "score_held_out",
+    "split_files",
     "view_of",
     "write_report",
 ]

@@ -20,10 +20,11 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.text import visible
+from deepfake_training.evaluate.clips import labeled_files
 from deepfake_training.evaluate.evaluation import save_spec
 from deepfake_training.evaluate.metrics import Estimate
 from deepfake_training.evaluate.recalibrating import CalibrationResult, calibrate_model
-from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
+from deepfake_training.evaluate.scoring import ScoredFile, score_files
 
 
 @with_groups
@@ -63,10 +64,6 @@ def calibrate(
     repository = require_extra("deepfake_export.repository.recalibration", extra="evaluate")
     spec_file = None if write_spec is None else ModelSpec.from_yaml(write_spec)
     files = labeled_files(clips, fake or ())
-    if twice := {path for path, label in files if label == "real"} & {
-        path for path, label in files if label == "fake"
-    }:
-        raise OptionError(f"{min(twice)} is named as real and as `fake`; a clip has one label")
     with console.status(f"scoring {len(files)} clips") as status, server.client(console.status) as client:
 
         def show(number: int, _: ScoredFile) -> None:

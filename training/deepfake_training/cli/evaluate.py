@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -33,19 +34,21 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.text import visible
+from deepfake_training.evaluate.clips import LabeledFile, labeled_files, read_table, split_files
 from deepfake_training.evaluate.drift import drift_as_text, drift_of_results, write_drift
 from deepfake_training.evaluate.evaluation import (
     EvaluateOptions,
     Evaluation,
     RobustnessPoint,
     calibrated_spec,
+    evaluate_apart,
     evaluate_files,
     robustness_point,
     save_spec,
 )
 from deepfake_training.evaluate.report import as_markdown, write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, kinds_of, view_of
-from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
+from deepfake_training.evaluate.scoring import ScoredFile, score_files
 
 EXIT_DRIFTED = 1
 """Clips are no longer like those of the calibration."""
@@ -91,16 +94,77 @@ class Reporting:
 ReportingOptions: TypeAlias = Annotated[Reporting, Group(Reporting, "Figures")]
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Which files are measured, and on which of them the threshold is chosen."""
+
+    real: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Real videos or images: a file or a folder; repeatable."),
+    ] = None
+    fake: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Fake videos or images, likewise.")] = None
+    clips: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Instead, a table: path, label; where known, source and people (a;b)."),
+    ] = None
+    split: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Choose the threshold on this share, report the rest; no person or source (folder) is in both.",
+        ),
+    ] = None
+
+    @property
+    def named(self) -> bool:
+        """Whether any file is named."""
+        return bool(self.real or self.fake or self.clips)
+
+    def parts(self) -> tuple[list[LabeledFile], list[LabeledFile]]:
+        """Return the files to choose on, if any, and those to report."""
+        if self.clips is not None and (self.real or self.fake):
+            raise OptionError("--clips names all files; leave out --real and --fake")
+        files = read_table(self.clips) if self.clips is not None else labeled_files(self.real or (), self.fake or ())
+        return ([], files) if self.split is None else split_files(files, self.split)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    """Scores files through a client, and shows how far it is."""
+
+    client: DeepfakeClient
+    analysis: AnalyzeOptions
+    console: Console
+
+    def score(
+        self, files: Sequence[LabeledFile], title: str = "", view: Callable[[Media], Media] | None = None
+    ) -> list[ScoredFile]:
+        """Return the scores of all files; `view` degrades them."""
+        with self.console.status(f"scoring {len(files)} files{title}") as status:
+
+            def show(number: int, _: ScoredFile) -> None:
+                status.update(f"scored {number} of {len(files)} files{title}")
+
+            return score_files(files, self.client, self.analysis, view=view, on_file=show)
+
+    def curves(self, files: Sequence[LabeledFile], kinds: Sequence[str]) -> dict[str, tuple[RobustnessPoint, ...]]:
+        """Return the robustness by kind of degradation, at the model's own threshold."""
+        threshold = self.client.model().spec.threshold
+        curves: dict[str, tuple[RobustnessPoint, ...]] = {}
+        for kind in kinds:
+            for level in DEGRADATIONS[kind].levels:
+                title = f" at {DEGRADATIONS[kind].title} {level:g}"
+                scored = self.score(files, title, view_of(DEGRADATIONS[kind], level))
+                curves[kind] = (*curves.get(kind, ()), robustness_point(scored, level, threshold))
+        return curves
+
+
 @with_groups
 def evaluate_command(
     server: ServerOptions,
     sampling: SamplingOptions,
     reporting: ReportingOptions,
-    real: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="PATH", help="Real videos or images: a file or a folder; repeatable."),
-    ] = None,
-    fake: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Fake videos or images, likewise.")] = None,
+    named: Annotated[Files, Group(Files, "Files")],
     checkpoint: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Evaluate these weights with PyTorch, without a server."),
@@ -131,12 +195,13 @@ def evaluate_command(
       deepfake evaluate --real test/real --fake test/fake --url gpu-host:8001
       deepfake evaluate --real test/real --fake test/fake --embedded --robustness all
       deepfake evaluate --real val/real --fake val/fake --checkpoint net.safetensors --write-spec net.yaml
+      deepfake evaluate --clips clips.csv --split 0.5 --rule fpr=0.1 --url gpu-host:8001
       deepfake evaluate --drift week.jsonl --url gpu-host:8001
 
     [bold]Exit codes[/]  0 done · 1 with --drift: the clips have changed · 2 input or usage error · 4 no server
     """
     if drift:
-        if real or fake or checkpoint or robustness or reporting.write_spec:
+        if named.named or checkpoint or robustness or reporting.write_spec:
             raise OptionError(
                 "--drift compares results that are there; leave out files, checkpoint, sweeps and specs"
             )
@@ -144,38 +209,28 @@ def evaluate_command(
         return
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     kinds = kinds_of(robustness or ())
-    analysis = AnalyzeOptions(sampling=sampling, aggregation=aggregation, abstain=False)
-    options = reporting.options(aggregation)
-    files = labeled_files(real or (), fake or ())
     if checkpoint is not None and server.embedded:
         raise OptionError("--checkpoint is evaluated without a server; leave out --embedded")
-
-    def score(title: str = "", view: Callable[[Media], Media] | None = None) -> list[ScoredFile]:
-        with console.status(f"scoring {len(files)} files{title}") as status:
-
-            def show(number: int, _: ScoredFile) -> None:
-                status.update(f"scored {number} of {len(files)} files{title}")
-
-            return score_files(files, client, analysis, view=view, on_file=show)
-
+    if named.split is not None and kinds:
+        raise OptionError("--robustness sweeps all files at the model's own threshold; leave out --split")
+    options = reporting.options(aggregation)
+    choosing, files = named.parts()
     opened: AbstractContextManager[DeepfakeClient] = server.client(console.status)
     if checkpoint is not None:
         module = require_extra("deepfake_training.evaluate.checkpoint", extra="train")
         opened = DeepfakeClient(module.CheckpointTransport(checkpoint, spec))
     with opened as client:
-        served = client.model().spec
-        evaluation = evaluate_files(
-            score(),
-            served,
+        analysis = AnalyzeOptions(sampling=sampling, aggregation=aggregation, abstain=False)
+        scoring = _Scoring(client, analysis, console)
+        measure = partial(evaluate_apart, scoring.score(choosing, " to choose on")) if choosing else evaluate_files
+        evaluation = measure(
+            scoring.score(files),
+            client.model().spec,
             options,
             through="server" if checkpoint is None else "checkpoint",
             settings={"frames per video": sampling.num_frames or f"{sampling.fps:g} per second"},
         )
-        curves: dict[str, tuple[RobustnessPoint, ...]] = {}
-        for kind in kinds:
-            for level in DEGRADATIONS[kind].levels:
-                scored = score(f" at {DEGRADATIONS[kind].title} {level:g}", view_of(DEGRADATIONS[kind], level))
-                curves[kind] = (*curves.get(kind, ()), robustness_point(scored, level, served.threshold))
+        curves = scoring.curves(files, kinds)
     reporting.finish(dataclasses.replace(evaluation, robustness=curves))
 
 

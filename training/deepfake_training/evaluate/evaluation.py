@@ -195,6 +195,41 @@ def evaluate_files(
     )
 
 
+def evaluate_apart(
+    choosing: Sequence[ScoredFile],
+    reported: Sequence[ScoredFile],
+    spec: ModelSpec,
+    options: EvaluateOptions,
+    *,
+    through: str,
+    settings: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Choose temperature and threshold on some files, and measure others with them; see `clips.split_files`.
+
+    Where nothing can be chosen, those of the spec stay, and a note says why. A calibration in the spec, which belongs
+    to its own threshold, is left out.
+
+    Args:
+        choosing: what `score_files` returned for the files to choose on.
+        reported: likewise for the files that the figures are of.
+        spec: of the model that gave the scores.
+        options: how.
+        through: ``server`` or ``checkpoint``.
+        settings: more about how it was done, for the report.
+    """
+    spec = dataclasses.replace(spec, calibration=None)
+    chosen = evaluate_files(choosing, spec, dataclasses.replace(options, resamples=0), through=through)
+    proposal, notes = spec, [f"temperature and threshold were chosen on {len(choosing)} other files"]
+    try:
+        proposal = calibrated_spec(spec, chosen, options.rule)
+    except OptionError as exc:
+        notes = [f"those of the model were kept: on the {len(choosing)} files to choose on, {exc}"]
+    factor = proposal.temperature / spec.temperature
+    moved = [item.with_temperature(factor, options.aggregation) for item in reported]
+    evaluation = evaluate_files(moved, proposal, options, through=through, settings=settings)
+    return dataclasses.replace(evaluation, found=chosen.found, notes=(*evaluation.notes, *notes))
+
+
 def _abstaining(usable: Sequence[ScoredFile], spec: ModelSpec, aggregation: str) -> Abstaining | None:
     if spec.calibration is None:
         return None

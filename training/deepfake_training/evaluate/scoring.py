@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from math import exp
-from pathlib import Path
 
 from deepfake_client.analysis.abstaining import abstention
 from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
@@ -19,10 +18,10 @@ from deepfake_client.result.verdict import FaceScore, FrameResult, Reason, Verdi
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import InputError, OptionError
 from deepfake_preprocess.media.opening import Media, open_media
-from deepfake_preprocess.media.suffixes import media_of
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.labels import FAKE, REAL, LabelName
 from deepfake_training.evaluate.calibration import apply_temperature, logits_of
+from deepfake_training.evaluate.clips import LabeledFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class ScoredFile(JsonData):
         label: ``real`` or ``fake``.
         fake_probability: score of the file, in [0, 1]; None without a verdict.
         reason: why there is no verdict; empty where there is one.
-        kind: what sort of real or fake it is: the folder it was found in.
+        kind: its source: the folder it was found in, or what a table says.
         frames: every sampled frame with its faces.
         verdict: all that was found; None where the file could not be opened, or is no file.
     """
@@ -106,26 +105,8 @@ def _with_temperature(face: FaceScore, temperature: float) -> FaceScore:
     return replace(face, fake_probability=float(apply_temperature(face.fake_probability, temperature)))
 
 
-def labeled_files(real: Iterable[str | Path], fake: Iterable[str | Path]) -> list[tuple[Path, LabelName]]:
-    """Return all files with their labels; a folder stands for the images and videos in it.
-
-    Raises:
-        OptionError: nothing was named, or a folder holds no media.
-    """
-    labeled: tuple[tuple[Iterable[str | Path], LabelName], ...] = ((real, "real"), (fake, "fake"))
-    found = [
-        (file, label)
-        for places, label in labeled
-        for place in map(Path, places)
-        for file in ([place] if place.is_file() else media_of(place))
-    ]
-    if not found:
-        raise OptionError("there is nothing to evaluate; name files or folders with `real` and `fake`")
-    return found
-
-
 def score_files(
-    files: Iterable[tuple[Path, LabelName]],
+    files: Iterable[LabeledFile],
     client: DeepfakeClient,
     options: AnalyzeOptions,
     *,
@@ -135,7 +116,7 @@ def score_files(
     """Analyze every file; one that cannot be opened is kept as inconclusive.
 
     Args:
-        files: paths and labels.
+        files: with their labels.
         client: connected to a server, or to a `CheckpointTransport`.
         options: how each file is analyzed.
         view: makes of each opened file what is analyzed, for example a degraded version.
@@ -145,18 +126,19 @@ def score_files(
         ServerError: the server cannot be reached.
     """
     scored = []
-    for number, (path, label) in enumerate(files, start=1):
+    for number, file in enumerate(files, start=1):
+        name = str(file.path)
         try:
-            with open_media(path, name=str(path)) as media:
+            with open_media(file.path, name=name) as media:
                 verdict = client.analyze(view(media) if view is not None else media, options=options)
         except OptionError:
             raise
         except InputError as exc:
-            result = ScoredFile(str(path), label, None, str(exc), path.parent.name)
+            result = ScoredFile(name, file.label, None, str(exc), file.source)
         else:
             reason = "" if verdict.reason is None else f"{verdict.reason.value}: {verdict.detail}"
             result = ScoredFile(
-                str(path), label, verdict.fake_probability, reason, path.parent.name, verdict.frames, verdict
+                name, file.label, verdict.fake_probability, reason, file.source, verdict.frames, verdict
             )
         scored.append(result)
         if on_file is not None:

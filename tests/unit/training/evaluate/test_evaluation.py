@@ -25,6 +25,7 @@ from deepfake_preprocess.media.sampling import Sampling
 from deepfake_training.data.labels import LabelName
 from deepfake_training.evaluate.calibration import apply_temperature, find_temperature, find_threshold
 from deepfake_training.evaluate.checkpoint import CheckpointTransport
+from deepfake_training.evaluate.clips import labeled_files
 from deepfake_training.evaluate.evaluation import (
     EvaluateOptions,
     Evaluation,
@@ -43,7 +44,7 @@ from deepfake_training.evaluate.metrics import (
 )
 from deepfake_training.evaluate.report import write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, view_of
-from deepfake_training.evaluate.scoring import ScoredFile, labeled_files, score_files
+from deepfake_training.evaluate.scoring import ScoredFile, score_files
 from deepfake_training.loop.run import TrainingRun
 
 
