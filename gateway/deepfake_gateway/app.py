@@ -8,17 +8,19 @@ from importlib import metadata
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from deepfake_gateway.api import analyses, batches, compatibility, explanations, operations, results
+from deepfake_gateway.api.door import Door
 from deepfake_gateway.api.guard import Guard
-from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem
+from deepfake_gateway.intake.problems import Problem, problem_answer
 from deepfake_gateway.intake.submission import AskModels, Desk
 from deepfake_gateway.jobs.queue import Queue
 from deepfake_gateway.sandbox.process import Sandboxes
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.media import MediaFolder
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.web import pages
@@ -53,7 +55,11 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
         openapi_url="/openapi.json",
     )
     app.state.settings = settings
-    app.state.desk = Desk(store, MediaFolder(settings.data_dir), queue, ask_models, sandboxes.run, settings)
+    keys = app.state.keys = Keys(store.engine)
+    # Of all tenants; a route takes the one of its caller, `request.state.desk`.
+    desk = app.state.whole_desk = Desk(
+        store, MediaFolder(settings.data_dir), queue, ask_models, sandboxes.run, settings
+    )
     for part in (analyses, batches, results, explanations, operations, compatibility):
         app.include_router(part.router)
     pages.add_to(app)
@@ -61,6 +67,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(SQLAlchemyError, _on_database)
+    app.add_middleware(Door, desk=desk, keys=keys, settings=settings)
     app.add_middleware(Guard, only_local_names=settings.is_local)
     return app
 
@@ -69,7 +76,7 @@ async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     if pages.wants_page(request):
         return pages.problem_page(request, error)
-    return JSONResponse(error.document(), error.status, error.headers, media_type=PROBLEM_TYPE)
+    return problem_answer(error)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

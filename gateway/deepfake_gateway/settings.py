@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     allow_open: bool = False
-    """Serve addresses other than this machine's own, although there is no login."""
+    """Serve addresses other than this machine's own, although there are no keys."""
     data_dir: Path = Path("gateway-data")
     """Folder of media and, by default, of the database."""
     database: str | None = None
@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     allowed_networks: tuple[str, ...] = ()
     """Networks such as ``192.168.1.0/24`` that may be reached although they are not public: by fetched files,
     webhooks and live sources."""
+    requests_per_minute: int = Field(600, ge=0)
+    """Requests that each key may send in a minute, or each address where there are no keys; 0 for any number."""
+    uploads_at_once: int = Field(8, ge=1)
+    """Uploads of one key that may be on their way at once."""
+    seconds_per_day: float = Field(0.0, ge=0)
+    """Seconds of video that each key may send in a day (UTC), unless it has a bound of its own; 0 for any number."""
     max_queued: int = Field(1000, ge=1)
     """Analyses that may wait; more are refused."""
     job_timeout_s: float = Field(1800.0, gt=0)
@@ -96,17 +102,19 @@ class Settings(BaseSettings):
         values = {name: value for name, value in from_file.items() if PREFIX + name.upper() not in os.environ}
         values |= {name: value for name, value in given.items() if value is not None}
         try:
-            settings = cls(**values)
+            return cls(**values)
         except ValidationError as exc:
             error = exc.errors()[0]
             name = ".".join(map(str, error["loc"]))
             raise OptionError(f"`{name}` is {error['input']!r}: {error['msg'].lower()}") from None
-        if not settings.is_local and not settings.allow_open:
+
+    def check_open(self, *, has_keys: bool) -> None:
+        """Raise OptionError where other machines reach a service that asks for no key, and nobody said so."""
+        if not (self.is_local or self.allow_open or has_keys):
             raise OptionError(
-                f"`host` is {settings.host}, which other machines reach, and there is no login; set `allow_open` if "
-                "everybody who reaches it may use it, or put a proxy with a login in front of 127.0.0.1"
+                f"`host` is {self.host}, which other machines reach, and there are no keys; make one with `deepfake "
+                "gateway keys create`, or set `allow_open` if everybody who reaches it may use it"
             )
-        return settings
 
     @property
     def is_local(self) -> bool:

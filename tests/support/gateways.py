@@ -144,7 +144,7 @@ def _parts(data_dir, settings):
     queue = ThreadQueue(store, None)
     sandboxes = InThread()
     app = build_app(settings, store, queue, ask_models, sandboxes)
-    queue.media = app.state.desk.media
+    queue.media = app.state.whole_desk.media
     return app, queue, sandboxes
 
 
@@ -153,7 +153,7 @@ def gateway(data_dir, **settings):
     """Yield a client of a service whose data lie in `data_dir`; its queue is ``client.queue``."""
     app, queue, sandboxes = _parts(data_dir, settings)
     with TestClient(app, base_url="http://127.0.0.1", follow_redirects=False) as client:
-        client.queue, client.desk, client.sandboxes = queue, app.state.desk, sandboxes
+        client.queue, client.desk, client.sandboxes = queue, app.state.whole_desk, sandboxes
         yield client
 
 

@@ -104,7 +104,7 @@ COMMANDS = {
         "deepfake_explain.cli.explain_serve:explain_serve", "Serve one checkpoint's heatmaps over HTTP.", "explain"
     ),
     "gateway": Command(
-        "deepfake_gateway.cli.gateway:gateway", "Run the verdict service: web page, REST and durable jobs.", "gateway"
+        "deepfake_gateway.cli.gateway:app", "Run the verdict service: web page, REST and durable jobs.", "gateway"
     ),
     "scan": Command("deepfake_scan.cli.scan:scan", "Verdicts on folders, buckets and manifests of any size.", "scan"),
     "demo-checkpoint": Command(

@@ -24,10 +24,12 @@ from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.transport.connect import connect
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_gateway.app import build_app
+from deepfake_gateway.cli.keys import keys
 from deepfake_gateway.jobs.queue import DurableQueue
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.support.extras import require_extra
@@ -40,7 +42,13 @@ LOOKING: Final = 2
 """Reports and faces that are cut out at once; each takes a process for a second or two."""
 
 
+app = typer.Typer(invoke_without_command=True)
+app.add_typer(keys, name="keys")
+
+
+@app.callback()
 def gateway(
+    context: typer.Context,
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Start a private Triton on this machine's CPU, and stop it at the end.")
     ] = False,
@@ -60,7 +68,7 @@ def gateway(
     ] = None,
     allow_open: Annotated[
         bool | None,
-        typer.Option("--allow-open", help="Serve other machines, although there is no login.", show_default=False),
+        typer.Option("--allow-open", help="Serve other machines, although there are no keys.", show_default=False),
     ] = None,
     data_dir: Annotated[
         Path | None,
@@ -96,18 +104,22 @@ def gateway(
     environment, and that over the file. docs/gateway.md lists all settings:
     limits of uploads, of memory and of time have no option of their own.
 
-    There is no login: addresses other than this machine's own need --allow-open.
+    Addresses other than this machine's own need keys, or --allow-open. Once
+    there is a key, nobody is served without one.
 
     [bold]Examples[/]
 
       deepfake gateway --embedded --repository models
       deepfake gateway --url triton:8001 --data-dir /var/lib/gateway
       DEEPFAKE_GATEWAY_PORT=9090 deepfake gateway --url localhost:8001
+      deepfake gateway keys create --name press --expires 90d
       curl -F file=@clip.mp4 -H 'Prefer: wait=60' http://127.0.0.1:8080/v1/analyses
 
     [bold]Exit codes[/]  0 stopped on request · 2 an option or the repository is
     wrong · 4 Triton could not start
     """
+    if context.invoked_subcommand is not None:
+        return
     given = {
         "url": url, "model": model, "host": host, "port": port, "allow_open": allow_open, "data_dir": data_dir,
         "database": database, "role": role, "concurrency": concurrency,
@@ -147,9 +159,11 @@ def _start_triton(stack: ExitStack, screen: Console, repository: Path) -> str:
 
 def _serve(settings: Settings, screen: Console) -> None:
     """Run the web server, and a worker beside it unless another command does that."""
+    store = Store(settings.database_url)
+    has_keys = Keys(store.engine).are_required()
+    settings.check_open(has_keys=has_keys)
     with listening(settings.host, settings.port) as listener, ExitStack() as stack:
         queue = DurableQueue(settings.database_url)
-        store = Store(settings.database_url)
         if settings.role == "all":
             stack.enter_context(_worker(settings))
         sandboxes = SandboxPool(LOOKING, limits_of(settings), connect(settings.connection), settings.model)
@@ -157,8 +171,8 @@ def _serve(settings: Settings, screen: Console) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"
         screen.print(f"The verdict service is at [bold]{address}[/], data in {escape(str(settings.data_dir))}")
-        if not settings.is_local:
-            screen.print("everybody who reaches this address may use it: there is no login", style="yellow")
+        if not settings.is_local and not has_keys:
+            screen.print("everybody who reaches this address may use it: there are no keys", style="yellow")
         config = uvicorn.Config(
             app, log_level="warning", server_header=False, timeout_graceful_shutdown=2, timeout_keep_alive=20
         )

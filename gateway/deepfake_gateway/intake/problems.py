@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 PROBLEM_TYPE: Final = "application/problem+json"
-STATUSES: Final = (400, 403, 404, 409, 413, 415, 416, 422, 429, 503)
+STATUSES: Final = (400, 401, 403, 404, 409, 413, 415, 416, 422, 429, 503)
 
 
 class ProblemDocument(BaseModel):
@@ -38,10 +39,15 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
         return ProblemDocument(title=self.title, status=self.status, detail=self.detail).model_dump()
 
 
+def problem_answer(problem: Problem) -> JSONResponse:
+    """Return the answer to a program."""
+    return JSONResponse(problem.document(), problem.status, problem.headers, media_type=PROBLEM_TYPE)
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return how a route may refuse, for OpenAPI."""
     schema = ProblemDocument.model_json_schema()
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {PROBLEM_TYPE: {"schema": schema}}}
-        for status in statuses
+        for status in sorted({*statuses, 401, 403, 429, 503})
     }

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -24,6 +25,7 @@ from deepfake_gateway.sandbox.process import RunTask
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.batches import Batch, Batches, BatchItem
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
+from deepfake_gateway.store.keys import Key, Keys
 from deepfake_gateway.store.media import MediaFolder
 from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
 from deepfake_preprocess.errors import DeepfakeError
@@ -67,7 +69,26 @@ class Desk:
         self.evidence = Evidence(media, run)
         self._queue, self._ask_models = queue, ask_models
         self._max_queued, self._explain_url = settings.max_queued, settings.explain_url
-        self._checkpoint: tuple[float, str | None] = (0.0, None)
+        # Shared by the desks of all callers.
+        self._checkpoint: dict[str, tuple[float, str | None]] = {}
+        self._key: Key | None = None
+        self._keys, self._seconds_per_day = Keys(store.engine), settings.seconds_per_day
+
+    def of(self, key: Key | None) -> Desk:
+        """Return the desk of a caller: only what belongs to the key's tenant is there, and its quota counts.
+
+        On an open service, where there are no keys, and for an administrator all is there.
+        """
+        desk = copy(self)
+        desk._key = key
+        if key is not None and "admin" not in key.scopes:
+            desk.store = self.store.of_tenant(key.tenant)
+            desk.batches = Batches(self.store.engine, key.tenant)
+        return desk
+
+    @property
+    def _tenant(self) -> str:
+        return "" if self._key is None else self._key.tenant
 
     async def submit(
         self,
@@ -111,10 +132,12 @@ class Desk:
         idempotency_key: str | None,
         priority: Priority,
     ) -> Submitted:
-        if idempotency_key is not None and (before := self.store.with_idempotency_key(idempotency_key)):
+        mine = self.store.of_tenant(self._tenant)  # an administrator's own, too
+        if idempotency_key is not None and (before := mine.with_idempotency_key(idempotency_key)):
             return self._repeated(before, upload, options)
-        if (earlier := self.store.earlier(upload.sha256, options, checkpoint)) is not None:
+        if (earlier := mine.earlier(upload.sha256, options, checkpoint)) is not None:
             return Submitted(earlier, is_new=False)
+        self._check_quota()
         if self._waiting() >= self._max_queued:
             raise self._full("analyses")
         analysis = Analysis(
@@ -128,6 +151,8 @@ class Desk:
             sha256=upload.sha256,
             options=options,
             idempotency_key=idempotency_key,
+            tenant=self._tenant,
+            key_id=None if self._key is None else self._key.id,
         )
         self.media.keep(upload.path, analysis.id)
         try:
@@ -136,7 +161,7 @@ class Desk:
             )
         except IntegrityError:
             self.media.delete(analysis.id)
-            before = self.store.with_idempotency_key(idempotency_key or "")
+            before = mine.with_idempotency_key(idempotency_key or "")
             if before is None:
                 raise
             return self._repeated(before, upload, options)
@@ -170,7 +195,7 @@ class Desk:
             else:
                 items.append(BatchItem(file.file_name, submitted.analysis, None))
         batch = Batch(secrets.token_hex(16), time.time(), name, tuple(items))
-        await asyncio.to_thread(self.batches.add, batch)
+        await asyncio.to_thread(self.batches.add, batch, self._tenant)
         return batch
 
     def find_batch(self, batch_id: str) -> Batch:
@@ -179,6 +204,19 @@ class Desk:
         if batch is None:
             raise Problem(404, f"there is no batch {batch_id[:64]!r}; the address is wrong")
         return batch
+
+    def _check_quota(self) -> None:
+        if self._key is None:
+            return
+        own = self._key.seconds_per_day
+        allowed = self._seconds_per_day if own is None else own
+        if allowed and self._keys.seconds_today(self._key.id) >= allowed:
+            left_s = str(86_400 - int(time.time()) % 86_400)
+            raise Problem(
+                429, f"this key's {allowed:g} seconds of video for today are used up; send more after midnight (UTC)",
+                {"Retry-After": left_s, "RateLimit-Limit": f"{allowed:g}", "RateLimit-Remaining": "0",
+                 "RateLimit-Reset": left_s},
+            )  # fmt: skip
 
     def _waiting(self) -> int:
         counts = self.store.count_by("status")
@@ -268,13 +306,13 @@ class Desk:
         return await self._ask_models()
 
     async def _checkpoint_in_use(self) -> str | None:
-        asked_at, checkpoint = self._checkpoint
-        if time.monotonic() - asked_at > MODEL_ASKED_EVERY_S or asked_at == 0.0:
+        asked_at, checkpoint = self._checkpoint.get("in use", (-MODEL_ASKED_EVERY_S, None))
+        if time.monotonic() - asked_at > MODEL_ASKED_EVERY_S:
             checkpoint = None
             with suppress(DeepfakeError):
                 models = await self._ask_models()
                 checkpoint = models[0].spec.checkpoint_sha256 if models else None
-            self._checkpoint = time.monotonic(), checkpoint
+            self._checkpoint["in use"] = time.monotonic(), checkpoint
         return checkpoint
 
 

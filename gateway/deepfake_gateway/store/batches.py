@@ -30,15 +30,17 @@ class Batch:
 
 
 class Batches:
-    """The tables of batches; safe for threads."""
+    """The tables of batches; safe for threads. Of a `tenant`, there are only its own."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, tenant: str | None = None) -> None:
         self._engine = engine
+        self._of_mine = sa.true() if tenant is None else BATCHES.c.tenant == tenant
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch, tenant: str) -> None:
         """Record a batch whose analyses are recorded already."""
+        values = {"id": batch.id, "created_at": batch.created_at, "name": batch.name, "tenant": tenant}
         with self._engine.begin() as connection:
-            connection.execute(BATCHES.insert().values(id=batch.id, created_at=batch.created_at, name=batch.name))
+            connection.execute(BATCHES.insert().values(values))
             rows = [
                 {
                     "batch_id": batch.id,
@@ -55,7 +57,7 @@ class Batches:
     def get(self, batch_id: str) -> Batch | None:
         """Return a batch with its analyses as they are now, without their verdicts; None where there is none."""
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(BATCHES).where(BATCHES.c.id == batch_id)).first()
+            row = connection.execute(sa.select(BATCHES).where((BATCHES.c.id == batch_id) & self._of_mine)).first()
             if row is None:
                 return None
             of_batch = BATCH_ITEMS.c.batch_id == batch_id
@@ -72,7 +74,7 @@ class Batches:
 
     def latest(self, count: int) -> list[Batch]:
         """Return so many batches, the newest first."""
-        query = sa.select(BATCHES.c.id).order_by(BATCHES.c.created_at.desc()).limit(count)
+        query = sa.select(BATCHES.c.id).where(self._of_mine).order_by(BATCHES.c.created_at.desc()).limit(count)
         with self._engine.connect() as connection:
             ids = connection.execute(query).scalars().all()
         return [batch for batch_id in ids if (batch := self.get(batch_id)) is not None]

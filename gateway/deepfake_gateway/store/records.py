@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
 import sqlalchemy as sa
 
+from deepfake_gateway.store.keys import count_seconds
 from deepfake_gateway.store.schema import ANALYSES, EVENTS, WORKERS, open_engine
 
 
@@ -61,6 +63,8 @@ class Analysis:
     verdict: dict[str, Any] | None = None
     error_type: str | None = None
     error_detail: str | None = None
+    tenant: str = ""
+    key_id: str | None = None
 
     @classmethod
     def of(cls, row: Any) -> Self:
@@ -100,10 +104,20 @@ def canonical(options: Mapping[str, Any]) -> str:
 
 
 class Store:
-    """The database of one gateway; safe for threads."""
+    """The database of one gateway; safe for threads. One `of_tenant` finds only what belongs to a tenant."""
 
     def __init__(self, url: str) -> None:
         self.engine = open_engine(url)
+        self._tenant: str | None = None
+
+    def of_tenant(self, tenant: str) -> Self:
+        """Return the same store, in which there are only the analyses of a tenant."""
+        store = copy(self)
+        store._tenant = tenant
+        return store
+
+    def _of_mine(self) -> sa.ColumnElement[bool]:
+        return sa.true() if self._tenant is None else ANALYSES.c.tenant == self._tenant
 
     def close(self) -> None:
         """Close all connections."""
@@ -146,7 +160,7 @@ class Store:
     def page(self, filters: Filters, *, after: str | None = None, limit: int = 20) -> list[Analysis]:
         """Return analyses, newest first, from behind the one with the id `after`; without their verdicts."""
         columns = [column for column in ANALYSES.columns if column.name != "verdict"]
-        query = sa.select(*columns, sa.null().label("verdict"))
+        query = sa.select(*columns, sa.null().label("verdict")).where(self._of_mine())
         exact = {
             "label": filters.label,
             "status": filters.status,
@@ -170,7 +184,7 @@ class Store:
             return [Analysis.of(row) for row in connection.execute(query)]
 
     def count_by(self, *names: str) -> dict[tuple[Any, ...], int]:
-        """Return how many analyses there are of each combination of columns."""
+        """Return how many analyses there are of each combination of columns, whosesoever."""
         columns = [ANALYSES.c[name] for name in names]
         query = sa.select(*columns, sa.func.count()).group_by(*columns)
         with self.engine.connect() as connection:
@@ -179,11 +193,14 @@ class Store:
     def delete(self, analysis_id: str) -> bool:
         """Forget an analysis and its events; returns whether there was one."""
         with self.engine.begin() as connection:
-            return connection.execute(ANALYSES.delete().where(ANALYSES.c.id == analysis_id)).rowcount > 0
+            return (
+                connection.execute(ANALYSES.delete().where((ANALYSES.c.id == analysis_id) & self._of_mine())).rowcount
+                > 0
+            )
 
     def _one(self, query: sa.Select[Any]) -> Analysis | None:
         with self.engine.connect() as connection:
-            row = connection.execute(query).first()
+            row = connection.execute(query.where(self._of_mine())).first()
         return None if row is None else Analysis.of(row)
 
     # --- states ---------------------------------------------------------------------------------------------------
@@ -199,6 +216,7 @@ class Store:
             self._change(
                 analysis_id,
                 Status.DONE,
+                seconds=max([1.0, *(frame["pts_seconds"] for frame in verdict["frames"])]),
                 finished_at=time.time(),
                 verdict=json.dumps(verdict),
                 label=verdict["label"],
@@ -224,9 +242,13 @@ class Store:
         """End an unfinished analysis without a result; its worker sees it. Returns whether it was unfinished."""
         return self._change(analysis_id, Status.CANCELED, finished_at=time.time()) is not None
 
-    def _change(self, analysis_id: str, status: Status, **values: Any) -> Analysis | None:
-        """Change an analysis that is unfinished, and say so in its events."""
-        unfinished = (ANALYSES.c.id == analysis_id) & ANALYSES.c.status.in_([item.value for item in UNFINISHED])
+    def _change(self, analysis_id: str, status: Status, *, seconds: float = 0.0, **values: Any) -> Analysis | None:
+        """Change an analysis that is unfinished, and say so in its events; `seconds` of video count for its key."""
+        unfinished = (
+            (ANALYSES.c.id == analysis_id)
+            & ANALYSES.c.status.in_([item.value for item in UNFINISHED])
+            & self._of_mine()
+        )
         with self.engine.begin() as connection:
             changed = connection.execute(ANALYSES.update().where(unfinished).values(status=status.value, **values))
             if changed.rowcount == 0:
@@ -237,6 +259,8 @@ class Store:
                 )
             _add_event(connection, analysis_id, "status", {"status": status.value})
             row = connection.execute(sa.select(ANALYSES).where(ANALYSES.c.id == analysis_id)).one()
+            if seconds and row.key_id is not None:
+                count_seconds(connection, row.key_id, seconds)
             return Analysis.of(row)
 
     # --- events ---------------------------------------------------------------------------------------------------
@@ -256,7 +280,8 @@ class Store:
         """Return the events of an analysis behind one of them, in order."""
         query = (
             sa.select(EVENTS)
-            .where((EVENTS.c.analysis_id == analysis_id) & (EVENTS.c.id > after))
+            .join(ANALYSES, ANALYSES.c.id == EVENTS.c.analysis_id)
+            .where((EVENTS.c.analysis_id == analysis_id) & (EVENTS.c.id > after) & self._of_mine())
             .order_by(EVENTS.c.id)
         )
         with self.engine.connect() as connection:

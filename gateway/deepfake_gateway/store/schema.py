@@ -28,7 +28,7 @@ ANALYSES = sa.Table(
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False, index=True),
     sa.Column("options", sa.Text, nullable=False),  # canonical JSON, so that equal options are equal text
-    sa.Column("idempotency_key", sa.String(255), unique=True),
+    sa.Column("idempotency_key", sa.String(255)),
     sa.Column("model_name", sa.Text),
     sa.Column("model_version", sa.Integer),
     sa.Column("checkpoint_sha256", sa.String(64)),
@@ -38,6 +38,10 @@ ANALYSES = sa.Table(
     sa.Column("verdict", sa.Text),  # the JSON of docs/verdict.schema.json, as the client writes it
     sa.Column("error_type", sa.Text),
     sa.Column("error_detail", sa.Text),
+    sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
+    sa.Column("key_id", sa.String(8)),  # the key that it was sent with
+    sa.Index("ix_analyses_idempotency_key", "tenant", "idempotency_key", unique=True),
+    sa.Index("ix_analyses_tenant", "tenant", "created_at"),
 )
 
 EVENTS = sa.Table(
@@ -75,6 +79,8 @@ BATCHES = sa.Table(
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("created_at", sa.Float, nullable=False, index=True),
     sa.Column("name", sa.Text, nullable=False),
+    sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
+    sa.Index("ix_batches_tenant", "tenant", "created_at"),
 )
 
 BATCH_ITEMS = sa.Table(
@@ -86,6 +92,37 @@ BATCH_ITEMS = sa.Table(
     # No foreign key: the batch goes on naming a file whose analysis was deleted.
     sa.Column("analysis_id", sa.String(32), index=True),
     sa.Column("refusal", sa.Text),
+)
+
+KEYS = sa.Table(
+    "keys",
+    METADATA,
+    sa.Column("id", sa.String(8), primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),  # with spaces between them
+    sa.Column("sha256", sa.String(64), nullable=False),  # of the key, which itself is kept nowhere
+    sa.Column("seconds_per_day", sa.Float),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("revoked_at", sa.Float),
+)
+
+SESSIONS = sa.Table(
+    "sessions",
+    METADATA,
+    sa.Column("sha256", sa.String(64), primary_key=True),  # of what the cookie holds
+    sa.Column("key_id", sa.String(8), sa.ForeignKey("keys.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
+
+QUOTAS = sa.Table(
+    "quotas",
+    METADATA,
+    # No foreign key: an analysis that ends after its key was removed is counted all the same.
+    sa.Column("key_id", sa.String(8), primary_key=True),
+    sa.Column("day", sa.String(10), primary_key=True),  # in UTC
+    sa.Column("seconds", sa.Float, nullable=False),
 )
 
 WORKERS = sa.Table(

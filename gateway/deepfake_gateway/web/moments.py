@@ -102,7 +102,7 @@ def _agreement(say: Language, explanation: StoredExplanation | None) -> str:
 @router.get("/analyses/{analysis_id}/moments")
 async def moments(analysis_id: str, request: Request) -> Response:
     """Show the faces and their heatmaps as a part of the result's page."""
-    desk: Desk = request.app.state.desk
+    desk: Desk = request.state.desk
     analysis = await asyncio.to_thread(desk.find, analysis_id)
     if analysis.verdict is None:
         raise Problem(409, f"the analysis is {analysis.status.value} and has no verdict; ask again once it is done")
@@ -118,7 +118,7 @@ async def draw(
     layer: Annotated[str, Form(max_length=200)] = "",
 ) -> Response:
     """Ask for heatmaps of all faces that are shown."""
-    desk: Desk = request.app.state.desk
+    desk: Desk = request.state.desk
     analysis = await asyncio.to_thread(desk.find, analysis_id)
     names = [face["name"] for face in listed_faces(analysis.verdict or {})]
     try:

@@ -17,7 +17,7 @@ from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.records import Analysis, Filters
-from deepfake_gateway.web import comparing, lanes, moments, start, words
+from deepfake_gateway.web import comparing, lanes, moments, signing, start, words
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.progress import progress_of
 from deepfake_gateway.web.rendering import render
@@ -32,7 +32,7 @@ router = APIRouter(include_in_schema=False)
 
 def add_to(app: FastAPI) -> None:
     """Add the pages and their files to an application."""
-    for part in (start.router, router, moments.router):
+    for part in (start.router, router, moments.router, signing.router):
         app.include_router(part)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
 
@@ -50,7 +50,7 @@ def problem_page(request: Request, problem: Problem) -> Response:
 
 
 def _parts(request: Request) -> tuple[Desk, Language]:
-    return request.app.state.desk, language_of(request)
+    return request.state.desk, language_of(request)
 
 
 def _address(request: Request) -> str:

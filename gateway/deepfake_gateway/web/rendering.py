@@ -64,7 +64,12 @@ def render(
 ) -> HTMLResponse:
     """Return a page; a language that its address asks for is kept for the next ones."""
     say = language_of(request)
-    template_values = {"path": request.url.path, "switches": _switches(request, say), **values}
+    template_values = {
+        "path": request.url.path,
+        "signed_in": getattr(request.state, "key", None) is not None,
+        "switches": _switches(request, say),
+        **values,
+    }
     page = _environment(say.code).get_template(template).render(template_values)
     response = HTMLResponse(page, status, headers)
     response.headers.update(

@@ -129,7 +129,7 @@ def _urgency(item: Progress) -> tuple[int, float]:
 
 
 def _parts(request: Request) -> tuple[Desk, Settings, Language]:
-    return request.app.state.desk, request.app.state.settings, language_of(request)
+    return request.state.desk, request.app.state.settings, language_of(request)
 
 
 def _shown(path: str) -> Response:

@@ -10,6 +10,7 @@ from deepfake_gateway.sandbox.process import SandboxError, TaskError
 from deepfake_gateway.store.records import Analysis, Status, Store
 
 VERDICT = {
+    "frames": [],
     "label": "REAL", "fake_probability": 0.1, "reason": None,
     "model": {"name": "m", "version": 1, "checkpoint_sha256": None},
 }  # fmt: skip

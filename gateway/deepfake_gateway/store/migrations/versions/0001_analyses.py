@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.Column("size_bytes", sa.BigInteger, nullable=False),
         sa.Column("sha256", sa.String(64), nullable=False, index=True),
         sa.Column("options", sa.Text, nullable=False),
-        sa.Column("idempotency_key", sa.String(255), unique=True),
+        sa.Column("idempotency_key", sa.String(255)),
         sa.Column("model_name", sa.Text),
         sa.Column("model_version", sa.Integer),
         sa.Column("checkpoint_sha256", sa.String(64)),
@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("error_type", sa.Text),
         sa.Column("error_detail", sa.Text),
     )
+    op.create_index("ix_analyses_idempotency_key", "analyses", ["idempotency_key"], unique=True)
     op.create_table(
         "analysis_events",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),

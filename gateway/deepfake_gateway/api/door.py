@@ -1,0 +1,180 @@
+"""`Door`: who a request is from, whether that may ask for it, and how often.
+
+Every path is closed to those without a key but the few that are named here, so that no route can forget to ask. A
+route gets the desk of its caller (`request.state.desk`), in which there is only what is the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, Final
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.responses import RedirectResponse, Response
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deepfake_gateway.api.guard import SAFE_METHODS
+from deepfake_gateway.intake.problems import Problem, problem_answer
+from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.keys import SESSION_COOKIE, Key, Keys
+
+SIGN_IN: Final = "/sign-in"
+_PUBLIC: Final = frozenset(
+    {
+        SIGN_IN, "/docs", "/openapi.json", "/health", "/api/v1/health", "/v1/health/live", "/v1/health/ready",
+    }
+)  # fmt: skip
+_ADMIN: Final = frozenset({"/metrics"})
+
+
+class Door:
+    """Lets requests in by key, counts them, and says what is left."""
+
+    def __init__(self, app: ASGIApp, *, desk: Desk, keys: Keys, settings: Settings) -> None:
+        self._app, self._desk, self._keys = app, desk, keys
+        self._required = False
+        self._is_local, self._uploads_at_once = settings.is_local, settings.uploads_at_once
+        self._rate = RateLimitItemPerMinute(settings.requests_per_minute) if settings.requests_per_minute else None
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._uploads: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        left: dict[str, str] = {}
+
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(left)
+            await send(message)
+
+        upload = None
+        try:
+            key = await self._caller(scope, headers)
+            scope.setdefault("state", {}).update(key=key, desk=self._desk.of(key))
+            caller = key.id if key else (scope.get("client") or ("",))[0]
+            if key is not None or not self._is_local:
+                left.update(self._counted(scope["path"], caller))
+                if scope["method"] not in SAFE_METHODS:
+                    upload = _Upload(self._uploads, caller, self._uploads_at_once, receive)
+        except (Problem, SQLAlchemyError) as exc:
+            await _refusal(exc, scope)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive if upload is None else upload.receive, send_counted)
+        finally:
+            if upload is not None:
+                upload.end()
+
+    async def _caller(self, scope: Scope, headers: Headers) -> Key | None:
+        """Return whose request it is, None on an open service; Problem 401 or 403 where it is nobody's that may."""
+        path, method = scope["path"], scope["method"]
+        if path in _PUBLIC or path.startswith("/static/"):
+            return None
+        self._required = self._required or await asyncio.to_thread(self._keys.are_required)
+        if not self._required:
+            return None
+        token = _cookie(headers)
+        if text := _text_of(headers):
+            key = await asyncio.to_thread(self._keys.of_text, text)
+        else:
+            key = None if token is None else await asyncio.to_thread(self._keys.of_session, token)
+        if key is None:
+            detail = (
+                "the key is not valid: it is mistyped, expired or revoked; ask whoever runs this service for another"
+                if text
+                else "this service wants a key; send it as `Authorization: Bearer KEY`, or sign in at /sign-in"
+            )
+            raise Problem(401, detail, {"WWW-Authenticate": "Bearer"})
+        needed = "admin" if path in _ADMIN else "read" if method in SAFE_METHODS or path == "/sign-out" else "analyze"
+        if not (key.scopes & {needed, "admin"} or (needed == "read" and "analyze" in key.scopes)):
+            raise Problem(403, f"this key may not do that: it has no scope `{needed}`; use one that has")
+        # A browser sends the cookie whichever page makes it; `Guard` has refused every other origin that is named.
+        if not text and method not in SAFE_METHODS and not _from_own_page(headers):
+            raise Problem(403, "a change with a session must come from this service's own page; send a key instead")
+        return key
+
+    def _counted(self, path: str, caller: str) -> dict[str, str]:
+        """Count a request; returns headers that say how many are left. Problem 429 where none was."""
+        if self._rate is None or path.startswith("/static/"):
+            return {}
+        allowed = self._limiter.hit(self._rate, caller)
+        stats = self._limiter.get_window_stats(self._rate, caller)
+        reset_s = max(1, round(stats.reset_time - time.time()))
+        left = {
+            "RateLimit-Limit": str(self._rate.amount),
+            "RateLimit-Remaining": str(max(0, stats.remaining)),
+            "RateLimit-Reset": str(reset_s),
+        }
+        if not allowed:
+            detail = f"more than {self._rate.amount} requests came within a minute; wait for {reset_s} s"
+            raise Problem(429, detail, {**left, "Retry-After": str(reset_s)})
+        return left
+
+
+class _Upload:
+    """Counts a body that is on its way, until it is there; Problem 429 where too many are."""
+
+    def __init__(self, uploads: Counter[str], caller: str, at_once: int, receive: Receive) -> None:
+        if uploads[caller] >= at_once:
+            raise Problem(
+                429, f"{at_once} uploads are on their way, as many as may; send the next when one is there",
+                {"Retry-After": "2"},
+            )  # fmt: skip
+        uploads[caller] += 1
+        self._uploads, self._caller, self._receive, self._ended = uploads, caller, receive, False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self.end()
+        return message
+
+    def end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._uploads[self._caller] -= 1
+            if not self._uploads[self._caller]:
+                del self._uploads[self._caller]
+
+
+def _text_of(headers: Headers) -> str:
+    kind, _, value = headers.get("authorization", "").partition(" ")
+    return value.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "").strip()
+
+
+def _cookie(headers: Headers) -> str | None:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(SESSION_COOKIE)
+    except CookieError:
+        return None
+    return None if found is None else found.value
+
+
+def _from_own_page(headers: Headers) -> bool:
+    return headers.get("origin", "null") != "null" or headers.get("sec-fetch-site") == "same-origin"
+
+
+def _refusal(error: Exception, scope: Scope) -> Response:
+    request: Any = Request(scope)
+    if isinstance(error, SQLAlchemyError):
+        detail = f"the database gives no answer ({type(error).__name__}); try again later"
+        error = Problem(503, detail, {"Retry-After": "5"})
+    assert isinstance(error, Problem)
+    if error.status == 401 and "text/html" in request.headers.get("accept", "") and request.method == "GET":
+        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(f"{SIGN_IN}?next={quote(asked, safe='')}", status_code=303)
+    return problem_answer(error)

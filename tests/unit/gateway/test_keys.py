@@ -1,0 +1,206 @@
+"""Keys: who is let in, what they see, how much they may; and `deepfake gateway keys`."""
+
+import json
+import threading
+import time
+
+import gateways
+import pytest
+
+from deepfake_client.cli.main import main
+from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.keys import Keys
+from deepfake_preprocess.errors import OptionError
+
+
+@pytest.fixture
+def keys(gateway):
+    return Keys(gateway.desk.store.engine)
+
+
+def bearer(keys, *scopes, **values):
+    return {"Authorization": f"Bearer {keys.create('test', scopes or ['analyze'], **values)[1]}"}
+
+
+def send(gateway, clip, headers, **fields):
+    headers = {**headers, "Prefer": "wait=60"}
+    return gateway.post("/v1/analyses", files={"file": ("clip.mp4", clip)}, data=fields, headers=headers)
+
+
+def test_from_the_first_key_on_nobody_is_served_without_one(gateway, keys, clip):
+    assert gateway.get("/v1/analyses").status_code == 200
+    key, text = keys.create("test", ["analyze"])
+    assert text not in str(gateway.desk.store.engine.connect().exec_driver_sql("SELECT * FROM keys").all())
+    refused = gateway.get("/v1/analyses")
+    assert refused.status_code == 401
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert "send it as `Authorization: Bearer KEY`" in refused.json()["detail"]
+    for wrong in (text[:-1], text[:-1] + ("0" if text[-1] != "0" else "1"), text.replace("dfk", "abc"), "x"):
+        assert gateway.get("/v1/analyses", headers={"Authorization": f"Bearer {wrong}"}).status_code == 401
+    for headers in ({"Authorization": f"Bearer {text}"}, {"X-Api-Key": text}):
+        assert gateway.get("/v1/analyses", headers=headers).status_code == 200
+    for path in ("/v1/health/live", "/v1/health/ready", "/health", "/docs", "/static/app.js", "/sign-in"):
+        assert gateway.get(path).status_code in (200, 503), path
+    assert keys.revoke(key.id)
+    assert gateway.get("/v1/analyses", headers={"X-Api-Key": text}).status_code == 401
+    assert gateway.get("/v1/analyses").status_code == 401  # no key is left, and it does not open again
+    late = keys.create("late", ["analyze"], expires_at=time.time() - 1)[1]
+    assert gateway.get("/v1/analyses", headers={"X-Api-Key": late}).status_code == 401
+
+
+def test_every_route_but_the_named_ones_wants_a_key(gateway, keys):
+    keys.create("test", ["analyze"])
+    public = {
+        "/health",
+        "/api/v1/health",
+        "/v1/health/live",
+        "/v1/health/ready",
+        "/docs",
+        "/openapi.json",
+        "/sign-in",
+    }
+    paths = {(path, method) for path, methods in gateway.app.openapi()["paths"].items() for method in methods}
+    paths |= {("/", "get"), ("/", "post"), ("/history", "get"), ("/analyses/{id}", "get"), ("/metrics", "get")}
+    for path, method in paths:
+        status = gateway.request(method, path.replace("{", "").replace("}", "")).status_code
+        assert (status == 401) == (path not in public), (path, method, status)
+
+
+def test_scopes(gateway, keys, clip):
+    reader, writer, admin = bearer(keys, "read"), bearer(keys, "analyze"), bearer(keys, "admin")
+    refused = send(gateway, clip, reader)
+    assert refused.status_code == 403
+    assert "no scope `analyze`" in refused.json()["detail"]
+    assert send(gateway, clip, writer).status_code == 200
+    assert [gateway.get("/metrics", headers=one).status_code for one in (reader, writer, admin)] == [403, 403, 200]
+
+
+def test_a_tenant_sees_only_its_own(gateway, keys, clip):
+    mine, colleague = bearer(keys, tenant="press"), bearer(keys, tenant="press")
+    other, admin = bearer(keys), bearer(keys, "admin")
+    key = {"Idempotency-Key": "one"}
+    sent = send(gateway, clip, {**mine, **key}).json()
+    batch = gateway.post("/v1/batches", files=[("file", ("a.mp4", clip))], headers=mine).json()
+    links = [link for name, link in sent["links"].items() if name != "page"] + [batch["links"]["self"]]
+    links += [f"/analyses/{sent['id']}", f"/v1/analyses/{sent['id']}/explanations"]
+    for link in links:
+        assert gateway.get(link, headers=other).status_code in (404, 405), link
+    for headers in (colleague, admin):
+        assert gateway.get(sent["links"]["self"], headers=headers).json()["id"] == sent["id"]
+        assert gateway.get(batch["links"]["self"], headers=headers).json()["id"] == batch["id"]
+    for path in ("cancel", "explanations"):
+        assert gateway.post(f"/v1/analyses/{sent['id']}/{path}", headers=other).status_code == 404
+    assert gateway.delete(f"/v1/analyses/{sent['id']}", headers=other).status_code == 404
+    assert gateway.get("/v1/analyses", headers=other).json()["items"] == []
+    assert sent["id"] not in gateway.get("/", headers=other).text
+    assert sent["id"] not in gateway.get("/history", headers=other).text
+    assert len(gateway.get("/v1/analyses", headers=admin).json()["items"]) == 1
+    # Neither the result nor the idempotency key of another tenant answers.
+    runs = gateway.queue.runs
+    theirs = send(gateway, clip, {**other, **key})
+    assert theirs.json()["id"] != sent["id"]
+    assert gateway.queue.runs == runs + 1
+    assert send(gateway, clip, colleague).json()["id"] == sent["id"]
+    assert send(gateway, clip, admin).json()["id"] not in (sent["id"], theirs.json()["id"])
+
+
+def test_seconds_of_video_per_day(gateway, keys, clip):
+    headers = bearer(keys, seconds_per_day=1.5)
+    assert [send(gateway, clip, headers, num_frames=number).status_code for number in (4, 5)] == [200, 200]
+    refused = send(gateway, clip, headers, num_frames=6)
+    assert refused.status_code == 429
+    assert 0 < int(refused.headers["retry-after"]) <= 86_400
+    assert "are used up" in refused.json()["detail"]
+    assert send(gateway, clip, headers, num_frames=4).status_code == 200  # the earlier result costs nothing
+    assert send(gateway, clip, bearer(keys), num_frames=6).status_code == 200
+
+
+def test_requests_per_minute_and_uploads_at_once(tmp_path, clip):
+    with gateways.gateway(tmp_path / "data", requests_per_minute=4, uploads_at_once=1) as gateway:
+        keys = Keys(gateway.desk.store.engine)
+        headers = bearer(keys)
+        first = gateway.get("/v1/analyses", headers=headers)
+        assert (first.headers["ratelimit-limit"], first.headers["ratelimit-remaining"]) == ("4", "3")
+        begun, go_on, answers = threading.Event(), threading.Event(), []
+
+        def slow_body():
+            yield clip[:1000]
+            begun.set()
+            go_on.wait()
+            yield clip[1000:]
+
+        thread = threading.Thread(
+            target=lambda: answers.append(gateway.post("/v1/analyses", content=slow_body(), headers=headers))
+        )
+        thread.start()
+        begun.wait()
+        go_on.set()
+        thread.join()
+        assert answers[0].status_code == 202
+        while (refused := gateway.get("/v1/analyses", headers=headers)).status_code == 200:
+            pass
+        assert refused.status_code == 429
+        assert refused.headers["ratelimit-remaining"] == "0"
+        assert int(refused.headers["retry-after"]) > 0
+        assert gateway.get("/v1/analyses", headers=bearer(keys)).status_code == 200
+
+
+def test_signing_in_on_the_page(gateway, keys, clip):
+    text = keys.create("test", ["analyze"])[1]
+    browser = {"Accept": "text/html"}
+    asked = gateway.get("/history?label=FAKE", headers=browser)
+    assert asked.headers["location"] == "/sign-in?next=%2Fhistory%3Flabel%3DFAKE"
+    wrong = gateway.post("/sign-in", data={"key": "dfk_no"}, headers=browser)
+    assert wrong.status_code == 401
+    assert "mistyped, expired or revoked" in wrong.text
+    for wanted, shown in (("/history?label=FAKE", "/history?label=FAKE"), ("//evil.example", "/"), ("/\\evil", "/")):
+        signed = gateway.post("/sign-in", data={"key": f" {text} ", "next": wanted}, headers=browser)
+        assert (signed.status_code, signed.headers["location"]) == (303, shown)
+    cookie = signed.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=lax" in cookie
+    assert text not in cookie
+    assert "Sign out" in gateway.get("/", headers=browser).text
+    file = {"file": ("clip.mp4", clip)}
+    own, foreign = {"Origin": "http://127.0.0.1"}, {"Origin": "http://evil.example"}
+    for headers, status in ((own, 202), ({"Sec-Fetch-Site": "same-origin"}, 200), ({}, 403), (foreign, 403)):
+        assert gateway.post("/v1/analyses", files=file, headers={**headers, "Prefer": ""}).status_code in (
+            {status, 202} if status == 200 else {status}
+        )
+    assert gateway.post("/v1/analyses", files=file, headers={"Origin": "null"}).status_code == 403
+    token = gateway.cookies["session"]
+    assert gateway.post("/sign-out", headers=own).headers["location"] == "/sign-in"
+    gateway.cookies.set("session", token, domain="127.0.0.1")
+    assert gateway.get("/history", headers=browser).status_code == 303
+
+
+def test_the_commands(tmp_path, capsys):
+    place = ["--data-dir", str(tmp_path)]
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main(["gateway", "keys", *arguments, *place])
+        return end.value.code, *capsys.readouterr()
+
+    code, text, advice = run("create", "--name", "press", "--expires", "90d", "--scope", "read")
+    assert code == 0
+    assert "only once" in advice
+    assert run("list")[1].count("dfk_") == 1
+    listed = json.loads(run("list", "--json")[1])
+    assert (listed[0]["name"], listed[0]["scopes"], listed[0]["state"]) == ("press", ["read"], "valid")
+    assert text.strip().split("_")[2] not in run("list", "--json")[1]
+    assert run("revoke", text.strip())[0] == 0
+    code, _, error = run("revoke", text.strip())
+    assert code == 2
+    assert "there is no valid key" in " ".join(error.split())
+    for wrong in (["--scope", "root"], ["--expires", "soon"], ["--tenant", "a b"]):
+        assert run("create", "--name", "x", *wrong)[0] == 2
+
+
+def test_other_machines_are_served_with_keys_or_by_a_word_only(tmp_path):
+    settings = Settings.of(host="0.0.0.0", data_dir=tmp_path)
+    with pytest.raises(OptionError, match="keys create"):
+        settings.check_open(has_keys=False)
+    settings.check_open(has_keys=True)
+    Settings.of(host="0.0.0.0", allow_open=True).check_open(has_keys=False)
+    Settings.of().check_open(has_keys=False)
