@@ -68,8 +68,8 @@ class Folder:
     """A folder of this machine."""
 
     def __init__(self, path: Path) -> None:
-        self.address = str(path)
-        self._path = path
+        self._path = path.absolute()
+        self.address = str(self._path)
 
     def names(self, folder: str) -> list[str]:
         """See `Storage.names`."""

@@ -19,9 +19,11 @@ from deepfake_client.cli.main import print_error
 from deepfake_client.client import DeepfakeClient
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_scan.cli.progress import shown_progress
-from deepfake_scan.cli.status import compact_results, print_status, print_summary
+from deepfake_scan.cli.status import compact_results, print_plan, print_status, print_summary
 from deepfake_scan.engines.local import scan_here, setup_for_cores
+from deepfake_scan.engines.on_ray import scan_on_ray
 from deepfake_scan.metrics import served_metrics
+from deepfake_scan.plan import parse_plan
 from deepfake_scan.run import Scan
 from deepfake_scan.storage import open_storage
 from deepfake_scan.tally import Tally
@@ -30,6 +32,7 @@ from deepfake_scan.work.task import Limits, Setup
 EXIT_SOME_INPUTS_FAILED: Final = 5
 EXIT_INTERRUPTED: Final = 130
 RUN_PANEL: Final = "Run"
+ENGINES: Final = ("local", "ray")
 UPKEEP_PANEL: Final = "Instead of a scan"
 
 
@@ -48,6 +51,9 @@ def scan(
     output: Annotated[
         str | None, typer.Option(metavar="DIR|ADDRESS", help="Folder or bucket prefix of the results.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(metavar="|".join(ENGINES), help="Who does the work; ray: the cluster of RAY_ADDRESS.")
+    ] = "local",
     column: Annotated[
         str | None, typer.Option(help="Column of a manifest that holds addresses.", show_default="found by its name")
     ] = None,
@@ -76,6 +82,14 @@ def scan(
     compact: Annotated[
         bool, typer.Option("--compact", help="Join the small parts of OUTPUT.", rich_help_panel=UPKEEP_PANEL)
     ] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLIPS[,CROPS]",
+            help="Cores and servers for so many clips a day; CROPS: what one of your servers scores in a second.",
+            rich_help_panel=UPKEEP_PANEL,
+        ),
+    ] = None,
 ) -> None:
     """Analyze folders, buckets and manifests of any size; started again, it does only what is missing.
 
@@ -95,7 +109,9 @@ def scan(
       deepfake scan videos --output results --embedded
       deepfake scan s3://bucket/2026/ --output s3://bucket/verdicts --url triton:8001
       deepfake scan clips.parquet --column url --output results --url triton:8001,triton2:8001
+      deepfake scan s3://bucket/in/ --output s3://bucket/out --engine ray --url triton:8001
       deepfake scan --status --output results
+      deepfake scan --plan 10e6,900
 
     [bold]Exit codes[/]
 
@@ -105,8 +121,13 @@ def scan(
       5    some inputs have no verdict; their rows say why
       130  interrupted; what is done is kept
     """
+    if plan is not None:
+        print_plan(parse_plan(plan))
+        return
     if output is None:
         raise OptionError("name the folder or the bucket prefix of the results as `output`")
+    if engine not in ENGINES:
+        raise OptionError(f"`engine` is {engine!r}; allowed: {', '.join(ENGINES)}")
     storage = open_storage(output)
     if status or compact:
         if sources:
@@ -134,7 +155,10 @@ def scan(
         state, error = "interrupted", None
         try:
             with shown_progress(screen, tally), todo:
-                asyncio.run(scan_here(todo, setup, storage, tally, processes=processes))
+                if engine == "ray":
+                    scan_on_ray(todo, setup, storage, tally)
+                else:
+                    asyncio.run(scan_here(todo, setup, storage, tally, processes=processes))
             state = "finished"
         except KeyboardInterrupt:
             pass

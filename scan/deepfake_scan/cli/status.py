@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +12,7 @@ from deepfake_client.cli.render import LABEL_STYLE
 from deepfake_client.result.verdict import Label
 from deepfake_preprocess.cli.console import results_console
 from deepfake_preprocess.support.text import visible
+from deepfake_scan.plan import Cluster
 from deepfake_scan.results.upkeep import compact, count
 from deepfake_scan.run import read_facts
 from deepfake_scan.storage import Storage
@@ -45,6 +46,20 @@ def print_summary(screen: Console, tally: Tally, output: str) -> None:
                         f"{visible(output)}"))  # fmt: skip
     if tally.done:
         screen.print(_table(tally.labels, tally.failures))
+
+
+def print_plan(clusters: Sequence[Cluster]) -> None:
+    """Print what so many clips a day need."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for heading in ("clips a day", "cores that open clips", "crops/s", "servers", "results a day"):
+        table.add_column(heading, justify="right")
+    for one in clusters:
+        servers = f"{one.servers:,}" if one.servers is not None else f"{one.server_cores:,} CPU cores"
+        counts = (one.clips_per_day, one.scan_cores, one.crops_per_s)
+        table.add_row(*(f"{count:,}" for count in counts), servers, f"{one.results_gb:,.0f} GB")
+    screen = results_console()
+    screen.print(table)
+    screen.print("for clips of 1080p, 10 s, 32 frames, one face; docs/scale.md has the formula", style="dim")
 
 
 def _table(labels: Mapping[str, int], failures: Mapping[str, int]) -> Table:

@@ -30,6 +30,9 @@ class Patience:
     server_wait_s: float = 600.0
 
 
+PATIENCE: Final = Patience()
+
+
 async def analyze_until_served(pool: Pool, address: str, patience: Patience) -> Answer:
     """Analyze an input, again while no server answers; ServerError where none came back, or none can ever answer."""
     give_up_at, wait_s, failures = time.monotonic() + patience.server_wait_s, FIRST_WAIT_S, 0
@@ -49,7 +52,7 @@ async def analyze_until_served(pool: Pool, address: str, patience: Patience) -> 
 
 
 async def scan_here(
-    todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, processes: int, patience: Patience = Patience()
+    todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, processes: int, patience: Patience = PATIENCE
 ) -> None:
     """Analyze all of `todo`; canceled, it keeps what is done.
 
