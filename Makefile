@@ -16,10 +16,10 @@ SEED ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve web test test-slow test-gpu fuzz chaos lint types imports check texts format clean
+.PHONY: help setup run serve web test test-slow test-gpu fuzz chaos chaos-gateway lint types imports check texts format clean
 
 help:  ## List the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -83,7 +83,11 @@ fuzz: $(VENV)/.dev  ## Analyze N mutated media files (SEED=1); those that fail a
 
 chaos: N := 100
 chaos: $(VENV)/.dev  ## N=100 faults (processes killed and stopped, disk full) in runs over a directory (SEED=1)
-	@CHAOS_FAULTS=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos
+	@CHAOS_FAULTS=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos/test_chaos.py
+
+chaos-gateway: N := 100
+chaos-gateway: $(VENV)/.dev  ## N=100 kills of gateway, worker, sandbox and Triton while it works (SEED=1)
+	@CHAOS_FAULTS=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos/test_gateway_chaos.py
 
 lint: $(VENV)/.dev  ## ruff, lint and format; codespell
 	@$(BIN)/ruff check .

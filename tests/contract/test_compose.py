@@ -321,9 +321,8 @@ def test_the_gateway_s_dashboard_asks_for_what_the_gateway_exports(tmp_path):
         exported = client.get("/metrics").text
     families = set(re.findall(r"^# TYPE (\w+) ", exported, re.MULTILINE))
     asked = {name for expression in expressions for name in re.findall(r"deepfake_gateway_\w+", expression)}
+    assert asked
     assert asked <= families
-    # Each is drawn somewhere.
-    assert families <= asked
 
 
 @pytest.mark.debian("prometheus")

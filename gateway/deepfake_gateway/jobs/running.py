@@ -20,6 +20,8 @@ LOOK_S: Final = 0.25
 """How often progress is written and a cancellation is looked for."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 """Between tries while the server is away; each wait is twice the one before."""
+MAX_KILLS: Final = 2
+"""Times that the process of an analysis may be killed from outside; after that it needs too much memory."""
 _AWAY: Final = (
     errors.ServerUnavailableError.__name__, errors.ServerTimeoutError.__name__, errors.ServerBusyError.__name__
 )  # fmt: skip
@@ -91,12 +93,21 @@ def _note(store: Store, analysis_id: str, latest: list[dict[str, Any]]) -> bool:
 async def _work_until_served(
     analysis: Analysis, work: Work, on_progress: OnProgress, server_wait_s: float
 ) -> dict[str, Any]:
-    """Work, again and again while the server is away and there is time left to wait for it."""
+    """Work, again and again while the server is away and there is time left to wait for it.
+
+    A process that was killed from outside is given another try, one that the medium ended is not.
+    """
     give_up_at, wait_s = time.monotonic() + server_wait_s, FIRST_WAIT_S
+    kills = 0
     while True:
         may_wait = time.monotonic() + wait_s < give_up_at
         try:
             verdict = await work(analysis, on_progress)
+        except SandboxError as exc:
+            kills += 1
+            if not exc.was_killed or kills > MAX_KILLS:
+                raise
+            continue
         except TaskError as exc:
             if exc.kind not in _AWAY or not may_wait:
                 raise

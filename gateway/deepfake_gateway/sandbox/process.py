@@ -33,7 +33,14 @@ LONGEST_LINE: Final = 64 * 2**20
 
 
 class SandboxError(DeepfakeError):
-    """A process that opened a medium died, or was ended for using more than it may."""
+    """A process that opened a medium died, or was ended for using more than it may.
+
+    `was_killed`: by SIGKILL, which comes from outside: from the kernel when memory is short, or from a person.
+    """
+
+    def __init__(self, detail: str, *, was_killed: bool = False) -> None:
+        super().__init__(detail)
+        self.was_killed = was_killed
 
 
 class TaskError(DeepfakeError):
@@ -102,7 +109,7 @@ class Sandbox:
                 "more with `job_timeout_s`"
             ) from None
         except (BrokenPipeError, ConnectionResetError):
-            raise SandboxError(self._death(await process.wait())) from None
+            raise self._death(await process.wait()) from None
         finally:
             if not finished:
                 await self.close()
@@ -128,17 +135,20 @@ class Sandbox:
         assert process.stdout is not None
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise SandboxError(self._death(await process.wait()))
+            raise self._death(await process.wait())
         data: dict[str, Any] = json.loads(line)
         return data
 
-    def _death(self, code: int) -> str:
+    def _death(self, code: int) -> SandboxError:
         if code == -signal.SIGXCPU:
-            return f"the medium took more than {self._limits.cpu_s} s of CPU time; send a shorter part of it"
+            return SandboxError(
+                f"the medium took more than {self._limits.cpu_s} s of CPU time; send a shorter part of it"
+            )
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-        return (
+        return SandboxError(
             f"the process that opened the medium ended {how}: the file is damaged or made to do harm, or needs more "
-            f"than {self._limits.memory_bytes >> 20} MiB; convert it again from its source and retry"
+            f"than {self._limits.memory_bytes >> 20} MiB; convert it again from its source and retry",
+            was_killed=code == -signal.SIGKILL,
         )
 
     async def close(self) -> None:

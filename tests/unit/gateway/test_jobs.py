@@ -56,6 +56,17 @@ def test_a_server_that_is_away_is_waited_for(store):
     assert run(store, TaskError("ServerUnavailableError", "gone"), VERDICT).status is Status.DONE
 
 
+def test_what_was_killed_from_outside_is_tried_again_but_not_for_ever(store):
+    killed = SandboxError("killed", was_killed=True)
+    assert run(store, killed, killed, VERDICT).status is Status.DONE
+
+
+def test_what_is_killed_again_and_again_fails(store):
+    killed = SandboxError("killed", was_killed=True)
+    found = run(store, killed, killed, killed, VERDICT)
+    assert (found.status, found.error_type) == (Status.FAILED, "SandboxError")
+
+
 def test_not_for_longer_than_is_set(store):
     found = run(store, TaskError("ServerUnavailableError", "gone"), server_wait_s=0)
     assert (found.status, found.error_type, found.error_detail) == (Status.FAILED, "ServerUnavailableError", "gone")

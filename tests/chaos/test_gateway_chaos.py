@@ -1,0 +1,194 @@
+"""Kills at random moments while the verdict service works: nothing is lost, doubled or stuck, and no verdict differs.
+
+Gateway, worker, sandboxes, Triton and its supervisor are killed with SIGKILL, each under what starts it again where
+people run it. Some kills run with the other tests, many with ``make chaos-gateway N=100 SEED=1``.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from media import make_clip
+from serve_command import DEEPFAKE, Server
+from server_processes import assert_all_end, tritonserver_of
+from tiny_model import write_tiny_repository
+
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
+from deepfake_preprocess.support.sockets import listening
+
+NUM_KILLS = int(os.environ.get("CHAOS_FAULTS", "3"))
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+JOBS = 4
+"""Sent in each round, and killed at until all are over."""
+GAP_S = (0.2, 3.0)
+"""From one kill to the next; some come while the last one is not mended yet."""
+ROUND_TIMEOUT_S = 300
+
+
+class Gateway:
+    """`deepfake gateway` under a service manager, which starts it again when it ends."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        with listening("127.0.0.1", 0) as probe:
+            port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}"
+        self._log = (folder / "gateway.log").open("ab")
+        self._command = [*DEEPFAKE, "gateway", "--url", url, "--port", str(port), "--data-dir", str(folder / "data")]
+        self.process = self._start()
+        self._over = threading.Event()
+        self._manager = threading.Thread(target=self._keep_running)
+        self._manager.start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stdout=self._log, stderr=self._log)
+
+    def _keep_running(self) -> None:
+        while not self._over.wait(0.1):
+            if self.process.poll() is not None:
+                self.process = self._start()
+
+    def below(self, module: str) -> psutil.Process:
+        """Return a process of a module, or raise psutil.NoSuchProcess."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            if module in process.cmdline():
+                return process
+        raise psutil.NoSuchProcess(self.process.pid, module)
+
+    def ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """Return what a request is answered, sent again while the service is away."""
+        deadline = time.monotonic() + ROUND_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                answer = httpx.request(method, self.address + path, timeout=30, **options)
+                if answer.status_code < 400:
+                    data: dict[str, Any] = answer.json()
+                    return data
+                assert answer.status_code in (429, 503), answer.text
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)  # between polls
+        raise AssertionError(f"{method} {path} was not answered")
+
+    def close(self) -> None:
+        self._over.set()
+        self._manager.join()
+        running = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(60) == 0
+        assert_all_end(running)
+        self._log.close()
+
+
+def kills(server: Server, gateway: Gateway) -> dict[str, Callable[[], None]]:
+    """Return what may be killed, by name."""
+    return {
+        "gateway": lambda: gateway.process.kill(),
+        "worker": lambda: gateway.below("deepfake_gateway.jobs.worker").kill(),
+        "sandbox": lambda: gateway.below("deepfake_gateway.sandbox.entry").kill(),
+        "Triton": lambda: tritonserver_of(server.supervisor()).kill(),
+        "supervisor of Triton": lambda: psutil.Process(server.supervisor()).kill(),
+    }
+
+
+def facts(verdict: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be the same in every run; the score apart, whose last digits depend on the batch."""
+    frames = [(frame["index"], len(frame["faces"])) for frame in verdict["frames"]]
+    return {"label": verdict["label"], "reason": verdict["reason"], "frames": frames, "model": verdict["model"]}
+
+
+@pytest.mark.timeout(ROUND_TIMEOUT_S + 60 * NUM_KILLS)
+def test_nothing_is_lost_doubled_or_stuck_whatever_is_killed(tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    clips = [
+        make_clip(tmp_path / f"{faces}.mp4", size_wh=(320, 180), duration_s=1, faces=faces, moving=True)
+        for faces in (1, 2)
+    ]
+    server = Server(write_tiny_repository(tmp_path / "models"))
+    happened: collections.Counter[str] = collections.Counter()
+    sent: dict[str, tuple[Path, int]] = {}
+    gateway = Gateway(server.urls["grpc"], tmp_path)
+    try:
+        server.wait_until_ready()
+        while happened.total() < NUM_KILLS:
+            keys = []
+            for _ in range(JOBS):
+                # Another number of frames or least size each time, so that none is answered by an earlier result.
+                number = len(sent)
+                clip, frames = clips[number % 2], 3 + number % 5
+                key = f"job{number}"
+                sent[key], _ = (clip, frames), keys.append(key)
+                fields = {"num_frames": str(frames), "min_face_px": str(number / 1e4), "file_name": clip.name}
+                gateway.ask(
+                    "POST", "/v1/analyses", content=clip.read_bytes(), headers={"idempotency-key": key}, params=fields
+                )
+            deadline, next_kill = time.monotonic() + ROUND_TIMEOUT_S, time.monotonic() + chance.uniform(*GAP_S)
+            while is_busy(gateway):
+                assert time.monotonic() < deadline, f"stuck after {happened}"
+                if time.monotonic() > next_kill and happened.total() < NUM_KILLS:
+                    name, kill = chance.choice(sorted(kills(server, gateway).items()))
+                    try:
+                        kill()
+                        happened[name] += 1
+                    except psutil.NoSuchProcess:
+                        pass  # it had ended by itself, or by the kill before
+                    next_kill = time.monotonic() + chance.uniform(*GAP_S)
+                time.sleep(0.05)  # between polls
+        found = all_analyses(gateway)
+        assert len(found) == len(sent)  # none lost, none doubled
+        compare(gateway, server, found, sent)
+    finally:
+        gateway.close()
+        server.close()
+    print(f"\n{happened.total()} kills, {len(sent)} jobs: {dict(happened)}")
+
+
+def is_busy(gateway: Gateway) -> bool:
+    return any(
+        gateway.ask("GET", "/v1/analyses", params={"status": status, "limit": "1"})["items"]
+        for status in ("queued", "running")
+    )
+
+
+def all_analyses(gateway: Gateway) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = gateway.ask("GET", "/v1/analyses", params={"limit": "100", **cursor})
+        found += page["items"]
+        if page["next_cursor"] is None:
+            return found
+        cursor = {"cursor": page["next_cursor"]}
+
+
+def compare(gateway: Gateway, server: Server, found: list[dict[str, Any]], sent: dict[str, tuple[Path, int]]) -> None:
+    """Each analysis is done, once, with the verdict that the client gives."""
+    server.wait_until_ready()
+    own: dict[tuple[str, int], dict[str, Any]] = {}
+    with DeepfakeClient(server.urls["grpc"]) as client:
+        for clip, frames in set(sent.values()):
+            options = AnalyzeOptions(sampling=Sampling(num_frames=frames))
+            own[clip.name, frames] = client.analyze(clip, options=options).to_dict()
+    asked = collections.Counter((clip.name, frames) for clip, frames in sent.values())
+    seen: collections.Counter[tuple[str, int]] = collections.Counter()
+    for item in found:
+        analysis = gateway.ask("GET", item["links"]["self"])
+        assert analysis["status"] == "done", analysis
+        key = analysis["file"]["name"], analysis["options"]["sampling"]["num_frames"]
+        seen[key] += 1
+        assert facts(analysis["verdict"]) == facts(own[key])
+        assert analysis["verdict"]["fake_probability"] == pytest.approx(own[key]["fake_probability"], abs=1e-5)
+        events = httpx.get(f"{gateway.address}{item['links']['events']}", timeout=30).text
+        assert events.count('data: {"status": "done"}') == 1
+    assert seen == asked
