@@ -1,0 +1,102 @@
+/** A request that the service refused; `message` says in one sentence what to do. */
+export class GatewayError extends Error {
+    /**
+     * @param {number} status HTTP status
+     * @param {string} message
+     */
+    constructor(status: number, message: string);
+    status: number;
+}
+/** An analysis that ended without a verdict; `kind` is the class of the error. */
+export class AnalysisError extends Error {
+    /**
+     * @param {string} kind
+     * @param {string} message
+     */
+    constructor(kind: string, message: string);
+    kind: string;
+}
+export class GatewayClient {
+    /**
+     * @param {string} url address of the service, such as `http://127.0.0.1:8080`
+     * @param {{key?: string}} [options] `key`: of a service that asks for one
+     */
+    constructor(url: string, { key }?: {
+        key?: string;
+    });
+    url: string;
+    /** @type {Record<string, string>} */
+    headers: Record<string, string>;
+    /**
+     * Analyze a video or a picture and return its verdict.
+     *
+     * @param {Blob | Uint8Array} file
+     * @param {AnalyzeOptions & {onProgress?: (progress: Progress) => void, signal?: AbortSignal}} [options] aborting
+     *   cancels at the service, too
+     * @returns {Promise<Verdict>} as `deepfake analyze --json` prints it
+     * @throws {GatewayError} the service refused the file or an option
+     * @throws {AnalysisError} there is no verdict: the file cannot be decoded, or the server failed
+     */
+    analyze(file: Blob | Uint8Array, { onProgress, signal, ...options }?: AnalyzeOptions & {
+        onProgress?: (progress: Progress) => void;
+        signal?: AbortSignal;
+    }): Promise<Verdict>;
+    /**
+     * Send a file; its analysis may be over already, where the service knows its result.
+     *
+     * @param {Blob | Uint8Array} file
+     * @param {AnalyzeOptions} [options]
+     * @param {{signal?: AbortSignal, idempotencyKey?: string}} [request]
+     * @returns {Promise<Analysis>}
+     */
+    begin(file: Blob | Uint8Array, options?: AnalyzeOptions, { signal, idempotencyKey }?: {
+        signal?: AbortSignal;
+        idempotencyKey?: string;
+    }): Promise<Analysis>;
+    /**
+     * Follow an analysis until it is over. A connection that breaks is made again, behind the last event.
+     *
+     * @param {string} id
+     * @param {{signal?: AbortSignal}} [options]
+     * @returns {AsyncGenerator<AnalysisEvent, void, void>}
+     */
+    events(id: string, { signal }?: {
+        signal?: AbortSignal;
+    }): AsyncGenerator<AnalysisEvent, void, void>;
+    /** @param {string} id @returns {Promise<Analysis>} */
+    get(id: string): Promise<Analysis>;
+    /** @param {Filters} [filters] @returns {Promise<Schemas["AnalysesDocument"]>} a page, newest first */
+    list(filters?: Filters): Promise<Schemas["AnalysesDocument"]>;
+    /** @param {string} id @returns {Promise<Analysis>} */
+    cancel(id: string): Promise<Analysis>;
+    /** Remove an analysis with its file, report and result. @param {string} id @returns {Promise<void>} */
+    delete(id: string): Promise<void>;
+    /** @returns {Promise<Schemas["ModelsDocument"]["models"]>} */
+    models(): Promise<Schemas["ModelsDocument"]["models"]>;
+    #private;
+}
+export type Schemas = import("./schema.d.ts").components["schemas"];
+export type Paths = import("./schema.d.ts").paths;
+export type Analysis = Schemas["AnalysisDocument"];
+export type Verdict = Schemas["Verdict"];
+export type Progress = Schemas["ProgressDocument"];
+export type AnalyzeOptions = NonNullable<Paths["/v1/analyses"]["post"]["parameters"]["query"]>;
+export type Filters = NonNullable<Paths["/v1/analyses"]["get"]["parameters"]["query"]>;
+export type StatusEvent = {
+    id: string;
+    kind: "status";
+    data: {
+        status: Analysis["status"];
+    };
+};
+export type ProgressEvent = {
+    id: string;
+    kind: "progress";
+    data: Progress;
+};
+export type EndEvent = {
+    id: string;
+    kind: "end";
+    data: Analysis;
+};
+export type AnalysisEvent = StatusEvent | ProgressEvent | EndEvent;

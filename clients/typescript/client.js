@@ -1,0 +1,219 @@
+// @ts-check
+/**
+ * Client of the verdict service, for browsers and Node 18 or newer; it needs no package. Types come from `schema.d.ts`,
+ * which is generated from the service's OpenAPI document.
+ */
+
+/** @typedef {import("./schema.d.ts").components["schemas"]} Schemas */
+/** @typedef {import("./schema.d.ts").paths} Paths */
+/** @typedef {Schemas["AnalysisDocument"]} Analysis */
+/** @typedef {Schemas["Verdict"]} Verdict */
+/** @typedef {Schemas["ProgressDocument"]} Progress */
+/** @typedef {NonNullable<Paths["/v1/analyses"]["post"]["parameters"]["query"]>} AnalyzeOptions */
+/** @typedef {NonNullable<Paths["/v1/analyses"]["get"]["parameters"]["query"]>} Filters */
+/** @typedef {{id: string, kind: "status", data: {status: Analysis["status"]}}} StatusEvent */
+/** @typedef {{id: string, kind: "progress", data: Progress}} ProgressEvent */
+/** @typedef {{id: string, kind: "end", data: Analysis}} EndEvent */
+/** @typedef {StatusEvent | ProgressEvent | EndEvent} AnalysisEvent */
+
+const RECONNECT_MS = 500;
+
+/** A request that the service refused; `message` says in one sentence what to do. */
+export class GatewayError extends Error {
+  /**
+   * @param {number} status HTTP status
+   * @param {string} message
+   */
+  constructor(status, message) {
+    super(message);
+    this.name = "GatewayError";
+    this.status = status;
+  }
+}
+
+/** An analysis that ended without a verdict; `kind` is the class of the error. */
+export class AnalysisError extends Error {
+  /**
+   * @param {string} kind
+   * @param {string} message
+   */
+  constructor(kind, message) {
+    super(message);
+    this.name = "AnalysisError";
+    this.kind = kind;
+  }
+}
+
+export class GatewayClient {
+  /**
+   * @param {string} url address of the service, such as `http://127.0.0.1:8080`
+   * @param {{key?: string}} [options] `key`: of a service that asks for one
+   */
+  constructor(url, { key } = {}) {
+    this.url = url.replace(/\/+$/, "");
+    /** @type {Record<string, string>} */
+    this.headers = key ? { authorization: `Bearer ${key}` } : {};
+  }
+
+  /**
+   * Analyze a video or a picture and return its verdict.
+   *
+   * @param {Blob | Uint8Array} file
+   * @param {AnalyzeOptions & {onProgress?: (progress: Progress) => void, signal?: AbortSignal}} [options] aborting
+   *   cancels at the service, too
+   * @returns {Promise<Verdict>} as `deepfake analyze --json` prints it
+   * @throws {GatewayError} the service refused the file or an option
+   * @throws {AnalysisError} there is no verdict: the file cannot be decoded, or the server failed
+   */
+  async analyze(file, { onProgress, signal, ...options } = {}) {
+    let analysis = await this.begin(file, options, { signal });
+    try {
+      if (analysis.status === "queued" || analysis.status === "running") {
+        for await (const event of this.events(analysis.id, { signal })) {
+          if (event.kind === "progress") onProgress?.(event.data);
+          if (event.kind === "end") analysis = event.data;
+        }
+      }
+    } catch (error) {
+      if (signal?.aborted) await this.cancel(analysis.id).catch(() => undefined);
+      throw error;
+    }
+    if (analysis.verdict) return analysis.verdict;
+    const { type, message } = analysis.error ?? { type: "Canceled", message: `the analysis was ${analysis.status}` };
+    throw new AnalysisError(type, message);
+  }
+
+  /**
+   * Send a file; its analysis may be over already, where the service knows its result.
+   *
+   * @param {Blob | Uint8Array} file
+   * @param {AnalyzeOptions} [options]
+   * @param {{signal?: AbortSignal, idempotencyKey?: string}} [request]
+   * @returns {Promise<Analysis>}
+   */
+  begin(file, options = {}, { signal, idempotencyKey } = {}) {
+    const name = "name" in file && typeof file.name === "string" ? { file_name: file.name } : {};
+    /** @type {Record<string, string>} */
+    const headers = { "content-type": "application/octet-stream" };
+    if (idempotencyKey) headers["idempotency-key"] = idempotencyKey;
+    const body = /** @type {BodyInit} */ (file);
+    return this.#json("POST", "/v1/analyses", { query: { ...name, ...options }, headers, body, signal });
+  }
+
+  /**
+   * Follow an analysis until it is over. A connection that breaks is made again, behind the last event.
+   *
+   * @param {string} id
+   * @param {{signal?: AbortSignal}} [options]
+   * @returns {AsyncGenerator<AnalysisEvent, void, void>}
+   */
+  async *events(id, { signal } = {}) {
+    let lastId = "";
+    while (true) {
+      /** @type {Record<string, string>} */
+      const headers = lastId ? { "last-event-id": lastId } : {};
+      const response = await this.#request("GET", `/v1/analyses/${encodeURIComponent(id)}/events`, { headers, signal });
+      try {
+        for await (const event of readEvents(response)) {
+          lastId = event.id || lastId;
+          yield event;
+          if (event.kind === "end") return;
+        }
+      } catch (error) {
+        if (signal?.aborted || !(error instanceof TypeError)) throw error; // fetch's word for a broken connection
+      }
+      await new Promise((resolve) => setTimeout(resolve, RECONNECT_MS));
+    }
+  }
+
+  /** @param {string} id @returns {Promise<Analysis>} */
+  get(id) {
+    return this.#json("GET", `/v1/analyses/${encodeURIComponent(id)}`);
+  }
+
+  /** @param {Filters} [filters] @returns {Promise<Schemas["AnalysesDocument"]>} a page, newest first */
+  list(filters = {}) {
+    return this.#json("GET", "/v1/analyses", { query: filters });
+  }
+
+  /** @param {string} id @returns {Promise<Analysis>} */
+  cancel(id) {
+    return this.#json("POST", `/v1/analyses/${encodeURIComponent(id)}/cancel`);
+  }
+
+  /** Remove an analysis with its file, report and result. @param {string} id @returns {Promise<void>} */
+  async delete(id) {
+    await this.#request("DELETE", `/v1/analyses/${encodeURIComponent(id)}`);
+  }
+
+  /** @returns {Promise<Schemas["ModelsDocument"]["models"]>} */
+  async models() {
+    return (await this.#json("GET", "/v1/models")).models;
+  }
+
+  /**
+   * @param {string} method
+   * @param {string} path
+   * @param {{query?: object, headers?: Record<string, string>, body?: BodyInit, signal?: AbortSignal}} [options]
+   * @returns {Promise<any>} typed by the methods above
+   */
+  async #json(method, path, options) {
+    return (await this.#request(method, path, options)).json();
+  }
+
+  /**
+   * @param {string} method
+   * @param {string} path
+   * @param {{query?: object, headers?: Record<string, string>, body?: BodyInit, signal?: AbortSignal}} [options]
+   */
+  async #request(method, path, { query = {}, headers = {}, body, signal } = {}) {
+    const fields = Object.entries(query).filter(([, value]) => value !== undefined && value !== null);
+    const search = fields.length ? `?${new URLSearchParams(fields.map(([name, value]) => [name, String(value)]))}` : "";
+    const response = await fetch(this.url + path + search, {
+      method,
+      headers: { ...this.headers, ...headers },
+      body,
+      signal,
+    });
+    if (response.ok) return response;
+    const problem = await response.json().catch(() => ({}));
+    throw new GatewayError(response.status, problem.detail ?? `${method} ${path} was answered ${response.status}`);
+  }
+}
+
+/**
+ * Read server-sent events (WHATWG HTML), each with JSON as its data.
+ *
+ * @param {Response} response
+ * @returns {AsyncGenerator<AnalysisEvent, void, void>}
+ */
+async function* readEvents(response) {
+  if (!response.body) return;
+  const reader = response.body.getReader();
+  const decoder = new TextDecoder();
+  let rest = "";
+  /** @type {Record<string, string>} */
+  let fields = {};
+  try {
+    while (true) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
+      rest = lines.pop() ?? "";
+      for (const line of lines) {
+        const [, name, text] = /^([^:]*):? ?(.*?)\r?$/.exec(line) ?? ["", "", ""];
+        if (name) {
+          fields[name] = (fields[name] ?? "") + text;
+        } else if (!text) {
+          if (fields.data) {
+            const event = { id: fields.id ?? "", kind: fields.event, data: JSON.parse(fields.data) };
+            yield /** @type {AnalysisEvent} */ (event);
+          }
+          fields = {};
+        }
+      }
+    }
+  } finally {
+    await reader.cancel().catch(() => undefined);
+  }
+}

@@ -1,0 +1,18 @@
+// Checked by `npm run check`: what people write against the types.
+import { AnalysisError, GatewayClient, GatewayError } from "./client.js";
+
+export async function verdictOn(file: File): Promise<string> {
+  const client = new GatewayClient("http://127.0.0.1:8080", { key: "KEY" });
+  try {
+    const verdict = await client.analyze(file, {
+      num_frames: 16,
+      onProgress: ({ frames_done, frames_expected }) => console.log(frames_done, frames_expected),
+    });
+    const score: number | null = verdict.fake_probability;
+    return `${verdict.label} ${score ?? verdict.reason}`;
+  } catch (error) {
+    if (error instanceof GatewayError) return `refused (${error.status}): ${error.message}`;
+    if (error instanceof AnalysisError) return `${error.kind}: ${error.message}`;
+    throw error;
+  }
+}

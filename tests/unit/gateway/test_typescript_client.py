@@ -1,0 +1,79 @@
+"""The TypeScript client: types of the current interface, and a real Node that gets verdicts with it."""
+
+import json
+import runpy
+import shutil
+import subprocess
+
+import gateways
+import pytest
+from checkout import ROOT
+from debian import program
+
+FOLDER = ROOT / "clients/typescript"
+SCRIPT = """
+import assert from "node:assert/strict";
+import { File } from "node:buffer"; // not global before Node 20
+import { readFileSync } from "node:fs";
+import { AnalysisError, GatewayClient, GatewayError } from "CLIENT";
+
+const [address, path] = process.argv.slice(2);
+const client = new GatewayClient(address + "/", { key: "a key that an open service does not look at" });
+const clip = new File([readFileSync(path)], "clip.mp4");
+
+const verdict = await client.analyze(clip, { num_frames: 4, threshold: undefined });
+const events = [];
+const analysis = await client.begin(clip, { num_frames: 3 });
+for await (const event of client.events(analysis.id)) events.push(event.kind);
+assert.equal(events.at(-1), "end");
+assert.equal((await client.get(analysis.id)).verdict.frames.length, 3);
+
+await assert.rejects(client.analyze(clip, { num_frames: -1 }), (error) => {
+  assert.ok(error instanceof GatewayError);
+  assert.equal(error.status, 422);
+  return /num_frames/.test(error.message);
+});
+await assert.rejects(client.analyze(new Uint8Array([1, 2, 3])), (error) => {
+  assert.ok(error instanceof AnalysisError);
+  return error.kind === "MediaOpenError";
+});
+const page = await client.list({ limit: 2, status: "done" });
+assert.deepEqual(page.items.map((item) => item.file.name), ["clip.mp4", "clip.mp4"]);
+await client.delete(analysis.id);
+await assert.rejects(client.get(analysis.id), { status: 404 });
+assert.ok((await client.models())[0].is_default);
+console.log(JSON.stringify(verdict));
+"""
+
+
+def test_the_types_are_of_the_current_interface(gateway):
+    digest = runpy.run_path(str(FOLDER / "generate.py"))["digest"]
+    first_line = (FOLDER / "schema.d.ts").read_text(encoding="utf-8").partition("\n")[0]
+    assert first_line.endswith(digest(gateway.get("/openapi.json").json())), (
+        "in clients/typescript, run: npm install && npm run generate ADDRESS_OF_A_GATEWAY"
+    )
+    # What people import names all that the code has.
+    declared = (FOLDER / "client.d.ts").read_text(encoding="utf-8")
+    code = (FOLDER / "client.js").read_text(encoding="utf-8")
+    for name in ("analyze", "begin", "events", "get", "list", "cancel", "delete", "models"):
+        assert f" {name}(" in declared
+        assert f" {name}(" in code or f"*{name}(" in code
+
+
+@pytest.mark.debian("nodejs")
+def test_node_gets_a_verdict(tmp_path, clip):
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(clip)
+    script = tmp_path / "script.mjs"
+    script.write_text(SCRIPT.replace("CLIENT", (FOLDER / "client.js").as_uri()))
+    with gateways.listening_gateway(tmp_path / "data") as (address, _):
+        command = [program("nodejs"), str(script), address, str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["frames"]) == 4
+
+
+@pytest.mark.skipif(shutil.which("tsc") is None, reason="the TypeScript compiler is not installed")
+def test_the_compiler_finds_no_mistake():
+    done = subprocess.run(["tsc", "--project", str(FOLDER)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
