@@ -1,7 +1,7 @@
 """Writes `schema.d.ts` and `client.d.ts` from a running service: ``npm install && npm run generate http://127.0.0.1:8080``.
 
-It runs openapi-typescript and the TypeScript compiler, and notes in the first line which document it was, so that a test
-without them can say whether it is still the current one.
+It runs openapi-typescript and the TypeScript compiler, and notes in the first line which document it was, so that a
+test without them can say whether it is still the current one.
 """
 
 from __future__ import annotations
