@@ -21,7 +21,7 @@ from compose import ROOT, TOKEN, read_compose
 from deepfake_client.cli.main import COMMANDS
 from deepfake_explain.cli.explain_serve import explain_serve
 from deepfake_export.cli.engines import build_engines
-from deepfake_gateway.cli.gateway import gateway as run_gateway
+from deepfake_gateway.cli.gateway import app as gateway_app
 from deepfake_gateway.settings import PREFIX, Settings
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY
 
@@ -165,9 +165,7 @@ def options_of_gateway(service, monkeypatch) -> Settings:
     monkeypatch.setattr("os.environ", {name: str(value) for name, value in service["environment"].items()})
     seen = []
     monkeypatch.setattr("deepfake_gateway.cli.gateway._run", lambda settings, *_: seen.append(settings))
-    app = typer.Typer()
-    app.command()(run_gateway)
-    typer.main.get_command(app)(service["command"], standalone_mode=False)
+    typer.main.get_command(gateway_app)(service["command"], standalone_mode=False)
     return seen[0]
 
 
@@ -178,7 +176,7 @@ def test_the_gateways_are_bounded_and_run_our_command_with_options_it_has(name, 
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", dockerfile, re.MULTILINE)
     program, command = json.loads(entry)
     assert program == "deepfake"
-    assert COMMANDS[command].load() is run_gateway
+    assert COMMANDS[command].load() is gateway_app
     assert service["build"]["target"] in re.findall(r"^FROM \S+ AS (\w+)$", dockerfile, re.MULTILINE)
     # The last user of each stage is not root, and owns the volume.
     assert re.findall(r"^USER (\w+)$", dockerfile, re.MULTILINE)[-1] == service["user"] == "gateway"
