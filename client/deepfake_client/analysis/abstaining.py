@@ -2,9 +2,10 @@
 
 Both are judged by what `deepfake calibrate` found on whole clips and wrote into the model's spec; without that
 nothing is left open. A face's looks are few and cheap, taken from the crop that the network gets: how much detail,
-noise, contrast and color it has, not what it shows. Brightness and hue are left out on purpose, because they would
-tell people by the color of their skin. How far a clip lies from those of the calibration is the Mahalanobis
-distance of its mean looks (P. C. Mahalanobis, Proceedings of the National Institute of Sciences of India, 1936).
+noise, contrast and color it has, relative to its brightness, not what it shows. Brightness and hue themselves are
+left out on purpose, because they would tell people by the color of their skin. How far a clip lies from those of
+the calibration is the Mahalanobis distance of its mean looks (P. C. Mahalanobis, Proceedings of the National
+Institute of Sciences of India, 1936).
 """
 
 from __future__ import annotations
@@ -26,23 +27,28 @@ LOOKS: Final = ("size", "sharpness", "detail", "noise", "contrast", "color", "sm
 Look = NDArray[np.float64]
 """``[len(LOOKS)]``."""
 
+COLORED: Final = 0.1
+"""Strength of color, relative to brightness, beyond which more says nothing: skin of any tone has it, gray none."""
+_DARKEST: Final = 4.0
+
 
 def look_of(face: Face, inner_rgb: NDArray[np.uint8], blurred: float, spec: ModelSpec) -> Look:
     """Return the looks of a face without margin, uint8 ``[H, W, 3]`` RGB; logarithms where a ratio is what counts."""
     gray = cv2.cvtColor(inner_rgb, cv2.COLOR_RGB2GRAY)
     chroma = cv2.cvtColor(inner_rgb[::4, ::4], cv2.COLOR_RGB2YCrCb)[..., 1:].reshape(-1, 2).astype(np.float32) - 128
-    _, deviation = cv2.meanStdDev(gray)
+    mean, deviation = (float(values[0, 0]) for values in cv2.meanStdDev(gray))
+    light = mean + _DARKEST
     edges = cv2.absdiff(gray[:, 1:], gray[:, :-1])
     side_px = max(face.width_px, face.height_px)
     return np.array(
         [
             np.log2(min(1.0, max(1.0, side_px) / min(spec.input_size_wh))),
             blurred,
-            np.log(0.5 + cv2.norm(cv2.Laplacian(gray, cv2.CV_16S), cv2.NORM_L1) / gray.size),
-            np.log(0.1 + cv2.norm(gray, cv2.medianBlur(gray, 3), cv2.NORM_L1) / gray.size),
-            np.log(1.0 + deviation[0, 0]),
-            np.log(1.0 + np.sqrt((chroma**2).sum(axis=1)).mean()),
-            1 - cv2.countNonZero(edges) / edges.size,
+            np.log(0.01 + cv2.norm(cv2.Laplacian(gray, cv2.CV_16S), cv2.NORM_L1) / gray.size / light),
+            np.log(0.002 + cv2.norm(gray, cv2.medianBlur(gray, 3), cv2.NORM_L1) / gray.size / light),
+            np.log(0.01 + deviation / light),
+            min(COLORED, float(np.sqrt((chroma**2).sum(axis=1)).mean()) / light),
+            float((edges <= 0.02 * light).mean()),
         ],
         dtype=np.float64,
     )

@@ -28,6 +28,8 @@ UNLIKE_RATE = 0.02
 """Share of clips like those of the calibration that may be called unlike them; of fewer than 49, one of n + 1."""
 MIN_CLIPS = 15
 """Below that many clips nothing is said of looks: there are twice as many as looks then."""
+FARTHEST = 2.0
+"""Limit at most, in upper quartiles of the distances: one strange clip must not make everything usual."""
 MIN_DEVIATION = 0.02
 """Of a look; clips of one camera may have next to none."""
 NUM_BINS = 5
@@ -76,8 +78,9 @@ def learn_looks(looks: NDArray[np.float64]) -> tuple[Looks, Float] | None:
 
     The limit is such that at most `UNLIKE_RATE` of further clips of the same kind lie beyond it, on average (or one
     of N + 1, where there are fewer): a conformal quantile, see `operating_point`, of the distances that each clip has
-    from all others. The covariance is shrunk (O. Ledoit and M. Wolf, "A well-conditioned estimator for
-    large-dimensional covariance matrices", 2004), as there are few clips. None for fewer than `MIN_CLIPS`.
+    from all others; but no more than `FARTHEST` allows. The covariance is shrunk (O. Ledoit and M. Wolf, "A
+    well-conditioned estimator for large-dimensional covariance matrices", 2004), as there are few clips. None for
+    fewer than `MIN_CLIPS`.
     """
     if len(looks) < MIN_CLIPS:
         return None
@@ -86,7 +89,8 @@ def learn_looks(looks: NDArray[np.float64]) -> tuple[Looks, Float] | None:
     ]
     distances = np.array(left_out)
     allowed = max(0, num_allowed(len(looks), UNLIKE_RATE))
-    limit = max(float(np.sort(distances)[len(looks) - allowed - 1]), 1e-9)
+    conformal = float(np.sort(distances)[len(looks) - allowed - 1])
+    limit = max(min(conformal, FARTHEST * float(np.quantile(distances, 0.75))), 1e-9)
     return _fitted(looks, limit=limit), distances / limit
 
 
