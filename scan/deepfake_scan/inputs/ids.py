@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +19,8 @@ Ids: TypeAlias = NDArray[np.uint64]
 """uint64 ``[N, 2]``: the halves of N ids."""
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One thing to analyze.
+class Input(NamedTuple):
+    """One thing to analyze; a tuple, since ten million of them are made to find those that are left.
 
     Attributes:
         address: an absolute path, or the address of an object or a web server.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from deepfake_preprocess.errors import InputError, MediaNotFoundError, OptionError
-from deepfake_preprocess.media.remote import is_url
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_scan.inputs.ids import Input
 from deepfake_scan.storage import is_bucket, open_object
@@ -70,11 +71,27 @@ def _parquet(file: BinaryIO, source: str, column: str | None, base: str) -> Iter
     table = parquet.ParquetFile(file)
     names = table.schema_arrow.names
     column, versions = _columns(names, column, source)
+    pa, compute = (require_extra(name, extra="scan") for name in ("pyarrow", "pyarrow.compute"))
+
+    def join(one: Any, other: Any) -> Any:
+        return compute.binary_join_element_wise(one, other, ":")
+
     for batch in table.iter_batches(_ROWS, columns=[column, *versions]):
-        addresses = batch.column(column).to_pylist()
-        facts = [batch.column(name).to_pylist() for name in versions]
-        for address, *version in zip(addresses, *facts, strict=True):
-            yield _input(address, version, base, source)
+        addresses = batch.column(column)
+        facts = [compute.fill_null(batch.column(name).cast(pa.string()), "") for name in versions]
+        joined = _texts(functools.reduce(join, facts)) if facts else repeat("", len(batch))
+        texts = _texts(addresses)
+        is_text = pa.types.is_string(addresses.type) and not addresses.null_count
+        if is_text and compute.all(compute.match_substring(addresses, "://")).as_py():
+            yield from map(Input, texts, joined)  # as manifests of millions are
+        else:
+            yield from (_input(*row, base, source) for row in zip(texts, joined, strict=True))
+
+
+def _texts(column: Any) -> list[Any]:
+    # Through NumPy, in a tenth of the time of Arrow's own way to a list.
+    texts: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
+    return texts
 
 
 def _csv(file: BinaryIO, source: str, column: str | None, base: str) -> Iterator[Input]:
@@ -82,7 +99,7 @@ def _csv(file: BinaryIO, source: str, column: str | None, base: str) -> Iterator
         rows = csv.DictReader(text)
         column, versions = _columns(list(rows.fieldnames or ()), column, source)
         for row in rows:
-            yield _input(row[column], [row[name] for name in versions], base, source)
+            yield _input(row[column], _joined(row[name] for name in versions), base, source)
 
 
 def _jsonl(file: BinaryIO, source: str, column: str | None, base: str) -> Iterator[Input]:
@@ -93,7 +110,7 @@ def _jsonl(file: BinaryIO, source: str, column: str | None, base: str) -> Iterat
         if not isinstance(row, dict):
             raise OptionError(f"the manifest {source} has a line that is not a JSON object")
         name, versions = _columns(list(row), column, source)
-        yield _input(row[name], [row[key] for key in versions], base, source)
+        yield _input(row[name], _joined(row[key] for key in versions), base, source)
 
 
 def _columns(names: list[str], column: str | None, source: str) -> tuple[str, list[str]]:
@@ -108,9 +125,13 @@ def _columns(names: list[str], column: str | None, source: str) -> tuple[str, li
     return str(found), [name for name in VERSION_COLUMNS if name in names and name != found]
 
 
-def _input(address: Any, version: list[Any], base: str, source: str) -> Input:
+def _joined(facts: Iterable[Any]) -> str:
+    return ":".join("" if fact is None else str(fact) for fact in facts)
+
+
+def _input(address: Any, version: str, base: str, source: str) -> Input:
     if not isinstance(address, str) or not address:
         raise OptionError(f"the manifest {source} has a row without an address; leave such rows out")
-    if base and not is_url(address):
+    if base and "://" not in address:
         address = os.path.join(base, address)  # noqa: PTH118 - ten million of them
-    return Input(address, ":".join(str(item) for item in version))
+    return Input(address, version)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -29,6 +29,7 @@ from deepfake_scan.storage import Storage
 COMPACT_ROWS: Final = 20_000
 """Rows of a part that others were joined to; its JSON has some 100 MB before compression."""
 _READERS: Final = 8
+_TOGETHER: Final = 256
 
 
 @dataclass(slots=True)
@@ -59,10 +60,15 @@ def done_ids(storage: Storage) -> IdSet:
     So it can be where two runs worked side by side, or one was killed while it joined parts.
     """
     done = IdSet()
-    for name, table in _read(storage, ["id"]):
-        new = done.add(_ids(table))
+    parts = _read(storage, ["id"])
+    # Many parts at once: each addition to the set costs as much as many ids.
+    while group := [(name, _ids(table)) for name, table in islice(parts, _TOGETHER)]:
+        new = done.add(np.concatenate([ids for _, ids in group]))
         if not new.all():
-            _keep(storage, name, new)
+            ends = np.cumsum([len(ids) for _, ids in group])
+            for (name, _), mask in zip(group, np.split(new, ends[:-1]), strict=True):
+                if not mask.all():
+                    _keep(storage, name, mask)
     return done
 
 
