@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     allowed_networks: tuple[str, ...] = ()
     """Networks such as ``192.168.1.0/24`` that may be reached although they are not public: by fetched files,
     webhooks and live sources."""
+    media_hours: float = Field(24.0, ge=0)
+    """How long a file and what was made of it stay after the verdict; 0 removes them with it."""
+    results_days: float = Field(30.0, gt=0)
+    """How long results stay."""
     requests_per_minute: int = Field(600, ge=0)
     """Requests that each key may send in a minute, or each address where there are no keys; 0 for any number."""
     uploads_at_once: int = Field(8, ge=1)

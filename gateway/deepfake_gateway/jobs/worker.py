@@ -15,11 +15,13 @@ from functools import partial
 from typing import Any, Final
 
 from dbos import DBOS
+from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake_client.transport.connect import connect
 from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import ServiceExplain, run_explanation
-from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, Job
+from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, DurableQueue, Job
+from deepfake_gateway.jobs.retention import PURGE_EVERY_S, purge
 from deepfake_gateway.jobs.running import SandboxedWork, run_job
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
@@ -27,6 +29,8 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.media import MediaFolder
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.support.limits import end_with_parent
+
+logger = logging.getLogger(__name__)
 
 PICK_UP_S: Final = 0.1
 """How often the queue of analyses is looked at: somebody waits. A look costs some 4 ms of CPU time."""
@@ -53,24 +57,39 @@ async def work(settings: Settings) -> None:
     # A pool of its own, so that somebody who looks at a result does not wait behind long analyses.
     looking = SandboxPool(EXPLAIN_CONCURRENCY, limits_of(settings), transport, settings.model)
     evidence = Evidence(media, looking.run)
+
+    async def analyze(analysis_id: str) -> None:
+        await run_job(store, analysis_id, sandboxed, server_wait_s=settings.server_wait_s)
+        if settings.media_hours == 0:
+            await asyncio.to_thread(media.delete, analysis_id)
+
     jobs: dict[Job, tuple[int, RunJob]] = {
-        Job.ANALYZE: (
-            settings.concurrency,
-            partial(run_job, store, work=sandboxed, server_wait_s=settings.server_wait_s),
-        ),
+        Job.ANALYZE: (settings.concurrency, analyze),
         Job.EXPLAIN: (EXPLAIN_CONCURRENCY, partial(run_explanation, store, media, evidence, explain=explain)),
     }
     await asyncio.to_thread(_launch, settings, jobs, loop)
+    purging = asyncio.create_task(_purge_now_and_then(store, media, settings))
     while not stop.is_set():
         await asyncio.to_thread(store.worker_seen, settings.worker_name)
         try:
             await asyncio.wait_for(stop.wait(), SEEN_EVERY_S)
         except TimeoutError:
             continue
+    purging.cancel()
     # Nothing is waited for, and above all not canceled: a canceled job would be over, an unfinished one is durable.
     # The sandboxes end with this process.
     logging.shutdown()
     os._exit(0)
+
+
+async def _purge_now_and_then(store: Store, media: MediaFolder, settings: Settings) -> None:
+    queue = await asyncio.to_thread(DurableQueue, settings.database_url)
+    while True:
+        try:
+            await asyncio.to_thread(purge, store, media, queue, settings)
+        except (SQLAlchemyError, OSError):
+            logger.exception("what is over could not be removed; it is tried again")
+        await asyncio.sleep(PURGE_EVERY_S)
 
 
 def _launch(settings: Settings, jobs: dict[Job, tuple[int, RunJob]], loop: asyncio.AbstractEventLoop) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +59,24 @@ class MediaFolder:
             return (self._root / analysis_id / name).read_bytes()
         except FileNotFoundError:
             return None
+
+    def kept(self) -> list[str]:
+        """Return the analyses of which there are files."""
+        return [folder.name for folder in self._root.iterdir()]
+
+    def kept_since(self, analysis_id: str) -> float:
+        """Return when the files of an analysis began to be there, in seconds since 1970; now where there are none."""
+        try:
+            return (self._root / analysis_id).stat().st_mtime
+        except FileNotFoundError:
+            return time.time()
+
+    def discard_uploads(self, before: float) -> None:
+        """Remove uploads that nothing was added to since a time in seconds since 1970."""
+        for path in self._incoming.iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
     def delete(self, analysis_id: str) -> None:
         """Remove all files of an analysis."""

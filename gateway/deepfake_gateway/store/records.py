@@ -190,6 +190,13 @@ class Store:
         with self.engine.connect() as connection:
             return {tuple(row[:-1]): row[-1] for row in connection.execute(query)}
 
+    def finished_before(self, moment: float, limit: int = 1000) -> list[str]:
+        """Return the ids of analyses that were over before a time in seconds since 1970, the oldest first."""
+        over = (ANALYSES.c.finished_at <= moment) & self._of_mine()
+        query = sa.select(ANALYSES.c.id).where(over).order_by(ANALYSES.c.finished_at).limit(limit)
+        with self.engine.connect() as connection:
+            return list(connection.execute(query).scalars())
+
     def delete(self, analysis_id: str) -> bool:
         """Forget an analysis and its events; returns whether there was one."""
         with self.engine.begin() as connection:

@@ -50,6 +50,7 @@ async def start(request: Request) -> Response:
         batches=await asyncio.to_thread(desk.batches.latest, RECENT_BATCHES),
         max_bytes=settings.max_upload_bytes,
         max_files=MAX_FILES,
+        media_hours=f"{settings.media_hours:g}",
         takes_addresses=settings.url_intake,
         address=str(request.base_url).rstrip("/"),
     )

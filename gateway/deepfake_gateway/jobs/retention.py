@@ -1,0 +1,37 @@
+"""What is removed once its time is over: media with what was made of them, results, and uploads that broke off."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+from deepfake_gateway.jobs.queue import Queue
+from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.media import MediaFolder
+from deepfake_gateway.store.records import Store
+
+logger = logging.getLogger(__name__)
+
+PURGE_EVERY_S: Final = 60.0
+BROKEN_OFF_S: Final = 24 * 3600.0
+"""An upload, or a medium that no analysis was recorded for, is left over from a gateway that was killed."""
+
+
+def purge(store: Store, media: MediaFolder, queue: Queue, settings: Settings) -> None:
+    """Remove what has been there for long enough; workers may do so at the same time."""
+    now = time.time()
+    media.discard_uploads(now - BROKEN_OFF_S)
+    for analysis_id in media.kept():
+        analysis = store.get(analysis_id)
+        if analysis is None:
+            over = media.kept_since(analysis_id) < now - BROKEN_OFF_S
+        else:
+            over = analysis.finished_at is not None and analysis.finished_at <= now - 3600 * settings.media_hours
+        if over:
+            media.delete(analysis_id)
+    for analysis_id in store.finished_before(now - 86_400 * settings.results_days):
+        media.delete(analysis_id)
+        store.delete(analysis_id)
+        queue.forget(analysis_id)
+        logger.info("analysis %s was removed, its time is over", analysis_id)
