@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from deepfake_gateway.api import analyses, batches, compatibility, explanations, operations, results
+from deepfake_gateway.api import analyses, batches, compatibility, explanations, operations, results, webhooks
 from deepfake_gateway.api.door import Door
 from deepfake_gateway.api.guard import Guard
 from deepfake_gateway.intake.problems import Problem, problem_answer
@@ -60,7 +60,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     desk = app.state.whole_desk = Desk(
         store, MediaFolder(settings.data_dir), queue, ask_models, sandboxes.run, settings
     )
-    for part in (analyses, batches, results, explanations, operations, compatibility):
+    for part in (analyses, batches, results, explanations, operations, compatibility, webhooks):
         app.include_router(part.router)
     pages.add_to(app)
     app.add_exception_handler(Problem, _on_problem)

@@ -25,6 +25,7 @@ from deepfake_client.transport.connect import connect
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_gateway.app import build_app
 from deepfake_gateway.cli.keys import keys
+from deepfake_gateway.cli.webhooks import webhooks
 from deepfake_gateway.jobs.queue import DurableQueue
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
@@ -44,6 +45,7 @@ LOOKING: Final = 2
 
 app = typer.Typer(invoke_without_command=True)
 app.add_typer(keys, name="keys")
+app.add_typer(webhooks, name="webhooks")
 
 
 @app.callback()

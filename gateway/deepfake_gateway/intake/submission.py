@@ -28,6 +28,7 @@ from deepfake_gateway.store.explanations import Explanations, StoredExplanation
 from deepfake_gateway.store.keys import Key, Keys
 from deepfake_gateway.store.media import MediaFolder
 from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
+from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_preprocess.errors import DeepfakeError
 
 MODEL_ASKED_EVERY_S: Final = 2.0
@@ -65,6 +66,7 @@ class Desk:
     ) -> None:
         self.store, self.media = store, media
         self.batches = Batches(store.engine)
+        self.webhooks = Webhooks(store.engine)
         self.explanations = Explanations(store.engine)
         self.evidence = Evidence(media, run)
         self._queue, self._ask_models = queue, ask_models
@@ -84,10 +86,12 @@ class Desk:
         if key is not None and "admin" not in key.scopes:
             desk.store = self.store.of_tenant(key.tenant)
             desk.batches = Batches(self.store.engine, key.tenant)
+            desk.webhooks = Webhooks(self.store.engine, key.tenant)
         return desk
 
     @property
-    def _tenant(self) -> str:
+    def tenant(self) -> str:
+        """Whose what is sent becomes."""
         return "" if self._key is None else self._key.tenant
 
     async def submit(
@@ -132,7 +136,7 @@ class Desk:
         idempotency_key: str | None,
         priority: Priority,
     ) -> Submitted:
-        mine = self.store.of_tenant(self._tenant)  # an administrator's own, too
+        mine = self.store.of_tenant(self.tenant)  # an administrator's own, too
         if idempotency_key is not None and (before := mine.with_idempotency_key(idempotency_key)):
             return self._repeated(before, upload, options)
         if (earlier := mine.earlier(upload.sha256, options, checkpoint)) is not None:
@@ -151,7 +155,7 @@ class Desk:
             sha256=upload.sha256,
             options=options,
             idempotency_key=idempotency_key,
-            tenant=self._tenant,
+            tenant=self.tenant,
             key_id=None if self._key is None else self._key.id,
         )
         self.media.keep(upload.path, analysis.id)
@@ -195,7 +199,7 @@ class Desk:
             else:
                 items.append(BatchItem(file.file_name, submitted.analysis, None))
         batch = Batch(secrets.token_hex(16), time.time(), name, tuple(items))
-        await asyncio.to_thread(self.batches.add, batch, self._tenant)
+        await asyncio.to_thread(self.batches.add, batch, self.tenant)
         return batch
 
     def find_batch(self, batch_id: str) -> Batch:

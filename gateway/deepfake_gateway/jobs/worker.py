@@ -18,6 +18,8 @@ from dbos import DBOS
 from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake_client.transport.connect import connect
+from deepfake_gateway.addresses import Addresses
+from deepfake_gateway.jobs.delivering import deliver_all
 from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import ServiceExplain, run_explanation
 from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, DurableQueue, Job
@@ -28,6 +30,7 @@ from deepfake_gateway.sandbox.process import SandboxPool
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.media import MediaFolder
 from deepfake_gateway.store.records import Store
+from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_preprocess.support.limits import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -68,14 +71,18 @@ async def work(settings: Settings) -> None:
         Job.EXPLAIN: (EXPLAIN_CONCURRENCY, partial(run_explanation, store, media, evidence, explain=explain)),
     }
     await asyncio.to_thread(_launch, settings, jobs, loop)
-    purging = asyncio.create_task(_purge_now_and_then(store, media, settings))
+    beside = [
+        asyncio.create_task(_purge_now_and_then(store, media, settings)),
+        asyncio.create_task(deliver_all(Webhooks(store.engine), Addresses.of(settings.allowed_networks))),
+    ]
     while not stop.is_set():
         await asyncio.to_thread(store.worker_seen, settings.worker_name)
         try:
             await asyncio.wait_for(stop.wait(), SEEN_EVERY_S)
         except TimeoutError:
             continue
-    purging.cancel()
+    for task in beside:
+        task.cancel()
     # Nothing is waited for, and above all not canceled: a canceled job would be over, an unfinished one is durable.
     # The sandboxes end with this process.
     logging.shutdown()

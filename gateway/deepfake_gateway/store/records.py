@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from deepfake_gateway.store.keys import count_seconds
 from deepfake_gateway.store.schema import ANALYSES, EVENTS, WORKERS, open_engine
+from deepfake_gateway.store.webhooks import announce
 
 
 class Status(StrEnum):
@@ -268,6 +269,8 @@ class Store:
             row = connection.execute(sa.select(ANALYSES).where(ANALYSES.c.id == analysis_id)).one()
             if seconds and row.key_id is not None:
                 count_seconds(connection, row.key_id, seconds)
+            if status in (Status.DONE, Status.FAILED):
+                announce(connection, row)
             return Analysis.of(row)
 
     # --- events ---------------------------------------------------------------------------------------------------

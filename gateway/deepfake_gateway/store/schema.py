@@ -125,6 +125,31 @@ QUOTAS = sa.Table(
     sa.Column("seconds", sa.Float, nullable=False),
 )
 
+WEBHOOKS = sa.Table(
+    "webhooks",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False, index=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("secret", sa.Text, nullable=False),  # messages are signed with it, so it cannot be a hash
+    sa.Column("created_at", sa.Float, nullable=False),
+)
+
+DELIVERIES = sa.Table(
+    "deliveries",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column(
+        "webhook_id", sa.String(32), sa.ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_try_at", sa.Float, index=True),  # none once it is over
+    sa.Column("delivered_at", sa.Float),
+    sa.Column("outcome", sa.Text),
+)
+
 WORKERS = sa.Table(
     "workers",
     METADATA,

@@ -1,0 +1,136 @@
+"""Webhooks: signed messages to a real receiver, tried again, logged, and never sent inside."""
+
+import asyncio
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import sqlalchemy as sa
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from deepfake_client.cli.main import main
+from deepfake_gateway.addresses import Addresses
+from deepfake_gateway.jobs.delivering import deliver_due
+from deepfake_gateway.store.keys import Keys
+from deepfake_gateway.store.schema import DELIVERIES
+
+HERE = Addresses.of(["127.0.0.0/8"])
+
+
+@pytest.fixture
+def receiver():
+    """A server that keeps what it gets, and answers with the statuses that it is given."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            server.got.append((dict(self.headers), body))
+            self.send_response(server.statuses.pop(0) if server.statuses else 204)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.got, server.statuses = [], []
+    server.url = f"http://127.0.0.1:{server.server_port}/hook"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def deliver(gateway, addresses=HERE):
+    return asyncio.run(deliver_due(gateway.desk.webhooks, addresses))
+
+
+def send(gateway, clip, **headers):
+    answer = gateway.post("/v1/analyses", content=clip, headers={"Prefer": "wait=60", **headers})
+    assert answer.json()["status"] == "done"
+    return answer.json()
+
+
+def logged(gateway, webhook):
+    return gateway.get(f"/v1/webhooks/{webhook['id']}/deliveries").json()["items"]
+
+
+def test_a_message_is_signed_and_tried_again_until_it_is_taken(gateway, clip, receiver, tmp_path):
+    made = gateway.post("/v1/webhooks", json={"url": receiver.url})
+    assert made.status_code == 201
+    webhook = made.json()
+    assert gateway.get("/v1/webhooks").json()["items"][0]["secret"] is None
+    analysis = send(gateway, clip)
+    receiver.statuses = [500, 307]
+    for attempts in (1, 2):
+        assert deliver(gateway) == 1
+        assert deliver(gateway) == 0  # not before its time
+        entry = logged(gateway, webhook)[0]
+        assert (entry["state"], entry["attempts"]) == ("pending", attempts)
+        with gateway.desk.store.engine.begin() as connection:
+            assert connection.execute(sa.select(DELIVERIES.c.next_try_at)).scalar_one() > time.time()
+            connection.execute(DELIVERIES.update().values(next_try_at=time.time()))
+    assert deliver(gateway) == 1
+    entry = logged(gateway, webhook)[0]
+    assert (entry["state"], entry["attempts"], entry["outcome"]) == ("delivered", 3, "answered 204")
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
+    for headers, body in receiver.got:
+        message = Webhook(webhook["secret"]).verify(body, headers)
+        assert (message["type"], message["data"]["id"]) == ("analysis.done", analysis["id"])
+        assert message["data"]["label"] == analysis["verdict"]["label"]
+        with pytest.raises(WebhookVerificationError):
+            Webhook(webhook["secret"]).verify(body.replace(b"done", b"gone"), headers)
+
+    with pytest.raises(SystemExit) as end:
+        main(["gateway", "webhooks", "redeliver", entry["id"], "--data-dir", str(tmp_path / "data")])
+    assert end.value.code == 0
+    assert deliver(gateway) == 1
+    assert receiver.got[-1][1] == receiver.got[0][1]
+    with pytest.raises(SystemExit) as end:
+        main(["gateway", "webhooks", "redeliver", "none", "--data-dir", str(tmp_path / "data")])
+    assert end.value.code == 2
+    assert gateway.delete(f"/v1/webhooks/{webhook['id']}").status_code == 204
+    assert gateway.get(f"/v1/webhooks/{webhook['id']}/deliveries").status_code == 404
+
+
+def test_nothing_is_sent_inside_and_a_receiver_that_wants_no_more_is_left_alone(gateway, clip, receiver):
+    webhook = gateway.post("/v1/webhooks", json={"url": receiver.url}).json()
+    by_name = gateway.post("/v1/webhooks", json={"url": receiver.url.replace("127.0.0.1", "localhost")}).json()
+    send(gateway, clip)
+    assert deliver(gateway, Addresses()) == 2
+    assert receiver.got == []
+    for one in (webhook, by_name):
+        assert "is not a public address" in logged(gateway, one)[0]["outcome"]
+    for wrong in ("file:///etc/passwd", "ftp://host/", "no address", "http://user:pass@host/"):
+        assert gateway.post("/v1/webhooks", json={"url": wrong}).status_code == 422, wrong
+    with gateway.desk.store.engine.begin() as connection:
+        connection.execute(DELIVERIES.update().values(next_try_at=time.time()))
+    receiver.statuses = [410, 410]
+    assert deliver(gateway) == 2
+    assert [logged(gateway, one)[0]["state"] for one in (webhook, by_name)] == ["failed", "failed"]
+
+
+def test_a_tenant_s_webhooks_are_told_of_its_own_analyses_only(gateway, clip, receiver):
+    keys = Keys(gateway.desk.store.engine)
+    mine, other = ({"X-Api-Key": keys.create("test", ["analyze"])[1]} for _ in range(2))
+    webhook = gateway.post("/v1/webhooks", json={"url": receiver.url}, headers=mine).json()
+    path = f"/v1/webhooks/{webhook['id']}"
+    assert gateway.get("/v1/webhooks", headers=other).json()["items"] == []
+    assert gateway.get(f"{path}/deliveries", headers=other).status_code == 404
+    assert gateway.delete(path, headers=other).status_code == 404
+    send(gateway, clip, **other)
+    sent = send(gateway, clip, **mine)
+    found = gateway.get(f"{path}/deliveries", headers=mine).json()["items"]
+    assert len(found) == 1
+    claims = []
+    threads = [threading.Thread(target=lambda: claims.append(gateway.desk.webhooks.claim())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(map(len, claims)) == 1  # whichever of four workers got it
+    assert json.loads(next(filter(None, claims))[0][1].body)["data"]["id"] == sent["id"]
