@@ -14,10 +14,12 @@ import pickle
 import sys
 import traceback
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Final, TextIO
 
 from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.verdict import Reason, Verdict
 from deepfake_client.sources.threads import Worker
 from deepfake_preprocess.errors import DeepfakeError, InputError, MediaCrashError, MediaLimitError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
@@ -29,7 +31,13 @@ NICE: Final = 5
 """Below programs that people wait for, on the same machine."""
 NO_FILE: Final = 2**20
 """Bytes of a file that the process may write; it writes none."""
-_OUT_OF_MEMORY: Final = ("bad_alloc", "bad allocation", "Insufficient memory", "ailed to allocate")
+_OUT_OF_MEMORY: Final = (
+    "bad_alloc",
+    "bad allocation",
+    "Insufficient memory",
+    "ailed to allocate",
+    "start new thread",
+)
 
 
 def main() -> None:
@@ -49,12 +57,22 @@ async def _serve(setup: Setup, lines: TextIO) -> None:
         setup.connection, model=setup.model, detector=MtcnnDetector(), detect_threads=setup.threads
     )
     inputs = Worker("scan-inputs")  # its thread is there before memory is bounded
-    bound_process(memory_bytes=setup.limits.memory_bytes * setup.concurrency, file_bytes=NO_FILE)
+    allowed = setup.limits.memory_bytes * setup.concurrency
+    much = _peak_bytes() + allowed // 2
+    bound_process(memory_bytes=allowed, file_bytes=NO_FILE)
     print(json.dumps({"ready": True}), file=lines, flush=True)
     running: set[asyncio.Task[None]] = set()
 
     async def answer(task: dict[str, Any]) -> None:
-        found = asdict(await _analyze(client, setup, task["address"]))
+        outcome, starved = await _outcome(client, setup, task["address"])
+        if outcome.verdict is not None and _cut_short(outcome.verdict) and _peak_bytes() > much:
+            # FFmpeg skips what it finds no memory for, as if it were damaged.
+            what = "could not be decoded whole: it is damaged, or needs more memory than is allowed"
+            outcome = Outcome(outcome.source, error=MediaLimitError(f"{outcome.source} {what}; raise `memory_bytes`"))
+            starved = True
+        # The JSON is made here and not in the parent, which has more to do than one process.
+        text = json.dumps(outcome.to_dict())
+        found = asdict(Answer.of(outcome, text, faces=setup.faces, starved=starved))
         print(json.dumps({"number": task["number"], "answer": found}), file=lines, flush=True)
 
     try:
@@ -69,12 +87,6 @@ async def _serve(setup: Setup, lines: TextIO) -> None:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     await client.close()
-
-
-async def _analyze(client: AsyncDeepfakeClient, setup: Setup, address: str) -> Answer:
-    outcome, starved = await _outcome(client, setup, address)
-    # Here and not in the parent, which has more to do than one process.
-    return Answer.of(outcome, json.dumps(outcome.to_dict()), faces=setup.faces, starved=starved)
 
 
 async def _outcome(client: AsyncDeepfakeClient, setup: Setup, address: str) -> tuple[Outcome, bool]:
@@ -106,6 +118,19 @@ def _out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _cut_short(verdict: Verdict) -> bool:
+    return verdict.corrupt_packets > 0 or verdict.reason is Reason.UNDECODABLE
+
+
+def _peak_bytes() -> int:
+    """Return the largest address space that this process has had (Linux; 0 elsewhere)."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmPeak:")), 0)
 
 
 if __name__ == "__main__":

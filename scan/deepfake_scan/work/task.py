@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
@@ -17,6 +17,10 @@ AWAY: tuple[str, ...] = ("ServerUnavailableError", "ServerTimeoutError", "Server
 """Errors of a server that will be there again, or have time again."""
 
 
+LEAST_MEMORY_BYTES: Final = 2**29
+"""Threads, their stacks and the frames of an ordinary clip take some 300 MiB of address space."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one input may use.
@@ -26,16 +30,17 @@ class Limits:
         seconds: wall-clock time.
 
     Raises:
-        OptionError: a value is not positive.
+        OptionError: a value is too small.
     """
 
     memory_bytes: int = 4 * 2**30
     seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not value > 0:
-                raise OptionError(f"`{name}` is {value}; allowed: a number above 0")
+        if self.memory_bytes < LEAST_MEMORY_BYTES:
+            raise OptionError("`memory_bytes` is too small; allowed: from 0.5 GiB, which an ordinary clip may need")
+        if not self.seconds > 0:
+            raise OptionError(f"`seconds` is {self.seconds}; allowed: a number above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
