@@ -28,7 +28,7 @@ def test_every_gpu_test_is_skipped_without_a_gpu_and_fails_where_one_must_be():
     assert " passed" not in skipped
     failed = run_gpu_tests(FAIL_WITHOUT_GPU="1")
     assert failed.startswith("exit 1")
-    assert "FAIL_WITHOUT_GPU=1 says that there must be one" in failed
+    assert "FAIL_WITHOUT_GPU=1 says that it must be there" in failed
     assert " passed" not in failed
     assert " skipped" not in failed
 
