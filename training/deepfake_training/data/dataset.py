@@ -26,17 +26,22 @@ from deepfake_preprocess.media.frame import ArrayFrame
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.augment import Augmentation, Share
 from deepfake_training.data.fakes.mesh import misfit
-from deepfake_training.data.fakes.recipes import Kind, Portrait, make_fake
+from deepfake_training.data.fakes.recipes import Kind, Portrait, color_distance, make_fake
 from deepfake_training.data.labels import FAKE, REAL
 from deepfake_training.data.packed_faces import PackedFaces
 
 DONORS = 40
 """Other faces that are looked at for one that fits, where another person's face is blended in."""
+FITTING = 5
+"""As many of those fit best; of these the one is taken whose skin is most alike."""
 MAX_MISFIT = 0.12
 JITTER = 0.05
 """Largest shift and change of size of the crop, as a share of the box: what detectors disagree about."""
+CLOSEST = 0.75
+"""Stills are often crops already. Where one ends before the margin, the face is cut closer, down to this share."""
 EDGE = 0.25
-"""What is added by reflection around each picture, as a share of its longer side: crops then have no black rim."""
+"""What is added by reflection around each picture, as a share of its longer side, for what is missing even then:
+crops have no black rim, since in service a face has its surroundings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +189,14 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
     def _label(self, draw: Draw) -> int:
         return FAKE if draw.made else int(self._faces.labels[draw.face])
 
+    def _closer(self, face: Face, size_wh: tuple[int, int]) -> Face:
+        """Return the face with a box so much smaller that its cut ends where the picture does."""
+        center = (face.box_xyxy[:2] + face.box_xyxy[2:]) / 2
+        room = float(min(center.min(), (size_wh - center).min()))
+        wanted = max(face.width_px, face.height_px) * (0.5 + self._spec.crop.margin)
+        half = (face.box_xyxy[2:] - face.box_xyxy[:2]) / 2 * min(1.0, max(CLOSEST, room / wanted))
+        return dataclasses.replace(face, box_xyxy=np.concatenate([center - half, center + half]).astype(np.float32))
+
     def _make(self, index: int, real: Portrait, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Make a fake of a kind that is drawn; a swap without a fitting donor becomes a self-blend."""
         kind = self._mixture.kind(rng)
@@ -197,22 +210,22 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
             for each in rng.choice(self._real, DONORS).tolist()
             if self._faces.groups[each] != self._faces.groups[index]
         ]
-        misfits = [misfit(self._faces.mesh(each), real.mesh) for each in candidates]
-        if not misfits or min(misfits) > MAX_MISFIT:
-            return None
-        best = candidates[int(np.argmin(misfits))]
-        return Portrait(self._faces.picture_rgb(best), self._faces.mesh(best))
+        misfits = np.array([misfit(self._faces.mesh(each), real.mesh) for each in candidates])
+        fitting = [candidates[place] for place in np.argsort(misfits)[:FITTING] if misfits[place] <= MAX_MISFIT]
+        portraits = [Portrait(self._faces.picture_rgb(each), self._faces.mesh(each)) for each in fitting]
+        return min(portraits, key=lambda each: color_distance(each, real), default=None)
 
     def _crop(self, picture: NDArray[np.uint8], face: Face, rng: np.random.Generator) -> NDArray[np.uint8]:
-        edge = round(EDGE * max(picture.shape[:2]))
+        height, width = picture.shape[:2]
+        edge = round(EDGE * max(height, width))
         padded = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_REFLECT_101)
-        face = face.shifted(edge, edge)
         if self._jitter:
             size = max(face.width_px, face.height_px)
             center = (face.box_xyxy[:2] + face.box_xyxy[2:]) / 2 + rng.uniform(-JITTER, JITTER, 2) * size
             half = (face.box_xyxy[2:] - face.box_xyxy[:2]) / 2 * rng.uniform(1 - JITTER, 1 + JITTER)
             box = np.concatenate([center - half, center + half]).astype(np.float32)
             face = dataclasses.replace(face, box_xyxy=box)
+        face = self._closer(face, (width, height)).shifted(edge, edge)
         crop = crop_face(ArrayFrame.from_rgb(np.asarray(padded, dtype=np.uint8)), face, self._spec)
         if rng.random() < self._augmentation.flip:
             crop = np.ascontiguousarray(crop[:, ::-1])

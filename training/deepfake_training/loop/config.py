@@ -20,6 +20,7 @@ from deepfake_training.data.dataset import FaceDataset, Mixture
 from deepfake_training.data.labels import REAL
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.packing import FaceFolders, pack_faces
+from deepfake_training.data.selection import suitable
 from deepfake_training.data.splits import split_by_group
 
 CONFIG: Final = "config.json"
@@ -70,7 +71,9 @@ class TrainConfig(JsonData):
             (sharpness-aware minimization, Foret et al., ICLR 2021). Weights found this way often judge other data
             better. Twice the time per step; 0 leaves it out.
         drop_path: share of residual branches left out, in [0, 1); for networks of timm.
-        trained: ``all`` weights, ``norms_and_head`` (scales and shifts of the norms, and the head), or ``head``.
+        trained: ``all`` weights, ``norms_and_head`` (scales and shifts of the norms, and the head), or ``head``: its
+            last layer is fitted to all crops so far at the end of each epoch, by logistic regression, to whose summed
+            losses `weight_decay` / 2 times the squared weights are added. Each crop passes through the network once.
             A large network that knows much already, such as CLIP, learns a new task by its norms alone and forgets
             nothing (Yermakov et al., arXiv 2508.06248).
         head_rate: the head's learning rate, times that of the rest.
@@ -166,12 +169,14 @@ class TrainConfig(JsonData):
             OptionError: the faces cannot be split, or a part has no real face.
         """
         held_out = split_by_group(faces.groups, self.validation_share, seed=self.split_seed)
-        train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        suited = suitable(faces)
+        train, validation = np.flatnonzero(~held_out & suited), np.flatnonzero(held_out & suited)
         for part, members in (("train on", train), ("validate with", validation)):
             if (faces.labels == REAL).any() and not (faces.labels[members] == REAL).any():
                 raise OptionError(
-                    f"{faces!r}: no real face is left to {part}, because whole groups are held out; add real faces "
-                    "of other videos or people, or change 'validation_share'"
+                    f"{faces!r}: no real face is left to {part}, because whole groups are held out, and faces "
+                    "that look aside or are cut off are left out; add real faces of other videos or people, or "
+                    "change 'validation_share'"
                 )
         dataset = partial(FaceDataset, faces, spec=self.spec, augmentation=self.augmentation)
         train_set = dataset(train, mixture=self.mixture, jitter=True, seed=self.seed)

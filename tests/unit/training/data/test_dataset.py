@@ -14,9 +14,11 @@ from deepfake_preprocess.faces.detector import Face
 from deepfake_training.data.augment import Augmentation, compress_h264, compress_jpeg
 from deepfake_training.data.dataset import FaceDataset, Mixture
 from deepfake_training.data.fakes.mesh import NUM_POINTS, fit_mesh
+from deepfake_training.data.fakes.recipes import Portrait, color_distance
 from deepfake_training.data.labels import FAKE
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.packing import FaceFolders, pack_faces
+from deepfake_training.data.selection import suitable
 
 FACE = Face(np.array(BOX, np.float32), 1.0, np.array(LANDMARKS, np.float32))
 NOTHING = Augmentation(untouched=1, flip=0)
@@ -58,6 +60,38 @@ def test_every_crop_can_be_made_again_and_epochs_differ() -> None:
     data.set_epoch(0)
     assert all((crop == data[place][0]).all() for place, crop in enumerate(first))
     assert not all((a == b).all() for a, b in zip(first, second, strict=True))
+
+
+def test_a_face_that_fills_its_picture_is_cut_closer_instead_of_mirrored() -> None:
+    faces = make_faces(2)
+    tight = dataclasses.replace(faces, boxes_xyxy=np.tile(np.array([0, 0, 72, 72], np.float32), (2, 1)))
+    data = FaceDataset(
+        tight, np.arange(2), spec=TINY, mixture=Mixture(made=1), augmentation=NOTHING, jitter=False, seed=5
+    )
+    whole = cv2.resize(tight.picture_rgb(data.draws[0].face), TINY.input_size_wh, interpolation=cv2.INTER_AREA)
+    assert np.abs(data[0][0].numpy().astype(int) - whole).mean() < 1
+
+
+def test_faces_that_look_aside_are_rolled_or_cut_off_are_not_learned_from() -> None:
+    faces = make_faces(4, 1)
+    landmarks, boxes = faces.landmarks_xy.copy(), faces.boxes_xyxy.copy()
+    meshes = np.full((5, NUM_POINTS, 2), np.nan, dtype=np.float16)
+    meshes[1] = faces.mesh(1)
+    meshes[1, 1, 0] += 14  # the tip of the nose is under an eye
+    landmarks[2] = [(36, 26), (50, 40), (36, 47), (22, 52), (34, 64)]
+    boxes[[3, 4]] = (-30, 8, 60, 98)
+    changed = dataclasses.replace(faces, landmarks_xy=landmarks, boxes_xyxy=boxes, meshes_xy=meshes)
+    assert suitable(changed).tolist() == [True, False, False, False, True]  # the last one is a given fake
+
+
+def test_donors_are_told_apart_by_the_color_of_their_skin() -> None:
+    faces = make_faces(1)
+    portrait = Portrait(faces.picture_rgb(0), faces.mesh(0))
+    darker = Portrait((portrait.picture * 0.7).astype(np.uint8), portrait.mesh)
+    darkest = Portrait((portrait.picture * 0.4).astype(np.uint8), portrait.mesh)
+    assert (
+        0 == color_distance(portrait, portrait) < color_distance(darker, portrait) < color_distance(darkest, portrait)
+    )
 
 
 def test_the_sampler_balances_classes_whatever_the_set_holds() -> None:

@@ -49,6 +49,16 @@ class Portrait(NamedTuple):
         return float(np.ptp(self.mesh[:, 0]))
 
 
+def color_distance(face: Portrait, other: Portrait) -> float:
+    """Return how far apart the mean colors of two faces are, in CIELAB of 8 bits per channel."""
+    means = []
+    for picture, mesh in (face, other):
+        inside = draw_region(mesh, "inner", picture.shape[:2]) > 0
+        lab = cv2.cvtColor(picture, cv2.COLOR_RGB2LAB)
+        means.append(lab[inside].mean(axis=0) if inside.any() else lab.mean(axis=(0, 1)))
+    return float(np.linalg.norm(means[0] - means[1]))
+
+
 def make_fake(kind: Kind, real: Portrait, rng: np.random.Generator, *, donor: Portrait | None = None) -> Picture:
     """Return a fake of a real picture, of the same size and with the same surroundings.
 
