@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
+from deepfake_export.checkpoint.layers import head_path
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_preprocess.support.ranking import roc_auc
@@ -34,6 +37,7 @@ from deepfake_training.data.dataset import FaceDataset
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.loop.checkpointing import load_state, save_best, save_last, save_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
+from deepfake_training.loop.head_fit import HeadFit
 from deepfake_training.loop.network import prepare_network, weight_groups
 
 LOG = "log.jsonl"
@@ -97,6 +101,10 @@ class TrainingRun:
         self.detector = ServedDetector(network, config.spec).to(self._device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.detector, decay=config.ema_decay, use_warmup=True)
         self._optimizer = torch.optim.AdamW(weight_groups(network, config))
+        self._head_fit = None
+        if config.trained == "head":
+            head = network.get_submodule(head_path(network))
+            self._head_fit = HeadFit(self.detector, head, config.weight_decay)
         self.train_set, self.validation_set = config.split(faces)
         self._crops = min(config.crops_per_epoch or len(self.train_set), len(self.train_set))
         self._batches = -(-self._crops // config.batch_size)
@@ -209,7 +217,39 @@ class TrainingRun:
         self.detector.train()
         for module in self._in_eval_mode:
             module.eval()
-        total, seen = 0.0, 0
+        train = self._take_steps if self._head_fit is None else partial(self._fit_head, self._head_fit)
+        train_loss = train(on_batch)
+        validation_loss, auc = self.validate(self.ema.module)
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(auc)
+        best = self.best
+        return EpochResult(
+            epoch=epoch + 1,
+            train_loss=train_loss,
+            validation_loss=validation_loss,
+            validation_auc=auc,
+            learning_rate=self._optimizer.param_groups[0]["lr"],
+            crops=(epoch + 1) * self._crops,
+            seconds=round(time.monotonic() - start, 1),
+            best=best is None or auc > best.validation_auc,
+        )
+
+    def _fit_head(self, head_fit: HeadFit, on_batch: Callable[[int, int, int, float], None] | None) -> float:
+        """Pass the epoch's crops through the network and fit its last layer; return the mean loss."""
+        self.detector.eval()
+        shown = self.history[-1].train_loss if self.history else log(2)  # this epoch's is known at its end
+        for batch, (crops, labels) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
+            with self._autocast():
+                head_fit.collect(crops.to(self._device), labels)
+            if on_batch is not None:
+                on_batch(self.epoch + 1, batch, self._batches, shown)
+        loss = head_fit.fit()
+        self.ema.set(self.detector)
+        return loss
+
+    def _take_steps(self, on_batch: Callable[[int, int, int, float], None] | None) -> float:
+        """Train the weights step by step on the epoch's crops; return the mean loss."""
+        epoch, total, seen = self.epoch, 0.0, 0
         update = epoch * self._updates
         self._optimizer.zero_grad()
         for batch, (crops, labels) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
@@ -229,20 +269,7 @@ class TrainingRun:
             seen += len(labels)
             if on_batch is not None:
                 on_batch(epoch + 1, batch, self._batches, loss)
-        validation_loss, auc = self.validate(self.ema.module)
-        if isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step(auc)
-        best = self.best
-        return EpochResult(
-            epoch=epoch + 1,
-            train_loss=total / seen,
-            validation_loss=validation_loss,
-            validation_auc=auc,
-            learning_rate=self._optimizer.param_groups[0]["lr"],
-            crops=(epoch + 1) * self._crops,
-            seconds=round(time.monotonic() - start, 1),
-            best=best is None or auc > best.validation_auc,
-        )
+        return total / seen
 
     def _step_loss(self, crops: Tensor, labels: Tensor, passes: int, epoch: int, batch: int) -> float:
         """Run one batch forward and backward; return its loss."""
@@ -318,6 +345,7 @@ class TrainingRun:
             "ema": self.ema.module,
             "optimizer": self._optimizer,
             "scheduler": self._scheduler,
+            **({"head_fit": self._head_fit} if self._head_fit is not None else {}),
         }
 
     def _state(self) -> dict[str, Any]:

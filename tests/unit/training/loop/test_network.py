@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_preprocess.contract.spec import Head, ModelSpec
+from deepfake_preprocess.errors import OptionError
+from deepfake_training.data.augment import Augmentation
+from deepfake_training.data.dataset import Mixture
 from deepfake_training.loop.checkpointing import BEST, publish
 from deepfake_training.loop.network import prepare_network, weight_groups
 from deepfake_training.loop.run import TrainingRun
@@ -52,15 +55,54 @@ def test_norms_and_head_are_trained_and_published_without_the_rest(tower: Path, 
     assert load_file(tmp_path / "changes.safetensors").keys() == changed
 
 
-def test_the_head_alone_is_trained_at_its_own_rate(tower: Path) -> None:
+def test_the_head_is_trained_at_its_own_rate(tower: Path) -> None:
     config = dataclasses.replace(
-        QUICK, spec=TRANSFORMER, initial_weights=str(tower), trained="head", learning_rate=0.01, head_rate=5.0
+        QUICK,
+        spec=TRANSFORMER,
+        initial_weights=str(tower),
+        trained="norms_and_head",
+        learning_rate=0.01,
+        head_rate=5.0,
     )
     network, _, _ = prepare_network(config)
     groups = weight_groups(network, config)
-    assert {group["lr"] for group in groups} == {0.05}
-    assert sum(weight.numel() for group in groups for weight in group["params"]) == 64 + 1
+    assert {group["lr"] for group in groups} == {0.01, 0.05}
+    at_its_own = [group["params"] for group in groups if group["lr"] == 0.05]
+    assert sum(weight.numel() for weights in at_its_own for weight in weights) == 64 + 1
     assert {group["weight_decay"] for group in groups} == {config.weight_decay, 0.0}
+
+
+def test_a_head_alone_is_fitted_and_goes_on_after_a_kill(tower: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        QUICK,
+        spec=TRANSFORMER,
+        initial_weights=str(tower),
+        trained="head",
+        weight_decay=1e-3,
+        epochs=2,
+        crops_per_epoch=24,
+        mixture=Mixture(made=0.0),
+        augmentation=Augmentation(untouched=1),
+    )
+    faces = make_faces(24, 24, dark_fakes=True)
+    run = TrainingRun(faces, config, tmp_path / "run")
+    best = run.train(keep_all=True)
+    assert best.validation_auc > 0.9
+    assert run.history[-1].train_loss < 0.1
+    publish(tmp_path / "run", tmp_path / "changes.safetensors", base=tower)
+    assert load_file(tmp_path / "changes.safetensors").keys() == HEAD
+
+    resumed = TrainingRun(faces, config, tmp_path / "resumed")
+    resumed.resume(tmp_path / "run" / "epoch_0001.pt")
+    resumed.train()
+    wanted, found = run.detector.state_dict(), resumed.detector.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+
+
+def test_a_head_of_two_logits_cannot_be_fitted_alone(tmp_path: Path) -> None:
+    spec = dataclasses.replace(TRANSFORMER, head=Head(kind="softmax", layers=("linear:2",)))
+    with pytest.raises(OptionError, match="a head that ends in one logit"):
+        TrainingRun(make_faces(), dataclasses.replace(QUICK, spec=spec, trained="head"), tmp_path)
 
 
 def test_a_normalized_head_looks_at_directions_only() -> None:
