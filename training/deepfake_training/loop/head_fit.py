@@ -64,7 +64,7 @@ class HeadFit:
             torch.autograd.backward(value)
             return float(value.detach())
 
-        solver.step(objective)
+        solver.step(objective)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self._layer.weight.copy_(weight[None])
             if self._layer.bias is not None:

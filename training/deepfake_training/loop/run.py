@@ -244,7 +244,7 @@ class TrainingRun:
             if on_batch is not None:
                 on_batch(self.epoch + 1, batch, self._batches, shown)
         loss = head_fit.fit()
-        self.ema.set(self.detector)
+        self.ema.set(self.detector)  # type: ignore[no-untyped-call]
         return loss
 
     def _take_steps(self, on_batch: Callable[[int, int, int, float], None] | None) -> float:
