@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from deepfake_gateway.store.schema import KEYS, QUOTAS, SESSIONS
 
@@ -147,10 +148,11 @@ class Keys:
 
 def count_seconds(connection: sa.Connection, key_id: str, seconds: float) -> None:
     """Add to what a key used today, in a transaction of the store's."""
-    today = (QUOTAS.c.key_id == key_id) & (QUOTAS.c.day == _today())
-    change = QUOTAS.update().where(today).values(seconds=QUOTAS.c.seconds + seconds)
-    if connection.execute(change).rowcount == 0:
-        connection.execute(QUOTAS.insert().values(key_id=key_id, day=_today(), seconds=seconds))
+    # Two workers may be the first of a day.
+    insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    new = insert(QUOTAS).values(key_id=key_id, day=_today(), seconds=seconds)
+    total = {"seconds": QUOTAS.c.seconds + new.excluded.seconds}
+    connection.execute(new.on_conflict_do_update(index_elements=["key_id", "day"], set_=total))
 
 
 def _today() -> str:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.migrations.upgrade import VERSION_TABLE
 from deepfake_gateway.store.records import Analysis, Filters, Status, Store
 from deepfake_gateway.store.schema import METADATA, open_engine
@@ -86,4 +87,23 @@ def test_states_are_won_once_and_lists_go_on_where_they_ended(url):
     assert store.get(analysis(2).id).size_bytes == 3 * 2**31
     store.delete(analysis(1).id)
     assert store.events(analysis(1).id) == []
+    store.close()
+
+
+def test_seconds_of_a_key_are_added_up_whoever_is_the_first_of_a_day(url):
+    store = Store(url)
+    numbers = range(10, 16)
+    for number in numbers:
+        store.add(analysis(number, key_id="12345678"), lambda _: None)
+    verdict = {
+        "label": "REAL", "fake_probability": 0.1, "reason": None, "frames": [{"pts_seconds": 2.5}],
+        "model": {"name": "m", "version": 1, "checkpoint_sha256": None},
+    }  # fmt: skip
+    threads = [threading.Thread(target=store.finish, args=(analysis(number).id, verdict)) for number in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [store.get(analysis(number).id).status for number in numbers] == [Status.DONE] * 6
+    assert Keys(store.engine).seconds_today("12345678") == 15
     store.close()
