@@ -65,7 +65,7 @@ serve: $(VENV)/.demo $(CHECKPOINT)  ## Serve the demo model on ports 8000 to 800
 
 web: $(VENV)/.demo $(CHECKPOINT)  ## The verdict service with its web page, on port 8080 until Ctrl-C
 	@$(BIN)/deepfake export $(CHECKPOINT)
-	@DEEPFAKE_GATEWAY_CHECKPOINT=$(CHECKPOINT) $(BIN)/deepfake gateway --embedded --data-dir work/gateway
+	@DEEPFAKE_GATEWAY_CHECKPOINT=$(CHECKPOINT) $(BIN)/deepfake gateway --embedded --model $(MODEL_NAME) --data-dir work/gateway
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
