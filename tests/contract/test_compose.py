@@ -37,7 +37,8 @@ DOCKERFILES = ("docker/engines.Dockerfile", "docker/explain.Dockerfile", "docker
 
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-CHECKPOINT = Path(re.search(r"^CHECKPOINT := (.*)$", MAKEFILE, re.MULTILINE)[1])
+MODEL_NAME = re.search(r"^MODEL_NAME := .*,(\w+)\)$", MAKEFILE, re.MULTILINE)[1]  # of MODEL=accurate, the default
+CHECKPOINT = Path(re.search(r"^CHECKPOINT := (.*)$", MAKEFILE, re.MULTILINE)[1].replace("$(MODEL_NAME)", MODEL_NAME))
 
 
 def problems_of(data) -> list[str]:
