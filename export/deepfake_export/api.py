@@ -22,15 +22,17 @@ from deepfake_export.repository.staging import find_identical, publish, staged
 from deepfake_export.request import REQUEST_KEY, ExportJob, ExportRequest, what_changed
 from deepfake_export.spec_file import PinnedCheckpoint, pin_checkpoint
 from deepfake_export.tensorrt.plans import EngineMaker, add_plan, find_maker
+from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
-from deepfake_preprocess.contract.repository import ENGINE_SOURCE, MODEL_FILE
+from deepfake_preprocess.contract.repository import ENGINE_SOURCE, FP32_FILE, MODEL_FILE
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.engines import ONNX_RUNTIME
 from deepfake_preprocess.support.extras import require_extra
 
 if TYPE_CHECKING:
     from deepfake_export.proof.comparison import Proof
 
-TOOLS = ("deepfake-serving", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
+TOOLS = ("deepfake-serving", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
 """Distributions whose versions the manifest records."""
 REQUIRED_MODULES = ("torch", "onnx", "onnxscript", "safetensors", "onnxruntime", "jinja2")
 ENSEMBLE_FILE = "ensemble.json"
@@ -159,7 +161,7 @@ def _add_version(
     with staged(repository, checkpoint.spec.name) as version_dir:
         spec = dataclasses.replace(checkpoint.spec, version=int(version_dir.name))
         job = ExportJob(request, spec, ServedDetector(loaded.network, spec).eval(), crops, calibration, on_step)
-        proof = _export_and_prove(job, version_dir)
+        proof, forms = _export_and_prove(job, version_dir)
         report = _write_report(job, checkpoint, proof, version_dir)
         parity = proof.promoted.parity
         assert parity is not None  # what could not be made is never promoted
@@ -168,8 +170,9 @@ def _add_version(
             file_hashes(version_dir),
             tools=_tool_versions(),
             parity={**parity.to_dict(), REQUEST_KEY: identity},
-            precision=proof.decision.promoted,
+            precision="fp32" if proof.decision.promoted == "bf16" else proof.decision.promoted,
             promotion=_promotion(report),
+            forms=forms,
         )
         engine_notes: tuple[str, ...] = ()
         if maker is not None:
@@ -184,9 +187,13 @@ def _add_version(
     return ExportResult(repository, spec.version, created=True, manifest=manifest, notes=notes)
 
 
-def _export_and_prove(job: ExportJob, version_dir: Path) -> Proof:
-    """Make and measure all precisions; leave the promoted one in `version_dir`, and what engines are built from."""
+def _export_and_prove(job: ExportJob, version_dir: Path) -> tuple[Proof, tuple[ServedForm, ...]]:
+    """Make and measure all precisions; leave in `version_dir` what is served, and what engines are built from.
+
+    Returns what was measured, and how the embedded server may run the version.
+    """
     from deepfake_export.graph.onnx_export import export_onnx
+    from deepfake_export.precision.forms import forms_of, serving_needs
     from deepfake_export.precision.selection import prove_precisions
 
     model_path = version_dir / MODEL_FILE
@@ -196,12 +203,20 @@ def _export_and_prove(job: ExportJob, version_dir: Path) -> Proof:
         proof = prove_precisions(job, model_path, Path(work_dir))
         if job.request.artifacts is not None:
             _keep_artifacts(Path(job.request.artifacts), job.spec.name, proof.accurate)
-        if proof.decision.promoted == "int8" and job.request.int8_target == "cpu":
-            shutil.copyfile(proof.accurate.get("fp16", model_path), version_dir / ENGINE_SOURCE)
-        promoted = proof.accurate[proof.decision.promoted]
-        if promoted != model_path:
-            shutil.copyfile(promoted, model_path)
-    return proof
+        accurate, promoted = proof.accurate, proof.promoted
+        files = {promoted.precision: MODEL_FILE}
+        if promoted.precision == "int8" and job.request.int8_target == "cpu":
+            shutil.copyfile(accurate.get("fp16", model_path), version_dir / ENGINE_SOURCE)
+            # For a CPU on which INT8 would be slower, or without the engine.
+            if serving_needs(promoted) or promoted.engine != ONNX_RUNTIME:
+                files["fp32"] = ENGINE_SOURCE if "fp16" not in accurate else FP32_FILE
+                shutil.copyfile(model_path, version_dir / files["fp32"])
+        elif promoted.precision in ("fp32", "bf16"):
+            files = dict.fromkeys(("fp32", "bf16"), MODEL_FILE)
+        assert promoted.path is not None  # what could not be made is never promoted
+        if promoted.path != model_path:
+            shutil.copyfile(promoted.path, model_path)
+    return proof, forms_of(proof, files)
 
 
 def _write_report(job: ExportJob, checkpoint: PinnedCheckpoint, proof: Proof, version_dir: Path) -> Mapping[str, Any]:
@@ -222,7 +237,8 @@ def _write_report(job: ExportJob, checkpoint: PinnedCheckpoint, proof: Proof, ve
 def _promotion(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the manifest says about the choice of the precision."""
     artifacts = [
-        {key: item[key] for key in ("precision", "passed", "problems", "speed")} for item in report["artifacts"]
+        {key: item[key] for key in ("precision", "engine", "passed", "problems", "speed")}
+        for item in report["artifacts"]
     ]
     return {**report["promotion"], "calibration": report["calibration"], "artifacts": artifacts}
 

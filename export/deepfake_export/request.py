@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 from deepfake_export.proof.gate import BEST, check_precisions
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_export.tensorrt.options import EngineOptions
+from deepfake_preprocess.contract.forms import FEATURES, cpu_features
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.engines import ENGINES, ONNX_RUNTIME, OPENVINO, is_installed
+from deepfake_preprocess.support.extras import install_command
 
 if TYPE_CHECKING:
     from deepfake_export.graph.served_detector import ServedDetector
@@ -35,6 +38,8 @@ REQUEST_KEY = "request"
 
 DECIDES = {
     "precisions": "`precisions`",
+    "engines": "the engines that are installed",
+    "cpu": "the CPU that it is measured on",
     "promote": "`promote`",
     "int8_target": "`int8_target`",
     "calibration_sha256": "the calibration set",
@@ -56,8 +61,10 @@ class ExportRequest:
             version is replaced by the next free one.
         max_batch_size: largest batch the server will form, 1 to 1024; proved, and written to the configuration.
         precisions: what to make and measure; FP32 is always among them.
-        promote: ``best`` serves the fastest precision that passes; a precision's name serves that one if it is
-            accurate, and falls back INT8 -> FP16 -> FP32.
+        engines: what runs them, of `ENGINES`; None for ONNX Runtime and, where more than FP32 is asked for, every
+            other one that is installed. ONNX Runtime is always among them.
+        promote: ``best`` serves the fastest precision and engine that pass; a precision's name serves that one if it
+            is accurate, and falls back INT8 -> BF16 -> FP16 -> FP32.
         int8_target: ``cpu`` or ``tensorrt``: the form of Q/DQ.
         calibration: directory of the user's videos and face images: ranges of INT8, and, without `crops`, the crops
             of the proof. See `deepfake_export.proof.faces` for what is taken from it.
@@ -80,6 +87,7 @@ class ExportRequest:
     spec: ModelSpec | str | Path | None = None
     max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE
     precisions: Collection[str] = ("fp32",)
+    engines: Collection[str] | None = None
     promote: str = BEST
     int8_target: str = "cpu"
     calibration: str | Path | None = None
@@ -97,6 +105,10 @@ class ExportRequest:
                 f"`max_batch_size` is {self.max_batch_size}; allowed: a whole number from 1 to {MAX_BATCH_LIMIT}"
             )
         object.__setattr__(self, "precisions", check_precisions(self.precisions))
+        if unknown := [name for name in self.engines or () if name not in ENGINES]:
+            raise OptionError(f"engine {unknown[0]!r} is unknown; allowed: {', '.join(ENGINES)}")
+        if "bf16" in self.precisions and not self.engines_of("bf16"):
+            raise OptionError(f"BF16 on a CPU needs OpenVINO; run: {install_command(OPENVINO)}")
         if self.promote not in (BEST, *self.precisions):
             allowed = ", ".join((BEST, *self.precisions))
             raise OptionError(f"`promote` is {self.promote!r}; allowed with these precisions: {allowed}")
@@ -108,6 +120,24 @@ class ExportRequest:
             )
         if self.labels is not None and self.calibration is None:
             raise OptionError("`labels` belong to the files of a calibration set; name that as `calibration`")
+
+    def engines_of(self, precision: str) -> tuple[str, ...]:
+        """Return the engines that a precision is measured in.
+
+        OpenVINO computes FP16 files in FP32, as ONNX Runtime does, and ONNX Runtime knows no BF16 on CPUs. The form
+        of INT8 for TensorRT is for no engine here, and measured in one.
+        """
+        engines = [OPENVINO] if OPENVINO in self._more_engines() else []
+        if precision == "bf16":
+            return tuple(engines)
+        if precision == "fp16" or (precision == "int8" and self.int8_target != "cpu"):
+            return (ONNX_RUNTIME,)
+        return (ONNX_RUNTIME, *engines)
+
+    def _more_engines(self) -> Collection[str]:
+        if self.engines is not None:
+            return self.engines
+        return [name for name in ENGINES if is_installed(name)] if set(self.precisions) > {"fp32"} else ()
 
     def identity(self) -> dict[str, Any]:
         """Return what decides about the result, as plain JSON data; files by their hash.
@@ -129,8 +159,14 @@ class ExportRequest:
             from deepfake_export.proof.crops import hash_files, images_of
 
             crops = hash_files(images_of(Path(self.crops)), Path(self.crops))
+        pairs = {item: self.engines_of(item) for item in self.precisions}
+        is_alone = sum(map(len, pairs.values())) == 1
+        flags = cpu_features() & {flag for each in FEATURES.values() for flag in each}
         return {
             "precisions": list(self.precisions),
+            "engines": sorted({engine for engines in pairs.values() for engine in engines}),
+            # Where several are compared, their speed decides.
+            "cpu": None if is_alone else sorted(flags),
             "promote": self.promote,
             "int8_target": self.int8_target if "int8" in self.precisions else None,
             "calibration_sha256": calibration,

@@ -1,7 +1,7 @@
 """The public names of `deepfake_serve`, and the modules that they are loaded from on first use."""
 
+from deepfake_preprocess.support.engines import CROPS_PER_THREAD
 from deepfake_preprocess.support.wheels import cache_dir
-from deepfake_serve._cores import CROPS_PER_THREAD
 from deepfake_serve._repository import CpuShare, ServedModel, available_cores, check_repository, model_share
 from deepfake_serve.server import EmbeddedTriton
 

@@ -1,8 +1,8 @@
-"""The embedded server's backend: ONNX Runtime on the CPU, inside a process that Triton starts.
+"""The embedded server's backend: an engine on the CPU, inside a process that Triton starts.
 
 Triton loads this file as a "Python-based backend", so it exists once here and a model version in the
 repository holds only its data. It runs in Triton's own Python stub, not in the caller's interpreter: it may
-import numpy, ONNX Runtime and, of this project, what needs no more than that.
+import numpy, the engine and, of this project, what needs no more than that.
 
 All requests of a batch are answered together; a request that cannot run gets an error of its own. Where the batch is
 full, Triton gets the next one ready while the last crops of this one are computed, and then while its answers go out.
@@ -22,19 +22,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from deepfake_preprocess.support.sessions import open_session
-from deepfake_serve._cores import CROPS_PER_THREAD, MIN_AHEAD_S, running_alone
+from deepfake_preprocess.support.engines import CROPS_PER_THREAD, Network, open_network
+from deepfake_serve._cores import MIN_AHEAD_S, running_alone
 from deepfake_serve._plan import RESTARTS_VARIABLE
 from deepfake_serve._pulse import Pulse
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 Array = npt.NDArray[Any]
 
@@ -59,13 +56,25 @@ class TritonPythonModel:
 
         directory = Path(args["model_repository"])
         path = directory / args["model_version"] / config["default_model_filename"]
-        # Waiting threads that spin would take the cores from the other instances. The lone session runs only while
-        # nobody else wants them.
         self._threads = int(parameters["intra_op_thread_count"])
         self._lone_threads = int(parameters.get("lone_intra_op_thread_count", self._threads))
-        self._session = self._lone_session = open_session(path, threads=self._threads)
+
+        def network(threads: int, *, spinning: bool) -> Network:
+            return open_network(
+                path,
+                self._output_names,
+                engine=parameters["engine"],
+                precision=parameters["served_precision"],
+                threads=threads,
+                spinning=spinning,
+                sizes={1, CROPS_PER_THREAD * threads},
+            )
+
+        # Waiting threads that spin would take the cores from the other instances. The lone network runs only while
+        # nobody else wants them.
+        self._network = self._lone_network = network(self._threads, spinning=False)
         if self._lone_threads > self._threads:
-            self._lone_session = open_session(path, threads=self._lone_threads, spinning=True)
+            self._lone_network = network(self._lone_threads, spinning=True)
         # Of the server's own, local folder: the weights may be where files cannot be locked.
         self._lock = (directory / "config.pbtxt").open("rb")
 
@@ -78,10 +87,10 @@ class TritonPythonModel:
             np.zeros((self._full, *self._crop_shape), dtype=np.uint8) for _ in range(2)
         )
         for batch_size in sorted({1, self._full}):
-            self._infer(self._session, self._buffer[:batch_size])
-        self._infer(self._lone_session, self._buffer[:1])
+            self._infer(self._network, self._buffer[:batch_size])
+        self._infer(self._lone_network, self._buffer[:1])
         start = time.perf_counter()
-        self._infer(self._session, self._buffer)
+        self._infer(self._network, self._buffer)
         full_s = time.perf_counter() - start
         self._runs_ahead = full_s >= MIN_AHEAD_S
 
@@ -118,7 +127,7 @@ class TritonPythonModel:
         # A full batch of several requests: they had to wait, so this instance is not the only one that is busy, and
         # others have probably come since.
         is_queued = 1 < len(accepted) == len(requests) and len(batch) >= self._full
-        if self._runs_ahead and is_queued and len(batch) > self._rows(self._session):
+        if self._runs_ahead and is_queued and len(batch) > self._rows(self._network):
             last_part = threading.Event()
             self._under_way = self._computing.submit(self._run_ahead, batch, last_part)
             self._answering.submit(self._send, requests, sizes, self._under_way)
@@ -137,7 +146,7 @@ class TritonPythonModel:
         """Compute a full batch, in the thread for it; the event says that only its last part is left."""
         try:
             with running_alone(self._lock, cores_wanted=None):
-                return self._infer(self._session, batch, before_last=last_part.set)
+                return self._infer(self._network, batch, before_last=last_part.set)
         finally:
             last_part.set()
 
@@ -182,27 +191,25 @@ class TritonPythonModel:
         return np.concatenate(parts, out=self._buffer[:rows])
 
     def _run(self, faces: Array, *, is_queued: bool) -> list[Array]:
-        if self._lone_session is self._session:
-            return self._infer(self._session, faces)
+        if self._lone_network is self._network:
+            return self._infer(self._network, faces)
         # Another instance is about to run what has queued up behind it.
         with running_alone(self._lock, cores_wanted=None if is_queued else self._lone_threads - 1) as alone:
-            return self._infer(self._lone_session if alone else self._session, faces)
+            return self._infer(self._lone_network if alone else self._network, faces)
 
-    def _infer(
-        self, session: InferenceSession, faces: Array, *, before_last: Callable[[], None] | None = None
-    ) -> list[Array]:
-        rows = self._rows(session)
+    def _infer(self, network: Network, faces: Array, *, before_last: Callable[[], None] | None = None) -> list[Array]:
+        rows = self._rows(network)
         parts = []
         for start in range(0, len(faces), rows):
             if before_last is not None and start + rows >= len(faces):
                 before_last()
             with self._pulse.beating():
-                parts.append(session.run(self._output_names, {self._input_name: faces[start : start + rows]}))
+                parts.append(network(faces[start : start + rows]))
         return parts[0] if len(parts) == 1 else [np.concatenate(values) for values in zip(*parts, strict=True)]
 
-    def _rows(self, session: InferenceSession) -> int:
-        """Return how many crops a session computes at once."""
-        return CROPS_PER_THREAD * (self._threads if session is self._session else self._lone_threads)
+    def _rows(self, network: Network) -> int:
+        """Return how many crops a network computes at once."""
+        return CROPS_PER_THREAD * (self._threads if network is self._network else self._lone_threads)
 
 
 def _show_restarts() -> Any:

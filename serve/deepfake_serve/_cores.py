@@ -1,4 +1,4 @@
-"""How the embedded backend uses the cores: how much it computes at once, and when a lone request gets all of them.
+"""How the embedded backend uses the cores: when a lone request gets all of them.
 
 Imported by the backend inside Triton's Python stub, so standard library only.
 """
@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-CROPS_PER_THREAD = 2
-"""Of a batch, so many crops are computed at once. The activations of more do not fit the cache: with EfficientNet-B0
-at 224 px, batches of 8 took 1.14 times as long per crop as such parts of them."""
 MIN_AHEAD_S = 0.02
 """Where a full batch takes this long, `execute` returns before its answers are sent. Answers that go out by
 themselves cost about 0.15 ms each: less than an instance would idle otherwise, but too much for batches of a few

@@ -14,12 +14,14 @@ from typing import Any
 
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.config_check import contract_problems
+from deepfake_preprocess.contract.forms import cpu_features
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import served_version, versions_of
 from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.contract.repository import MODEL_FILE, model_dirs
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError, RepositoryError
+from deepfake_serve._forms import choose_form
 
 MAX_INSTANCES = 8
 """Past this, cores go into threads: each instance is a process with a copy of the model, and eight of them
@@ -35,16 +37,24 @@ MARK_PARAMETER = "deepfake_serve_state"
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One checked model version: its contract, its folder, and its embedded configuration, a ``ModelConfig``."""
+    """One checked model version.
+
+    Attributes:
+        spec: its contract.
+        version_dir: its folder.
+        config: its embedded configuration, a ``ModelConfig``, with the form that is served here.
+        note: why that form is not the one that the repository names, as a sentence; empty where it is.
+    """
 
     spec: ModelSpec
     version_dir: Path
     config: Any
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CpuShare:
-    """How the cores are divided: `instances` copies of each model with `threads` ONNX Runtime threads each."""
+    """How the cores are divided: `instances` copies of each model with `threads` threads each."""
 
     instances: int
     threads: int
@@ -131,7 +141,9 @@ class View:
         config = type(model.config)()
         config.CopyFrom(model.config)
         lone_threads = min(share.instances * share.threads, available_cores(), MAX_LONE_THREADS)
-        is_small = (model.version_dir / MODEL_FILE).stat().st_size <= MAX_LONE_MODEL_MB * 2**20
+        is_small = (
+            model.version_dir / model.config.default_model_filename
+        ).stat().st_size <= MAX_LONE_MODEL_MB * 2**20
         triton_config.set_cpu_share(
             config,
             instances=share.instances,
@@ -163,4 +175,6 @@ def _check_model(model_dir: Path) -> ServedModel:
     # Batching and instances may be tuned by hand; what the contract fixes may not.
     for problem in contract_problems(config, manifest, embedded=True):
         raise RepositoryError(f"{path}: {problem}; export the model again, or restore the file")
-    return ServedModel(manifest.spec, version_dir, config)
+    form, note = choose_form(manifest, config, cpu_features())
+    triton_config.set_form(config, form)
+    return ServedModel(manifest.spec, version_dir, config, note)

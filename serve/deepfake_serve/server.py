@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from deepfake_preprocess.contract.model_dir import hold_version
 from deepfake_preprocess.errors import ServerStartError
-from deepfake_preprocess.support.wheels import Announce
+from deepfake_preprocess.support.wheels import Announce, on_stderr
 from deepfake_serve._launch import (
     check_shared_memory,
     command_line,
@@ -96,11 +96,12 @@ class EmbeddedTriton:
             http_port: port to listen on; 0 takes a free one.
             metrics_port: port to listen on; 0 takes a free one.
             instances: copies of each model; by default as many as fit the cores.
-            threads: ONNX Runtime threads of each copy; by default what is left per copy.
+            threads: threads of each copy; by default what is left per copy.
             log_path: file for Triton's log, overwritten; by default a temporary one.
             log_to_stderr: pass Triton's log through instead of writing a file.
             start_timeout_s: how long models may take to load.
-            announce: called with one line before Triton is fetched; by default it goes to standard error.
+            announce: called with one line before Triton is fetched, and where a model is served in another form than
+                the repository names; by default it goes to standard error.
             flags: more of tritonserver's own, without the leading dashes, as in ``log-verbose=1``.
         """
         self._repository = Path(repository)
@@ -118,6 +119,7 @@ class EmbeddedTriton:
         self._last_tail = ""
         self._marks: dict[str, str] = {}
         self._held: list[int] = []
+        self._told: set[str] = set()
         self.grpc_url = self.http_url = self.metrics_url = ""
         self.log_path: Path | None = None
         self.models: list[ServedModel] = []
@@ -149,6 +151,7 @@ class EmbeddedTriton:
             self.grpc_url = f"{HOST}:{ports['grpc_port']}"
             self.http_url = f"http://{HOST}:{ports['http_port']}"
             self.metrics_url = f"http://{HOST}:{ports['metrics_port']}/metrics"
+            self._tell_notes(models)
             try:
                 self._held = _hold(models)
                 self.models, self.shares = models, shares
@@ -188,6 +191,7 @@ class EmbeddedTriton:
             raise
         self._ask(models)
         _release(self._held)
+        self._tell_notes(models)
         self._held, self._marks, self.models, self.shares = held, marks, models, shares
         return sorted(name for name in before | marks if before.get(name) != marks.get(name))
 
@@ -229,6 +233,12 @@ class EmbeddedTriton:
         with self.log_path.open(encoding="utf-8", errors="replace") as stream:
             kept = (line.rstrip() for line in stream if line.strip() and line[0] not in "+|")
             return "\n".join(collections.deque(kept, maxlen=TAIL_LINES))
+
+    def _tell_notes(self, models: Sequence[ServedModel]) -> None:
+        """Say once of each model why it is not served as the repository says."""
+        for note in (model.note for model in models if model.note and model.note not in self._told):
+            self._told.add(note)
+            (self._announce or on_stderr())(note)
 
     def _shares_of(self, models: Sequence[ServedModel]) -> dict[str, CpuShare]:
         return {

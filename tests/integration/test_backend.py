@@ -93,7 +93,11 @@ def model(backend, tmp_path):
     config = {
         "name": "tiny",
         "dynamic_batching": {"preferred_batch_size": [MAX_BATCH]},
-        "parameters": {"intra_op_thread_count": {"string_value": "1"}},
+        "parameters": {
+            "intra_op_thread_count": {"string_value": "1"},
+            "engine": {"string_value": "onnxruntime"},
+            "served_precision": {"string_value": "fp32"},
+        },
         "input": [{"name": "faces", "dims": [str(size) for size in SHAPE]}],
         "output": [{"name": "fake_probability"}, {"name": "logit"}],
         "default_model_filename": "model.onnx",
@@ -111,7 +115,7 @@ def requests_of(*sizes, **options):
 
 
 def expected(model):
-    return dict(zip(("fake_probability", "logit"), model._infer(model._session, CROPS), strict=True))
+    return dict(zip(("fake_probability", "logit"), model._infer(model._network, CROPS), strict=True))
 
 
 @pytest.mark.parametrize("sizes", [(1,) * 8, (2, 1, 5)])
@@ -154,15 +158,15 @@ def test_batches_that_take_no_time_are_answered_at_once(model) -> None:
 
 def test_the_next_batch_is_taken_before_the_last_part_is_computed(model, monkeypatch) -> None:
     go_on, parts = threading.Event(), []
-    session = model._session
+    network = model._network
 
-    def run(names, inputs):
-        parts.append(len(inputs["faces"]))
+    def run(faces):
+        parts.append(len(faces))
         if len(parts) == 4:
             assert go_on.wait(30)
-        return session.run(names, inputs)
+        return network(faces)
 
-    model._session = SimpleNamespace(run=run)
+    model._network = run
     requests = requests_of(*(1,) * 8)
     assert model.execute(requests) is None  # returns although the fourth part cannot be computed yet
     assert not model._under_way.done()
@@ -173,15 +177,15 @@ def test_the_next_batch_is_taken_before_the_last_part_is_computed(model, monkeyp
 
 
 def test_a_failure_is_everyones_answer_and_the_next_batch_runs(model) -> None:
-    session, calls = model._session, []
+    network, calls = model._network, []
 
-    def fail_once(names, inputs):
+    def fail_once(faces):
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("no memory")
-        return session.run(names, inputs)
+        return network(faces)
 
-    model._session = SimpleNamespace(run=fail_once)
+    model._network = fail_once
     failed, good = requests_of(*(1,) * 8), requests_of(*(1,) * 8)
     assert model.execute(failed) is None
     assert model.execute(good) is None

@@ -64,9 +64,15 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
 ) -> None:
     output = tmp_path / "here-tune.json"
     add_version(tiny_repository, "int8", negate=True)
-    options = triton_config.ServingOptions(4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores())
+    options = triton_config.ServingOptions(
+        4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores(), engine="onnxruntime", precision="fp32"
+    )
     # Two candidates; the whole space takes minutes.
-    monkeypatch.setattr(tuning, "neighbors", lambda setting, **_: [Setting(2, options), Setting(1, options)])
+    monkeypatch.setattr(
+        tuning,
+        "neighbors",
+        lambda setting, **_: [Setting(2, replace(options, precision="int8")), Setting(1, options)],
+    )
     arguments = [
         str(clip),
         "--repository",
@@ -96,7 +102,9 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
 
 
 def test_what_wins_is_written_and_served(clip, tiny_repository) -> None:
-    options = triton_config.ServingOptions(4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores())
+    options = triton_config.ServingOptions(
+        4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores(), engine="onnxruntime", precision="fp32"
+    )
     tuned = tuning.Tuning(
         tiny_repository, None, [clip], num_frames=2, p99_ms=1e6, window_s=0.2, seconds=0, announce=lambda _: None
     )

@@ -23,16 +23,20 @@ from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision.fp16 import FLOAT16_MAX, activation_ranges, export_fp16, half_detector
 from deepfake_export.precision.int8 import TARGETS, quantize_int8
 from deepfake_export.proof.crops import generate_crops
-from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
+from deepfake_export.proof.parity import engine_runner, onnxruntime_runner, reference_outputs
 from deepfake_export.proof.tolerances import TOLERANCES
+from deepfake_export.repository.activation import activate
+from deepfake_export.repository.configs import refresh_configs
 from deepfake_export.request import what_changed
 from deepfake_export.tensorrt import plans as engines
 from deepfake_export.tensorrt.engine import build_engine
 from deepfake_export.tensorrt.gpu import Gpu
 from deepfake_export.tensorrt.library import load_tensorrt_rtx
+from deepfake_preprocess.contract.config_check import contract_problems
+from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.contract.triton_config import read_config
+from deepfake_preprocess.contract.triton_config import EMBEDDED_CONFIG_NAME, ServingOptions, read_config
 from deepfake_preprocess.errors import EngineError, OptionError
 from deepfake_serve import EmbeddedTriton
 
@@ -129,6 +133,7 @@ def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector)
             spec=SPEC,
             max_batch_size=4,
             precisions=("int8", "fp16"),
+            engines=("onnxruntime",),
             calibration="faces",
             promote="int8",
             artifacts="all",
@@ -136,9 +141,10 @@ def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector)
     )
     manifest = Manifest.read(result.version_dir)
     manifest.verify(result.version_dir)
-    assert set(manifest.files) == {
-        *("model.onnx", "engine.onnx", "report.json", "report.md", "report.html"),
-    }
+    expected = {"model.onnx", "engine.onnx", "report.json", "report.md", "report.html"}
+    # With VNNI, INT8 is faster than elsewhere, so that FP32 is there for a CPU without.
+    assert set(manifest.files) == expected | {form.file for form in manifest.forms}
+    assert manifest.forms[0] == ServedForm("onnxruntime", "int8", "model.onnx", manifest.forms[0].needs)
     assert manifest.precision == "int8"
     assert manifest.promotion["promoted"] == manifest.promotion["requested"] == "int8"
     assert "INT8 keeps the verdicts" in manifest.promotion["reason"]
@@ -167,7 +173,14 @@ def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector)
     # The same request again adds nothing; another one does.
     again = export_checkpoint(
         ExportRequest(
-            "c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("fp16", "int8"), calibration="faces", promote="int8"
+            "c.pt",
+            "m",
+            spec=SPEC,
+            max_batch_size=4,
+            precisions=("fp16", "int8"),
+            engines=("onnxruntime",),
+            calibration="faces",
+            promote="int8",
         )
     )
     assert (again.version, again.created) == (1, False)
@@ -222,22 +235,56 @@ def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatc
         changed(labels="no.csv")
 
 
-def test_the_server_answers_with_the_promoted_files_results(workplace):
-    result = export_checkpoint(
-        ExportRequest(
-            "c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("int8",), calibration="faces", promote="int8"
-        )
-    )
-    assert result.manifest.precision == "int8"
-    expected, _ = onnxruntime_runner(result.version_dir / "model.onnx")(CROPS[:4])
+def served_scores(repository, crops):
+    """Serve a repository; return its scores of some crops, and what was said meanwhile."""
+    said: list[str] = []
     with (
-        EmbeddedTriton(result.repository) as triton,
+        EmbeddedTriton(repository, announce=said.append) as triton,
         tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client,
     ):
-        tensor = tritonclient.grpc.InferInput("faces", [4, SIZE_PX, SIZE_PX, 3], "UINT8")
-        tensor.set_data_from_numpy(CROPS[:4])
-        answer = client.infer("tiny", [tensor]).as_numpy("fake_probability")
+        tensor = tritonclient.grpc.InferInput("faces", list(crops.shape), "UINT8")
+        tensor.set_data_from_numpy(crops)
+        return client.infer("tiny", [tensor]).as_numpy("fake_probability"), said
+
+
+def test_the_server_answers_with_the_promoted_files_results(workplace):
+    """Every engine that is installed is measured, and the one that is promoted computes in the server."""
+    pytest.importorskip("openvino")
+    request = ExportRequest(
+        "c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("int8", "bf16"), calibration="faces", promote="int8"
+    )
+    result = export_checkpoint(request)
+    manifest = result.manifest
+    report = json.loads((result.version_dir / "report.json").read_text())
+    names = ["fp32", "fp32 openvino", "bf16 openvino", "int8", "int8 openvino"]
+    assert [item["name"] for item in report["artifacts"]] == names
+    assert [form.precision for form in manifest.forms[:1]] == ["int8"]
+    assert "BF16 in OpenVINO" in manifest.promotion["reason"]
+    assert contract_problems(read_config(result.model_dir / EMBEDDED_CONFIG_NAME), manifest, embedded=True) == []
+    # Each of its forms, as `bench tune` may choose them.
+    for form in {form.engine: form for form in manifest.forms}.values():
+        options = ServingOptions(engine=form.engine, precision=form.precision)
+        activate(result.repository, "tiny", options=options, version=1)
+        run = engine_runner(result.version_dir / form.file, engine=form.engine, precision=form.precision)
+        answer, said = served_scores(result.repository, CROPS[:4])
+        np.testing.assert_allclose(answer, run(CROPS[:4])[0], atol=1e-6)
+        assert not [line for line in said if "instead" in line]
+
+
+def test_a_cpu_that_lacks_what_was_measured_serves_fp32_and_says_so_once(workplace):
+    result = export_checkpoint(ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=4))
+    forms = (
+        ServedForm("openvino", "bf16", "model.onnx", ("of_another_cpu",)),
+        ServedForm("onnxruntime", "fp32", "model.onnx"),
+    )
+    moved = dataclasses.replace(result.manifest, forms=forms)
+    moved.write(result.version_dir)
+    refresh_configs(result.model_dir, moved, max_batch_size=4)
+    answer, said = served_scores(result.repository, CROPS[:4])
+    expected, _ = onnxruntime_runner(result.version_dir / "model.onnx")(CROPS[:4])
     np.testing.assert_allclose(answer, expected, atol=1e-6)
+    (line,) = [line for line in said if "instead" in line]
+    assert "tiny version 1 is served by ONNX Runtime in FP32 instead of OpenVINO in BF16" in line
 
 
 def test_a_plan_of_int8_for_the_cpu_is_built_from_the_next_best_precision(workplace, monkeypatch):
@@ -299,7 +346,9 @@ def test_a_network_that_cannot_be_halved_is_served_in_fp32_with_the_reason(workp
     exec(NETS, namespace)
     torch.save(namespace["Fp32Only"]().state_dict(), "f.pt")
     spec = dataclasses.replace(SPEC, architecture="python:precision_nets:Fp32Only")
-    result = export_checkpoint(ExportRequest("f.pt", "m", spec=spec, max_batch_size=2, precisions=("fp16",)))
+    result = export_checkpoint(
+        ExportRequest("f.pt", "m", spec=spec, max_batch_size=2, precisions=("fp16",), engines=("onnxruntime",))
+    )
     assert result.manifest.precision == "fp32"
     assert "the exported graph is not valid ONNX" in result.manifest.promotion["rejected"]["fp16"]
     report = json.loads((result.version_dir / "report.json").read_text())

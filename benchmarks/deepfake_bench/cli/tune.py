@@ -17,6 +17,7 @@ COLUMNS = (
     ("batch", "{max_batch_size}"),
     ("preferred", "{preferred_batch_size}"),
     ("delay us", "{queue_delay_us}"),
+    ("engine", "{engine}"),
     ("precision", "{precision}"),
     ("failed", "{failed:.40}"),
     ("videos/s within the bound", "{videos_per_s:.2f}"),

@@ -23,7 +23,6 @@ from deepfake_bench.compare.environments import PeerUnavailableError
 from deepfake_bench.compare.peer_list import ONNX_RUNTIME, Peer
 from deepfake_bench.load.statistics import Latency
 from deepfake_bench.machine.results import Results
-from deepfake_bench.server.reference import OnnxReference
 from deepfake_bench.server.serving import Server
 from deepfake_client.transport.address import ProtocolName
 
@@ -51,9 +50,9 @@ class PeerComparison:
     """
 
     def __init__(self, server: Server, *, scratch: Path, announce: Callable[[str], None]) -> None:
-        assert server.reference is not None
+        reference = server.in_process()
+        assert reference is not None
         self.server = server
-        reference = OnnxReference(server.reference)
         self._expected = np.concatenate([reference(crop[None]) for crop in server.crops])
         self._scratch, self._announce = scratch, announce
         self._contenders: list[Contender] = []

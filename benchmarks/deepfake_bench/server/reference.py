@@ -10,24 +10,33 @@ import numpy.typing as npt
 
 from deepfake_bench.load.senders import Crops, LoadTarget
 from deepfake_client import connect
-from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
+from deepfake_export.proof.tolerances import TOLERANCES
+from deepfake_preprocess.contract.spec import PROBABILITY_NAME
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_preprocess.support.sessions import open_session
+from deepfake_preprocess.support.engines import ONNX_RUNTIME, open_network
 
 PROBABILITY_TOLERANCE = 1e-4
 """Float32 on the same machine; only the batch size, and so the order of sums, differs."""
 
 
 class OnnxReference:
-    """One ONNX Runtime session on the CPU, as an application without a server would run the file."""
+    """A file in one engine on the CPU, as an application without a server would run it."""
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        self._session = open_session(path, threads=threads)
+    def __init__(
+        self, path: Path, *, threads: int | None = None, engine: str = ONNX_RUNTIME, precision: str = "fp32"
+    ) -> None:
+        self.precision = precision
+        self._network = open_network(path, [PROBABILITY_NAME], engine=engine, precision=precision, threads=threads)
 
     def __call__(self, crops: Crops) -> npt.NDArray[np.float32]:
         """Return float32 ``[N]`` fake probabilities of uint8 ``[N, H, W, 3]`` crops."""
-        (probabilities,) = self._session.run([PROBABILITY_NAME], {INPUT_NAME: crops})
+        (probabilities,) = self._network(crops)
         return np.asarray(probabilities[:, 0], dtype=np.float32)
+
+    @property
+    def tolerance(self) -> float:
+        """How far the server may be from it: another batch size means other kernels, and rounds otherwise."""
+        return max(PROBABILITY_TOLERANCE, TOLERANCES[self.precision].batch_abs)
 
 
 def random_crops(count: int, size_wh: tuple[int, int]) -> Crops:
@@ -39,7 +48,7 @@ def random_crops(count: int, size_wh: tuple[int, int]) -> Crops:
 def verify_served(target: LoadTarget, crops: Crops, reference: OnnxReference) -> float:
     """Return the largest difference of probability between server and file, one crop and many at a time.
 
-    Above `PROBABILITY_TOLERANCE` it is a `DeepfakeError`.
+    Above the reference's tolerance it is a `DeepfakeError`.
     """
 
     async def ask() -> float:
@@ -57,7 +66,7 @@ def verify_served(target: LoadTarget, crops: Crops, reference: OnnxReference) ->
             await transport.close()
 
     largest = asyncio.run(ask())
-    if not largest <= PROBABILITY_TOLERANCE:
+    if not largest <= reference.tolerance:
         raise DeepfakeError(
             f"probabilities served over {target.protocol} differ from the file's by {largest:g}; nothing was measured"
         )

@@ -16,7 +16,8 @@ from deepfake_bench.server.reference import OnnxReference, random_crops, verify_
 from deepfake_client import Connection, DeepfakeClient
 from deepfake_client.transport.address import PROTOCOLS, ProtocolName
 from deepfake_client.transport.protocol import ServedModel
-from deepfake_preprocess.contract.repository import MODEL_FILE
+from deepfake_preprocess.contract.triton_config import ENGINE_PARAMETER, config_parameters
+from deepfake_preprocess.support.engines import ONNX_RUNTIME
 
 VERIFIED_CROPS = 16
 
@@ -30,6 +31,7 @@ class Server:
         reference: the ONNX file whose answers it must give; None where unknown.
         crops: uint8 ``[VERIFIED_CROPS, H, W, 3]``, of the model's size.
         root: root of its processes; None for a server elsewhere.
+        engine: that runs the reference, in the model's precision.
     """
 
     connections: Mapping[ProtocolName, Connection]
@@ -38,6 +40,7 @@ class Server:
     reference: Path | None
     crops: Crops
     root: psutil.Process | None
+    engine: str = ONNX_RUNTIME
 
     @property
     def connection(self) -> Connection:
@@ -56,6 +59,7 @@ class Server:
             "max_batch_size": model.max_batch_size,
             "checkpoint_sha256": spec.checkpoint_sha256,
             "precision": model.precision,
+            **({} if self.reference is None else {"engine": self.engine}),
         }
 
     def counters(self) -> Counters:
@@ -68,7 +72,14 @@ class Server:
 
     def verify(self, target: LoadTarget) -> float | None:
         """Return the largest difference from the reference's probabilities, see `verify_served`; None without one."""
-        return None if self.reference is None else verify_served(target, self.crops, OnnxReference(self.reference))
+        reference = self.in_process()
+        return None if reference is None else verify_served(target, self.crops, reference)
+
+    def in_process(self) -> OnnxReference | None:
+        """Return the reference, loaded in the engine and precision that the server runs; None where unknown."""
+        if self.reference is None:
+            return None
+        return OnnxReference(self.reference, engine=self.engine, precision=self.model.precision)
 
 
 @contextmanager
@@ -90,8 +101,9 @@ def embedded_server(
             connections,
             served.spec.name,
             arrangement={"server": "embedded", **asdict(triton.shares[served.spec.name])},
-            reference=served.version_dir / MODEL_FILE,
+            reference=served.version_dir / served.config.default_model_filename,
             root=psutil.Process(triton.pid),
+            engine=config_parameters(served.config)[ENGINE_PARAMETER],
         )
 
 
@@ -109,8 +121,9 @@ def _server(
     arrangement: dict[str, Any],
     reference: Path | None,
     root: psutil.Process | None,
+    engine: str = ONNX_RUNTIME,
 ) -> Server:
     with DeepfakeClient(next(iter(connections.values())), model=model) as client:
         served = client.model()
     crops = random_crops(VERIFIED_CROPS, served.spec.input_size_wh)
-    return Server(connections, served, arrangement, reference, crops, root)
+    return Server(connections, served, arrangement, reference, crops, root, engine)

@@ -25,19 +25,28 @@ CLOSE: Final = 1.07
 MAX_PROBES: Final = 8
 
 
+Form = tuple[int, str, str]
+"""A version, and one of its forms: engine and precision."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way to serve the model: a version of it, which fixes the precision, and how it is batched and run."""
+    """One way to serve the model: a version of it, and engine, precision, batches, instances and threads."""
 
     version: int
     options: ServingOptions
+
+    @property
+    def form(self) -> Form:
+        """What is run."""
+        return self.version, self.options.engine, self.options.precision
 
     def __str__(self) -> str:
         options = self.options
         preferred = "" if options.preferred_batch_size is None else f" preferring {options.preferred_batch_size}"
         return (
-            f"{options.instances} x {options.threads}, batches to {options.max_batch_size}{preferred}, "
-            f"delay {options.queue_delay_us} us, version {self.version}"
+            f"{options.engine} {options.precision}, {options.instances} x {options.threads}, batches to "
+            f"{options.max_batch_size}{preferred}, delay {options.queue_delay_us} us, version {self.version}"
         )
 
 
@@ -51,8 +60,8 @@ def divisions(cores: int) -> list[tuple[int, int]]:
     return [(instances, each) for instances, each in found if instances <= MAX_INSTANCES]
 
 
-def neighbors(setting: Setting, *, cores: int, largest_batch: int, versions: Sequence[int]) -> Iterator[Setting]:
-    """Yield the settings that differ in one respect: precision, division of the cores, batches, queue delay."""
+def neighbors(setting: Setting, *, cores: int, largest_batch: int, forms: Sequence[Form]) -> Iterator[Setting]:
+    """Yield the settings that differ in one respect: form, division of the cores, batches, queue delay."""
     options = setting.options
     sizes = [size for size in BATCHES if size <= largest_batch]
     preferred = options.preferred_batch_size or math.inf
@@ -63,7 +72,10 @@ def neighbors(setting: Setting, *, cores: int, largest_batch: int, versions: Seq
         *({"preferred_batch_size": size} for size in (None, *sizes) if (size or 0) <= options.max_batch_size),
         *({"queue_delay_us": delay} for delay in DELAYS_US),
     ]
-    found = [replace(setting, version=version) for version in versions]
+    found = [
+        replace(setting, version=version, options=replace(options, engine=engine, precision=precision))
+        for version, engine, precision in forms
+    ]
     found += [replace(setting, options=replace(options, **change)) for change in changes]
     yield from (item for item in found if item != setting)
 

@@ -2,8 +2,8 @@
 
 What counts is the rate of videos at which the 99th percentile of a request's latency stays within a bound (the
 "server" scenario of MLPerf Inference, Reddi et al., 2020). Every setting is served by a private Triton and first
-checked to give the model file's scores; another precision must also give every clip its verdict. What wins the search
-has to win again, side by side with the present setting, before it is written.
+checked to give the model file's scores; another engine or precision must also give every clip its verdict. What wins
+the search has to win again, side by side with the present setting, before it is written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,14 +25,16 @@ from deepfake_bench.load.measure import Measurement
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.machine import processes
 from deepfake_bench.server.serving import Server, embedded_server
-from deepfake_bench.tune.search import CLIMB, STEP, Setting, highest_rate, neighbors, search
+from deepfake_bench.tune.search import CLIMB, STEP, Form, Setting, highest_rate, neighbors, search
 from deepfake_bench.tune.traffic import holds, p99_ms, record, replay
 from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.contract.forms import cpu_features
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import versions_of
 from deepfake_preprocess.contract.repository import MODEL_FILE
 from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_preprocess.errors import DeepfakeError, RepositoryError
+from deepfake_preprocess.support.engines import is_installed
 from deepfake_serve import ServedModel, available_cores, check_repository, model_share
 
 FULL_LOAD, FULL_LOAD_S = 32, 1.5
@@ -69,7 +71,7 @@ class Tuning:
         self.tried: list[dict[str, Any]] = []
         self.confirmation: list[dict[str, Any]] = []
         self.objection = ""
-        self._candidates, self._same_verdicts = set(self.manifests), {self.start.version}
+        self._candidates, self._same_verdicts = _forms(self.manifests), {self.start.form}
         self._record = partial(record, clips=clips, num_frames=num_frames)
         self._announce = announce
         self._until = time.monotonic() + seconds
@@ -86,7 +88,7 @@ class Tuning:
         self.best = search(
             self.start,
             lambda setting: neighbors(
-                setting, cores=self.cores, largest_batch=largest, versions=sorted(self._candidates)
+                setting, cores=self.cores, largest_batch=largest, forms=sorted(self._candidates)
             ),
             self._try,
             self._out_of_time,
@@ -115,7 +117,12 @@ class Tuning:
         manifest = self.manifests[self.start.version]
         rate = self.tried[0]["videos_per_s"] or 0.0
         return {
-            "model": {"name": manifest.spec.name, "precision": manifest.precision, "version": manifest.spec.version},
+            "model": {
+                "name": manifest.spec.name,
+                "precision": self.start.options.precision,
+                "engine": self.start.options.engine,
+                "version": manifest.spec.version,
+            },
             "p99_bound_ms": self.p99_ms,
             "seconds_per_replay": self.window_s,
             "traffic": {
@@ -145,7 +152,7 @@ class Tuning:
             manifest.spec,
             max_batch_size=int(self.model.config.max_batch_size),
             options=options,
-            precision=manifest.precision,
+            forms=manifest.served_forms,
         )
         version_dir = self.model.version_dir.parent / str(setting.version)
         with tempfile.TemporaryDirectory(prefix="deepfake-bench-") as folder:
@@ -161,11 +168,11 @@ class Tuning:
     def _loaded(self, setting: Setting) -> Iterator[tuple[Server, LoadProcesses]]:
         """Serve a setting, checked to give its file's scores and all verdicts, with processes that can load it."""
         with self._server(setting) as server:
-            if setting.version not in self._same_verdicts:
+            if setting.form not in self._same_verdicts:
                 if other := self._other_verdicts(server):
-                    self._candidates.discard(setting.version)
+                    self._candidates.discard(setting.form)
                     raise DeepfakeError(f"other verdicts on {', '.join(other)}")
-                self._same_verdicts.add(setting.version)
+                self._same_verdicts.add(setting.form)
             target = server.target("grpc")
             server.verify(target)
             with LoadProcesses(target, self.traffic.requests) as load:
@@ -189,7 +196,6 @@ class Tuning:
         self.tried.append(
             {
                 "version": setting.version,
-                "precision": self.manifests[setting.version].precision,
                 **asdict(setting.options),
                 "videos_per_s": None if rate is None else round(rate, 4),
                 "better": better,
@@ -268,12 +274,14 @@ def _served(repository: Path, name: str | None) -> ServedModel:
 
 
 def _present_options(model: ServedModel, cores: int) -> ServingOptions:
-    share = model_share(model, cores)
+    share, parameters = model_share(model, cores), triton_config.config_parameters(model.config)
     return ServingOptions(
         *triton_config.batching_options(model.config),
         share.instances,
         share.threads,
         tuned_for_cores=cores,
+        engine=parameters[triton_config.ENGINE_PARAMETER],
+        precision=parameters[triton_config.PRECISION_PARAMETER],
     )
 
 
@@ -291,3 +299,14 @@ def _versions(model: ServedModel) -> dict[int, Manifest]:
         if same_network and manifest.precision not in {item.precision for item in found.values()}:
             found[version] = manifest
     return found
+
+
+def _forms(manifests: Mapping[int, Manifest]) -> set[Form]:
+    """Return of each version the forms that run on this machine; one that two versions have, of the first of them."""
+    features = cpu_features()
+    found: dict[tuple[str, str], int] = {}
+    for version, manifest in manifests.items():
+        for form in manifest.served_forms:
+            if features.issuperset(form.needs) and is_installed(form.engine):
+                found.setdefault((form.engine, form.precision), version)
+    return {(version, *form) for form, version in found.items()}

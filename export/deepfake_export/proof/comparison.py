@@ -18,6 +18,7 @@ from deepfake_export.proof.gate import Decision, Entrant
 from deepfake_export.proof.parity import Float32Array, ParityReport
 from deepfake_export.proof.speed import Speed
 from deepfake_export.proof.tolerances import TOLERANCES
+from deepfake_preprocess.support.engines import ONNX_RUNTIME
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_preprocess.support.ranking import roc_auc
 
@@ -56,9 +57,10 @@ class ArtifactProof(JsonData):
         speed: side by side with FP32; None where it could not be made, or FP32 is alone.
         failure: why it could not be made.
         details: how it was made (plain JSON data).
+        engine: that runs it.
     """
 
-    json_properties = ("passed", "problems")
+    json_properties = ("name", "passed", "problems")
 
     precision: str
     path: Path | None = field(default=None, metadata={"exclude": True})
@@ -69,6 +71,12 @@ class ArtifactProof(JsonData):
     speed: Speed | None = None
     failure: str = field(default="", metadata={"exclude": True})
     details: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = ONNX_RUNTIME
+
+    @property
+    def name(self) -> str:
+        """See `Entrant.name`."""
+        return self.entrant().name
 
     @property
     def passed(self) -> bool:
@@ -92,7 +100,7 @@ class ArtifactProof(JsonData):
 
     def entrant(self) -> Entrant:
         """Return what the gate looks at."""
-        return Entrant(self.precision, self.problems, self.speed.ratio_to_fp32 if self.speed else {})
+        return Entrant(self.precision, self.problems, self.speed.ratio_to_fp32 if self.speed else {}, self.engine)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,12 +114,17 @@ class Proof:
     @property
     def promoted(self) -> ArtifactProof:
         """What is served."""
-        return next(item for item in self.artifacts if item.precision == self.decision.promoted)
+        return next(
+            item
+            for item in self.artifacts
+            if (item.precision, item.engine) == (self.decision.promoted, self.decision.engine)
+        )
 
     @property
     def accurate(self) -> dict[str, Path]:
-        """The files of the precisions that are accurate enough."""
-        return {item.precision: item.path for item in self.artifacts if item.path is not None and not item.problems}
+        """The files of the precisions that are accurate enough in an engine; BF16 has none of its own."""
+        passed = [item for item in self.artifacts if item.path is not None and not item.problems]
+        return {item.precision: item.path for item in passed if item.path is not None and item.precision != "bf16"}
 
 
 def compare(
@@ -121,6 +134,7 @@ def compare(
     crops: CropSet,
     *,
     path: Path,
+    engine: str,
     details: Mapping[str, Any],
 ) -> ArtifactProof:
     """Return the figures of an artifact but for its speed, from probabilities ``[N]`` of it and of the checkpoint."""
@@ -134,6 +148,7 @@ def compare(
         Videos(len(crops.videos), video_flips(reference, probability, crops, parity.threshold)),
         Auc(roc_auc(reference, labels), roc_auc(probability, labels)) if usable and labels is not None else None,
         details=details,
+        engine=engine,
     )
 
 

@@ -7,7 +7,7 @@ The reference is always `ServedDetector` in float32 PyTorch. An artifact is anyt
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ import torch
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import CropSet, UInt8Array, batches_of
 from deepfake_export.proof.tolerances import TOLERANCES
-from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME
+from deepfake_preprocess.contract.spec import LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import ParityError
+from deepfake_preprocess.support.engines import ONNX_RUNTIME, open_network
 from deepfake_preprocess.support.json_data import JsonData
-from deepfake_preprocess.support.sessions import open_session
 
 Float32Array = npt.NDArray[np.float32]
 Outputs = tuple[Float32Array, Float32Array]
@@ -213,10 +213,24 @@ def onnxruntime_runner(path: Path, *, num_threads: int | None = None) -> Runner:
 
     A call takes `num_threads`, or all cores. `ExportError` is raised where ONNX Runtime cannot load the file.
     """
-    session = open_session(path, threads=num_threads)
+    return engine_runner(path, engine=ONNX_RUNTIME, precision="fp32", num_threads=num_threads)
+
+
+def engine_runner(
+    path: Path, *, engine: str, precision: str, num_threads: int | None = None, sizes: Collection[int] = ()
+) -> Runner:
+    """Return a runner of an ONNX file in one of `ENGINES`, as it is served; for `sizes` see `open_network`."""
+    network = open_network(
+        path,
+        [PROBABILITY_NAME, LOGIT_NAME],
+        engine=engine,
+        precision=precision,
+        threads=num_threads,
+        sizes=sizes,
+    )
 
     def run(faces: UInt8Array) -> Outputs:
-        probability, logit = session.run([PROBABILITY_NAME, LOGIT_NAME], {INPUT_NAME: faces})
+        probability, logit = network(faces)
         return probability, logit
 
     return run

@@ -10,6 +10,7 @@ from typing import Any
 
 from deepfake_export.proof.comparison import Proof
 from deepfake_export.proof.crops import CropSet
+from deepfake_export.proof.gate import shown
 from deepfake_export.proof.parity import Float32Array
 from deepfake_export.proof.report_page import to_html
 from deepfake_export.proof.report_words import (
@@ -20,6 +21,7 @@ from deepfake_export.proof.report_words import (
     member_rows,
     overview,
     reason,
+    served,
 )
 from deepfake_preprocess.contract.spec import ModelSpec
 
@@ -42,7 +44,7 @@ def report_data(
     `members` are the parity reports of an ensemble's, by name; `command` is the command line that repeats the export.
     Both are empty where there are none.
     """
-    scores = {item.precision: item.probability for item in proof.artifacts if item.probability is not None}
+    scores = {item.name: item.probability for item in proof.artifacts if item.probability is not None}
     return {
         "format": REPORT_FORMAT,
         "model": spec.name,
@@ -82,7 +84,7 @@ def to_markdown(data: Mapping[str, Any]) -> str:
     lines = [
         f"# {data['model']} version {data['version']}",
         "",
-        f"**{data['promotion']['promoted'].upper()} is served.** {reason(data)}",
+        f"**{served(data)} is served.** {reason(data)}",
         "",
         *_table(overview(data)),
         "",
@@ -90,7 +92,7 @@ def to_markdown(data: Mapping[str, Any]) -> str:
         "",
     ]
     for artifact in data["artifacts"]:
-        lines += [f"## {artifact['precision'].upper()}", ""]
+        lines += [f"## {shown(artifact['name'])}", ""]
         if artifact["parity"] is not None:
             lines += [*_table(figure_rows(artifact)), ""]
         lines += [*(f"- {line}" for line in artifact_facts(artifact)), ""]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from deepfake_export.proof.gate import shown
 from deepfake_export.proof.report_words import (
     MEMBERS_INTRO,
     artifact_facts,
@@ -47,12 +48,12 @@ def to_html(data: Mapping[str, Any]) -> str:
         bars=_bars(data),
         artifacts=[
             {
-                "name": item["precision"].upper(),
+                "name": shown(item["name"]),
                 "precision": item["precision"],
-                "gate": gates[item["precision"].upper()],
+                "gate": gates[shown(item["name"])],
                 "facts": artifact_facts(item),
                 "figures": None if item["parity"] is None else figure_rows(item),
-                **_plots(data, item["precision"]),
+                **_plots(data, item["name"]),
             }
             for item in data["artifacts"]
         ],
@@ -62,16 +63,16 @@ def to_html(data: Mapping[str, Any]) -> str:
     )
 
 
-def _plots(data: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """Return scatter plot and histogram of a precision; None where there is nothing to draw."""
+def _plots(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return scatter plot and histogram of an artifact; None where there is nothing to draw."""
     scores = data["scores"]
-    if precision not in scores:
+    if name not in scores:
         return {"scatter": None, "histogram": None, "num_drawn": 0, "num_left_out": 0}
     labels = scores["labels"] or [None] * len(scores["checkpoint"])
     kinds = {None: "crop", 0: "real", 1: "fake"}
     points = [
         (kinds[label], reference, score)
-        for label, reference, score in zip(labels, scores["checkpoint"], scores[precision], strict=True)
+        for label, reference, score in zip(labels, scores["checkpoint"], scores[name], strict=True)
         if reference is not None and score is not None
     ]
     return {
@@ -114,19 +115,17 @@ def _histogram(differences: list[float]) -> dict[str, Any] | None:
 
 
 def _bars(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a bar for each batch size and precision whose speed was measured."""
+    """Return a bar for each batch size and artifact whose speed was measured."""
     items = [item for item in data["artifacts"] if item["speed"] is not None]
     sizes = items[0]["speed"]["latency_ms"] if items else ()
-    values = [
-        (size, item["precision"], item["speed"]["latency_ms"][size] / int(size)) for size in sizes for item in items
-    ]
+    values = [(size, item, item["speed"]["latency_ms"][size] / int(size)) for size in sizes for item in items]
     longest = max((value for _, _, value in values), default=1)
     return [
         {
-            "label": f"{precision.upper()}, batch {size}",
-            "precision": precision,
+            "label": f"{shown(item['name'])}, batch {size}",
+            "precision": item["precision"],
             "ms": f"{value:.3g} ms",
             "width": f"{BARS_PX * value / longest:.1f}",
         }
-        for size, precision, value in values
+        for size, item, value in values
     ]

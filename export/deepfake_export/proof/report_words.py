@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deepfake_export.proof.gate import shown
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import LOGIT_NAME, PROBABILITY_NAME
 
@@ -21,8 +22,19 @@ def reason(data: Mapping[str, Any]) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+def served(data: Mapping[str, Any]) -> str:
+    """Return what is served: the precision, and the engine where it is not ONNX Runtime."""
+    promotion = data["promotion"]
+    found = [
+        item["name"]
+        for item in data["artifacts"]
+        if (item["precision"], item["engine"]) == (promotion["promoted"], promotion["engine"])
+    ]
+    return shown(found[0])
+
+
 def overview(data: Mapping[str, Any]) -> list[list[str]]:
-    """Return the header and a row for each precision."""
+    """Return the header and a row for each precision and engine."""
     speeds = [item["speed"] for item in data["artifacts"] if item["speed"] is not None]
     sizes = list(speeds[0]["latency_ms"]) if speeds else []
     header = ["Precision", "Gate", "Largest / mean difference", "Crops flipped", "Videos flipped", "AUC", "MB"]
@@ -31,16 +43,17 @@ def overview(data: Mapping[str, Any]) -> list[list[str]]:
         header.append(f"Speed against FP32 at batch {', '.join(sizes)}")
     rows = [header]
     for item in data["artifacts"]:
-        name, parity, auc, speed = item["precision"], item["parity"], item["auc"], item["speed"]
+        name, parity, auc, speed = item["name"], item["parity"], item["auc"], item["speed"]
         if parity is None:
-            rows.append([name.upper(), "failed", *["-"] * (len(header) - 2)])
+            rows.append([shown(name), "failed", *["-"] * (len(header) - 2)])
             continue
-        served = name == data["promotion"]["promoted"]
+        promotion = data["promotion"]
+        is_served = (item["precision"], item["engine"]) == (promotion["promoted"], promotion["engine"])
         slower = speed is not None and min(speed["ratio_to_fp32"].values()) < 1
-        gate = "served" if served else "passed" if item["passed"] and not slower else "rejected"
+        gate = "served" if is_served else "passed" if item["passed"] and not slower else "rejected"
         probability, videos = parity["probability"], item["videos"]
         row = [
-            name.upper(),
+            shown(name),
             gate,
             f"{_number(probability['max_abs'], '.2e')} / {_number(probability['mean_abs'], '.2e')}",
             f"{parity['verdict_flips']} of {parity['num_crops']}",

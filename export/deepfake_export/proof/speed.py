@@ -38,7 +38,7 @@ class Speed(JsonData):
 
 
 def measure_speed(runners: Mapping[str, Runner], crops: UInt8Array, batch_sizes: Sequence[int]) -> dict[str, Speed]:
-    """Measure artifacts, by precision and ``fp32`` among them; crops are repeated where a batch is larger."""
+    """Measure artifacts, by name and ``fp32`` among them; crops are repeated where a batch is larger."""
     by_size = {str(size): _rounds(runners, np.resize(crops, (size, *crops.shape[1:]))) for size in batch_sizes}
     speeds = {}
     for name in runners:
@@ -50,7 +50,7 @@ def measure_speed(runners: Mapping[str, Runner], crops: UInt8Array, batch_sizes:
 
 
 def _rounds(runners: Mapping[str, Runner], batch: UInt8Array) -> list[dict[str, float]]:
-    """Return for each round the seconds that a batch took, by precision."""
+    """Return for each round the seconds that a batch took, by name."""
     repeats = {}
     for name, run in runners.items():
         run(batch)  # allocates

@@ -73,6 +73,21 @@ TOLERANCES = {
         flip_share=0.005,
         auc_abs=0.002,
     ),
+    "bf16": Tolerance(
+        probability_abs=0.16,
+        logit_abs=0.6,
+        logit_rel=0.1,
+        batch_abs=0.04,
+        verdict_flips=0,
+        reason=(
+            "8 bits of significand are eight times as coarse as FP16's 11, so are the limits of single crops; its "
+            "range is that of FP32, so nothing overflows; the mean must not move, since a video's score is a mean; "
+            "one verdict in 200 may change, a share that thresholds set on finite data cannot resolve"
+        ),
+        probability_mean_abs=0.02,
+        flip_share=0.005,
+        auc_abs=0.005,
+    ),
     "int8": Tolerance(
         probability_abs=0.15,
         logit_abs=0.6,

@@ -54,7 +54,7 @@ def prepared_configs(
     backend = "tensorrt" if (version_dir / PRODUCTION_BACKENDS["tensorrt"]).is_file() else "onnxruntime"
     precision = served_precision(manifest, backend)
     production = production_config(spec, max_batch_size=max_batch_size, backend=backend, precision=precision)
-    embedded = embedded_config(spec, max_batch_size=max_batch_size, options=options, precision=manifest.precision)
+    embedded = embedded_config(spec, max_batch_size=max_batch_size, options=options, forms=manifest.served_forms)
     (model_dir / EMBEDDED_CONFIG_NAME).parent.mkdir(parents=True, exist_ok=True)
     with (
         prepared(model_dir / CONFIG_NAME, production) as switch_production,

@@ -13,6 +13,7 @@ from deepfake_preprocess.contract.plan_info import served_precision
 from deepfake_preprocess.contract.spec import INPUT_NAME, PARAMETER_PREFIX
 from deepfake_preprocess.contract.triton_config import (
     EMBEDDED_BACKEND,
+    ENGINE_PARAMETER,
     PRECISION_PARAMETER,
     PRODUCTION_BACKENDS,
     config_parameters,
@@ -38,12 +39,32 @@ def contract_problems(config: Any, manifest: Manifest, *, embedded: bool) -> lis
     ]
     if _tensors(config) != _tensors(reference):
         problems.append("inputs or outputs are not those of the wire contract")
-    precision = served_precision(manifest, config.backend)
-    if (named := config_parameters(config).get(PRECISION_PARAMETER)) != precision:
-        problems.append(f"parameter {PRECISION_PARAMETER!r} is {named!r}, but {precision!r} is served")
+    if (config.backend == EMBEDDED_BACKEND) == embedded:
+        problems += _form_problems(config, manifest) if embedded else _precision_problems(config, manifest)
     if config.max_batch_size < 1:
         problems.append(f"max_batch_size is {config.max_batch_size}; allowed: from 1")
     return problems
+
+
+def _precision_problems(config: Any, manifest: Manifest) -> list[str]:
+    precision = served_precision(manifest, config.backend)
+    if (named := config_parameters(config).get(PRECISION_PARAMETER)) == precision:
+        return []
+    return [f"parameter {PRECISION_PARAMETER!r} is {named!r}, but {precision!r} is served"]
+
+
+def _form_problems(config: Any, manifest: Manifest) -> list[str]:
+    """Return whether an embedded configuration names none of the version's forms."""
+    parameters = config_parameters(config)
+    named = tuple(parameters.get(key) for key in (ENGINE_PARAMETER, PRECISION_PARAMETER))
+    allowed = [(item.engine, item.precision, item.file) for item in manifest.served_forms]
+    if (*named, config.default_model_filename or None) in allowed:
+        return []
+    return [
+        f"it runs {config.default_model_filename!r} with {ENGINE_PARAMETER} {named[0]!r} and {PRECISION_PARAMETER} "
+        f"{named[1]!r}, but version {manifest.spec.version} was proved for "
+        + ", ".join(f"{file!r} with {engine!r} and {precision!r}" for engine, precision, file in allowed)
+    ]
 
 
 def production_problems(config: Any) -> list[str]:

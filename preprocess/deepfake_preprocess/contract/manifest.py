@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.support.json_data import JsonData
 
 MANIFEST_NAME = "manifest.json"
+MODEL_FILE = "model.onnx"
+"""What ONNX Runtime runs; every version that is not a TensorRT plan alone has it."""
 
 
 def sha256_file(path: Path) -> str:
@@ -76,6 +79,7 @@ class Manifest(JsonData):
         promotion: why that precision is served, and what it was chosen from (plain JSON data); empty where FP32
             was the only one.
         engine: how the TensorRT engine was built; None without one.
+        forms: how the embedded server may run it, the promoted form first and one that needs nothing last.
     """
 
     json_error = RepositoryError
@@ -88,6 +92,12 @@ class Manifest(JsonData):
     parity: Mapping[str, Any] = field(default_factory=dict)
     promotion: Mapping[str, Any] = field(default_factory=dict)
     engine: EngineInfo | None = None
+    forms: tuple[ServedForm, ...] = ()
+
+    @property
+    def served_forms(self) -> tuple[ServedForm, ...]:
+        """`forms`, or ONNX Runtime with the ONNX file where nothing else was measured."""
+        return self.forms or (ServedForm("onnxruntime", self.precision, MODEL_FILE),)
 
     def write(self, version_dir: Path) -> Path:
         """Write ``manifest.json`` into `version_dir` and return its path."""

@@ -21,8 +21,10 @@ from deepfake_preprocess.errors import RepositoryError
 CONFIG_NAMES: Final = (CONFIG_NAME, EMBEDDED_CONFIG_NAME)
 
 MODEL_FILE: Final = PRODUCTION_BACKENDS["onnxruntime"]
+FP32_FILE: Final = "fp32.onnx"
+"""For CPUs on which INT8 would be slower than FP32, where a version has it."""
 ENGINE_SOURCE: Final = "engine.onnx"
-"""What TensorRT plans are built from, where a version has it; they are built from `MODEL_FILE` otherwise. TensorRT
+"""What TensorRT plans are built from, where a version has it; they are built from `model.onnx` otherwise. TensorRT
 refuses INT8 in the form for CPUs, so such a version holds the next best precision as well."""
 
 EXPORT_FIRST: Final = "put a model there with `deepfake export`"

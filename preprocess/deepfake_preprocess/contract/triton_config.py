@@ -7,10 +7,13 @@ machine is set by whoever starts the server.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepfake_preprocess.contract.forms import ServedForm
+from deepfake_preprocess.contract.manifest import MODEL_FILE
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
 from deepfake_preprocess.errors import OptionError, RepositoryError
 
@@ -19,10 +22,10 @@ CONFIG_NAME = "config.pbtxt"
 EMBEDDED_CONFIG_NAME = "configs/embedded.pbtxt"
 """The embedded variant; Triton selects it by its option ``model-config-name``."""
 
-PRODUCTION_BACKENDS = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+PRODUCTION_BACKENDS = {"onnxruntime": MODEL_FILE, "tensorrt": "model.plan"}
 """Backends of NVIDIA's container that we write configurations for, and the file each one loads."""
-EMBEDDED_BACKEND = "deepfake_onnxruntime"
-"""Our Python-based backend that runs ONNX Runtime inside the embedded server (see `deepfake_serve._backend`)."""
+EMBEDDED_BACKEND = "deepfake_cpu"
+"""Our Python-based backend, which runs an engine inside the embedded server (see `deepfake_serve._backend`)."""
 
 PRODUCTION_MAX_BATCH_SIZE = 32
 """A GPU's throughput on 224 px classifiers hardly grows beyond it, and 32 crops are 4.8 MB on the wire."""
@@ -48,26 +51,30 @@ BULK_QUEUE_TIMEOUT_US = 120_000_000
 PRODUCTION_TENSORRT_INSTANCES = 2
 """Two execution contexts: the copies of one batch overlap with the computation of the other."""
 EMBEDDED_THREADS = 1
-"""ONNX Runtime threads of each instance; `deepfake serve` replaces this, and the instances, with what fits."""
+"""Threads of each instance; `deepfake serve` replaces this, and the instances, with what fits."""
 
 THREADS_PARAMETER = "intra_op_thread_count"
-"""Threads of one ONNX Runtime session; the same key as in Triton's own onnxruntime backend."""
+"""Threads of one instance; the same key as in Triton's own onnxruntime backend."""
 
 CORES_PARAMETER = "tuned_for_cores"
 """In an embedded configuration that was tuned (`deepfake bench tune`): the number of cores of that machine. Tuned
 options are kept when the configuration is rewritten."""
 
 LONE_THREADS_PARAMETER = "lone_intra_op_thread_count"
-"""ONNX Runtime threads of a batch that is not full while no other instance runs; by default as for any other."""
+"""Threads of a batch that is not full while no other instance runs; by default as for any other."""
 
 PRECISION_PARAMETER = "served_precision"
-"""What the backend computes in: ``fp32``, ``fp16`` or ``int8``; it decides how far scores may differ. It is not part
-of the contract and its prefix, because two backends may serve one version in two precisions."""
+"""What the backend computes in: ``fp32``, ``fp16``, ``bf16`` or ``int8``; it decides how far scores may
+differ. It is not part of the contract and its prefix, because one version may be served in two precisions."""
+
+
+ENGINE_PARAMETER = "engine"
+"""In an embedded configuration: which of the version's forms is run, together with the precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServingOptions:
-    """How the embedded server batches and runs a model; none of it changes an answer."""
+    """How the embedded server batches and runs a model."""
 
     max_batch_size: int = EMBEDDED_MAX_BATCH_SIZE  # largest that the server forms of several requests
     # How long a crop may wait for others: not at all on a CPU, where it costs as much in a batch as alone.
@@ -77,6 +84,9 @@ class ServingOptions:
     instances: int = 2
     threads: int = EMBEDDED_THREADS
     tuned_for_cores: int | None = None  # number of cores that these were tuned for; None for defaults
+    # Which of the version's forms is run; empty for the first one.
+    engine: str = ""
+    precision: str = ""
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "instances", "threads"):
@@ -89,6 +99,11 @@ class ServingOptions:
                 f"preferred_batch_size is {self.preferred_batch_size}; allowed: 1 to max_batch_size, here "
                 f"{self.max_batch_size}"
             )
+
+    def form_of(self, forms: Sequence[ServedForm]) -> ServedForm:
+        """Return the form that is run of those that a version has."""
+        named = [item for item in forms if (item.engine, item.precision) == (self.engine, self.precision)]
+        return (*named, *forms)[0]
 
 
 _HEADER = (
@@ -128,18 +143,20 @@ def production_config(
 def embedded_config(
     spec: ModelSpec,
     *,
-    precision: str,
+    forms: Sequence[ServedForm],
     max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE,
     options: ServingOptions | None = None,
 ) -> str:
     """Return the text of ``configs/embedded.pbtxt`` for the Triton that `deepfake serve` starts.
 
-    `max_batch_size` bounds a request, as in production; `options` what is made of several requests.
+    `max_batch_size` bounds a request, as in production; `options` what is made of several requests, and which of
+    the version's `forms` is run.
     """
     options = options or ServingOptions()
-    config = _base_config(spec, max_batch_size, precision, queue_delay_us=options.queue_delay_us)
+    form = options.form_of(forms)
+    config = _base_config(spec, max_batch_size, form.precision, queue_delay_us=options.queue_delay_us)
     config.backend = EMBEDDED_BACKEND
-    config.default_model_filename = PRODUCTION_BACKENDS["onnxruntime"]
+    set_form(config, form)
     batching = config.dynamic_batching
     # Triton joins requests up to the largest preferred size, and at once where it need not wait for more.
     sizes = {options.preferred_batch_size or options.max_batch_size, options.max_batch_size}
@@ -167,6 +184,8 @@ def tuned_options(config: Any) -> ServingOptions | None:
             instances=group.count,
             threads=int(parameters[THREADS_PARAMETER]),
             tuned_for_cores=int(parameters[CORES_PARAMETER]),
+            engine=parameters[ENGINE_PARAMETER],
+            precision=parameters[PRECISION_PARAMETER],
         )
     except (ValueError, KeyError) as exc:
         raise RepositoryError(
@@ -232,6 +251,13 @@ def set_cpu_share(config: Any, *, instances: int, threads: int, lone_threads: in
     config.parameters[THREADS_PARAMETER].string_value = str(threads)
     if lone_threads is not None:
         config.parameters[LONE_THREADS_PARAMETER].string_value = str(lone_threads)
+
+
+def set_form(config: Any, form: ServedForm) -> None:
+    """Set in an embedded ``ModelConfig`` which form of the version is run."""
+    config.default_model_filename = form.file
+    config.parameters[ENGINE_PARAMETER].string_value = form.engine
+    config.parameters[PRECISION_PARAMETER].string_value = form.precision
 
 
 def _base_config(spec: ModelSpec, max_batch_size: int, precision: str, *, queue_delay_us: int) -> Any:

