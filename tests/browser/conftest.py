@@ -65,14 +65,14 @@ def serving(app):
         thread.join()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """A clip of a face that Chromium plays."""
     folder = tmp_path_factory.mktemp("clips")
     return make_clip(folder / "clip.mp4", duration_s=2.0, muxing={"movflags": "+faststart"})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(tmp_path_factory):
     """The address of a gateway with worker, Triton and explain service."""
     root = tmp_path_factory.mktemp("browser")
@@ -84,8 +84,9 @@ def service(tmp_path_factory):
             running.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """A browser; no longer than for one file, because Playwright leaves an event loop running in this thread."""
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=debian.program("chromium"), args=["--no-sandbox"])
@@ -119,7 +120,7 @@ def open_page(chromium, service):
     assert complaints == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def results(service, clip, tmp_path_factory):
     """Pages of analyses by what they show: ``result``, another one of the same file, ``inconclusive``, ``failed``."""
     folder = tmp_path_factory.mktemp("sent")
@@ -136,7 +137,7 @@ def results(service, clip, tmp_path_factory):
     return {name: analysis["links"]["page"] for name, analysis in sent.items()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def violations():
     """Returns what axe finds on a page, as rule, place and why."""
     return _violations
