@@ -1,5 +1,6 @@
 """The public names of `deepfake_preprocess`, and the modules that they are loaded from on first use."""
 
+from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import EngineInfo, Manifest
 from deepfake_preprocess.contract.spec import Calibration, Crop, Head, Histogram, Looks, ModelSpec
 from deepfake_preprocess.errors import (
@@ -89,6 +90,7 @@ __all__ = [
     "ParityError",
     "RepositoryError",
     "Sampling",
+    "ServedForm",
     "ServerAccessError",
     "ServerBusyError",
     "ServerError",

@@ -8,16 +8,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from deepfake_preprocess.errors import ExportError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.sessions import open_session
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from openvino import CompiledModel, Model
 
 ONNX_RUNTIME: Final = "onnxruntime"
@@ -29,7 +28,7 @@ CROPS_PER_THREAD = 2
 """Of a batch, so many crops are computed at once. The activations of more do not fit the cache: with EfficientNet-B0
 at 224 px, batches of 8 took 1.14 times as long per crop as such parts of them."""
 
-Network = Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[Any]]]
+Network: TypeAlias = "Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[Any]]]"
 """Takes uint8 ``[N, H, W, 3]`` crops and returns the outputs that were asked for; one call at a time."""
 
 _PRECISION_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}

@@ -260,8 +260,8 @@ def test_agreement_needs_the_served_checkpoint_and_the_served_score():
     assert f"PyTorch gives {scores[1]:.6f} for crop 1, but the server gave {wrong[1]:.6f}" in str(raised.value)
     # What FP16 may change is not an error for FP16.
     explainer.explain(crops, served=ServedScores(wrong, SHA, "fp16"))
-    with pytest.raises(OptionError, match="`precision` is 'bf16'; allowed: fp32, fp16, int8"):
-        explainer.explain(crops, served=ServedScores(scores, SHA, "bf16"))
+    with pytest.raises(OptionError, match="`precision` is 'fp8'; allowed: fp32, fp16, bf16, int8"):
+        explainer.explain(crops, served=ServedScores(scores, SHA, "fp8"))
     with pytest.raises(ExplainDisagreementError):
         check_scores(scores, ServedScores(np.full_like(scores, np.nan), SHA))
     plan = ServedScores(scores, SHA, "fp16", tensorrt=True)

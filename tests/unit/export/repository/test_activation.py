@@ -83,6 +83,7 @@ def tuned(root):
 def test_tuned_options_outlive_exports_and_rollbacks_and_verify(capsys, root):
     options = triton_config.ServingOptions(4, 300, 2, instances=3, threads=1, tuned_for_cores=2)
     activate(root, "tiny", 3, options=options)
+    options = dataclasses.replace(options, engine="onnxruntime", precision="fp32")  # the first form of the version
     assert tuned(root) == options
     assert triton_config.read_config(root / "tiny/config.pbtxt").max_batch_size == 4  # production is as it was
     add_version(root, 0.8)
