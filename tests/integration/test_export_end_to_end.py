@@ -24,7 +24,7 @@ from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_netwo
 from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops
-from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
+from deepfake_export.proof.parity import engine_runner, onnxruntime_runner, reference_outputs
 from deepfake_preprocess.contract.manifest import Manifest, sha256_file
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.contract.triton_config import config_parameters, read_config
@@ -225,16 +225,16 @@ def test_a_tampered_model_fails_and_nothing_is_added(nets, tmp_path, monkeypatch
     torch.save(nets["small"]().state_dict(), "c.pt")
     spec = dataclasses.replace(SPEC, architecture="python:export_nets:small", head=Head("softmax"))
 
-    def tampering(path):
+    def tampering(path, **options):
         model = onnx.load(path)
         bias = next(item for item in model.graph.initializer if item.dims == [2])
         values = onnx.numpy_helper.to_array(bias) + np.array([0.05, 0], np.float32)
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         onnx.save(model, path)
-        return onnxruntime_runner(path)
+        return engine_runner(path, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr("deepfake_export.precision.selection.onnxruntime_runner", tampering)
+        patched.setattr("deepfake_export.precision.selection.engine_runner", tampering)
         with pytest.raises(ParityError, match=r"fake_probability differs by up to 0\.01\d* \(limit 0\.0001\)"):
             export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=2))
     assert listing(tmp_path / "m") == {"tiny.lock"}
