@@ -247,6 +247,7 @@ def served_scores(repository, crops):
         return client.infer("tiny", [tensor]).as_numpy("fake_probability"), said
 
 
+@pytest.mark.slow  # half a minute; and OpenVINO ended a test process once that had run many other tests before
 def test_the_server_answers_with_the_promoted_files_results(workplace):
     """Every engine that is installed is measured, and the one that is promoted computes in the server."""
     pytest.importorskip("openvino")
