@@ -6,7 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
+
+from sqlalchemy.exc import OperationalError
 
 from deepfake_client.result.verdict import Reason
 from deepfake_gateway.sandbox.process import OnProgress, SandboxError, SandboxPool, TaskError
@@ -19,12 +21,15 @@ logger = logging.getLogger(__name__)
 LOOK_S: Final = 0.25
 """How often progress is written and a cancellation is looked for."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
-"""Between tries while the server is away; each wait is twice the one before."""
+"""Between tries while the server or the database is away; each wait is twice the one before."""
 MAX_KILLS: Final = 2
 """Times that the process of an analysis may be killed from outside; after that it needs too much memory."""
 _AWAY: Final = (
     errors.ServerUnavailableError.__name__, errors.ServerTimeoutError.__name__, errors.ServerBusyError.__name__
 )  # fmt: skip
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Work = Callable[[Analysis, OnProgress], Awaitable[dict[str, Any]]]
 """Returns the JSON of a verdict. Raises TaskError or SandboxError."""
@@ -53,7 +58,7 @@ async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: 
 
     An analysis that is over already, or gone, is left as it is: after a worker was killed, the same job comes again.
     """
-    analysis = await asyncio.to_thread(store.start, analysis_id)
+    analysis = await _stored(store.start, analysis_id)
     if analysis is None:
         return
     latest: list[dict[str, Any]] = []
@@ -61,23 +66,35 @@ async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: 
     try:
         while not task.done():
             await asyncio.wait([task], timeout=LOOK_S)
-            if not await asyncio.to_thread(_note, store, analysis_id, latest):
+            if not await _stored(_note, store, analysis_id, latest):
                 return
         verdict = task.result()
     except TaskError as exc:
-        await asyncio.to_thread(store.fail, analysis_id, exc.kind, str(exc))
+        await _stored(store.fail, analysis_id, exc.kind, str(exc))
     except SandboxError as exc:
-        await asyncio.to_thread(store.fail, analysis_id, type(exc).__name__, str(exc))
+        await _stored(store.fail, analysis_id, type(exc).__name__, str(exc))
     except Exception as exc:  # a job that ends without a word would be waited for forever
         logger.exception("analysis %s failed", analysis_id)
         detail = f"the gateway failed ({type(exc).__name__}); send it again, and report it if it fails again"
-        await asyncio.to_thread(store.fail, analysis_id, "InternalError", detail)
+        await _stored(store.fail, analysis_id, "InternalError", detail)
     else:
-        await asyncio.to_thread(store.finish, analysis_id, verdict)
+        await _stored(store.finish, analysis_id, verdict)
     finally:
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
+
+
+async def _stored(change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Change the database in a thread, again and again while it is away: what is not recorded would be lost."""
+    wait_s = FIRST_WAIT_S
+    while True:
+        try:
+            return await asyncio.to_thread(change, *args, **kwargs)
+        except OperationalError as exc:
+            logger.warning("the database is away (%s); it is tried again in %g s", exc.orig, wait_s)
+        await asyncio.sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
 def _note(store: Store, analysis_id: str, latest: list[dict[str, Any]]) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from deepfake_gateway.jobs.running import run_job
 from deepfake_gateway.sandbox.process import SandboxError, TaskError
@@ -65,6 +66,21 @@ def test_what_is_killed_again_and_again_fails(store):
     killed = SandboxError("killed", was_killed=True)
     found = run(store, killed, killed, killed, VERDICT)
     assert (found.status, found.error_type) == (Status.FAILED, "SandboxError")
+
+
+@pytest.mark.parametrize("change", ["start", "get", "finish", "fail"])
+def test_a_database_that_is_away_is_waited_for(store, monkeypatch, change):
+    real, refused = getattr(store, change), iter([OperationalError("select", {}, OSError("gone"))] * 2)
+
+    def away_at_first(*args, **kwargs):
+        for error in refused:
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("deepfake_gateway.jobs.running.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(store, change, away_at_first)
+    found = run(store, SandboxError("it died") if change == "fail" else VERDICT)
+    assert found.status is (Status.FAILED if change == "fail" else Status.DONE)
 
 
 def test_not_for_longer_than_is_set(store):
