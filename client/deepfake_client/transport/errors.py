@@ -69,7 +69,7 @@ def _absence(message: str, url: str) -> str:
         return f"the connection to {url} was closed by this client; make a new one"
     if "resolving" in text or "name resolution" in text or "domain name" in text:
         return f"the host name in {url} cannot be resolved; correct `url`"
-    if "socket closed" in text and "failed to connect" in text:
+    if "socket closed" in text and "backends failing" in text:
         return (
             f"what listens at {url} hangs up on gRPC; Triton's gRPC port is usually 8001, "
             "its HTTP port (8000) needs `protocol` 'http'"

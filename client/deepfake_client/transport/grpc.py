@@ -51,6 +51,9 @@ PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 """Those of the environment that gRPC reads."""
 MAX_RECONNECT_BACKOFF_S: Final = 1.0
 """gRPC's own default grows to 2 minutes, during which a server that is back would count as absent."""
+MIN_RESOLUTION_S: Final = 2.0
+"""A name is resolved again no more often, whenever a server closes its connection; gRPC's own default is 30 s, during
+which a server that was added would get no requests."""
 
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
@@ -60,11 +63,17 @@ _OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", int(MAX_RECONNECT_BACKOFF_S * 1_000)),
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    ("grpc.dns_min_time_between_resolutions_ms", int(MIN_RESOLUTION_S * 1_000)),
 )
 
 
 class GrpcTransport:
     """KServe v2 over gRPC.
+
+    Where the host's name stands for several addresses, such as those of a headless service of Kubernetes, requests go
+    to each in turn. Servers that were added are found when one closes its connection: give them
+    ``--grpc-max-connection-age``.
 
     Built on the threaded gRPC stack with futures, not on ``grpc.aio``: that one ties a channel to a single event loop
     for the whole process, so two clients in two threads disturb each other.
@@ -183,7 +192,7 @@ class GrpcTransport:
         if (
             not self._proxy
             and code is grpc.StatusCode.UNAVAILABLE
-            and "failed to connect" in details
+            and "backends failing" in details
             and "timed out" not in details
         ):
             address = self._address
@@ -212,15 +221,20 @@ def infer_request(model: ServedModel, shape: tuple[int, ...], *, timeout_s: floa
     return request
 
 
+def _target(address: Address) -> str:
+    """Return the address as gRPC's resolver takes it: all that the name stands for, not the first alone."""
+    return f"dns:///{address.target}"
+
+
 def _channel(address: Address) -> Any:
     # gRPC would ask a proxy even for this machine.
     options = (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(address.host) else _OPTIONS
     if address.tls is None:
-        return grpc.insecure_channel(address.target, options=options)
+        return grpc.insecure_channel(_target(address), options=options)
     # gRPC would report a bad file only when it connects, as a failed handshake.
     address.tls.context()
     ca, key, certificate = address.tls.read()
-    return grpc.secure_channel(address.target, grpc.ssl_channel_credentials(ca, key, certificate), options=options)
+    return grpc.secure_channel(_target(address), grpc.ssl_channel_credentials(ca, key, certificate), options=options)
 
 
 def _varint(value: int) -> bytes:

@@ -42,7 +42,11 @@ from deepfake_preprocess.errors import (
         ("INTERNAL", "Unable to open shared memory region: '/r'", SharedMemoryError),
         ("INVALID_ARGUMENT", "unexpected shape for input 'faces'", InferenceError),
         # As gRPC and proxies say them.
-        ("UNAVAILABLE", "failed to connect to all addresses; last error: Connection refused", ServerUnavailableError),
+        (
+            "UNAVAILABLE",
+            "connections to all backends failing; last error: Connection refused",
+            ServerUnavailableError,
+        ),
         ("UNAVAILABLE", "Stream removed (recvmsg:Connection reset by peer (104))", ServerUnavailableError),
         ("CANCELLED", "Channel closed!", ServerUnavailableError),
         ("RESOURCE_EXHAUSTED", "", ServerBusyError),
