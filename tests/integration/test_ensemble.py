@@ -29,7 +29,8 @@ from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.ensemble.spec import EnsembleSpec
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops
-from deepfake_export.proof.parity import onnxruntime_runner, reference_outputs
+from deepfake_export.proof.parity import reference_outputs
+from deepfake_export.proof.running import LocalEngine
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import CheckpointError, ParityError, SpecError
 from deepfake_serve import EmbeddedTriton
@@ -151,14 +152,14 @@ def test_the_ensemble_gives_what_its_members_give_by_hand(folder, exported, tmp_
     crops = generate_crops(6, (SIZE_PX, SIZE_PX), seed=11)
     features = by_hand(folder, crops)
     z = ((features - META["mean"]) / META["scale"]) @ META["coef"] + META["intercept"]
-    probability, logit = onnxruntime_runner(exported.version_dir / "model.onnx")(crops)
+    probability, logit = LocalEngine(exported.version_dir / "model.onnx").run(crops)
     np.testing.assert_allclose(logit[:, 0], z, atol=2e-3)
     np.testing.assert_allclose(probability[:, 0], 1 / (1 + np.exp(-z)), atol=2e-4)
 
 
 def test_it_is_served_under_the_same_contract(exported):
     crops = generate_crops(3, (SIZE_PX, SIZE_PX), seed=12)
-    expected, _ = onnxruntime_runner(exported.version_dir / "model.onnx")(crops)
+    expected, _ = LocalEngine(exported.version_dir / "model.onnx").run(crops)
     with (
         EmbeddedTriton(exported.repository, instances=1, threads=1) as triton,
         tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client,
@@ -189,7 +190,7 @@ def test_without_a_meta_model_it_is_the_weighted_mean(folder, tmp_path):
     )
     assert json.loads(result.stdout)["spec"]["architecture"] == "ensemble"
     crops = generate_crops(4, (48, 48), seed=13)
-    probability, logit = onnxruntime_runner(tmp_path / "ensemble/1/model.onnx")(crops)
+    probability, logit = LocalEngine(tmp_path / "ensemble/1/model.onnx").run(crops)
     expected = by_hand(folder, crops)[:, 2:] @ [3, 1] / 4
     np.testing.assert_allclose(probability[:, 0], expected, atol=1e-4)
     np.testing.assert_allclose(1 / (1 + np.exp(-logit[:, 0])), expected, atol=1e-4)
@@ -210,9 +211,9 @@ def test_a_member_that_does_not_reproduce_its_checkpoint_stops_the_export(folder
             len(model.graph.node) - 1, onnx.helper.make_node("Add", [name, one.name], ["shifted"])
         )
         onnx.save(model, path)
-        return onnxruntime_runner(path)
+        return LocalEngine(path)
 
-    monkeypatch.setattr("deepfake_export.ensemble.proof.onnxruntime_runner", tampering)
+    monkeypatch.setattr("deepfake_export.ensemble.proof.LocalEngine", tampering)
     frequency = ENSEMBLE["members"][3]
     path = mean_of(folder, "tampered.yaml", [{**frequency, "name": "first"}, {**frequency, "name": "second"}])
     with pytest.raises(ParityError, match="the member 'first'"):

@@ -24,7 +24,8 @@ from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_netwo
 from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops
-from deepfake_export.proof.parity import engine_runner, onnxruntime_runner, reference_outputs
+from deepfake_export.proof.parity import reference_outputs
+from deepfake_export.proof.running import LocalEngine, engine_for
 from deepfake_preprocess.contract.manifest import Manifest, sha256_file
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.contract.triton_config import config_parameters, read_config
@@ -160,7 +161,7 @@ def test_the_graph_is_what_runtimes_like(exported):
 def test_every_batch_size_gives_the_checkpoints_results(exported, checkpoint, batch_size):
     crops = generate_crops(batch_size, SPEC.input_size_wh, seed=99)
     detector = ServedDetector(load_network(checkpoint, SPEC).network, SPEC).eval()
-    probability, logit = onnxruntime_runner(exported.version_dir / "model.onnx")(crops)
+    probability, logit = LocalEngine(exported.version_dir / "model.onnx").run(crops)
     expected_probability, expected_logit = reference_outputs(detector, crops)
     np.testing.assert_allclose(probability, expected_probability, atol=1e-4)
     np.testing.assert_allclose(logit, expected_logit, atol=1e-3)
@@ -201,7 +202,7 @@ def test_softmax_heads_and_color_orders(nets, tmp_path, color_order, fake_index)
     pixels = ((ordered / 255 - np.array(spec.mean)) / np.array(spec.std)).astype(np.float32)
     with torch.inference_mode():
         expected = network(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).softmax(1)[:, fake_index]
-    probability, _ = onnxruntime_runner(result.version_dir / "model.onnx")(crops)
+    probability, _ = LocalEngine(result.version_dir / "model.onnx").run(crops)
     np.testing.assert_allclose(probability[:, 0], expected, atol=1e-5)
 
 
@@ -231,10 +232,10 @@ def test_a_tampered_model_fails_and_nothing_is_added(nets, tmp_path, monkeypatch
         values = onnx.numpy_helper.to_array(bias) + np.array([0.05, 0], np.float32)
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         onnx.save(model, path)
-        return engine_runner(path, **options)
+        return engine_for(path, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr("deepfake_export.precision.selection.engine_runner", tampering)
+        patched.setattr("deepfake_export.precision.selection.engine_for", tampering)
         with pytest.raises(ParityError, match=r"fake_probability differs by up to 0\.01\d* \(limit 0\.0001\)"):
             export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=2))
     assert listing(tmp_path / "m") == {"tiny.lock"}

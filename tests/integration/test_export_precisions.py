@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import sys
+from contextlib import closing
 
 import cv2
 import numpy as np
@@ -23,7 +26,8 @@ from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision.fp16 import FLOAT16_MAX, activation_ranges, export_fp16, half_detector
 from deepfake_export.precision.int8 import TARGETS, quantize_int8
 from deepfake_export.proof.crops import generate_crops
-from deepfake_export.proof.parity import engine_runner, onnxruntime_runner, reference_outputs
+from deepfake_export.proof.parity import reference_outputs
+from deepfake_export.proof.running import EngineProcess, LocalEngine, engine_for
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_export.repository.activation import activate
 from deepfake_export.repository.configs import refresh_configs
@@ -247,7 +251,25 @@ def served_scores(repository, crops):
         return client.infer("tiny", [tensor]).as_numpy("fake_probability"), said
 
 
-@pytest.mark.slow  # half a minute; and OpenVINO ended a test process once that had run many other tests before
+@pytest.mark.parametrize("use", ["run", "seconds"])
+def test_an_engine_that_crashes_is_one_artifact_that_fails(workplace, monkeypatch, use):
+    pytest.importorskip("openvino")
+    real = getattr(EngineProcess, use)
+
+    def crashing(engine, *values):
+        os.kill(engine.pid, signal.SIGSEGV)
+        return real(engine, *values)
+
+    monkeypatch.setattr(EngineProcess, use, crashing)
+    request = ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=4, engines=("onnxruntime", "openvino"))
+    promotion = export_checkpoint(request).manifest.promotion
+    assert promotion["promoted"] == "fp32"
+    why = "OpenVINO ended its process while it ran the network (signal SIGSEGV)"
+    assert promotion["rejected"] == {"fp32 openvino": why}
+    assert why in promotion["reason"]
+
+
+@pytest.mark.slow  # half a minute
 def test_the_server_answers_with_the_promoted_files_results(workplace):
     """Every engine that is installed is measured, and the one that is promoted computes in the server."""
     pytest.importorskip("openvino")
@@ -266,9 +288,11 @@ def test_the_server_answers_with_the_promoted_files_results(workplace):
     for form in {form.engine: form for form in manifest.forms}.values():
         options = ServingOptions(engine=form.engine, precision=form.precision)
         activate(result.repository, "tiny", options=options, version=1)
-        run = engine_runner(result.version_dir / form.file, engine=form.engine, precision=form.precision)
+        file = result.version_dir / form.file
+        with closing(engine_for(file, engine=form.engine, precision=form.precision)) as engine:
+            expected, _ = engine.run(CROPS[:4])
         answer, said = served_scores(result.repository, CROPS[:4])
-        np.testing.assert_allclose(answer, run(CROPS[:4])[0], atol=1e-6)
+        np.testing.assert_allclose(answer, expected, atol=1e-6)
         assert not [line for line in said if "instead" in line]
 
 
@@ -282,7 +306,7 @@ def test_a_cpu_that_lacks_what_was_measured_serves_fp32_and_says_so_once(workpla
     moved.write(result.version_dir)
     refresh_configs(result.model_dir, moved, max_batch_size=4)
     answer, said = served_scores(result.repository, CROPS[:4])
-    expected, _ = onnxruntime_runner(result.version_dir / "model.onnx")(CROPS[:4])
+    expected, _ = LocalEngine(result.version_dir / "model.onnx").run(CROPS[:4])
     np.testing.assert_allclose(answer, expected, atol=1e-6)
     (line,) = [line for line in said if "instead" in line]
     assert "tiny version 1 is served by ONNX Runtime in FP32 instead of OpenVINO in BF16" in line
@@ -396,7 +420,7 @@ def test_fp16_keeps_in_fp32_what_would_overflow(tmp_path):
     assert [item.module for item in made.kept_fp32] == over
     assert made.largest is not None
     assert made.largest.max_abs > FLOAT16_MAX
-    probability, _ = onnxruntime_runner(tmp_path / "half.onnx")(CROPS)
+    probability, _ = LocalEngine(tmp_path / "half.onnx").run(CROPS)
     np.testing.assert_allclose(probability, reference_outputs(detector, CROPS)[0], atol=0.01)
 
 

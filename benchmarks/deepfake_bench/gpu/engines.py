@@ -23,7 +23,7 @@ from deepfake_bench.gpu.roofline import Operation, count_operations, release, re
 from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision.fp16 import export_fp16, half_detector
-from deepfake_export.proof.crops import UInt8Array
+from deepfake_export.proof.running import UInt8Array
 from deepfake_export.tensorrt.engine import BoundPlan, LoadedPlan, build_engine
 from deepfake_export.tensorrt.gpu import find_gpu
 from deepfake_export.tensorrt.library import TensorRTLibrary, load_tensorrt, load_tensorrt_rtx

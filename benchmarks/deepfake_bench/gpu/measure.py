@@ -15,7 +15,8 @@ from deepfake_bench.gpu.engines import Engine, EngineKind, Subject
 from deepfake_bench.gpu.roofline import Ceilings, bound_s
 from deepfake_bench.machine.stopwatch import measure
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.proof.crops import batches_of, generate_crops
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.proof.running import batches_of
 from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, ParityError

@@ -19,7 +19,8 @@ from torch import nn
 
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.proof.crops import UInt8Array, generate_crops
+from deepfake_export.proof.crops import generate_crops
+from deepfake_export.proof.running import UInt8Array
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 

@@ -12,7 +12,8 @@ from typing import Any
 from deepfake_export.ensemble.network import EnsembleNetwork
 from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.proof.parity import measure_parity, onnxruntime_runner, reference_outputs, require_parity
+from deepfake_export.proof.parity import measure_parity, reference_outputs, require_parity
+from deepfake_export.proof.running import LocalEngine
 from deepfake_export.request import ExportJob
 
 
@@ -34,7 +35,7 @@ def prove_members(job: ExportJob) -> dict[str, dict[str, Any]]:
             export_onnx(detector, model_path, spec, verbose=job.request.verbose)
             report, _ = measure_parity(
                 reference_outputs(detector, job.crops.crops),
-                onnxruntime_runner(model_path),
+                LocalEngine(model_path).run,
                 job.crops,
                 name=f"the member {spec.name!r}, ONNX FP32 in ONNX Runtime on the CPU",
                 precision="fp32",

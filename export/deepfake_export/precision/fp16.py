@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.proof.crops import UInt8Array, batches_of
+from deepfake_export.proof.running import UInt8Array, batches_of
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import ExportError
 from deepfake_preprocess.support.json_data import JsonData

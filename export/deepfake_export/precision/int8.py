@@ -28,7 +28,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from deepfake_export.graph.onnx_nodes import layer_of
-from deepfake_export.proof.crops import UInt8Array, batches_of
+from deepfake_export.proof.running import UInt8Array, batches_of
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, ModelSpec
 from deepfake_preprocess.errors import ExportError

@@ -7,32 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from deepfake_export.precision.fp16 import export_fp16
 from deepfake_export.precision.int8 import quantize_int8
 from deepfake_export.proof.comparison import ArtifactProof, Proof, compare
-from deepfake_export.proof.crops import UInt8Array, batches_of
 from deepfake_export.proof.gate import decide
-from deepfake_export.proof.parity import (
-    Outputs,
-    Runner,
-    engine_runner,
-    measure_parity,
-    reference_outputs,
-    require_parity,
-)
+from deepfake_export.proof.parity import measure_parity, reference_outputs, require_parity
+from deepfake_export.proof.running import Engine, Outputs, Runner, engine_for
 from deepfake_export.proof.speed import measure_speed
 from deepfake_export.request import ExportJob
 from deepfake_preprocess.contract.forms import ENGINE_NAMES
-from deepfake_preprocess.contract.triton_config import EMBEDDED_THREADS
-from deepfake_preprocess.errors import ExportError, MissingExtraError
-from deepfake_preprocess.support.engines import CROPS_PER_THREAD, ONNX_RUNTIME
-
-SPEED_BATCH = 8
+from deepfake_preprocess.contract.triton_config import EMBEDDED_MAX_BATCH_SIZE
+from deepfake_preprocess.errors import ExportError
+from deepfake_preprocess.support.engines import ONNX_RUNTIME
 
 
 def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
@@ -44,24 +34,37 @@ def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
     job.on_step(f"Running the checkpoint in float32 PyTorch on {len(job.crops)} crops")
     reference = reference_outputs(job.detector, job.crops.crops)
     artifacts: list[ArtifactProof] = []
-    for precision in job.request.precisions:
-        # BF16 is FP32's file, computed otherwise.
-        own_file = precision not in ("fp32", "bf16")
-        path = work_dir / f"model.{precision}.onnx" if own_file else fp32_path
-        engines = job.request.engines_of(precision)
-        try:
-            details = _make(job, precision, fp32_path, path)
-        except ExportError as exc:
-            artifacts += [ArtifactProof(precision, failure=str(exc), engine=engine) for engine in engines]
-            continue
-        artifacts += [_proved(job, reference, precision, engine, path, details) for engine in engines]
-    measured = _with_speed(job, artifacts)
+    with ExitStack() as stack:
+        running: dict[str, Engine] = {}
+        for precision in job.request.precisions:
+            # BF16 is FP32's file, computed otherwise.
+            own_file = precision not in ("fp32", "bf16")
+            path = work_dir / f"model.{precision}.onnx" if own_file else fp32_path
+            engines = job.request.engines_of(precision)
+            try:
+                details = _make(job, precision, fp32_path, path)
+            except ExportError as exc:
+                artifacts += [ArtifactProof(precision, failure=str(exc), engine=name) for name in engines]
+                continue
+            for name in engines:
+                engine = stack.enter_context(closing(engine_for(path, engine=name, precision=precision)))
+                proved = _proved(job, reference, precision, name, path, engine.run, details)
+                artifacts.append(proved)
+                if proved.path is not None:
+                    running[proved.name] = engine
+        measured = _with_speed(job, artifacts, running)
     decision = decide([item.entrant() for item in measured], job.request.promote)
     return Proof(tuple(measured), decision, reference[0][:, 0])
 
 
 def _proved(
-    job: ExportJob, reference: Outputs, precision: str, engine: str, path: Path, details: Mapping[str, Any]
+    job: ExportJob,
+    reference: Outputs,
+    precision: str,
+    engine: str,
+    path: Path,
+    run: Runner,
+    details: Mapping[str, Any],
 ) -> ArtifactProof:
     """Compare a file in an engine with the checkpoint; a `ParityError` where FP32 in ONNX Runtime differs."""
     is_measure = (precision, engine) == ("fp32", ONNX_RUNTIME)
@@ -70,7 +73,7 @@ def _proved(
     try:
         parity, probability = measure_parity(
             reference,
-            engine_runner(path, engine=engine, precision=precision),
+            run,
             job.crops,
             name=f"{job.spec.name} version {job.spec.version}, ONNX {precision.upper()} in {name} on the CPU",
             precision=precision,
@@ -78,7 +81,7 @@ def _proved(
             max_batch_size=job.request.max_batch_size,
             size_bytes=path.stat().st_size,
         )
-    except (ExportError, MissingExtraError) as exc:
+    except ExportError as exc:
         if is_measure:
             raise
         return ArtifactProof(precision, failure=str(exc), engine=engine)
@@ -99,35 +102,19 @@ def _make(job: ExportJob, precision: str, fp32_path: Path, path: Path) -> dict[s
     return {}
 
 
-def _with_speed(job: ExportJob, artifacts: Sequence[ArtifactProof]) -> list[ArtifactProof]:
+def _with_speed(
+    job: ExportJob, artifacts: Sequence[ArtifactProof], running: Mapping[str, Engine]
+) -> list[ArtifactProof]:
     """Return the artifacts with their speed side by side; FP32 alone has nothing to be measured against."""
-    # One thread, as an instance of the embedded server has, which also computes so many crops at once; with all
-    # cores, other programs disturb each round.
-    runners = {
-        item.name: engine_runner(
-            item.path,
-            engine=item.engine,
-            precision=item.precision,
-            num_threads=EMBEDDED_THREADS,
-            sizes={1, CROPS_PER_THREAD},
-        )
-        for item in artifacts
-        if item.path is not None
-    }
-    if len(runners) < 2:
+    if len(running) < 2:
         return list(artifacts)
-    sizes = sorted({1, min(SPEED_BATCH, job.request.max_batch_size), job.request.max_batch_size})
+    sizes = sorted({1, min(EMBEDDED_MAX_BATCH_SIZE, job.request.max_batch_size)})
     job.on_step(f"Measuring speed side by side at batch {', '.join(map(str, sizes))}")
-    speeds = measure_speed({name: _in_parts(run) for name, run in runners.items()}, job.crops.crops, sizes)
-    return [dataclasses.replace(item, speed=speeds.get(item.name)) for item in artifacts]
-
-
-def _in_parts(run: Runner) -> Runner:
-    """Return a runner that computes a batch in parts, as the embedded server does."""
-
-    def run_in_parts(faces: UInt8Array) -> Outputs:
-        parts = [run(batch) for batch in batches_of(faces, CROPS_PER_THREAD)]
-        probability, logit = (np.concatenate(values) for values in zip(*parts, strict=True))
-        return probability, logit
-
-    return run_in_parts
+    timers = {name: engine.seconds for name, engine in running.items()}
+    speeds, failures = measure_speed(timers, job.crops.crops, sizes)
+    return [
+        ArtifactProof(item.precision, failure=failures[item.name], engine=item.engine)
+        if item.name in failures
+        else dataclasses.replace(item, speed=speeds.get(item.name))
+        for item in artifacts
+    ]

@@ -15,7 +15,8 @@ import numpy as np
 
 from deepfake_export.proof.crops import CropSet
 from deepfake_export.proof.gate import Decision, Entrant
-from deepfake_export.proof.parity import Float32Array, ParityReport
+from deepfake_export.proof.parity import ParityReport
+from deepfake_export.proof.running import Float32Array
 from deepfake_export.proof.speed import Speed
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.support.engines import ONNX_RUNTIME

@@ -16,11 +16,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from deepfake_export.proof.running import UInt8Array
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.suffixes import IMAGE_SUFFIXES
-
-UInt8Array = npt.NDArray[np.uint8]
 
 GENERATED_SEED = 20240607
 
@@ -110,11 +109,6 @@ def hash_files(paths: Sequence[Path], directory: Path) -> str:
     for path in paths:
         digest.update(f"{sha256_file(path)}  {path.relative_to(directory).as_posix()}\n".encode())
     return digest.hexdigest()
-
-
-def batches_of(crops: UInt8Array, batch_size: int) -> Sequence[UInt8Array]:
-    """Split crops into batches of `batch_size`; the last one may be smaller."""
-    return [crops[start : start + batch_size] for start in range(0, len(crops), batch_size)]
 
 
 def _one_crop(random: np.random.Generator, width: int, height: int) -> UInt8Array:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deepfake_export.proof.crops import CropSet, UInt8Array, hash_files
+from deepfake_export.proof.crops import CropSet, hash_files
+from deepfake_export.proof.running import UInt8Array
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import MediaOpenError, OptionError
 from deepfake_preprocess.faces.crop import crop_face

@@ -7,29 +7,21 @@ The reference is always `ServedDetector` in float32 PyTorch. An artifact is anyt
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.proof.crops import CropSet, UInt8Array, batches_of
+from deepfake_export.proof.crops import CropSet
+from deepfake_export.proof.running import Float32Array, Outputs, Runner, UInt8Array, batches_of
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import LOGIT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.errors import ParityError
-from deepfake_preprocess.support.engines import ONNX_RUNTIME, open_network
 from deepfake_preprocess.support.json_data import JsonData
-
-Float32Array = npt.NDArray[np.float32]
-Outputs = tuple[Float32Array, Float32Array]
-"""`fake_probability` and `logit`, each float32 ``[N, 1]``."""
-Runner = Callable[[UInt8Array], Outputs]
-"""From uint8 ``[N, H, W, 3]`` RGB to the outputs."""
 
 REFERENCE_BATCH = 8
 """Batch size of the reference; it only bounds memory."""
@@ -206,34 +198,6 @@ def reference_outputs(detector: ServedDetector, crops: UInt8Array) -> Outputs:
     finally:
         torch.set_num_threads(threads)
     return tuple(np.concatenate([item[index].numpy() for item in outputs]) for index in (0, 1))  # type: ignore[return-value]
-
-
-def onnxruntime_runner(path: Path, *, num_threads: int | None = None) -> Runner:
-    """Return a runner of an ONNX file on the CPU, with the provider's default optimizations, as it is served.
-
-    A call takes `num_threads`, or all cores. `ExportError` is raised where ONNX Runtime cannot load the file.
-    """
-    return engine_runner(path, engine=ONNX_RUNTIME, precision="fp32", num_threads=num_threads)
-
-
-def engine_runner(
-    path: Path, *, engine: str, precision: str, num_threads: int | None = None, sizes: Collection[int] = ()
-) -> Runner:
-    """Return a runner of an ONNX file in one of `ENGINES`, as it is served; for `sizes` see `open_network`."""
-    network = open_network(
-        path,
-        [PROBABILITY_NAME, LOGIT_NAME],
-        engine=engine,
-        precision=precision,
-        threads=num_threads,
-        sizes=sizes,
-    )
-
-    def run(faces: UInt8Array) -> Outputs:
-        probability, logit = network(faces)
-        return probability, logit
-
-    return run
 
 
 def _run_batched(artifact: Runner, crops: UInt8Array, batch_size: int) -> tuple[Float32Array, Float32Array, float]:

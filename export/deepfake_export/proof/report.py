@@ -11,7 +11,6 @@ from typing import Any
 from deepfake_export.proof.comparison import Proof
 from deepfake_export.proof.crops import CropSet
 from deepfake_export.proof.gate import shown
-from deepfake_export.proof.parity import Float32Array
 from deepfake_export.proof.report_page import to_html
 from deepfake_export.proof.report_words import (
     MEMBERS_INTRO,
@@ -23,6 +22,7 @@ from deepfake_export.proof.report_words import (
     reason,
     served,
 )
+from deepfake_export.proof.running import Float32Array
 from deepfake_preprocess.contract.spec import ModelSpec
 
 REPORT_FORMAT = 2

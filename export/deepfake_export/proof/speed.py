@@ -5,19 +5,20 @@ So another program on the machine slows all of them alike.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
-from deepfake_export.proof.crops import UInt8Array
-from deepfake_export.proof.parity import Runner
+from deepfake_export.proof.running import UInt8Array
+from deepfake_preprocess.errors import ExportError
 from deepfake_preprocess.support.json_data import JsonData
 
-SPEED_ROUNDS = 9
+SPEED_ROUNDS, LEAST_ROUNDS = 9, 3
 """Odd: the median is a measured one; in a shared machine the quartiles of a ratio are then within 10%."""
+LONG_S = 3.0
+"""Where a batch takes longer, so many rounds would take minutes, and a few are as sure: noise is short."""
 MIN_ROUND_S = 0.05
 """A measurement takes at least about this long, or small networks would be lost in the resolution of the clock."""
 
@@ -37,29 +38,48 @@ class Speed(JsonData):
     ratio_to_fp32: Mapping[str, float]
 
 
-def measure_speed(runners: Mapping[str, Runner], crops: UInt8Array, batch_sizes: Sequence[int]) -> dict[str, Speed]:
-    """Measure artifacts, by name and ``fp32`` among them; crops are repeated where a batch is larger."""
-    by_size = {str(size): _rounds(runners, np.resize(crops, (size, *crops.shape[1:]))) for size in batch_sizes}
+Timer = Callable[[UInt8Array, int], float]
+"""From a batch and a number of repeats to the seconds that it takes, see `LocalEngine.seconds`."""
+
+
+def measure_speed(
+    timers: Mapping[str, Timer], crops: UInt8Array, batch_sizes: Sequence[int]
+) -> tuple[dict[str, Speed], dict[str, str]]:
+    """Measure artifacts, by name and ``fp32`` among them; crops are repeated where a batch is larger.
+
+    Returns:
+        The speeds, and why other artifacts have none: their engines failed on the way.
+    """
+    failures: dict[str, str] = {}
+    by_size = {
+        str(size): _rounds(timers, np.resize(crops, (size, *crops.shape[1:])), failures) for size in batch_sizes
+    }
+    if "fp32" in failures:
+        raise ExportError(failures["fp32"])
     speeds = {}
-    for name in runners:
+    for name in timers.keys() - failures.keys():
         latency_ms = {size: round(median(row[name] for row in rows) * 1000, 3) for size, rows in by_size.items()}
         crops_per_s = {size: round(int(size) / value * 1000, 1) for size, value in latency_ms.items()}
         ratio = {size: median(row["fp32"] / row[name] for row in rows) for size, rows in by_size.items()}
         speeds[name] = Speed(latency_ms, crops_per_s, {size: round(value, 3) for size, value in ratio.items()})
-    return speeds
+    return speeds, failures
 
 
-def _rounds(runners: Mapping[str, Runner], batch: UInt8Array) -> list[dict[str, float]]:
-    """Return for each round the seconds that a batch took, by name."""
-    repeats = {}
-    for name, run in runners.items():
-        run(batch)  # allocates
-        repeats[name] = max(1, round(MIN_ROUND_S / max(_time(run, batch, 1), 1e-6)))
-    return [{name: _time(run, batch, repeats[name]) for name, run in runners.items()} for _ in range(SPEED_ROUNDS)]
+def _rounds(timers: Mapping[str, Timer], batch: UInt8Array, failures: dict[str, str]) -> list[dict[str, float]]:
+    """Return for each round the seconds that a batch took, by name; what fails is added to `failures`."""
+    repeats = dict.fromkeys(timers, 1)
 
+    def once() -> dict[str, float]:
+        row = {}
+        for name in timers.keys() - failures.keys():
+            try:
+                row[name] = timers[name](batch, repeats[name])
+            except ExportError as exc:
+                failures[name] = str(exc)
+        return row
 
-def _time(run: Runner, batch: UInt8Array, repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run(batch)
-    return (time.perf_counter() - start) / repeats
+    once()  # allocates
+    row = once()
+    repeats |= {name: max(1, round(MIN_ROUND_S / max(took, 1e-6))) for name, took in row.items()}
+    is_long = sum(row.values()) > LONG_S
+    return [once() for _ in range(LEAST_ROUNDS if is_long else SPEED_ROUNDS)]

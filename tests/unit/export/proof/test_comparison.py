@@ -8,6 +8,7 @@ import pytest
 from deepfake_export.proof.comparison import video_flips
 from deepfake_export.proof.crops import CropSet, generate_crops
 from deepfake_export.proof.speed import measure_speed
+from deepfake_preprocess.errors import ExportError
 
 CROPS = generate_crops(4, (16, 16))
 
@@ -26,17 +27,22 @@ def test_a_video_flips_by_its_mean_not_by_a_frame():
 def test_speed_runs_every_artifact_at_every_batch_in_turn():
     calls: list[tuple[str, int]] = []
 
-    def runner(name):
-        def run(faces):
+    def timer(name, seconds):
+        def take(faces, repeats):
             calls.append((name, len(faces)))
-            values = np.full((len(faces), 1), 0.5, np.float32)
-            sum(range(20_000))
-            return values, values
+            if name == "bf16" and len(faces) > 1:
+                raise ExportError("the engine is gone")
+            return seconds
 
-        return run
+        return take
 
-    speeds = measure_speed({"fp32": runner("fp32"), "int8": runner("int8")}, CROPS, (1, 6))
+    timers = {"fp32": timer("fp32", 0.2), "int8": timer("int8", 0.1), "bf16": timer("bf16", 0.1)}
+    speeds, failures = measure_speed(timers, CROPS, (1, 6))
     assert {size for _, size in calls} == {1, 6}
+    assert failures == {"bf16": "the engine is gone"}
+    assert speeds.keys() == {"fp32", "int8"}
+    assert calls.count(("bf16", 6)) == 1
+    assert speeds["int8"].ratio_to_fp32 == {"1": 2.0, "6": 2.0}
     assert list(speeds["int8"].latency_ms) == ["1", "6"]
     assert speeds["fp32"].ratio_to_fp32 == {"1": 1.0, "6": 1.0}
     assert speeds["int8"].crops_per_s["6"] == pytest.approx(6000 / speeds["int8"].latency_ms["6"], rel=1e-2)

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from deepfake_export.proof.crops import batches_of, generate_crops, read_crops
+from deepfake_export.proof.crops import generate_crops, read_crops
+from deepfake_export.proof.running import batches_of
 from deepfake_preprocess.errors import OptionError
 
 SIZE_WH = (24, 16)
