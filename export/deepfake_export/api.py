@@ -130,13 +130,14 @@ def _serve_again(request: ExportRequest, same: Manifest, maker: EngineMaker | No
     )
     if request.artifacts is not None:
         note += f", and fills {request.artifacts}"
+    notes = (note, *_why_served(request, same.promotion))
     if maker is None:
-        return ExportResult(repository, same.spec.version, created=False, manifest=same, notes=(note,))
+        return ExportResult(repository, same.spec.version, created=False, manifest=same, notes=notes)
     on_step("Building the TensorRT engine")
     version_dir = model_dir / str(same.spec.version)
     added = add_plan(maker, version_dir, same, max_batch_size=request.max_batch_size)
     refresh_configs(model_dir, added.manifest, max_batch_size=request.max_batch_size)
-    return ExportResult(repository, same.spec.version, added.created, added.manifest, (note, added.note))
+    return ExportResult(repository, same.spec.version, added.created, added.manifest, (*notes, added.note))
 
 
 def _add_version(
@@ -182,8 +183,7 @@ def _add_version(
         on_step(f"Adding version {spec.version} to {repository}")
         manifest.write(version_dir)
         publish(repository, manifest, max_batch_size=request.max_batch_size)
-    reason = (proof.decision.reason,) if len(proof.artifacts) > 1 else ()
-    notes = (*loaded.notes, *parity.notes, *reason, *report["notes"], *engine_notes)
+    notes = (*loaded.notes, *parity.notes, *_why_served(request, manifest.promotion), *report["notes"], *engine_notes)
     return ExportResult(repository, spec.version, created=True, manifest=manifest, notes=notes)
 
 
@@ -232,6 +232,13 @@ def _write_report(job: ExportJob, checkpoint: PinnedCheckpoint, proof: Proof, ve
     data = report_data(job.spec, proof, job.crops, job.calibration, members=members, command=job.request.command)
     write_report(version_dir, data)
     return data
+
+
+def _why_served(request: ExportRequest, promotion: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return why the engine and precision are served, where there was something to choose."""
+    if request.left_out:
+        return (request.left_out,)
+    return (promotion["reason"],) if len(promotion.get("artifacts", ())) > 1 else ()
 
 
 def _promotion(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -239,6 +239,22 @@ def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatc
         changed(labels="no.csv")
 
 
+def test_auto_is_what_promises_speed_on_this_cpu_with_the_reason(monkeypatch):
+    monkeypatch.setattr("deepfake_export.request.is_installed", lambda engine: True)
+    monkeypatch.setattr("deepfake_export.request.cpu_features", lambda: frozenset({"avx2"}))
+    plain = ExportRequest("c.pt", "m", precisions=("auto",))
+    assert plain.precisions == ("fp32",)
+    assert "this CPU has no instructions" in plain.left_out
+    assert ExportRequest("c.pt", "m", precisions=("auto", "fp16")).precisions == ("fp32", "fp16")
+    monkeypatch.setattr("deepfake_export.request.cpu_features", lambda: frozenset({"avx2", "avx512_bf16"}))
+    fast = ExportRequest("c.pt", "m", precisions=("auto",))
+    assert (fast.precisions, fast.left_out) == (("fp32", "bf16"), "")
+    monkeypatch.setattr("deepfake_export.request.is_installed", lambda engine: engine == "onnxruntime")
+    missing = ExportRequest("c.pt", "m", precisions=("auto",))
+    assert missing.precisions == ("fp32",)
+    assert "OpenVINO is not installed; run: pip install" in missing.left_out
+
+
 def served_scores(repository, crops):
     """Serve a repository; return its scores of some crops, and what was said meanwhile."""
     said: list[str] = []

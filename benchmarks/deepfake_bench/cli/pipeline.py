@@ -32,7 +32,7 @@ TIMES = (
     ("clip", "{clip}"),
     ("decode alone", "{median_seconds[decode_alone]:.2f} ({ours_over_decode_alone:.2f}x)"),
     ("detector alone", "{median_seconds[detector_alone]:.2f} ({ours_over_detector_alone:.2f}x)"),
-    ("ONNX Runtime alone", "{median_seconds[onnxruntime_alone]:.2f} ({ours_over_onnxruntime_alone:.2f}x)"),
+    ("inference alone", "{median_seconds[inference_alone]:.2f} ({ours_over_inference_alone:.2f}x)"),
     ("ours", "{median_seconds[ours]:.2f}"),
     ("fast", "{median_seconds[ours_fast]:.2f}"),
     ("usual", "{median_seconds[usual]:.2f} ({ours_over_usual:.2f}x)"),
@@ -67,9 +67,9 @@ def pipeline(
 ) -> None:
     """Measure whole analyses, clip to verdict: videos per second, and where the time goes.
 
-    In turn with ours run its lower bounds: PyAV decoding the clip, the detector on the same frames, ONNX Runtime
-    in-process on the same crops. With --checkpoint also the usual pipeline (OpenCV seeks, facenet-pytorch finds,
-    eager PyTorch scores), whose detector is not a dependency and runs from a folder of its own:
+    In turn with ours run its lower bounds: PyAV decoding the clip, the detector on the same frames, the server's
+    engine in-process on the same crops. With --checkpoint also the usual pipeline (OpenCV seeks, facenet-pytorch
+    finds, eager PyTorch scores), whose detector is not a dependency and runs from a folder of its own:
     pip install --no-deps --target DIR facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer
 
     --repeat-clips 1,10,100 says whether cost grows linearly: time per clip, and the memory of a run of so many.
@@ -95,6 +95,7 @@ def pipeline(
         data: dict[str, Any] = {
             "model": server.model.name,
             "precision": server.model.precision,
+            "engine": server.engine,
             **server.arrangement,
             "frames_per_clip": num_frames,
             "rounds": rounds,
@@ -114,7 +115,7 @@ def pipeline(
             if done:
                 console.print(f"written to {write_results('pipeline', data, output)}")
     _print(data)
-    line = f"{data['set']['videos_per_s']:.2f} videos/s over {len(paths)} clip{'s' * (len(paths) > 1)}"
+    line = f"{server.form}: {data['set']['videos_per_s']:.2f} videos/s over {len(paths)} clip{'s' * (len(paths) > 1)}"
     if "ours_over_usual" in data["set"]:
         line += f", {data['set']['ours_over_usual']:.1f} times the usual pipeline's"
     typer.echo(line)

@@ -1,8 +1,8 @@
 """Clip to verdict on a warm embedded Triton, against its parts and the usual pipeline.
 
 Ours runs with uniform and fast sampling. The lower bounds are PyAV decoding the clip, the detector on the sampled
-frames, and ONNX Runtime in-process on the crops (`deepfake_bench.pipeline.lower_bounds`); for the usual pipeline see
-`deepfake_bench.pipeline.usual`. All run in turn in every round, as a noisy machine then disturbs them alike; ratios
+frames, and the server's engine in-process on the crops (`deepfake_bench.pipeline.lower_bounds`); for the usual
+pipeline see `deepfake_bench.pipeline.usual`. All run in turn in every round, as a noisy machine then disturbs them alike; ratios
 are medians over rounds. All but the fast one look at the same frames.
 """
 
@@ -19,14 +19,14 @@ import numpy as np
 from deepfake_bench.load.counters import Counters
 from deepfake_bench.load.observed import ObservingTransport, analyzed
 from deepfake_bench.machine.stopwatch import in_turn, median_ratio
-from deepfake_bench.pipeline.lower_bounds import decode_alone, detector_alone, onnxruntime_alone
-from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
+from deepfake_bench.pipeline.lower_bounds import decode_alone, detector_alone, inference_alone
+from deepfake_bench.server.reference import tolerance_of
 from deepfake_bench.server.serving import Server
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling, Verdict, connect
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 
-LOWER_BOUNDS = ("decode_alone", "detector_alone", "onnxruntime_alone")
+LOWER_BOUNDS = ("decode_alone", "detector_alone", "inference_alone")
 COUNTED_WITHIN_S = 1.0
 """Triton counts a request just after it has answered it."""
 
@@ -76,17 +76,12 @@ class Analyses:
             return None
         crops = np.concatenate([item.crops for item in exchanges])
         answers = np.concatenate([item.probabilities for item in exchanges])
-        largest = float(np.abs(self.inference_alone(crops)() - answers).max())
-        if not largest <= PROBABILITY_TOLERANCE:
+        largest = float(np.abs(inference_alone(self.server, crops)() - answers).max())
+        if not largest <= tolerance_of(self.server.model.precision):
             raise DeepfakeError(
                 f"{clip.name}: the served probabilities differ from the file's by {largest:g}; nothing was measured"
             )
         return crops
-
-    def inference_alone(self, crops: Any) -> Callable[[], Any]:
-        """Return ONNX Runtime alone on `crops`, as the server has it."""
-        assert self.server.reference is not None
-        return onnxruntime_alone(self.server.reference, crops, self.server.arrangement)
 
     def measure(self, clip: Path, *, rounds: int, usual: Usual | None = None) -> dict[str, Any]:
         """Time one clip in all ways, `rounds` times in turn; return plain JSON data, times in seconds."""
@@ -97,7 +92,7 @@ class Analyses:
         ways: dict[str, Callable[[], object]] = {
             "decode_alone": lambda: decode_alone(clip),
             "detector_alone": detector_alone(clip, self.uniform.sampling, self.detector),
-            **({} if crops is None else {"onnxruntime_alone": self.inference_alone(crops)}),
+            **({} if crops is None else {"inference_alone": inference_alone(self.server, crops)}),
             "ours": lambda: splits.append(self.analyze(clip, self.uniform)[1]),
             "ours_fast": lambda: self.client.analyze(clip, options=self.fast),
         }

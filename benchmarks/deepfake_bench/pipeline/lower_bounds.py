@@ -14,6 +14,7 @@ import numpy as np
 from deepfake_bench.load.senders import Crops
 from deepfake_bench.machine.results import usable_cores
 from deepfake_bench.server.reference import OnnxReference
+from deepfake_bench.server.serving import Server
 from deepfake_preprocess.faces.detector import FaceDetector, detection_image
 from deepfake_preprocess.faces.following import DETECT_EVERY, find_faces
 from deepfake_preprocess.media.opening import open_media
@@ -52,16 +53,18 @@ def detector_alone(clip: Path, sampling: Sampling, detector: FaceDetector) -> Ca
     return run
 
 
-def onnxruntime_alone(model_file: Path, crops: Crops, arrangement: dict[str, Any]) -> Callable[[], Crops]:
-    """Return the inference of one analysis as a function: ONNX Runtime in-process, as it is arranged in the server.
+def inference_alone(server: Server, crops: Crops) -> Callable[[], Crops]:
+    """Return the inference of one analysis as a function: the server's engine in-process, arranged as it is there.
 
     It has as many sessions and threads as the server has ``instances`` and ``threads``. The function returns float32
     ``[N]`` fake probabilities of the crops, uint8 ``[N, H, W, 3]``, N at least 1.
     """
+    arrangement = server.arrangement
     batch = CROPS_PER_THREAD * arrangement["threads"]
     sessions: SimpleQueue[OnnxReference] = SimpleQueue()
     for _ in range(arrangement["instances"]):
-        session = OnnxReference(model_file, threads=arrangement["threads"])
+        session = server.in_process(threads=arrangement["threads"])
+        assert session is not None  # an embedded server has its file
         session(crops[:batch])  # the first run allocates
         sessions.put(session)
 

@@ -16,6 +16,7 @@ from deepfake_bench.server.reference import OnnxReference, random_crops, verify_
 from deepfake_client import Connection, DeepfakeClient
 from deepfake_client.transport.address import PROTOCOLS, ProtocolName
 from deepfake_client.transport.protocol import ServedModel
+from deepfake_preprocess.contract.forms import ENGINE_NAMES
 from deepfake_preprocess.contract.triton_config import ENGINE_PARAMETER, config_parameters
 from deepfake_preprocess.support.engines import ONNX_RUNTIME
 
@@ -62,6 +63,11 @@ class Server:
             **({} if self.reference is None else {"engine": self.engine}),
         }
 
+    @property
+    def form(self) -> str:
+        """Engine and precision that it runs, for people."""
+        return f"{ENGINE_NAMES[self.engine]} in {self.model.precision.upper()}"
+
     def counters(self) -> Counters:
         """Read what it has counted so far."""
         return read_counters(self.connection, self.model)
@@ -75,11 +81,11 @@ class Server:
         reference = self.in_process()
         return None if reference is None else verify_served(target, self.crops, reference)
 
-    def in_process(self) -> OnnxReference | None:
+    def in_process(self, *, threads: int | None = None) -> OnnxReference | None:
         """Return the reference, loaded in the engine and precision that the server runs; None where unknown."""
         if self.reference is None:
             return None
-        return OnnxReference(self.reference, engine=self.engine, precision=self.model.precision)
+        return OnnxReference(self.reference, threads=threads, engine=self.engine, precision=self.model.precision)
 
 
 @contextmanager

@@ -41,10 +41,15 @@ def export(
         int, typer.Option("--max-batch-size", help="Largest batch the server will form.")
     ] = PRODUCTION_MAX_BATCH_SIZE,
     precisions: Annotated[
-        str, typer.Option("--precisions", help="Precisions to make and measure, for example fp32,fp16,int8.")
+        str,
+        typer.Option(
+            "--precisions",
+            help="Precisions to measure, as fp32,fp16,bf16,int8; auto: what promises speed on this CPU.",
+        ),
     ] = "fp32",
     promote: Annotated[
-        str, typer.Option("--promote", help="What to serve: best (the fastest that passes), fp32, fp16 or int8.")
+        str,
+        typer.Option("--promote", help="What to serve: best (the fastest that passes), fp32, fp16, bf16 or int8."),
     ] = BEST,
     int8_target: Annotated[
         str, typer.Option("--int8-target", help="Form of INT8: cpu, or tensorrt to build an engine from.")
@@ -146,7 +151,7 @@ def _summary_rows(result: ExportResult) -> list[tuple[str, str]]:
     return [
         ("model", str(result.version_dir)),
         ("network", f"{spec.architecture}, {spec.input_width_px}x{spec.input_height_px} px, {spec.head.kind} head"),
-        ("precision", result.manifest.precision.upper()),
+        ("engine", str(result.manifest.served_forms[0])),
         ("size", f"{figures['size_bytes'] / 1e6:.1f} MB"),
         (
             "probability",

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deepfake_export.repository.activation import activate
-from deepfake_export.repository.listing import ModelInfo, inspect_repository
+from deepfake_export.repository.listing import ModelInfo, VersionInfo, inspect_repository
 from deepfake_export.repository.pruning import Pruning
 from deepfake_export.repository.pruning import prune as prune_model
 from deepfake_export.repository.verification import Problem
@@ -21,6 +21,7 @@ from deepfake_export.tensorrt.plans import plan_target
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
+from deepfake_preprocess.support.engines import ONNX_RUNTIME
 
 PLAIN_WIDTH = 120
 """Of a table that goes into a file or a pipe, where there is no terminal to fit."""
@@ -214,7 +215,7 @@ def _table(models: Sequence[ModelInfo]) -> Table:
                 escape(model.name),
                 str(version.version),
                 served if version.served else unserved,
-                escape(version.precision),
+                escape(_form(version)),
                 f"{version.size_bytes / 1e6:.1f} MB",
                 version.created[:16].replace("T", " "),
                 (version.checkpoint_sha256 or "-")[:8],
@@ -224,6 +225,13 @@ def _table(models: Sequence[ModelInfo]) -> Table:
         if not model.versions:
             table.add_row(escape(model.name), "-", "", "-", "-", "", "-", "-", "[red]no version[/]")
     return table
+
+
+def _form(version: VersionInfo) -> str:
+    """Return the precision, and the engine where it is not the usual one."""
+    if version.engine in (ONNX_RUNTIME, "-"):
+        return version.precision
+    return f"{version.precision} {version.engine}"
 
 
 def _print_problems(console: Console, problems: Sequence[Problem]) -> None:

@@ -13,7 +13,7 @@ def forms_of(proof: Proof, files: Mapping[str, str]) -> tuple[ServedForm, ...]:
     """Return a form of each accurate artifact whose precision has a file in the version.
 
     The promoted one is the first, and one that needs nothing of the CPU the last. The others are for
-    `deepfake bench tune`.
+    `deepfake tune`.
     """
     promoted = proof.promoted
     found = [

@@ -54,6 +54,8 @@ def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
                     running[proved.name] = engine
         measured = _with_speed(job, artifacts, running)
     decision = decide([item.entrant() for item in measured], job.request.promote)
+    if job.request.left_out:
+        decision = dataclasses.replace(decision, reason=job.request.left_out)
     return Proof(tuple(measured), decision, reference[0][:, 0])
 
 

@@ -10,10 +10,20 @@ from pathlib import Path
 
 from deepfake_export.repository.staging import begun_models
 from deepfake_export.repository.verification import Problem, check_config, check_leftovers, check_version
-from deepfake_preprocess.contract.manifest import MANIFEST_NAME
+from deepfake_preprocess.contract.forms import ServedForm
+from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest
 from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
 from deepfake_preprocess.contract.repository import CONFIG_NAMES, EXPORT_FIRST, checked_names, model_names
-from deepfake_preprocess.contract.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME
+from deepfake_preprocess.contract.triton_config import (
+    CONFIG_NAME,
+    EMBEDDED_CONFIG_NAME,
+    ENGINE_PARAMETER,
+    PRECISION_PARAMETER,
+    ServingOptions,
+    config_parameters,
+    read_config,
+)
+from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.support.json_data import JsonData
 
 
@@ -23,7 +33,8 @@ class VersionInfo(JsonData):
 
     Attributes:
         served: whether the production configuration names it.
-        precision: as the proof of its export says; ``-`` where unknown.
+        engine, precision: in which `deepfake serve` runs it: of the served version as the embedded configuration says,
+            of others as they were promoted; ``-`` where unknown.
         created: when its manifest was written, as ISO 8601 in UTC; empty where there is none.
         in_use_by: ids of the processes of this machine that serve it now.
     """
@@ -32,6 +43,7 @@ class VersionInfo(JsonData):
 
     version: int
     served: bool
+    engine: str
     precision: str
     size_bytes: int
     created: str
@@ -117,10 +129,12 @@ def _inspect_version(version_dir: Path, served: bool, plan_target: tuple[str, st
         written_s = (version_dir / MANIFEST_NAME).stat().st_mtime
         created = datetime.datetime.fromtimestamp(written_s, datetime.UTC).isoformat(timespec="seconds")
     manifest, problems = check_version(version_dir, served=served, plan_target=plan_target)
+    form = _form(version_dir, manifest, served=served) if manifest else None
     return VersionInfo(
         int(version_dir.name),
         served=served,
-        precision=manifest.precision if manifest else "-",
+        engine=form.engine if form else "-",
+        precision=form.precision if form else "-",
         size_bytes=size_bytes(version_dir),
         created=created,
         checkpoint_sha256=manifest.spec.checkpoint_sha256 if manifest else None,
@@ -128,3 +142,13 @@ def _inspect_version(version_dir: Path, served: bool, plan_target: tuple[str, st
         in_use_by=lock_holders(version_dir),
         problems=tuple(problems),
     )
+
+
+def _form(version_dir: Path, manifest: Manifest, *, served: bool) -> ServedForm:
+    """Return how the embedded server runs a version, or would."""
+    named: dict[str, str] = {}
+    if served:
+        with contextlib.suppress(RepositoryError):
+            named = config_parameters(read_config(version_dir.parent / EMBEDDED_CONFIG_NAME))
+    options = ServingOptions(engine=named.get(ENGINE_PARAMETER, ""), precision=named.get(PRECISION_PARAMETER, ""))
+    return options.form_of(manifest.served_forms)
