@@ -1,4 +1,4 @@
-"""`deepfake bench tune` on a real Triton: it searches, keeps the verdicts, and writes what servers then use."""
+"""`deepfake tune` on a real Triton: it searches, keeps the verdicts, and writes what servers then use."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import media
 import pytest
-from tiny_model import write_tiny_onnx
 
 from deepfake_bench.report.plots import write_plots
 from deepfake_bench.tune import search, tuning
-from deepfake_bench.tune.search import Setting
 from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_serve import EmbeddedTriton
 from deepfake_serve._repository import CpuShare, available_cores
@@ -34,7 +33,7 @@ def short(monkeypatch):
 
 def bench(*arguments: str) -> int:
     with pytest.raises(SystemExit) as left:
-        cli.main(["bench", "tune", *arguments])
+        cli.main(["tune", *arguments])
     assert isinstance(left.value.code, int)
     return left.value.code
 
@@ -43,27 +42,25 @@ def embedded(repository):
     return triton_config.read_config(repository / "tiny" / triton_config.EMBEDDED_CONFIG_NAME)
 
 
-def add_version(repository, precision, *, negate=False):
-    """Add version 2, the same network in another precision; `negate` gives it other verdicts."""
+def add_int8(repository):
+    """Give version 1 another form, which is called INT8 and gives other verdicts."""
     import onnx
 
-    version_dir = repository / "tiny/2"
-    version_dir.mkdir()
-    spec = replace(Manifest.read(repository / "tiny/1").spec, version=2)
-    write_tiny_onnx(version_dir / "model.onnx", spec)
-    if negate:
-        model = onnx.load(version_dir / "model.onnx")
-        weights = next(item for item in model.graph.initializer if item.name == "weights")
-        weights.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), "weights"))
-        onnx.save(model, version_dir / "model.onnx")
-    Manifest(spec, file_hashes(version_dir), precision).write(version_dir)
+    version_dir = repository / "tiny/1"
+    model = onnx.load(version_dir / "model.onnx")
+    weights = next(item for item in model.graph.initializer if item.name == "weights")
+    weights.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights), "weights"))
+    onnx.save(model, version_dir / "int8.onnx")
+    forms = (ServedForm("onnxruntime", "fp32", "model.onnx"), ServedForm("onnxruntime", "int8", "int8.onnx"))
+    manifest = replace(Manifest.read(version_dir), files=file_hashes(version_dir), forms=forms)
+    manifest.write(version_dir)
 
 
 def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
     clip, tiny_repository, tmp_path, short, monkeypatch, capsys
 ) -> None:
     output = tmp_path / "here-tune.json"
-    add_version(tiny_repository, "int8", negate=True)
+    add_int8(tiny_repository)
     options = triton_config.ServingOptions(
         4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores(), engine="onnxruntime", precision="fp32"
     )
@@ -71,7 +68,7 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
     monkeypatch.setattr(
         tuning,
         "neighbors",
-        lambda setting, **_: [Setting(2, replace(options, precision="int8")), Setting(1, options)],
+        lambda setting, **_: [replace(options, precision="int8"), options],
     )
     arguments = [
         str(clip),
@@ -108,7 +105,7 @@ def test_what_wins_is_written_and_served(clip, tiny_repository) -> None:
     tuned = tuning.Tuning(
         tiny_repository, None, [clip], num_frames=2, p99_ms=1e6, window_s=0.2, seconds=0, announce=lambda _: None
     )
-    tuned.best = Setting(1, options)
+    tuned.best = options
     assert tuned.write() == tiny_repository / "tiny/configs/embedded.pbtxt"
     assert triton_config.tuned_options(embedded(tiny_repository)) == options
     with EmbeddedTriton(tiny_repository) as triton:

@@ -300,7 +300,7 @@ def test_the_server_answers_with_the_promoted_files_results(workplace):
     assert [form.precision for form in manifest.forms[:1]] == ["int8"]
     assert "BF16 in OpenVINO" in manifest.promotion["reason"]
     assert contract_problems(read_config(result.model_dir / EMBEDDED_CONFIG_NAME), manifest, embedded=True) == []
-    # Each of its forms, as `bench tune` may choose them.
+    # Each of its forms, as `deepfake tune` may choose them.
     for form in {form.engine: form for form in manifest.forms}.values():
         options = ServingOptions(engine=form.engine, precision=form.precision)
         activate(result.repository, "tiny", options=options, version=1)

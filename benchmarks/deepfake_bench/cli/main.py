@@ -13,7 +13,6 @@ from deepfake_bench.cli.gpu import gpu
 from deepfake_bench.cli.pipeline import pipeline
 from deepfake_bench.cli.report import plots, readme
 from deepfake_bench.cli.server import server
-from deepfake_bench.cli.tune import tune
 
 app = typer.Typer(
     help="Measure speed: of a server under load, of whole analyses and their parts, of the gateway, and of what else "
@@ -21,5 +20,5 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-for command in (server, pipeline, gateway, tune, compare, gpu, decode, detector, explain, plots, readme):
+for command in (server, pipeline, gateway, compare, gpu, decode, detector, explain, plots, readme):
     app.command()(command)

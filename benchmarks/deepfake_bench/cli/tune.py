@@ -1,4 +1,4 @@
-"""`deepfake bench tune`: how the embedded server should batch and run a model on this machine."""
+"""`deepfake tune`: how the embedded server should batch and run a model on this machine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from rich.console import Console
 
 from deepfake_bench.cli.options import ClipsArgument, ModelOption, OutputOption, find_clips, print_table
 from deepfake_bench.machine.results import write_results
+from deepfake_bench.tune.search import described
 from deepfake_bench.tune.tuning import Tuning
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 
 COLUMNS = (
-    ("instances x threads", "{instances} x {threads}"),
-    ("batch", "{max_batch_size}"),
-    ("preferred", "{preferred_batch_size}"),
-    ("delay us", "{queue_delay_us}"),
     ("engine", "{engine}"),
     ("precision", "{precision}"),
+    ("instances x threads", "{instances} x {threads}"),
+    ("batch", "{max_batch_size}"),
     ("failed", "{failed:.40}"),
     ("videos/s within the bound", "{videos_per_s:.2f}"),
     ("p99 ms at", "{last[latency][p99_ms]:.0f}"),
@@ -42,18 +41,18 @@ def tune(
 ) -> None:
     """Search how the embedded server should run a model on this machine, under the traffic of real clips.
 
-    The clips are analyzed once, and their requests recorded with their times. Each setting (instances and threads,
-    largest and preferred batch, queue delay, and the precisions whose versions the repository holds) is served by a
-    private Triton; what counts is how many videos per second it takes while 99% of the requests are answered within
-    the bound. Scores must be those of the model file, and verdicts of the clips equal, before anything is timed.
+    The clips are analyzed once, and their requests recorded with their times. Each setting (engine and precision, of
+    those that the export proved; instances and threads; largest batch) is served by a private Triton; what counts is
+    how many videos per second it takes while 99% of the requests are answered within the bound. Scores must be those
+    of the model file, and verdicts of the clips equal, before anything is timed.
 
     The winner must win again, in turn with the present setting; then it is written into the model's
     configs/embedded.pbtxt. `deepfake serve` uses it on machines with as many cores, and exports keep it.
 
     [bold]Examples[/]
 
-      deepfake bench tune clips/ --p99 200
-      deepfake bench tune clip.mp4 --p99 500 --minutes 3 --dry-run
+      deepfake tune clips/ --p99 200
+      deepfake tune clip.mp4 --p99 500 --minutes 3 --dry-run
     """
     paths = find_clips(clips)
     screen = Console(stderr=True, highlight=False)
@@ -74,12 +73,12 @@ def tune(
             if tuning.tried:
                 screen.print(f"written to {write_results('tune', tuning.results(), output)}")
     items = [{**item, "last": item["replays"][-1] if item["replays"] else None} for item in tuning.tried]
-    print_table(items, COLUMNS, left=6, bold="better")
+    print_table(items, COLUMNS, left=4, bold="better")
     if tuning.objection:
         typer.echo(f"the present setting stays; {tuning.objection}")
     elif tuning.best == tuning.start:
         typer.echo("the present setting stays: no other was better by more than noise")
     elif dry_run:
-        typer.echo(f"best: {tuning.best}; nothing was changed (--dry-run)")
+        typer.echo(f"best: {described(tuning.best)}; nothing was changed (--dry-run)")
     else:
-        typer.echo(f"best: {tuning.best}; written to {tuning.write()}; servers take it when they start")
+        typer.echo(f"best: {described(tuning.best)}; written to {tuning.write()}; servers take it when they start")

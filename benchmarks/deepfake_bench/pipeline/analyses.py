@@ -2,8 +2,8 @@
 
 Ours runs with uniform and fast sampling. The lower bounds are PyAV decoding the clip, the detector on the sampled
 frames, and the server's engine in-process on the crops (`deepfake_bench.pipeline.lower_bounds`); for the usual
-pipeline see `deepfake_bench.pipeline.usual`. All run in turn in every round, as a noisy machine then disturbs them alike; ratios
-are medians over rounds. All but the fast one look at the same frames.
+pipeline see `deepfake_bench.pipeline.usual`. All run in turn in every round, as a noisy machine then disturbs them
+alike; ratios are medians over rounds. All but the fast one look at the same frames.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
+from deepfake_preprocess.contract.forms import ENGINE_NAMES, ServedForm
 from deepfake_preprocess.contract.triton_config import ServingOptions
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32)
-DELAYS_US: Final = (0, 500, 1_000, 2_000, 5_000)
 MAX_INSTANCES: Final = 16
 
 STEP: Final = 1.05
@@ -25,29 +25,12 @@ CLOSE: Final = 1.07
 MAX_PROBES: Final = 8
 
 
-Form = tuple[int, str, str]
-"""A version, and one of its forms: engine and precision."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One way to serve the model: a version of it, and engine, precision, batches, instances and threads."""
-
-    version: int
-    options: ServingOptions
-
-    @property
-    def form(self) -> Form:
-        """What is run."""
-        return self.version, self.options.engine, self.options.precision
-
-    def __str__(self) -> str:
-        options = self.options
-        preferred = "" if options.preferred_batch_size is None else f" preferring {options.preferred_batch_size}"
-        return (
-            f"{options.engine} {options.precision}, {options.instances} x {options.threads}, batches to "
-            f"{options.max_batch_size}{preferred}, delay {options.queue_delay_us} us, version {self.version}"
-        )
+def described(setting: ServingOptions) -> str:
+    """Return a setting for people."""
+    return (
+        f"{ENGINE_NAMES[setting.engine]} in {setting.precision.upper()}, {setting.instances} x {setting.threads} "
+        f"(instances x threads), batches to {setting.max_batch_size}"
+    )
 
 
 def divisions(cores: int) -> list[tuple[int, int]]:
@@ -60,32 +43,26 @@ def divisions(cores: int) -> list[tuple[int, int]]:
     return [(instances, each) for instances, each in found if instances <= MAX_INSTANCES]
 
 
-def neighbors(setting: Setting, *, cores: int, largest_batch: int, forms: Sequence[Form]) -> Iterator[Setting]:
-    """Yield the settings that differ in one respect: form, division of the cores, batches, queue delay."""
-    options = setting.options
-    sizes = [size for size in BATCHES if size <= largest_batch]
-    preferred = options.preferred_batch_size or math.inf
+def neighbors(
+    setting: ServingOptions, *, cores: int, largest_batch: int, forms: Sequence[ServedForm]
+) -> Iterator[ServingOptions]:
+    """Yield the settings that differ in one respect: engine and precision, division of the cores, largest batch."""
     changes: list[dict[str, Any]] = [
+        *({"engine": form.engine, "precision": form.precision} for form in forms),
         *({"instances": instances, "threads": threads} for instances, threads in divisions(cores)),
         # A preference above the largest batch would never be met.
-        *({"max_batch_size": size, **({"preferred_batch_size": None} if preferred > size else {})} for size in sizes),
-        *({"preferred_batch_size": size} for size in (None, *sizes) if (size or 0) <= options.max_batch_size),
-        *({"queue_delay_us": delay} for delay in DELAYS_US),
+        *({"max_batch_size": size, "preferred_batch_size": None} for size in BATCHES if size <= largest_batch),
     ]
-    found = [
-        replace(setting, version=version, options=replace(options, engine=engine, precision=precision))
-        for version, engine, precision in forms
-    ]
-    found += [replace(setting, options=replace(options, **change)) for change in changes]
+    found = (replace(setting, **change) for change in changes)
     yield from (item for item in found if item != setting)
 
 
 def search(
-    start: Setting,
-    around: Callable[[Setting], Iterable[Setting]],
-    is_better: Callable[[Setting], bool],
+    start: ServingOptions,
+    around: Callable[[ServingOptions], Iterable[ServingOptions]],
+    is_better: Callable[[ServingOptions], bool],
     out_of_time: Callable[[], bool],
-) -> Setting:
+) -> ServingOptions:
     """Return the best setting found, of those `around` the start and then around what was better.
 
     `is_better` tries a setting; True makes it the one that others have to beat. `out_of_time` is asked before each.

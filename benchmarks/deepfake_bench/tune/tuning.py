@@ -13,9 +13,9 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,11 @@ from deepfake_bench.load.measure import Measurement
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.machine import processes
 from deepfake_bench.server.serving import Server, embedded_server
-from deepfake_bench.tune.search import CLIMB, STEP, Form, Setting, highest_rate, neighbors, search
+from deepfake_bench.tune.search import CLIMB, STEP, described, highest_rate, neighbors, search
 from deepfake_bench.tune.traffic import holds, p99_ms, record, replay
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.forms import cpu_features
 from deepfake_preprocess.contract.manifest import Manifest
-from deepfake_preprocess.contract.model_dir import versions_of
-from deepfake_preprocess.contract.repository import MODEL_FILE
 from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_preprocess.errors import DeepfakeError, RepositoryError
 from deepfake_preprocess.support.engines import is_installed
@@ -65,13 +63,19 @@ class Tuning:
         self.repository, self.p99_ms, self.window_s = repository, p99_ms, window_s
         self.model = _served(repository, name)
         self.cores = available_cores()
-        self.manifests = _versions(self.model)
-        self.start = self.best = Setting(self.model.spec.version, _present_options(self.model, self.cores))
+        self.start = self.best = _present_options(self.model, self.cores)
         self.best_rate = 0.0
         self.tried: list[dict[str, Any]] = []
         self.confirmation: list[dict[str, Any]] = []
         self.objection = ""
-        self._candidates, self._same_verdicts = _forms(self.manifests), {self.start.form}
+        self._manifest = Manifest.read(self.model.version_dir)
+        features = cpu_features()
+        self._forms = [
+            item
+            for item in self._manifest.served_forms
+            if features.issuperset(item.needs) and is_installed(item.engine)
+        ]
+        self._same_verdicts = {(self.start.engine, self.start.precision)}
         self._record = partial(record, clips=clips, num_frames=num_frames)
         self._announce = announce
         self._until = time.monotonic() + seconds
@@ -87,9 +91,7 @@ class Tuning:
         largest = max(int(production.max_batch_size), int(self.model.config.max_batch_size))
         self.best = search(
             self.start,
-            lambda setting: neighbors(
-                setting, cores=self.cores, largest_batch=largest, forms=sorted(self._candidates)
-            ),
+            lambda setting: neighbors(setting, cores=self.cores, largest_batch=largest, forms=self._forms),
             self._try,
             self._out_of_time,
         )
@@ -109,19 +111,18 @@ class Tuning:
         from deepfake_export.repository.activation import activate
 
         name = self.model.spec.name
-        activate(self.repository, name, self.best.version, options=self.best.options)
+        activate(self.repository, name, self.model.spec.version, options=self.best)
         return self.repository / name / triton_config.EMBEDDED_CONFIG_NAME
 
     def results(self) -> dict[str, Any]:
         """Return what was measured so far as plain JSON data."""
-        manifest = self.manifests[self.start.version]
-        rate = self.tried[0]["videos_per_s"] or 0.0
+        spec, rate = self.model.spec, self.tried[0]["videos_per_s"] or 0.0
         return {
             "model": {
-                "name": manifest.spec.name,
-                "precision": self.start.options.precision,
-                "engine": self.start.options.engine,
-                "version": manifest.spec.version,
+                "name": spec.name,
+                "precision": self.start.precision,
+                "engine": self.start.engine,
+                "version": spec.version,
             },
             "p99_bound_ms": self.p99_ms,
             "seconds_per_replay": self.window_s,
@@ -131,8 +132,8 @@ class Tuning:
                 "requests": len(self.traffic.requests),
                 "crops": sum(map(len, self.traffic.requests)),
             },
-            "start": {"version": self.start.version, **asdict(self.start.options), "videos_per_s": rate},
-            "best": {"version": self.best.version, **asdict(self.best.options)},
+            "start": {**asdict(self.start), "videos_per_s": rate},
+            "best": asdict(self.best),
             "best_is_start": self.best == self.start,
             "objection": self.objection,
             "confirmation": self.confirmation,
@@ -145,43 +146,42 @@ class Tuning:
         return [clip.name for clip, label in labels.items() if label != self.traffic.labels[clip]]
 
     @contextmanager
-    def _server(self, setting: Setting) -> Iterator[Server]:
+    def _server(self, setting: ServingOptions) -> Iterator[Server]:
         """Serve a setting, from a repository with the configuration that an export would write for it."""
-        manifest, options = self.manifests[setting.version], setting.options
         text = triton_config.embedded_config(
-            manifest.spec,
+            self.model.spec,
             max_batch_size=int(self.model.config.max_batch_size),
-            options=options,
-            forms=manifest.served_forms,
+            options=setting,
+            forms=self._manifest.served_forms,
         )
-        version_dir = self.model.version_dir.parent / str(setting.version)
+        version_dir = self.model.version_dir
         with tempfile.TemporaryDirectory(prefix="deepfake-bench-") as folder:
             model_dir = Path(folder) / self.model.spec.name
             config_path = model_dir / triton_config.EMBEDDED_CONFIG_NAME
             config_path.parent.mkdir(parents=True)
             config_path.write_text(text, encoding="utf-8")
             (model_dir / version_dir.name).symlink_to(version_dir.resolve(), target_is_directory=True)
-            with embedded_server(Path(folder), instances=options.instances, threads=options.threads) as server:
+            with embedded_server(Path(folder), instances=setting.instances, threads=setting.threads) as server:
                 yield server
 
     @contextmanager
-    def _loaded(self, setting: Setting) -> Iterator[tuple[Server, LoadProcesses]]:
+    def _loaded(self, setting: ServingOptions) -> Iterator[tuple[Server, LoadProcesses]]:
         """Serve a setting, checked to give its file's scores and all verdicts, with processes that can load it."""
         with self._server(setting) as server:
-            if setting.form not in self._same_verdicts:
+            if (form := (setting.engine, setting.precision)) not in self._same_verdicts:
                 if other := self._other_verdicts(server):
-                    self._candidates.discard(setting.form)
+                    self._forms = [item for item in self._forms if (item.engine, item.precision) != form]
                     raise DeepfakeError(f"other verdicts on {', '.join(other)}")
-                self._same_verdicts.add(setting.form)
+                self._same_verdicts.add(form)
             target = server.target("grpc")
             server.verify(target)
             with LoadProcesses(target, self.traffic.requests) as load:
                 _full_load(load)  # connections, allocations and caches
                 yield server, load
 
-    def _try(self, setting: Setting) -> bool:
+    def _try(self, setting: ServingOptions) -> bool:
         """Measure a setting, note it, and return whether it is the best so far."""
-        self._announce(str(setting))
+        self._announce(described(setting))
         replays: list[dict[str, Any]] = []
         rate, failed = None, ""
         try:
@@ -195,8 +195,7 @@ class Tuning:
             self.best, self.best_rate = setting, rate or 0.0
         self.tried.append(
             {
-                "version": setting.version,
-                **asdict(setting.options),
+                **asdict(setting),
                 "videos_per_s": None if rate is None else round(rate, 4),
                 "better": better,
                 "failed": failed,
@@ -206,7 +205,7 @@ class Tuning:
         return better
 
     def _highest_rate(
-        self, setting: Setting, server: Server, load: LoadProcesses, replays: list[dict[str, Any]]
+        self, setting: ServingOptions, server: Server, load: LoadProcesses, replays: list[dict[str, Any]]
     ) -> float | None:
         def tries(rate: float) -> bool:
             replayed = replay(self.traffic, server, load, rate, window_s=self.window_s)
@@ -233,7 +232,7 @@ class Tuning:
         with ExitStack() as stack:
             sides = {}
             for name, setting in (("best", self.best), ("start", self.start)):
-                self._announce(f"confirming: {setting}")
+                self._announce(f"confirming: {described(setting)}")
                 server, load = stack.enter_context(self._loaded(setting))
                 if name == "best" and self._other_verdicts(server):
                     return "it gives other verdicts"
@@ -283,30 +282,3 @@ def _present_options(model: ServedModel, cores: int) -> ServingOptions:
         engine=parameters[triton_config.ENGINE_PARAMETER],
         precision=parameters[triton_config.PRECISION_PARAMETER],
     )
-
-
-def _versions(model: ServedModel) -> dict[int, Manifest]:
-    """Return the versions of the same network, with the served one the newest of each precision.
-
-    A version is in the repository because its export's gate accepted its precision; it counts here when it was made
-    from the same checkpoint and spec. One that is damaged fails when it is served.
-    """
-    model_dir = model.version_dir.parent
-    found = {model.spec.version: Manifest.read(model.version_dir)}
-    for version in reversed(versions_of(model_dir)):
-        manifest = Manifest.read(model_dir / str(version))
-        same_network = manifest.spec == replace(model.spec, version=version) and MODEL_FILE in manifest.files
-        if same_network and manifest.precision not in {item.precision for item in found.values()}:
-            found[version] = manifest
-    return found
-
-
-def _forms(manifests: Mapping[int, Manifest]) -> set[Form]:
-    """Return of each version the forms that run on this machine; one that two versions have, of the first of them."""
-    features = cpu_features()
-    found: dict[tuple[str, str], int] = {}
-    for version, manifest in manifests.items():
-        for form in manifest.served_forms:
-            if features.issuperset(form.needs) and is_installed(form.engine):
-                found.setdefault((form.engine, form.precision), version)
-    return {(version, *form) for form, version in found.items()}

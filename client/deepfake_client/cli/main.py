@@ -69,6 +69,7 @@ COMMANDS = {
     "repository": Command(
         "deepfake_export.cli.repository:app", "Manage a model repository: versions, rollback, pruning.", "export"
     ),
+    "tune": Command("deepfake_bench.cli.tune:tune", "Find how this machine serves a model fastest.", "bench"),
     "train": Command("deepfake_training.cli.train:train", "Train a detector; real faces alone are enough.", "train"),
     "pack-faces": Command(
         "deepfake_training.cli.train:pack_faces_command", "Find the faces in folders once, for `train`.", "train"

@@ -33,8 +33,8 @@ class VersionInfo(JsonData):
 
     Attributes:
         served: whether the production configuration names it.
-        engine, precision: in which `deepfake serve` runs it: of the served version as the embedded configuration says,
-            of others as they were promoted; ``-`` where unknown.
+        engine, precision: in which `deepfake serve` runs it: of the served version as its configuration says, of
+            others as they were promoted; ``-`` where unknown.
         created: when its manifest was written, as ISO 8601 in UTC; empty where there is none.
         in_use_by: ids of the processes of this machine that serve it now.
     """

@@ -57,7 +57,7 @@ THREADS_PARAMETER = "intra_op_thread_count"
 """Threads of one instance; the same key as in Triton's own onnxruntime backend."""
 
 CORES_PARAMETER = "tuned_for_cores"
-"""In an embedded configuration that was tuned (`deepfake bench tune`): the number of cores of that machine. Tuned
+"""In an embedded configuration that was tuned (`deepfake tune`): the number of cores of that machine. Tuned
 options are kept when the configuration is rewritten."""
 
 LONE_THREADS_PARAMETER = "lone_intra_op_thread_count"
@@ -189,7 +189,7 @@ def tuned_options(config: Any) -> ServingOptions | None:
         )
     except (ValueError, KeyError) as exc:
         raise RepositoryError(
-            f"the tuned options of model {config.name!r} are damaged ({exc}); run `deepfake bench tune` again, or "
+            f"the tuned options of model {config.name!r} are damaged ({exc}); run `deepfake tune` again, or "
             f"remove the parameter {CORES_PARAMETER}"
         ) from exc
 

@@ -6,25 +6,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from repository_crashes import add_version
 
 from deepfake_bench.load.counters import ServerShare
 from deepfake_bench.load.measure import Measurement
 from deepfake_bench.load.statistics import Latency
 from deepfake_bench.report.figures import tune_rows
-from deepfake_bench.tune.search import CLOSE, Setting, divisions, highest_rate, neighbors, search
+from deepfake_bench.tune.search import CLOSE, divisions, highest_rate, neighbors, search
 from deepfake_bench.tune.traffic import Traffic, holds
-from deepfake_bench.tune.tuning import _versions
-from deepfake_export.repository.activation import activate
-from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.triton_config import ServingOptions
-from deepfake_serve._repository import check_repository
 
-START = Setting(1, ServingOptions(tuned_for_cores=2))
+START = ServingOptions(tuned_for_cores=2, engine="onnxruntime", precision="fp32")
+FORMS = [ServedForm("onnxruntime", "fp32", "model.onnx"), ServedForm("openvino", "bf16", "model.onnx")]
 
 
 def around(setting):
-    return neighbors(setting, cores=2, largest_batch=16, forms=[(1, "", ""), (2, "", "")])
+    return neighbors(setting, cores=2, largest_batch=16, forms=FORMS)
 
 
 @pytest.mark.parametrize(
@@ -41,34 +38,22 @@ def test_divisions_use_the_cores_and_at_most_one_instance_more(cores, expected) 
 
 
 def test_every_setting_differs_in_one_respect_and_stays_within_what_was_proved() -> None:
-    start = replace(START, options=replace(START.options, preferred_batch_size=8))
-    found = list(around(start))
-    assert start not in found
-    assert found[0] == replace(start, version=2)
-
-    def values(name):
-        """Of the settings that differ in this respect, in order."""
-        return [item for item in found if getattr(item.options, name) != getattr(start.options, name)]
-
-    larger = values("max_batch_size")
-    assert [item.options.max_batch_size for item in larger] == [1, 2, 4, 16]
-    # A preference above the largest batch would never be met.
-    assert [item.options.preferred_batch_size for item in larger] == [None, None, None, 8]
-    preferred = [item for item in values("preferred_batch_size") if item not in larger]
-    assert [item.options.preferred_batch_size for item in preferred] == [None, 1, 2, 4]
-    assert [item.options.queue_delay_us for item in values("queue_delay_us")] == [500, 1_000, 2_000, 5_000]
-    assert all(item.options.tuned_for_cores == 2 for item in found)
+    found = list(around(START))
+    assert START not in found
+    assert found[0] == replace(START, engine="openvino", precision="bf16")
+    assert [(item.instances, item.threads) for item in found[1:4]] == [(3, 1), (1, 2), (2, 2)]
+    assert [item.max_batch_size for item in found[4:]] == [1, 2, 4, 16]
+    assert all(item.tuned_for_cores == 2 for item in found)
 
 
 def test_the_search_finds_the_best_in_each_respect_and_tries_nothing_twice() -> None:
-    goal = ServingOptions(4, 500, 2, instances=3, threads=1, tuned_for_cores=2)
+    goal = ServingOptions(4, instances=3, threads=1, tuned_for_cores=2, engine="openvino", precision="bf16")
     tried = []
 
     def likeness(setting):
-        options = setting.options
         return sum(
-            getattr(options, name) == getattr(goal, name)
-            for name in ("max_batch_size", "queue_delay_us", "preferred_batch_size", "instances", "threads")
+            getattr(setting, name) == getattr(goal, name)
+            for name in ("max_batch_size", "engine", "precision", "instances", "threads")
         )
 
     best = [START]
@@ -80,7 +65,7 @@ def test_the_search_finds_the_best_in_each_respect_and_tries_nothing_twice() -> 
             return True
         return False
 
-    assert search(START, around, is_better, lambda: False) == Setting(1, goal)
+    assert search(START, around, is_better, lambda: False) == goal
     assert len(tried) == len(set(tried))
     assert START not in tried
 
@@ -172,22 +157,6 @@ def test_a_bound_is_kept_only_when_every_request_was_answered(change, kept) -> N
         generator_limited="",
     )
     assert holds(replace(replayed, **change), 50.0) is kept
-
-
-def test_only_accepted_precisions_of_the_same_network_are_considered(tmp_path) -> None:
-    def as_precision(version, precision, parity=None):
-        version_dir = tmp_path / "tiny" / str(version)
-        manifest = Manifest.read(version_dir)
-        replace(manifest, precision=precision).write(version_dir)
-
-    for threshold in (0.5, 0.5, 0.5, 0.7, 0.5):
-        add_version(tmp_path, threshold)
-    as_precision(2, "int8")
-    as_precision(3, "int8")
-    activate(tmp_path, "tiny", 1)
-    (model,) = check_repository(tmp_path)
-    found = _versions(model)
-    assert {version: manifest.precision for version, manifest in found.items()} == {1: "fp32", 3: "int8"}
 
 
 def test_the_table_says_what_was_found() -> None:

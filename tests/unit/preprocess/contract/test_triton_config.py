@@ -257,7 +257,7 @@ def test_damaged_tuned_options_are_named(tmp_path):
     options = ServingOptions(tuned_for_cores=2)
     config = parsed(embedded_config(options=options), tmp_path)
     config.parameters[triton_config.CORES_PARAMETER].string_value = "two"
-    with pytest.raises(RepositoryError, match="bench tune"):
+    with pytest.raises(RepositoryError, match="deepfake tune"):
         triton_config.tuned_options(config)
 
 
