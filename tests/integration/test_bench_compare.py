@@ -7,20 +7,23 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
-from tiny_model import write_tiny_onnx
+from tiny_model import TINY_SPEC, write_tiny_onnx
 
 from deepfake_bench.compare import environments as peer_env
 from deepfake_bench.compare.comparison import SERVED, served_over_in_process
 from deepfake_bench.compare.contenders import start_peer
 from deepfake_bench.compare.environments import PeerUnavailableError, peer_python
-from deepfake_bench.compare.peer_list import ONNX_RUNTIME, Peer, form_http, peers, plain_http
+from deepfake_bench.compare.peer_list import Peer, form_http, in_process_name, peers, plain_http
 from deepfake_bench.server.reference import OnnxReference
 from deepfake_client.cli import main as cli
+from deepfake_preprocess.contract.forms import ServedForm
 
+IN_PROCESS = in_process_name("onnxruntime", "fp32")
 CROPS = np.random.default_rng(5).integers(0, 256, (3, 24, 32, 3), dtype=np.uint8)
 SERVER = """
 import http.server, json, sys
@@ -96,8 +99,43 @@ def test_a_peer_that_fails_is_ended_with_its_reason(code, message, tmp_path, chi
     assert not children()
 
 
+def served(file: Path, *forms: ServedForm):
+    """Return what peers ask of a server."""
+    first = forms[0]
+    model = SimpleNamespace(precision=first.precision, spec=TINY_SPEC, max_batch_size=4)
+    return SimpleNamespace(engine=first.engine, model=model, reference=file, forms=forms)
+
+
+FP32 = ServedForm("onnxruntime", "fp32", "model.onnx")
+
+
+def test_servers_run_the_engine_and_precision_that_is_served_and_engines_what_the_version_has(monkeypatch) -> None:
+    monkeypatch.setattr("deepfake_bench.compare.peer_list.cpu_features", lambda: frozenset({"avx512_bf16"}))
+    forms = (ServedForm("openvino", "int8", "model.onnx"), ServedForm("onnxruntime", "fp32", "fp32.onnx"))
+    listed = peers(served(Path("m/1/model.onnx"), *forms), cores=2, checkpoint=None)
+    by_name = {item.name: item for item in listed}
+    assert list(by_name) == [
+        "ONNX Runtime in-process",
+        "OpenVINO INT8 in-process",
+        "OpenVINO in-process",
+        "OpenVINO BF16 in-process",
+        "LitServe",
+        "BentoML",
+        "Ray Serve",
+    ]
+    for name in ("LitServe", "BentoML", "Ray Serve"):
+        assert "openvino==" in by_name[name].requirements[1]
+        options = by_name[name].options
+        assert (options["engine"], options["precision"]) == ("openvino", "int8")
+        assert Path(options["model"]) == Path("m/1/model.onnx").absolute()
+    bf16 = by_name["OpenVINO BF16 in-process"]
+    assert (bf16.options["precision"], Path(bf16.options["model"]).name) == ("bf16", "fp32.onnx")
+    assert bf16.tolerance > by_name["LitServe"].tolerance > by_name["OpenVINO in-process"].tolerance / 100
+
+
 def test_peers_run_elsewhere_and_find_files_that_were_named_relative_to_here() -> None:
-    listed = peers(Path("models/tiny/1/model.onnx"), cores=2, max_batch=32, checkpoint=Path("tiny.safetensors"))
+    server = served(Path("models/tiny/1/model.onnx"), FP32)
+    listed = peers(server, cores=2, checkpoint=Path("tiny.safetensors"))
     files = [item.options.get("model") or item.options["checkpoint"] for item in listed]
     assert files
     assert all(Path(file).is_absolute() for file in files)
@@ -113,9 +151,10 @@ def test_a_crop_in_a_form_arrives_as_a_file() -> None:
 
 
 def test_an_engine_in_process_gives_the_reference_answers(tmp_path, children) -> None:
-    model = tmp_path / "tiny.onnx"
+    model = tmp_path / "model.onnx"
     write_tiny_onnx(model)
-    engine = next(item for item in peers(model, cores=2, max_batch=4, checkpoint=None) if not item.requirements)
+    listed = peers(served(model, FP32), cores=2, checkpoint=None)
+    engine = next(item for item in listed if not item.requirements)
     contender = start_peer(
         engine, crops=CROPS, expected=OnnxReference(model)(CROPS), scratch=tmp_path, announce=lambda _: None
     )
@@ -152,20 +191,18 @@ def test_the_command_reports_ratios_and_what_it_could_not_measure(
         cli.main(["bench", "compare", "--repository", str(shared_tiny_repository), *arguments])
     assert left.value.code == 0
     data = json.loads(output.read_text(encoding="utf-8"))
-    assert [item["name"] for item in data["contenders"]] == [*SERVED, ONNX_RUNTIME]
+    assert [item["name"] for item in data["contenders"]] == [*SERVED, IN_PROCESS]
     assert data["ours"] in SERVED
     assert set(data["ours_over"]) == {item["name"] for item in data["contenders"]} - {data["ours"]}
     tried = {item["name"]: item["crops_per_s"] for item in data["settings_tried"] if item["name"] in SERVED}
     assert max(tried, key=tried.__getitem__) == data["ours"]
     costs = served_over_in_process(data)
     assert list(costs) == list(SERVED)
-    assert costs[data["ours"]] == pytest.approx(data["ours_over"][ONNX_RUNTIME]["throughput"], rel=1e-2)
+    assert costs[data["ours"]] == pytest.approx(data["ours_over"][IN_PROCESS]["throughput"], rel=1e-2)
     for item in data["contenders"]:
         many = item["concurrency"]["32"]
         assert many["cpu_ms_per_crop"] > 0
-        assert (
-            (many["load_cpu_ms_per_crop"] is None) == (many["mean_batch"] is None) == (item["name"] == ONNX_RUNTIME)
-        )
+        assert (many["load_cpu_ms_per_crop"] is None) == (many["mean_batch"] is None) == (item["name"] == IN_PROCESS)
         if item["name"] in SERVED:
             assert 1 < many["mean_batch"] <= 32
     assert {item["reason"] for item in data["not_measured"]} == {"litserve cannot be installed: no network"}

@@ -48,10 +48,11 @@ def compare(
 ) -> None:
     """Compare the embedded Triton with what else could have run the same ONNX file.
 
-    In-process ONNX Runtime and OpenVINO, LitServe, BentoML, Ray Serve, and FastAPI with eager PyTorch (with
-    --checkpoint). Each is installed once into an environment of its own in the cache folder, is tried in several
-    settings, and is compared in its best one, after its answers were found equal. Ours runs over gRPC, HTTP, and gRPC
-    with shared memory: against ONNX Runtime in-process, that is what serving costs.
+    In-process ONNX Runtime and OpenVINO (in each precision that the version has), LitServe, BentoML and Ray Serve in
+    the engine and precision that is served, and FastAPI with eager PyTorch (with --checkpoint). Each is installed
+    once into an environment of its own in the cache folder, is tried in several settings, and is compared in its best
+    one, after its answers were found equal. Ours runs over gRPC, HTTP, and gRPC with shared memory: against the same
+    engine in-process, that is what serving costs.
 
     [bold]Examples[/]
 
@@ -66,10 +67,7 @@ def compare(
         stack.callback(signal.signal, signal.SIGTERM, before)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepfake-bench-")))
         server = stack.enter_context(embedded_server(repository, model=model))
-        assert server.reference is not None
-        listed = peers(
-            server.reference, cores=usable_cores(), max_batch=server.model.max_batch_size, checkpoint=checkpoint
-        )
+        listed = peers(server, cores=usable_cores(), checkpoint=checkpoint)
         names = list(dict.fromkeys(item.name for item in listed))
         wanted = [name for name in names if not words or any(word in name.lower() for word in words)]
         if not wanted:
@@ -107,5 +105,6 @@ def _print(data: Results) -> None:
     print_table(items, COLUMNS, left=2)
     typer.echo(
         f"'ours' is {data['ours']}, the fastest way to our server: its figure divided by the contender's, so "
-        "throughput above 1 and times below 1 are better."
+        "throughput above 1 and times below 1 are better. 'of in-process' is against "
+        f"{data['in_process']}, the engine and precision that is served."
     )

@@ -20,7 +20,7 @@ import numpy as np
 
 from deepfake_bench.compare.contenders import Contender, Sample, server_contender, start_peer
 from deepfake_bench.compare.environments import PeerUnavailableError
-from deepfake_bench.compare.peer_list import ONNX_RUNTIME, Peer
+from deepfake_bench.compare.peer_list import Peer, in_process_name
 from deepfake_bench.load.statistics import Latency
 from deepfake_bench.machine.results import Results
 from deepfake_bench.server.serving import Server
@@ -129,6 +129,7 @@ class PeerComparison:
             "rounds": len(self._rounds),
             "contenders": [summary(item, self._rounds) for item in self._contenders],
             "ours": self._ours,
+            "in_process": in_process_name(self.server.engine, self.server.model.precision),
             "ours_over": ratios(self._ours, others, self._rounds),
         }
 
@@ -209,16 +210,16 @@ def ratios(ours_name: str, names: Sequence[str], rounds: Sequence[Round]) -> dic
 
 
 def served_over_in_process(data: Results) -> dict[str, float]:
-    """Return what serving costs, by protocol: throughput at 32 in flight over ONNX Runtime's without a server.
+    """Return what serving costs, by protocol: throughput at 32 in flight over that of the same engine in-process.
 
-    These are medians over rounds of ratios within a round; there are none where ONNX Runtime was not measured.
+    These are medians over rounds of ratios within a round; there are none where that engine was not measured.
     """
     rates = {item["name"]: item["concurrency"][str(MANY)]["rounds_crops_per_s"] for item in data["contenders"]}
-    if ONNX_RUNTIME not in rates:
+    if (engine := data["in_process"]) not in rates:
         return {}
     found = {}
     for name in (item for item in SERVED if item in rates):
-        if values := [ours / alone for ours, alone in zip(rates[name], rates[ONNX_RUNTIME], strict=True) if alone]:
+        if values := [ours / alone for ours, alone in zip(rates[name], rates[engine], strict=True) if alone]:
             found[name] = round(median(values), 3)
     return found
 

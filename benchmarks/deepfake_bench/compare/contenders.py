@@ -30,7 +30,6 @@ from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.senders import Crops, LoadTarget, RequestFailedError, connected
 from deepfake_bench.machine import processes
 from deepfake_bench.machine.processes import HOST, end_process, free_port, start_process, tail
-from deepfake_bench.server.reference import PROBABILITY_TOLERANCE
 from deepfake_client import Connection
 
 START_TIMEOUT_S = 90.0
@@ -157,7 +156,7 @@ def start_peer(
             target = LoadTarget(Connection(url=f"http://{HOST}:{port}", headers={}), http=peer.http)
             _wait_until_answers(peer.name, process, target, crops, log)
             try:
-                difference = _difference(peer.name, asyncio.run(_ask(target, crops)), expected)
+                difference = _difference(peer, asyncio.run(_ask(target, crops)), expected)
             except RequestFailedError as exc:
                 raise PeerUnavailableError(f"{peer.name} failed a request: {exc}") from exc
             root = psutil.Process(process.pid)
@@ -199,7 +198,7 @@ def _engine_contender(
     crops_file = log.with_name("crops.npy")
     np.save(crops_file, crops)
     answers = np.asarray(order(crops=str(crops_file))["probabilities"], np.float32)
-    difference = _difference(peer.name, answers, expected)
+    difference = _difference(peer, answers, expected)
     processes.pause(root)
     return Contender(peer.name, peer.setting, difference, root, run, partial(end_process, process))
 
@@ -233,9 +232,9 @@ async def _ask(target: LoadTarget, crops: Crops) -> Probabilities:
     return np.asarray([np.ravel(json.loads(answer)) for answer in answers], np.float32)[:, 0]
 
 
-def _difference(name: str, answers: Probabilities, expected: Probabilities) -> float:
+def _difference(peer: Peer, answers: Probabilities, expected: Probabilities) -> float:
     """Return the largest difference; a `PeerUnavailableError` where that is above the tolerance, or not a number."""
     largest = float(np.abs(answers - expected).max())
-    if not largest <= PROBABILITY_TOLERANCE:
-        raise PeerUnavailableError(f"{name} gives other probabilities, by up to {largest:g}")
+    if not largest <= peer.tolerance:
+        raise PeerUnavailableError(f"{peer.name} gives other probabilities, by up to {largest:g}")
     return largest

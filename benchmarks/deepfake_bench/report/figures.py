@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfake_bench.compare.comparison import SERVED, served_over_in_process
-from deepfake_bench.compare.peer_list import ONNX_RUNTIME
 from deepfake_bench.machine.results import Results, read_results
 
 START, END = "<!-- results -->\n", "<!-- end -->"
@@ -79,16 +78,16 @@ def server_rows(data: Results) -> list[Row]:
 def compare_rows(data: Results) -> list[Row]:
     """Rows of a ``compare`` result: what serving costs by protocol, ours against others, what was not measured."""
     contenders = {item["name"]: item for item in data["contenders"]}
-    ours = f"{_model(data)}, {data['ours']}, 32 in flight"
+    ours, engine = f"{_model(data)}, {data['ours']}, 32 in flight", data["in_process"]
     rows = []
     for name, ratio in served_over_in_process(data).items():
-        against = f"{ONNX_RUNTIME} ({contenders[ONNX_RUNTIME]['setting']})"
+        against = f"{engine} ({contenders[engine]['setting']})"
         figure = f"{ratio:.2f} x the throughput"
         if name == data["ours"]:
-            figure += f", alone {data['ours_over'][ONNX_RUNTIME]['p50_alone']:.2f} x the latency"
+            figure += f", alone {data['ours_over'][engine]['p50_alone']:.2f} x the latency"
         rows.append(Row(f"{_model(data)}, {name}, 32 in flight", against, figure, headline=name == data["ours"]))
     for name, ratio in data["ours_over"].items():
-        if name in SERVED or name == ONNX_RUNTIME:
+        if name in SERVED or name == engine:
             continue
         figure = f"{ratio['throughput']:.2f} x the throughput"
         if ratio["p99"] is not None:

@@ -16,7 +16,8 @@ from deepfake_bench.server.reference import OnnxReference, random_crops, verify_
 from deepfake_client import Connection, DeepfakeClient
 from deepfake_client.transport.address import PROTOCOLS, ProtocolName
 from deepfake_client.transport.protocol import ServedModel
-from deepfake_preprocess.contract.forms import ENGINE_NAMES
+from deepfake_preprocess.contract.forms import ENGINE_NAMES, ServedForm, cpu_features
+from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.triton_config import ENGINE_PARAMETER, config_parameters
 from deepfake_preprocess.support.engines import ONNX_RUNTIME
 
@@ -33,6 +34,7 @@ class Server:
         crops: uint8 ``[VERIFIED_CROPS, H, W, 3]``, of the model's size.
         root: root of its processes; None for a server elsewhere.
         engine: that runs the reference, in the model's precision.
+        forms: what else the version was proved for, and this CPU can run; in the folder of the reference.
     """
 
     connections: Mapping[ProtocolName, Connection]
@@ -42,6 +44,7 @@ class Server:
     crops: Crops
     root: psutil.Process | None
     engine: str = ONNX_RUNTIME
+    forms: tuple[ServedForm, ...] = ()
 
     @property
     def connection(self) -> Connection:
@@ -110,7 +113,14 @@ def embedded_server(
             reference=served.version_dir / served.config.default_model_filename,
             root=psutil.Process(triton.pid),
             engine=config_parameters(served.config)[ENGINE_PARAMETER],
+            forms=runnable_forms(Manifest.read(served.version_dir)),
         )
+
+
+def runnable_forms(manifest: Manifest) -> tuple[ServedForm, ...]:
+    """Return the forms of a version whose figures hold on this CPU."""
+    features = cpu_features()
+    return tuple(form for form in manifest.served_forms if features.issuperset(form.needs))
 
 
 def running_server(connection: Connection, *, model: str | None, reference: Path | None) -> Server:
@@ -128,8 +138,9 @@ def _server(
     reference: Path | None,
     root: psutil.Process | None,
     engine: str = ONNX_RUNTIME,
+    forms: tuple[ServedForm, ...] = (),
 ) -> Server:
     with DeepfakeClient(next(iter(connections.values())), model=model) as client:
         served = client.model()
     crops = random_crops(VERIFIED_CROPS, served.spec.input_size_wh)
-    return Server(connections, served, arrangement, reference, crops, root, engine)
+    return Server(connections, served, arrangement, reference, crops, root, engine, forms)

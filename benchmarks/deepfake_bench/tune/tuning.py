@@ -24,11 +24,10 @@ from deepfake_bench.load.generator import Load
 from deepfake_bench.load.measure import Measurement
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.machine import processes
-from deepfake_bench.server.serving import Server, embedded_server
+from deepfake_bench.server.serving import Server, embedded_server, runnable_forms
 from deepfake_bench.tune.search import CLIMB, STEP, described, highest_rate, neighbors, search
 from deepfake_bench.tune.traffic import holds, p99_ms, record, replay
 from deepfake_preprocess.contract import triton_config
-from deepfake_preprocess.contract.forms import cpu_features
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_preprocess.errors import DeepfakeError, RepositoryError
@@ -69,12 +68,7 @@ class Tuning:
         self.confirmation: list[dict[str, Any]] = []
         self.objection = ""
         self._manifest = Manifest.read(self.model.version_dir)
-        features = cpu_features()
-        self._forms = [
-            item
-            for item in self._manifest.served_forms
-            if features.issuperset(item.needs) and is_installed(item.engine)
-        ]
+        self._forms = [item for item in runnable_forms(self._manifest) if is_installed(item.engine)]
         self._same_verdicts = {(self.start.engine, self.start.precision)}
         self._record = partial(record, clips=clips, num_frames=num_frames)
         self._announce = announce

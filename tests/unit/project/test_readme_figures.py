@@ -51,6 +51,7 @@ def contender(name: str, *rates: float) -> dict:
 COMPARED = {
     "model": MODEL,
     "ours": "Triton, HTTP",
+    "in_process": "ONNX Runtime in-process",
     "contenders": [
         contender("Triton, gRPC", 80.0, 40.0, 90.0),
         contender("Triton, HTTP", 90.0, 45.0, 90.0),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bentoml
 import numpy as np
-from onnx_file import OPTIONS, open_session
+from network import OPTIONS, load
 
 
 @bentoml.service(workers=OPTIONS["workers"], traffic={"timeout": 60})
@@ -15,11 +15,10 @@ class Detector:
     """Raw uint8 crops in, probabilities out."""
 
     def __init__(self) -> None:
-        self.session = open_session(OPTIONS["threads"])
-        self.shape = self.session.get_inputs()[0].shape[1:]
+        self.network = load(OPTIONS["threads"])
 
     @bentoml.api(batchable=True, max_batch_size=OPTIONS["batch"])
     def predict(self, crops: list[Path]) -> list[float]:
         """Run the network once for the crops of several requests."""
-        batch = np.stack([np.fromfile(crop, np.uint8).reshape(self.shape) for crop in crops])
-        return self.session.run(["fake_probability"], {"faces": batch})[0][:, 0].tolist()
+        batch = np.stack([np.fromfile(crop, np.uint8).reshape(OPTIONS["crop_shape"]) for crop in crops])
+        return self.network(batch)[:, 0].tolist()

@@ -5,7 +5,7 @@ from typing import Annotated
 import litserve as ls
 import numpy as np
 from fastapi import Body
-from onnx_file import OPTIONS, open_session
+from network import OPTIONS, load
 
 # FastAPI hands such a body over as it came; LitServe's default is JSON.
 RawBody = Annotated[bytes, Body(media_type="application/octet-stream")]
@@ -16,12 +16,11 @@ class Detector(ls.LitAPI):
 
     def setup(self, device: str) -> None:
         """Load the model."""
-        self.session = open_session(OPTIONS["threads"])
-        self.shape = self.session.get_inputs()[0].shape[1:]
+        self.network = load(OPTIONS["threads"])
 
     def decode_request(self, request: RawBody) -> np.ndarray:
         """One crop."""
-        return np.frombuffer(request, np.uint8).reshape(self.shape)
+        return np.frombuffer(request, np.uint8).reshape(OPTIONS["crop_shape"])
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
         """Crops of several requests."""
@@ -29,7 +28,7 @@ class Detector(ls.LitAPI):
 
     def predict(self, crops: np.ndarray) -> np.ndarray:
         """Run the network once."""
-        return self.session.run(["fake_probability"], {"faces": crops})[0]
+        return self.network(crops)
 
     def unbatch(self, output: np.ndarray) -> list[np.ndarray]:
         """One row each."""

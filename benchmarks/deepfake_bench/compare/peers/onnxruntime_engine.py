@@ -5,15 +5,15 @@ import time
 
 import engine
 import numpy as np
-from onnx_file import OPTIONS, open_session
+from network import OPTIONS, load
 
-sessions = [open_session(OPTIONS["threads"]) for _ in range(OPTIONS["sessions"])]
-lone_session = sessions[0] if len(sessions) == 1 else open_session(len(sessions) * OPTIONS["threads"])
+sessions = [load(OPTIONS["threads"]) for _ in range(OPTIONS["sessions"])]
+lone_session = sessions[0] if len(sessions) == 1 else load(len(sessions) * OPTIONS["threads"])
 
 
 def run(crops: np.ndarray) -> np.ndarray:
     """Run once with all threads: what a single crop is fastest with."""
-    return lone_session.run(["fake_probability"], {"faces": crops})[0][:, 0]
+    return lone_session(crops)[:, 0]
 
 
 def throughput(crops: np.ndarray, seconds: float) -> float:
@@ -23,11 +23,11 @@ def throughput(crops: np.ndarray, seconds: float) -> float:
     gate = threading.Barrier(len(sessions))
 
     def loop(number: int) -> None:
-        sessions[number].run(None, {"faces": batch})
+        sessions[number](batch)
         gate.wait()
         start, done = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
-            sessions[number].run(None, {"faces": batch})
+            sessions[number](batch)
             done += len(batch)
         rates[number] = done / (time.perf_counter() - start)
 

@@ -4,20 +4,18 @@ Many requests of one crop are in flight, which is how its documentation uses thi
 https://docs.openvino.ai/2026/openvino-workflow/running-inference/optimize-inference/optimizing-throughput.html
 """
 
-import json
-import os
 import time
 
 import engine
 import numpy as np
 import openvino as ov
+from network import HINTS, OPTIONS
 
-# Some processors would compute in bfloat16 by default, and give other probabilities.
-FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
+HINT = {"INFERENCE_PRECISION_HINT": HINTS[OPTIONS["precision"]]}
 core = ov.Core()
-network = core.read_model(json.loads(os.environ["PEER_OPTIONS"])["model"])
-throughput_model = core.compile_model(network, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", **FLOAT32})
-latency_model = core.compile_model(network, "CPU", {"PERFORMANCE_HINT": "LATENCY", **FLOAT32})
+model = core.read_model(OPTIONS["model"])
+throughput_model = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", **HINT})
+latency_model = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **HINT})
 
 
 def run(crops: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import ray
-from onnx_file import OPTIONS, open_session
+from network import OPTIONS, load
 from ray import serve
 from starlette.requests import Request
 
@@ -14,14 +14,13 @@ class Detector:
     """Raw uint8 crops in, probabilities out."""
 
     def __init__(self) -> None:
-        self.session = open_session(OPTIONS["threads"])
-        self.shape = self.session.get_inputs()[0].shape[1:]
+        self.network = load(OPTIONS["threads"])
 
     @serve.batch(max_batch_size=OPTIONS["batch"], batch_wait_timeout_s=OPTIONS["batch_timeout_s"])
     async def predict(self, bodies: list[bytes]) -> list[list[float]]:
         """Run the network once for the crops of several requests."""
-        crops = np.stack([np.frombuffer(body, np.uint8).reshape(self.shape) for body in bodies])
-        return self.session.run(["fake_probability"], {"faces": crops})[0].tolist()
+        crops = np.stack([np.frombuffer(body, np.uint8).reshape(OPTIONS["crop_shape"]) for body in bodies])
+        return self.network(crops).tolist()
 
     async def __call__(self, request: Request) -> list[float]:
         """One crop."""
