@@ -173,7 +173,7 @@ def _check_model(model_dir: Path) -> ServedModel:
         )
     manifest.verify(version_dir)
     # Batching and instances may be tuned by hand; what the contract fixes may not.
-    for problem in contract_problems(config, manifest, embedded=True):
+    for problem in contract_problems(config, manifest, config_name=triton_config.EMBEDDED_CONFIG_NAME):
         raise RepositoryError(f"{path}: {problem}; export the model again, or restore the file")
     form, note = choose_form(manifest, config, cpu_features())
     triton_config.set_form(config, form)

@@ -108,6 +108,7 @@ def test_a_version_is_complete_and_proved(exported, checkpoint):
     assert listing(exported.repository) == {
         "tiny.lock",
         "tiny/config.pbtxt",
+        "tiny/configs/cpu.pbtxt",
         "tiny/configs/embedded.pbtxt",
         *(f"tiny/1/{name}" for name in ("model.onnx", "manifest.json", "report.json", "report.md", "report.html")),
     }

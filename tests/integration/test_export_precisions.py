@@ -40,7 +40,11 @@ from deepfake_preprocess.contract.config_check import contract_problems
 from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.contract.triton_config import EMBEDDED_CONFIG_NAME, ServingOptions, read_config
+from deepfake_preprocess.contract.triton_config import (
+    EMBEDDED_CONFIG_NAME,
+    ServingOptions,
+    read_config,
+)
 from deepfake_preprocess.errors import EngineError, OptionError
 from deepfake_serve import EmbeddedTriton
 
@@ -299,7 +303,12 @@ def test_the_server_answers_with_the_promoted_files_results(workplace):
     assert [item["name"] for item in report["artifacts"]] == names
     assert [form.precision for form in manifest.forms[:1]] == ["int8"]
     assert "BF16 in OpenVINO" in manifest.promotion["reason"]
-    assert contract_problems(read_config(result.model_dir / EMBEDDED_CONFIG_NAME), manifest, embedded=True) == []
+    assert (
+        contract_problems(
+            read_config(result.model_dir / EMBEDDED_CONFIG_NAME), manifest, config_name=EMBEDDED_CONFIG_NAME
+        )
+        == []
+    )
     # Each of its forms, as `deepfake tune` may choose them.
     for form in {form.engine: form for form in manifest.forms}.values():
         options = ServingOptions(engine=form.engine, precision=form.precision)

@@ -137,7 +137,7 @@ def rollback(
 ) -> None:
     """Serve the previous version of a model again, or the one that is named.
 
-    Nothing is deleted: both configurations are written for that version, with its
+    Nothing is deleted: its configurations are written for that version, with its
     threshold and input size. The next export serves its own version again.
     Naming the served version repairs damaged configurations.
     """

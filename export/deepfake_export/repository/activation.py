@@ -45,7 +45,7 @@ def activate(
 ) -> Activation:
     """Make another version the one that is served; none is moved or removed.
 
-    Both configurations are written for `version` (None: the one before the served one), with its parameters, each in
+    All configurations are written for `version` (None: the one before the served one), with its parameters, each in
     one step. Naming the version that is served already repairs damaged ones. `options` are the embedded server's, as
     tuned; later exports and rollbacks keep them, as None does.
 

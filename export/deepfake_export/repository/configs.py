@@ -1,4 +1,4 @@
-"""Writes the two configurations of a model, which name the version that is served: each is replaced in one step."""
+"""Writes the configurations of a model, which name the version that is served: each is replaced in one step."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.plan_info import served_precision
 from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
+    CPU_CONFIG_NAME,
     EMBEDDED_CONFIG_NAME,
     PRODUCTION_BACKENDS,
     PRODUCTION_MAX_BATCH_SIZE,
     ServingOptions,
+    cpu_config,
     embedded_config,
     production_config,
     read_config,
@@ -29,7 +31,7 @@ def refresh_configs(
 ) -> None:
     """Write the configurations of the version that is to be served; `RepositoryError` where they cannot be.
 
-    `max_batch_size` is that of both; `options` are the embedded one's, and None keeps those that were tuned.
+    `max_batch_size` is that of all; `options` are the embedded one's, and None keeps those that were tuned.
     """
     version_dir = model_dir / str(manifest.spec.version)
     made = prepared_configs(model_dir, version_dir, manifest, max_batch_size=max_batch_size, options=options)
@@ -46,7 +48,7 @@ def prepared_configs(
     max_batch_size: int,
     options: ServingOptions | None = None,
 ) -> Iterator[Callable[[], None]]:
-    """Write both configurations under other names, where a full disk does no harm; the result moves them in.
+    """Write the configurations under other names, where a full disk does no harm; the result moves them in.
 
     Production runs the plan where `version_dir` has one. The other arguments are those of `refresh_configs`.
     """
@@ -55,15 +57,18 @@ def prepared_configs(
     precision = served_precision(manifest, backend)
     production = production_config(spec, max_batch_size=max_batch_size, backend=backend, precision=precision)
     embedded = embedded_config(spec, max_batch_size=max_batch_size, options=options, forms=manifest.served_forms)
+    without_gpu = cpu_config(spec, max_batch_size=max_batch_size, forms=manifest.served_forms)
     (model_dir / EMBEDDED_CONFIG_NAME).parent.mkdir(parents=True, exist_ok=True)
     with (
         prepared(model_dir / CONFIG_NAME, production) as switch_production,
         prepared(model_dir / EMBEDDED_CONFIG_NAME, embedded) as switch_embedded,
+        prepared(model_dir / CPU_CONFIG_NAME, without_gpu) as switch_without_gpu,
     ):
 
         def switch() -> None:
             switch_production()
             switch_embedded()
+            switch_without_gpu()
 
         yield switch
 

@@ -103,12 +103,14 @@ def _inspect_model(repository: Path, name: str, plan_target: tuple[str, str] | N
     problems = list(check_leftovers(repository, name))
     production: int | None = None
     if model_dir.is_dir():
-        (production, found), (embedded, also_found) = (check_config(model_dir, item) for item in CONFIG_NAMES)
-        problems += [*found, *also_found]
-        if None not in (production, embedded) and production != embedded:
-            what = f"serves version {embedded}, but {CONFIG_NAME} version {production}: a change was interrupted"
-            fix = f"run `deepfake repository rollback {name} {production}`, or export the model again"
-            problems.append(Problem(name, f"{name}/{EMBEDDED_CONFIG_NAME}", what, fix))
+        checked = {item: check_config(model_dir, item) for item in CONFIG_NAMES}
+        production, _ = checked[CONFIG_NAME]
+        for config_name, (other, found) in checked.items():
+            problems += found
+            if None not in (production, other) and production != other:
+                what = f"serves version {other}, but {CONFIG_NAME} version {production}: a change was interrupted"
+                fix = f"run `deepfake repository rollback {name} {production}`, or export the model again"
+                problems.append(Problem(name, f"{name}/{config_name}", what, fix))
         if not versions:
             what = (
                 "holds no version: `deepfake serve` passes it over, but NVIDIA's container does not start with it "

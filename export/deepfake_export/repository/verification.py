@@ -16,7 +16,7 @@ from deepfake_preprocess.contract.config_check import contract_problems, product
 from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest
 from deepfake_preprocess.contract.model_dir import lock_holders, served_version, versions_of
 from deepfake_preprocess.contract.plan_info import PLAN_FILE, REBUILD, check_plan
-from deepfake_preprocess.contract.triton_config import EMBEDDED_CONFIG_NAME, read_config, tuned_options
+from deepfake_preprocess.contract.triton_config import read_config, tuned_options
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.support.json_data import JsonData
 
@@ -102,7 +102,7 @@ def check_config(model_dir: Path, config_name: str) -> tuple[int | None, list[Pr
         found.append(str(exc))
     with contextlib.suppress(RepositoryError):  # a damaged manifest is reported with its version
         manifest = Manifest.read(model_dir / str(served))
-        found += contract_problems(config, manifest, embedded=config_name == EMBEDDED_CONFIG_NAME)
+        found += contract_problems(config, manifest, config_name=config_name)
         if config.default_model_filename and config.default_model_filename not in manifest.files:
             found.append(f"loads {config.default_model_filename}, which version {served} does not hold")
         engine = manifest.engine

@@ -12,7 +12,9 @@ from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.plan_info import served_precision
 from deepfake_preprocess.contract.spec import INPUT_NAME, PARAMETER_PREFIX
 from deepfake_preprocess.contract.triton_config import (
+    CONFIG_NAME,
     EMBEDDED_BACKEND,
+    EMBEDDED_CONFIG_NAME,
     ENGINE_PARAMETER,
     PRECISION_PARAMETER,
     PRODUCTION_BACKENDS,
@@ -21,14 +23,14 @@ from deepfake_preprocess.contract.triton_config import (
 )
 
 
-def contract_problems(config: Any, manifest: Manifest, *, embedded: bool) -> list[str]:
-    """Return where a ``ModelConfig`` message differs from the manifest of the version that it serves."""
-    spec = manifest.spec
+def contract_problems(config: Any, manifest: Manifest, *, config_name: str) -> list[str]:
+    """Return where a ``ModelConfig`` message, of one of `CONFIG_NAMES`, differs from its version's manifest."""
+    spec, embedded = manifest.spec, config_name == EMBEDDED_CONFIG_NAME
     problems = []
     if config.name != spec.name:
         problems.append(f"it configures {config.name!r}, expected {spec.name!r}")
     if (config.backend == EMBEDDED_BACKEND) != embedded:
-        problems.append(f"it has the backend {config.backend!r}, which belongs in the other configuration")
+        problems.append(f"it has the backend {config.backend!r}, which belongs in another configuration")
     reference = contract_config(spec)
     stated, expected = _contract_parameters(config), _contract_parameters(reference)
     problems += [
@@ -40,7 +42,8 @@ def contract_problems(config: Any, manifest: Manifest, *, embedded: bool) -> lis
     if _tensors(config) != _tensors(reference):
         problems.append("inputs or outputs are not those of the wire contract")
     if (config.backend == EMBEDDED_BACKEND) == embedded:
-        problems += _form_problems(config, manifest) if embedded else _precision_problems(config, manifest)
+        by_plan = config_name == CONFIG_NAME
+        problems += _precision_problems(config, manifest) if by_plan else _form_problems(config, manifest)
     if config.max_batch_size < 1:
         problems.append(f"max_batch_size is {config.max_batch_size}; allowed: from 1")
     return problems
@@ -54,8 +57,9 @@ def _precision_problems(config: Any, manifest: Manifest) -> list[str]:
 
 
 def _form_problems(config: Any, manifest: Manifest) -> list[str]:
-    """Return whether an embedded configuration names none of the version's forms."""
+    """Return whether a configuration for CPUs names none of the version's forms."""
     parameters = config_parameters(config)
+    parameters.setdefault(ENGINE_PARAMETER, config.backend)
     named = tuple(parameters.get(key) for key in (ENGINE_PARAMETER, PRECISION_PARAMETER))
     allowed = [(item.engine, item.precision, item.file) for item in manifest.served_forms]
     if (*named, config.default_model_filename or None) in allowed:
@@ -70,7 +74,7 @@ def _form_problems(config: Any, manifest: Manifest) -> list[str]:
 def production_problems(config: Any) -> list[str]:
     """Return what a ``ModelConfig`` message lacks that every generated one has, whatever the backend."""
     problems = []
-    known = {EMBEDDED_BACKEND: PRODUCTION_BACKENDS["onnxruntime"], **PRODUCTION_BACKENDS}
+    known = (EMBEDDED_BACKEND, "openvino", *PRODUCTION_BACKENDS)
     if config.backend and config.backend not in known:
         problems.append(f"backend is {config.backend!r}; known: {', '.join(known)}")
     if not config.default_model_filename and config.backend:

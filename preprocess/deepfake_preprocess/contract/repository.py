@@ -12,13 +12,14 @@ from typing import Final
 from deepfake_preprocess.contract.model_dir import served_version, versions_of
 from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
+    CPU_CONFIG_NAME,
     EMBEDDED_CONFIG_NAME,
     PRODUCTION_BACKENDS,
     read_config,
 )
 from deepfake_preprocess.errors import RepositoryError
 
-CONFIG_NAMES: Final = (CONFIG_NAME, EMBEDDED_CONFIG_NAME)
+CONFIG_NAMES: Final = (CONFIG_NAME, EMBEDDED_CONFIG_NAME, CPU_CONFIG_NAME)
 
 MODEL_FILE: Final = PRODUCTION_BACKENDS["onnxruntime"]
 FP32_FILE: Final = "fp32.onnx"

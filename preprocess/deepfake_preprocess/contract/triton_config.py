@@ -1,7 +1,7 @@
-"""Triton's `config.pbtxt`, generated from a `ModelSpec`: one file for production, one for the embedded server.
+"""Triton's `config.pbtxt`, generated from a `ModelSpec`: for production, for production without a GPU, and embedded.
 
 They are built as NVIDIA's own protobuf and differ only in backend, batch size and instances; a client cannot
-distinguish the two servers. This module never reads a model file or inspects the machine: what depends on the
+distinguish the servers. This module never reads a model file or inspects the machine: what depends on the
 machine is set by whoever starts the server.
 """
 
@@ -21,6 +21,9 @@ CONFIG_NAME = "config.pbtxt"
 """The production configuration, in the model's directory."""
 EMBEDDED_CONFIG_NAME = "configs/embedded.pbtxt"
 """The embedded variant; Triton selects it by its option ``model-config-name``."""
+
+CPU_CONFIG_NAME = "configs/cpu.pbtxt"
+"""For NVIDIA's container on a host without a GPU, selected by the same option."""
 
 PRODUCTION_BACKENDS = {"onnxruntime": MODEL_FILE, "tensorrt": "model.plan"}
 """Backends of NVIDIA's container that we write configurations for, and the file each one loads."""
@@ -50,6 +53,8 @@ BULK_QUEUE_TIMEOUT_US = 120_000_000
 
 PRODUCTION_TENSORRT_INSTANCES = 2
 """Two execution contexts: the copies of one batch overlap with the computation of the other."""
+CPU_OPENVINO_INSTANCES = 2
+"""And as many streams: the copies of one batch overlap with the computation of the other."""
 EMBEDDED_THREADS = 1
 """Threads of each instance; `deepfake serve` replaces this, and the instances, with what fits."""
 
@@ -131,12 +136,40 @@ def production_config(
         # With AUTO the same file works on hosts with and without a GPU. One instance: on a CPU, two with ONNX
         # Runtime's default of all cores are slower than one.
         group.kind, group.count = type(group).KIND_AUTO, 1
-    # The first execution of each batch size allocates memory and selects kernels (seconds on a GPU). Warm-up runs
-    # before the server is ready.
-    for batch_size in sorted({1, max_batch_size}):
-        faces = config.model_warmup.add(name=f"batch_{batch_size}", batch_size=batch_size).inputs[INPUT_NAME]
-        faces.data_type, faces.zero_data = config.input[0].data_type, True
-        faces.dims.extend(config.input[0].dims)
+    _add_warm_up(config)
+    return config_to_text(config)
+
+
+def cpu_form(forms: Sequence[ServedForm]) -> ServedForm:
+    """Return the form that NVIDIA's container runs without a GPU: the promoted one, where a backend computes alike.
+
+    Its OpenVINO backend can be told to compute in BF16, and not to keep FP32 on a CPU that has BF16.
+    """
+    return next((item for item in forms if item.engine == "onnxruntime" or item.precision == "bf16"), forms[-1])
+
+
+def cpu_config(
+    spec: ModelSpec, *, forms: Sequence[ServedForm], max_batch_size: int = PRODUCTION_MAX_BATCH_SIZE
+) -> str:
+    """Return the text of ``configs/cpu.pbtxt`` for NVIDIA's container on a host without a GPU.
+
+    Parameters of its OpenVINO backend are described in https://github.com/triton-inference-server/openvino_backend.
+    """
+    form = cpu_form(forms)
+    on_openvino = form.engine == "openvino"
+    if on_openvino:
+        # That backend computes batches of the largest size only, and fills up smaller ones.
+        max_batch_size = min(max_batch_size, EMBEDDED_MAX_BATCH_SIZE)
+    delay_us = PRODUCTION_QUEUE_DELAY_US if on_openvino else 0
+    config = _base_config(spec, max_batch_size, form.precision, queue_delay_us=delay_us)
+    config.backend, config.default_model_filename = form.engine, form.file
+    group = config.instance_group.add()
+    group.kind, group.count = type(group).KIND_CPU, CPU_OPENVINO_INSTANCES if on_openvino else 1
+    if on_openvino:
+        parameters = {"HINT_BF16": "YES", "ENABLE_BATCH_PADDING": "YES", "NUM_STREAMS": str(group.count)}
+        for key, value in parameters.items():
+            config.parameters[key].string_value = value
+    _add_warm_up(config)
     return config_to_text(config)
 
 
@@ -286,6 +319,15 @@ def _base_config(spec: ModelSpec, max_batch_size: int, precision: str, *, queue_
     # Explicit rather than by default: no two crops of a video are equal, so a cache would only cost memory.
     config.response_cache.enable = False
     return config
+
+
+def _add_warm_up(config: Any) -> None:
+    # The first execution of each batch size allocates memory and selects kernels (seconds on a GPU). Warm-up runs
+    # before the server is ready.
+    for batch_size in sorted({1, int(config.max_batch_size)}):
+        faces = config.model_warmup.add(name=f"batch_{batch_size}", batch_size=batch_size).inputs[INPUT_NAME]
+        faces.data_type, faces.zero_data = config.input[0].data_type, True
+        faces.dims.extend(config.input[0].dims)
 
 
 def _protobuf() -> Any:

@@ -14,8 +14,9 @@ from deepfake_export.demo.untrained import UNTRAINED_SPEC
 from deepfake_export.ensemble.spec import EnsembleSpec
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.repository import CONFIG_NAMES
 from deepfake_preprocess.contract.spec import PLAIN_LAYERS, SIZED_LAYERS, ModelSpec
-from deepfake_preprocess.contract.triton_config import CONFIG_NAME, EMBEDDED_CONFIG_NAME, PRODUCTION_MAX_BATCH_SIZE
+from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
 PAGE = (ROOT / "docs/model-spec.md").read_text(encoding="utf-8")
 
@@ -66,7 +67,7 @@ def test_the_committed_configurations_are_what_an_export_writes(tmp_path):
     spec = ModelSpec.from_yaml(ROOT / f"export/deepfake_export/demo/{name}.yaml")
     refresh_configs(tmp_path, Manifest(spec, {}, "fp32"), max_batch_size=PRODUCTION_MAX_BATCH_SIZE)
     committed = ROOT / "model_repository" / name
-    for name in (CONFIG_NAME, EMBEDDED_CONFIG_NAME):
+    for name in CONFIG_NAMES:
         assert (committed / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), (
             f"regenerate with deepfake_export.repository.configs.refresh_configs: {name}"
         )

@@ -42,6 +42,7 @@ def test_the_first_version_brings_the_configurations(tmp_path):
     assert listing(root) == {
         "tiny.lock",
         "tiny/config.pbtxt",
+        "tiny/configs/cpu.pbtxt",
         "tiny/configs/embedded.pbtxt",
         "tiny/1/model.onnx",
         "tiny/1/manifest.json",

@@ -35,8 +35,9 @@ def parsed(text, tmp_path):
     return triton_config.read_config(path)
 
 
-def is_embedded(config):
-    return config.backend == triton_config.EMBEDDED_BACKEND
+def name_of(config):
+    is_embedded = config.backend == triton_config.EMBEDDED_BACKEND
+    return triton_config.EMBEDDED_CONFIG_NAME if is_embedded else triton_config.CONFIG_NAME
 
 
 @pytest.fixture(
@@ -103,9 +104,9 @@ def test_the_precision_is_that_of_the_file_that_a_backend_serves(tmp_path):
     for precision, text in texts.items():
         config = parsed(text, tmp_path)
         assert triton_config.config_parameters(config)[triton_config.PRECISION_PARAMETER] == precision
-        assert contract_problems(config, manifest, embedded=False) == []
+        assert contract_problems(config, manifest, config_name=triton_config.CONFIG_NAME) == []
     config = parsed(triton_config.production_config(SPEC, precision="fp16"), tmp_path)
-    (problem,) = contract_problems(config, manifest, embedded=False)
+    (problem,) = contract_problems(config, manifest, config_name=triton_config.CONFIG_NAME)
     assert problem == "parameter 'served_precision' is 'fp16', but 'int8' is served"
 
 
@@ -123,17 +124,40 @@ def test_the_embedded_server_runs_a_form_that_was_proved(tmp_path):
         config = parsed(embedded_config(forms=forms, options=options), tmp_path)
         parameters = triton_config.config_parameters(config)
         assert (parameters["engine"], parameters["served_precision"]) == expected
-        assert contract_problems(config, manifest, embedded=True) == []
+        assert contract_problems(config, manifest, config_name=triton_config.EMBEDDED_CONFIG_NAME) == []
     config.parameters["engine"].string_value = "onnxruntime"
-    (problem,) = contract_problems(config, manifest, embedded=True)
+    (problem,) = contract_problems(config, manifest, config_name=triton_config.EMBEDDED_CONFIG_NAME)
     assert "with engine 'onnxruntime' and served_precision 'bf16', but version 3 was proved for" in problem
+
+
+def test_without_a_gpu_nvidias_container_runs_what_its_backends_compute_alike(tmp_path):
+    fp32 = ServedForm("onnxruntime", "fp32", "fp32.onnx")
+    bf16 = ServedForm("openvino", "bf16", "model.onnx", ("avx512_bf16",))
+    int8 = ServedForm("openvino", "int8", "model.onnx")
+    for promoted, run, batch_size in ((bf16, bf16, 8), (int8, fp32, 32), (fp32, fp32, 32)):
+        forms = (promoted, fp32)
+        config = parsed(triton_config.cpu_config(SPEC, forms=forms), tmp_path)
+        parameters = triton_config.config_parameters(config)
+        found = config.backend, parameters[triton_config.PRECISION_PARAMETER], config.default_model_filename
+        assert found == (run.engine, run.precision, run.file)
+        assert (parameters.get("HINT_BF16"), config.max_batch_size) == ("YES" if run is bf16 else None, batch_size)
+        # That backend refuses a batch that is not full unless it may fill it up.
+        assert parameters.get("ENABLE_BATCH_PADDING") == parameters.get("HINT_BF16")
+        assert [group.kind for group in config.instance_group] == [config.instance_group[0].KIND_CPU]
+        manifest = Manifest(SPEC, {}, "fp32", forms=forms)
+        assert contract_problems(config, manifest, config_name=triton_config.CPU_CONFIG_NAME) == []
+        assert production_problems(config) == []
+    config.backend = "openvino"
+    (problem,) = contract_problems(config, manifest, config_name=triton_config.CPU_CONFIG_NAME)
+    assert "with engine 'openvino' and served_precision 'fp32', but version 3 was proved for" in problem
 
 
 def test_every_variant_has_what_production_needs(config):
     assert production_problems(config) == []
-    assert contract_problems(config, Manifest(SPEC, {}, "fp32"), embedded=is_embedded(config)) == []
-    (problem,) = contract_problems(config, Manifest(SPEC, {}, "fp32"), embedded=not is_embedded(config))
-    assert "belongs in the other configuration" in problem
+    manifest, names = Manifest(SPEC, {}, "fp32"), {triton_config.CONFIG_NAME, triton_config.EMBEDDED_CONFIG_NAME}
+    assert contract_problems(config, manifest, config_name=name_of(config)) == []
+    (problem,) = contract_problems(config, manifest, config_name=(names - {name_of(config)}).pop())
+    assert "belongs in another configuration" in problem
 
 
 @pytest.mark.parametrize(
@@ -171,7 +195,7 @@ def cached(config):
 
 
 def foreign_backend(config):
-    config.backend = "openvino"
+    config.backend = "pytorch"
 
 
 def no_file(config):
@@ -187,7 +211,7 @@ def no_file(config):
         (delay_on_timeout, "forever"),
         (no_instances, "instance_group"),
         (cached, "cache is on"),
-        (foreign_backend, "'openvino'"),
+        (foreign_backend, "'pytorch'"),
         (no_file, "default_model_filename"),
     ],
 )
@@ -245,7 +269,11 @@ def test_tuned_options_read_back_and_defaults_are_not_tuned(tmp_path):
     )
     config = parsed(embedded_config(options=options), tmp_path)
     assert triton_config.tuned_options(config) == options
-    assert production_problems(config) == contract_problems(config, Manifest(SPEC, {}, "fp32"), embedded=True) == []
+    assert (
+        production_problems(config)
+        == contract_problems(config, Manifest(SPEC, {}, "fp32"), config_name=triton_config.EMBEDDED_CONFIG_NAME)
+        == []
+    )
     # A video's requests in flight must fit the queue, however small the batches are.
     default = parsed(embedded_config(), tmp_path)
     queues = [item.dynamic_batching.default_queue_policy.max_queue_size for item in (config, default)]
