@@ -71,7 +71,7 @@ def skip_where_rtx_cannot_run() -> None:
 
 def test_the_ceilings_of_a_gpu_are_in_order():
     ceilings = measure_ceilings("cuda", seconds=0.2)
-    assert set(ceilings.flops_per_s) == {"fp32", "tf32", "fp16"}
+    assert set(ceilings.flops_per_s) == {"fp32", "tf32", "fp16", "bf16"}
     assert ceilings.flops_per_s["fp16"] > ceilings.flops_per_s["fp32"] > 1e12
     assert ceilings.copy_bytes_per_s > 1e10
 

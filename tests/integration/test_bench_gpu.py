@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
@@ -61,19 +63,19 @@ def bench(*arguments: str) -> int:
 
 def test_the_engines_of_a_cpu_are_verified_timed_and_set_against_the_roofline(small_network, tmp_path, capsys):
     output = tmp_path / "machine-gpu.json"
-    asked = [name for name in ENGINES if name != COMPILED]
+    asked = [name for name in ENGINES if not name.startswith(("pytorch-compile", "pytorch-aot"))]
     options = ["--device", "cpu", "--network", small_network, "--batches", "3,1", "--seconds", "0.02"]
     options += ["--engines", ",".join(asked)]
     assert bench(*options, "--output", str(output)) == 0
     data = json.loads(output.read_text())
     assert data["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
     ceilings = data["ceilings"]
-    assert set(ceilings["flops_per_s"]) == {"fp32", "fp16"}
+    assert set(ceilings["flops_per_s"]) == {"fp32", "fp16", "bf16"}
     (network,) = data["networks"]
     # 15 x 15 x 8 outputs of 27 multiply-adds, and the last layer.
     assert network["gflops_per_crop"] * 1e9 == pytest.approx(2 * (15 * 15 * 8 * 27 + 8), rel=0.1)
     engines = {engine.pop("engine"): engine for engine in network["engines"]}
-    run_here = ["onnxruntime-fp32", "onnxruntime-fp16", "pytorch-eager-fp16"]
+    run_here = ["onnxruntime-fp32", "onnxruntime-fp16", "pytorch-eager-fp16", "pytorch-eager-bf16"]
     assert list(engines) == run_here
     for name in run_here:
         assert [item["batch"] for item in engines[name]["batches"]] == [1, 3]
@@ -107,6 +109,30 @@ def test_a_compiled_network_runs_as_one_graph_for_each_batch_size(subject, monke
     np.testing.assert_allclose(engine.probabilities(), subject.reference, atol=LIMITS["fp16"])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     engine.close()
+
+
+@pytest.mark.slow  # half a minute of C++ compiler
+def test_a_network_that_is_compiled_ahead_of_time_gives_the_same_scores(subject):
+    engine = ENGINES["pytorch-aot-bf16"].make(subject, "bf16", "cpu")
+    engine.bind(subject.crops)
+    engine.run()
+    np.testing.assert_allclose(engine.probabilities(), subject.reference, atol=LIMITS["bf16"])
+    engine.close()
+
+
+def test_no_batch_is_begun_when_the_time_is_up(subject):
+    engine = FakeEngine(subject, off_by=0.0)
+    kind = EngineKind("fp32", lambda *_: engine)
+    result = measure_engine("fake", kind, subject, (1,), device="cpu", seconds=0.001, ceilings=None, until=0.0)
+    assert (result.batches, result.reason, engine.runs) == ((), "the time was up", 0)
+
+
+def test_the_command_loads_with_the_few_packages_of_a_gpu_host():
+    """Those that `scripts/gpu_check.sh` names."""
+    absent = ("av", "aiohttp", "grpc", "matplotlib", "onnxscript", "psutil", "tritonclient")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import deepfake_bench.cli.gpu"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_a_gpu_there_is_an_error_and_no_result(small_network, tmp_path, monkeypatch, capsys):

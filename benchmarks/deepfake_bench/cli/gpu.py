@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -46,9 +48,14 @@ def gpu(
         str, typer.Option(help="cuda, or cpu to try the command with the engines that a CPU has.")
     ] = "cuda",
     seconds: Annotated[float, typer.Option(help="Length of each measurement.", min=0.01)] = 1.0,
+    minutes: Annotated[
+        float | None, typer.Option(help="Begin nothing further after so long, the networks sharing it.", min=0.01)
+    ] = None,
     output: OutputOption = None,
 ) -> None:
     """Measure a network on a GPU: ONNX Runtime, PyTorch, TensorRT, batch 1 to 256, against the roofline.
+
+    PyTorch runs eager, by torch.compile with CUDA graphs, and ahead of time (AOTInductor), in FP16 and BF16.
 
     Crops are on the GPU and scores stay there; what is timed is the network. Scores are compared with float32
     PyTorch first. Results are written after each engine, so a run that is cut short keeps what it has.
@@ -66,7 +73,7 @@ def gpu(
     sizes = sorted(set(read_counts("--batches", batches)))
     if not sizes:
         raise OptionError("--batches is empty; expected whole numbers with commas between, such as 1,8,32")
-    for module in ("torch", "onnx", "onnxscript", "safetensors", "timm"):
+    for module in ("torch", "onnx", "safetensors", "timm"):
         require_extra(module, extra="export")
     from deepfake_bench.gpu.engines import ENGINES
     from deepfake_bench.gpu.measure import make_subject, measure_engine
@@ -78,7 +85,7 @@ def gpu(
     specs = parse_networks(network) if checkpoint is None else [pin_checkpoint(checkpoint, spec).spec]
     if device == "cuda" and find_gpu() is None:
         raise EngineError("no NVIDIA GPU was found; --device cpu tries the command with the engines that a CPU has")
-    screen, ceilings = Console(stderr=True), None
+    screen, ceilings, started = Console(stderr=True), None, time.monotonic()
     # Where PyTorch sees no GPU, its engines say why, and the others may run.
     with screen.status("Ceilings of the device"), suppress(EngineError):
         ceilings = measure_ceilings(device, seconds=min(seconds, CEILING_S))
@@ -87,7 +94,8 @@ def gpu(
     data |= {"ceilings": None if ceilings is None else asdict(ceilings), "networks": []}
     path: Path | None = None
     differs = False
-    for model_spec in specs:
+    for number, model_spec in enumerate(specs, start=1):
+        until = math.inf if minutes is None else started + 60 * minutes * number / len(specs)
         with screen.status(model_spec.name), tempfile.TemporaryDirectory(prefix="deepfake-bench-gpu-") as folder:
             subject = make_subject(model_spec, _load(checkpoint, model_spec), Path(folder), max(sizes))
             entry = _entry(subject)
@@ -95,7 +103,14 @@ def gpu(
             speeds = []
             for name in names:
                 speed = measure_engine(
-                    name, ENGINES[name], subject, sizes, device=device, seconds=seconds, ceilings=ceilings
+                    name,
+                    ENGINES[name],
+                    subject,
+                    sizes,
+                    device=device,
+                    seconds=seconds,
+                    ceilings=ceilings,
+                    until=until,
                 )
                 speeds.append(speed)
                 if speed.batches:

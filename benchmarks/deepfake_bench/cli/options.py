@@ -5,17 +5,16 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
 from rich.table import Table
 
-from deepfake_bench.pipeline.usual import Peer, load_peer
-from deepfake_client.sources.inputs import expand
 from deepfake_preprocess.cli.console import results_console
 from deepfake_preprocess.errors import MissingExtraError, OptionError
-from deepfake_preprocess.media.opening import open_media
-from deepfake_preprocess.media.remote import is_url
+
+if TYPE_CHECKING:
+    from deepfake_bench.pipeline.usual import Peer
 
 FACENET_REQUIREMENTS = "facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer"
 
@@ -66,6 +65,11 @@ def read_counts(option: str, text: str) -> list[int]:
 
 def find_clips(sources: Sequence[str]) -> list[Path]:
     """Return the files that sources stand for, as `deepfake analyze` takes them, each checked to open as a video."""
+    # On a GPU host without PyAV, `bench gpu` must run.
+    from deepfake_client.sources.inputs import expand
+    from deepfake_preprocess.media.opening import open_media
+    from deepfake_preprocess.media.remote import is_url
+
     clips = []
     for name in expand(sources):
         if is_url(name):
@@ -79,6 +83,8 @@ def find_clips(sources: Sequence[str]) -> list[Path]:
 
 def load_facenet(path: Path | None, *, threads: int | None = None) -> Peer:
     """Return facenet-pytorch's face detector, from a folder or as it is installed; errors say how to install it."""
+    from deepfake_bench.pipeline.usual import load_peer
+
     how = f"run `pip install --no-deps --target DIR {FACENET_REQUIREMENTS}` and give --peer-path DIR"
     if path is not None and not path.is_dir():
         raise OptionError(f"--peer-path {path}: there is no such folder; {how}")

@@ -7,6 +7,7 @@ stay there: what is timed is the network. An engine that cannot run here says wh
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from torch import nn
 from deepfake_bench.gpu.roofline import Operation, count_operations, release, require_torch_device, synchronize
 from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_export.precision.fp16 import export_fp16, half_detector
+from deepfake_export.precision.fp16 import activation_ranges, export_fp16, half_detector
 from deepfake_export.proof.running import UInt8Array
 from deepfake_export.tensorrt.engine import BoundPlan, LoadedPlan, build_engine
 from deepfake_export.tensorrt.gpu import find_gpu
@@ -51,7 +52,7 @@ class Subject:
         reference: float32 ``[N]``, what `detector` says of them.
         folder: where files of engines may be written.
         max_batch_size: the largest batch that is measured.
-        kept_fp32: modules that stay in FP32 where the rest is halved; known after the FP16 export.
+        kept_fp32: modules that stay in FP32 where the rest is halved; None before they were looked for.
     """
 
     spec: ModelSpec
@@ -60,7 +61,7 @@ class Subject:
     reference: FloatArray
     folder: Path
     max_batch_size: int
-    kept_fp32: tuple[str, ...] = ()
+    kept_fp32: tuple[str, ...] | None = None
     _onnx: dict[str, Path] = field(default_factory=dict)
     _operations: dict[int, list[Operation]] = field(default_factory=dict)
 
@@ -76,12 +77,18 @@ class Subject:
         if precision not in self._onnx:
             path = self.folder / f"{precision}.onnx"
             if precision == "fp16":
-                half = export_fp16(self.detector, path, self.spec, self.crops)
-                self.kept_fp32 = tuple(item.module for item in half.kept_fp32)
+                export_fp16(self.detector, path, self.spec, self.crops)
             else:
                 export_onnx(self.detector, path, self.spec)
             self._onnx[precision] = path
         return self._onnx[precision]
+
+    def too_large_for_half(self) -> tuple[str, ...]:
+        """Return the modules whose numbers FP16 cannot hold."""
+        if self.kept_fp32 is None:
+            ranges = activation_ranges(self.detector, self.crops)
+            self.kept_fp32 = tuple(item.module for item in ranges if item.overflows)
+        return self.kept_fp32
 
 
 class OnnxRuntimeEngine:
@@ -136,27 +143,47 @@ class OnnxRuntimeEngine:
         del self._binding, self._probability, self._session
 
 
-class PyTorchEngine:
-    """PyTorch in half precision, channels last, eager or compiled."""
+class BrainDetector(ServedDetector):
+    """A `ServedDetector` whose network computes in BF16, which has FP32's range; the same inputs and outputs."""
 
-    def __init__(self, subject: Subject, _precision: str, device: str, *, compiled: bool) -> None:
+    def forward(self, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `fake_probability` and `logit`, each FP32 ``[N, 1]``, of uint8 ``[N, H, W, 3]`` RGB crops."""
+        logit = self.logit_of(self.network(self.normalize(faces).bfloat16()).float())
+        return torch.sigmoid(logit), logit
+
+
+class PyTorchEngine:
+    """PyTorch in FP16 or BF16, channels last: ``eager``, by ``compile`` with CUDA graphs, or ``aot`` (AOTInductor)."""
+
+    def __init__(self, subject: Subject, precision: str, device: str, *, how: str) -> None:
         require_torch_device(device)
-        subject.onnx("fp16")  # measures which modules half precision cannot hold
-        half = half_detector(subject.detector, subject.spec, subject.kept_fp32)
+        detector: ServedDetector
+        if precision == "bf16":
+            network = copy.deepcopy(subject.detector.network).bfloat16()
+            detector = BrainDetector(network, subject.spec).eval()
+        else:
+            detector = half_detector(subject.detector, subject.spec, subject.too_large_for_half())
         # Tensor cores take channels-last; convolutions follow the layout of their weights.
-        self._network: nn.Module = half.to(device).to(memory_format=torch.channels_last)
+        self._network: nn.Module = detector.to(device).to(memory_format=torch.channels_last)
         self._called: Callable[..., Any] = self._network
-        self._compiled, self._device = compiled, device
+        self._how, self._device = how, device
+        self._package = subject.folder / f"aot-{precision}"
         self._faces = self._probability = torch.empty(0)
 
     def bind(self, crops: UInt8Array) -> None:
         """Put a batch on the device, and compile for its size."""
         self._probability = torch.empty(0)  # may lie in the memory of the graph before
         self._faces = torch.from_numpy(crops).to(self._device)
-        if self._compiled:
+        if self._how == "compile":
             # One static graph per batch size. Without the reset, PyTorch refuses to compile a ninth.
             torch.compiler.reset()
             self._called = torch.compile(self._network, mode=COMPILE_MODE, fullgraph=True, dynamic=False)
+        elif self._how == "aot":
+            with torch.no_grad():
+                program = torch.export.export(self._network, (self._faces,))
+            path = f"{self._package}-{len(crops)}.pt2"
+            package = torch._inductor.aoti_compile_and_package(program, package_path=path)
+            self._called = torch._inductor.aoti_load_package(package)
 
     def run(self) -> None:
         """Run, and wait for the device."""
@@ -171,7 +198,7 @@ class PyTorchEngine:
     def close(self) -> None:
         """Free network, tensors and graphs, and what PyTorch keeps for later."""
         del self._called, self._network, self._faces, self._probability
-        if self._compiled:
+        if self._how == "compile":
             torch.compiler.reset()
         release(self._device)
 
@@ -238,10 +265,15 @@ Engine: TypeAlias = OnnxRuntimeEngine | PyTorchEngine | TensorRTEngine
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """One kind of engine: its precision (``fp32``, ``tf32`` or ``fp16``), and what makes it for a device."""
+    """One kind of engine: precision (``fp32``, ``tf32``, ``fp16`` or ``bf16``), and what makes it for a device."""
 
     precision: str
     make: Callable[[Subject, str, str], Engine]
+
+
+def _pytorch(how: str) -> dict[str, EngineKind]:
+    make = partial(PyTorchEngine, how=how)
+    return {f"pytorch-{how}-{precision}": EngineKind(precision, make) for precision in ("fp16", "bf16")}
 
 
 _tensorrt = partial(TensorRTEngine, find_library=load_tensorrt)
@@ -251,10 +283,12 @@ ENGINES: Mapping[str, EngineKind] = {
     # What ONNX Runtime's CUDA provider, and so Triton's onnxruntime backend, does with an FP32 file by default.
     "onnxruntime-tf32": EngineKind("tf32", OnnxRuntimeEngine),
     "onnxruntime-fp16": EngineKind("fp16", OnnxRuntimeEngine),
-    "pytorch-eager-fp16": EngineKind("fp16", partial(PyTorchEngine, compiled=False)),
-    "pytorch-compile-fp16": EngineKind("fp16", partial(PyTorchEngine, compiled=True)),
+    **_pytorch("eager"),
     "tensorrt-fp32": EngineKind("fp32", _tensorrt),
     "tensorrt-fp16": EngineKind("fp16", _tensorrt),
     "tensorrt-rtx-fp32": EngineKind("fp32", _tensorrt_rtx),
     "tensorrt-rtx-fp16": EngineKind("fp16", _tensorrt_rtx),
+    # Last, as they compile each batch size for a minute or so.
+    **_pytorch("compile"),
+    **_pytorch("aot"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -28,6 +30,7 @@ LIMITS = {
     "fp32": PLAN_PROBABILITY_ABS["fp32"],  # the same arithmetic with other kernels
     "tf32": TOLERANCES["fp16"].probability_abs,  # factors of eleven bits, as half has them
     "fp16": TOLERANCES["fp16"].probability_abs,
+    "bf16": TOLERANCES["bf16"].probability_abs,
 }
 """By precision, how far a probability may be from float32 PyTorch's. A verdict can then change only for crops that
 are nearer to the threshold than this; how many do is in the results."""
@@ -70,13 +73,20 @@ def measure_engine(
     device: str,
     seconds: float,
     ceilings: Ceilings | None,
+    until: float = math.inf,
 ) -> EngineSpeed:
-    """Verify and time one engine at ascending batch sizes; what stops it is a part of the result."""
+    """Verify and time one engine at ascending batch sizes; what stops it is a part of the result.
+
+    After `until`, of `time.monotonic`, no further batch is begun.
+    """
     measured: list[dict[str, Any]] = []
     reason, differs = "", False
     try:
         with closing(kind.make(subject, kind.precision, device)) as engine:
             for size in sizes:
+                if time.monotonic() > until:
+                    reason = _unfinished(measured, "the time was up")
+                    break
                 difference, flips = _verify(engine, subject, size, LIMITS[kind.precision])
                 took = measure(engine.run, seconds=seconds)
                 took_s = took.median_ms / 1_000
@@ -96,10 +106,12 @@ def measure_engine(
         reason, differs = str(exc), True
     # Each library has errors of its own, of memory above all, and the other engines must still be measured.
     except Exception as exc:
-        reason = _reason(exc)
-        if measured:
-            reason = f"batches above {measured[-1]['batch']} were not measured: {reason}"
+        reason = _unfinished(measured, _reason(exc))
     return EngineSpeed(name, kind.precision, tuple(measured), reason, differs)
+
+
+def _unfinished(measured: Sequence[dict[str, Any]], reason: str) -> str:
+    return f"batches above {measured[-1]['batch']} were not measured: {reason}" if measured else reason
 
 
 def _verify(engine: Engine, subject: Subject, size: int, limit: float) -> tuple[float, int]:

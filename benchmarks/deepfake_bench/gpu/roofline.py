@@ -27,8 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from deepfake_bench.machine.stopwatch import measure
 from deepfake_preprocess.errors import EngineError
 
-BYTES_PER_VALUE = {"fp32": 4, "tf32": 4, "fp16": 2}
+BYTES_PER_VALUE = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 """TF32 is a precision of multiplying; in memory its numbers are FP32."""
+
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 POOLINGS = ("mean", "_adaptive_avg_pool2d", "avg_pool2d", "max_pool2d_with_indices")
 MATRIX_SIZE = {"cuda": 8192, "cpu": 256}
@@ -89,9 +91,9 @@ def measure_ceilings(device: str, *, seconds: float) -> Ceilings:
     size, flops_per_s = MATRIX_SIZE[device], {}
     before = torch.backends.cuda.matmul.fp32_precision
     try:
-        for precision in BYTES_PER_VALUE if device == "cuda" else ("fp32", "fp16"):
+        for precision in BYTES_PER_VALUE if device == "cuda" else ("fp32", "fp16", "bf16"):
             torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-            dtype = torch.float16 if precision == "fp16" else torch.float32
+            dtype = HALVES.get(precision, torch.float32)
             left, right = (torch.randn(size, size).to(device, dtype) for _ in range(2))
             multiply = partial(torch.matmul, left, right, out=torch.empty_like(left))
             flops_per_s[precision] = 2 * size**3 / took_s(multiply)

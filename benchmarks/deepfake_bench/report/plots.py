@@ -16,7 +16,7 @@ FORMATS = ("png", "svg")
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 9.0, 4.0, 120
 PANEL_WIDTH_INCHES = 5.5
 """Of each network of a ``gpu`` result."""
-ROOFLINES = {"fp32": ":", "tf32": "-.", "fp16": "--"}
+ROOFLINES = {"fp32": ":", "tf32": "-.", "fp16": "--", "bf16": (0, (5, 1))}
 """Their lines, by precision."""
 STAGES = {
     "client_and_network_ms": "client and network",
