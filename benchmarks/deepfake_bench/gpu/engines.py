@@ -153,7 +153,7 @@ class BrainDetector(ServedDetector):
 
 
 class PyTorchEngine:
-    """PyTorch in FP16 or BF16, channels last: ``eager``, by ``compile`` with CUDA graphs, or ``aot`` (AOTInductor)."""
+    """PyTorch in FP16 or BF16, channels last: ``eager``, ``compile`` with CUDA graphs, or ``aot`` (AOTInductor)."""
 
     def __init__(self, subject: Subject, precision: str, device: str, *, how: str) -> None:
         require_torch_device(device)
