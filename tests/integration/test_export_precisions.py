@@ -10,6 +10,7 @@ import sys
 from contextlib import closing
 
 import cv2
+import exporter
 import numpy as np
 import onnx
 import pytest
@@ -25,6 +26,7 @@ from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision.fp16 import FLOAT16_MAX, activation_ranges, export_fp16, half_detector
 from deepfake_export.precision.int8 import TARGETS, quantize_int8
+from deepfake_export.proof import speed
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.parity import reference_outputs
 from deepfake_export.proof.running import EngineProcess, LocalEngine, engine_for
@@ -99,6 +101,14 @@ def detector_of(net: nn.Module) -> ServedDetector:
         gap = int(np.diff(middle[12:36]).argmax()) + 12
         net[-1].bias.sub_(float(middle[gap] + middle[gap + 1]) / 2)
     return detector
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Most tests export the same network, and no test looks at how fast it is."""
+    with exporter.runs_once(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(speed, "MIN_ROUND_S", 0.001)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +299,6 @@ def test_an_engine_that_crashes_is_one_artifact_that_fails(workplace, monkeypatc
     assert why in promotion["reason"]
 
 
-@pytest.mark.slow  # half a minute
 def test_the_server_answers_with_the_promoted_files_results(workplace):
     """Every engine that is installed is measured, and the one that is promoted computes in the server."""
     pytest.importorskip("openvino")
