@@ -39,15 +39,18 @@ def tune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Search, and leave the repository as it is.")] = False,
     output: OutputOption = None,
 ) -> None:
-    """Search how the embedded server should run a model on this machine, under the traffic of real clips.
+    """Search how the embedded server runs a model fastest here, on real clips.
 
-    The clips are analyzed once, and their requests recorded with their times. Each setting (engine and precision, of
-    those that the export proved; instances and threads; largest batch) is served by a private Triton; what counts is
-    how many videos per second it takes while 99% of the requests are answered within the bound. Scores must be those
-    of the model file, and verdicts of the clips equal, before anything is timed.
+    The clips are analyzed once, and their requests recorded with their times.
+    Each setting (engine and precision, of those that the export proved;
+    instances and threads; largest batch) is served by a private Triton. What
+    counts is how many videos per second it takes while 99% of the requests are
+    answered within the bound. Scores must be those of the model file, and the
+    clips' verdicts equal, before anything is timed.
 
-    The winner must win again, in turn with the present setting; then it is written into the model's
-    configs/embedded.pbtxt. `deepfake serve` uses it on machines with as many cores, and exports keep it.
+    The winner must win again, in turn with the present setting; then it is
+    written into the model's configs/embedded.pbtxt. `deepfake serve` uses it on
+    machines with as many cores, and exports keep it.
 
     [bold]Examples[/]
 
