@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -20,14 +19,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from deepfake_client.analysis.aggregation import num_frames_needed
-from deepfake_client.options import AnalyzeOptions
-from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, pictures_of_source, with_box
+from deepfake_client.report.facts import ReportContext, headline, sampling_text, stages, track_rows, warnings
+from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, moments, pictures_of_source, with_box
 from deepfake_client.report.plots import timeline_svg, track_styles, write_frame_analysis, write_timeline
 from deepfake_client.result.outcome import Outcome
-from deepfake_client.result.verdict import FaceScore, Label, Verdict
-from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.media.sampling import Sampling
+from deepfake_client.result.verdict import Label, Verdict
 from deepfake_preprocess.support.files import write_whole
 from deepfake_preprocess.support.text import visible
 
@@ -49,14 +45,6 @@ _templates.filters["percent"] = lambda value: f"{100 * value:.2f}%"
 _templates.filters["seconds"] = lambda value: f"{value:.2f} s"
 _templates.filters["words"] = lambda value: str(value).replace("_", " ")
 _templates.filters["plain"] = visible
-
-
-@dataclass(frozen=True, slots=True)
-class ReportContext:
-    """What a report says in addition to the verdict: the contract of the model, and how the input was analyzed."""
-
-    spec: ModelSpec
-    options: AnalyzeOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +100,7 @@ def write_page(
     page = _templates.get_template("page.html.j2").render(
         verdict=verdict,
         name=Path(verdict.source).name or verdict.source,
-        headline=_headline(verdict),
+        headline=headline(verdict),
         timeline=Markup(timeline_svg(verdict)),
         timeline_narrow=Markup(timeline_svg(verdict, narrow=True)),
         timeline_text=_timeline_text(verdict),
@@ -120,11 +108,11 @@ def write_page(
         places=_places(pictures, verdict),
         heatmaps=heatmaps,
         pictures=pictures,
-        tracks=_track_rows(verdict),
+        tracks=track_rows(verdict),
         context=context,
-        sampling=_sampling_text(context.options.sampling),
-        warnings=_warnings(verdict),
-        stages=_stages(verdict),
+        sampling=sampling_text(context.options.sampling),
+        warnings=warnings(verdict),
+        stages=stages(verdict),
         version=metadata.version("deepfake-serving"),
     )
     write_whole(path, page)
@@ -161,17 +149,6 @@ def _suspicion(verdict: Verdict) -> tuple[bool, float]:
     return verdict.label is Label.FAKE, -1.0 if verdict.fake_probability is None else verdict.fake_probability
 
 
-def _headline(verdict: Verdict) -> str:
-    if verdict.reason is not None:
-        detail = f"{verdict.detail[:1].upper()}{verdict.detail[1:]}"
-        return f"No verdict: {verdict.reason.value.replace('_', ' ')}. {detail}".strip()
-    face = (verdict.deciding_track or 0) + 1
-    score, threshold = f"{verdict.fake_probability:.3f}", f"the threshold of {verdict.threshold:g}"
-    if verdict.label is Label.FAKE:
-        return f"Face {face} looks fake: its fake probability of {score} reaches {threshold}."
-    return f"No face that counts looks fake: the highest score ({score}, face {face}) is below {threshold}."
-
-
 def _timeline_text(verdict: Verdict) -> str:
     """Say in words what the plot shows."""
     lines = [
@@ -198,71 +175,9 @@ def _face_cards(pictures: Pictures, heatmaps: Heatmaps | None) -> list[dict[str,
 def _places(pictures: Pictures, verdict: Verdict) -> list[dict[str, Any]]:
     """Return one whole frame for each face, that in which it is most suspicious."""
     styles = track_styles(verdict)
-    first = {item.pick.face.track: item for item in reversed(pictures.faces)}
     cards = []
-    for track, item in sorted(first.items()):
+    for track, item in moments(pictures):
         red, green, blue = bytes.fromhex(styles[track][0].removeprefix("#"))
         uri = jpeg_uri(with_box(item, (red, green, blue)))
         cards.append({"uri": uri, "track": track, "pts_seconds": item.pick.frame.pts_seconds})
     return cards
-
-
-def _track_rows(verdict: Verdict) -> list[dict[str, Any]]:
-    styles = track_styles(verdict)
-    rows = []
-    usable = Counter(face.track for frame in verdict.frames for face in frame.faces if face.takes_part)
-    needed = num_frames_needed(len(verdict.frames), max(usable.values(), default=0))
-    for track in sorted(verdict.tracks, key=lambda track: (not track.counted, -track.fake_probability)):
-        faces = [face for frame in verdict.frames for face in frame.faces if face.track == track.track]
-        unscored = sum(face.fake_probability is None for face in faces)
-        left_out = len(faces) - unscored - usable[track.track]
-        rows.append(
-            {
-                "track": track,
-                "color": styles[track.track][0],
-                "concerns": _concerns(faces),
-                "left_out": left_out,
-                "unscored": unscored,
-                "reason": _reasons(rare=len(faces) < needed, poor=left_out > 0, unscored=unscored > 0),
-            }
-        )
-    return rows
-
-
-def _reasons(*, rare: bool, poor: bool, unscored: bool) -> str:
-    """Say why a track has too few usable faces to count."""
-    seen = [words for words, holds in (("too rarely", rare), ("too poorly", poor)) if holds]
-    reasons = [f"seen {' and '.join(seen)}"] if seen else []
-    return ", ".join([*reasons, "not always scored"] if unscored else reasons)
-
-
-def _concerns(faces: Sequence[FaceScore]) -> str:
-    """Return the concerns of a track's faces with the number of frames, most frequent first."""
-    counts = Counter(concern.value.replace("_", " ") for face in faces for concern in face.concerns)
-    return ", ".join(f"{name} ({count})" for name, count in counts.most_common()) or "none"
-
-
-def _sampling_text(sampling: Sampling) -> str:
-    where = "evenly spaced in time" if sampling.mode == "uniform" else "near keyframes (fast sampling)"
-    if sampling.fps is not None:
-        return f"{sampling.fps:g} frames per second, {where}"
-    return f"{sampling.num_frames} frames, {where}"
-
-
-def _warnings(verdict: Verdict) -> list[str]:
-    detail = [verdict.detail] if verdict.detail and verdict.reason is None else []
-    return [f"{text[:1].upper()}{text[1:].removesuffix('.')}." for text in (*verdict.notes(), *detail)]
-
-
-def _stages(verdict: Verdict) -> list[tuple[str, float, float]]:
-    """Return name, seconds and share of the total of each stage."""
-    timing = verdict.timing_s
-    total = timing.total or 1.0
-    stages = (
-        ("decode", timing.decode),
-        ("detect faces", timing.detect),
-        ("crop", timing.crop),
-        ("server", timing.infer),
-        ("aggregate", timing.aggregate),
-    )
-    return [(name, seconds, min(1.0, seconds / total)) for name, seconds in stages]

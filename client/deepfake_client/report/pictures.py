@@ -80,11 +80,21 @@ def with_box(item: Evidence, color_rgb: tuple[int, int, int]) -> NDArray[np.uint
     return image
 
 
-def jpeg_uri(image_rgb: NDArray[np.uint8]) -> str:
-    """Return a uint8 ``[H, W, 3]`` RGB picture as a JPEG in a ``data:`` address."""
+def moments(pictures: Pictures) -> list[tuple[int, Evidence]]:
+    """Return the number of each face's track and the face in the frame in which it is most suspicious."""
+    return sorted({item.pick.face.track: item for item in reversed(pictures.faces)}.items())
+
+
+def jpeg(image_rgb: NDArray[np.uint8]) -> bytes:
+    """Return a uint8 ``[H, W, 3]`` RGB picture as the bytes of a JPEG file."""
     bgr = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return data_uri("image/jpeg", encoded.tobytes())
+    return encoded.tobytes()
+
+
+def jpeg_uri(image_rgb: NDArray[np.uint8]) -> str:
+    """Return a uint8 ``[H, W, 3]`` RGB picture as a JPEG in a ``data:`` address."""
+    return data_uri("image/jpeg", jpeg(image_rgb))
 
 
 def data_uri(media_type: str, data: bytes) -> str:

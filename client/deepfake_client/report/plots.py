@@ -56,6 +56,14 @@ def timeline_svg(verdict: Verdict, *, narrow: bool = False) -> str:
     return svg.replace("xlink:href", "href").replace(_INK, "currentColor")
 
 
+def timeline_png(verdict: Verdict) -> bytes:
+    """Return the scores over time as a PNG file without a title, to stand on paper."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(_STYLE):
+        _timeline(verdict).savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+    return buffer.getvalue()
+
+
 def write_timeline(verdict: Verdict, path: Path) -> None:
     """Write the scores over time as a PNG."""
     with mpl.rc_context(_STYLE):

@@ -1,0 +1,86 @@
+"""Too much and too slow: refused with a type and a word on when to come again, and nothing is kept of it."""
+
+import errno
+import io
+import json
+import socket
+
+import gateways
+import pytest
+
+from deepfake_gateway.api import door
+from deepfake_gateway.intake import connections, sink
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with gateways.listening_gateway(tmp_path_factory.mktemp("data"), uploads_in_all=2) as (address, queue):
+        yield int(address.rpartition(":")[2]), queue
+
+
+def connected(port, data):
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(data)
+    return connection
+
+
+def answer(connection):
+    """Return status, headers and JSON of the answer, up to the end of the connection."""
+    head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    first, *lines = head.decode().lower().split("\r\n")
+    return int(first.split()[1]), dict(line.split(": ", 1) for line in lines), json.loads(body)
+
+
+BEGUN = b"POST /v1/analyses HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n"
+
+
+def test_uploads_beyond_the_bound_are_refused_until_others_end(service):
+    port, _ = service
+    held = [connected(port, BEGUN + b"some") for _ in range(2)]
+    seen = []
+    while not seen or seen[-1][0] != 503:  # until both of the others have begun
+        with connected(port, BEGUN.replace(b"100000", b"4") + b"junk") as third:
+            seen.append(answer(third))
+    status, headers, problem = seen[-1]
+    assert headers["content-type"] == "application/problem+json"
+    assert (headers["retry-after"], "2 uploads are on their way" in problem["detail"]) == ("2", True)
+    for connection in held:
+        connection.close()
+    while status != 202:
+        with connected(port, BEGUN.replace(b"100000", b"4") + b"more") as third:
+            status, _, _ = answer(third)
+
+
+def test_an_upload_that_trickles_is_given_up(service, monkeypatch):
+    port, queue = service
+    monkeypatch.setattr(door, "SLOW_START_S", 0.05)
+    with connected(port, BEGUN + b"some") as slow:
+        status, headers, problem = answer(slow)
+    assert (status, headers["connection"]) == (408, "close")
+    assert "slower than 4 KiB a second" in problem["detail"]
+    assert list(queue.media._incoming.iterdir()) == []
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /v1/analyses HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "])
+def test_a_connection_that_asks_for_nothing_is_closed(service, monkeypatch, data):
+    monkeypatch.setattr(connections, "ASKED_WITHIN_S", 0.05)
+    with connected(service[0], data) as idle:
+        assert idle.recv(10) == b""
+
+
+def test_connections_beyond_the_bound_are_closed(service, monkeypatch):
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 0)
+    with connected(service[0], b"") as idle:
+        assert idle.recv(10) == b""
+
+
+def test_a_full_disk_is_told(tmp_path, clip, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with gateways.gateway(tmp_path / "data") as gateway:
+        monkeypatch.setattr(sink.Path, "open", lambda path, mode: Full(path, "x"))
+        answer = gateway.post("/v1/analyses", content=clip)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+    assert "no room for the file (No space left on device); try again later" in answer.json()["detail"]
