@@ -7,7 +7,7 @@
     │   ├── MediaNotFoundError          also FileNotFoundError
     │   ├── MediaOpenError              exists, but cannot be opened or read as a video or an image
     │   │   ├── MediaCrashError         the process that decoded it died
-    │   │   └── MediaLimitError         it needs more memory or time than is allowed
+    │   │   └── MediaLimitError         it is larger than is allowed, or needs more memory or time
     │   ├── SpecError                   also ValueError: a ModelSpec field is wrong
     │   ├── CheckpointError             a checkpoint cannot be read or does not fit
     │   ├── RepositoryError             a model repository is missing, incomplete or altered
@@ -70,7 +70,7 @@ class MediaCrashError(MediaOpenError):
 
 
 class MediaLimitError(MediaOpenError):
-    """Analyzing the file needs more memory or time than is allowed."""
+    """The file is larger or longer than is allowed, or analyzing it needs more memory or time."""
 
 
 class SpecError(InputError, ValueError):

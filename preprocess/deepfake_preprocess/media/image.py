@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_preprocess.errors import MediaOpenError
+from deepfake_preprocess.errors import MediaLimitError, MediaOpenError
 
 MAX_SIDE_PX = 16384
 """Longest side of a picture that is accepted; the limit of H.264 level 6.2 and of most hardware."""
@@ -106,7 +106,7 @@ def _tiff_size_wh(data: bytes) -> tuple[int, int] | None:
 def check_size(width: int, height: int, name: str, *, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse pictures that are too large."""
     if max(width, height) > MAX_SIDE_PX or width * height > max_pixels:
-        raise MediaOpenError(
+        raise MediaLimitError(
             f"{name} has {width}x{height} pixels; at most {MAX_SIDE_PX} per side and {max_pixels} in total are "
             "accepted: scale it down"
         )

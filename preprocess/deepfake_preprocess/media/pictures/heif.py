@@ -77,6 +77,8 @@ def read_still(
     wanted = set(_coded_items(still, still.primary, name))
     tiles: dict[int, NDArray[np.uint8]] = {}
     streams = {stream.index: stream for stream in container.streams.video if stream.id in wanted}
+    for stream in streams.values():
+        check_size(stream.codec_context.width, stream.codec_context.height, name)
     for packet in container.demux(list(streams.values())):
         stream = streams[packet.stream.index]
         try:
