@@ -20,8 +20,9 @@ from deepfake_gateway.intake.submission import AskModels, Desk
 from deepfake_gateway.jobs.queue import Queue
 from deepfake_gateway.sandbox.process import Sandboxes
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.bucket import media_of
 from deepfake_gateway.store.keys import Keys
-from deepfake_gateway.store.media import MediaFolder
+from deepfake_gateway.store.media import MediaAwayError
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.web import pages
 
@@ -57,9 +58,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     app.state.settings = settings
     keys = app.state.keys = Keys(store.engine)
     # Of all tenants; a route takes the one of its caller, `request.state.desk`.
-    desk = app.state.whole_desk = Desk(
-        store, MediaFolder(settings.data_dir), queue, ask_models, sandboxes.run, settings
-    )
+    desk = app.state.whole_desk = Desk(store, media_of(settings), queue, ask_models, sandboxes.run, settings)
     for part in (analyses, batches, results, explanations, operations, compatibility, webhooks):
         app.include_router(part.router)
     pages.add_to(app)
@@ -67,6 +66,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(SQLAlchemyError, _on_database)
+    app.add_exception_handler(MediaAwayError, _on_media)
     app.add_middleware(Door, desk=desk, keys=keys, settings=settings)
     app.add_middleware(Guard, only_local_names=settings.is_local)
     return app
@@ -99,3 +99,7 @@ async def _on_validation(request: Request, error: Exception) -> Response:
 async def _on_database(request: Request, error: Exception) -> Response:
     detail = f"the database gives no answer ({type(error).__name__}); try again later"
     return await _on_problem(request, Problem(503, detail, {"Retry-After": "5"}))
+
+
+async def _on_media(request: Request, error: Exception) -> Response:
+    return await _on_problem(request, Problem(503, str(error), {"Retry-After": "5"}))

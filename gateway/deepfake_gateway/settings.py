@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     """Folder of media and, by default, of the database."""
     database: str | None = None
     """SQLAlchemy URL of the database, such as ``postgresql+psycopg://...``; SQLite in `data_dir` by default."""
+    blobs: str | None = None
+    """Where media and what is made of them are kept, such as ``s3://bucket/prefix``; in `data_dir` by default."""
     url: str | None = None
     """Triton, as HOST:PORT or URL; its standard port on this machine by default."""
     model: str | None = None
@@ -57,6 +59,12 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(2**30, ge=1)
     """Largest upload, in bytes."""
+    max_duration_s: float = Field(7200.0, gt=0)
+    """Longest video, in seconds."""
+    max_pixels: int = Field(2**26, ge=1)
+    """Most pixels of a picture or of a video's frame: twice those of 8K by default."""
+    max_frames: int = Field(10_000, ge=1)
+    """Most frames of a video that one analysis may look at."""
     url_intake: bool = False
     """Whether files may be named by their address, which this service then fetches."""
     url_timeout_s: float = Field(60.0, gt=0)
@@ -72,6 +80,8 @@ class Settings(BaseSettings):
     """Requests that each key may send in a minute, or each address where there are no keys; 0 for any number."""
     uploads_at_once: int = Field(8, ge=1)
     """Uploads of one key that may be on their way at once."""
+    uploads_in_all: int = Field(64, ge=1)
+    """Uploads of all together that may be on their way at once; more are refused."""
     seconds_per_day: float = Field(0.0, ge=0)
     """Seconds of video that each key may send in a day (UTC), unless it has a bound of its own; 0 for any number."""
     max_queued: int = Field(1000, ge=1)

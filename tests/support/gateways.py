@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 from fastapi.testclient import TestClient
 from fixed_detector import LEFT, FixedDetector
 
@@ -21,11 +20,13 @@ from deepfake_client import AsyncDeepfakeClient, DeepfakeClient, ModelSpec
 from deepfake_client.explain.types import Explanation
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_gateway.app import build_app
+from deepfake_gateway.intake.connections import server_of
 from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import run_explanation
 from deepfake_gateway.jobs.queue import Job
 from deepfake_gateway.jobs.running import run_job
 from deepfake_gateway.sandbox.child import options_of, result_of
+from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import Explanations
@@ -34,6 +35,7 @@ from deepfake_preprocess.errors import DeepfakeError, ExplainDisagreementError
 from deepfake_preprocess.support.sockets import listening
 
 SPEC = ModelSpec("fake_model", "timm:efficientnet_b0", checkpoint_sha256="ab" * 32, threshold=0.3)
+LIMITS = limits_of(Settings())
 BEGUN = {"frames_done": 0, "frames_expected": 4, "faces_scored": 0, "label": None, "fake_probability": None}
 
 
@@ -99,9 +101,9 @@ class ThreadQueue:
                 self.canceled.set()
                 raise
         async with AsyncDeepfakeClient(FakeTransport(spec=SPEC), detector=FixedDetector(LEFT)) as client:
-            path = self.media.path(analysis.id)
             try:
-                verdict = await client.analyze(path, options=options_of(analysis.options))
+                with self.media.local(analysis.id) as path:
+                    verdict = await client.analyze(path, options=options_of(analysis.options))
             except DeepfakeError as exc:
                 raise TaskError(type(exc).__name__, str(exc)) from exc
         return replace(verdict, source=analysis.file_name).to_dict()
@@ -121,7 +123,7 @@ class InThread:
                 DeepfakeClient(FakeTransport(spec=SPEC), detector=FixedDetector(LEFT)) as client,
                 Path(task["path"]).open("rb") as medium,
             ):
-                return result_of(client, medium, task, print)
+                return result_of(client, medium, task, LIMITS, print)
 
         result = await asyncio.to_thread(do)
         if "error" in result:
@@ -161,7 +163,7 @@ def gateway(data_dir, **settings):
 def listening_gateway(data_dir, **settings):
     """Yield address and queue of a service that listens on a free port."""
     app, queue, _ = _parts(data_dir, settings)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    server = server_of(app)
     with listening("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

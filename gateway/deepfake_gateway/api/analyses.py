@@ -13,7 +13,7 @@ from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, address_of, analysis_json, listed_json
 from deepfake_gateway.api.parts import DeskOf, SettingsOf, WaitOf
 from deepfake_gateway.intake.fetching import Fetcher
-from deepfake_gateway.intake.options import OptionsForm
+from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import responses
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.jobs.queue import Priority
@@ -25,6 +25,8 @@ NOT_OPTIONS: Final = frozenset({"file_name", "priority"})
 router = APIRouter(tags=["analyses"])
 
 _OPTIONS: Final = OptionsForm.model_json_schema()["properties"]
+_FIELDS: Final = form_properties()
+_FILE: Final = {"type": "string", "contentMediaType": "application/octet-stream", "minLength": 1}
 _UPLOAD: Final = {
     "requestBody": {
         "required": True,
@@ -34,9 +36,10 @@ _UPLOAD: Final = {
                     "type": "object",
                     "required": ["file"],
                     "properties": {
-                        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
-                        **_OPTIONS,
+                        "file": _FILE,
+                        **_FIELDS,
                     },
+                    "additionalProperties": False,
                 }
             },
             "application/json": {
@@ -47,13 +50,11 @@ _UPLOAD: Final = {
                     "additionalProperties": False,
                 }
             },
-            "application/octet-stream": {
-                "schema": {"type": "string", "contentMediaType": "application/octet-stream"}
-            },
+            "application/octet-stream": {"schema": _FILE},
         },
     },
     "parameters": [
-        {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in _OPTIONS.items()
+        {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in _FIELDS.items()
     ],
 }
 
@@ -64,7 +65,7 @@ _UPLOAD: Final = {
     responses={
         200: {"model": AnalysisDocument, "description": "It is over: an earlier result, or it ended while waiting."},
         202: {"model": AnalysisDocument, "description": "It is queued; `Location` is where it is."},
-        **responses(400, 403, 409, 413, 415, 422, 429, 503),
+        **responses(400, 403, 408, 409, 413, 415, 422, 429, 503),
     },
     openapi_extra=_UPLOAD,
 )

@@ -14,14 +14,15 @@ from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import BatchDocument, batch_json
 from deepfake_gateway.api.parts import DeskOf, SettingsOf
 from deepfake_gateway.intake.fetching import Fetcher
-from deepfake_gateway.intake.options import OptionsForm
+from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import responses
 from deepfake_gateway.intake.upload import MAX_FILES, received_together
 
 router = APIRouter(tags=["batches"])
 
 _OPTIONS: Final[dict[str, Any]] = OptionsForm.model_json_schema()["properties"]
-_FILE: Final = {"type": "string", "contentMediaType": "application/octet-stream"}
+_FIELDS: Final = form_properties()
+_FILE: Final = {"type": "string", "contentMediaType": "application/octet-stream", "minLength": 1}
 _NAME: Final = {"type": "string", "maxLength": 255}
 _BODY: Final = {
     "requestBody": {
@@ -34,8 +35,9 @@ _BODY: Final = {
                     "properties": {
                         "file": {"type": "array", "items": _FILE, "minItems": 1, "maxItems": MAX_FILES},
                         "name": _NAME,
-                        **_OPTIONS,
+                        **_FIELDS,
                     },
+                    "additionalProperties": False,
                 }
             },
             "application/json": {
@@ -65,7 +67,7 @@ _BODY: Final = {
     status_code=202,
     responses={
         202: {"model": BatchDocument, "description": "They are queued; `Location` is where they are."},
-        **responses(400, 403, 413, 415, 422, 429, 503),
+        **responses(400, 403, 408, 413, 415, 422, 429, 503),
     },
     openapi_extra=_BODY,
 )

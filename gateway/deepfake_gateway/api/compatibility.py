@@ -144,6 +144,8 @@ async def _analyzed(
     analysis = await desk.finished(submitted.analysis.id, _WAIT_S)
     if not analysis.status.is_final:
         raise Problem(503, "the analysis is not over yet; ask POST /v1/analyses, which need not be waited for")
+    if analysis.status is Status.FAILED and analysis.error_type == "MediaLimitError":
+        raise Problem(413, analysis.error_detail or "the file is larger or longer than is accepted")
     if analysis.status is Status.FAILED and analysis.error_type == "MediaOpenError":
         raise Problem(415, analysis.error_detail or "the file is neither a video nor a picture")
     return analysis

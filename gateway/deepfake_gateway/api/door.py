@@ -29,6 +29,9 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import SESSION_COOKIE, Key, Keys
 
 SIGN_IN: Final = "/sign-in"
+SLOW_START_S: Final = 30.0
+"""A body may take so long, and longer by what has come of it at `LEAST_BYTES_PER_S`."""
+LEAST_BYTES_PER_S: Final = 4096
 _PUBLIC: Final = frozenset(
     {
         SIGN_IN, "/docs", "/openapi.json", "/health", "/api/v1/health", "/v1/health/live", "/v1/health/ready",
@@ -43,10 +46,10 @@ class Door:
     def __init__(self, app: ASGIApp, *, desk: Desk, keys: Keys, settings: Settings) -> None:
         self._app, self._desk, self._keys = app, desk, keys
         self._required = False
-        self._is_local, self._uploads_at_once = settings.is_local, settings.uploads_at_once
+        self._is_local = settings.is_local
         self._rate = RateLimitItemPerMinute(settings.requests_per_minute) if settings.requests_per_minute else None
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._uploads: Counter[str] = Counter()
+        self._uploads = _Uploads(settings.uploads_at_once, settings.uploads_in_all)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -66,10 +69,11 @@ class Door:
             key = await self._caller(scope, headers)
             scope.setdefault("state", {}).update(key=key, desk=self._desk.of(key))
             caller = key.id if key else (scope.get("client") or ("",))[0]
-            if key is not None or not self._is_local:
+            is_counted = key is not None or not self._is_local
+            if is_counted:
                 left.update(self._counted(scope["path"], caller))
-                if scope["method"] not in SAFE_METHODS:
-                    upload = _Upload(self._uploads, caller, self._uploads_at_once, receive)
+            if scope["method"] not in SAFE_METHODS:
+                upload = _Upload(self._uploads, caller if is_counted else None, receive)
         except (Problem, SQLAlchemyError) as exc:
             await _refusal(exc, scope)(scope, receive, send)
             return
@@ -125,30 +129,65 @@ class Door:
         return left
 
 
-class _Upload:
-    """Counts a body that is on its way, until it is there; Problem 429 where too many are."""
+class _Uploads:
+    """Bodies that are on their way: by caller, and all."""
 
-    def __init__(self, uploads: Counter[str], caller: str, at_once: int, receive: Receive) -> None:
-        if uploads[caller] >= at_once:
+    def __init__(self, at_once: int, in_all: int) -> None:
+        self._at_once, self._in_all = at_once, in_all
+        self._by_caller: Counter[str | None] = Counter()
+
+    def begin(self, caller: str | None) -> None:
+        """Count a body, of a caller where its own are bounded; Problem 429 or 503 where too many are on their way."""
+        if caller is not None and self._by_caller[caller] >= self._at_once:
             raise Problem(
-                429, f"{at_once} uploads are on their way, as many as may; send the next when one is there",
+                429, f"{self._at_once} uploads are on their way, as many as may; send the next when one is there",
                 {"Retry-After": "2"},
             )  # fmt: skip
-        uploads[caller] += 1
+        if self._by_caller.total() >= self._in_all:
+            raise Problem(
+                503, f"{self._in_all} uploads are on their way, as many as this service takes; try again in a moment",
+                {"Retry-After": "2"},
+            )  # fmt: skip
+        self._by_caller[caller] += 1
+
+    def end(self, caller: str | None) -> None:
+        """Count a body as there."""
+        self._by_caller[caller] -= 1
+        if not self._by_caller[caller]:
+            del self._by_caller[caller]
+
+
+class _Upload:
+    """A body that is on its way: counted until it is there, and given up where it is too slow."""
+
+    def __init__(self, uploads: _Uploads, caller: str | None, receive: Receive) -> None:
+        uploads.begin(caller)
         self._uploads, self._caller, self._receive, self._ended = uploads, caller, receive, False
+        self._give_up_at = time.monotonic() + SLOW_START_S
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        """Return the next piece; Problem 408 where it does not come in time."""
+        if self._ended:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._give_up_at - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            self.end()
+            raise Problem(
+                408, f"the upload comes slower than {LEAST_BYTES_PER_S >> 10} KiB a second; send it again over a "
+                "faster connection, or a smaller file", {"Connection": "close"},
+            ) from None  # fmt: skip
+        self._give_up_at += len(message.get("body", b"")) / LEAST_BYTES_PER_S
         if not message.get("more_body", False):
             self.end()
         return message
 
     def end(self) -> None:
+        """Count it as there, once."""
         if not self._ended:
             self._ended = True
-            self._uploads[self._caller] -= 1
-            if not self._uploads[self._caller]:
-                del self._uploads[self._caller]
+            self._uploads.end(self._caller)
 
 
 def _text_of(headers: Headers) -> str:

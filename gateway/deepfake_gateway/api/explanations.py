@@ -17,7 +17,7 @@ from deepfake_gateway.api.documents import (
     crop_json,
     explanation_json,
 )
-from deepfake_gateway.api.parts import DeskOf, SettingsOf, WaitOf, made
+from deepfake_gateway.api.parts import SEALED, DeskOf, SettingsOf, WaitOf, made
 from deepfake_gateway.intake.options import ExplanationForm
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
@@ -135,4 +135,8 @@ async def _done(desk: Desk, analysis_id: str) -> Analysis:
 
 
 def _picture(png: bytes) -> Response:
-    return Response(png, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+    return Response(
+        png,
+        media_type="image/png",
+        headers={"Cache-Control": "private, max-age=3600", "Content-Security-Policy": SEALED},
+    )

@@ -15,6 +15,8 @@ from deepfake_gateway.sandbox.process import SandboxError, TaskError
 from deepfake_gateway.settings import Settings
 
 MAX_WAIT_S: Final = 300.0
+SEALED: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src 'self'"
+"""A policy under which what an upload contains can do nothing, whatever a browser takes it for."""
 
 T = TypeVar("T")
 

@@ -7,24 +7,26 @@ import csv
 import io
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from deepfake_gateway.api.documents import analysis_json
-from deepfake_gateway.api.parts import DeskOf, made
+from deepfake_gateway.api.parts import SEALED, DeskOf, made
+from deepfake_gateway.api.ranges import ranged
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.store.media import UNKNOWN
 
 LOOK_S: Final = 0.05
 HEARTBEAT_S: Final = 15.0
 """A comment is sent so often, or proxies close a silent connection."""
-SEALED: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src 'self'"
-"""A policy under which what an upload contains can do nothing, whatever a browser takes it for."""
+_MEDIA: Final[dict[str, Any]] = {"video/*": {}, "image/*": {}, UNKNOWN: {}}
 
 router = APIRouter(tags=["results"])
 
@@ -75,17 +77,17 @@ def _event(kind: str, data: dict[str, Any], number: int) -> str:
 @router.get(
     "/v1/analyses/{analysis_id}/media",
     responses={
-        200: {"content": {"application/octet-stream": {}}, "description": "The file."},
-        206: {"content": {"application/octet-stream": {}}, "description": "A part of it."},
+        200: {"content": _MEDIA, "description": "The file."},
+        206: {"content": _MEDIA, "description": "A part of it."},
         **responses(404, 416),
     },
-    response_class=FileResponse,
+    response_class=StreamingResponse,
 )
-async def media(analysis_id: str, desk: DeskOf) -> Response:
+async def media(analysis_id: str, request: Request, desk: DeskOf) -> Response:
     """Return the file that was analyzed, or a range of it; as a picture or a video, or else as a download."""
     analysis = await asyncio.to_thread(desk.find, analysis_id)
-    path = desk.media.path(analysis_id)
-    if not path.exists():
+    size = await asyncio.to_thread(desk.media.size, analysis_id)
+    if size is None:
         raise Problem(404, "the medium of this analysis was removed; send the file again")
     disposition = "attachment" if analysis.media_type == UNKNOWN else "inline"
     headers = {
@@ -94,13 +96,17 @@ async def media(analysis_id: str, desk: DeskOf) -> Response:
         "Cache-Control": "private, max-age=3600",
         "ETag": f'"{analysis.sha256}"',
     }
-    return FileResponse(path, media_type=analysis.media_type, headers=headers)
+    pieces = partial(desk.media.pieces, analysis_id)
+    return ranged(request, size, pieces, media_type=analysis.media_type, headers=headers)
 
 
 @router.get(
     "/v1/analyses/{analysis_id}/report",
     responses={
-        200: {"content": {"text/html": {}, "application/json": {}, "text/csv": {}}, "description": "The report."},
+        200: {
+            "content": {"text/html": {}, "application/json": {}, "text/csv": {}, "application/pdf": {}},
+            "description": "The report.",
+        },
         **responses(404, 409, 422, 503),
     },
     response_class=Response,
@@ -108,9 +114,11 @@ async def media(analysis_id: str, desk: DeskOf) -> Response:
 async def report(
     analysis_id: str,
     desk: DeskOf,
-    format: Annotated[Literal["html", "json", "csv"], Query()] = "html",
+    format: Annotated[
+        Literal["html", "json", "csv", "pdf"], Query(description="``pdf`` where the extra of this name is installed")
+    ] = "html",
 ) -> Response:
-    """Return the report: a page that needs nothing else, the verdict as JSON, or a line per face and frame as CSV."""
+    """Return the report: a page that needs nothing else, the same as PDF, the verdict as JSON, its faces as CSV."""
     analysis = await asyncio.to_thread(desk.find, analysis_id)
     if analysis.verdict is None:
         raise Problem(
@@ -122,7 +130,13 @@ async def report(
         return JSONResponse(analysis.verdict, headers=headers)
     if format == "csv":
         return Response(csv_of(analysis.verdict), media_type="text/csv; charset=utf-8", headers=headers)
-    page = await made(desk.evidence.report(analysis))
+    if format == "pdf":
+        if not makes_pdf():
+            raise Problem(422, "this service makes no PDF, for its extra `pdf` is not installed; ask for html")
+        return Response(
+            await made(desk.evidence.report(analysis, "pdf")), media_type="application/pdf", headers=headers
+        )
+    page = await made(desk.evidence.report(analysis, "html"))
     headers = {"Content-Security-Policy": SEALED}
     return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 

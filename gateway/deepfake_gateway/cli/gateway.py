@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Final, Self
 
 import typer
-import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
@@ -26,6 +25,7 @@ from deepfake_client.transport.protocol import ServedModel
 from deepfake_gateway.app import build_app
 from deepfake_gateway.cli.keys import keys
 from deepfake_gateway.cli.webhooks import webhooks
+from deepfake_gateway.intake.connections import server_of
 from deepfake_gateway.jobs.queue import DurableQueue
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
@@ -175,10 +175,7 @@ def _serve(settings: Settings, screen: Console) -> None:
         screen.print(f"The verdict service is at [bold]{address}[/], data in {escape(str(settings.data_dir))}")
         if not settings.is_local and not has_keys:
             screen.print("everybody who reaches this address may use it: there are no keys", style="yellow")
-        config = uvicorn.Config(
-            app, log_level="warning", server_header=False, timeout_graceful_shutdown=2, timeout_keep_alive=20
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        server_of(app).run(sockets=[listener])
 
 
 async def ask_models(settings: Settings) -> list[ServedModel]:

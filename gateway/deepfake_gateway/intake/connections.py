@@ -1,4 +1,4 @@
-"""`server_of`: the web server; `PatientProtocol`: connections that ask for nothing are closed, so that nobody keeps all places of the service.
+"""`server_of`: the web server; it closes connections that ask for nothing, so that nobody keeps all its places.
 
 uvicorn bounds how long a connection may be silent after an answer, and not how long before the first request, or in
 the middle of its headers.
@@ -56,7 +56,7 @@ class PatientProtocol(H11Protocol):
 
 
 def server_of(app: FastAPI) -> uvicorn.Server:
-    """Return a web server of an application, which has as many files open as the system and `MAX_CONNECTIONS` let it."""
+    """Return a web server of an application; this process may have as many files open as its connections need."""
     _allow_connections()
     return uvicorn.Server(
         uvicorn.Config(

@@ -52,6 +52,17 @@ class OptionsForm(BaseModel):
         )
 
 
+def form_properties() -> dict[str, Any]:
+    """Return the options' JSON schemas for forms and queries, where a field without a value is left out."""
+    properties = OptionsForm.model_json_schema()["properties"]
+    for schema in properties.values():
+        if "anyOf" in schema:
+            schema["anyOf"] = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
+        if "default" in schema and schema["default"] is None:
+            del schema["default"]
+    return dict(properties)
+
+
 class ExplanationForm(BaseModel):
     """Which heatmaps are wanted; see `deepfake_client.explain.types.ExplainOptions`."""
 
@@ -69,11 +80,11 @@ class ExplanationForm(BaseModel):
     """Also compare with randomized weights."""
 
 
-def stored_options(fields: Mapping[str, Any]) -> dict[str, Any]:
+def stored_options(fields: Mapping[str, Any], *, max_frames: int) -> dict[str, Any]:
     """Return the options that fields ask for as JSON data, complete, so that equal options are equal data.
 
     Raises:
-        Problem: 422, a field is unknown or out of its range.
+        Problem: 422, a field is unknown or out of its range, or more than `max_frames` are asked for.
     """
     given = {name: value for name, value in fields.items() if value != ""}  # an empty field of a page is none
     try:
@@ -85,5 +96,8 @@ def stored_options(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise Problem(422, f"`{name}` is {str(error['input'])[:80]!r}: {error['msg'].lower()}{allowed}") from None
     except OptionError as exc:
         raise Problem(422, str(exc)) from None
-
+    if (num_frames := options.sampling.num_frames) is not None and num_frames > max_frames:
+        raise Problem(
+            422, f"`num_frames` is {num_frames}, and at most {max_frames} frames are looked at; give a smaller number"
+        )
     return asdict(options)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -41,7 +42,8 @@ class Sink:
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
         self._head = b""
-        self._file: BinaryIO = path.open("xb")
+        with _room():
+            self._file: BinaryIO = path.open("xb")
         path.chmod(0o600)
 
     def expect(self, size_bytes: int) -> None:
@@ -56,7 +58,8 @@ class Sink:
         self.expect(upload.size_bytes)
         if len(self._head) < SNIFF_BYTES:
             self._head += chunk[: SNIFF_BYTES - len(self._head)]
-        await asyncio.to_thread(self._write, chunk)
+        with _room():
+            await asyncio.to_thread(self._write, chunk)
 
     def _write(self, chunk: bytes) -> None:
         self._file.write(chunk)
@@ -73,13 +76,26 @@ class Sink:
         return self.upload
 
     def close(self) -> None:
-        """Write what is left."""
-        self._file.close()
+        """Write what is left; Problem 503 where there is no room for it."""
+        with _room():
+            self._file.close()
 
     def discard(self) -> None:
         """Remove the file, unless it was moved."""
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
         self.upload.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Turn what a full disk raises into Problem 503."""
+    try:
+        yield
+    except OSError as exc:
+        raise Problem(
+            503, f"this service has no room for the file ({exc.strerror}); try again later", {"Retry-After": "60"}
+        ) from exc
 
 
 def file_name_of(disposition: str, otherwise: str) -> str:

@@ -26,7 +26,7 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.batches import Batch, Batches, BatchItem
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
 from deepfake_gateway.store.keys import Key, Keys
-from deepfake_gateway.store.media import MediaFolder
+from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
 from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_preprocess.errors import DeepfakeError
@@ -58,7 +58,7 @@ class Desk:
     def __init__(
         self,
         store: Store,
-        media: MediaFolder,
+        media: Media,
         queue: Queue,
         ask_models: AskModels,
         run: RunTask,
@@ -71,6 +71,7 @@ class Desk:
         self.evidence = Evidence(media, run)
         self._queue, self._ask_models = queue, ask_models
         self._max_queued, self._explain_url = settings.max_queued, settings.explain_url
+        self._max_frames = settings.max_frames
         # Shared by the desks of all callers.
         self._checkpoint: dict[str, tuple[float, str | None]] = {}
         self._key: Key | None = None
@@ -107,7 +108,7 @@ class Desk:
         Raises:
             Problem: 409 for a key that was used for another upload, 422 for options, 429 while too many wait.
         """
-        options = stored_options(fields)
+        options = stored_options(fields, max_frames=self._max_frames)
         checkpoint = await self._checkpoint_in_use()
         return await asyncio.to_thread(self._submit, upload, options, checkpoint, idempotency_key, priority)
 
@@ -120,7 +121,7 @@ class Desk:
         before = await asyncio.to_thread(self.find, analysis_id)
         path = self.media.new_upload()
         try:
-            await asyncio.to_thread(self.media.link, analysis_id, path)
+            await asyncio.to_thread(self.media.send_again, analysis_id, path)
             upload = Upload(path, before.file_name, before.size_bytes, before.sha256, before.media_type)
             return await self.submit(upload, fields)
         except FileNotFoundError:
@@ -184,7 +185,7 @@ class Desk:
         Raises:
             Problem: 422 for options, 429 where not all of them may wait.
         """
-        stored_options(fields)
+        stored_options(fields, max_frames=self._max_frames)
         if await asyncio.to_thread(self._waiting) + len(files) > self._max_queued:
             raise self._full("analyses")
         items = []

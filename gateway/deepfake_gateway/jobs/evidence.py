@@ -11,7 +11,8 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from importlib.util import find_spec
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,20 @@ from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, suspicious_faces
 from deepfake_client.result.verdict import Verdict
 from deepfake_gateway.sandbox.process import RunTask
-from deepfake_gateway.store.media import MediaFolder
+from deepfake_gateway.store.media import Media, local_file
 from deepfake_gateway.store.records import Analysis
 from deepfake_preprocess.media.image import read_image
 
-_REPORT: Final = "report.html"
 _CROPS: Final = "crops/crops.json"
+
+
+ReportForm: TypeAlias = Literal["html", "pdf"]
+"""Kinds of reports that show pictures of the medium; ``pdf`` only where `makes_pdf`."""
+
+
+def makes_pdf() -> bool:
+    """Return whether the extra ``pdf`` is installed."""
+    return find_spec("fpdf") is not None
 
 
 class MediumGoneError(Exception):
@@ -70,18 +79,19 @@ def listed_faces(verdict: dict[str, Any]) -> list[dict[str, Any]]:
 class Evidence:
     """Makes and keeps what belongs to analyses; two requests for the same thing make it once."""
 
-    def __init__(self, media: MediaFolder, run: RunTask) -> None:
+    def __init__(self, media: Media, run: RunTask) -> None:
         self._media, self._run = media, run
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
-    async def report(self, analysis: Analysis) -> bytes:
-        """Return the report's page. MediumGoneError, TaskError or SandboxError where it cannot be made."""
+    async def report(self, analysis: Analysis, form: ReportForm) -> bytes:
+        """Return the report as a file. MediumGoneError, TaskError or SandboxError where it cannot be made."""
+        name = f"report.{form}"
         async with self._alone(analysis.id):
-            page = await asyncio.to_thread(self._media.read, analysis.id, _REPORT)
-            if page is None:
-                page = (await self._made("report", analysis))["report"].encode()
-                await asyncio.to_thread(self._media.put, analysis.id, _REPORT, page)
-        return page
+            report = await asyncio.to_thread(self._media.read, analysis.id, name)
+            if report is None:
+                report = base64.b64decode((await self._made("report", analysis, format=form))["report"])
+                await asyncio.to_thread(self._media.put, analysis.id, name, report)
+        return report
 
     async def crops(self, analysis: Analysis) -> dict[str, Crop]:
         """Return the crops of `listed_faces` by their names, but those that cannot be decoded again.
@@ -95,19 +105,19 @@ class Evidence:
                 known = await asyncio.to_thread(self._keep, analysis.id, made)
             return await asyncio.to_thread(self._load, analysis.id, known)
 
-    async def _made(self, kind: str, analysis: Analysis) -> dict[str, Any]:
-        path = self._media.path(analysis.id)
-        if not await asyncio.to_thread(path.exists):
-            raise MediumGoneError
-        return await self._run(
-            {
-                "kind": kind,
-                "path": str(path),
-                "name": analysis.file_name,
-                "options": analysis.options,
-                "verdict": analysis.verdict,
-            }
-        )
+    async def _made(self, kind: str, analysis: Analysis, **about: str) -> dict[str, Any]:
+        task = {
+            "kind": kind,
+            "name": analysis.file_name,
+            "options": analysis.options,
+            "verdict": analysis.verdict,
+            **about,
+        }
+        try:
+            async with local_file(self._media, analysis.id) as path:
+                return await self._run({**task, "path": str(path)})
+        except FileNotFoundError:
+            raise MediumGoneError from None
 
     def _keep(self, analysis_id: str, made: list[dict[str, Any]]) -> bytes:
         for crop in made:

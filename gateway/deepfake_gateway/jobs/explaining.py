@@ -20,7 +20,7 @@ from deepfake_gateway.jobs.evidence import Crop, Evidence, MediumGoneError, list
 from deepfake_gateway.sandbox.process import TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
-from deepfake_gateway.store.media import MediaFolder
+from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.errors import DeepfakeError, MediaOpenError
 
@@ -55,7 +55,7 @@ class ServiceExplain:
 
 
 async def run_explanation(
-    store: Store, media: MediaFolder, evidence: Evidence, explanation_id: str, explain: Explain
+    store: Store, media: Media, evidence: Evidence, explanation_id: str, explain: Explain
 ) -> None:
     """Bring an explanation to its end: pictures and what they show, or the reason why there are none."""
     explanations = Explanations(store.engine)
@@ -80,7 +80,7 @@ async def run_explanation(
 
 
 async def _explained(
-    store: Store, media: MediaFolder, evidence: Evidence, explanation: StoredExplanation, explain: Explain
+    store: Store, media: Media, evidence: Evidence, explanation: StoredExplanation, explain: Explain
 ) -> list[dict[str, Any]]:
     analysis = await asyncio.to_thread(store.get, explanation.analysis_id)
     if analysis is None or analysis.verdict is None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from deepfake_gateway.jobs.queue import Queue
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.media import MediaFolder
+from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import Store
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ BROKEN_OFF_S: Final = 24 * 3600.0
 """An upload, or a medium that no analysis was recorded for, is left over from a gateway that was killed."""
 
 
-def purge(store: Store, media: MediaFolder, queue: Queue, settings: Settings) -> None:
+def purge(store: Store, media: Media, queue: Queue, settings: Settings) -> None:
     """Remove what has been there for long enough; workers may do so at the same time."""
     now = time.time()
     media.discard_uploads(now - BROKEN_OFF_S)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from deepfake_client.result.verdict import Reason
 from deepfake_gateway.sandbox.process import OnProgress, SandboxError, SandboxPool, TaskError
-from deepfake_gateway.store.media import MediaFolder
+from deepfake_gateway.store.media import Media, MediaAwayError, local_file
 from deepfake_gateway.store.records import Analysis, Status, Store
 from deepfake_preprocess import errors
 
@@ -32,24 +32,24 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Work = Callable[[Analysis, OnProgress], Awaitable[dict[str, Any]]]
-"""Returns the JSON of a verdict. Raises TaskError or SandboxError."""
+"""Returns the JSON of a verdict. Raises TaskError, SandboxError or MediaAwayError."""
 
 
 class SandboxedWork:
     """Analyzes in a pool of sandboxes."""
 
-    def __init__(self, pool: SandboxPool, media: MediaFolder) -> None:
+    def __init__(self, pool: SandboxPool, media: Media) -> None:
         self._pool, self._media = pool, media
 
     async def __call__(self, analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
         """See `Work`."""
-        task = {
-            "kind": "analyze",
-            "path": str(self._media.path(analysis.id)),
-            "name": analysis.file_name,
-            "options": analysis.options,
-        }
-        verdict: dict[str, Any] = (await self._pool.run(task, on_progress))["verdict"]
+        task = {"kind": "analyze", "name": analysis.file_name, "options": analysis.options}
+        try:
+            async with local_file(self._media, analysis.id) as path:
+                verdict: dict[str, Any] = (await self._pool.run({**task, "path": str(path)}, on_progress))["verdict"]
+        except FileNotFoundError:
+            detail = f"{analysis.file_name} was removed before it was analyzed; send it again"
+            raise TaskError(errors.MediaNotFoundError.__name__, detail) from None
         return verdict
 
 
@@ -71,7 +71,7 @@ async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: 
         verdict = task.result()
     except TaskError as exc:
         await _stored(store.fail, analysis_id, exc.kind, str(exc))
-    except SandboxError as exc:
+    except (SandboxError, MediaAwayError) as exc:
         await _stored(store.fail, analysis_id, type(exc).__name__, str(exc))
     except Exception as exc:  # a job that ends without a word would be waited for forever
         logger.exception("analysis %s failed", analysis_id)
@@ -110,7 +110,7 @@ def _note(store: Store, analysis_id: str, latest: list[dict[str, Any]]) -> bool:
 async def _work_until_served(
     analysis: Analysis, work: Work, on_progress: OnProgress, server_wait_s: float
 ) -> dict[str, Any]:
-    """Work, again and again while the server is away and there is time left to wait for it.
+    """Work, again and again while the server, or where media are kept, is away and there is time left to wait for it.
 
     A process that was killed from outside is given another try, one that the medium ended is not.
     """
@@ -127,6 +127,9 @@ async def _work_until_served(
             continue
         except TaskError as exc:
             if exc.kind not in _AWAY or not may_wait:
+                raise
+        except MediaAwayError:
+            if not may_wait:
                 raise
         else:
             if verdict["reason"] != Reason.SERVER_UNAVAILABLE or not may_wait:

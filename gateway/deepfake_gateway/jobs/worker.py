@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -28,7 +29,8 @@ from deepfake_gateway.jobs.running import SandboxedWork, run_job
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.media import MediaFolder
+from deepfake_gateway.store.bucket import media_of
+from deepfake_gateway.store.media import Media, MediaAwayError
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_preprocess.support.limits import end_with_parent
@@ -52,7 +54,7 @@ async def work(settings: Settings) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    store, media = Store(settings.database_url), MediaFolder(settings.data_dir)
+    store, media = Store(settings.database_url), media_of(settings)
     transport = connect(settings.connection)
     pool = SandboxPool(settings.concurrency, limits_of(settings), transport, settings.model)
     await pool.start()
@@ -64,7 +66,8 @@ async def work(settings: Settings) -> None:
     async def analyze(analysis_id: str) -> None:
         await run_job(store, analysis_id, sandboxed, server_wait_s=settings.server_wait_s)
         if settings.media_hours == 0:
-            await asyncio.to_thread(media.delete, analysis_id)
+            with suppress(MediaAwayError):  # then `purge` does it
+                await asyncio.to_thread(media.delete, analysis_id)
 
     jobs: dict[Job, tuple[int, RunJob]] = {
         Job.ANALYZE: (settings.concurrency, analyze),
@@ -89,7 +92,7 @@ async def work(settings: Settings) -> None:
     os._exit(0)
 
 
-async def _purge_now_and_then(store: Store, media: MediaFolder, settings: Settings) -> None:
+async def _purge_now_and_then(store: Store, media: Media, settings: Settings) -> None:
     queue = await asyncio.to_thread(DurableQueue, settings.database_url)
     while True:
         try:

@@ -25,10 +25,11 @@ from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.sources.inputs import open_source
+from deepfake_gateway.sandbox.bounds import check_frames, check_media
 from deepfake_gateway.sandbox.isolation import drop_user
 from deepfake_gateway.sandbox.limits import Limits, bound_cpu, drop_rights
 from deepfake_gateway.sandbox.relay import RelayTransport
-from deepfake_preprocess.errors import DeepfakeError, MediaOpenError, ModelReplacedError
+from deepfake_preprocess.errors import DeepfakeError, MediaLimitError, ModelReplacedError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.support.limits import end_with_parent
@@ -60,7 +61,7 @@ def main(setup: dict[str, Any], network_problem: str | None) -> None:
             task = json.loads(line)
             _, descriptors, _, _ = socket.recv_fds(files, 1, 1)
             with _Medium(descriptors[0], task["name"]) as medium:
-                say(result_of(client, medium, task, say))
+                say(result_of(client, medium, task, limits, say))
 
 
 class _Medium(io.FileIO):
@@ -71,47 +72,64 @@ class _Medium(io.FileIO):
         self.name = name
 
 
-def result_of(client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], say: Say) -> dict[str, Any]:
+def result_of(
+    client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], limits: Limits, say: Say
+) -> dict[str, Any]:
     """Do a task: its result, or why there is none, as one line for the parent."""
     do = _TASKS[task["kind"]]
     try:
         try:
-            return do(client, medium, task, say)
+            return do(client, medium, task, limits, say)
         except ModelReplacedError:
-            return do(client, medium, task, say)  # all of it by the model that is served now
+            return do(client, medium, task, limits, say)  # all of it by the model that is served now
     except DeepfakeError as exc:
         return {"error": type(exc).__name__, "detail": str(exc)}
     except MemoryError:
-        return {"error": MediaOpenError.__name__, "detail": f"{task['name']} needs more memory than is allowed"}
+        detail = f"{task['name']} needs more memory than is allowed; send it scaled down"
+        return {"error": MediaLimitError.__name__, "detail": detail}
 
 
-def _analyze(client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], say: Say) -> dict[str, Any]:
-    said_at = 0.0
+def _analyze(
+    client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], limits: Limits, say: Say
+) -> dict[str, Any]:
+    options, said_at = options_of(task["options"]), 0.0
 
     def report(progress: Progress) -> None:
         nonlocal said_at
+        check_frames(task["name"], progress.frames_done, limits)
         if time.monotonic() - said_at >= PROGRESS_EVERY_S:
             said_at = time.monotonic()
             say({"progress": _progress(progress)})
 
-    verdict = client.analyze(medium, options=options_of(task["options"]), on_progress=report)
+    with open_source(medium, name=task["name"]) as media:
+        check_media(media, options.sampling, limits)
+        verdict = client.analyze(media, options=options, on_progress=report)
     return {"verdict": replace(verdict, source=task["name"]).to_dict()}
 
 
-def _report(client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], say: Say) -> dict[str, Any]:
-    from deepfake_client.report.page import ReportContext, write_page
-    from deepfake_client.report.pictures import take_pictures
+def _report(
+    client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], limits: Limits, say: Say
+) -> dict[str, Any]:
+    from deepfake_client.report import ReportContext, take_pictures, write_page
 
     verdict = Verdict.from_dict(task["verdict"])
     spec = client.model().spec
     with open_source(medium, name=task["name"]) as media:
         pictures = take_pictures(verdict, media, spec)
-    with tempfile.TemporaryDirectory() as folder:
-        context = ReportContext(spec, options_of(task["options"]))
-        return {"report": write_page(verdict, Path(folder), context, pictures=pictures).read_text(encoding="utf-8")}
+    context = ReportContext(spec, options_of(task["options"]))
+    if task["format"] == "pdf":
+        from deepfake_client.report.pdf import pdf_of
+
+        report = pdf_of(verdict, context, pictures)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            report = write_page(verdict, Path(folder), context, pictures=pictures).read_bytes()
+    return {"report": base64.b64encode(report).decode("ascii")}
 
 
-def _crops(client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], say: Say) -> dict[str, Any]:
+def _crops(
+    client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], limits: Limits, say: Say
+) -> dict[str, Any]:
     """Cut out the faces that a report shows, as the model saw them."""
     from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, gather
 

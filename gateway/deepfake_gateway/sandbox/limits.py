@@ -18,16 +18,22 @@ MAX_FILES: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one task in a sandbox."""
+    """Bounds of one task in a sandbox, and of the medium that it opens."""
 
     memory_bytes: int  # of address space, beyond what the process had before
     cpu_s: int
     wall_s: float
+    max_duration_s: float
+    max_pixels: int
+    max_frames: int  # that are looked at
 
 
 def limits_of(settings: Settings) -> Limits:
     """Return the bounds that are set."""
-    return Limits(settings.memory_bytes, settings.cpu_s, settings.job_timeout_s)
+    return Limits(
+        settings.memory_bytes, settings.cpu_s, settings.job_timeout_s,
+        settings.max_duration_s, settings.max_pixels, settings.max_frames,
+    )  # fmt: skip
 
 
 def drop_rights(limits: Limits) -> None:

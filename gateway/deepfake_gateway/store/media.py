@@ -1,49 +1,159 @@
-"""`MediaFolder`: the media of analyses as files, and what kind of medium a file's first bytes say that it is."""
+"""`Media`: where the media of analyses are kept; and what kind of medium a file's first bytes say that it is.
+
+Uploads come to a folder of this machine, and from there to `MediaFolder`, beside it, or to a `MediaBucket`.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
+from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.files import write_whole
 
 UNKNOWN: Final = "application/octet-stream"
 SNIFF_BYTES: Final = 64
+PIECE_BYTES: Final = 2**20
+"""Read at once of a medium that is passed on."""
 
 
-class MediaFolder:
-    """A folder with one folder per analysis, `ID/media`, in which what was made of it is kept as well."""
+class MediaAwayError(DeepfakeError, ConnectionError):
+    """Where media are kept gives no answer; later it may."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root / "media"
-        self._incoming = root / "incoming"
-        for folder in (self._root, self._incoming):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+class Media(Protocol):
+    """One medium for each analysis, by its id, and the files that were made of it; and uploads on their way.
+
+    Its methods block, and raise MediaAwayError where it cannot be reached.
+    """
 
     def new_upload(self) -> Path:
         """Return a path for an upload that is on its way."""
-        return self._incoming / secrets.token_hex(16)
+        ...
 
     def keep(self, upload: Path, analysis_id: str) -> None:
         """Take a finished upload as the medium of an analysis."""
+        ...
+
+    def send_again(self, analysis_id: str, path: Path) -> None:
+        """Make the medium of an analysis an upload once more; FileNotFoundError where it is gone."""
+        ...
+
+    def local(self, analysis_id: str) -> AbstractContextManager[Path]:
+        """Yield the medium of an analysis as a file that can be opened; FileNotFoundError where it is gone."""
+        ...
+
+    def size(self, analysis_id: str) -> int | None:
+        """Return the size of a medium in bytes, or None where it is gone."""
+        ...
+
+    def pieces(self, analysis_id: str, start: int, stop: int) -> Iterator[bytes]:
+        """Yield the bytes of a medium from `start` up to `stop`; FileNotFoundError where it is gone."""
+        ...
+
+    def put(self, analysis_id: str, name: str, data: bytes) -> bool:
+        """Keep a file that was made of a medium, as a whole or not at all; False where the analysis was deleted."""
+        ...
+
+    def read(self, analysis_id: str, name: str) -> bytes | None:
+        """Return a file that was made of a medium, or None where there is none."""
+        ...
+
+    def kept(self) -> list[str]:
+        """Return the analyses of which there are files."""
+        ...
+
+    def kept_since(self, analysis_id: str) -> float:
+        """Return when the files of an analysis began to be there, in seconds since 1970; now where there are none."""
+        ...
+
+    def discard_uploads(self, before: float) -> None:
+        """Remove uploads that nothing was added to since a time in seconds since 1970."""
+        ...
+
+    def delete(self, analysis_id: str) -> None:
+        """Remove all files of an analysis."""
+        ...
+
+
+@asynccontextmanager
+async def local_file(media: Media, analysis_id: str) -> AsyncIterator[Path]:
+    """Yield the medium of an analysis as a file; see `Media.local`."""
+    with ExitStack() as stack:
+        yield await asyncio.to_thread(stack.enter_context, media.local(analysis_id))
+
+
+class Incoming:
+    """A folder of uploads that are on their way."""
+
+    def __init__(self, root: Path) -> None:
+        self._incoming = root / "incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def new_upload(self) -> Path:
+        """See `Media.new_upload`."""
+        return self._incoming / secrets.token_hex(16)
+
+    def discard_uploads(self, before: float) -> None:
+        """See `Media.discard_uploads`."""
+        for path in self._incoming.iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    path.unlink()
+
+
+class MediaFolder(Incoming):
+    """A folder with one folder per analysis, `ID/media`, in which what was made of it is kept as well."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._root = root / "media"
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def keep(self, upload: Path, analysis_id: str) -> None:
+        """See `Media.keep`."""
         folder = self._root / analysis_id
         folder.mkdir(mode=0o700)
         upload.rename(folder / "media")
 
-    def link(self, analysis_id: str, path: Path) -> None:
-        """Make the medium of an analysis an upload once more, without a copy; FileNotFoundError where it is gone."""
+    def send_again(self, analysis_id: str, path: Path) -> None:
+        """See `Media.send_again`: without a copy."""
         path.hardlink_to(self.path(analysis_id))
 
     def path(self, analysis_id: str) -> Path:
         """Return where the medium of an analysis is, or was."""
         return self._root / analysis_id / "media"
 
+    @contextmanager
+    def local(self, analysis_id: str) -> Iterator[Path]:
+        """See `Media.local`."""
+        path = self.path(analysis_id)
+        path.stat()
+        yield path
+
+    def size(self, analysis_id: str) -> int | None:
+        """See `Media.size`."""
+        try:
+            return self.path(analysis_id).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def pieces(self, analysis_id: str, start: int, stop: int) -> Iterator[bytes]:
+        """See `Media.pieces`."""
+        with self.path(analysis_id).open("rb") as file:
+            file.seek(start)
+            while start < stop and (piece := file.read(min(PIECE_BYTES, stop - start))):
+                start += len(piece)
+                yield piece
+
     def put(self, analysis_id: str, name: str, data: bytes) -> bool:
-        """Keep a file that was made of a medium, as a whole or not at all; False where the analysis was deleted."""
+        """See `Media.put`."""
         path = self._root / analysis_id / name
         try:
             if "/" in name:
@@ -54,32 +164,25 @@ class MediaFolder:
         return True
 
     def read(self, analysis_id: str, name: str) -> bytes | None:
-        """Return a file that was made of a medium, or None where there is none."""
+        """See `Media.read`."""
         try:
             return (self._root / analysis_id / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def kept(self) -> list[str]:
-        """Return the analyses of which there are files."""
+        """See `Media.kept`."""
         return [folder.name for folder in self._root.iterdir()]
 
     def kept_since(self, analysis_id: str) -> float:
-        """Return when the files of an analysis began to be there, in seconds since 1970; now where there are none."""
+        """See `Media.kept_since`."""
         try:
             return (self._root / analysis_id).stat().st_mtime
         except FileNotFoundError:
             return time.time()
 
-    def discard_uploads(self, before: float) -> None:
-        """Remove uploads that nothing was added to since a time in seconds since 1970."""
-        for path in self._incoming.iterdir():
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime < before:
-                    path.unlink()
-
     def delete(self, analysis_id: str) -> None:
-        """Remove all files of an analysis."""
+        """See `Media.delete`."""
         shutil.rmtree(self._root / analysis_id, ignore_errors=True)
 
 

@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.records import Analysis, Filters
 from deepfake_gateway.web import comparing, lanes, moments, signing, start, words
@@ -62,7 +63,7 @@ async def result(analysis_id: str, request: Request) -> Response:
     """Show the result of an analysis, or how far it is."""
     desk, say = _parts(request)
     analysis = await asyncio.to_thread(desk.find, analysis_id)
-    has_media = await asyncio.to_thread(desk.media.path(analysis.id).exists)
+    has_media = await asyncio.to_thread(desk.media.size, analysis.id) is not None
     if analysis.verdict is not None:
         values = await _result_values(desk, say, request.app.state.settings, analysis, analysis.verdict)
         return render("result.html.j2", request, has_media=has_media, **values)
@@ -85,6 +86,7 @@ async def _result_values(
     return {
         "analysis": analysis,
         "verdict": verdict,
+        "makes_pdf": makes_pdf(),
         "headline": words.headline(say, verdict),
         "advice": words.advice(say, verdict["reason"]),
         "facts": words.facts_of(say, verdict),

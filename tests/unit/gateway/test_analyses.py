@@ -109,36 +109,74 @@ def test_the_list_is_paged_and_filtered(gateway, clip):
     assert gateway.get("/v1/analyses?status=failed").json()["items"] == []
 
 
-@pytest.mark.parametrize("kind", ["json", "csv"])
-def test_reports(gateway, clip, kind):
+def test_reports(gateway, clip, monkeypatch):
     analysis = send(gateway, clip, num_frames=3).json()
-    answer = gateway.get(analysis["links"]["report"], params={"format": kind})
-    if kind == "json":
-        assert answer.json() == analysis["verdict"]
-    else:
-        lines = answer.text.splitlines()
-        assert len(lines) == 1 + sum(len(frame["faces"]) for frame in analysis["verdict"]["frames"])
+
+    def report(kind):
+        return gateway.get(analysis["links"]["report"], params={"format": kind})
+
+    assert report("json").json() == analysis["verdict"]
+    lines = report("csv").text.splitlines()
+    assert len(lines) == 1 + sum(len(frame["faces"]) for frame in analysis["verdict"]["frames"])
+    pdf = report("pdf")
+    assert (pdf.headers["content-type"], pdf.content[:5]) == ("application/pdf", b"%PDF-")
+    assert pdf.headers["content-disposition"].startswith("attachment")
+    assert "format=pdf" in gateway.get(f"/analyses/{analysis['id']}").text
+    monkeypatch.setattr("deepfake_gateway.jobs.evidence.find_spec", lambda name: None)
+    assert report("pdf").status_code == 422
+    assert "format=pdf" not in gateway.get(f"/analyses/{analysis['id']}").text
 
 
 def test_the_medium_is_sent_in_ranges(gateway, clip):
     analysis = send(gateway, clip).json()
-    answer = gateway.get(analysis["links"]["media"], headers={"Range": "bytes=4-11"})
-    assert (answer.status_code, answer.content) == (206, clip[4:12])
-    assert answer.headers["content-type"] == "video/mp4"
+    size = len(clip)
+    whole = gateway.get(analysis["links"]["media"])
+    assert (whole.status_code, whole.content, whole.headers["accept-ranges"]) == (200, clip, "bytes")
+    for asked, start, stop in (("4-11", 4, 12), (f"{size - 5}-", size - 5, size), ("-3", size - 3, size),
+                               (f"10-{2 * size}", 10, size)):  # fmt: skip
+        answer = gateway.get(analysis["links"]["media"], headers={"Range": f"bytes={asked}"})
+        assert (answer.status_code, answer.content) == (206, clip[start:stop])
+        assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
+        assert answer.headers["content-type"] == "video/mp4"
+    other = {"If-Range": '"another"', "Range": "bytes=4-11"}
+    for headers in ({"Range": "bytes=4-11,20-21"}, {"Range": "bytes=9-4"}, {"Range": "frames=1-2"}, other):
+        assert gateway.get(analysis["links"]["media"], headers=headers).content == clip
+    behind = gateway.get(analysis["links"]["media"], headers={"Range": f"bytes={size}-"})
+    assert (behind.status_code, behind.headers["content-range"]) == (416, f"bytes */{size}")
+
+
+PAGE = b"<html><script>alert(1)</script></html>"
 
 
 @pytest.mark.parametrize(
-    "content", [b"<html><script>alert(1)</script></html>", b"<svg xmlns='x' onload='alert(1)'/>"]
+    ("content", "kind", "disposition"),
+    [
+        (PAGE, "application/octet-stream", "attachment"),
+        (b"<svg xmlns='x' onload='alert(1)'/>", "application/octet-stream", "attachment"),
+        (b"GIF89a" + PAGE, "image/gif", "inline"),
+        (b"BM" + PAGE, "image/bmp", "inline"),
+        (b"\0\0\0\x08ftypisom" + PAGE, "video/mp4", "inline"),
+    ],
 )
-def test_a_page_that_is_uploaded_is_never_a_page(gateway, content):
-    analysis = send(gateway, content, "clip.mp4").json()
+def test_a_page_that_is_uploaded_is_never_a_page(gateway, content, kind, disposition):
+    analysis = send(gateway, content, "<img src=x onerror=alert(1)>.html").json()
     assert analysis["status"] == "failed"
     assert analysis["error"]["type"] == "MediaOpenError"
-    answer = gateway.get(analysis["links"]["media"])
-    assert answer.headers["content-type"] == "application/octet-stream"
-    assert answer.headers["content-disposition"].startswith("attachment")
+    answer = gateway.get(analysis["links"]["media"], headers={"Accept": "text/html"})
+    assert answer.headers["content-type"] == kind
+    assert answer.headers["content-disposition"].startswith(disposition)
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "sandbox" in answer.headers["content-security-policy"]
+    assert "onerror=alert(1)>" not in gateway.get(f"/analyses/{analysis['id']}").text
+
+
+def test_nothing_of_a_clip_is_served_as_what_a_browser_runs(gateway, clip):
+    analysis = send(gateway, clip, "a.html").json()
+    crops = gateway.get(analysis["links"]["crops"]).json()["items"]
+    for address in (analysis["links"]["media"], crops[0]["href"], analysis["links"]["report"]):
+        answer = gateway.get(address, headers={"Accept": "text/html"})
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
 
 
 def test_refusals_say_what_to_do(gateway, clip):

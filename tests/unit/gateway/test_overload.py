@@ -1,7 +1,6 @@
 """Too much and too slow: refused with a type and a word on when to come again, and nothing is kept of it."""
 
 import errno
-import io
 import json
 import socket
 
@@ -75,12 +74,11 @@ def test_connections_beyond_the_bound_are_closed(service, monkeypatch):
 
 
 def test_a_full_disk_is_told(tmp_path, clip, monkeypatch):
-    class Full(io.FileIO):
-        def write(self, data):
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def full(self, chunk):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(sink.Sink, "_write", full)
     with gateways.gateway(tmp_path / "data") as gateway:
-        monkeypatch.setattr(sink.Path, "open", lambda path, mode: Full(path, "x"))
         answer = gateway.post("/v1/analyses", content=clip)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
     assert "no room for the file (No space left on device); try again later" in answer.json()["detail"]
