@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
+import httpx
+import numpy as np
 import pytest
+from gateway_process import Running
 from media import make_clip
 from safetensors.torch import save_file
 
@@ -157,3 +160,31 @@ def test_the_service_allows_what_the_served_precision_allows(folder, tmp_path):
     assert {item.tolerance for item in found} == {tolerance}
     differences = [abs(item.fake_probability - item.served_probability) for item in found]
     assert TOLERANCES["fp32"].probability_abs < max(differences) <= tolerance
+
+
+@pytest.mark.slow
+def test_the_gateway_shows_heatmaps_of_the_checkpoint_that_it_serves(folder, tmp_path):
+    gateway = Running(folder / "repository", tmp_path / "data", checkpoint=str(folder / "small.safetensors"))
+    try:
+        analysis = gateway.send(folder / "clip.mp4", wait_s=90, num_frames=4)
+        gateway.until(lambda: httpx.get(f"{gateway.address}/v1/explainer").json()["available"])
+        answer = httpx.post(
+            f"{gateway.address}{analysis['links']['explanations']}",
+            json={"method": "grad-cam++"}, headers={"Prefer": "wait=200"}, timeout=240,
+        )  # fmt: skip
+        explanation = answer.json()
+        assert (answer.status_code, explanation["status"]) == (200, "done"), explanation
+        scores = {
+            (frame["index"], face["track"]): face["fake_probability"]
+            for frame in analysis["verdict"]["frames"]
+            for face in frame["faces"]
+        }
+        assert len(explanation["faces"]) == 3
+        for face in explanation["faces"]:
+            assert face["checkpoint_sha256"] == analysis["verdict"]["model"]["checkpoint_sha256"]
+            assert face["difference"] <= face["tolerance"]
+            assert face["served_probability"] == pytest.approx(scores[face["frame_index"], face["track"]], abs=1e-5)
+            png = httpx.get(gateway.address + face["heatmap"]).content
+            assert cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR).shape == (64, 64, 3)
+    finally:
+        gateway.stop()

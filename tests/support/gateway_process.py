@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -18,10 +19,14 @@ START_S = 90
 
 
 class Running:
-    """A gateway in a process of its own; settings are named as in its environment, without the prefix."""
+    """A gateway in a process of its own; settings are named as in its environment, without the prefix.
 
-    def __init__(self, url, data_dir, **settings):
-        command = [sys.executable, "-m", "deepfake_client.cli.main", "gateway", "--url", url, "--port", "0"]
+    `server` is the address of a Triton, or the folder of a repository for one of its own.
+    """
+
+    def __init__(self, server, data_dir, **settings):
+        given = ["--embedded", "--repository", str(server)] if isinstance(server, Path) else ["--url", server]
+        command = [sys.executable, "-m", "deepfake_client.cli.main", "gateway", *given, "--port", "0"]
         self.log = data_dir / f"{settings.get('worker_name', 'worker')}.log"
         data_dir.mkdir(exist_ok=True)
         environment = {
@@ -30,10 +35,10 @@ class Running:
         }
         with self.log.open("w") as log:
             self.process = subprocess.Popen([*command, "--data-dir", str(data_dir)], stderr=log, env=environment)
-        self.address = self._until(lambda: re.search(r"http://[\d.:]+", self.log.read_text()))[0]
-        self._until(self._is_ready)
+        self.address = self.until(lambda: re.search(r"http://[\d.:]+", self.log.read_text()))[0]
+        self.until(self._is_ready)
 
-    def _until(self, found):
+    def until(self, found):
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
@@ -55,7 +60,7 @@ class Running:
         def find():
             return [item for item in self.descendants() if "deepfake_gateway.jobs.worker" in item.cmdline()]
 
-        return self._until(find)[0]
+        return self.until(find)[0]
 
     def send(self, clip, *, wait_s=0, **fields):
         headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
