@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import httpx
+import object_store
+import obstore
 import postgres
 import pytest
 from gateway_process import Running
@@ -96,3 +98,23 @@ def test_two_gateways_and_two_workers_share_a_postgres(embedded_triton, clip, tm
             events = list(pair[1 - number % 2].events(analysis))  # asked of the one that did not take it in
             assert [data["status"] for kind, data in events if kind == "end"] == ["done"]
             assert len(events[-1][1]["verdict"]["frames"]) == 4 + number
+
+
+@pytest.mark.slow
+def test_gateways_share_a_bucket_and_no_folder(embedded_triton, clip, tmp_path, monkeypatch):
+    with object_store.served_bucket(monkeypatch) as (address, store), ExitStack() as stack:
+        shared = {"blobs": f"{address}/media", "database": f"sqlite:///{tmp_path}/shared.db"}
+        pair = []
+        for name in ("left", "right"):
+            pair.append(Running(embedded_triton.grpc_url, tmp_path / name, worker_name=name, **shared))
+            stack.callback(pair[-1].stop)
+        left, right = pair
+        for number in range(3):
+            analysis = left.send(clip, wait_s=90, num_frames=4 + number)
+            assert analysis["verdict"]["reason"] is None
+            answer = httpx.get(right.address + analysis["links"]["media"], headers={"Range": "bytes=0-9"})
+            assert answer.content == clip.read_bytes()[:10]
+            report = f"{right.address}{analysis['links']['report']}?format=pdf"
+            assert httpx.get(report, timeout=60).content[:4] == b"%PDF"
+        assert len([entry for entries in obstore.list(store) for entry in entries]) == 6
+        assert not [*tmp_path.glob("*/incoming/*"), *tmp_path.glob("*/media/*")]

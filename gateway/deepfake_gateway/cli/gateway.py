@@ -82,6 +82,10 @@ def gateway(
             metavar="URL", help="postgresql+psycopg://... for several gateways.", show_default="SQLite in DIR"
         ),
     ] = None,
+    blobs: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="s3://bucket/prefix for media, instead of a folder.", show_default="in DIR"),
+    ] = None,
     role: Annotated[
         str | None,
         typer.Option(
@@ -124,7 +128,7 @@ def gateway(
         return
     given = {
         "url": url, "model": model, "host": host, "port": port, "allow_open": allow_open, "data_dir": data_dir,
-        "database": database, "role": role, "concurrency": concurrency,
+        "database": database, "blobs": blobs, "role": role, "concurrency": concurrency,
     }  # fmt: skip
     settings = Settings.of(settings_file, **given)
     _run(settings, repository if embedded else None, Console(stderr=True, highlight=False, soft_wrap=True))
