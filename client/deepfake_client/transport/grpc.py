@@ -72,8 +72,8 @@ class GrpcTransport:
     """KServe v2 over gRPC.
 
     Where the host's name stands for several addresses, such as those of a headless service of Kubernetes, requests go
-    to each in turn. Servers that were added are found when one closes its connection: give them
-    ``--grpc-max-connection-age``.
+    to each in turn. Servers that were added are found when one closes its connection, as Triton does after its
+    ``grpc-max-connection-age``.
 
     Built on the threaded gRPC stack with futures, not on ``grpc.aio``: that one ties a channel to a single event loop
     for the whole process, so two clients in two threads disturb each other.
