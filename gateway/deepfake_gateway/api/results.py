@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,9 @@ from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.store.media import UNKNOWN
 
-LOOK_S: Final = 0.05
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 0.25
+LATE_PART: Final = 20
+"""Events are looked for at intervals of this part of the time so far, so that many followers cost little."""
 HEARTBEAT_S: Final = 15.0
 """A comment is sent so often, or proxies close a silent connection."""
 _MEDIA: Final[dict[str, Any]] = {"video/*": {}, "image/*": {}, UNKNOWN: {}}
@@ -53,21 +56,21 @@ async def events(
 
 
 async def _follow(desk: Desk, analysis_id: str, after: int) -> AsyncIterator[str]:
-    silent_s = 0.0
+    began = heard = time.monotonic()
     while True:
         # Read before the events, so that none is missed that came with the end.
         analysis = await asyncio.to_thread(desk.store.get, analysis_id)
         for event in await asyncio.to_thread(desk.store.events, analysis_id, after=after):
-            after, silent_s = event.id, 0.0
+            after, heard = event.id, time.monotonic()
             yield _event(event.kind, event.data, event.id)
         if analysis is None or analysis.status.is_final:
             yield _event("end", {} if analysis is None else analysis_json(analysis), after)
             return
-        if silent_s >= HEARTBEAT_S:
-            silent_s = 0.0
+        now = time.monotonic()
+        if now - heard >= HEARTBEAT_S:
+            heard = now
             yield ": still here\n\n"
-        await asyncio.sleep(LOOK_S)
-        silent_s += LOOK_S
+        await asyncio.sleep(min(LONGEST_LOOK_S, max(FIRST_LOOK_S, (now - began) / LATE_PART)))
 
 
 def _event(kind: str, data: dict[str, Any], number: int) -> str:
