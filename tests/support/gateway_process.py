@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -58,7 +59,11 @@ class Running:
 
     def worker(self):
         def find():
-            return [item for item in self.descendants() if "deepfake_gateway.jobs.worker" in item.cmdline()]
+            found = []
+            for item in self.descendants():
+                with suppress(psutil.NoSuchProcess):  # a sandbox that ends meanwhile
+                    found += [item] * ("deepfake_gateway.jobs.worker" in item.cmdline())
+            return found
 
         return self.until(find)[0]
 
