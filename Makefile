@@ -70,9 +70,10 @@ web: $(VENV)/.demo $(CHECKPOINT)  ## The verdict service with its web page, on p
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 # Whole files go to the processes in the order of their names: what a file makes once is made once, and the slow ones
-# (tests/integration) do not come last.
+# (tests/integration) do not come last. A process that dies ends the run: with another in its place, pytest-xdist waits
+# forever for the rest of its file.
 test: $(VENV)/.dev  ## Run the tests, on up to four cores
-	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-slow: $(VENV)/.dev  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
