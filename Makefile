@@ -54,17 +54,17 @@ $(SAMPLE): $(VENV)/.demo
 	@$(BIN)/python scripts/make_sample_clip.py $@
 
 run: $(VENV)/.demo $(CHECKPOINT) $(if $(VIDEO),,$(SAMPLE))  ## Verdict for VIDEO=clip.mp4 (or a sample), end to end; MODEL=fast for the small network
-	@$(BIN)/deepfake export $(CHECKPOINT)
+	@$(BIN)/deepfake export $(CHECKPOINT) --precisions auto
 	@echo "==> analyzing $(if $(VIDEO),$(VIDEO),$(SAMPLE)) on a private Triton"
 	@$(BIN)/deepfake analyze "$(if $(VIDEO),$(VIDEO),$(SAMPLE))" --embedded --model $(MODEL_NAME) || \
 	  { code=$$?; [ $$code -eq 3 ] || exit $$code; }  # 3 = inconclusive: an answer, not a failure
 
 serve: $(VENV)/.demo $(CHECKPOINT)  ## Serve the demo model on ports 8000 to 8002 until Ctrl-C
-	@$(BIN)/deepfake export $(CHECKPOINT)
+	@$(BIN)/deepfake export $(CHECKPOINT) --precisions auto
 	@$(BIN)/deepfake serve
 
 web: $(VENV)/.demo $(CHECKPOINT)  ## The verdict service with its web page, on port 8080 until Ctrl-C
-	@$(BIN)/deepfake export $(CHECKPOINT)
+	@$(BIN)/deepfake export $(CHECKPOINT) --precisions auto
 	@DEEPFAKE_GATEWAY_CHECKPOINT=$(CHECKPOINT) $(BIN)/deepfake gateway --embedded --model $(MODEL_NAME) --data-dir work/gateway
 
 # --- checks -----------------------------------------------------------------------------------------------------------
