@@ -4,7 +4,11 @@
 set -eu
 extra=$1
 
-"$PYTHON" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extra]"
+# uv takes a quarter of pip's time, and seconds where it has installed the same before. It does not read pip's own
+# configuration (an index of one's own, say): where it fails, pip installs.
+pip="$PYTHON -m pip --disable-pip-version-check install --quiet"
+$pip -c constraints.txt uv && "$PYTHON" -m uv pip install --quiet --system-certs --python "$PYTHON" \
+    -c constraints.txt -e ".[$extra]" || $pip -c constraints.txt -e ".[$extra]"
 
 # The Python backend's stub is linked against libpython3.x.so.1.0, which Debian ships as a package of its own.
 library=$("$PYTHON" -c 'import sys; print(f"libpython3.{sys.version_info.minor}.so.1.0")')
