@@ -16,7 +16,6 @@ DATASOURCE = {"type": "prometheus", "uid": "prometheus"}
 COLUMNS, WIDTH, HEIGHT = 3, 8, 8
 MODEL = '{model=~"$model"}'
 STATES = ("queued", "running")
-ENDS = ("done", "failed", "canceled")
 
 
 def rate(metric: str, by: str = "model") -> str:
@@ -34,6 +33,19 @@ def quantiles(metric: str) -> list[tuple[str, str]]:
     return [
         (f'max by (model) ({metric}{{model=~"$model", quantile="{value}"}}) / 1e6', f"p{name} {{{{model}}}}")
         for value, name in (("0.5", "50"), ("0.9", "90"), ("0.95", "95"), ("0.99", "99"))
+    ]
+
+
+def stored_rate(metric: str, by: str) -> str:
+    """Return the rate of a counter of the gateways' database: each gateway shows the same, so it is not added up."""
+    return f"max by ({by}) (rate({metric}[$__rate_interval]))"
+
+
+def stored_quantiles(metric: str) -> list[tuple[str, str]]:
+    """Return quantiles of a histogram of the gateways' database over five minutes."""
+    return [
+        (f"histogram_quantile({value}, max by (le) (rate({metric}_bucket[5m])))", f"p{name}")
+        for value, name in ((0.5, "50"), (0.95, "95"))
     ]
 
 
@@ -121,12 +133,12 @@ GATEWAY_PANELS: Panels = [
         [(f'max by (status) (deepfake_gateway_analyses{{status="{status}"}})', status) for status in STATES],
     ),
     (
-        "Ended per hour",
-        "none",
-        "By how they ended. Deleted ones and those past their retention count no more.",
+        "Wait in the queue",
+        "s",
+        "Quantiles of analyses that ended, and the age of the oldest that still waits.",
         [
-            (f'clamp_min(max by (status) (delta(deepfake_gateway_analyses{{status="{status}"}}[1h])), 0)', status)
-            for status in ENDS
+            *stored_quantiles("deepfake_gateway_queue_wait_seconds"),
+            ("max(deepfake_gateway_oldest_queued_seconds)", "oldest now"),
         ],
     ),
     (
@@ -136,35 +148,89 @@ GATEWAY_PANELS: Panels = [
         [("max(deepfake_gateway_workers)", "workers")],
     ),
     (
-        "Verdicts by label",
+        "Ended per minute",
         "none",
-        "Stored ones. A share of FAKE or INCONCLUSIVE that jumps says that the inputs changed, or the model.",
-        [("max by (label) (sum by (label, instance) (deepfake_gateway_verdicts))", "{{label}}")],
+        "By how they ended, and by label.",
+        [(f"60 * {stored_rate('deepfake_gateway_ended_total', 'status, label')}", "{{status}} {{label}}")],
     ),
     (
-        "Verdicts by checkpoint",
-        "none",
-        "Stored ones, by the first characters of the checkpoint's hash.",
+        "Time of an analysis",
+        "s",
+        "From a worker's start to the verdict.",
+        stored_quantiles("deepfake_gateway_analysis_seconds"),
+    ),
+    (
+        "Time of the stages",
+        "s",
+        "Mean for one analysis. Stages overlap; make the largest faster.",
         [
             (
-                "max by (checkpoint) (label_replace(sum by (checkpoint_sha256, instance) "
-                "(deepfake_gateway_verdicts), "
-                '"checkpoint", "$1", "checkpoint_sha256", "(.{12}).*"))',
+                f"{stored_rate('deepfake_gateway_stage_seconds_total', 'stage')} / on() group_left() "
+                f"({stored_rate('deepfake_gateway_analysis_seconds_count', '')} > 0)",
+                "{{stage}}",
+            )
+        ],
+    ),
+    (
+        "Throughput",
+        "none",
+        "Per second: seconds of video (1 is real time), frames, and faces that were scored.",
+        [
+            (stored_rate(f"deepfake_gateway_{name}_total", ""), legend)
+            for name, legend in (("video_seconds", "video"), ("frames", "frames"), ("faces", "faces"))
+        ],
+    ),
+    (
+        "Median score by checkpoint",
+        "percentunit",
+        "Of verdicts, by the first characters of the checkpoint's hash. A jump: other inputs, or another model.",
+        [
+            (
+                "histogram_quantile(0.5, label_replace(max by (checkpoint_sha256, le) "
+                '(rate(deepfake_gateway_score_bucket[1h])), "checkpoint", "$1", "checkpoint_sha256", "(.{12}).*"))',
                 "{{checkpoint}}",
             )
         ],
     ),
     (
-        "Inconclusive by reason",
+        "Inconclusive per minute",
         "none",
-        "Stored verdicts without an answer.",
-        [("max by (reason) (deepfake_gateway_inconclusive)", "{{reason}}")],
+        "By reason.",
+        [(f"60 * {stored_rate('deepfake_gateway_inconclusive_total', 'reason')}", "{{reason}}")],
     ),
     (
-        "Failures by error",
+        "Failures per minute",
         "none",
         "SandboxError: a file that killed or overran the process which opened it. Server errors: look at Triton.",
-        [("max by (error_type) (deepfake_gateway_failures)", "{{error_type}}")],
+        [(f"60 * {stored_rate('deepfake_gateway_failures_total', 'error_type')}", "{{error_type}}")],
+    ),
+    (
+        "Refused per minute",
+        "none",
+        "By the setting that bounds them, or by what was wrong; 503 and 429 under load are by design.",
+        [
+            (
+                "60 * sum by (status, reason) (rate(deepfake_gateway_refused_total[$__rate_interval]))",
+                "{{status}} {{reason}}",
+            )
+        ],
+    ),
+    (
+        "Bytes received per second",
+        "Bps",
+        "In all bodies of requests, by gateway.",
+        [
+            (
+                "sum by (instance) (rate(deepfake_gateway_received_bytes_total[$__rate_interval]))",
+                "{{instance}}",
+            )
+        ],
+    ),
+    (
+        "Webhooks per minute",
+        "none",
+        "Tries by outcome: delivered, tried again later, or given up.",
+        [(f"60 * {stored_rate('deepfake_gateway_webhook_tries_total', 'outcome')}", "{{outcome}}")],
     ),
 ]
 

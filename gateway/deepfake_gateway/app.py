@@ -12,8 +12,17 @@ from fastapi.responses import Response
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from deepfake_gateway.api import analyses, batches, compatibility, explanations, operations, results, webhooks
-from deepfake_gateway.api.door import Door
+from deepfake_gateway.api import (
+    analyses,
+    batches,
+    compatibility,
+    explanations,
+    metrics,
+    operations,
+    results,
+    webhooks,
+)
+from deepfake_gateway.api.door import Door, away
 from deepfake_gateway.api.guard import Guard
 from deepfake_gateway.intake.problems import Problem, problem_answer
 from deepfake_gateway.intake.submission import AskModels, Desk
@@ -56,10 +65,11 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
         openapi_url="/openapi.json",
     )
     app.state.settings = settings
+    counted = app.state.metrics = metrics.RequestMetrics()
     keys = app.state.keys = Keys(store.engine)
     # Of all tenants; a route takes the one of its caller, `request.state.desk`.
     desk = app.state.whole_desk = Desk(store, media_of(settings), queue, ask_models, sandboxes.run, settings)
-    for part in (analyses, batches, results, explanations, operations, compatibility, webhooks):
+    for part in (analyses, batches, results, explanations, operations, metrics, compatibility, webhooks):
         app.include_router(part.router)
     pages.add_to(app)
     app.add_exception_handler(Problem, _on_problem)
@@ -67,13 +77,14 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(SQLAlchemyError, _on_database)
     app.add_exception_handler(MediaAwayError, _on_media)
-    app.add_middleware(Door, desk=desk, keys=keys, settings=settings)
-    app.add_middleware(Guard, only_local_names=settings.is_local)
+    app.add_middleware(Door, desk=desk, keys=keys, settings=settings, metrics=counted)
+    app.add_middleware(Guard, only_local_names=settings.is_local, metrics=counted)
     return app
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
+    request.app.state.metrics.refused(error)
     if pages.wants_page(request):
         return pages.problem_page(request, error)
     return problem_answer(error)
@@ -97,9 +108,9 @@ async def _on_validation(request: Request, error: Exception) -> Response:
 
 
 async def _on_database(request: Request, error: Exception) -> Response:
-    detail = f"the database gives no answer ({type(error).__name__}); try again later"
-    return await _on_problem(request, Problem(503, detail, {"Retry-After": "5"}))
+    assert isinstance(error, SQLAlchemyError)
+    return await _on_problem(request, away(error))
 
 
 async def _on_media(request: Request, error: Exception) -> Response:
-    return await _on_problem(request, Problem(503, str(error), {"Retry-After": "5"}))
+    return await _on_problem(request, Problem(503, str(error), {"Retry-After": "5"}, reason="media"))

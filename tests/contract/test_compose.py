@@ -33,6 +33,7 @@ SCHEMA = json.loads(
 COMPOSE = read_compose()
 SERVICES = COMPOSE["services"]
 TRITON = SERVICES["triton"]
+PROMETHEUS = ROOT / "docker/prometheus/prometheus.yml"
 DOCKERFILES = ("docker/engines.Dockerfile", "docker/explain.Dockerfile", "docker/gateway.Dockerfile")
 
 
@@ -319,9 +320,14 @@ def test_the_gateway_s_dashboard_asks_for_what_the_gateway_exports(tmp_path):
     with gateways.gateway(tmp_path / "data") as client:
         exported = client.get("/metrics").text
     families = set(re.findall(r"^# TYPE (\w+) ", exported, re.MULTILINE))
+    histograms = re.findall(r"^# TYPE (\w+) histogram", exported, re.MULTILINE)
+    families |= {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
     asked = {name for expression in expressions for name in re.findall(r"deepfake_gateway_\w+", expression)}
     assert asked
     assert asked <= families
+    scraped = {job["job_name"]: job for job in yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"]}["gateway"]
+    (port,) = [part.partition("=")[2] for part in SERVICES["gateway"]["command"] if part.startswith("--port=")]
+    assert scraped["static_configs"][0]["targets"] == [f"gateway:{port}"]
 
 
 @pytest.mark.debian("prometheus")

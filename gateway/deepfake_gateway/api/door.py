@@ -23,6 +23,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepfake_gateway.api.guard import SAFE_METHODS
+from deepfake_gateway.api.metrics import RequestMetrics
 from deepfake_gateway.intake.problems import Problem, problem_answer
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.settings import Settings
@@ -37,14 +38,14 @@ _PUBLIC: Final = frozenset(
         SIGN_IN, "/docs", "/openapi.json", "/health", "/api/v1/health", "/v1/health/live", "/v1/health/ready",
     }
 )  # fmt: skip
-_ADMIN: Final = frozenset({"/metrics"})
+_METRICS: Final = frozenset({"/metrics"})
 
 
 class Door:
     """Lets requests in by key, counts them, and says what is left."""
 
-    def __init__(self, app: ASGIApp, *, desk: Desk, keys: Keys, settings: Settings) -> None:
-        self._app, self._desk, self._keys = app, desk, keys
+    def __init__(self, app: ASGIApp, *, desk: Desk, keys: Keys, settings: Settings, metrics: RequestMetrics) -> None:
+        self._app, self._desk, self._keys, self._metrics = app, desk, keys, metrics
         self._required = False
         self._is_local = settings.is_local
         self._rate = RateLimitItemPerMinute(settings.requests_per_minute) if settings.requests_per_minute else None
@@ -73,9 +74,11 @@ class Door:
             if is_counted:
                 left.update(self._counted(scope["path"], caller))
             if scope["method"] not in SAFE_METHODS:
-                upload = _Upload(self._uploads, caller if is_counted else None, receive)
+                upload = _Upload(self._uploads, caller if is_counted else None, receive, self._metrics)
         except (Problem, SQLAlchemyError) as exc:
-            await _refusal(exc, scope)(scope, receive, send)
+            problem = exc if isinstance(exc, Problem) else away(exc)
+            self._metrics.refused(problem)
+            await _refusal(problem, scope)(scope, receive, send)
             return
         try:
             await self._app(scope, receive if upload is None else upload.receive, send_counted)
@@ -103,7 +106,9 @@ class Door:
                 else "this service wants a key; send it as `Authorization: Bearer KEY`, or sign in at /sign-in"
             )
             raise Problem(401, detail, {"WWW-Authenticate": "Bearer"})
-        needed = "admin" if path in _ADMIN else "read" if method in SAFE_METHODS or path == "/sign-out" else "analyze"
+        needed = (
+            "metrics" if path in _METRICS else "read" if method in SAFE_METHODS or path == "/sign-out" else "analyze"
+        )
         if not (key.scopes & {needed, "admin"} or (needed == "read" and "analyze" in key.scopes)):
             raise Problem(403, f"this key may not do that: it has no scope `{needed}`; use one that has")
         # A browser sends the cookie whichever page makes it; `Guard` has refused every other origin that is named.
@@ -125,7 +130,7 @@ class Door:
         }
         if not allowed:
             detail = f"more than {self._rate.amount} requests came within a minute; wait for {reset_s} s"
-            raise Problem(429, detail, {**left, "Retry-After": str(reset_s)})
+            raise Problem(429, detail, {**left, "Retry-After": str(reset_s)}, reason="requests_per_minute")
         return left
 
 
@@ -141,12 +146,12 @@ class _Uploads:
         if caller is not None and self._by_caller[caller] >= self._at_once:
             raise Problem(
                 429, f"{self._at_once} uploads are on their way, as many as may; send the next when one is there",
-                {"Retry-After": "2"},
+                {"Retry-After": "2"}, reason="uploads_at_once",
             )  # fmt: skip
         if self._by_caller.total() >= self._in_all:
             raise Problem(
                 503, f"{self._in_all} uploads are on their way, as many as this service takes; try again in a moment",
-                {"Retry-After": "2"},
+                {"Retry-After": "2"}, reason="uploads_in_all",
             )  # fmt: skip
         self._by_caller[caller] += 1
 
@@ -160,8 +165,9 @@ class _Uploads:
 class _Upload:
     """A body that is on its way: counted until it is there, and given up where it is too slow."""
 
-    def __init__(self, uploads: _Uploads, caller: str | None, receive: Receive) -> None:
+    def __init__(self, uploads: _Uploads, caller: str | None, receive: Receive, metrics: RequestMetrics) -> None:
         uploads.begin(caller)
+        self._metrics = metrics
         self._uploads, self._caller, self._receive, self._ended = uploads, caller, receive, False
         self._give_up_at = time.monotonic() + SLOW_START_S
 
@@ -178,7 +184,9 @@ class _Upload:
                 408, f"the upload comes slower than {LEAST_BYTES_PER_S >> 10} KiB a second; send it again over a "
                 "faster connection, or a smaller file", {"Connection": "close"},
             ) from None  # fmt: skip
-        self._give_up_at += len(message.get("body", b"")) / LEAST_BYTES_PER_S
+        num_bytes = len(message.get("body", b""))
+        self._metrics.received(num_bytes)
+        self._give_up_at += num_bytes / LEAST_BYTES_PER_S
         if not message.get("more_body", False):
             self.end()
         return message
@@ -207,12 +215,14 @@ def _from_own_page(headers: Headers) -> bool:
     return headers.get("origin", "null") != "null" or headers.get("sec-fetch-site") == "same-origin"
 
 
-def _refusal(error: Exception, scope: Scope) -> Response:
+def away(error: SQLAlchemyError) -> Problem:
+    """Return the refusal of what needs a database that gives no answer."""
+    detail = f"the database gives no answer ({type(error).__name__}); try again later"
+    return Problem(503, detail, {"Retry-After": "5"}, reason="database")
+
+
+def _refusal(error: Problem, scope: Scope) -> Response:
     request: Any = Request(scope)
-    if isinstance(error, SQLAlchemyError):
-        detail = f"the database gives no answer ({type(error).__name__}); try again later"
-        error = Problem(503, detail, {"Retry-After": "5"})
-    assert isinstance(error, Problem)
     if error.status == 401 and "text/html" in request.headers.get("accept", "") and request.method == "GET":
         asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"{SIGN_IN}?next={quote(asked, safe='')}", status_code=303)

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deepfake_gateway.api.metrics import RequestMetrics
 from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem
 
 POLICY: Final = (
@@ -35,8 +36,8 @@ class Guard:
     from our own pages, or from no page at all.
     """
 
-    def __init__(self, app: ASGIApp, *, only_local_names: bool) -> None:
-        self._app, self._only_local_names = app, only_local_names
+    def __init__(self, app: ASGIApp, *, only_local_names: bool, metrics: RequestMetrics) -> None:
+        self._app, self._only_local_names, self._metrics = app, only_local_names, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -50,6 +51,7 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
+                self._metrics.answered(scope["method"], message["status"])
                 sent = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     sent.setdefault(name, value)
@@ -58,6 +60,7 @@ class Guard:
 
         problem = self._problem(scope["method"], headers)
         if problem is not None:
+            self._metrics.refused(problem)
             refusal: Any = JSONResponse(problem.document(), problem.status, media_type=PROBLEM_TYPE)
             await refusal(scope, receive, send_guarded)
             return

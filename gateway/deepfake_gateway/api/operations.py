@@ -1,20 +1,17 @@
-"""Routes for those who run the service: models, health and metrics."""
+"""Routes for those who run the service: models and health."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake_gateway.api.documents import ModelsDocument, model_document
+from deepfake_gateway.api.metrics import WORKER_SILENT_S
 from deepfake_gateway.api.parts import DeskOf, SettingsOf
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
@@ -22,8 +19,6 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.errors import DeepfakeError
 
-WORKER_SILENT_S: Final = 10.0
-"""A worker says every 2 s that it is alive."""
 LEAST_FREE_BYTES: Final = 2**28
 
 router = APIRouter(tags=["operations"])
@@ -89,41 +84,3 @@ def _worker(store: Store) -> str | None:
 def _disk(settings: Settings) -> str | None:
     free = shutil.disk_usage(settings.data_dir).free
     return None if free >= LEAST_FREE_BYTES else f"{free >> 20} MiB are free; remove analyses, or use a larger disk"
-
-
-@router.get("/metrics", response_class=Response)
-async def metrics(desk: DeskOf) -> Response:
-    """Return the metrics for Prometheus."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_StoreMetrics(desk.store))
-    return Response(await asyncio.to_thread(generate_latest, registry), media_type=CONTENT_TYPE_LATEST)
-
-
-class _StoreMetrics(Collector):
-    """Counts what the database holds: the same from every gateway, and after every restart."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        for name, help_text, labels in (
-            ("analyses", "Stored analyses by state.", ("status",)),
-            ("verdicts", "Stored verdicts by label and checkpoint.", ("label", "checkpoint_sha256")),
-            ("inconclusive", "Stored verdicts without an answer, by reason.", ("reason",)),
-            ("failures", "Stored failures by kind of error.", ("error_type",)),
-        ):
-            family = GaugeMetricFamily(f"deepfake_gateway_{name}", help_text, labels=labels)
-            for values, count in self._store.count_by(*labels).items():
-                if values[0] is not None:
-                    family.add_metric([_text(value) for value in values], count)
-            yield family
-        alive = GaugeMetricFamily("deepfake_gateway_workers", "Workers that are alive.")
-        alive.add_metric([], self._store.workers_alive(WORKER_SILENT_S))
-        yield alive
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)

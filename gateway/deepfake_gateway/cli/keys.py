@@ -69,7 +69,8 @@ def create(
     """Make a key and print it, once: only its hash is kept.
 
     read: see one's own results. analyze: also send, explain, cancel and
-    delete. admin: the results of all tenants, and the metrics.
+    delete. metrics: the metrics alone, for Prometheus. admin: all of it, of
+    all tenants.
 
     From the first key on, nobody is served without one.
 

@@ -35,7 +35,8 @@ class Fetcher:
                 not allowed or gives no file.
         """
         if not self._is_on:
-            raise Problem(403, "this service takes no addresses; send the file itself, or have `url_intake` set")
+            detail = "this service takes no addresses; send the file itself, or have `url_intake` set"
+            raise Problem(403, detail, reason="url_intake")
         try:
             async with self._addresses.session(self._timeout_s) as session, _answer(session, url) as answer:
                 if answer.status != 200:

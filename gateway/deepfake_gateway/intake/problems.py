@@ -23,11 +23,17 @@ class ProblemDocument(BaseModel):
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
-    """A request that is refused with a status; `detail` says in one sentence what to do."""
+    """A request that is refused with a status; `detail` says in one sentence what to do.
 
-    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+    `reason` is what it is counted under: the setting that bounds it, or in short what was wrong.
+    """
+
+    def __init__(
+        self, status: int, detail: str, headers: Mapping[str, str] | None = None, *, reason: str | None = None
+    ) -> None:
         super().__init__(detail)
         self.status, self.detail, self.headers = status, detail, dict(headers or {})
+        self.reason = reason or HTTPStatus(status).name.lower()
 
     @property
     def title(self) -> str:

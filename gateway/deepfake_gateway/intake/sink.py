@@ -31,7 +31,8 @@ class Upload:
 
 def too_large(max_bytes: int) -> Problem:
     """Return the refusal of a file that is larger than it may be."""
-    return Problem(413, f"the upload has more than {max_bytes} bytes; send a shorter part, or a smaller encoding")
+    detail = f"the upload has more than {max_bytes} bytes; send a shorter part, or a smaller encoding"
+    return Problem(413, detail, reason="max_upload_bytes")
 
 
 class Sink:

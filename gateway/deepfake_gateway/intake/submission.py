@@ -220,7 +220,7 @@ class Desk:
             raise Problem(
                 429, f"this key's {allowed:g} seconds of video for today are used up; send more after midnight (UTC)",
                 {"Retry-After": left_s, "RateLimit-Limit": f"{allowed:g}", "RateLimit-Remaining": "0",
-                 "RateLimit-Reset": left_s},
+                 "RateLimit-Reset": left_s}, reason="seconds_per_day",
             )  # fmt: skip
 
     def _waiting(self) -> int:
@@ -229,7 +229,7 @@ class Desk:
 
     def _full(self, what: str) -> Problem:
         detail = f"{self._max_queued} {what} are waiting, as many as may; try again later"
-        return Problem(429, detail, {"Retry-After": "10"})
+        return Problem(429, detail, {"Retry-After": "10"}, reason="max_queued")
 
     def _repeated(self, before: Analysis, upload: Upload, options: dict[str, Any]) -> Submitted:
         if (before.sha256, before.options) != (upload.sha256, options):

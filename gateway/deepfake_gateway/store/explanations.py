@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
+from deepfake_gateway.store.counters import Tally
 from deepfake_gateway.store.records import UNFINISHED, Status, canonical
 from deepfake_gateway.store.schema import EXPLANATIONS
 
@@ -30,6 +31,8 @@ class StoredExplanation:
     faces: list[dict[str, Any]] | None = None
     error_type: str | None = None
     error_detail: str | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
 
     @classmethod
     def of(cls, row: Any) -> Self:
@@ -114,4 +117,10 @@ class Explanations:
     def _change(self, explanation_id: str, status: Status, **values: Any) -> bool:
         change = EXPLANATIONS.update().where((EXPLANATIONS.c.id == explanation_id) & _UNFINISHED)
         with self._engine.begin() as connection:
-            return connection.execute(change.values(status=status.value, **values)).rowcount > 0
+            if connection.execute(change.values(status=status.value, **values)).rowcount == 0:
+                return False
+            if status.is_final:
+                tally = Tally()
+                tally.count("explanations", status=status.value)
+                tally.add_up(connection)
+            return True

@@ -16,12 +16,12 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from deepfake_gateway.store.schema import KEYS, QUOTAS, SESSIONS
+from deepfake_gateway.store.schema import DAILY_USAGE, KEYS, SESSIONS
 
 PREFIX: Final = "dfk"
-SCOPES: Final = ("read", "analyze", "admin")
-"""``read``: see one's own results; ``analyze``: also send, explain, cancel and delete; ``admin``: all of all tenants,
-and the metrics."""
+SCOPES: Final = ("read", "analyze", "metrics", "admin")
+"""``read``: see one's own results; ``analyze``: also send, explain, cancel and delete; ``metrics``: the metrics
+alone; ``admin``: all of it, of all tenants."""
 SESSION_COOKIE: Final = "session"
 SESSION_S: Final = 12 * 3600
 _FORM: Final = re.compile(r"dfk_([0-9a-f]{8})_([0-9a-f]{48})([0-9a-f]{8})")
@@ -141,7 +141,9 @@ class Keys:
 
     def seconds_today(self, key_id: str) -> float:
         """Return how many seconds of video were analyzed for a key since midnight (UTC)."""
-        query = sa.select(QUOTAS.c.seconds).where((QUOTAS.c.key_id == key_id) & (QUOTAS.c.day == _today()))
+        query = sa.select(DAILY_USAGE.c.seconds).where(
+            (DAILY_USAGE.c.key_id == key_id) & (DAILY_USAGE.c.day == _today())
+        )
         with self._engine.connect() as connection:
             return float(connection.execute(query).scalar() or 0.0)
 
@@ -150,8 +152,8 @@ def count_seconds(connection: sa.Connection, key_id: str, seconds: float) -> Non
     """Add to what a key used today, in a transaction of the store's."""
     # Two workers may be the first of a day.
     insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    new = insert(QUOTAS).values(key_id=key_id, day=_today(), seconds=seconds)
-    total = {"seconds": QUOTAS.c.seconds + new.excluded.seconds}
+    new = insert(DAILY_USAGE).values(key_id=key_id, day=_today(), seconds=seconds)
+    total = {"seconds": DAILY_USAGE.c.seconds + new.excluded.seconds}
     connection.execute(new.on_conflict_do_update(index_elements=["key_id", "day"], set_=total))
 
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
+from deepfake_gateway.store.counters import Tally, ended, seconds_of
 from deepfake_gateway.store.keys import count_seconds
 from deepfake_gateway.store.schema import ANALYSES, EVENTS, WORKERS, open_engine
 from deepfake_gateway.store.webhooks import announce
@@ -66,6 +67,8 @@ class Analysis:
     error_detail: str | None = None
     tenant: str = ""
     key_id: str | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
 
     @classmethod
     def of(cls, row: Any) -> Self:
@@ -137,6 +140,10 @@ class Store:
             connection.execute(ANALYSES.insert().values(values))
             _add_event(connection, analysis.id, "status", {"status": analysis.status.value})
             enqueue(connection)
+            tally = Tally()
+            tally.count("sent")
+            tally.count("sent_bytes", analysis.size_bytes)
+            tally.add_up(connection)
 
     def get(self, analysis_id: str) -> Analysis | None:
         """Return an analysis, or None."""
@@ -191,6 +198,13 @@ class Store:
         with self.engine.connect() as connection:
             return {tuple(row[:-1]): row[-1] for row in connection.execute(query)}
 
+    def longest_wait(self) -> float:
+        """Return for how many seconds the oldest queued analysis has waited; 0 where none waits."""
+        query = sa.select(sa.func.min(ANALYSES.c.created_at)).where(ANALYSES.c.status == Status.QUEUED.value)
+        with self.engine.connect() as connection:
+            oldest = connection.execute(query).scalar()
+        return 0.0 if oldest is None else max(0.0, time.time() - oldest)
+
     def finished_before(self, moment: float, limit: int = 1000) -> list[str]:
         """Return the ids of analyses that were over before a time in seconds since 1970, the oldest first."""
         over = (ANALYSES.c.finished_at <= moment) & self._of_mine()
@@ -224,7 +238,7 @@ class Store:
             self._change(
                 analysis_id,
                 Status.DONE,
-                seconds=max([1.0, *(frame["pts_seconds"] for frame in verdict["frames"])]),
+                verdict,
                 finished_at=time.time(),
                 verdict=json.dumps(verdict),
                 label=verdict["label"],
@@ -250,8 +264,10 @@ class Store:
         """End an unfinished analysis without a result; its worker sees it. Returns whether it was unfinished."""
         return self._change(analysis_id, Status.CANCELED, finished_at=time.time()) is not None
 
-    def _change(self, analysis_id: str, status: Status, *, seconds: float = 0.0, **values: Any) -> Analysis | None:
-        """Change an analysis that is unfinished, and say so in its events; `seconds` of video count for its key."""
+    def _change(
+        self, analysis_id: str, status: Status, result: Mapping[str, Any] | None = None, /, **values: Any
+    ) -> Analysis | None:
+        """Change an analysis that is unfinished, say so in its events, and count it; `result` is its verdict."""
         unfinished = (
             (ANALYSES.c.id == analysis_id)
             & ANALYSES.c.status.in_([item.value for item in UNFINISHED])
@@ -267,8 +283,10 @@ class Store:
                 )
             _add_event(connection, analysis_id, "status", {"status": status.value})
             row = connection.execute(sa.select(ANALYSES).where(ANALYSES.c.id == analysis_id)).one()
-            if seconds and row.key_id is not None:
-                count_seconds(connection, row.key_id, seconds)
+            if status.is_final:
+                ended(row, result).add_up(connection)
+            if result is not None and row.key_id is not None:
+                count_seconds(connection, row.key_id, seconds_of(result))
             if status in (Status.DONE, Status.FAILED):
                 announce(connection, row)
             return Analysis.of(row)

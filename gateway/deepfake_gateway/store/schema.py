@@ -40,6 +40,8 @@ ANALYSES = sa.Table(
     sa.Column("error_detail", sa.Text),
     sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
     sa.Column("key_id", sa.String(8)),  # the key that it was sent with
+    sa.Column("request_id", sa.String(64)),
+    sa.Column("traceparent", sa.String(64)),  # W3C's trace context of the request
     sa.Index("ix_analyses_idempotency_key", "tenant", "idempotency_key", unique=True),
     sa.Index("ix_analyses_tenant", "tenant", "created_at"),
 )
@@ -71,6 +73,8 @@ EXPLANATIONS = sa.Table(
     sa.Column("faces", sa.Text),  # JSON: what was found in each crop; the pictures are files
     sa.Column("error_type", sa.Text),
     sa.Column("error_detail", sa.Text),
+    sa.Column("request_id", sa.String(64)),
+    sa.Column("traceparent", sa.String(64)),
 )
 
 BATCHES = sa.Table(
@@ -116,13 +120,25 @@ SESSIONS = sa.Table(
     sa.Column("expires_at", sa.Float, nullable=False),
 )
 
-QUOTAS = sa.Table(
-    "quotas",
+DAILY_USAGE = sa.Table(
+    "daily_usage",
     METADATA,
     # No foreign key: an analysis that ends after its key was removed is counted all the same.
-    sa.Column("key_id", sa.String(8), primary_key=True),
+    sa.Column("key_id", sa.String(8), primary_key=True),  # empty for what came without a key
     sa.Column("day", sa.String(10), primary_key=True),  # in UTC
-    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),  # of video
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+        for name in ("sent", "done", "failed", "canceled", "size_bytes")
+    ),
+)
+
+COUNTERS = sa.Table(
+    "counters",
+    METADATA,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("labels", sa.String(512), primary_key=True),  # canonical JSON
+    sa.Column("amount", sa.Float, nullable=False),
 )
 
 WEBHOOKS = sa.Table(

@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
+from deepfake_gateway.store.counters import Tally
 from deepfake_gateway.store.schema import DELIVERIES, WEBHOOKS
 
 BACK_OFF_S: Final = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
@@ -132,6 +133,9 @@ class Webhooks:
         values = {"outcome": outcome, "next_try_at": next_try_at, "delivered_at": now if delivered else None}
         with self._engine.begin() as connection:
             connection.execute(DELIVERIES.update().where(DELIVERIES.c.id == delivery.id).values(values))
+            tally = Tally()
+            tally.count("webhook_tries", outcome="delivered" if delivered else "again" if next_try_at else "given up")
+            tally.add_up(connection)
 
 
 def announce(connection: sa.Connection, analysis: Any) -> None:

@@ -14,6 +14,7 @@ VERDICT = {
     "frames": [],
     "label": "REAL", "fake_probability": 0.1, "reason": None,
     "model": {"name": "m", "version": 1, "checkpoint_sha256": None},
+    "timing_s": {"decode": 0.1, "detect": 0.2, "crop": 0.3, "infer": 0.4, "aggregate": 0.5, "total": 0.6},
 }  # fmt: skip
 
 

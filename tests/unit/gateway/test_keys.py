@@ -68,11 +68,14 @@ def test_every_route_but_the_named_ones_wants_a_key(gateway, keys):
 
 def test_scopes(gateway, keys, clip):
     reader, writer, admin = bearer(keys, "read"), bearer(keys, "analyze"), bearer(keys, "admin")
+    monitor = bearer(keys, "metrics")
     refused = send(gateway, clip, reader)
     assert refused.status_code == 403
     assert "no scope `analyze`" in refused.json()["detail"]
     assert send(gateway, clip, writer).status_code == 200
-    assert [gateway.get("/metrics", headers=one).status_code for one in (reader, writer, admin)] == [403, 403, 200]
+    allowed = [gateway.get("/metrics", headers=one).status_code for one in (reader, writer, monitor, admin)]
+    assert allowed == [403, 403, 200, 200]
+    assert gateway.get("/v1/analyses", headers=monitor).status_code == 403
 
 
 def test_a_tenant_sees_only_its_own(gateway, keys, clip):

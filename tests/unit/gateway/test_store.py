@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from deepfake_gateway.store.counters import amounts
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.migrations.upgrade import VERSION_TABLE
 from deepfake_gateway.store.records import Analysis, Filters, Status, Store
@@ -96,8 +97,9 @@ def test_seconds_of_a_key_are_added_up_whoever_is_the_first_of_a_day(url):
     for number in numbers:
         store.add(analysis(number, key_id="12345678"), lambda _: None)
     verdict = {
-        "label": "REAL", "fake_probability": 0.1, "reason": None, "frames": [{"pts_seconds": 2.5}],
+        "label": "REAL", "fake_probability": 0.1, "reason": None, "frames": [{"pts_seconds": 2.5, "faces": []}],
         "model": {"name": "m", "version": 1, "checkpoint_sha256": None},
+        "timing_s": {"decode": 0.5, "detect": 0.2, "crop": 0.3, "infer": 0.4, "aggregate": 0.5, "total": 0.6},
     }  # fmt: skip
     threads = [threading.Thread(target=store.finish, args=(analysis(number).id, verdict)) for number in numbers]
     for thread in threads:
@@ -106,4 +108,9 @@ def test_seconds_of_a_key_are_added_up_whoever_is_the_first_of_a_day(url):
         thread.join()
     assert [store.get(analysis(number).id).status for number in numbers] == [Status.DONE] * 6
     assert Keys(store.engine).seconds_today("12345678") == 15
+    with store.engine.connect() as connection:
+        counted = {(name, *labels.values()): amount for name, labels, amount in amounts(connection)}
+    assert counted["ended", "REAL", "done"] == 6
+    assert counted["stage_seconds", "decode"] == 3
+    assert counted["score", "", "0.1"] == 6
     store.close()
