@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
 import typer
 from rich.console import Console
@@ -33,7 +33,7 @@ from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.remote import without_password
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_preprocess.support.text import visible
+from deepfake_preprocess.support.text import table_cell, visible
 
 if TYPE_CHECKING:
     from deepfake_client.report import Heatmaps, Pictures, ReportContext
@@ -205,7 +205,7 @@ class Csv:
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""
         with self._checked():
-            self._rows.writerow({name: _cell(value) for name, value in outcome_row(result.outcome).items()})
+            self._rows.writerow({name: table_cell(value) for name, value in outcome_row(result.outcome).items()})
 
     def close(self) -> None:
         """See `Output.close`."""
@@ -335,10 +335,3 @@ class Report:
             return self._report.Heatmaps(problem=str(exc))
         method = f"{faces[0].explanation.method} on {faces[0].explanation.layer}"
         return self._report.Heatmaps(overlays_png(faces), method)
-
-
-def _cell(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    # A spreadsheet takes such text for a formula and would run it.
-    return f"'{visible(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else visible(value)

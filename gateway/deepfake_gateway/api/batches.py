@@ -17,6 +17,7 @@ from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import responses
 from deepfake_gateway.intake.upload import MAX_FILES, received_together
+from deepfake_preprocess.support.text import table_cell
 
 router = APIRouter(tags=["batches"])
 
@@ -105,13 +106,12 @@ async def report(batch_id: str, desk: DeskOf, format: Annotated[str, Query(patte
     for item in batch.items:
         found = item.analysis
         if found is None:
-            writer.writerow([item.file_name, "", "", "", "", "", "", item.refusal or "deleted"])
+            row: list[Any] = [item.file_name, "", "", "", "", "", "", item.refusal or "deleted"]
         else:
-            writer.writerow(
-                [
-                    item.file_name, found.id, found.status.value, found.label, found.fake_probability, found.reason,
-                    found.model_name, found.error_detail,
-                ]
-            )  # fmt: skip
+            row = [
+                item.file_name, found.id, found.status.value, found.label, found.fake_probability, found.reason,
+                found.model_name, found.error_detail,
+            ]  # fmt: skip
+        writer.writerow(map(table_cell, row))
     headers = {"Content-Disposition": f'attachment; filename="batch-{batch.id[:8]}.csv"'}
     return Response(out.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any, Final
+
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection"), also in full width."""
 
 
 def visible(text: str) -> str:
@@ -19,3 +23,13 @@ def visible(text: str) -> str:
         for character in text
     )
     return re.sub(r"(?<=\s)\s", lambda space: f"\\x{ord(space[0]):02x}", "".join(shown))
+
+
+def table_cell(value: Any) -> Any:
+    """Return what stands for a value in a table that spreadsheets open: text that one would run as a formula is text.
+
+    Numbers are returned as they are.
+    """
+    if not isinstance(value, str):
+        return value
+    return f"'{visible(value)}" if value.startswith(_FORMULA) else visible(value)

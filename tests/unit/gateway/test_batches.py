@@ -12,7 +12,7 @@ def send(gateway, *files, **fields):
 
 
 def test_each_file_has_an_analysis_or_a_reason(gateway, clip):
-    answer = send(gateway, ("a.mp4", clip), ("b.mp4", b"no video"), ("c.mp4", b""), num_frames=3, name="two")
+    answer = send(gateway, ("a.mp4", clip), ("=1+1.mp4", b"no video"), ("@c.mp4", b""), num_frames=3, name="two")
     assert answer.status_code == 202
     for item in answer.json()["items"]:
         if item["analysis"]:
@@ -24,7 +24,7 @@ def test_each_file_has_an_analysis_or_a_reason(gateway, clip):
     assert batch["counts"] == {label: 1, "failed": 1, "refused": 1}
     assert "no file" in batch["items"][2]["refusal"]
     lines = list(csv.DictReader(gateway.get(batch["links"]["report"]).text.splitlines()))
-    assert [line["file_name"] for line in lines] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert [line["file_name"] for line in lines] == ["a.mp4", "'=1+1.mp4", "'@c.mp4"]
     assert [line["label"] for line in lines] == [label, "", ""]
 
     gateway.delete(batch["items"][0]["analysis"]["links"]["self"])
