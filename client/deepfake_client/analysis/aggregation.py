@@ -96,13 +96,15 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
 """The rules by name: `deepfake_client.options.AGGREGATIONS`."""
 
 
-def num_frames_needed(num_frames: int, longest: float, *, complete: bool = True) -> int:
+def num_frames_needed(
+    num_frames: int, longest: float, *, complete: bool = True, at_least: int = MIN_TRACK_FRAMES
+) -> int:
     """Return on how many of `num_frames` a face must be scored for its track to count, at least 1.
 
-    `MIN_TRACK_FRAMES`, or all frames where there are fewer and the input has no more (`complete`), and at least
+    `at_least`, or all frames where there are fewer and the input has no more (`complete`), and at least
     `MIN_TRACK_SHARE` of the `longest` track's.
     """
-    least = min(MIN_TRACK_FRAMES, num_frames) if complete else MIN_TRACK_FRAMES
+    least = min(at_least, num_frames) if complete else at_least
     return max(least, int(np.ceil(MIN_TRACK_SHARE * longest - 1e-9)))
 
 
@@ -118,7 +120,12 @@ def scores_by_track(frames: Sequence[FrameResult]) -> dict[int, tuple[NDArray[np
 
 
 def score_tracks(
-    frames: tuple[FrameResult, ...], *, strategy: Strategy, threshold: float, complete: bool = True
+    frames: tuple[FrameResult, ...],
+    *,
+    strategy: Strategy,
+    threshold: float,
+    complete: bool = True,
+    at_least: int = MIN_TRACK_FRAMES,
 ) -> tuple[Track, ...]:
     """Score every track of `frames` that has at least one scored face, in order of id.
 
@@ -131,7 +138,7 @@ def score_tracks(
             if face.fake_probability is not None:
                 seen.setdefault(face.track, []).append((frame.pts_seconds, face.fake_probability, face.weight))
     longest = max((sum(weight > 0 for _, _, weight in points) for points in seen.values()), default=0)
-    needed = num_frames_needed(len(frames), longest, complete=complete)
+    needed = num_frames_needed(len(frames), longest, complete=complete, at_least=at_least)
     tracks = []
     for track, points in sorted(seen.items()):
         used = [point for point in points if point[2] > 0] or [(*point[:2], 1.0) for point in points]

@@ -155,7 +155,11 @@ class _Window:
 
     def last(self) -> Verdict | None:
         """Return the verdict at the end, unless it was returned before."""
-        return None if self._is_shown else self._show(self._judge())
+        # What was shorter than the window is judged like a video.
+        verdict = self._judge(as_video=self._num_added == len(self._frames))
+        if self._is_shown and self._shown is not None and self._shown.label == verdict.label:
+            return None
+        return self._show(verdict)
 
     def _show(self, verdict: Verdict) -> Verdict:
         self._shown, self._is_shown = verdict, True
@@ -166,9 +170,9 @@ class _Window:
             return True
         return abs((new.fake_probability or 0.0) - (old.fake_probability or 0.0)) >= self._options.min_change
 
-    def _judge(self) -> Verdict:
+    def _judge(self, *, as_video: bool = False) -> Verdict:
         model = self._stages.model
-        rules = Rules.of(self._options, model.spec)
+        rules = (Rules.of if as_video else Rules.of_window)(self._options, model.spec)
         # Before the end there may always be more.
         complete = self._num_added == len(self._frames) == self._source.stats.frames_decoded
         with self.clocks.aggregate:

@@ -13,10 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.analysis.abstaining import Look, abstention, look_of, unlikeness
-from deepfake_client.analysis.aggregation import STRATEGIES, Strategy, num_frames_needed, score_tracks
+from deepfake_client.analysis.aggregation import (
+    MIN_TRACK_FRAMES,
+    STRATEGIES,
+    Strategy,
+    num_frames_needed,
+    score_tracks,
+)
 from deepfake_client.analysis.appearance import Colors, face_colors, picture_colors
 from deepfake_client.analysis.deciding import Decision, decide
-from deepfake_client.analysis.motion import Patch, patch_of
+from deepfake_client.analysis.motion import MIN_STILL_PATCHES, Patch, patch_of
 from deepfake_client.analysis.quality import Quality, assess, inner_face
 from deepfake_client.analysis.tracking import Detection, Tracker
 from deepfake_client.options import CALIBRATED_AGGREGATION, AnalyzeOptions, WatchOptions
@@ -47,6 +53,8 @@ class Rules:
     """When a verdict is left open; None decides always."""
     knows_scores: bool = False
     """Whether `calibration` was found with this strategy and threshold."""
+    least_sightings: int = MIN_TRACK_FRAMES
+    """Frames on which a face must be scored to count."""
 
     @classmethod
     def of(cls, options: AnalyzeOptions | WatchOptions, spec: ModelSpec) -> Rules:
@@ -61,6 +69,16 @@ class Rules:
             spec.calibration if options.abstain else None,
             options.threshold is None and options.aggregation == CALIBRATED_AGGREGATION,
         )
+
+    @classmethod
+    def of_window(cls, options: WatchOptions, spec: ModelSpec) -> Rules:
+        """Return the rules for the last seconds of a source that goes on.
+
+        There a face that just came counts only once it could have been seen to be a picture on the wall, unless that
+        takes more than half of the window.
+        """
+        half = int(options.window_s * options.fps / 2)
+        return replace(cls.of(options, spec), least_sightings=max(MIN_TRACK_FRAMES, min(MIN_STILL_PATCHES, half)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +176,13 @@ def judge(
     """
     lying = _Lying.of(scored)
     frames = tuple(_followed(scored, rules, lying))
-    tracks = score_tracks(frames, strategy=rules.strategy, threshold=rules.threshold, complete=complete)
+    tracks = score_tracks(
+        frames,
+        strategy=rules.strategy,
+        threshold=rules.threshold,
+        complete=complete,
+        at_least=rules.least_sightings,
+    )
     tracks = _with_looks(tracks, scored, frames, rules.calibration)
     patches = _patches_by_track(scored, frames) if weigh_motion else {}
     decision = decide(tracks, frames, patches, strategy=rules.strategy, threshold=rules.threshold)
@@ -172,7 +196,7 @@ def judge(
         return Judgment(
             label, decision.fake_probability, decision.interval, decision.track, None, notes, decision.tracks, frames
         )
-    reason, why = _reason(scored, frames, failure, complete=complete)
+    reason, why = _reason(scored, frames, rules, failure, complete=complete)
     notes = (lying.note, why) if reason is Reason.POOR_FACES and lying.note else (why,)
     return Judgment(Label.INCONCLUSIVE, None, None, None, reason, notes, tracks, frames)
 
@@ -284,7 +308,12 @@ def _as_points(landmarks_xy: NDArray[np.float32] | None) -> tuple[tuple[float, f
 
 
 def _reason(
-    scored: Sequence[ScoredFrame], frames: Sequence[FrameResult], failure: ServerError | None, *, complete: bool
+    scored: Sequence[ScoredFrame],
+    frames: Sequence[FrameResult],
+    rules: Rules,
+    failure: ServerError | None,
+    *,
+    complete: bool,
 ) -> tuple[Reason, str]:
     if failure is not None:
         reason = Reason.SERVER_ERROR if isinstance(failure, InferenceError) else Reason.SERVER_UNAVAILABLE
@@ -297,16 +326,19 @@ def _reason(
         return Reason.NO_FACE, f"no face was found in {len(scored)} frames; is a face visible and large enough?"
     sightings = Counter(face.track for face in faces)
     longest = max(sightings.values())
-    if longest >= num_frames_needed(len(frames), longest, complete=complete):
+    if longest >= num_frames_needed(len(frames), longest, complete=complete, at_least=rules.least_sightings):
         # Seen often enough: what is missing is quality.
         left_out = [face for face in faces if face.weight == 0]
         return Reason.POOR_FACES, (
             f"{len(left_out)} of {len(faces)} faces found are too poor to judge ({_concerns(left_out)}); "
             "use a larger or sharper recording"
         )
+    advice = "sample more: raise `num_frames` or `fps`"
+    if rules.least_sightings > MIN_TRACK_FRAMES:
+        advice = f"a face counts once it was scored on {rules.least_sightings}: wait, or raise `fps`"
     return Reason.TOO_FEW_FRAMES, (
         f"{len(faces)} faces of {len(sightings)} persons were found in {len(frames)} frames, none on enough of them; "
-        "sample more: raise `num_frames` or `fps`"
+        f"{advice}"
     )
 
 

@@ -11,6 +11,7 @@ from deepfake_client.analysis.aggregation import num_frames_needed
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.report.plots import track_styles
 from deepfake_client.result.verdict import FaceScore, Label, Verdict
+from deepfake_client.result.words import in_plain_words
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.sampling import Sampling
 
@@ -26,7 +27,7 @@ class ReportContext:
 def headline(verdict: Verdict) -> str:
     """Say in a sentence what was found, or why nothing was."""
     if verdict.reason is not None:
-        detail = f"{verdict.detail[:1].upper()}{verdict.detail[1:]}"
+        detail = _sentence(verdict.detail)
         return f"No verdict: {verdict.reason.value.replace('_', ' ')}. {detail}".strip()
     face = (verdict.deciding_track or 0) + 1
     score, threshold = f"{verdict.fake_probability:.3f}", f"the threshold of {verdict.threshold:g}"
@@ -82,7 +83,12 @@ def sampling_text(sampling: Sampling) -> str:
 def warnings(verdict: Verdict) -> list[str]:
     """Return what should be known before the score is used, as sentences."""
     detail = [verdict.detail] if verdict.detail and verdict.reason is None else []
-    return [f"{text[:1].upper()}{text[1:].removesuffix('.')}." for text in (*verdict.notes(), *detail)]
+    return [f"{_sentence(text).removesuffix('.')}." for text in (*verdict.notes(), *detail)]
+
+
+def _sentence(text: str) -> str:
+    plain = in_plain_words(text)
+    return f"{plain[:1].upper()}{plain[1:]}"
 
 
 def stages(verdict: Verdict) -> list[tuple[str, float, float]]:

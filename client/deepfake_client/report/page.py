@@ -24,6 +24,7 @@ from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, moment
 from deepfake_client.report.plots import timeline_svg, track_styles, write_frame_analysis, write_timeline
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, Verdict
+from deepfake_client.result.words import in_plain_words
 from deepfake_preprocess.support.files import write_whole
 from deepfake_preprocess.support.text import visible
 
@@ -45,6 +46,7 @@ _templates.filters["percent"] = lambda value: f"{100 * value:.2f}%"
 _templates.filters["seconds"] = lambda value: f"{value:.2f} s"
 _templates.filters["words"] = lambda value: str(value).replace("_", " ")
 _templates.filters["plain"] = visible
+_templates.filters["told"] = lambda text: visible(in_plain_words(str(text)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from deepfake_client.report.facts import ReportContext, headline, sampling_text,
 from deepfake_client.report.pictures import Pictures, jpeg, moments, with_box
 from deepfake_client.report.plots import timeline_png, track_styles
 from deepfake_client.result.verdict import FrameResult, Label, Verdict
+from deepfake_client.result.words import in_plain_words
 from deepfake_preprocess.support.text import visible
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def _meter(paper: _Paper, verdict: Verdict, color: tuple[int, int, int]) -> None
 def _faces(paper: _Paper, verdict: Verdict, pictures: Pictures) -> None:
     paper.heading("Most suspicious faces", room_mm=60)
     if not pictures.faces:
-        paper.paragraph(visible(pictures.problem or "No face was scored."))
+        paper.paragraph(visible(in_plain_words(pictures.problem) or "No face was scored."))
         return
     paper.paragraph("As the model saw them, highest score first.", soft=True)
     ranked = sorted(pictures.faces, key=lambda item: -(item.pick.face.fake_probability or 0.0))

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from deepfake_export.demo.checkpoint import Demo, write_demo_checkpoint
+from deepfake_preprocess.cli.console import shown
 from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
@@ -45,7 +45,7 @@ def demo_checkpoint(
         if as_json:
             typer.echo(json.dumps({"weights": str(weights)}))
         else:
-            Console().print(f"Wrote {escape(str(weights))}", highlight=False, soft_wrap=True)
+            Console().print(f"Wrote {shown(weights)}", highlight=False, soft_wrap=True)
         return
     if untrained:
         for module in ("torch", "timm", "safetensors"):
@@ -59,9 +59,9 @@ def demo_checkpoint(
         typer.echo(json.dumps({"checkpoint": str(checkpoint), "spec": str(spec_path)}))
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"Wrote {escape(str(checkpoint))} and {escape(spec_path.name)}")
+    console.print(f"Wrote {shown(checkpoint)} and {shown(spec_path.name)}")
     spec = ModelSpec.from_yaml(spec_path)
-    console.print(escape(f"{spec.training_data} {spec.caution}"))
+    console.print(shown(f"{spec.training_data} {spec.caution}"))
     if not spec.trained:
         console.print("It is not trained: its scores mean nothing.")
-    console.print(f"Next: deepfake export {escape(str(checkpoint))}")
+    console.print(f"Next: deepfake export {shown(checkpoint)}")

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_export.tensorrt.plans import build_engines as build
+from deepfake_preprocess.cli.console import shown
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 
 
@@ -45,7 +45,7 @@ def build_engines(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def show(step: str) -> None:
-        console.print(f"[dim]{escape(step)}[/dim]")
+        console.print(f"[dim]{shown(step)}[/dim]")
 
     options = EngineOptions(typical_batch, timing_cache, version_compatible)
     results = build(repository, models or (), options=options, force=force, on_step=show)

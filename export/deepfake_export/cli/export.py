@@ -15,14 +15,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from deepfake_export.api import ExportResult, export_checkpoint
 from deepfake_export.proof.gate import BEST
 from deepfake_export.request import ExportRequest
 from deepfake_export.tensorrt.options import EngineOptions
-from deepfake_preprocess.cli.console import results_console
+from deepfake_preprocess.cli.console import results_console, shown
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
@@ -111,9 +110,9 @@ def _run(request: ExportRequest, *, quiet: bool) -> ExportResult:
     with console.status("Starting") as status:
 
         def show(step: str) -> None:
-            status.update(f"{escape(step)} ...")
+            status.update(f"{shown(step)} ...")
             if not quiet:
-                console.print(f"[dim]{escape(step)}[/dim]", soft_wrap=True)
+                console.print(f"[dim]{shown(step)}[/dim]", soft_wrap=True)
 
         return export_checkpoint(request, on_step=show)
 
@@ -135,14 +134,14 @@ def _command_line(context: typer.Context) -> str:
 
 def _print_summary(console: Console, result: ExportResult, notes: Sequence[str]) -> None:
     what = "Exported" if result.created else "Nothing to do for"
-    console.print(f"{what} [bold]{escape(result.manifest.spec.name)}[/bold] version {result.version}")
+    console.print(f"{what} [bold]{shown(result.manifest.spec.name)}[/bold] version {result.version}")
     table = Table.grid(padding=(0, 2))
     for name, value in _summary_rows(result):
-        table.add_row(name, escape(value))
+        table.add_row(name, shown(value))
     results_console().print(table)
     for note in notes:
-        console.print(f"Note: {escape(note)}.")
-    console.print(f"Next: deepfake serve --repository {escape(str(result.repository))}")
+        console.print(f"Note: {shown(note)}.")
+    console.print(f"Next: deepfake serve --repository {shown(result.repository)}")
 
 
 def _summary_rows(result: ExportResult) -> list[tuple[str, str]]:

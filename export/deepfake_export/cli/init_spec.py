@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_export.published.recipes import RECIPES
+from deepfake_preprocess.cli.console import shown
 from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
@@ -76,13 +77,13 @@ def init_spec(
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(escape(guess.to_yaml()), end="")
-    console.print(f"\nWrote {escape(str(target))}.")
+    console.print(f"\nWrote {shown(target)}.")
     if not guess.recognized:
         console.print("The network was not recognized: the spec names one that you must write.")
     console.print("Check what is a guess: a wrong size, mean, color order or crop changes scores silently.")
     name = str(checkpoint) if checkpoint is not None else "CHECKPOINT"
     option = "" if checkpoint is not None and output is None else f" --spec {target}"
-    console.print(f"Next: deepfake export {escape(name)}{escape(option)}")
+    console.print(f"Next: deepfake export {shown(name)}{shown(option)}")
 
 
 def _named(text: str) -> str:
@@ -106,5 +107,5 @@ def _print_list(*, as_json: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     width = max(map(len, RECIPES))
     for name, item in RECIPES.items():
-        console.print(f"[bold]{name:<{width}}[/]  {escape(item.title)}")
-        console.print(f"{'':<{width}}  [dim]{escape(item.source)}[/]")
+        console.print(f"[bold]{name:<{width}}[/]  {shown(item.title)}")
+        console.print(f"{'':<{width}}  [dim]{shown(item.source)}[/]")

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from deepfake_export.repository.activation import activate
@@ -18,6 +17,7 @@ from deepfake_export.repository.pruning import Pruning
 from deepfake_export.repository.pruning import prune as prune_model
 from deepfake_export.repository.verification import Problem
 from deepfake_export.tensorrt.plans import plan_target
+from deepfake_preprocess.cli.console import shown
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
@@ -67,7 +67,7 @@ def list_models(repository: RepositoryOption = DEFAULT_REPOSITORY, as_json: Json
         return
     console = _console()
     if not models:
-        console.print(f"{escape(str(repository))} holds no model; put one there with `deepfake export`")
+        console.print(f"{shown(repository)} holds no model; put one there with `deepfake export`")
         return
     console.print(_table(models))
     problems = [problem for model in models for problem in model.all_problems]
@@ -146,12 +146,12 @@ def rollback(
         _print_json(result.to_dict())
         return
     console = _console()
-    name = f"[bold]{escape(result.model)}[/]"
+    name = f"[bold]{shown(result.model)}[/]"
     if result.before == result.served:
         console.print(f"{name} serves version {result.served} as before; its configurations were written again.")
     else:
         console.print(f"{name} serves version {result.served} now, before: {result.before or 'unknown'}.")
-    console.print(f"  written  {escape(', '.join(result.files))}")
+    console.print(f"  written  {shown(', '.join(result.files))}")
     if result.before != result.served:
         console.print("A running server goes on with what it loaded: start it again to take the change.")
     if result.still_used_by:
@@ -212,10 +212,10 @@ def _table(models: Sequence[ModelInfo]) -> Table:
             served = f"yes, by {_numbers(version.in_use_by)}" if version.in_use_by else "yes"
             unserved = f"by {_numbers(version.in_use_by)}" if version.in_use_by else ""
             table.add_row(
-                escape(model.name),
+                shown(model.name),
                 str(version.version),
                 served if version.served else unserved,
-                escape(_form(version)),
+                shown(_form(version)),
                 f"{version.size_bytes / 1e6:.1f} MB",
                 version.created[:16].replace("T", " "),
                 (version.checkpoint_sha256 or "-")[:8],
@@ -223,7 +223,7 @@ def _table(models: Sequence[ModelInfo]) -> Table:
                 "[red]damaged[/]" if version.status == "damaged" or (version.served and broken) else "[green]ok[/]",
             )
         if not model.versions:
-            table.add_row(escape(model.name), "-", "", "-", "-", "", "-", "-", "[red]no version[/]")
+            table.add_row(shown(model.name), "-", "", "-", "-", "", "-", "-", "[red]no version[/]")
     return table
 
 
@@ -237,13 +237,13 @@ def _form(version: VersionInfo) -> str:
 def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
     for problem in problems:
         mark = "[dim]note[/]" if problem.harmless else "[red]wrong[/]"
-        console.print(f"{mark}  {escape(problem.file)}: {escape(problem.what)}")
-        console.print(f"       {escape(problem.fix)}")
+        console.print(f"{mark}  {shown(problem.file)}: {shown(problem.what)}")
+        console.print(f"       {shown(problem.fix)}")
 
 
 def _why_nothing(plan: Pruning, keep: int) -> str:
     newest, old = plan.kept[-keep:], plan.kept[:-keep]
-    model = escape(plan.model)
+    model = shown(plan.model)
     if not old:
         return f"{model} has {len(newest)} version(s) ({_numbers(newest)}), and --keep {keep} lets up to {keep} stay"
     return (
@@ -265,4 +265,4 @@ def _console() -> Console:
 
 
 def _print_json(data: object) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    print(json.dumps(data, indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from deepfake_client.result.words import in_plain_words
 from deepfake_gateway.store.records import Analysis
 from deepfake_gateway.web.language import Language
 
@@ -193,7 +194,8 @@ def facts_of(say: Language, verdict: Json) -> list[tuple[str, str]]:
 
 
 def sentence(text: str) -> str:
-    """Return a message of the library as a sentence; it stays English."""
+    """Return a message of the library as a sentence in plain words; it stays English."""
+    text = in_plain_words(text)
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?', '!')) else '.'}" if text else ""
 
 

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from deepfake_preprocess.cli.console import shown
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.contract.repository import empty_models
 from deepfake_preprocess.contract.triton_config import EMBEDDED_CONFIG_NAME
@@ -141,7 +141,7 @@ def _reload(console: Console, triton: EmbeddedTriton) -> None:
     try:
         changed = triton.reload()
     except DeepfakeError as exc:
-        console.print(f"[red]Not loaded:[/] {escape(str(exc))}; {_names(triton)} served on.")
+        console.print(f"[red]Not loaded:[/] {shown(exc)}; {_names(triton)} served on.")
     else:
         console.print(f"Now serving {_names(triton)}." if changed else "Nothing has changed.")
 
@@ -167,7 +167,7 @@ def _names(triton: EmbeddedTriton) -> str:
 def _print_ready(console: Console, triton: EmbeddedTriton, repository: Path, models: list[str] | tuple[()]) -> None:
     for name in [] if models else empty_models(repository):
         console.print(
-            f"[yellow]{escape(name)} in {escape(str(repository))} holds no version and is passed over;[/] "
+            f"[yellow]{shown(name)} in {shown(repository)} holds no version and is passed over;[/] "
             "NVIDIA's container does not start with it"
         )
     console.print(f"Triton {TRITON_VERSION} is ready on this machine's CPU, serving {_names(triton)}.")

@@ -53,7 +53,8 @@ def live_threads() -> list[str]:
 
 def test_the_verdict_follows_the_source_and_is_yielded_when_it_changes(client: DeepfakeClient) -> None:
     frames = [image(30)] * 100 + [image(220)] * 100
-    verdicts = watched(client, frames, window_s=1.0, step_s=0.2)
+    first, *verdicts = watched(client, frames, window_s=1.0, step_s=0.2)
+    assert first.reason is Reason.TOO_FEW_FRAMES
     assert (verdicts[0].label, verdicts[-1].label) == (Label.REAL, Label.FAKE)
     scores = [verdict.fake_probability or 0 for verdict in verdicts]
     assert scores == sorted(scores)
@@ -107,9 +108,22 @@ def test_tracks_keep_their_ids_when_faces_come_and_go() -> None:
         verdicts = watched(client, [image(80)] * 160, window_s=0.8, step_s=0.2, min_change=0)
     seen = [tuple(track.track for track in verdict.tracks) for verdict in verdicts]
     assert list(dict.fromkeys(seen)) == [(0,), (0, 1), (1,), (1, 2)]
-    for verdict in verdicts:
+    for verdict in verdicts[1:]:
         assert verdict.deciding_track in {track.track for track in verdict.tracks}
         assert {face.track for frame in verdict.frames for face in frame.faces} == {t.track for t in verdict.tracks}
+
+
+def test_a_face_that_just_came_counts_after_ten_sightings(client: DeepfakeClient) -> None:
+    options = {"step_s": 0.04, "min_change": 0, "window_s": 4}
+    early = watched(client, [image(200)] * 30, **options)
+    assert early[0].reason is Reason.TOO_FEW_FRAMES
+    assert early[0].detail.endswith("a face counts once it was scored on 10: wait, or raise `fps`")
+    assert all((verdict.label is Label.FAKE) == (len(verdict.frames) >= 10) for verdict in early)
+    short = watched(client, [image(200)] * 8, **options)
+    assert short[-1].label is Label.FAKE, "what was shorter is judged like a video at its end"
+    seldom = watched(client, [image(200)] * 100, fps=2, window_s=5)
+    assert len(seldom[0].frames) < 10
+    assert seldom[-1].label is Label.FAKE, "or half of the window, where ten frames are more"
 
 
 class Gated(FakeTransport):

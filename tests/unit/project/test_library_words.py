@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from checkout import ROOT
 
 from deepfake_client.cli.option_names import OPTION_OF_PARAMETER, with_options
+from deepfake_client.options import AnalyzeOptions, WatchOptions
+from deepfake_client.result.words import PLAIN_NAMES, in_plain_words
 
 PACKAGES = sorted(path.parent for path in ROOT.glob("*/deepfake_*/__init__.py"))
 OPTION = re.compile(r"(?<![\w-])--[a-z]")
@@ -42,6 +45,18 @@ def test_the_command_line_turns_parameters_into_options() -> None:
         "start one with `deepfake serve`; `max_attempts` is 0"
     )
     assert with_options("`int8_target` is 0") == "--int8-target is 0"
+
+
+def test_pages_turn_parameters_into_plain_words() -> None:
+    assert in_plain_words("sample more: raise `num_frames` or `fps`") == (
+        "sample more: raise the number of frames or the number of frames per second"
+    )
+    assert in_plain_words("set `url_intake`, or run `deepfake serve`") == "set `url_intake`, or run `deepfake serve`"
+
+
+def test_pages_have_plain_words_for_every_parameter_that_somebody_sets() -> None:
+    named = {field.name for options in (AnalyzeOptions, WatchOptions) for field in fields(options)}
+    assert named - set(PLAIN_NAMES) == {"abstain", "sampling", "source_ca"}, "which no message names"
 
 
 def test_every_option_in_the_table_is_one() -> None:

@@ -113,3 +113,13 @@ def test_what_is_damaged_is_shown_and_not_hidden(capsys, root):
     assert [line.split()[-1] for line in out.splitlines()[2:5]] == ["damaged", "damaged", "ok"]
     for told in ("half", "no version", "tiny/1/model.onnx: has changed", "tiny/2/manifest.json: is missing"):
         assert told in out
+
+
+def test_names_of_files_move_no_cursor(capsys, root):
+    (root / "tiny/2/\x1b[2Jfine\u202e[bold].onnx").touch()
+    (root / "tiny/1").rename(root / "tiny/\x9b1")
+    for command in (["list"], ["verify"], ["list", "--json"], ["verify", "--json"]):
+        _, out, err = deepfake(capsys, *command, "-r", root)
+        assert not {"\x1b", "\u202e", "\x9b"} & set(out + err)
+    _, out, _ = deepfake(capsys, "verify", "-r", root)
+    assert "tiny/2/\\x1b[2Jfine\\u202e[bold].onnx" in out
