@@ -89,6 +89,12 @@ SERVICE_MONITOR = of(
         )
     ),
 )
+POD_MONITOR = of(
+    "selector podMetricsEndpoints",
+    selector=SELECTOR,
+    podTargetLabels=listed(TEXT),
+    podMetricsEndpoints=listed(of("port", port=TEXT, path=TEXT, interval=DURATION)),
+)
 RULE = of(
     "expr", record=TEXT, alert=TEXT, expr=TEXT, **{"for": DURATION}, labels=TEXTS, annotations=TEXTS
 )  # fmt: skip
@@ -142,6 +148,7 @@ PREDICTOR = of(
 CUSTOM = {
     ("keda.sh/v1alpha1", "ScaledObject"): SCALED_OBJECT,
     ("monitoring.coreos.com/v1", "ServiceMonitor"): SERVICE_MONITOR,
+    ("monitoring.coreos.com/v1", "PodMonitor"): POD_MONITOR,
     ("monitoring.coreos.com/v1", "PrometheusRule"): PROMETHEUS_RULE,
     ("serving.kserve.io/v1alpha1", "ServingRuntime"): SERVING_RUNTIME,
     ("serving.kserve.io/v1beta1", "InferenceService"): of("predictor", predictor=PREDICTOR),
