@@ -30,22 +30,27 @@ def answer(connection):
     return int(first.split()[1]), dict(line.split(": ", 1) for line in lines), json.loads(body)
 
 
+def held(port):
+    """Return a connection whose upload is on its way: the service asked for the body, which does not come."""
+    connection = connected(port, BEGUN.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+    assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+    return connection
+
+
 BEGUN = b"POST /v1/analyses HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n"
 
 
 def test_uploads_beyond_the_bound_are_refused_until_others_end(service):
     port, _ = service
-    held = [connected(port, BEGUN + b"some") for _ in range(2)]
-    seen = []
-    while not seen or seen[-1][0] != 503:  # until both of the others have begun
-        with connected(port, BEGUN.replace(b"100000", b"4") + b"junk") as third:
-            seen.append(answer(third))
-    status, headers, problem = seen[-1]
-    assert headers["content-type"] == "application/problem+json"
+    others = [held(port) for _ in range(2)]
+    with connected(port, BEGUN.replace(b"100000", b"4") + b"junk") as third:
+        status, headers, problem = answer(third)
+    assert (status, headers["content-type"]) == (503, "application/problem+json")
     assert (headers["retry-after"], "2 uploads are on their way" in problem["detail"]) == ("2", True)
-    for connection in held:
+    for connection in others:
         connection.close()
-    while status != 202:
+    while status != 202:  # until it is seen that they broke off
+        assert status == 503
         with connected(port, BEGUN.replace(b"100000", b"4") + b"more") as third:
             status, _, _ = answer(third)
 
