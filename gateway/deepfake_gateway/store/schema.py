@@ -5,14 +5,21 @@ A change here needs a step in `migrations/versions`; a test compares the two.
 
 from __future__ import annotations
 
-from typing import Any
+import random
+import sqlite3
+import time
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from deepfake_gateway.store.migrations.upgrade import upgrade
+from deepfake_preprocess.errors import OptionError
 
 METADATA = sa.MetaData()
+BUSY_WAIT_S: Final = 30.0
+"""How long a writer of SQLite waits for another."""
 
 ANALYSES = sa.Table(
     "analyses",
@@ -175,12 +182,22 @@ WORKERS = sa.Table(
 
 
 def open_engine(url: str) -> sa.Engine:
-    """Return the engine of a database, with its tables made or brought up to date."""
+    """Return the engine of a database, with its tables made or brought up to date.
+
+    Raises OptionError where it cannot be opened.
+    """
     engine = sa.create_engine(url, pool_pre_ping=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     try:
         upgrade(engine)
+    except OperationalError as exc:
+        engine.dispose()
+        reason = " ".join(str(exc.orig).split())[:200]
+        raise OptionError(
+            f"the database {engine.url.render_as_string()} cannot be opened ({reason}); start it, or name another "
+            "`database` or `data_dir`"
+        ) from exc
     except BaseException:
         engine.dispose()
         raise
@@ -188,6 +205,24 @@ def open_engine(url: str) -> sa.Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    # WAL lets gateway and worker read while the other writes; the timeout rides out the moments of two writers.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000", "foreign_keys=ON"):
+    connection.execute(f"PRAGMA busy_timeout={round(BUSY_WAIT_S * 1000)}")  # rides out the moments of two writers
+    _switch_to_wal(connection)
+    for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _switch_to_wal(connection: Any) -> None:
+    """Let gateway and worker read while the other writes.
+
+    Of several that open a new database at once, SQLite refuses all but one at once, whatever its timeout is.
+    """
+    give_up_at = time.monotonic() + BUSY_WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+        else:
+            return
+        time.sleep(random.uniform(0.01, 0.05))
