@@ -89,7 +89,7 @@ chaos: $(VENV)/.dev  ## N=100 faults (processes killed and stopped, disk full) i
 	@CHAOS_FAULTS=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos/test_chaos.py
 
 chaos-gateway: N := 100
-chaos-gateway: $(VENV)/.dev  ## N=100 kills of gateway, worker, sandbox and Triton while it works (SEED=1)
+chaos-gateway: $(VENV)/.dev  ## N=100 kills of gateway, worker, sandbox, Triton and database while it works (SEED=1)
 	@CHAOS_FAULTS=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos/test_gateway_chaos.py
 
 lint: $(VENV)/.dev  ## ruff, lint and format; codespell

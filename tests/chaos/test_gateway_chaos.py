@@ -1,7 +1,8 @@
 """Kills at random moments while the verdict service works: nothing is lost, doubled or stuck, and no verdict differs.
 
-Gateway, worker, sandboxes, Triton and its supervisor are killed with SIGKILL, each under what starts it again where
-people run it. Some kills run with the other tests, many with ``make chaos-gateway N=100 SEED=1``.
+Gateway, worker, sandboxes, Triton, its supervisor and the database, a Postgres, are killed with SIGKILL, each under
+what starts it again where people run it. Some kills run with the other tests, many with ``make chaos-gateway N=100
+SEED=1``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import httpx
 import psutil
 import pytest
 from media import make_clip
+from postgres import Postgres
 from serve_command import DEEPFAKE, Server
 from server_processes import assert_all_end, tritonserver_of
 from tiny_model import write_tiny_repository
@@ -28,11 +31,11 @@ from tiny_model import write_tiny_repository
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 from deepfake_preprocess.support.sockets import listening
 
-NUM_KILLS = int(os.environ.get("CHAOS_FAULTS", "3"))
+NUM_KILLS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 JOBS = 4
 """Sent in each round, and killed at until all are over."""
-GAP_S = (0.2, 3.0)
+GAP_S = (0.1, 1.5)
 """From one kill to the next; some come while the last one is not mended yet."""
 ROUND_TIMEOUT_S = 300
 
@@ -40,12 +43,13 @@ ROUND_TIMEOUT_S = 300
 class Gateway:
     """`deepfake gateway` under a service manager, which starts it again when it ends."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, database: str, folder: Path) -> None:
         with listening("127.0.0.1", 0) as probe:
             port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
         self._log = (folder / "gateway.log").open("ab")
         self._command = [*DEEPFAKE, "gateway", "--url", url, "--port", str(port), "--data-dir", str(folder / "data")]
+        self._command += ["--database", database]
         self.process = self._start()
         self._over = threading.Event()
         self._manager = threading.Thread(target=self._keep_running)
@@ -91,9 +95,10 @@ class Gateway:
         self._log.close()
 
 
-def kills(server: Server, gateway: Gateway) -> dict[str, Callable[[], None]]:
+def kills(server: Server, gateway: Gateway, database: Postgres) -> dict[str, Callable[[], None]]:
     """Return what may be killed, by name."""
     return {
+        "database": lambda: database.process.kill(),
         "gateway": lambda: gateway.process.kill(),
         "worker": lambda: gateway.below("deepfake_gateway.jobs.worker").kill(),
         "sandbox": lambda: gateway.below("deepfake_gateway.sandbox.entry").kill(),
@@ -108,6 +113,7 @@ def facts(verdict: dict[str, Any]) -> dict[str, Any]:
     return {"label": verdict["label"], "reason": verdict["reason"], "frames": frames, "model": verdict["model"]}
 
 
+@pytest.mark.debian("postgresql")
 @pytest.mark.timeout(ROUND_TIMEOUT_S + 60 * NUM_KILLS)
 def test_nothing_is_lost_doubled_or_stuck_whatever_is_killed(tmp_path: Path) -> None:
     chance = random.Random(SEED)
@@ -115,20 +121,25 @@ def test_nothing_is_lost_doubled_or_stuck_whatever_is_killed(tmp_path: Path) -> 
         make_clip(tmp_path / f"{faces}.mp4", size_wh=(320, 180), duration_s=1, faces=faces, moving=True)
         for faces in (1, 2)
     ]
-    server = Server(write_tiny_repository(tmp_path / "models"))
     happened: collections.Counter[str] = collections.Counter()
     sent: dict[str, tuple[Path, int]] = {}
-    gateway = Gateway(server.urls["grpc"], tmp_path)
-    try:
+    with ExitStack() as stack:
+        server = Server(write_tiny_repository(tmp_path / "models"))
+        stack.callback(server.close)
+        database = Postgres()
+        stack.callback(database.close)
+        database.keep_running()
+        gateway = Gateway(server.urls["grpc"], database.url, tmp_path)
+        stack.callback(gateway.close)
         server.wait_until_ready()
+        targets = in_turn(kills(server, gateway, database), chance)
         while happened.total() < NUM_KILLS:
-            keys = []
             for _ in range(JOBS):
                 # Another number of frames or least size each time, so that none is answered by an earlier result.
                 number = len(sent)
                 clip, frames = clips[number % 2], 3 + number % 5
                 key = f"job{number}"
-                sent[key], _ = (clip, frames), keys.append(key)
+                sent[key] = clip, frames
                 fields = {"num_frames": str(frames), "min_face_px": str(number / 1e4), "file_name": clip.name}
                 gateway.ask(
                     "POST", "/v1/analyses", content=clip.read_bytes(), headers={"idempotency-key": key}, params=fields
@@ -137,21 +148,24 @@ def test_nothing_is_lost_doubled_or_stuck_whatever_is_killed(tmp_path: Path) -> 
             while is_busy(gateway):
                 assert time.monotonic() < deadline, f"stuck after {happened}"
                 if time.monotonic() > next_kill and happened.total() < NUM_KILLS:
-                    name, kill = chance.choice(sorted(kills(server, gateway).items()))
-                    try:
+                    name, kill = next(targets)
+                    with suppress(psutil.NoSuchProcess):  # it had ended by itself, or by the kill before
                         kill()
                         happened[name] += 1
-                    except psutil.NoSuchProcess:
-                        pass  # it had ended by itself, or by the kill before
                     next_kill = time.monotonic() + chance.uniform(*GAP_S)
                 time.sleep(0.05)  # between polls
         found = all_analyses(gateway)
         assert len(found) == len(sent)  # none lost, none doubled
         compare(gateway, server, found, sent)
-    finally:
-        gateway.close()
-        server.close()
     print(f"\n{happened.total()} kills, {len(sent)} jobs: {dict(happened)}")
+
+
+def in_turn(
+    targets: dict[str, Callable[[], None]], chance: random.Random
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield targets at random, each once before any comes again."""
+    while True:
+        yield from chance.sample(sorted(targets.items()), len(targets))
 
 
 def is_busy(gateway: Gateway) -> bool:

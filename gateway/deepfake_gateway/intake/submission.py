@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_gateway.intake.options import ExplanationForm, stored_options
@@ -170,6 +170,8 @@ class Desk:
             if before is None:
                 raise
             return self._repeated(before, upload, options)
+        except DBAPIError:
+            raise  # it may be recorded all the same; `purge` removes what belongs to nothing
         except BaseException:
             self.media.delete(analysis.id)
             raise

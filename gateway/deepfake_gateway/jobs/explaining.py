@@ -17,6 +17,7 @@ from deepfake_client.explain.findings import explain_crops, open_explainer
 from deepfake_client.explain.types import ExplainOptions, Explanation
 from deepfake_client.result.verdict import Verdict
 from deepfake_gateway.jobs.evidence import Crop, Evidence, MediumGoneError, listed_faces
+from deepfake_gateway.jobs.running import stored
 from deepfake_gateway.sandbox.process import TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
@@ -59,7 +60,7 @@ async def run_explanation(
 ) -> None:
     """Bring an explanation to its end: pictures and what they show, or the reason why there are none."""
     explanations = Explanations(store.engine)
-    explanation = await asyncio.to_thread(explanations.start, explanation_id)
+    explanation = await stored(explanations.start, explanation_id)
     if explanation is None:
         return
     try:
@@ -74,15 +75,15 @@ async def run_explanation(
         logger.exception("explanation %s failed", explanation_id)
         problem = "InternalError", f"the gateway failed ({type(exc).__name__}); ask again, and report it if it lasts"
     else:
-        await asyncio.to_thread(explanations.finish, explanation_id, faces)
+        await stored(explanations.finish, explanation_id, faces)
         return
-    await asyncio.to_thread(explanations.fail, explanation_id, *problem)
+    await stored(explanations.fail, explanation_id, *problem)
 
 
 async def _explained(
     store: Store, media: Media, evidence: Evidence, explanation: StoredExplanation, explain: Explain
 ) -> list[dict[str, Any]]:
-    analysis = await asyncio.to_thread(store.get, explanation.analysis_id)
+    analysis = await stored(store.get, explanation.analysis_id)
     if analysis is None or analysis.verdict is None:
         raise MediumGoneError
     request = explanation.request

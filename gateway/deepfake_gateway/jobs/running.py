@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, ParamSpec, TypeVar
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from deepfake_client.result.verdict import Reason
 from deepfake_gateway.sandbox.process import OnProgress, SandboxError, SandboxPool, TaskError
@@ -58,7 +58,7 @@ async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: 
 
     An analysis that is over already, or gone, is left as it is: after a worker was killed, the same job comes again.
     """
-    analysis = await _stored(store.start, analysis_id)
+    analysis = await stored(store.start, analysis_id)
     if analysis is None:
         return
     latest: list[dict[str, Any]] = []
@@ -66,32 +66,32 @@ async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: 
     try:
         while not task.done():
             await asyncio.wait([task], timeout=LOOK_S)
-            if not await _stored(_note, store, analysis_id, latest):
+            if not await stored(_note, store, analysis_id, latest):
                 return
         verdict = task.result()
     except TaskError as exc:
-        await _stored(store.fail, analysis_id, exc.kind, str(exc))
+        await stored(store.fail, analysis_id, exc.kind, str(exc))
     except (SandboxError, MediaAwayError) as exc:
-        await _stored(store.fail, analysis_id, type(exc).__name__, str(exc))
+        await stored(store.fail, analysis_id, type(exc).__name__, str(exc))
     except Exception as exc:  # a job that ends without a word would be waited for forever
         logger.exception("analysis %s failed", analysis_id)
         detail = f"the gateway failed ({type(exc).__name__}); send it again, and report it if it fails again"
-        await _stored(store.fail, analysis_id, "InternalError", detail)
+        await stored(store.fail, analysis_id, "InternalError", detail)
     else:
-        await _stored(store.finish, analysis_id, verdict)
+        await stored(store.finish, analysis_id, verdict)
     finally:
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
 
 
-async def _stored(change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def stored(change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Change the database in a thread, again and again while it is away: what is not recorded would be lost."""
     wait_s = FIRST_WAIT_S
     while True:
         try:
             return await asyncio.to_thread(change, *args, **kwargs)
-        except OperationalError as exc:
+        except (OperationalError, InterfaceError) as exc:
             logger.warning("the database is away (%s); it is tried again in %g s", exc.orig, wait_s)
         await asyncio.sleep(wait_s)
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)

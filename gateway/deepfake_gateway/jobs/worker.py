@@ -25,7 +25,7 @@ from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import ServiceExplain, run_explanation
 from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, DurableQueue, Job
 from deepfake_gateway.jobs.retention import PURGE_EVERY_S, purge
-from deepfake_gateway.jobs.running import SandboxedWork, run_job
+from deepfake_gateway.jobs.running import SandboxedWork, run_job, stored
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
 from deepfake_gateway.settings import Settings
@@ -33,6 +33,7 @@ from deepfake_gateway.store.bucket import media_of
 from deepfake_gateway.store.media import Media, MediaAwayError
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.webhooks import Webhooks
+from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.limits import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ PICK_UP_S: Final = 0.1
 PICK_UP_OTHERS_S: Final = 0.5
 """The same of the other queues."""
 SEEN_EVERY_S: Final = 2.0
+LOST_LOOK_S: Final = 5.0
+"""A job that twice in a row is this worker's and not under way is taken up again."""
 EXPLAIN_CONCURRENCY: Final = 1
 """The explain service takes one face at a time."""
 
@@ -73,13 +76,16 @@ async def work(settings: Settings) -> None:
         Job.ANALYZE: (settings.concurrency, analyze),
         Job.EXPLAIN: (EXPLAIN_CONCURRENCY, partial(run_explanation, store, media, evidence, explain=explain)),
     }
-    await asyncio.to_thread(_launch, settings, jobs, loop)
+    under_way: set[str] = set()
+    await asyncio.to_thread(_launch, settings, jobs, loop, under_way)
     beside = [
+        asyncio.create_task(_take_up_lost(settings.worker_name, under_way)),
         asyncio.create_task(_purge_now_and_then(store, media, settings)),
         asyncio.create_task(deliver_all(Webhooks(store.engine), Addresses.of(settings.allowed_networks))),
     ]
     while not stop.is_set():
-        await asyncio.to_thread(store.worker_seen, settings.worker_name)
+        with suppress(SQLAlchemyError):  # while the database is away, nobody can ask who is alive
+            await asyncio.to_thread(store.worker_seen, settings.worker_name)
         try:
             await asyncio.wait_for(stop.wait(), SEEN_EVERY_S)
         except TimeoutError:
@@ -93,7 +99,7 @@ async def work(settings: Settings) -> None:
 
 
 async def _purge_now_and_then(store: Store, media: Media, settings: Settings) -> None:
-    queue = await asyncio.to_thread(DurableQueue, settings.database_url)
+    queue = await stored(DurableQueue, settings.database_url)
     while True:
         try:
             await asyncio.to_thread(purge, store, media, queue, settings)
@@ -102,7 +108,33 @@ async def _purge_now_and_then(store: Store, media: Media, settings: Settings) ->
         await asyncio.sleep(PURGE_EVERY_S)
 
 
-def _launch(settings: Settings, jobs: dict[Job, tuple[int, RunJob]], loop: asyncio.AbstractEventLoop) -> None:
+async def _take_up_lost(worker_name: str, under_way: set[str]) -> None:
+    """Queue jobs again that DBOS took off their queue for this worker, and could not begin.
+
+    That is so where the database went away before it answered. DBOS itself would begin them with the next start.
+    """
+    missed: set[str] = set()
+    while True:
+        await asyncio.sleep(LOST_LOOK_S)
+        try:
+            missed = await asyncio.to_thread(_resume_missed, worker_name, under_way, missed)
+        except SQLAlchemyError:
+            logger.warning("the database is away; whether jobs were lost with it is looked at later")
+
+
+def _resume_missed(worker_name: str, under_way: set[str], before: set[str]) -> set[str]:
+    """Queue jobs again that are missed now and were `before`; returns the others that are missed."""
+    pending = DBOS.list_workflows(status="PENDING", executor_id=worker_name, load_input=False, load_output=False)
+    missed = {job.workflow_id: job.name for job in pending if job.workflow_id not in under_way}
+    for job_id in missed.keys() & before:
+        logger.warning("the job %s was not begun and is queued again", job_id)
+        DBOS.resume_workflow(job_id, queue_name=missed.pop(job_id))
+    return set(missed)
+
+
+def _launch(
+    settings: Settings, jobs: dict[Job, tuple[int, RunJob]], loop: asyncio.AbstractEventLoop, under_way: set[str]
+) -> None:
     logging.getLogger("dbos").setLevel(logging.WARNING)
     DBOS(
         config={
@@ -114,18 +146,22 @@ def _launch(settings: Settings, jobs: dict[Job, tuple[int, RunJob]], loop: async
         }
     )
     for job, (_, run) in jobs.items():
-        DBOS.workflow(name=job.value)(_on_loop(run, loop))
+        DBOS.workflow(name=job.value)(_on_loop(run, loop, under_way))
     DBOS.launch()
     for job, (concurrency, _) in jobs.items():
         pick_up_s = PICK_UP_S if job is Job.ANALYZE else PICK_UP_OTHERS_S
         DBOS.register_queue(job.value, worker_concurrency=concurrency, polling_interval_sec=pick_up_s)
 
 
-def _on_loop(run: RunJob, loop: asyncio.AbstractEventLoop) -> Callable[[str], None]:
+def _on_loop(run: RunJob, loop: asyncio.AbstractEventLoop, under_way: set[str]) -> Callable[[str], None]:
     """DBOS runs a job in a thread of its own; all that is asynchronous stays in this one loop."""
 
     def job(job_id: str) -> None:
-        asyncio.run_coroutine_threadsafe(run(job_id), loop).result()
+        under_way.add(job_id)
+        try:
+            asyncio.run_coroutine_threadsafe(run(job_id), loop).result()
+        finally:
+            under_way.discard(job_id)
 
     return job
 
@@ -133,7 +169,10 @@ def _on_loop(run: RunJob, loop: asyncio.AbstractEventLoop) -> Callable[[str], No
 def main() -> None:
     """Run a worker with the settings of the environment."""
     end_with_parent()
-    asyncio.run(work(Settings.of()))
+    try:
+        asyncio.run(work(Settings.of()))
+    except DeepfakeError as exc:  # whoever started this process starts another
+        raise SystemExit(f"the worker cannot start: {exc}") from None
 
 
 if __name__ == "__main__":
