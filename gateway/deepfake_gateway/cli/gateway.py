@@ -34,6 +34,7 @@ from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.limits import started_here
 from deepfake_preprocess.support.sockets import listening
 
 STOP_S: Final = 5.0
@@ -213,7 +214,7 @@ class _Kept:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # In a session of its own, so that Ctrl-C reaches this process alone, which ends the others in order.
-        environment = {**os.environ, **(self._environment or {})}
+        environment = {**os.environ, **(self._environment or {}), **started_here()}
         return subprocess.Popen([sys.executable, *self._arguments], env=environment, start_new_session=True)
 
     def _keep(self) -> None:

@@ -11,11 +11,20 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_STARTED_BY: Final = "DEEPFAKE_STARTED_BY"
+
+
+def started_here() -> dict[str, str]:
+    """Return what the environment of a process that is to `end_with_parent` gets, by which it knows its parent."""
+    return {_STARTED_BY: str(os.getpid())}
 
 
 def end_with_parent() -> None:
-    """Let the kernel end this process with the thread that started it, however that ends (Linux)."""
-    parent = os.getppid()
+    """Let the kernel end this process with the thread that started it, however that ends (Linux).
+
+    A process that was started with `started_here` ends also where its parent died before this call.
+    """
+    parent = int(os.environ.pop(_STARTED_BY, os.getppid()))
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         os.kill(os.getpid(), signal.SIGKILL)
