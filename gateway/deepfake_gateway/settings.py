@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deepfake_client.transport.connection import Connection
 from deepfake_gateway.addresses import Addresses
+from deepfake_gateway.logs import LogFormat, LogLevel
 from deepfake_preprocess.errors import OptionError
 
 PREFIX: Final = "DEEPFAKE_GATEWAY_"
@@ -56,6 +57,11 @@ class Settings(BaseSettings):
     """Name of the worker, its own on the database: it takes up again what it was working on when it died."""
     concurrency: int = Field(2, ge=1, le=64)
     """Analyses under way at once, in each worker."""
+
+    log_format: LogFormat = "plain"
+    """Log lines for people, or ``json``: one object in each line, with the id of the request."""
+    log_level: LogLevel = "warning"
+    """Least level of log lines; ``info`` has a line for each request and each end of a job."""
 
     max_upload_bytes: int = Field(2**30, ge=1)
     """Largest upload, in bytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import json
 import os
@@ -35,7 +36,10 @@ from deepfake_client import (
     connect,
 )
 from deepfake_client.cli import main as cli
+from deepfake_client.transport import grpc as transport_grpc
+from deepfake_client.transport import http as transport_http
 from deepfake_client.transport import shm as transport_shm
+from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_preprocess.contract import triton_config
 from deepfake_serve import EmbeddedTriton
 
@@ -97,6 +101,21 @@ def test_all_protocols_give_the_same_numbers_bit_by_bit(embedded_triton):
         assert all(np.array_equal(left, right) for left, right in zip(plain, other, strict=True))
     assert len(np.unique(plain[0])) == 8
     assert regions() <= before
+
+
+def test_the_server_answers_under_the_name_of_the_context(embedded_triton):
+    async def names() -> list[str]:
+        async with connected(embedded_triton, "grpc") as grpc, connected(embedded_triton, "http") as http:
+            model = await grpc.describe("tiny")
+            answer = await grpc._call("ModelInfer", transport_grpc.encode_infer(model, FACES, timeout_s=9), 9)
+            path, head, parts = transport_http.encode_infer(model, FACES, timeout_s=9)
+            _, headers, body = await http._request("POST", path, parts, head)
+            return [answer.id, json.loads(body[: int(headers["Inference-Header-Content-Length"])]).get("id", "")]
+
+    assert asyncio.run(names()) == ["", ""]
+    context = contextvars.copy_context()
+    context.run(REQUEST_ID.set, "4f1c-a")
+    assert context.run(asyncio.run, names()) == ["4f1c-a", "4f1c-a"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -27,6 +27,7 @@ from deepfake_client.transport.protocol import (
     refuse_changed,
     served_model,
 )
+from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_client.transport.tls import diagnose
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.contract.triton_config import BULK_PRIORITY
@@ -212,7 +213,7 @@ def encode_infer(model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: flo
 
 def infer_request(model: ServedModel, shape: tuple[int, ...], *, timeout_s: float, bulk: bool = False) -> Any:
     """Return a `ModelInferRequest` message without its crops, of which this is the shape."""
-    request = kserve.ModelInferRequest(model_name=model.name, model_version=str(model.version))
+    request = kserve.ModelInferRequest(model_name=model.name, model_version=str(model.version), id=REQUEST_ID.get())
     request.inputs.add(name=INPUT_NAME, datatype="UINT8", shape=shape)
     request.outputs.add(name=PROBABILITY_NAME)
     request.parameters["timeout"].int64_param = int(timeout_s * 1e6)

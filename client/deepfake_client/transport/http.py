@@ -33,6 +33,7 @@ from deepfake_client.transport.protocol import (
     refuse_changed,
     served_model,
 )
+from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_client.transport.tls import diagnose
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.contract.triton_config import BULK_PRIORITY
@@ -257,6 +258,7 @@ def encode_infer(
     }
     wanted = {"name": PROBABILITY_NAME, "parameters": {"binary_data": True}}
     parameters = {"timeout": int(timeout_s * 1e6)} | ({"priority": BULK_PRIORITY} if bulk else {})
-    head = json.dumps({"inputs": [tensor], "outputs": [wanted], "parameters": parameters}).encode()
+    name = {"id": request_id} if (request_id := REQUEST_ID.get()) else {}
+    head = json.dumps({**name, "inputs": [tensor], "outputs": [wanted], "parameters": parameters}).encode()
     headers = {"content-type": "application/octet-stream", _LENGTH_HEADER: str(len(head))}
     return f"models/{model.name}/versions/{model.version}/infer", headers, [head, crops.data.cast("B")]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
+import logging
+import time
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -10,8 +11,13 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.api.metrics import RequestMetrics
 from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem
+from deepfake_gateway.logs import request_id_of
+from deepfake_preprocess.support.text import visible
+
+logger = logging.getLogger(__name__)
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
@@ -45,9 +51,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = headers.get("x-request-id", "")[:64]
-        if not request_id.isalnum():
-            request_id = secrets.token_hex(8)
+        request_id = request_id_of(headers.get("x-request-id"))
+        REQUEST_ID.set(request_id)
+        began = time.monotonic()
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -56,6 +62,7 @@ class Guard:
                 for name, value in _HEADERS.items():
                     sent.setdefault(name, value)
                 sent["X-Request-Id"] = request_id
+                _log(scope, message["status"], time.monotonic() - began)
             await send(message)
 
         problem = self._problem(scope["method"], headers)
@@ -74,6 +81,13 @@ class Guard:
         if method not in SAFE_METHODS and origin is not None and urlsplit(origin).netloc != host:
             return Problem(403, "the request comes from a page of another site; send it from this service's own page")
         return None
+
+
+def _log(scope: Scope, status: int, took_s: float) -> None:
+    """Log a request without its query, which may have names of files in it."""
+    method, path, key = scope["method"], scope["path"], scope.get("state", {}).get("key")
+    facts = {"method": method, "path": path, "status": status, "took_s": round(took_s, 4)}
+    logger.info("%s %s %d", method, visible(path), status, extra={**facts, "key": None if key is None else key.id})
 
 
 def _name_of(host: str) -> str:

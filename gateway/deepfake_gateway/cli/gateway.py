@@ -27,6 +27,7 @@ from deepfake_gateway.cli.keys import keys
 from deepfake_gateway.cli.webhooks import webhooks
 from deepfake_gateway.intake.connections import server_of
 from deepfake_gateway.jobs.queue import DurableQueue
+from deepfake_gateway.logs import set_up_logs
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
 from deepfake_gateway.settings import Settings
@@ -132,6 +133,7 @@ def gateway(
         "database": database, "blobs": blobs, "role": role, "concurrency": concurrency,
     }  # fmt: skip
     settings = Settings.of(settings_file, **given)
+    set_up_logs(settings.log_format, settings.log_level)
     _run(settings, repository if embedded else None, Console(stderr=True, highlight=False, soft_wrap=True))
 
 

@@ -60,8 +60,8 @@ def server_of(app: FastAPI) -> uvicorn.Server:
     _allow_connections()
     return uvicorn.Server(
         uvicorn.Config(
-            app, http=PatientProtocol, log_level="warning", server_header=False, timeout_graceful_shutdown=2,
-            timeout_keep_alive=20,
+            app, http=PatientProtocol, log_config=None, access_log=False, server_header=False,
+            timeout_graceful_shutdown=2, timeout_keep_alive=20,
         )
     )  # fmt: skip
 

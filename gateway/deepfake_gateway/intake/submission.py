@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from deepfake_client.transport.protocol import ServedModel
+from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.intake.options import ExplanationForm, stored_options
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.sink import Upload
@@ -158,6 +159,7 @@ class Desk:
             idempotency_key=idempotency_key,
             tenant=self.tenant,
             key_id=None if self._key is None else self._key.id,
+            request_id=REQUEST_ID.get() or None,
         )
         self.media.keep(upload.path, analysis.id)
         try:

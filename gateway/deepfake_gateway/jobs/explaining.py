@@ -16,6 +16,7 @@ from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.findings import explain_crops, open_explainer
 from deepfake_client.explain.types import ExplainOptions, Explanation
 from deepfake_client.result.verdict import Verdict
+from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.jobs.evidence import Crop, Evidence, MediumGoneError, listed_faces
 from deepfake_gateway.jobs.running import stored
 from deepfake_gateway.sandbox.process import TaskError
@@ -63,6 +64,7 @@ async def run_explanation(
     explanation = await stored(explanations.start, explanation_id)
     if explanation is None:
         return
+    REQUEST_ID.set(explanation.request_id or "")
     try:
         faces = await _explained(store, media, evidence, explanation, explain)
     except TaskError as exc:

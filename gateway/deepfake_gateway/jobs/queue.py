@@ -5,7 +5,6 @@ So a job is recorded and queued in one transaction.
 
 from __future__ import annotations
 
-import logging
 from enum import IntEnum, StrEnum
 from typing import Final, Protocol
 
@@ -52,8 +51,6 @@ class DurableQueue:
     """The queue of a database, which is made where it is not there yet."""
 
     def __init__(self, database_url: str) -> None:
-        # It advertises a hosted console.
-        logging.getLogger("dbos").setLevel(logging.WARNING)
         DBOS.migrate(database_url)
         self._client = DBOSClient(system_database_url=database_url)
 

@@ -11,6 +11,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from deepfake_client.result.verdict import Reason
+from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.sandbox.process import OnProgress, SandboxError, SandboxPool, TaskError
 from deepfake_gateway.store.media import Media, MediaAwayError, local_file
 from deepfake_gateway.store.records import Analysis, Status, Store
@@ -61,6 +62,7 @@ async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: 
     analysis = await stored(store.start, analysis_id)
     if analysis is None:
         return
+    REQUEST_ID.set(analysis.request_id or "")
     latest: list[dict[str, Any]] = []
     task = asyncio.ensure_future(_work_until_served(analysis, work, latest.append, server_wait_s))
     try:
@@ -83,6 +85,17 @@ async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: 
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
+        await _stored(_log_end, store, analysis_id)
+
+
+def _log_end(store: Store, analysis_id: str) -> None:
+    analysis = store.get(analysis_id)
+    if analysis is None:
+        logger.info("analysis %s was deleted", analysis_id, extra={"analysis": analysis_id})
+        return
+    outcome = analysis.label or analysis.error_type or ""
+    facts = {"analysis": analysis.id, "status": analysis.status.value, "outcome": outcome}
+    logger.info("analysis %s is %s %s", analysis.id, analysis.status.value, outcome, extra=facts)
 
 
 async def stored(change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -26,6 +26,7 @@ from deepfake_gateway.jobs.explaining import ServiceExplain, run_explanation
 from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, DurableQueue, Job
 from deepfake_gateway.jobs.retention import PURGE_EVERY_S, purge
 from deepfake_gateway.jobs.running import SandboxedWork, run_job, stored
+from deepfake_gateway.logs import set_up_logs
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
 from deepfake_gateway.settings import Settings
@@ -135,7 +136,6 @@ def _resume_missed(worker_name: str, under_way: set[str], before: set[str]) -> s
 def _launch(
     settings: Settings, jobs: dict[Job, tuple[int, RunJob]], loop: asyncio.AbstractEventLoop, under_way: set[str]
 ) -> None:
-    logging.getLogger("dbos").setLevel(logging.WARNING)
     DBOS(
         config={
             "name": APPLICATION,
@@ -170,7 +170,9 @@ def main() -> None:
     """Run a worker with the settings of the environment."""
     end_with_parent()
     try:
-        asyncio.run(work(Settings.of()))
+        settings = Settings.of()
+        set_up_logs(settings.log_format, settings.log_level)
+        asyncio.run(work(settings))
     except DeepfakeError as exc:  # whoever started this process starts another
         raise SystemExit(f"the worker cannot start: {exc}") from None
 

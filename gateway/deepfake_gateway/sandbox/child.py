@@ -25,6 +25,8 @@ from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.sources.inputs import open_source
+from deepfake_client.transport.request_id import REQUEST_ID
+from deepfake_gateway.logs import set_up_logs
 from deepfake_gateway.sandbox.bounds import check_frames, check_media
 from deepfake_gateway.sandbox.isolation import drop_user
 from deepfake_gateway.sandbox.limits import Limits, bound_cpu, drop_rights
@@ -41,6 +43,7 @@ Say = Callable[[dict[str, Any]], None]
 
 def main(setup: dict[str, Any], network_problem: str | None) -> None:
     """Do tasks until standard input ends; `network_problem` is why the network could not be left."""
+    set_up_logs(*setup["logs"])
     limits = Limits(**setup["limits"])
     relay, files = (socket.socket(fileno=setup[name]) for name in ("relay_fd", "files_fd"))
     # What a library prints must not come between the lines.
@@ -59,6 +62,7 @@ def main(setup: dict[str, Any], network_problem: str | None) -> None:
         for line in sys.stdin:
             bound_cpu(limits.cpu_s)
             task = json.loads(line)
+            REQUEST_ID.set(task["request_id"])
             _, descriptors, _, _ = socket.recv_fds(files, 1, 1)
             with _Medium(descriptors[0], task["name"]) as medium:
                 say(result_of(client, medium, task, limits, say))

@@ -10,12 +10,15 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from deepfake_client.transport.protocol import Transport
+from deepfake_client.transport.request_id import REQUEST_ID
+from deepfake_gateway.logs import logs_in_use
 from deepfake_gateway.sandbox.limits import Limits
 from deepfake_gateway.sandbox.relay import Relay
 from deepfake_preprocess.errors import DeepfakeError
@@ -58,7 +61,8 @@ class Sandbox:
         self._limits, self._transport, self._model = limits, transport, model
         self._process: asyncio.subprocess.Process | None = None
         self._files: socket.socket | None = None
-        self._relay: asyncio.Task[None] | None = None
+        self._relay: Relay | None = None
+        self._answering: asyncio.Task[None] | None = None
         self._ready = False
         self.tasks_done = 0
 
@@ -67,7 +71,7 @@ class Sandbox:
         relay, its_relay = socket.socketpair()
         self._files, its_files = socket.socketpair(type=socket.SOCK_DGRAM)
         setup = {
-            "limits": asdict(self._limits), "model": self._model,
+            "limits": asdict(self._limits), "model": self._model, "logs": logs_in_use(),
             "relay_fd": its_relay.fileno(), "files_fd": its_files.fileno(),
         }  # fmt: skip
         with its_relay, its_files:
@@ -76,7 +80,8 @@ class Sandbox:
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
                 pass_fds=(its_relay.fileno(), its_files.fileno()), limit=LONGEST_LINE, start_new_session=True,
             )  # fmt: skip
-        self._relay = asyncio.create_task(Relay(relay, self._transport).run())
+        self._relay = Relay(relay, self._transport)
+        self._answering = asyncio.create_task(self._relay.run())
 
     async def run(self, task: dict[str, Any], on_progress: OnProgress | None = None) -> dict[str, Any]:
         """Do a task with the file at its ``path`` and return its result; canceling ends the process.
@@ -88,12 +93,15 @@ class Sandbox:
         process = self._process
         assert process is not None
         assert process.stdin is not None
+        assert self._relay is not None
+        self._relay.context = copy_context()
         finished = False
         try:
             async with asyncio.timeout(self._limits.wall_s):
                 await self._wait_until_ready()
                 await asyncio.to_thread(self._hand_over, task["path"])
                 about = {name: value for name, value in task.items() if name != "path"}
+                about["request_id"] = REQUEST_ID.get()
                 process.stdin.write(json.dumps(about).encode() + b"\n")
                 await process.stdin.drain()
                 while True:
@@ -157,9 +165,9 @@ class Sandbox:
         if process is None:
             return
         assert self._files is not None
-        assert self._relay is not None
+        assert self._answering is not None
         self._files.close()
-        self._relay.cancel()
+        self._answering.cancel()
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()

@@ -13,6 +13,7 @@ import pickle
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, Final
 
 import numpy as np
@@ -100,10 +101,14 @@ class RelayTransport:
 
 
 class Relay:
-    """The parent's end: answers one sandbox until its socket ends."""
+    """The parent's end: answers one sandbox until its socket ends.
+
+    The server is asked in `context`, that of who wants the task in hand: its requests have its name.
+    """
 
     def __init__(self, end: socket.socket, transport: Transport) -> None:
         self._end, self._transport = end, transport
+        self.context = copy_context()
         self._models: dict[str, ServedModel] = {}
         self._places = asyncio.Semaphore(MAX_REQUESTS)
         self._under_way: dict[int, asyncio.Task[None]] = {}
@@ -153,7 +158,7 @@ class Relay:
                 return await self._transport.list_models(), b""
 
         await self._places.acquire()
-        task = asyncio.create_task(self._answer(number, answer, writer))
+        task = asyncio.create_task(self._answer(number, answer, writer), context=self.context.copy())
         self._under_way[number] = task
         task.add_done_callback(lambda _: self._end_of(number))
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
+from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.store.counters import Tally
 from deepfake_gateway.store.records import UNFINISHED, Status, canonical
 from deepfake_gateway.store.schema import EXPLANATIONS
@@ -69,6 +70,7 @@ class Explanations:
             created_at=time.time(),
             status=Status.QUEUED,
             request=dict(request),
+            request_id=REQUEST_ID.get() or None,
         )
         with self._engine.begin() as connection:
             row = connection.execute(sa.select(EXPLANATIONS).where(same).limit(1)).first()
@@ -76,7 +78,7 @@ class Explanations:
                 return StoredExplanation.of(row)
             values = {
                 "id": explanation.id, "analysis_id": analysis_id, "created_at": explanation.created_at,
-                "status": explanation.status.value, "request": text,
+                "status": explanation.status.value, "request": text, "request_id": explanation.request_id,
             }  # fmt: skip
             connection.execute(EXPLANATIONS.insert().values(values))
             enqueue(connection, explanation.id)

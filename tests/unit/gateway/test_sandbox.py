@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from contextvars import copy_context
 from pathlib import Path
 
 import av
@@ -15,6 +16,7 @@ import pytest
 from http_files import serving
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
+from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_gateway.intake.options import stored_options
 from deepfake_gateway.sandbox import isolation
@@ -25,18 +27,28 @@ from deepfake_preprocess.errors import ServerAccessError
 LIMITS = Limits(memory_bytes=2 * 2**30, cpu_s=60, wall_s=120, max_duration_s=7200, max_pixels=2**26, max_frames=1000)
 
 
+class NamedTransport(FakeTransport):
+    """Keeps the names that requests came under."""
+
+    names = ()
+
+    async def infer(self, *args, **options):
+        self.names = (*self.names, REQUEST_ID.get())
+        return await super().infer(*args, **options)
+
+
 class Sandboxes:
     """A pool of one, in a loop of its own."""
 
     def __init__(self):
-        self.transport = FakeTransport(spec=gateways.SPEC)
+        self.transport = NamedTransport(spec=gateways.SPEC)
         self.runner = asyncio.Runner()
         self.pool = SandboxPool(1, LIMITS, self.transport, None)
 
     def analyze(self, path, name="clip.mp4", **options):
         options = stored_options(options, max_frames=1000)
         task = {"kind": "analyze", "path": str(path), "name": name, "options": options}
-        return self.runner.run(self.pool.run(task))["verdict"]
+        return self.runner.run(self.pool.run(task), context=copy_context())["verdict"]
 
     @property
     def pid(self):
@@ -68,6 +80,15 @@ def test_the_verdict_is_that_of_the_client(sandboxes, clip_path):
     for found in (own, verdict):
         del found["timing_s"], found["source"]
     assert verdict == own
+
+
+def test_the_server_is_asked_under_the_name_of_the_request_that_a_task_is_of(sandboxes, clip_path):
+    for name in ("first", "second"):
+        sandboxes.transport.names = ()
+        context = copy_context()
+        context.run(REQUEST_ID.set, name)
+        context.run(sandboxes.analyze, clip_path, num_frames=4)
+        assert set(sandboxes.transport.names) == {name}
 
 
 def test_it_has_no_network_no_rights_and_bounds(sandboxes, clip_path):

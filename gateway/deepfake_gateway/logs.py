@@ -1,0 +1,81 @@
+"""`set_up_logs`: log lines for people or as JSON, each with the id of the request that it is about."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from deepfake_client.transport.request_id import REQUEST_ID
+
+LogFormat = Literal["plain", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_HARMLESS: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "request_id"}
+"""What every record has; the rest was given as ``extra``."""
+
+
+def request_id_of(text: str | None) -> str:
+    """Return the id that a caller gave its request, if it can stand in headers and logs, or else a new one."""
+    return text if text is not None and _HARMLESS.fullmatch(text) else secrets.token_hex(8)
+
+
+def set_up_logs(log_format: LogFormat, log_level: LogLevel) -> None:
+    """Write what this process logs to standard error, all loggers alike."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_add_request_id)
+    handler.setFormatter(JsonLines() if log_format == "json" else Lines())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(log_level.upper())
+    # Alembic names each start, and DBOS advertises a hosted console; it gives itself a handler where it has none.
+    for name in ("alembic", "dbos"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.WARNING)
+
+
+def logs_in_use() -> tuple[LogFormat, LogLevel]:
+    """Return what `set_up_logs` was given, for another process."""
+    root = logging.getLogger()
+    is_json = any(isinstance(handler.formatter, JsonLines) for handler in root.handlers)
+    levels: dict[int, LogLevel] = {10: "debug", 20: "info", 30: "warning"}
+    return "json" if is_json else "plain", levels.get(root.level, "error")
+
+
+def _add_request_id(record: logging.LogRecord) -> bool:
+    record.request_id = REQUEST_ID.get()
+    return True
+
+
+class Lines(logging.Formatter):
+    """Lines for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        request_id = getattr(record, "request_id", "")
+        name = f" [{request_id}]" if request_id else ""
+        time = datetime.fromtimestamp(record.created).isoformat(" ", "seconds")
+        return f"{time} {record.levelname.lower()}{name} {super().format(record)}"
+
+
+class JsonLines(logging.Formatter):
+    """One object in each line, for programs that collect logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": getattr(record, "request_id", "") or None,
+            **{name: value for name, value in vars(record).items() if name not in _OWN},
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
