@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from importlib import metadata
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +36,8 @@ from deepfake_gateway.store.media import MediaAwayError
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.web import pages
 
+NOT_TRACED: Final = frozenset({"/health", "/api/v1/health", "/metrics"})
+
 DESCRIPTION = """
 Send a video or a picture, and get for each face in it whether it looks manipulated, how sure that is, and why not.
 
@@ -63,6 +66,8 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        # Spans go where `set_up_traces` says; metrics and logs have ways of their own.
+        telemetry={"metrics": False, "logs": False, "operation_spans": False, "exclude": _is_noise},
     )
     app.state.settings = settings
     counted = app.state.metrics = metrics.RequestMetrics()
@@ -80,6 +85,12 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     app.add_middleware(Door, desk=desk, keys=keys, settings=settings, metrics=counted)
     app.add_middleware(Guard, only_local_names=settings.is_local, metrics=counted)
     return app
+
+
+def _is_noise(scope: MutableMapping[str, Any]) -> bool:
+    """Whether a request is one of those that come every few seconds, and is not traced."""
+    path: str = scope["path"]
+    return path in NOT_TRACED or path.startswith(("/static/", "/v1/health/"))
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """`deepfake gateway` as people start it: with a worker, sandboxes and a real Triton, and what may be killed of it."""
 
+import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -7,6 +8,7 @@ from contextlib import ExitStack
 import httpx
 import object_store
 import obstore
+import otlp_receiver
 import postgres
 import pytest
 from gateway_process import Running
@@ -44,6 +46,31 @@ def test_the_verdict_is_that_of_the_client_and_ctrl_c_leaves_nothing(gateway, em
     assert "broken.mp4" in failed["error"]["message"]
     assert str(tmp_path) not in failed["error"]["message"]
     assert gateway.stop() == 0
+
+
+def test_a_request_is_one_trace_and_its_id_is_on_each_line(embedded_triton, clip, tmp_path, monkeypatch):
+    trace_id, caller = bytes.fromhex("4bf92f3577b34da6a3ce929d0e0e4736"), bytes.fromhex("00f067aa0ba902b7")
+    headers = {
+        "traceparent": f"00-{trace_id.hex()}-{caller.hex()}-01", "X-Request-ID": "from-a-test", "Prefer": "wait=90",
+    }  # fmt: skip
+    with otlp_receiver.receiving() as (endpoint, received):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        running = Running(embedded_triton.grpc_url, tmp_path / "data", log_format="json", log_level="info")
+        answer = httpx.post(f"{running.address}/v1/analyses", content=clip.read_bytes(), headers=headers, timeout=120)
+        running.stop()
+    assert answer.json()["status"] == "done"
+    of_request = {(service, span.name): span for service, span in received if span.trace_id == trace_id}
+    asked = of_request["deepfake-gateway-web", "POST /v1/analyses"]
+    job, infer = (of_request["deepfake-gateway-worker", name] for name in ("analyze", "infer"))
+    assert (asked.parent_span_id, job.parent_span_id, infer.parent_span_id) == (caller, asked.span_id, job.span_id)
+    facts = {item.key: item.value for item in job.attributes}
+    assert facts["deepfake.status"].string_value == "done"
+    assert facts["deepfake.decode_s"].double_value == answer.json()["verdict"]["timing_s"]["decode"]
+    assert not any("health" in span.name for _, span in received)
+
+    lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
+    mine = {line["logger"] for line in lines if line["request_id"] == "from-a-test"}
+    assert mine >= {"deepfake_gateway.api.guard", "deepfake_gateway.jobs.running"}
 
 
 def test_a_killed_worker_s_job_goes_on_and_has_one_result(gateway, clip):

@@ -33,6 +33,7 @@ from deepfake_gateway.sandbox.process import SandboxPool
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.records import Store
+from deepfake_gateway.tracing import set_up_traces
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.limits import started_here
@@ -171,6 +172,7 @@ def _serve(settings: Settings, screen: Console) -> None:
     store = Store(settings.database_url)
     has_keys = Keys(store.engine).are_required()
     settings.check_open(has_keys=has_keys)
+    set_up_traces("web")
     with listening(settings.host, settings.port) as listener, ExitStack() as stack:
         queue = DurableQueue(settings.database_url)
         if settings.role == "all":

@@ -30,6 +30,7 @@ from deepfake_gateway.store.keys import Key, Keys
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
 from deepfake_gateway.store.webhooks import Webhooks
+from deepfake_gateway.tracing import current_traceparent
 from deepfake_preprocess.errors import DeepfakeError
 
 MODEL_ASKED_EVERY_S: Final = 2.0
@@ -160,6 +161,7 @@ class Desk:
             tenant=self.tenant,
             key_id=None if self._key is None else self._key.id,
             request_id=REQUEST_ID.get() or None,
+            traceparent=current_traceparent(),
         )
         self.media.keep(upload.path, analysis.id)
         try:

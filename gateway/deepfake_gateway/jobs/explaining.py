@@ -24,6 +24,7 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import Store
+from deepfake_gateway.tracing import traced
 from deepfake_preprocess.errors import DeepfakeError, MediaOpenError
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,18 @@ async def run_explanation(
     store: Store, media: Media, evidence: Evidence, explanation_id: str, explain: Explain
 ) -> None:
     """Bring an explanation to its end: pictures and what they show, or the reason why there are none."""
-    explanations = Explanations(store.engine)
-    explanation = await stored(explanations.start, explanation_id)
+    explanation = await stored(Explanations(store.engine).start, explanation_id)
     if explanation is None:
         return
     REQUEST_ID.set(explanation.request_id or "")
+    with traced("explain", {"deepfake.explanation": explanation_id}, parent=explanation.traceparent):
+        await _run(store, media, evidence, explanation, explain)
+
+
+async def _run(
+    store: Store, media: Media, evidence: Evidence, explanation: StoredExplanation, explain: Explain
+) -> None:
+    explanations, explanation_id = Explanations(store.engine), explanation.id
     try:
         faces = await _explained(store, media, evidence, explanation, explain)
     except TaskError as exc:

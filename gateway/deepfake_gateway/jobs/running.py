@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, ParamSpec, TypeVar
 
+from opentelemetry.trace import Span
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from deepfake_client.result.verdict import Reason
@@ -15,6 +16,7 @@ from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.sandbox.process import OnProgress, SandboxError, SandboxPool, TaskError
 from deepfake_gateway.store.media import Media, MediaAwayError, local_file
 from deepfake_gateway.store.records import Analysis, Status, Store
+from deepfake_gateway.tracing import traced
 from deepfake_preprocess import errors
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,13 @@ async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: 
     if analysis is None:
         return
     REQUEST_ID.set(analysis.request_id or "")
-    latest: list[dict[str, Any]] = []
+    with traced("analyze", {"deepfake.analysis": analysis_id}, parent=analysis.traceparent) as span:
+        await _run(store, analysis, work, server_wait_s)
+        _say(span, analysis_id, await stored(store.get, analysis_id))
+
+
+async def _run(store: Store, analysis: Analysis, work: Work, server_wait_s: float) -> None:
+    analysis_id, latest = analysis.id, list[dict[str, Any]]()
     task = asyncio.ensure_future(_work_until_served(analysis, work, latest.append, server_wait_s))
     try:
         while not task.done():
@@ -85,17 +93,18 @@ async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: 
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
-        await _stored(_log_end, store, analysis_id)
 
 
-def _log_end(store: Store, analysis_id: str) -> None:
-    analysis = store.get(analysis_id)
-    if analysis is None:
-        logger.info("analysis %s was deleted", analysis_id, extra={"analysis": analysis_id})
-        return
-    outcome = analysis.label or analysis.error_type or ""
-    facts = {"analysis": analysis.id, "status": analysis.status.value, "outcome": outcome}
-    logger.info("analysis %s is %s %s", analysis.id, analysis.status.value, outcome, extra=facts)
+def _say(span: Span, analysis_id: str, analysis: Analysis | None) -> None:
+    """Log how an analysis ended, and note it with its times in its span."""
+    status = "deleted" if analysis is None else analysis.status.value
+    outcome = "" if analysis is None else analysis.label or analysis.error_type or ""
+    facts = {"status": status, "outcome": outcome}
+    logger.info("analysis %s is %s %s", analysis_id, status, outcome, extra={"analysis": analysis_id, **facts})
+    span.set_attributes({f"deepfake.{name}": value for name, value in facts.items()})
+    if analysis is not None and analysis.verdict is not None:
+        timing_s = analysis.verdict["timing_s"]
+        span.set_attributes({f"deepfake.{stage}_s": seconds for stage, seconds in timing_s.items()})
 
 
 async def stored(change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

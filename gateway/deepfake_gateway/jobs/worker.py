@@ -34,6 +34,7 @@ from deepfake_gateway.store.bucket import media_of
 from deepfake_gateway.store.media import Media, MediaAwayError
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.webhooks import Webhooks
+from deepfake_gateway.tracing import end_traces, set_up_traces
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.limits import end_with_parent
 
@@ -95,6 +96,7 @@ async def work(settings: Settings) -> None:
         task.cancel()
     # Nothing is waited for, and above all not canceled: a canceled job would be over, an unfinished one is durable.
     # The sandboxes end with this process.
+    end_traces()
     logging.shutdown()
     os._exit(0)
 
@@ -172,6 +174,7 @@ def main() -> None:
     try:
         settings = Settings.of()
         set_up_logs(settings.log_format, settings.log_level)
+        set_up_traces("worker")
         asyncio.run(work(settings))
     except DeepfakeError as exc:  # whoever started this process starts another
         raise SystemExit(f"the worker cannot start: {exc}") from None

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.transport.protocol import Health, ServedModel, Transport
+from deepfake_gateway.tracing import traced
 from deepfake_preprocess import errors
 
 MAX_REQUESTS: Final = 64
@@ -144,7 +145,8 @@ class Relay:
             timeout_s = None if head["timeout_s"] is None else float(head["timeout_s"])
 
             async def answer() -> tuple[Any, bytes]:
-                scores = await self._transport.infer(model, crops, timeout_s=timeout_s)
+                with traced("infer", {"deepfake.model": model.name, "deepfake.crops": count}):
+                    scores = await self._transport.infer(model, crops, timeout_s=timeout_s)
                 return None, np.ascontiguousarray(scores, np.float32).tobytes()
         elif head["method"] == "describe":
 

@@ -15,6 +15,7 @@ from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.store.counters import Tally
 from deepfake_gateway.store.records import UNFINISHED, Status, canonical
 from deepfake_gateway.store.schema import EXPLANATIONS
+from deepfake_gateway.tracing import current_traceparent
 
 _UNFINISHED: Final = EXPLANATIONS.c.status.in_([status.value for status in UNFINISHED])
 
@@ -71,6 +72,7 @@ class Explanations:
             status=Status.QUEUED,
             request=dict(request),
             request_id=REQUEST_ID.get() or None,
+            traceparent=current_traceparent(),
         )
         with self._engine.begin() as connection:
             row = connection.execute(sa.select(EXPLANATIONS).where(same).limit(1)).first()
@@ -79,6 +81,7 @@ class Explanations:
             values = {
                 "id": explanation.id, "analysis_id": analysis_id, "created_at": explanation.created_at,
                 "status": explanation.status.value, "request": text, "request_id": explanation.request_id,
+                "traceparent": explanation.traceparent,
             }  # fmt: skip
             connection.execute(EXPLANATIONS.insert().values(values))
             enqueue(connection, explanation.id)
