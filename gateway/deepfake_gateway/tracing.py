@@ -20,7 +20,7 @@ FLUSH_MS: Final = 2000
 
 
 def set_up_traces(role: str) -> None:
-    """Send spans of this process by OTLP over HTTP, if an endpoint is set; `role` is the end of the service's name."""
+    """Send this process's spans by OTLP over HTTP, if an endpoint is set; the service's name ends in `role`."""
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return
     # Here: loading them takes longer than most of a start.

@@ -15,7 +15,7 @@ def receiving():
     spans = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):  # noqa: N802 - the base class's name
+        def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                 names = {item.key: item.value.string_value for item in resource.resource.attributes}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from deepfake_client.explain.types import Region
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_gateway.store.batches import Batch, BatchItem
 from deepfake_gateway.store.explanations import StoredExplanation
+from deepfake_gateway.store.keys import PREFIX
 from deepfake_gateway.store.records import Analysis, Status
+from deepfake_gateway.store.usage import DailyUsage
 
 
 class _Document(BaseModel):
@@ -67,6 +69,8 @@ class AnalysisDocument(_Document):
     """When `status` is ``done``: the result that `deepfake analyze` gives, after docs/verdict.schema.json."""
     error: ErrorDocument | None
     """When `status` is ``failed``."""
+    request_id: str | None
+    """`X-Request-ID` of the request that began it, which logs and the inference server name it by."""
     links: dict[str, str]
     """Addresses of what belongs to it."""
 
@@ -195,6 +199,41 @@ class ExplainerDocument(_Document):
     layers: list[str]
 
 
+class UsageAmounts(_Document):
+    """What was sent, and how it ended."""
+
+    sent: int
+    """Analyses that were begun; what an earlier result answers is none."""
+    done: int
+    failed: int
+    canceled: int
+    video_seconds: float
+    """Of finished analyses, up to the last frame that was looked at; a picture counts for one."""
+    bytes: int
+    """Of the media that were sent."""
+
+
+class DailyUsageDocument(UsageAmounts):
+    """What one key used in one day."""
+
+    day: date
+    """In UTC."""
+    key: str | None
+    """Null for what came without one."""
+    name: str | None
+    tenant: str | None
+
+
+class UsageDocument(_Document):
+    """What keys used, by the day."""
+
+    first: date = Field(alias="from")
+    last: date = Field(alias="to")
+    total: UsageAmounts
+    items: list[DailyUsageDocument]
+    """The latest day first; days on which a key was not used are left out."""
+
+
 class ModelDocument(_Document):
     """A detector that the server offers."""
 
@@ -229,6 +268,7 @@ def analysis_json(analysis: Analysis, progress: dict[str, Any] | None = None) ->
         "progress": progress if analysis.status is Status.RUNNING else None,
         "verdict": analysis.verdict,
         "error": _error(analysis),
+        "request_id": analysis.request_id,
         "links": _links(analysis),
     }
 
@@ -304,6 +344,27 @@ def explanation_json(explanation: StoredExplanation) -> dict[str, Any]:
         "error": _error(explanation),
         "links": {"self": f"{analysis}/explanations/{explanation.id}", "analysis": analysis},
     }
+
+
+def usage_json(first: date, last: date, found: list[DailyUsage]) -> dict[str, Any]:
+    """Return a `UsageDocument` as JSON data."""
+    items: list[dict[str, Any]] = [
+        {
+            "day": one.day,
+            "key": None if one.key_id is None else f"{PREFIX}_{one.key_id}",
+            "name": one.name,
+            "tenant": one.tenant,
+            "sent": one.sent,
+            "done": one.done,
+            "failed": one.failed,
+            "canceled": one.canceled,
+            "video_seconds": round(one.seconds, 3),
+            "bytes": one.size_bytes,
+        }
+        for one in found
+    ]
+    total = {name: sum(item[name] for item in items) for name in UsageAmounts.model_fields}
+    return {"from": first.isoformat(), "to": last.isoformat(), "total": total, "items": items}
 
 
 def model_document(model: ServedModel, *, is_default: bool) -> ModelDocument:

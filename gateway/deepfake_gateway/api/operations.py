@@ -1,24 +1,28 @@
-"""Routes for those who run the service: models and health."""
+"""Routes for those who run the service: models, usage and health."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from typing import Final
+from datetime import date
+from typing import Annotated, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 
-from deepfake_gateway.api.documents import ModelsDocument, model_document
+from deepfake_gateway.api.documents import ModelsDocument, UsageDocument, model_document, usage_json
 from deepfake_gateway.api.metrics import WORKER_SILENT_S
 from deepfake_gateway.api.parts import DeskOf, SettingsOf
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.records import Store
+from deepfake_gateway.store.usage import today
 from deepfake_preprocess.errors import DeepfakeError
 
+USAGE_DAYS: Final = 30
+MOST_USAGE_DAYS: Final = 366
 LEAST_FREE_BYTES: Final = 2**28
 
 router = APIRouter(tags=["operations"])
@@ -34,6 +38,21 @@ async def models(desk: DeskOf) -> ModelsDocument:
     return ModelsDocument(
         models=[model_document(model, is_default=number == 0) for number, model in enumerate(served)]
     )
+
+
+@router.get("/v1/usage", responses={200: {"model": UsageDocument}, **responses(422)})
+async def usage(
+    desk: DeskOf,
+    first: Annotated[date | None, Query(alias="from", description="30 days before `to` by default")] = None,
+    last: Annotated[date | None, Query(alias="to", description="included; today by default, in UTC")] = None,
+) -> Response:
+    """Say what was used by key and day: a tenant's own keys, or all where there is no key or it is an admin's."""
+    last = last or today()
+    first = first or date.fromordinal(max(1, last.toordinal() - USAGE_DAYS + 1))
+    if not 0 <= (last - first).days < MOST_USAGE_DAYS:
+        detail = f"`from` is {first} and `to` is {last}; give up to {MOST_USAGE_DAYS} days, the earlier one first"
+        raise Problem(422, detail)
+    return JSONResponse(usage_json(first, last, await asyncio.to_thread(desk.usage.between, first, last)))
 
 
 @router.get("/v1/health/live")

@@ -26,9 +26,10 @@ from deepfake_gateway.sandbox.process import RunTask
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.batches import Batch, Batches, BatchItem
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
-from deepfake_gateway.store.keys import Key, Keys
+from deepfake_gateway.store.keys import Key
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
+from deepfake_gateway.store.usage import Usage
 from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_gateway.tracing import current_traceparent
 from deepfake_preprocess.errors import DeepfakeError
@@ -77,7 +78,7 @@ class Desk:
         # Shared by the desks of all callers.
         self._checkpoint: dict[str, tuple[float, str | None]] = {}
         self._key: Key | None = None
-        self._keys, self._seconds_per_day = Keys(store.engine), settings.seconds_per_day
+        self.usage, self._seconds_per_day = Usage(store.engine), settings.seconds_per_day
 
     def of(self, key: Key | None) -> Desk:
         """Return the desk of a caller: only what belongs to the key's tenant is there, and its quota counts.
@@ -90,6 +91,7 @@ class Desk:
             desk.store = self.store.of_tenant(key.tenant)
             desk.batches = Batches(self.store.engine, key.tenant)
             desk.webhooks = Webhooks(self.store.engine, key.tenant)
+            desk.usage = Usage(self.store.engine, key.tenant)
         return desk
 
     @property
@@ -221,7 +223,7 @@ class Desk:
             return
         own = self._key.seconds_per_day
         allowed = self._seconds_per_day if own is None else own
-        if allowed and self._keys.seconds_today(self._key.id) >= allowed:
+        if allowed and self.usage.seconds_today(self._key.id) >= allowed:
             left_s = str(86_400 - int(time.time()) % 86_400)
             raise Problem(
                 429, f"this key's {allowed:g} seconds of video for today are used up; send more after midnight (UTC)",

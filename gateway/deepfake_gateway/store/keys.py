@@ -1,4 +1,4 @@
-"""`Keys`: who may ask the service, for whom, and how much; of a key only its hash is kept."""
+"""`Keys`: who may ask the service, and for whom; of a key only its hash is kept."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import time
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from deepfake_gateway.store.schema import DAILY_USAGE, KEYS, SESSIONS
+from deepfake_gateway.store.schema import KEYS, SESSIONS
 
 PREFIX: Final = "dfk"
 SCOPES: Final = ("read", "analyze", "metrics", "admin")
@@ -56,7 +54,7 @@ class Key:
 
 
 class Keys:
-    """The tables of keys, of the page's sessions, and of what keys used today; safe for threads."""
+    """The tables of keys and of the page's sessions; safe for threads."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -136,29 +134,6 @@ class Keys:
         """Forget a session."""
         with self._engine.begin() as connection:
             connection.execute(SESSIONS.delete().where(SESSIONS.c.sha256 == _hash(token)))
-
-    # --- what was used today --------------------------------------------------------------------------------------
-
-    def seconds_today(self, key_id: str) -> float:
-        """Return how many seconds of video were analyzed for a key since midnight (UTC)."""
-        query = sa.select(DAILY_USAGE.c.seconds).where(
-            (DAILY_USAGE.c.key_id == key_id) & (DAILY_USAGE.c.day == _today())
-        )
-        with self._engine.connect() as connection:
-            return float(connection.execute(query).scalar() or 0.0)
-
-
-def count_seconds(connection: sa.Connection, key_id: str, seconds: float) -> None:
-    """Add to what a key used today, in a transaction of the store's."""
-    # Two workers may be the first of a day.
-    insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    new = insert(DAILY_USAGE).values(key_id=key_id, day=_today(), seconds=seconds)
-    total = {"seconds": DAILY_USAGE.c.seconds + new.excluded.seconds}
-    connection.execute(new.on_conflict_do_update(index_elements=["key_id", "day"], set_=total))
-
-
-def _today() -> str:
-    return datetime.now(UTC).date().isoformat()
 
 
 def _hash(text: str) -> str:

@@ -17,8 +17,8 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from deepfake_gateway.store.counters import Tally, ended, seconds_of
-from deepfake_gateway.store.keys import count_seconds
 from deepfake_gateway.store.schema import ANALYSES, EVENTS, WORKERS, open_engine
+from deepfake_gateway.store.usage import add_usage
 from deepfake_gateway.store.webhooks import announce
 
 
@@ -144,6 +144,7 @@ class Store:
             tally.count("sent")
             tally.count("sent_bytes", analysis.size_bytes)
             tally.add_up(connection)
+            add_usage(connection, analysis.key_id, sent=1, size_bytes=analysis.size_bytes)
 
     def get(self, analysis_id: str) -> Analysis | None:
         """Return an analysis, or None."""
@@ -285,8 +286,8 @@ class Store:
             row = connection.execute(sa.select(ANALYSES).where(ANALYSES.c.id == analysis_id)).one()
             if status.is_final:
                 ended(row, result).add_up(connection)
-            if result is not None and row.key_id is not None:
-                count_seconds(connection, row.key_id, seconds_of(result))
+                seconds = 0.0 if result is None else seconds_of(result)
+                add_usage(connection, row.key_id, seconds=seconds, **{status.value: 1})
             if status in (Status.DONE, Status.FAILED):
                 announce(connection, row)
             return Analysis.of(row)

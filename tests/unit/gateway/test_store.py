@@ -9,10 +9,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from deepfake_gateway.store.counters import amounts
-from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.migrations.upgrade import VERSION_TABLE
 from deepfake_gateway.store.records import Analysis, Filters, Status, Store
 from deepfake_gateway.store.schema import METADATA, open_engine
+from deepfake_gateway.store.usage import Usage, today
 from deepfake_preprocess.errors import OptionError
 
 
@@ -107,7 +107,10 @@ def test_seconds_of_a_key_are_added_up_whoever_is_the_first_of_a_day(url):
     for thread in threads:
         thread.join()
     assert [store.get(analysis(number).id).status for number in numbers] == [Status.DONE] * 6
-    assert Keys(store.engine).seconds_today("12345678") == 15
+    used = Usage(store.engine)
+    assert used.seconds_today("12345678") == 15
+    (day,) = used.between(today(), today())
+    assert (day.key_id, day.name, day.sent, day.done, day.size_bytes) == ("12345678", None, 6, 6, 18 * 2**31)
     with store.engine.connect() as connection:
         counted = {(name, *labels.values()): amount for name, labels, amount in amounts(connection)}
     assert counted["ended", "REAL", "done"] == 6
