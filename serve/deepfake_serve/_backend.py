@@ -36,7 +36,8 @@ from deepfake_serve._pulse import Pulse
 Array = npt.NDArray[Any]
 
 HUNG_S, HUNG_SHARE = 20.0, 30
-"""A computation that takes longer, and so many times as long as the first one of the largest batch, never ends."""
+"""A computation that takes longer, and so many times as long as the largest batch by the first parts of one, never
+ends."""
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
@@ -86,12 +87,16 @@ class TritonPythonModel:
         self._buffer, self._other_buffer = (
             np.zeros((self._full, *self._crop_shape), dtype=np.uint8) for _ in range(2)
         )
-        for batch_size in sorted({1, self._full}):
-            self._infer(self._network, self._buffer[:batch_size])
-        self._infer(self._lone_network, self._buffer[:1])
+        # A full batch is computed in parts of one size. It is never tried as a whole: of a large network that takes
+        # many seconds.
+        part = self._buffer[: self._rows(self._network)]
+        for faces in (self._buffer[:1], part):
+            self._infer(self._network, faces)
+        if self._lone_network is not self._network:
+            self._infer(self._lone_network, self._buffer[:1])
         start = time.perf_counter()
-        self._infer(self._network, self._buffer)
-        full_s = time.perf_counter() - start
+        self._infer(self._network, part)
+        full_s = (time.perf_counter() - start) * self._full / len(part)
         self._runs_ahead = full_s >= MIN_AHEAD_S
 
         self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)

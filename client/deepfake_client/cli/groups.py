@@ -40,6 +40,8 @@ from deepfake_preprocess.support.extras import require_extra
 
 TOKEN_VARIABLE: Final = "DEEPFAKE_TOKEN"
 """Its value is sent as ``authorization: Bearer ...``. No option of its own: ``ps`` would show that to everybody."""
+PRIVATE_TIMEOUT_S: Final = 120.0
+"""As a deadline of requests to a server that has no other caller and the same cores: it is slow, not away."""
 DEFAULT_NUM_FRAMES: Final = 32
 ANALYSIS_PANEL: Final = "Analysis"
 
@@ -134,7 +136,13 @@ def _connection(
             help=f"Send this header; repeatable. {TOKEN_VARIABLE} (environment) is sent as bearer token.",
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Deadline of each request, in seconds.")] = DEFAULT_TIMEOUT_S,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="Deadline of each request, in seconds.",
+            show_default=f"{DEFAULT_TIMEOUT_S:g}; with --embedded {PRIVATE_TIMEOUT_S:g}",
+        ),
+    ] = DEFAULT_TIMEOUT_S,
     retry: Annotated[
         float | None,
         typer.Option(
@@ -208,8 +216,10 @@ class ServerChoice:
             with waiting_for("starting a private Triton"):
                 stack.enter_context(triton)
             url = triton.http_url if self.connection.address.protocol == "http" else triton.grpc_url
+            ours = self.connection
+            timeout_s = PRIVATE_TIMEOUT_S if ours.timeout_s == DEFAULT_TIMEOUT_S else ours.timeout_s
             # It is there; where it does not answer, it is being started again.
-            yield replace(self.connection, url=url, retry=replace(self.connection.retry, from_start=True))
+            yield replace(ours, url=url, timeout_s=timeout_s, retry=replace(ours.retry, from_start=True))
 
 
 ServerOptions: TypeAlias = Annotated[ServerChoice, Group(with_groups(ServerChoice), "Server")]

@@ -45,6 +45,8 @@ QUEUE_FULL_BATCHES = 32
 Without a bound, a server that falls behind grows until it is killed, and every answer comes too late."""
 QUEUE_TIMEOUT_US = 10_000_000
 """A request that waited this long in the queue is refused instead of run: its caller has most likely given up."""
+EMBEDDED_QUEUE_TIMEOUT_US = 60_000_000
+"""The same on a CPU: a transformer computes a crop per second and core, and those of a video wait for each other."""
 
 BULK_PRIORITY = 2
 """Level of requests that nobody waits for (bulk scans). Others are of level 1, which is served first."""
@@ -201,6 +203,7 @@ def embedded_config(
         largest = max(largest, EMBEDDED_MAX_BATCH_SIZE)
     for policy in (batching.default_queue_policy, batching.priority_queue_policy[BULK_PRIORITY]):
         policy.max_queue_size = QUEUE_FULL_BATCHES * largest
+    batching.default_queue_policy.default_timeout_microseconds = EMBEDDED_QUEUE_TIMEOUT_US
     set_cpu_share(config, instances=options.instances, threads=options.threads)
     return config_to_text(config)
 

@@ -70,6 +70,9 @@ def test_the_queue_is_bounded_and_refuses(config):
     assert policy.max_queue_size >= config.max_batch_size
     assert policy.default_timeout_microseconds > 0
     assert policy.timeout_action == type(policy).REJECT
+    # A video's crops wait for each other where a network computes one or two per second.
+    is_patient = policy.default_timeout_microseconds == triton_config.EMBEDDED_QUEUE_TIMEOUT_US
+    assert is_patient is (config.backend == triton_config.EMBEDDED_BACKEND)
 
 
 def test_bulk_requests_have_a_queue_of_their_own_that_is_served_last(config):
