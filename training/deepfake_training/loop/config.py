@@ -71,6 +71,9 @@ class TrainConfig(JsonData):
             (sharpness-aware minimization, Foret et al., ICLR 2021). Weights found this way often judge other data
             better. Twice the time per step; 0 leaves it out.
         drop_path: share of residual branches left out, in [0, 1); for networks of timm.
+        patch_drop: share of each crop's patches that is left out in training, in [0, 1); for vision transformers of
+            timm. Half of them take half the time, and a mark of a fake has to be found in what is left (Liu et al.,
+            PatchDropout, arXiv 2208.07220).
         trained: ``all`` weights, ``norms_and_head`` (scales and shifts of the norms, and the head), or ``head``: its
             last layer is fitted to all crops so far at the end of each epoch, by logistic regression, to whose summed
             losses `weight_decay` / 2 times the squared weights are added. Each crop passes through the network once.
@@ -110,6 +113,7 @@ class TrainConfig(JsonData):
     pair_weight: NotNegative = 1.0
     sam_radius: NotNegative = 0.0
     drop_path: ShareBelowOne = 0.1
+    patch_drop: ShareBelowOne = 0.0
     trained: Literal["all", "norms_and_head", "head"] = "all"
     head_rate: Annotated[float, Bounds(gt=0)] = 1.0
     freeze: tuple[str, ...] = ()

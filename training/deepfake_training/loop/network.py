@@ -19,6 +19,8 @@ def prepare_network(config: TrainConfig) -> tuple[nn.Module, list[nn.Module], st
     network = build_network(config.spec)
     origin = "random weights" if config.initial_weights is None else load_initial(network, config.initial_weights)
     _set_drop_path(network, config.drop_path)
+    if config.patch_drop:
+        _set_patch_drop(network, config.patch_drop)
     if config.trained != "all":
         _train_only(network, norms=config.trained == "norms_and_head")
     in_eval_mode = _freeze(network, config)
@@ -59,6 +61,16 @@ def _set_drop_path(network: nn.Module, share: float) -> None:
         rate = share * index / max(1, len(branches) - 1)
         if module.has_skip and rate:
             module.drop_path = DropPath(rate)
+
+
+def _set_patch_drop(network: nn.Module, share: float) -> None:
+    """Leave out a share of the patches in training."""
+    from timm.layers.patch_dropout import PatchDropout
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not isinstance(network, VisionTransformer):
+        raise OptionError("only vision transformers of timm can leave out patches; set 'patch_drop' to 0")
+    network.patch_drop = PatchDropout(share, network.num_prefix_tokens)
 
 
 def _freeze(network: nn.Module, config: TrainConfig) -> list[nn.Module]:

@@ -72,6 +72,22 @@ def test_the_head_is_trained_at_its_own_rate(tower: Path) -> None:
     assert {group["weight_decay"] for group in groups} == {config.weight_decay, 0.0}
 
 
+def test_patches_are_left_out_in_training_only(tower: Path) -> None:
+    config = dataclasses.replace(
+        QUICK, spec=TRANSFORMER, initial_weights=str(tower), trained="norms_and_head", patch_drop=0.5
+    )
+    network, _, _ = prepare_network(config)
+    tokens: list[int] = []
+    network.get_submodule("blocks.0").register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].shape[1]))
+    crops = torch.zeros(2, 3, 32, 32)
+    network.train()(crops)
+    network.eval()(crops)
+    trained, served = (count - 1 for count in tokens)
+    assert trained == served // 2
+    with pytest.raises(OptionError, match="'patch_drop'"):
+        prepare_network(dataclasses.replace(QUICK, patch_drop=0.5))
+
+
 def test_a_head_alone_is_fitted_and_goes_on_after_a_kill(tower: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(
         QUICK,
