@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,8 +47,14 @@ def cores_are_idle(wanted: int) -> bool:
     """Return whether so many cores of the machine have nothing to do: clients that decode need them more."""
     for _ in range(LOOKS):
         # proc(5): the fourth field is what is runnable now, this thread included, of all there is.
-        runnable = int(LOAD.read_text(encoding="ascii").split()[3].partition("/")[0])
+        runnable = int(os.pread(_opened(LOAD), 128, 0).split()[3].partition(b"/")[0])
         if CORES - runnable >= wanted:
             return True
         os.sched_yield()
     return False
+
+
+@cache
+def _opened(path: Path) -> int:
+    """Open a file once: opening it for each look took 0.1 ms, and reading takes 2 us."""
+    return os.open(path, os.O_RDONLY)
