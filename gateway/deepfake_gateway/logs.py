@@ -15,7 +15,13 @@ LogFormat = Literal["plain", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _HARMLESS: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "request_id"}
+_OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "request_id",
+    "color_message",
+}
 """What every record has; the rest was given as ``extra``."""
 
 

@@ -33,7 +33,11 @@ def asking(operation, examples, known):
 
     @hypothesis.given(case=operation.as_strategy(), is_known=st.booleans())
     @hypothesis.settings(
-        max_examples=examples, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
     )
     def ask(case, is_known):
         if is_known and may_ask_for_known and "analysis_id" in case.path_parameters:
