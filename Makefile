@@ -18,7 +18,7 @@ SEED ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve web test test-slow test-gpu fuzz chaos chaos-gateway lint types imports check texts format clean
+.PHONY: help setup run serve web test test-slow test-gpu fuzz chaos chaos-gateway chaos-scan lint types imports check texts format clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -91,6 +91,11 @@ chaos: $(VENV)/.dev  ## N=100 faults (processes killed and stopped, disk full) i
 chaos-gateway: N := 100
 chaos-gateway: $(VENV)/.dev  ## N=100 kills of gateway, worker, sandbox, Triton and database while it works (SEED=1)
 	@CHAOS_FAULTS=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos/test_gateway_chaos.py
+
+chaos-scan: N := 50
+chaos-scan: CLIPS ?= 2000
+chaos-scan: $(VENV)/.dev  ## N=50 kills of driver, actors, nodes and Triton in a scan of CLIPS=2000 on Ray (SEED=1)
+	@CHAOS_FAULTS=$(N) CHAOS_CLIPS=$(CLIPS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos/test_scan_chaos.py
 
 lint: $(VENV)/.dev  ## ruff, lint and format; codespell
 	@$(BIN)/ruff check .
