@@ -12,13 +12,14 @@ from deepfake_bench.cli.gateway import gateway
 from deepfake_bench.cli.gpu import gpu
 from deepfake_bench.cli.pipeline import pipeline
 from deepfake_bench.cli.report import plots, readme
+from deepfake_bench.cli.scan import scan
 from deepfake_bench.cli.server import server
 
 app = typer.Typer(
-    help="Measure speed: of a server under load, of whole analyses and their parts, of the gateway, and of what else "
-    "could be used.",
+    help="Measure speed: of a server under load, of whole analyses and their parts, of the gateway, of scans, and "
+    "of what else could be used.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-for command in (server, pipeline, gateway, compare, gpu, decode, detector, explain, plots, readme):
+for command in (server, pipeline, gateway, scan, compare, gpu, decode, detector, explain, plots, readme):
     app.command()(command)

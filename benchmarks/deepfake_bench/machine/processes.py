@@ -25,6 +25,16 @@ def cpu_seconds(root: psutil.Process) -> float:
     return sum(_of_each(root, lambda process: process.cpu_times().user + process.cpu_times().system))
 
 
+def own_cpu_seconds() -> float:
+    """Return the CPU seconds of this process and of all that it started, those that have ended included."""
+
+    def used(process: psutil.Process) -> float:
+        times = process.cpu_times()
+        return float(times.user + times.system + times.children_user + times.children_system)
+
+    return sum(_of_each(psutil.Process(), used))
+
+
 def rss_mb(root: psutil.Process) -> float:
     """Return the resident memory of a tree of processes in MiB, shared pages counted in each."""
     return round(sum(_of_each(root, lambda process: process.memory_info().rss)) / 2**20, 1)

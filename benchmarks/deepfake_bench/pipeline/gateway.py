@@ -19,9 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
-from deepfake_bench.machine.processes import end_process, start_process, tail
+from deepfake_bench.machine.processes import end_process, own_cpu_seconds, start_process, tail
 from deepfake_bench.machine.stopwatch import median_ratio
 from deepfake_client import AnalyzeOptions, DeepfakeClient, GatewayClient
 from deepfake_preprocess.errors import DeepfakeError, ServerStartError
@@ -74,9 +72,9 @@ def measure_clips(
             for position, (name, way) in enumerate(ways.items()):
                 announce(f"round {number + 1} of {rounds}, {name}")
                 run = 2 + number * len(ways) + position
-                busy, started = _cpu_s(), time.perf_counter()
+                busy, started = own_cpu_seconds(), time.perf_counter()
                 way(replace(options, min_face_px=run * TINY_PX))
-                taken[name].append((time.perf_counter() - started, _cpu_s() - busy))
+                taken[name].append((time.perf_counter() - started, own_cpu_seconds() - busy))
     return {
         "at_once": at_once,
         "ways": {name: _spread(pairs) for name, pairs in taken.items()},
@@ -136,19 +134,6 @@ def _agree(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     if mine is None or other is None:
         return bool(ours["label"] == theirs["label"] and mine == other)
     return bool(ours["label"] == theirs["label"] and abs(mine - other) <= SAME_SCORE)
-
-
-def _cpu_s() -> float:
-    """Return the CPU seconds of this process and of all that it started, those that have ended included."""
-    total = 0.0
-    me = psutil.Process()
-    for process in (me, *me.children(recursive=True)):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
 
 
 def _spread(pairs: list[tuple[float, float]]) -> dict[str, float]:

@@ -1,0 +1,68 @@
+"""`deepfake bench scan`: the rate of bulk scans against the library's, and what other callers notice of them."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from deepfake_bench.cli.options import ClipsArgument, OutputOption, find_clips, print_table, read_names
+from deepfake_bench.machine.results import write_results
+from deepfake_bench.pipeline.scan import measure_scans
+from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
+from deepfake_preprocess.support.extras import require_extra
+
+ENGINES = ("local", "ray")
+COLUMNS = (
+    ("way", "{way}"),
+    ("clips/s", "{clips_per_s:.2f}"),
+    ("of analyze_many's", "{rate_ratio:.2f} x"),
+    ("CPU a clip", "{cpu_s_per_clip:.2f} s"),
+    ("a caller's p50", "{caller_p50_ms:.0f} ms"),
+    ("p99", "{caller_p99_ms:.0f} ms"),
+)
+
+
+def scan(
+    clips: ClipsArgument,
+    repository: RepositoryOption = DEFAULT_REPOSITORY,
+    engines: Annotated[str, typer.Option(metavar="LIST", help="Engines to measure: local, ray.")] = "local,ray",
+    copies: Annotated[int, typer.Option(help="How often each clip is analyzed.", min=2)] = 10,
+    num_frames: Annotated[int, typer.Option(help="Frames sampled of each clip.", min=1)] = 32,
+    rounds: Annotated[int, typer.Option(help="Runs of each way, in turn.", min=1)] = 3,
+    output: OutputOption = None,
+) -> None:
+    """Measure how many clips a second a bulk scan does, against analyze_many on the same clips and private Triton.
+
+    The time of a first clip is taken off: starting costs seconds, and a scan of millions pays them once. Then a
+    caller asks the server for the score of a crop ten times a second, alone and beside each way: the last line is
+    how long it waits alone.
+
+    [bold]Examples[/]
+
+      deepfake bench scan clip.mp4
+      deepfake bench scan clips/*.mp4 --engines local --copies 20
+    """
+    serve = require_extra("deepfake_serve", extra="serve")
+    require_extra("pyarrow", extra="scan")
+    wanted = read_names("--engines", engines, ENGINES)
+    found = find_clips(clips)
+    screen = Console(stderr=True, soft_wrap=True, highlight=False)
+    with serve.EmbeddedTriton(repository) as triton:
+        measured = measure_scans(
+            found,
+            triton.grpc_url,
+            engines=wanted,
+            copies=copies,
+            num_frames=num_frames,
+            concurrency=len(os.sched_getaffinity(0)),
+            rounds=rounds,
+            announce=lambda text: screen.print(text, style="dim"),
+        )
+    alone = {f"caller_{name}": value for name, value in measured["caller_alone"].items()}
+    rows = [{"way": way, **figures} for way, figures in measured["ways"].items()]
+    print_table([*rows, {"way": "nobody", **alone}], COLUMNS)
+    results = {"clips": [path.name for path in found], "copies": copies, "num_frames": num_frames, "rounds": rounds}
+    typer.echo(f"written to {write_results('scan', {**results, **measured}, output)}")

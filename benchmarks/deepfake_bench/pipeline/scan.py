@@ -1,0 +1,175 @@
+"""What `deepfake scan` costs against `DeepfakeClient.analyze_many`, and what other callers notice of it.
+
+Each way analyzes the same files in turn, in a process of its own, from the same Triton. Starting costs seconds, on
+Ray many, and a scan of millions pays it once: so each way is timed with many clips and with one, and the rate is that
+of the clips beyond the first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from deepfake_bench.load.statistics import Latency
+from deepfake_bench.machine.processes import own_cpu_seconds
+from deepfake_bench.machine.stopwatch import median_ratio
+from deepfake_client import DeepfakeClient
+from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.support.extras import require_extra
+
+ANALYZE_MANY: Final = "analyze_many"
+ASK_EVERY_S: Final = 0.1
+"""The other caller sends a crop so often, whether or not the one before was answered in time."""
+LEAST_ASKED_S: Final = 30.0
+
+_PROGRAM: Final = """
+import sys
+from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
+url, folder, frames, concurrency = sys.argv[1:]
+options = AnalyzeOptions(sampling=Sampling(num_frames=int(frames)))
+with DeepfakeClient(url) as client:
+    for outcome in client.analyze_many(folder, options=options, concurrency=int(concurrency), ordered=False):
+        outcome.verdict or sys.exit(f"{outcome.source}: {outcome.error}")
+"""
+
+
+def measure_scans(
+    clips: Sequence[Path],
+    url: str,
+    *,
+    engines: Sequence[str],
+    copies: int,
+    num_frames: int,
+    concurrency: int,
+    rounds: int,
+    announce: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return clips and CPU seconds of each way, ratios to `analyze_many`, and the latency of another caller.
+
+    Raises:
+        DeepfakeError: a way failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="deepfake-bench-") as scratch, _ray(engines):
+        many, one = _copies(clips, Path(scratch) / "many", copies), _copies(clips[:1], Path(scratch) / "one", 1)
+        count = len(clips) * copies
+
+        def command(way: str, folder: Path) -> list[str]:
+            if way == ANALYZE_MANY:
+                return [sys.executable, "-c", _PROGRAM, url, str(folder), str(num_frames), str(concurrency)]
+            output = tempfile.mkdtemp(dir=scratch)
+            given = ["scan", str(folder), "--output", output, "--engine", way.removeprefix("scan "), "--url", url]
+            return [sys.executable, "-m", "deepfake_client.cli.main", *given, "--num-frames", str(num_frames)]
+
+        ways = [ANALYZE_MANY, *(f"scan {engine}" for engine in engines)]
+        taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        with _Caller(url) as caller:
+            announce("a caller alone")
+            alone = caller.latency_during(lambda: time.sleep(LEAST_ASKED_S))
+        beside: dict[str, Latency] = {}
+        for number in range(rounds):
+            for way in ways:
+                announce(f"round {number + 1} of {rounds}, {way}")
+                first, all_of_them = (_timed(command(way, folder)) for folder in (one, many))
+                taken[way].append((all_of_them[0] - first[0], all_of_them[1] - first[1]))
+        with _Caller(url) as caller:
+            for way in ways:
+                announce(f"a caller beside {way}")
+                beside[way] = caller.latency_during(lambda: _timed(command(way, many)))  # noqa: B023
+    return {
+        "clips_timed": count - 1,
+        "ways": {
+            way: {
+                "clips_per_s": round((count - 1) / statistics.median(_walls(pairs)), 3),
+                "cpu_s_per_clip": round(statistics.median(cpu for _, cpu in pairs) / (count - 1), 4),
+                "rate_ratio": round(median_ratio(_walls(taken[ANALYZE_MANY]), _walls(pairs)), 3),
+                "caller_p50_ms": beside[way].p50_ms,
+                "caller_p99_ms": beside[way].p99_ms,
+            }
+            for way, pairs in taken.items()
+        },
+        "caller_alone": {"p50_ms": alone.p50_ms, "p99_ms": alone.p99_ms},
+    }
+
+
+def _walls(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    return [wall for wall, _ in pairs]
+
+
+@contextmanager
+def _ray(engines: Sequence[str]) -> Iterator[None]:
+    """Run a cluster of this machine, where it is asked for: its start is no part of a scan."""
+    if "ray" not in engines:
+        yield
+        return
+    cluster = require_extra("ray.cluster_utils", extra="ray").Cluster(initialize_head=True)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        yield
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        cluster.shutdown()
+
+
+def _copies(clips: Sequence[Path], folder: Path, times: int) -> Path:
+    folder.mkdir()
+    for number in range(times):
+        for place, clip in enumerate(clips):
+            shutil.copy(clip, folder / f"{number:04}-{place:04}{clip.suffix}")
+    return folder
+
+
+def _timed(command: Sequence[str]) -> tuple[float, float]:
+    """Return wall and CPU seconds of a command; the CPU time is that of everything on the machine that we started."""
+    busy, started = own_cpu_seconds(), time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DeepfakeError(f"{' '.join(command[:4])} failed: {done.stderr.strip()[-500:]}")
+    return time.perf_counter() - started, own_cpu_seconds() - busy
+
+
+class _Caller:
+    """Somebody else who asks the server for the score of a crop, now and then."""
+
+    def __init__(self, url: str) -> None:
+        self._client = DeepfakeClient(url)
+
+    def __enter__(self) -> _Caller:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._client.close()
+
+    def latency_during(self, work: Callable[[], object]) -> Latency:
+        """Return how long answers take while `work` goes on, from when each request was due."""
+        spec = self._client.model().spec
+        crop = np.random.default_rng(0).integers(0, 256, (1, spec.input_height_px, spec.input_width_px, 3), np.uint8)
+        self._client.score(crop)
+        over, waited = threading.Event(), list[float]()
+
+        def ask() -> None:
+            due = time.perf_counter()
+            while not over.wait(max(0.0, due - time.perf_counter())):
+                self._client.score(crop)
+                waited.append(time.perf_counter() - due)
+                due += ASK_EVERY_S
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            work()
+        finally:
+            over.set()
+            asking.join()
+        return Latency.of(np.array(waited))
