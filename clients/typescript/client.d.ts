@@ -60,9 +60,35 @@ export class GatewayClient {
      * @param {{signal?: AbortSignal}} [options]
      * @returns {AsyncGenerator<AnalysisEvent, void, void>}
      */
-    events(id: string, { signal }?: {
+    events(id: string, options?: {
         signal?: AbortSignal;
     }): AsyncGenerator<AnalysisEvent, void, void>;
+    /**
+     * Begin to watch a live source: an RTSP camera, an HLS playlist, or another stream at http or https.
+     *
+     * @param {string} url
+     * @param {WatchOptions} [options]
+     * @returns {Promise<Watch>}
+     */
+    watch(url: string, options?: WatchOptions): Promise<Watch>;
+    /**
+     * Follow a watch until it is over, as `events` follows an analysis.
+     *
+     * @param {string} id
+     * @param {{signal?: AbortSignal}} [options]
+     * @returns {AsyncGenerator<WatchEvent, void, void>}
+     */
+    watchEvents(id: string, options?: {
+        signal?: AbortSignal;
+    }): AsyncGenerator<WatchEvent, void, void>;
+    /** @param {string} id @returns {Promise<Watch>} with its latest verdict */
+    getWatch(id: string): Promise<Watch>;
+    /** @returns {Promise<Schemas["WatchesDocument"]>} newest first */
+    listWatches(): Promise<Schemas["WatchesDocument"]>;
+    /** End a watch; its latest verdict stays. @param {string} id @returns {Promise<Watch>} */
+    endWatch(id: string): Promise<Watch>;
+    /** Remove a watch with its verdicts. @param {string} id @returns {Promise<void>} */
+    deleteWatch(id: string): Promise<void>;
     /** @param {string} id @returns {Promise<Analysis>} */
     get(id: string): Promise<Analysis>;
     /** @param {Filters} [filters] @returns {Promise<Schemas["AnalysesDocument"]>} a page, newest first */
@@ -82,11 +108,15 @@ export type Verdict = Schemas["Verdict"];
 export type Progress = Schemas["ProgressDocument"];
 export type AnalyzeOptions = NonNullable<Paths["/v1/analyses"]["post"]["parameters"]["query"]>;
 export type Filters = NonNullable<Paths["/v1/analyses"]["get"]["parameters"]["query"]>;
+export type Watch = Schemas["WatchDocument"];
+export type RollingVerdict = Schemas["RollingDocument"];
+export type WatchOptions = Partial<Omit<Schemas["WatchForm"], "url">>;
 export type StatusEvent = {
     id: string;
     kind: "status";
     data: {
         status: Analysis["status"];
+        reason?: string;
     };
 };
 export type ProgressEvent = {
@@ -100,3 +130,14 @@ export type EndEvent = {
     data: Analysis;
 };
 export type AnalysisEvent = StatusEvent | ProgressEvent | EndEvent;
+export type RollingEvent = {
+    id: string;
+    kind: "verdict";
+    data: RollingVerdict;
+};
+export type WatchEndEvent = {
+    id: string;
+    kind: "end";
+    data: Watch;
+};
+export type WatchEvent = StatusEvent | RollingEvent | WatchEndEvent;

@@ -11,10 +11,16 @@
 /** @typedef {Schemas["ProgressDocument"]} Progress */
 /** @typedef {NonNullable<Paths["/v1/analyses"]["post"]["parameters"]["query"]>} AnalyzeOptions */
 /** @typedef {NonNullable<Paths["/v1/analyses"]["get"]["parameters"]["query"]>} Filters */
-/** @typedef {{id: string, kind: "status", data: {status: Analysis["status"]}}} StatusEvent */
+/** @typedef {Schemas["WatchDocument"]} Watch */
+/** @typedef {Schemas["RollingDocument"]} RollingVerdict */
+/** @typedef {Partial<Omit<Schemas["WatchForm"], "url">>} WatchOptions */
+/** @typedef {{id: string, kind: "status", data: {status: Analysis["status"], reason?: string}}} StatusEvent */
 /** @typedef {{id: string, kind: "progress", data: Progress}} ProgressEvent */
 /** @typedef {{id: string, kind: "end", data: Analysis}} EndEvent */
 /** @typedef {StatusEvent | ProgressEvent | EndEvent} AnalysisEvent */
+/** @typedef {{id: string, kind: "verdict", data: RollingVerdict}} RollingEvent */
+/** @typedef {{id: string, kind: "end", data: Watch}} WatchEndEvent */
+/** @typedef {StatusEvent | RollingEvent | WatchEndEvent} WatchEvent */
 
 const RECONNECT_MS = 500;
 
@@ -107,12 +113,64 @@ export class GatewayClient {
    * @param {{signal?: AbortSignal}} [options]
    * @returns {AsyncGenerator<AnalysisEvent, void, void>}
    */
-  async *events(id, { signal } = {}) {
+  events(id, options = {}) {
+    return this.#events(`/v1/analyses/${encodeURIComponent(id)}/events`, options);
+  }
+
+  /**
+   * Begin to watch a live source: an RTSP camera, an HLS playlist, or another stream at http or https.
+   *
+   * @param {string} url
+   * @param {WatchOptions} [options]
+   * @returns {Promise<Watch>}
+   */
+  watch(url, options = {}) {
+    const headers = { "content-type": "application/json" };
+    return this.#json("POST", "/v1/watches", { headers, body: JSON.stringify({ url, ...options }) });
+  }
+
+  /**
+   * Follow a watch until it is over, as `events` follows an analysis.
+   *
+   * @param {string} id
+   * @param {{signal?: AbortSignal}} [options]
+   * @returns {AsyncGenerator<WatchEvent, void, void>}
+   */
+  watchEvents(id, options = {}) {
+    return this.#events(`/v1/watches/${encodeURIComponent(id)}/events`, options);
+  }
+
+  /** @param {string} id @returns {Promise<Watch>} with its latest verdict */
+  getWatch(id) {
+    return this.#json("GET", `/v1/watches/${encodeURIComponent(id)}`);
+  }
+
+  /** @returns {Promise<Schemas["WatchesDocument"]>} newest first */
+  listWatches() {
+    return this.#json("GET", "/v1/watches");
+  }
+
+  /** End a watch; its latest verdict stays. @param {string} id @returns {Promise<Watch>} */
+  endWatch(id) {
+    return this.#json("POST", `/v1/watches/${encodeURIComponent(id)}/cancel`);
+  }
+
+  /** Remove a watch with its verdicts. @param {string} id @returns {Promise<void>} */
+  async deleteWatch(id) {
+    await this.#request("DELETE", `/v1/watches/${encodeURIComponent(id)}`);
+  }
+
+  /**
+   * @param {string} path
+   * @param {{signal?: AbortSignal}} options
+   * @returns {AsyncGenerator<any, void, void>} typed by the methods above
+   */
+  async *#events(path, { signal }) {
     let lastId = "";
     while (true) {
       /** @type {Record<string, string>} */
       const headers = lastId ? { "last-event-id": lastId } : {};
-      const response = await this.#request("GET", `/v1/analyses/${encodeURIComponent(id)}/events`, { headers, signal });
+      const response = await this.#request("GET", path, { headers, signal });
       try {
         for await (const event of readEvents(response)) {
           lastId = event.id || lastId;
@@ -185,7 +243,7 @@ export class GatewayClient {
  * Read server-sent events (WHATWG HTML), each with JSON as its data.
  *
  * @param {Response} response
- * @returns {AsyncGenerator<AnalysisEvent, void, void>}
+ * @returns {AsyncGenerator<{id: string, kind: string | undefined, data: any}, void, void>}
  */
 async function* readEvents(response) {
   if (!response.body) return;
@@ -206,8 +264,7 @@ async function* readEvents(response) {
           fields[name] = (fields[name] ?? "") + text;
         } else if (!text) {
           if (fields.data) {
-            const event = { id: fields.id ?? "", kind: fields.event, data: JSON.parse(fields.data) };
-            yield /** @type {AnalysisEvent} */ (event);
+            yield { id: fields.id ?? "", kind: fields.event, data: JSON.parse(fields.data) };
           }
           fields = {};
         }

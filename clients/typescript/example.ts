@@ -1,6 +1,16 @@
 // Checked by `npm run check`: what people write against the types.
 import { AnalysisError, GatewayClient, GatewayError } from "./client.js";
 
+export async function watchFor(seconds: number, url: string, show: (score: number | null) => void): Promise<string> {
+  const client = new GatewayClient("http://127.0.0.1:8080");
+  const watch = await client.watch(url, { duration_s: seconds, step_s: 2 });
+  for await (const event of client.watchEvents(watch.id)) {
+    if (event.kind === "verdict") show(event.data.fake_probability);
+    if (event.kind === "end") return event.data.error?.message ?? event.data.end_reason ?? event.data.status;
+  }
+  return "";
+}
+
 export async function verdictOn(file: File): Promise<string> {
   const client = new GatewayClient("http://127.0.0.1:8080", { key: "KEY" });
   try {

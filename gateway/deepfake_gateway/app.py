@@ -21,6 +21,7 @@ from deepfake_gateway.api import (
     metrics,
     operations,
     results,
+    watches,
     webhooks,
 )
 from deepfake_gateway.api.door import Door, away
@@ -74,7 +75,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     keys = app.state.keys = Keys(store.engine)
     # Of all tenants; a route takes the one of its caller, `request.state.desk`.
     desk = app.state.whole_desk = Desk(store, media_of(settings), queue, ask_models, sandboxes.run, settings)
-    for part in (analyses, batches, results, explanations, operations, metrics, compatibility, webhooks):
+    for part in (analyses, batches, results, explanations, operations, metrics, compatibility, webhooks, watches):
         app.include_router(part.router)
     pages.add_to(app)
     app.add_exception_handler(Problem, _on_problem)

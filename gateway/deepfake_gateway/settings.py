@@ -72,12 +72,18 @@ class Settings(BaseSettings):
     max_frames: int = Field(10_000, ge=1)
     """Most frames of a video that one analysis may look at."""
     url_intake: bool = False
-    """Whether files may be named by their address, which this service then fetches."""
+    """Whether files and live sources may be named by their address, which this service then opens."""
     url_timeout_s: float = Field(60.0, gt=0)
     """Longest time that fetching one file may take, in seconds."""
     allowed_networks: tuple[str, ...] = ()
     """Networks such as ``192.168.1.0/24`` that may be reached although they are not public: by fetched files,
     webhooks and live sources."""
+    watch_max_s: float = Field(3600.0, ge=1)
+    """Longest time that a live source is watched, in seconds."""
+    watches_of_key: int = Field(2, ge=1)
+    """Live sources that each key may have watched at once."""
+    watches_in_all: int = Field(4, ge=1)
+    """Live sources that are watched at once for all together."""
     media_hours: float = Field(24.0, ge=0)
     """How long a file and what was made of it stay after the verdict; 0 removes them with it."""
     results_days: float = Field(30.0, gt=0)

@@ -77,7 +77,10 @@ def service(tmp_path_factory):
     """The address of a gateway with worker, Triton and explain service."""
     root = tmp_path_factory.mktemp("browser")
     with EmbeddedTriton(write_tiny_repository(root / "models")) as triton, serving(explain_service()) as url:
-        running = gateway_process.Running(triton.grpc_url, root / "data", explain_url=url, concurrency="1")
+        running = gateway_process.Running(
+            triton.grpc_url, root / "data", explain_url=url, concurrency="1",
+            url_intake="true", allowed_networks='["127.0.0.0/8"]',
+        )  # fmt: skip
         try:
             yield running
         finally:

@@ -2,9 +2,12 @@
 
 import base64
 import json
+import re
 import time
 
 import pytest
+from http_files import serving
+from media import make_clip
 from playwright.sync_api import expect
 
 pytestmark = pytest.mark.debian("chromium")
@@ -148,12 +151,41 @@ def test_without_javascript_a_file_is_sent_and_its_result_shown(open_page, clip)
     expect(page.get_by_role("heading", name="Gesichter im Zeitverlauf")).to_be_visible()
 
 
+def test_a_live_source_is_followed_and_ended(open_page, tmp_path, violations):
+    stream = make_clip(tmp_path / "live.ts", duration_s=1.0).read_bytes()
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        while not site.closing.wait(1):
+            handler.wfile.write(stream)
+
+    with serving() as site:
+        site.files["/live.ts"] = endless
+        page = open_page("/live", **PHONE)
+        page.get_by_label("Address of the source").fill(f"{site.url}/live.ts")
+        page.get_by_role("button", name="Watch").tap()
+        expect(page.get_by_role("img", name=re.compile("Face 1: (FAKE|REAL)"))).to_be_visible()
+        expect(page.get_by_role("img", name="Where the faces are in the picture")).to_be_visible()
+        assert violations(page) == []
+        assert has_nothing_sideways(page)
+        page.get_by_role("button", name="End").tap()
+        expect(page.get_by_text("It was ended by hand.")).to_be_visible()
+        assert violations(page) == []
+        page.goto("/live?lang=de")
+        page.locator("input[name=url]").fill(f"{site.url}/none")
+        page.get_by_role("button", name="Beobachten").tap()
+        expect(page.get_by_text("BEENDET")).to_be_visible()
+        expect(page.locator(".advice li")).to_have_count(1)
+        assert violations(page) == []
+
+
 @pytest.mark.parametrize(
     "look", [{"color_scheme": "light"}, {"color_scheme": "dark", **PHONE}], ids=["desktop", "phone"]
 )
 def test_every_page_is_accessible_and_fits(open_page, results, violations, look):
     page = open_page(**look)
-    paths = [results["result"], results["failed"], "/history"]
+    paths = [results["result"], results["failed"], "/history", "/live", "/sign-in"]
     if "has_touch" not in look:
         both = {name: results[name].rpartition("/")[2] for name in ("result", "other")}
         paths += ["/", results["inconclusive"], "/docs", "/compare?one={result}&two={other}".format(**both)]

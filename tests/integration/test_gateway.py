@@ -12,6 +12,7 @@ import otlp_receiver
 import postgres
 import pytest
 from gateway_process import Running
+from http_files import serving
 from media import make_clip
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
@@ -104,6 +105,41 @@ def test_a_killed_gateway_leaves_nothing_and_goes_on_with_its_next_start(gateway
         assert [data["status"] for kind, data in again.events(analysis) if kind == "end"] == ["done"]
     finally:
         again.stop()
+
+
+def test_a_live_source_is_watched_also_after_the_worker_was_killed(embedded_triton, tmp_path):
+    stream = make_clip(tmp_path / "live.ts", duration_s=1.0).read_bytes()
+    switch = {"url_intake": "true", "allowed_networks": '["127.0.0.0/8"]'}
+
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        while not site.closing.wait(1):
+            handler.wfile.write(stream)
+
+    with serving() as site, ExitStack() as stack:
+        site.files["/live.ts"] = endless
+        running = Running(embedded_triton.grpc_url, tmp_path / "data", **switch)
+        stack.callback(running.stop)
+        address = f"{running.address}/v1/watches"
+        watch = httpx.post(address, json={"url": f"{site.url}/live.ts", "fps": 10, "step_s": 0.5}).json()
+        states, is_judged = [], False
+        for kind, data in running.events(watch):
+            if kind == "status":
+                states.append((data["status"], data.get("reason")))
+                is_judged = False
+            elif kind == "verdict" and data["label"] != "INCONCLUSIVE" and not is_judged:
+                is_judged = True
+                if len(states) == 2:
+                    running.worker().kill()
+                else:
+                    httpx.post(f"{running.address}{watch['links']['self']}/cancel")
+        assert (kind, data["status"], data["restarts"]) == ("end", "canceled", 1)
+        assert data["verdict"]["source"] == f"{site.url}/live.ts"
+        assert states == [
+            ("queued", None), ("running", None), ("running", "worker_restarted"), ("canceled", None),
+        ]  # fmt: skip
+        running.until(lambda: not any('"has_door": true' in str(item.cmdline()) for item in running.descendants()))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import numpy as np
 from fastapi.testclient import TestClient
 from fixed_detector import LEFT, FixedDetector
 
-from deepfake_client import AsyncDeepfakeClient, DeepfakeClient, ModelSpec
+from deepfake_client import AsyncDeepfakeClient, DeepfakeClient, ModelSpec, WatchOptions
 from deepfake_client.explain.types import Explanation
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_gateway.app import build_app
@@ -25,12 +25,14 @@ from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import run_explanation
 from deepfake_gateway.jobs.queue import Job
 from deepfake_gateway.jobs.running import run_job
+from deepfake_gateway.jobs.watching import run_watch
 from deepfake_gateway.sandbox.child import options_of, result_of
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import Explanations
 from deepfake_gateway.store.records import Store
+from deepfake_gateway.store.watches import Watches
 from deepfake_preprocess.errors import DeepfakeError, ExplainDisagreementError
 from deepfake_preprocess.support.sockets import listening
 
@@ -52,7 +54,7 @@ class ThreadQueue:
         self.working, self.canceled = threading.Event(), threading.Event()
 
     def enqueue(self, connection, job, job_id, priority):
-        run = {Job.ANALYZE: self._run, Job.EXPLAIN: self._explain}[job]
+        run = {Job.ANALYZE: self._run, Job.EXPLAIN: self._explain, Job.WATCH: self._watch}[job]
         thread = threading.Thread(target=run, args=(job_id,))
         self.threads.append(thread)
         thread.start()
@@ -77,6 +79,28 @@ class ThreadQueue:
             time.sleep(0.005)
         evidence = Evidence(self.media, InThread().run)
         asyncio.run(run_explanation(self.store, self.media, evidence, explanation_id, self.explain))
+
+    def _watch(self, watch_id):
+        self.hold.wait()
+        watches = Watches(self.store.engine)
+        while watches.get(watch_id) is None:
+            time.sleep(0.005)
+        asyncio.run(run_watch(watches, watch_id, self.follow, server_wait_s=0))
+
+    async def follow(self, watch, on_progress):
+        """Watch a face for some seconds, and with `slow` wait for more."""
+        frames = [np.full((60, 80, 3), 200, np.uint8)] * 50
+        options = WatchOptions(**watch.options)
+        async with AsyncDeepfakeClient(FakeTransport(spec=SPEC), detector=FixedDetector(LEFT)) as client:
+            async for verdict in client.watch(frames, options=options):
+                on_progress(replace(verdict, source=watch.name).to_dict())
+        self.working.set()
+        if self.slow:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.canceled.set()
+                raise
 
     async def explain(self, verdict, crops, options):
         """Give each crop a heatmap of its own brightness."""

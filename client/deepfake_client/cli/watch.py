@@ -66,6 +66,14 @@ def _options(
             show_default="those that this machine trusts",
         ),
     ] = None,
+    source_proxy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Read a source at http or https through this HTTP proxy.",
+            show_default="that of the environment",
+        ),
+    ] = None,
     aggregation: AggregationOption = _DEFAULTS.aggregation,
     threshold: ThresholdOption = None,
     min_face_px: MinFacePxOption = _DEFAULTS.min_face_px,
@@ -86,6 +94,7 @@ def _options(
         idle_s=idle,
         reconnects=reconnects,
         source_ca=source_ca,
+        source_proxy=source_proxy,
     )
 
 

@@ -16,13 +16,16 @@ from deepfake_gateway.store.explanations import StoredExplanation
 from deepfake_gateway.store.keys import PREFIX
 from deepfake_gateway.store.records import Analysis, Status
 from deepfake_gateway.store.usage import DailyUsage
+from deepfake_gateway.store.watches import Watch
 
 
-class _Document(BaseModel):
+class Document(BaseModel):
+    """What is answered: its docstrings are the descriptions."""
+
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class FileDocument(_Document):
+class FileDocument(Document):
     """The file that was sent."""
 
     name: str
@@ -33,7 +36,7 @@ class FileDocument(_Document):
     sha256: str
 
 
-class ProgressDocument(_Document):
+class ProgressDocument(Document):
     """How far an analysis is, and what the frames so far say."""
 
     frames_done: int
@@ -43,7 +46,7 @@ class ProgressDocument(_Document):
     fake_probability: float | None
 
 
-class ErrorDocument(_Document):
+class ErrorDocument(Document):
     """Why an analysis has no verdict."""
 
     type: str
@@ -52,7 +55,7 @@ class ErrorDocument(_Document):
     """One sentence: what was received and what to do."""
 
 
-class AnalysisDocument(_Document):
+class AnalysisDocument(Document):
     """One analysis."""
 
     id: str
@@ -75,7 +78,7 @@ class AnalysisDocument(_Document):
     """Addresses of what belongs to it."""
 
 
-class ListedAnalysis(_Document):
+class ListedAnalysis(Document):
     """One analysis in a list."""
 
     id: str
@@ -90,7 +93,7 @@ class ListedAnalysis(_Document):
     links: dict[str, str]
 
 
-class AnalysesDocument(_Document):
+class AnalysesDocument(Document):
     """A page of the list, newest first."""
 
     items: list[ListedAnalysis]
@@ -98,7 +101,7 @@ class AnalysesDocument(_Document):
     """Give it as `cursor` for the next page; null on the last."""
 
 
-class BatchItemDocument(_Document):
+class BatchItemDocument(Document):
     """One file of a batch."""
 
     file_name: str
@@ -107,7 +110,7 @@ class BatchItemDocument(_Document):
     """Why it was not taken; where this and `analysis` are null, the analysis was deleted."""
 
 
-class BatchDocument(_Document):
+class BatchDocument(Document):
     """Files that were sent together."""
 
     id: str
@@ -122,7 +125,7 @@ class BatchDocument(_Document):
     links: dict[str, str]
 
 
-class CropDocument(_Document):
+class CropDocument(Document):
     """One of the most suspicious faces, of which there is a picture."""
 
     name: str
@@ -137,7 +140,7 @@ class CropDocument(_Document):
     """Its picture as the model saw it, a PNG file."""
 
 
-class CropsDocument(_Document):
+class CropsDocument(Document):
     """Faces with pictures, the most suspicious first."""
 
     items: list[CropDocument]
@@ -166,7 +169,7 @@ class ExplainedFaceDocument(CropDocument):
     """Faithfulness and sanity, as far as they were asked for."""
 
 
-class ExplanationDocument(_Document):
+class ExplanationDocument(Document):
     """Heatmaps that were asked for."""
 
     id: str
@@ -182,13 +185,13 @@ class ExplanationDocument(_Document):
     links: dict[str, str]
 
 
-class ExplanationsDocument(_Document):
+class ExplanationsDocument(Document):
     """All explanations of an analysis, the newest first."""
 
     items: list[ExplanationDocument]
 
 
-class ExplainerDocument(_Document):
+class ExplainerDocument(Document):
     """Which heatmaps can be asked for."""
 
     available: bool
@@ -199,7 +202,7 @@ class ExplainerDocument(_Document):
     layers: list[str]
 
 
-class UsageAmounts(_Document):
+class UsageAmounts(Document):
     """What was sent, and how it ended."""
 
     sent: int
@@ -224,7 +227,7 @@ class DailyUsageDocument(UsageAmounts):
     tenant: str | None
 
 
-class UsageDocument(_Document):
+class UsageDocument(Document):
     """What keys used, by the day."""
 
     first: date = Field(alias="from")
@@ -234,7 +237,7 @@ class UsageDocument(_Document):
     """The latest day first; days on which a key was not used are left out."""
 
 
-class ModelDocument(_Document):
+class ModelDocument(Document):
     """A detector that the server offers."""
 
     name: str
@@ -249,7 +252,7 @@ class ModelDocument(_Document):
     """Its contract, complete, as `deepfake export` publishes it."""
 
 
-class ModelsDocument(_Document):
+class ModelsDocument(Document):
     """All detectors of the server."""
 
     models: list[ModelDocument]
@@ -260,14 +263,14 @@ def analysis_json(analysis: Analysis, progress: dict[str, Any] | None = None) ->
     return {
         "id": analysis.id,
         "status": analysis.status.value,
-        "created_at": _time(analysis.created_at),
-        "started_at": _time(analysis.started_at),
-        "finished_at": _time(analysis.finished_at),
+        "created_at": time_text(analysis.created_at),
+        "started_at": time_text(analysis.started_at),
+        "finished_at": time_text(analysis.finished_at),
         "file": _file(analysis),
         "options": analysis.options,
         "progress": progress if analysis.status is Status.RUNNING else None,
         "verdict": analysis.verdict,
-        "error": _error(analysis),
+        "error": error_json(analysis),
         "request_id": analysis.request_id,
         "links": _links(analysis),
     }
@@ -278,13 +281,13 @@ def listed_json(analysis: Analysis) -> dict[str, Any]:
     return {
         "id": analysis.id,
         "status": analysis.status.value,
-        "created_at": _time(analysis.created_at),
+        "created_at": time_text(analysis.created_at),
         "file": _file(analysis),
         "label": analysis.label,
         "fake_probability": analysis.fake_probability,
         "reason": analysis.reason,
         "model": analysis.model_name,
-        "error": _error(analysis),
+        "error": error_json(analysis),
         "links": _links(analysis),
     }
 
@@ -296,7 +299,7 @@ def batch_json(batch: Batch) -> dict[str, Any]:
     return {
         "id": batch.id,
         "name": batch.name,
-        "created_at": _time(batch.created_at),
+        "created_at": time_text(batch.created_at),
         "is_over": all(analysis.status.is_final for analysis in analyses),
         "counts": dict(Counter(map(_outcome, batch.items))),
         "items": [
@@ -337,11 +340,11 @@ def explanation_json(explanation: StoredExplanation) -> dict[str, Any]:
     return {
         "id": explanation.id,
         "status": explanation.status.value,
-        "created_at": _time(explanation.created_at),
-        "finished_at": _time(explanation.finished_at),
+        "created_at": time_text(explanation.created_at),
+        "finished_at": time_text(explanation.finished_at),
         "request": explanation.request,
         "faces": faces,
-        "error": _error(explanation),
+        "error": error_json(explanation),
         "links": {"self": f"{analysis}/explanations/{explanation.id}", "analysis": analysis},
     }
 
@@ -408,11 +411,13 @@ def _file(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _error(analysis: Analysis | StoredExplanation) -> dict[str, Any] | None:
+def error_json(analysis: Analysis | StoredExplanation | Watch) -> dict[str, Any] | None:
+    """Return the `ErrorDocument` of a job that failed as JSON data, or None."""
     if analysis.error_type is None:
         return None
     return {"type": analysis.error_type, "message": analysis.error_detail or ""}
 
 
-def _time(seconds: float | None) -> str | None:
+def time_text(seconds: float | None) -> str | None:
+    """Return a time in seconds since 1970 as text."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

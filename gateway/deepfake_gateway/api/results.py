@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import json
-import time
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -17,18 +14,12 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from deepfake_gateway.api.documents import analysis_json
-from deepfake_gateway.api.parts import SEALED, DeskOf, made
+from deepfake_gateway.api.parts import SEALED, STREAM_HEADERS, DeskOf, followed, last_event, made
 from deepfake_gateway.api.ranges import ranged
 from deepfake_gateway.intake.problems import Problem, responses
-from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.store.media import UNKNOWN
 
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 0.25
-LATE_PART: Final = 20
-"""Events are looked for at intervals of this part of the time so far, so that many followers cost little."""
-HEARTBEAT_S: Final = 15.0
-"""A comment is sent so often, or proxies close a silent connection."""
 _MEDIA: Final[dict[str, Any]] = {"video/*": {}, "image/*": {}, UNKNOWN: {}}
 
 router = APIRouter(tags=["results"])
@@ -50,31 +41,14 @@ async def events(
     After a broken connection, send the last event's id as ``Last-Event-ID``, as browsers do.
     """
     await asyncio.to_thread(desk.find, analysis_id)
-    after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_follow(desk, analysis_id, after), media_type="text/event-stream", headers=headers)
+    store = desk.store
 
+    def state() -> tuple[bool, dict[str, Any]]:
+        analysis = store.get(analysis_id)
+        return (True, {}) if analysis is None else (analysis.status.is_final, analysis_json(analysis))
 
-async def _follow(desk: Desk, analysis_id: str, after: int) -> AsyncIterator[str]:
-    began = heard = time.monotonic()
-    while True:
-        # Read before the events, so that none is missed that came with the end.
-        analysis = await asyncio.to_thread(desk.store.get, analysis_id)
-        for event in await asyncio.to_thread(desk.store.events, analysis_id, after=after):
-            after, heard = event.id, time.monotonic()
-            yield _event(event.kind, event.data, event.id)
-        if analysis is None or analysis.status.is_final:
-            yield _event("end", {} if analysis is None else analysis_json(analysis), after)
-            return
-        now = time.monotonic()
-        if now - heard >= HEARTBEAT_S:
-            heard = now
-            yield ": still here\n\n"
-        await asyncio.sleep(min(LONGEST_LOOK_S, max(FIRST_LOOK_S, (now - began) / LATE_PART)))
-
-
-def _event(kind: str, data: dict[str, Any], number: int) -> str:
-    return f"id: {number}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
+    stream = followed(state, lambda after: store.events(analysis_id, after=after), last_event(last_event_id))
+    return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
 @router.get(

@@ -20,6 +20,7 @@ from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.intake.options import ExplanationForm, stored_options
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.sink import Upload
+from deepfake_gateway.intake.watching import WatchDesk, WatchForm
 from deepfake_gateway.jobs.evidence import Evidence, listed_faces
 from deepfake_gateway.jobs.queue import Job, Priority, Queue
 from deepfake_gateway.sandbox.process import RunTask
@@ -30,6 +31,7 @@ from deepfake_gateway.store.keys import Key
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
 from deepfake_gateway.store.usage import Usage
+from deepfake_gateway.store.watches import Watch
 from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_gateway.tracing import current_traceparent
 from deepfake_preprocess.errors import DeepfakeError
@@ -71,6 +73,7 @@ class Desk:
         self.batches = Batches(store.engine)
         self.webhooks = Webhooks(store.engine)
         self.explanations = Explanations(store.engine)
+        self.live = WatchDesk(store.engine, queue, settings)
         self.evidence = Evidence(media, run)
         self._queue, self._ask_models = queue, ask_models
         self._max_queued, self._explain_url = settings.max_queued, settings.explain_url
@@ -86,7 +89,7 @@ class Desk:
         On an open service, where there are no keys, and for an administrator all is there.
         """
         desk = copy(self)
-        desk._key = key
+        desk._key, desk.live = key, self.live.of(key)
         if key is not None and "admin" not in key.scopes:
             desk.store = self.store.of_tenant(key.tenant)
             desk.batches = Batches(self.store.engine, key.tenant)
@@ -210,6 +213,11 @@ class Desk:
         batch = Batch(secrets.token_hex(16), time.time(), name, tuple(items))
         await asyncio.to_thread(self.batches.add, batch, self.tenant)
         return batch
+
+    async def begin_watch(self, form: WatchForm) -> Watch:
+        """Begin to watch a live source; Problem as `WatchDesk.begin`, and 429 where the key's quota is used up."""
+        await asyncio.to_thread(self._check_quota)
+        return await self.live.begin(form)
 
     def find_batch(self, batch_id: str) -> Batch:
         """Return a batch; Problem 404 where there is none."""

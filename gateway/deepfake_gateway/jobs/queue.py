@@ -22,6 +22,7 @@ class Job(StrEnum):
 
     ANALYZE = "analyze"
     EXPLAIN = "explain"
+    WATCH = "watch"
 
 
 class Priority(IntEnum):

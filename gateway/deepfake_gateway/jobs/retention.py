@@ -10,6 +10,7 @@ from deepfake_gateway.jobs.queue import Queue
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import Store
+from deepfake_gateway.store.watches import Watches
 
 logger = logging.getLogger(__name__)
 
@@ -35,3 +36,7 @@ def purge(store: Store, media: Media, queue: Queue, settings: Settings) -> None:
         store.delete(analysis_id)
         queue.forget(analysis_id)
         logger.info("analysis %s was removed, its time is over", analysis_id)
+    watches = Watches(store.engine)
+    for watch_id in watches.finished_before(now - 86_400 * settings.results_days):
+        watches.delete(watch_id)
+        queue.forget(watch_id)

@@ -27,7 +27,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 """Between tries while the server or the database is away; each wait is twice the one before."""
 MAX_KILLS: Final = 2
 """Times that the process of an analysis may be killed from outside; after that it needs too much memory."""
-_AWAY: Final = (
+AWAY: Final = (
     errors.ServerUnavailableError.__name__, errors.ServerTimeoutError.__name__, errors.ServerBusyError.__name__
 )  # fmt: skip
 
@@ -148,7 +148,7 @@ async def _work_until_served(
                 raise
             continue
         except TaskError as exc:
-            if exc.kind not in _AWAY or not may_wait:
+            if exc.kind not in AWAY or not may_wait:
                 raise
         except MediaAwayError:
             if not may_wait:

@@ -26,6 +26,7 @@ from deepfake_gateway.jobs.explaining import ServiceExplain, run_explanation
 from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, DurableQueue, Job
 from deepfake_gateway.jobs.retention import PURGE_EVERY_S, purge
 from deepfake_gateway.jobs.running import SandboxedWork, run_job, stored
+from deepfake_gateway.jobs.watching import SandboxedWatch, run_watch
 from deepfake_gateway.logs import set_up_logs
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
@@ -33,6 +34,7 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.bucket import media_of
 from deepfake_gateway.store.media import Media, MediaAwayError
 from deepfake_gateway.store.records import Store
+from deepfake_gateway.store.watches import Watches
 from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_gateway.tracing import end_traces, set_up_traces
 from deepfake_preprocess.errors import DeepfakeError
@@ -77,6 +79,15 @@ async def work(settings: Settings) -> None:
     jobs: dict[Job, tuple[int, RunJob]] = {
         Job.ANALYZE: (settings.concurrency, analyze),
         Job.EXPLAIN: (EXPLAIN_CONCURRENCY, partial(run_explanation, store, media, evidence, explain=explain)),
+        Job.WATCH: (
+            settings.watches_in_all,
+            partial(
+                run_watch,
+                Watches(store.engine),
+                follow=SandboxedWatch(settings, transport),
+                server_wait_s=settings.server_wait_s,
+            ),
+        ),
     }
     under_way: set[str] = set()
     await asyncio.to_thread(_launch, settings, jobs, loop, under_way)

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -31,6 +32,7 @@ from deepfake_gateway.sandbox.bounds import check_frames, check_media
 from deepfake_gateway.sandbox.isolation import drop_user
 from deepfake_gateway.sandbox.limits import Limits, bound_cpu, drop_rights
 from deepfake_gateway.sandbox.relay import RelayTransport
+from deepfake_gateway.sandbox.watching import watch
 from deepfake_preprocess.errors import DeepfakeError, MediaLimitError, ModelReplacedError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.media.sampling import Sampling
@@ -63,6 +65,9 @@ def main(setup: dict[str, Any], network_problem: str | None) -> None:
             bound_cpu(limits.cpu_s)
             task = json.loads(line)
             REQUEST_ID.set(task["request_id"])
+            if task["kind"] == "watch":
+                say(answer_of(partial(watch, client, task, limits, say), task["name"]))
+                continue
             _, descriptors, _, _ = socket.recv_fds(files, 1, 1)
             with _Medium(descriptors[0], task["name"]) as medium:
                 say(result_of(client, medium, task, limits, say))
@@ -80,16 +85,20 @@ def result_of(
     client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], limits: Limits, say: Say
 ) -> dict[str, Any]:
     """Do a task: its result, or why there is none, as one line for the parent."""
-    do = _TASKS[task["kind"]]
+    return answer_of(partial(_TASKS[task["kind"]], client, medium, task, limits, say), task["name"])
+
+
+def answer_of(do: Callable[[], dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return what a task with an input of that name returns, or why it fails, as one line for the parent."""
     try:
         try:
-            return do(client, medium, task, limits, say)
+            return do()
         except ModelReplacedError:
-            return do(client, medium, task, limits, say)  # all of it by the model that is served now
+            return do()  # all of it by the model that is served now
     except DeepfakeError as exc:
         return {"error": type(exc).__name__, "detail": str(exc)}
     except MemoryError:
-        detail = f"{task['name']} needs more memory than is allowed; send it scaled down"
+        detail = f"{name} needs more memory than is allowed; send it scaled down"
         return {"error": MediaLimitError.__name__, "detail": detail}
 
 

@@ -6,8 +6,11 @@ Imports nothing heavy: the network is left before any library starts a thread.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import socket
 import stat
+import struct
 import sys
 from pathlib import Path
 from typing import Final
@@ -15,6 +18,7 @@ from typing import Final
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
 _CAPABILITY_VERSION_3: Final = 0x20080522
+_GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1  # netdevice(7)
 NOBODY: Final = 65534
 
 
@@ -39,6 +43,20 @@ def leave_network() -> str | None:
     except OSError as exc:
         return str(exc.strerror)
     return None
+
+
+def make_door(files_fd: int) -> None:
+    """Listen in this process's own network, and send the listening socket to the parent, which answers there.
+
+    So what only a library can open, by address, is opened by the parent: it decides which connections there are.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sh14x", b"lo", 0)
+        (flags,) = struct.unpack("16xh14x", fcntl.ioctl(any_socket, _GET_FLAGS, request))
+        if not flags & _UP:  # as in a network that was just made
+            fcntl.ioctl(any_socket, _SET_FLAGS, struct.pack("16sh14x", b"lo", flags | _UP))
+    with socket.create_server(("127.0.0.1", 0)) as door, socket.socket(fileno=os.dup(files_fd)) as files:
+        socket.send_fds(files, [b"d"], [door.fileno()])
 
 
 def drop_user() -> str | None:

@@ -18,7 +18,9 @@ from typing import Any, Final, Protocol
 
 from deepfake_client.transport.protocol import Transport
 from deepfake_client.transport.request_id import REQUEST_ID
+from deepfake_gateway.addresses import Addresses
 from deepfake_gateway.logs import logs_in_use
+from deepfake_gateway.sandbox.gate import Gate
 from deepfake_gateway.sandbox.limits import Limits
 from deepfake_gateway.sandbox.relay import Relay
 from deepfake_preprocess.errors import DeepfakeError
@@ -57,8 +59,8 @@ class TaskError(DeepfakeError):
 class Sandbox:
     """One process that does one task at a time."""
 
-    def __init__(self, limits: Limits, transport: Transport, model: str | None) -> None:
-        self._limits, self._transport, self._model = limits, transport, model
+    def __init__(self, limits: Limits, transport: Transport, model: str | None, *, has_door: bool = False) -> None:
+        self._limits, self._transport, self._model, self._has_door = limits, transport, model, has_door
         self._process: asyncio.subprocess.Process | None = None
         self._files: socket.socket | None = None
         self._relay: Relay | None = None
@@ -71,8 +73,8 @@ class Sandbox:
         relay, its_relay = socket.socketpair()
         self._files, its_files = socket.socketpair(type=socket.SOCK_DGRAM)
         setup = {
-            "limits": asdict(self._limits), "model": self._model, "logs": logs_in_use(),
-            "relay_fd": its_relay.fileno(), "files_fd": its_files.fileno(),
+            "limits": asdict(self._limits), "model": self._model, "has_door": self._has_door,
+            "logs": logs_in_use(), "relay_fd": its_relay.fileno(), "files_fd": its_files.fileno(),
         }  # fmt: skip
         with its_relay, its_files:
             self._process = await asyncio.create_subprocess_exec(
@@ -92,24 +94,13 @@ class Sandbox:
         """
         process = self._process
         assert process is not None
-        assert process.stdin is not None
-        assert self._relay is not None
-        self._relay.context = copy_context()
         finished = False
         try:
             async with asyncio.timeout(self._limits.wall_s):
                 await self._wait_until_ready()
                 await asyncio.to_thread(self._hand_over, task["path"])
                 about = {name: value for name, value in task.items() if name != "path"}
-                about["request_id"] = REQUEST_ID.get()
-                process.stdin.write(json.dumps(about).encode() + b"\n")
-                await process.stdin.drain()
-                while True:
-                    line = await self._line()
-                    if (progress := line.get("progress")) is None:
-                        break
-                    if on_progress is not None:
-                        on_progress(progress)
+                line = await self._answer(about, on_progress)
             finished = True
         except TimeoutError:
             raise SandboxError(
@@ -125,6 +116,47 @@ class Sandbox:
         if "error" in line:
             raise TaskError(line["error"], line["detail"])
         return line
+
+    async def watch(self, task: dict[str, Any], addresses: Addresses, on_progress: OnProgress) -> None:
+        """Watch the live source at the ``url`` of a task until it ends; canceling ends the process.
+
+        The sandbox must have a door; it is of no use afterwards. Progress is the JSON of verdicts.
+
+        Raises:
+            TaskError: the source cannot be opened or broke off for good, or the server failed.
+            SandboxError: the process died.
+        """
+        process = self._process
+        assert process is not None
+        try:
+            await self._wait_until_ready()
+            assert self._files is not None
+            _, descriptors, _, _ = socket.recv_fds(self._files, 1, 1)  # it was sent before the process was ready
+            async with Gate(socket.socket(fileno=descriptors[0]), addresses, task["url"]) as gate:
+                line = await self._answer({**task, "url": gate.url, "proxy": gate.proxy}, on_progress)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._death(await process.wait()) from None
+        finally:
+            await self.close()
+        if "error" in line:
+            raise TaskError(line["error"], gate.problem or line["detail"])
+
+    async def _answer(self, about: dict[str, Any], on_progress: OnProgress | None) -> dict[str, Any]:
+        """Hand a task over, and return its last line."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert self._relay is not None
+        self._relay.context = copy_context()
+        about = {**about, "request_id": REQUEST_ID.get()}
+        process.stdin.write(json.dumps(about).encode() + b"\n")
+        await process.stdin.drain()
+        while True:
+            line = await self._line()
+            if (progress := line.get("progress")) is None:
+                return line
+            if on_progress is not None:
+                on_progress(progress)
 
     async def _wait_until_ready(self) -> None:
         if not self._ready:

@@ -173,6 +173,39 @@ DELIVERIES = sa.Table(
     sa.Column("outcome", sa.Text),
 )
 
+WATCHES = sa.Table(
+    "watches",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("ends_at", sa.Float),  # at the latest
+    sa.Column("finished_at", sa.Float, index=True),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False),  # the address as it is shown
+    sa.Column("url", sa.Text),  # with a user's password, for as long as it is needed
+    sa.Column("options", sa.Text, nullable=False),
+    sa.Column("duration_s", sa.Float, nullable=False),
+    sa.Column("restarts", sa.Integer, nullable=False),
+    sa.Column("last_event", sa.Integer, nullable=False),
+    sa.Column("verdict", sa.Text),  # the latest: the JSON of docs/verdict.schema.json
+    sa.Column("end_reason", sa.String(32)),
+    sa.Column("error_type", sa.Text),
+    sa.Column("error_detail", sa.Text),
+    sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
+    sa.Column("key_id", sa.String(8)),
+    sa.Index("ix_watches_tenant", "tenant", "created_at"),
+)
+
+WATCH_EVENTS = sa.Table(
+    "watch_events",
+    METADATA,
+    sa.Column("watch_id", sa.String(32), sa.ForeignKey("watches.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+)
+
 WORKERS = sa.Table(
     "workers",
     METADATA,

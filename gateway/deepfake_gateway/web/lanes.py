@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Final
 
@@ -56,6 +56,11 @@ class Lane:
     numbers: tuple[str, ...]
     """Score, interval, frames, agreeing share, variance, longest run, and time seen: for the table of all numbers."""
 
+    def of_points(self, points: tuple[Point, ...], first: float, last: float) -> Lane:
+        """Return the lane with other points, and its band from `first` to `last`, in percent of its width."""
+        width = round(max(last - first, 0.5), 2)
+        return replace(self, points=points, stretches=(), band_x=first, band_width=width)
+
 
 def lanes_of(say: Language, verdict: Json) -> list[Lane]:
     """Return the lanes, the deciding face first, then the most suspicious."""
@@ -90,8 +95,14 @@ def ticks_of(say: Language, span_s: float) -> list[tuple[float, str]]:
     ]
 
 
-def _y(probability: float) -> float:
+def height_of(probability: float) -> float:
+    """Return the place of a score in a lane, in pixels from the top."""
     return round(LANE_HEIGHT_PX - _MARGIN_PX - probability * (LANE_HEIGHT_PX - 2 * _MARGIN_PX), 1)
+
+
+def kind_of(track: Json) -> str:
+    """Return the class of a track's color: it has one only where the track is judged."""
+    return {"FAKE": "fake", "REAL": "real"}[track["label"]] if track["counted"] and not track["background"] else "inc"
 
 
 def _lane(say: Language, verdict: Json, track: Json, span_s: float) -> Lane:
@@ -116,7 +127,7 @@ def _lane(say: Language, verdict: Json, track: Json, span_s: float) -> Lane:
     return Lane(
         number=number,
         track=track["track"],
-        kind={"FAKE": "fake", "REAL": "real"}[track["label"]] if judged else "inc",
+        kind=kind_of(track),
         tag=tag,
         small=_small(say, verdict, track, frames),
         label=label,
@@ -124,9 +135,9 @@ def _lane(say: Language, verdict: Json, track: Json, span_s: float) -> Lane:
         stretches=tuple(_stretches(say, seen, span_s)),
         band_x=round(first, 2),
         band_width=round(max(last - first, 0.5), 2),
-        band_y=_y(high),
-        band_height=round(max(_y(low) - _y(high), 1.0), 1),
-        threshold_y=_y(verdict["threshold"]),
+        band_y=height_of(high),
+        band_height=round(max(height_of(low) - height_of(high), 1.0), 1),
+        threshold_y=height_of(verdict["threshold"]),
         numbers=(
             say.number(track["fake_probability"], 4),
             say.say("%(low)s to %(high)s", low=say.number(low, 4), high=say.number(high, 4)),
@@ -158,7 +169,7 @@ def _point(say: Language, frame: Json, face: Json, span_s: float) -> Point:
     if words:
         how = say.say("left out: %(why)s", why=words) if left_out else say.say("counts less: %(why)s", why=words)
         title += f" ({how})"
-    return Point(round(100 * frame["pts_seconds"] / span_s, 2), _y(face["fake_probability"]), left_out, title)
+    return Point(round(100 * frame["pts_seconds"] / span_s, 2), height_of(face["fake_probability"]), left_out, title)
 
 
 def _stretches(say: Language, seen: list[tuple[Json, Json]], span_s: float) -> list[Stretch]:

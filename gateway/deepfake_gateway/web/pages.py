@@ -18,7 +18,7 @@ from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.records import Analysis, Filters
-from deepfake_gateway.web import comparing, lanes, moments, signing, start, words
+from deepfake_gateway.web import comparing, lanes, live, moments, signing, start, words
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.progress import progress_of
 from deepfake_gateway.web.rendering import render
@@ -33,7 +33,7 @@ router = APIRouter(include_in_schema=False)
 
 def add_to(app: FastAPI) -> None:
     """Add the pages and their files to an application."""
-    for part in (start.router, router, moments.router, signing.router):
+    for part in (start.router, router, live.router, moments.router, signing.router):
         app.include_router(part)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
 
@@ -186,6 +186,7 @@ class Asked(BaseModel):
     name: str = Field("", max_length=255)
     label: str = Field("", max_length=16)
     status: str = Field("", max_length=16)
+    model: str = Field("", max_length=255)
     since: str = Field("", pattern=r"^(\d{4}-\d\d-\d\d)?$")
     until: str = Field("", pattern=r"^(\d{4}-\d\d-\d\d)?$")
     after: str = Field("", max_length=64)
@@ -196,6 +197,7 @@ class Asked(BaseModel):
             name=self.name or None,
             label=self.label or None,
             status=self.status or None,
+            model=self.model or None,
             since=_seconds(self.since),
             until=_seconds(self.until, days=1),
         )
@@ -217,7 +219,9 @@ async def history(request: Request, asked: Annotated[Asked, Query()]) -> Respons
     if len(found) > PAGE:
         following = urlencode({**asked.model_dump(), "after": found[PAGE - 1].id})
     items = [await progress_of(desk, say, analysis) for analysis in found[:PAGE]]
-    return render("history.html.j2", request, items=items, asked=asked, following=following)
+    counts = await asyncio.to_thread(desk.store.count_by, "model_name")
+    models = sorted({name for (name,) in counts if name} | ({asked.model} if asked.model else set()))
+    return render("history.html.j2", request, items=items, asked=asked, following=following, models=models)
 
 
 @router.get("/docs")

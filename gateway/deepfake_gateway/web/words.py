@@ -58,6 +58,7 @@ _CONVERT: Final = mark("The file is damaged: download or convert it again from i
 _ASK: Final = mark("If the answer stays open, ask a person who knows the field.")
 _ORIGINAL: Final = mark("Send the original file, before filters and conversions, if you can get it.")
 _LATER: Final = mark("Send the file again in a moment.")
+_AGAIN: Final = mark("Watch the source again in a moment.")
 _TELL: Final = mark("Tell whoever runs this service, if it goes on.")
 _KINDS: Final = mark("Send a video (MP4, WebM, MOV, MKV, AVI) or a picture (JPEG, PNG, WebP, HEIC).")
 _SHORTER: Final = mark("Send a shorter part, or a smaller version of it.")
@@ -79,6 +80,38 @@ ADVICE: Final = {
     "ServerBusyError": (_LATER,),
 }
 """What would help where there is no answer, by the reason of a verdict or the type of an error."""
+
+
+WATCH_STATES: Final = {
+    "queued": mark("waiting"),
+    "running": mark("watched now"),
+    "done": mark("ended"),
+    "failed": mark("broke off"),
+    "canceled": mark("ended"),
+}
+_PLAYER: Final = mark("Check the address in a video player, on a machine in the same network as this service.")
+_CAMERA: Final = mark("Check that the source is on, and that its user and password are right.")
+_SMALLER: Final = mark("Let the source send a smaller picture.")
+LIVE_ADVICE: Final = {
+    "MediaOpenError": (_PLAYER, _CAMERA),
+    "MediaNotFoundError": (_PLAYER,),
+    "MediaLimitError": (_SMALLER,),
+    "SandboxError": (_SMALLER, _TELL),
+    "ServerUnavailableError": (_AGAIN, _TELL),
+    "ServerTimeoutError": (_AGAIN, _TELL),
+    "ServerBusyError": (_AGAIN,),
+}
+"""What would help where a live source is watched no more, by the type of the error."""
+
+
+def live_advice(say: Language, error_type: str | None) -> list[str]:
+    """Return what would help, as sentences."""
+    return [say.say(text) for text in LIVE_ADVICE.get(error_type or "", (_AGAIN, _TELL) if error_type else ())]
+
+
+def watch_state_words(say: Language, status: str) -> str:
+    """Return where a watch is, in words."""
+    return say.say(WATCH_STATES[status])
 
 
 def label_words(say: Language, label: str) -> str:

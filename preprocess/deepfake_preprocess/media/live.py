@@ -76,6 +76,8 @@ class LiveOptions:
         source_timeout_s: limit for opening an address or a camera, and for each read, in seconds.
         source_ca: PEM file of the certificates to trust at an address that begins with ``https`` or ``rtsps``; those
             that this machine trusts when None.
+        source_proxy: address of an HTTP proxy (``http://HOST:PORT``) that http and https sources are read through,
+            also those on this machine; that of the environment when None.
 
     Raises:
         OptionError: a value is out of its range, or `source_ca` is not such a file.
@@ -85,6 +87,7 @@ class LiveOptions:
     reconnects: int = 5
     source_timeout_s: float = TIMEOUT_S
     source_ca: str | os.PathLike[str] | None = None
+    source_proxy: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.idle_s < inf:
@@ -95,6 +98,8 @@ class LiveOptions:
             raise OptionError(f"`source_timeout_s` is {self.source_timeout_s!r}; allowed: a number above 0")
         if self.source_ca is not None:
             check_certificates(self.source_ca)
+        if self.source_proxy is not None and not self.source_proxy.startswith("http://"):
+            raise OptionError(f"`source_proxy` is {self.source_proxy!r}; allowed: an address like http://proxy:3128")
 
 
 def open_live(
@@ -121,7 +126,12 @@ def open_live(
     decoder = _Decoder(live, fps, stop, file)
     if is_url(text):
         live.frames = decoder.reconnecting(
-            lambda: open_live_url(text, timeout_s=options.source_timeout_s, source_ca=options.source_ca),
+            lambda: open_live_url(
+                text,
+                timeout_s=options.source_timeout_s,
+                source_ca=options.source_ca,
+                source_proxy=options.source_proxy,
+            ),
             text,
             options.reconnects,
             options.source_timeout_s,

@@ -29,8 +29,8 @@ TIMEOUT_S: Final = 10.0
 """Limit for opening an address, and for each read from it."""
 
 _PROTOCOLS: Final = {
-    "http": "http,https,tcp,tls,crypto",
-    "https": "https,tcp,tls,crypto",
+    "http": "http,https,httpproxy,tcp,tls,crypto",
+    "https": "https,httpproxy,tcp,tls,crypto",
     "rtsp": "rtsp,rtp,udp,tcp,http",
     "rtsps": "rtsps,rtsp,rtp,srtp,udp,tcp,tls,https",
 }
@@ -82,15 +82,20 @@ def open_url(url: str) -> Media:
 
 
 def open_live_url(
-    url: str, *, timeout_s: float = TIMEOUT_S, source_ca: str | os.PathLike[str] | None = None
+    url: str,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    source_ca: str | os.PathLike[str] | None = None,
+    source_proxy: str | None = None,
 ) -> av.container.InputContainer:
     """Open a live stream (RTSP, HLS, MPEG-TS or JPEG pictures over HTTP), or any video at an address.
 
-    The limit holds for opening and for each read; `source_ca` is as for `open_live`, errors are as for `open_url`.
+    The limit holds for opening and for each read; `source_ca` and `source_proxy` are those of `open_live`, errors of
+    `open_url`.
     """
     # Over TCP a slow reader makes the camera wait; over UDP, pictures would be damaged.
     options = {"rtsp_transport": "tcp"} if _scheme(url).startswith("rtsp") else {}
-    return _open(url, f"{CONTAINERS},{_LIVE}", options, timeout_s, source_ca)
+    return _open(url, f"{CONTAINERS},{_LIVE}", options, timeout_s, source_ca, source_proxy)
 
 
 def check_certificates(path: str | os.PathLike[str]) -> None:
@@ -116,11 +121,14 @@ def _open(
     options: dict[str, str],
     timeout_s: float,
     source_ca: str | os.PathLike[str] | None = None,
+    source_proxy: str | None = None,
 ) -> av.container.InputContainer:
     name = without_password(url)
     options |= {"format_whitelist": formats, "protocol_whitelist": _PROTOCOLS[_scheme(url)]}
     options["tls_verify"] = "1"  # for http too, which may redirect to https
-    if is_loopback(urlsplit(url).hostname or ""):
+    if source_proxy is not None:
+        options["http_proxy"] = source_proxy
+    elif is_loopback(urlsplit(url).hostname or ""):
         options["http_proxy"] = ""  # or FFmpeg would ask a proxy even for this machine
     trusted = _system_certificates() if source_ca is None else os.fspath(source_ca)
     if trusted is not None:

@@ -42,6 +42,16 @@ assert.deepEqual(page.items.map((item) => item.file.name), ["clip.mp4", "clip.mp
 await client.delete(analysis.id);
 await assert.rejects(client.get(analysis.id), { status: 404 });
 assert.ok((await client.models())[0].is_default);
+
+const watch = await client.watch("http://127.0.0.1/live.ts", { step_s: 2 });
+const seen = [];
+for await (const event of client.watchEvents(watch.id)) seen.push(event);
+assert.equal(seen.at(-1).data.end_reason, "source_ended");
+assert.ok(seen.some((event) => event.kind === "verdict" && event.data.label === "FAKE"));
+assert.deepEqual((await client.listWatches()).items.map((item) => item.id), [watch.id]);
+await assert.rejects(client.endWatch(watch.id), { status: 409 });
+assert.equal((await client.getWatch(watch.id)).verdict.label, "FAKE");
+await client.deleteWatch(watch.id);
 console.log(JSON.stringify(verdict));
 """
 
@@ -55,7 +65,22 @@ def test_the_types_are_of_the_current_interface(gateway):
     # What people import names all that the code has.
     declared = (FOLDER / "client.d.ts").read_text(encoding="utf-8")
     code = (FOLDER / "client.js").read_text(encoding="utf-8")
-    for name in ("analyze", "begin", "events", "get", "list", "cancel", "delete", "models"):
+    for name in (
+        "analyze",
+        "begin",
+        "events",
+        "get",
+        "list",
+        "cancel",
+        "delete",
+        "models",
+        "watch",
+        "watchEvents",
+        "getWatch",
+        "listWatches",
+        "endWatch",
+        "deleteWatch",
+    ):
         assert f" {name}(" in declared
         assert f" {name}(" in code or f"*{name}(" in code
 
@@ -66,7 +91,8 @@ def test_node_gets_a_verdict(tmp_path, clip):
     file.write_bytes(clip)
     script = tmp_path / "script.mjs"
     script.write_text(SCRIPT.replace("CLIENT", (FOLDER / "client.js").as_uri()))
-    with gateways.listening_gateway(tmp_path / "data") as (address, _):
+    settings = {"url_intake": True, "allowed_networks": ("127.0.0.0/8",)}
+    with gateways.listening_gateway(tmp_path / "data", **settings) as (address, _):
         command = [program("nodejs"), str(script), address, str(file)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

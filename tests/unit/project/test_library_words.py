@@ -56,7 +56,7 @@ def test_pages_turn_parameters_into_plain_words() -> None:
 
 def test_pages_have_plain_words_for_every_parameter_that_somebody_sets() -> None:
     named = {field.name for options in (AnalyzeOptions, WatchOptions) for field in fields(options)}
-    assert named - set(PLAIN_NAMES) == {"abstain", "sampling", "source_ca"}, "which no message names"
+    assert named - set(PLAIN_NAMES) == {"abstain", "sampling", "source_ca", "source_proxy"}, "which no message names"
 
 
 def test_every_option_in_the_table_is_one() -> None:
