@@ -9,6 +9,9 @@ import pytest
 
 from deepfake_gateway.api import door
 from deepfake_gateway.intake import connections, sink
+from deepfake_gateway.store.keys import Keys
+
+BEGUN = b"POST /v1/analyses HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +33,11 @@ def answer(connection):
     return int(first.split()[1]), dict(line.split(": ", 1) for line in lines), json.loads(body)
 
 
-def held(port):
+def held(port, begun=BEGUN):
     """Return a connection whose upload is on its way: the service asked for the body, which does not come."""
-    connection = connected(port, BEGUN.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+    connection = connected(port, begun.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
     assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
     return connection
-
-
-BEGUN = b"POST /v1/analyses HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 100000\r\n\r\n"
 
 
 def test_uploads_beyond_the_bound_are_refused_until_others_end(service):
@@ -53,6 +53,22 @@ def test_uploads_beyond_the_bound_are_refused_until_others_end(service):
         assert status == 503
         with connected(port, BEGUN.replace(b"100000", b"4") + b"more") as third:
             status, _, _ = answer(third)
+
+
+def test_uploads_of_one_key_beyond_its_bound_are_refused_and_not_those_of_others(tmp_path):
+    with gateways.listening_gateway(tmp_path, uploads_at_once=1) as (address, queue):
+        port, keys = int(address.rpartition(":")[2]), Keys(queue.store.engine)
+        own, other = (
+            BEGUN.replace(b"Host:", f"X-Api-Key: {keys.create(name, ['analyze'])[1]}\r\nHost:".encode())
+            for name in ("own", "other")
+        )
+        first = held(port, own)
+        with connected(port, own) as second:
+            status, headers, problem = answer(second)
+        assert (status, headers["retry-after"]) == (429, "2")
+        assert problem["detail"].startswith("1 uploads are on their way, as many as may")
+        held(port, other).close()
+        first.close()
 
 
 def test_an_upload_that_trickles_is_given_up(service, monkeypatch):
