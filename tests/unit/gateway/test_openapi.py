@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from deepfake_gateway.store.keys import Keys
+
 ENDS = ("DELETE", "/cancel")
 """Operations after which an analysis is not what it was."""
 
@@ -23,8 +25,11 @@ def service(tmp_path_factory, clip):
         yield address, httpx.post(f"{address}/v1/analyses", content=clip, headers=headers, timeout=60).json()["id"]
 
 
-def asking(operation, examples, known):
-    """Return a function that asks for an operation in many ways, also about the analysis that is known."""
+def asking(operation, examples, known, headers=None, seen=None):
+    """Return a function that asks for an operation in many ways, also about the analysis that is known.
+
+    `seen` gets the statuses of the answers.
+    """
     # That a file is no video, or that options exclude each other, a description of types cannot say.
     left_out = [positive_data_acceptance]
     if operation.path == "/v1/health/ready":  # 503 is its way to say no
@@ -42,7 +47,9 @@ def asking(operation, examples, known):
     def ask(case, is_known):
         if is_known and may_ask_for_known and "analysis_id" in case.path_parameters:
             case.path_parameters["analysis_id"] = known
-        case.call_and_validate(excluded_checks=left_out)
+        answer = case.call_and_validate(excluded_checks=left_out, headers=headers)
+        if seen is not None:
+            seen.add(answer.status_code)
 
     return ask
 
@@ -53,3 +60,16 @@ def test_every_answer_is_as_described(service, examples):
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     for result in schema.get_all_operations():
         asking(result.ok(), examples, known)()
+
+
+def test_every_refusal_for_want_of_a_key_or_a_scope_is_as_described(tmp_path):
+    with gateways.listening_gateway(tmp_path, requests_per_minute=0) as (address, queue):
+        keys = Keys(queue.store.engine)
+        texts = {scope: keys.create(scope, [scope])[1] for scope in ("read", "analyze")}
+        schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+        for text, expected in ((None, {401}), (texts["read"], {200, 403, 404}), (texts["analyze"], {200, 404})):
+            seen = set()
+            headers = {} if text is None else {"Authorization": f"Bearer {text}"}
+            for result in schema.get_all_operations():
+                asking(result.ok(), 1, "none", headers, seen)()
+            assert expected <= seen
