@@ -17,6 +17,7 @@ from deepfake_gateway.api.parts import DeskOf, SettingsOf
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.media import Media, MediaAwayError
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.usage import today
 from deepfake_preprocess.errors import DeepfakeError
@@ -66,12 +67,13 @@ async def live() -> dict[str, bool]:
     responses={503: {"description": "Something is missing; `checks` says what."}},
 )
 async def ready(desk: DeskOf, settings: SettingsOf) -> Response:
-    """Say whether an upload would be analyzed now: server, database, worker and disk."""
+    """Say whether an upload would be analyzed now: server, database, worker, disk, and where media are kept."""
     checks = {
         "server": await _server(desk),
         "store": await asyncio.to_thread(_store, desk.store),
         "worker": await asyncio.to_thread(_worker, desk.store),
         "disk": _disk(settings),
+        "media": await asyncio.to_thread(_media, desk.media),
     }
     is_ready = all(problem is None for problem in checks.values())
     body = {"ready": is_ready, "checks": {name: problem or "ok" for name, problem in checks.items()}}
@@ -103,3 +105,11 @@ def _worker(store: Store) -> str | None:
 def _disk(settings: Settings) -> str | None:
     free = shutil.disk_usage(settings.data_dir).free
     return None if free >= LEAST_FREE_BYTES else f"{free >> 20} MiB are free; remove analyses, or use a larger disk"
+
+
+def _media(media: Media) -> str | None:
+    try:
+        media.check()
+    except MediaAwayError as exc:
+        return str(exc)
+    return None

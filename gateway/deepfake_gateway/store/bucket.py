@@ -24,6 +24,8 @@ PARTS_AT_ONCE: Final = 3
 """Parts of one file that are sent at once."""
 GIVE_UP_S: Final = 20.0
 """A request is repeated for so long; then the bucket counts as away."""
+CHECK_S: Final = 5.0
+"""Longest time that it may take to say whether the bucket answers."""
 
 
 class MediaBucket(Incoming):
@@ -39,14 +41,26 @@ class MediaBucket(Incoming):
         self._address, self._obstore = address, require_extra("obstore", extra="gateway")
         self._errors = require_extra("obstore.exceptions", extra="gateway")
         retry = {"max_retries": 4, "retry_timeout": timedelta(seconds=GIVE_UP_S)}
+        from_url = require_extra("obstore.store", extra="gateway").from_url
         try:
-            self._store = require_extra("obstore.store", extra="gateway").from_url(address, retry_config=retry)
-            next(iter(self._obstore.list(self._store, prefix="media", chunk_size=1)), None)
+            self._store = from_url(address, retry_config=retry)
+            self._asked_once = from_url(
+                address, retry_config={"max_retries": 0}, client_options={"timeout": timedelta(seconds=CHECK_S)}
+            )
+            self._look()
         except (self._errors.BaseError, OSError, ValueError) as exc:
             raise OptionError(
                 f"`blobs` is {address}, which cannot be read ({_reason(exc)}); check the address, the network and "
                 "the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...)"
             ) from exc
+
+    def check(self) -> None:
+        """See `Media.check`."""
+        with self._translated():
+            self._look()
+
+    def _look(self) -> None:
+        next(iter(self._obstore.list(self._asked_once, prefix="media", chunk_size=1)), None)
 
     def keep(self, upload: Path, analysis_id: str) -> None:
         """See `Media.keep`."""

@@ -33,6 +33,10 @@ class Media(Protocol):
     Its methods block, and raise MediaAwayError where it cannot be reached.
     """
 
+    def check(self) -> None:
+        """Raise MediaAwayError where it cannot be reached, soon."""
+        ...
+
     def new_upload(self) -> Path:
         """Return a path for an upload that is on its way."""
         ...
@@ -115,6 +119,9 @@ class MediaFolder(Incoming):
         super().__init__(root)
         self._root = root / "media"
         self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def check(self) -> None:
+        """See `Media.check`; a folder is there."""
 
     def keep(self, upload: Path, analysis_id: str) -> None:
         """See `Media.keep`."""

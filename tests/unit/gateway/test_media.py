@@ -82,11 +82,16 @@ def test_a_bucket_that_is_away_is_told(bucket, tmp_path, clip, monkeypatch):
         def away(*args, **kwargs):
             raise obstore.exceptions.GenericError("connection refused")
 
+        assert gateway.get("/v1/health/ready").json()["checks"]["media"] == "ok"
         monkeypatch.setattr(obstore, "put", away)
         answer = gateway.post("/v1/analyses", content=clip)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         assert "gives no answer (connection refused); try again later" in answer.json()["detail"]
         assert gateway.get("/v1/analyses").json()["items"] == []
+        monkeypatch.setattr(obstore, "list", away)
+        ready = gateway.get("/v1/health/ready")
+        assert (ready.status_code, ready.json()["ready"]) == (503, False)
+        assert "where media are kept, gives no answer (connection refused)" in ready.json()["checks"]["media"]
     with pytest.raises(OptionError, match="`blobs` is s3://nowhere/x, which cannot be read"):
         media_of(Settings.of(data_dir=tmp_path, blobs="s3://nowhere/x"))
     assert issubclass(MediaAwayError, ConnectionError)
