@@ -83,6 +83,7 @@ def analyze(
       deepfake analyze clip.mp4
       deepfake analyze clip.mp4 --embedded --json
       deepfake analyze videos/ --report report --csv results.csv
+      deepfake analyze clip.mp4 --report report --pdf
       deepfake analyze videos/ --report report --resume
       deepfake analyze videos/ --report report --resume --explain --checkpoint detector.safetensors
       deepfake analyze 'videos/*.mp4' --fps 2 --url gpu-host:8001 --jsonl
@@ -135,7 +136,8 @@ def _run(run: Run, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
             explain = None
             if outputs.explain:
                 explain = partial(run.explain, explainer=stack.enter_context(closing(explainer.open())))
-            pages = stack.enter_context(run.closing(Report(outputs.report, run.journal, run.options, explain)))
+            report = Report(outputs.report, run.journal, run.options, explain, pdf=outputs.pdf)
+            pages = stack.enter_context(run.closing(report))
             run.outputs.append(pages)
             run.on_verdict = pages.collect
         stack.enter_context(run.progress)

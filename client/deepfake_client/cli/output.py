@@ -81,6 +81,9 @@ class OutputChoice:
             help="Heatmaps in the report: where the model saw the fake. With --resume also on earlier pages without.",
         ),
     ] = False
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="Write each page of the report as PDF, too. Needs the extra 'pdf'.")
+    ] = False
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no tables: one line for each input.")
     ] = False
@@ -118,6 +121,8 @@ class OutputChoice:
             )
         if self.explain and self.report is None:
             raise OptionError("--explain puts heatmaps into a report; name its directory with --report DIR")
+        if self.pdf and self.report is None:
+            raise OptionError("--pdf writes a PDF beside each page of a report; name its directory with --report DIR")
 
     @property
     def journal_path(self) -> Path | None:
@@ -259,7 +264,8 @@ class Report:
     """Writes a page for each verdict, and an index of all results that the journal, and so the directory, holds.
 
     Pages are written in a thread: they must not keep finished results from being taken and put on disk. `explain`,
-    called there, makes the heatmaps of a page; with None none are wanted. A page without them says why.
+    called there, makes the heatmaps of a page; with None none are wanted. A page without them says why. With `pdf`
+    each page is written as PDF, too.
     """
 
     def __init__(
@@ -268,16 +274,20 @@ class Report:
         journal: Journal,
         options: AnalyzeOptions,
         explain: Callable[[Verdict, Sequence[Evidence]], tuple[ExplainedFace, ...]] | None = None,
+        *,
+        pdf: bool = False,
     ) -> None:
         # Here and not above: the client must work where the plotting library is not installed.
         require_extra("deepfake_client.report", extra="report")
+        if pdf:
+            require_extra("deepfake_client.report.pdf", extra="pdf")
         from deepfake_client import report
 
         self._report = report
         self._directory = directory
         self._journal = journal
         self._options = options
-        self._explain = explain
+        self._explain, self._pdf = explain, pdf
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="deepfake-report")
         self._pages: list[Future[Path]] = []
         self._pictures: dict[str, Pictures] = {}
@@ -293,9 +303,9 @@ class Report:
         verdict = result.outcome.verdict
         if verdict is None or spec is None:
             return
-        # A result of an earlier run has a page, unless that was cut off, or was not asked for heatmaps.
+        # A result of an earlier run has a page, unless that was cut off, or was not asked for heatmaps or a PDF.
         if result.reused and self._report.has_page(
-            verdict.source, self._directory, heatmaps=self._explain is not None
+            verdict.source, self._directory, heatmaps=self._explain is not None, pdf=self._pdf
         ):
             return
         context = self._report.ReportContext(spec, self._options)
@@ -324,7 +334,7 @@ class Report:
     def _write_page(self, verdict: Verdict, context: ReportContext, pictures: Pictures | None) -> Path:
         pictures = pictures or self._report.pictures_of_source(verdict, context.spec)
         heatmaps = self._heatmaps(verdict, pictures)
-        return self._report.write_page(verdict, self._directory, context, heatmaps, pictures=pictures)
+        return self._report.write_page(verdict, self._directory, context, heatmaps, pictures=pictures, pdf=self._pdf)
 
     def _heatmaps(self, verdict: Verdict, pictures: Pictures) -> Heatmaps | None:
         if self._explain is None:

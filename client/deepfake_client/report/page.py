@@ -25,10 +25,12 @@ from deepfake_client.report.plots import timeline_svg, track_styles, write_frame
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, Verdict
 from deepfake_client.result.words import in_plain_words
+from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.files import write_whole
 from deepfake_preprocess.support.text import visible
 
 PAGE_NAME = "report.html"
+PDF_NAME = "report.pdf"
 INDEX_NAME = "index.html"
 HEATMAPS_NAME = "heatmaps.json"
 """How the heatmaps on a page were made; written only for pages that have some."""
@@ -69,10 +71,11 @@ def page_path(source: str, directory: Path) -> Path:
     return directory / folder_name(source) / PAGE_NAME
 
 
-def has_page(source: str, directory: Path, *, heatmaps: bool) -> bool:
-    """Return whether the page of `source` is there, and where asked for, with heatmaps."""
+def has_page(source: str, directory: Path, *, heatmaps: bool, pdf: bool = False) -> bool:
+    """Return whether the page of `source` is there, and where asked for, with heatmaps, and as PDF."""
     path = page_path(source, directory)
-    return path.exists() and (not heatmaps or path.with_name(HEATMAPS_NAME).exists())
+    beside = [name for name, wanted in ((HEATMAPS_NAME, heatmaps), (PDF_NAME, pdf)) if wanted]
+    return path.exists() and all(path.with_name(name).exists() for name in beside)
 
 
 def write_page(
@@ -82,11 +85,13 @@ def write_page(
     heatmaps: Heatmaps | None = None,
     *,
     pictures: Pictures | None = None,
+    pdf: bool = False,
 ) -> Path:
     """Write page, plots and JSON of one verdict into a folder of its own in `directory`; returns the page's path.
 
     The page is written last: where it is, the rest is complete. `heatmaps` are None where nobody asked for them.
     `pictures` are what `take_pictures` returned while the input was open; with None the source is opened once more.
+    With `pdf` the same is there on paper, too (extra ``pdf``).
     """
     path = page_path(verdict.source, directory)
     folder = path.parent
@@ -99,6 +104,9 @@ def write_page(
         write_whole(folder / HEATMAPS_NAME, json.dumps({"method": heatmaps.method}) + "\n")
     else:
         (folder / HEATMAPS_NAME).unlink(missing_ok=True)
+    if pdf:
+        make = require_extra("deepfake_client.report.pdf", extra="pdf").pdf_of
+        write_whole(folder / PDF_NAME, make(verdict, context, pictures))
     page = _templates.get_template("page.html.j2").render(
         verdict=verdict,
         name=Path(verdict.source).name or verdict.source,

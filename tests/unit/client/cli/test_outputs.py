@@ -148,6 +148,29 @@ def test_a_file_name_cannot_print_a_verdict(here: Path, capsys: pytest.CaptureFi
             assert (data if len(names) == 1 else data[0])["source"] == names[0]
 
 
+def test_a_report_is_there_as_pdf_too_also_when_asked_for_later(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyze_here(capsys, "a.png", "b.png", "--report", "report")
+    assert list(here.rglob("*.pdf")) == []
+    again = ("a.png", "b.png", "--report", "report", "--resume")
+    analyze_here(capsys, *again, "--pdf")
+    files = sorted(here.rglob("*.pdf"))
+    assert [file.parent.name[:5] for file in files] == ["a.png", "b.png"]
+    assert {file.read_bytes()[:5] for file in files} == {b"%PDF-"}
+    assert all(file.with_name("report.html").exists() for file in files)
+
+    monkeypatch.setitem(sys.modules, "fpdf", None)
+    monkeypatch.delitem(sys.modules, "deepfake_client.report.pdf", raising=False)
+    for arguments, sentence in (
+        (again, r"'fpdf' is not installed; run: pip install .*\[pdf\]"),
+        (["a.png"], "--report DIR"),
+    ):
+        code, _, errors = analyze_here(capsys, *arguments, "--pdf")
+        assert code == 2
+        assert re.search(sentence, errors)
+
+
 def test_text_is_shown_as_it_is_and_what_is_not_printed_as_escapes() -> None:
     for text in ("Straße 3\u202fPM.mp4", "写真\u3000二.jpg", "a\\nb", "👩‍🚀"[0]):
         assert visible(text) == text
