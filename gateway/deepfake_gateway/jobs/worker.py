@@ -47,7 +47,7 @@ PICK_UP_S: Final = 0.1
 PICK_UP_OTHERS_S: Final = 0.5
 """The same of the other queues."""
 SEEN_EVERY_S: Final = 2.0
-LOST_LOOK_S: Final = 5.0
+LOST_LOOK_S: Final = 10.0
 """A job that twice in a row is this worker's and not under way is taken up again."""
 EXPLAIN_CONCURRENCY: Final = 1
 """The explain service takes one face at a time."""
