@@ -114,7 +114,7 @@ async def heatmap(analysis_id: str, explanation_id: str, name: CropName, desk: D
     return _picture(png)
 
 
-@router.get("/v1/explainer")
+@router.get("/v1/explainer", responses=responses())
 async def explainer(settings: SettingsOf) -> ExplainerDocument:
     """Say which heatmaps can be asked for."""
     reason, about = await explainer_of(settings)

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from deepfake_gateway.api.parts import DeskOf
-from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.store.counters import COUNTED, amounts
 from deepfake_gateway.store.records import Status, Store
 
@@ -25,7 +25,7 @@ _PREFIX: Final = "deepfake_gateway"
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses=responses())
 async def metrics(request: Request, desk: DeskOf) -> Response:
     """Return the metrics for Prometheus."""
     here: RequestMetrics = request.app.state.metrics

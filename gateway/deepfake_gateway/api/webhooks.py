@@ -83,7 +83,7 @@ async def add(desk: DeskOf, form: Annotated[WebhookForm, Body()]) -> Response:
     return JSONResponse(document.model_dump(mode="json"), 201, {"Location": f"/v1/webhooks/{webhook.id}/deliveries"})
 
 
-@router.get("/v1/webhooks")
+@router.get("/v1/webhooks", responses=responses())
 async def list_webhooks(desk: DeskOf) -> WebhooksDocument:
     """List the webhooks, without their secrets."""
     return WebhooksDocument(items=[_document(one) for one in await asyncio.to_thread(desk.webhooks.all)])
