@@ -24,8 +24,6 @@ PARTS_AT_ONCE: Final = 3
 """Parts of one file that are sent at once."""
 GIVE_UP_S: Final = 20.0
 """A request is repeated for so long; then the bucket counts as away."""
-CHECK_S: Final = 5.0
-"""Longest time that it may take to say whether the bucket answers."""
 
 
 class MediaBucket(Incoming):
@@ -44,9 +42,7 @@ class MediaBucket(Incoming):
         from_url = require_extra("obstore.store", extra="gateway").from_url
         try:
             self._store = from_url(address, retry_config=retry)
-            self._asked_once = from_url(
-                address, retry_config={"max_retries": 0}, client_options={"timeout": timedelta(seconds=CHECK_S)}
-            )
+            self._asked_once = from_url(address, retry_config={"max_retries": 0, "retry_timeout": timedelta(0)})
             self._look()
         except (self._errors.BaseError, OSError, ValueError) as exc:
             raise OptionError(
