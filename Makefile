@@ -18,7 +18,7 @@ SEED ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve web test test-slow test-gpu fuzz chaos chaos-gateway chaos-scan lint types imports check texts format clean
+.PHONY: help setup run serve web test test-slow test-gpu fuzz chaos chaos-gateway chaos-scan autoscaling lint types imports check texts format clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -96,6 +96,11 @@ chaos-scan: N := 50
 chaos-scan: CLIPS ?= 2000
 chaos-scan: $(VENV)/.dev  ## N=50 kills of driver, actors, nodes and Triton in a scan of CLIPS=2000 on Ray (SEED=1)
 	@CHAOS_FAULTS=$(N) CHAOS_CLIPS=$(CLIPS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos/test_scan_chaos.py
+
+autoscaling: $(VENV)/.dev  ## 23 minutes of the chart's autoscaling with Prometheus and Tritons, no cluster; as root
+	@$(BIN)/deepfake demo-checkpoint demo --model fast
+	@$(BIN)/deepfake export demo/deepfake_efficientnet_b0.safetensors --precisions fp32 --repository work/autoscaling
+	@$(BIN)/python scripts/autoscaling.py --repository work/autoscaling
 
 lint: $(VENV)/.dev  ## ruff, lint and format; codespell
 	@$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 
 import pytest
 import typer
@@ -175,6 +176,13 @@ def test_a_canary_has_the_last_worker_and_clients_stay_where_they_are(find):
         deployment = find("canary", "Deployment", f"triton-{track}")["spec"]
         assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
         assert "replicas" not in deployment  # or each `helm upgrade` would undo the autoscaling
+
+
+def test_chart_and_images_have_the_version_of_the_project():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["version"] == chart["appVersion"] == version
+    assert {VALUES["images"][name].rpartition(":")[2] for name in ("gateway", "explain")} == {version}
 
 
 def test_the_dashboards_are_those_of_the_project(find):

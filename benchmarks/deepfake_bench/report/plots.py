@@ -166,12 +166,36 @@ def roofline(data: Results) -> Figure:
     return figure
 
 
+def replicas(data: Results) -> Figure:
+    """Lines of an ``autoscaling`` result: callers, requests and replicas above, the queue with its target below."""
+    from matplotlib.figure import Figure
+
+    looks = data["looks"]
+    minutes = [look["at_s"] / 60 for look in looks]
+    figure = Figure(figsize=(WIDTH_INCHES, 1.2 * HEIGHT_INCHES), dpi=DPI, layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    for name, label, color in (("callers", "callers", "0.6"), ("ready", "replicas that answer", "C0")):
+        above.step(minutes, [look[name] for look in looks], where="post", color=color, label=label)
+    above.plot(minutes, [look["requests"] for look in looks], color="C2", label="requests that wait or run")
+    below.plot(minutes, [look["queue_ms_now"] for look in looks], color="C0", label="mean time in the queue, of 5 s")
+    below.axhline(data["targets"]["queue"], color="C3", linestyle="--", label="target")
+    above.set(ylabel="number", ylim=(0, None))
+    below.set(xlabel="minutes", ylabel="ms", ylim=(0, None))
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, frameon=False)
+    share, machine = data["cores_of_a_replica"], data["environment"]["cpu"]
+    above.set_title(f"Autoscaling by the chart's rule\n{data['model']}, {share:g} of a core each, {machine}", size=9)
+    return figure
+
+
 PLOTS: Mapping[str, Mapping[str, Callable[[Results], Figure]]] = {
     "server": {"latency-throughput": latency_throughput, "stages": stages, "batches": batches},
     "compare": {"throughput": contenders},
     "pipeline": {"stages": analysis_stages},
     "tune": {"settings": tuning},
     "gpu": {"roofline": roofline},
+    "autoscaling": {"replicas": replicas},
 }
 """By benchmark and by name of the plot."""
 
