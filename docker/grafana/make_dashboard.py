@@ -227,6 +227,18 @@ GATEWAY_PANELS: Panels = [
         ],
     ),
     (
+        "Live sources",
+        "none",
+        "Watched now, and those that ended in the last hour, by how and why.",
+        [
+            ("max(deepfake_gateway_watches)", "now"),
+            (
+                "max by (status, reason) (increase(deepfake_gateway_watches_ended_total[1h]))",
+                "{{status}} {{reason}}",
+            ),
+        ],
+    ),
+    (
         "Webhooks per minute",
         "none",
         "Tries by outcome: delivered, tried again later, or given up.",

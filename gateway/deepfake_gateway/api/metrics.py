@@ -17,6 +17,7 @@ from deepfake_gateway.api.parts import DeskOf
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.store.counters import COUNTED, amounts
 from deepfake_gateway.store.records import Status, Store
+from deepfake_gateway.store.watches import Watches
 
 WORKER_SILENT_S: Final = 10.0
 """A worker says every 2 s that it is alive."""
@@ -82,6 +83,9 @@ class _StoreMetrics(Collector):
         yield now
         yield _gauge("oldest_queued_seconds", "Age of the oldest analysis that waits.", self._store.longest_wait())
         yield _gauge("workers", "Workers that are alive.", self._store.workers_alive(WORKER_SILENT_S))
+        yield _gauge(
+            "watches", "Live sources that are watched, or wait for it.", Watches(self._store.engine).unfinished()
+        )
         with self._store.engine.connect() as connection:
             yield from _counted(amounts(connection))
 

@@ -101,7 +101,8 @@ class WatchDesk:
         """
         settings = self._settings
         if not self.is_on:
-            raise Problem(403, "this service opens no addresses; send a file, or have `url_intake` set")
+            detail = "this service opens no addresses; send a file, or have `url_intake` set"
+            raise Problem(403, detail, reason="url_intake")
         options = form.to_options()
         duration_s = settings.watch_max_s if form.duration_s is None else form.duration_s
         if duration_s > settings.watch_max_s:
@@ -135,10 +136,12 @@ class WatchDesk:
         wait = {"Retry-After": "10"}
         if watch.key_id is not None and self._all.unfinished(watch.key_id) >= settings.watches_of_key:
             count = settings.watches_of_key
-            raise Problem(429, f"this key has {count} live sources watched, as many as may be; end one of them", wait)
+            detail = f"this key has {count} live sources watched, as many as may be; end one of them"
+            raise Problem(429, detail, wait, reason="watches_of_key")
         if self._all.unfinished() >= settings.watches_in_all:
             count = settings.watches_in_all
-            raise Problem(503, f"{count} live sources are watched, as many as may be; end one, or try later", wait)
+            detail = f"{count} live sources are watched, as many as may be; end one, or try later"
+            raise Problem(503, detail, wait, reason="watches_in_all")
         self._all.add(
             watch, lambda connection: self._queue.enqueue(connection, Job.WATCH, watch.id, Priority.INTERACTIVE)
         )

@@ -46,6 +46,8 @@ COUNTED: Final[dict[str, Counted]] = {
     "faces": Counted("Faces that were scored, in all frames."),
     "score": Counted("Probabilities of fake of verdicts, by checkpoint.", ("checkpoint_sha256",), TENTHS),
     "explanations": Counted("Explanations that ended, by how.", ("status",)),
+    "watches_ended": Counted("Live sources that ended, by how and why.", ("status", "reason")),
+    "watched_seconds": Counted("For how long live sources were watched."),
     "webhook_tries": Counted("Messages to webhooks, by what became of them.", ("outcome",)),
 }
 """By name; ``/metrics`` shows them."""

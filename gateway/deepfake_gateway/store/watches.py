@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
+from deepfake_gateway.store.counters import Tally
 from deepfake_gateway.store.records import UNFINISHED, Event, Status, canonical
 from deepfake_gateway.store.schema import WATCH_EVENTS, WATCHES
 from deepfake_gateway.store.usage import add_usage
@@ -166,8 +167,13 @@ class Watches:
             watch = _read(connection, watch_id)
             reason = {"reason": watch.end_reason} if watch.end_reason else {}
             _add_event(connection, watch_id, watch.last_event, "status", {"status": status.value, **reason})
-            if watch.started_at is not None:
-                add_usage(connection, watch.key_id, seconds=max(1.0, now - watch.started_at))
+            seconds = 0.0 if watch.started_at is None else max(1.0, now - watch.started_at)
+            tally = Tally()
+            tally.count("watches_ended", status=status.value, reason=watch.end_reason or watch.error_type or "")
+            tally.count("watched_seconds", seconds)
+            tally.add_up(connection)
+            if seconds:
+                add_usage(connection, watch.key_id, seconds=seconds)
         return True
 
     # --- events ---------------------------------------------------------------------------------------------------

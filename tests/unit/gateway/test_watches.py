@@ -72,6 +72,13 @@ def test_it_is_ended_by_hand_and_by_its_time(gateway):
     watch = begin(gateway, duration_s=1).json()
     *_, (_, _, last) = events(gateway, watch)
     assert (last["status"], last["end_reason"]) == ("done", "time_is_up")
+    metrics = gateway.get("/metrics").text
+    for line in (
+        'watches_ended_total{reason="",status="canceled"} 1.0',
+        'watches_ended_total{reason="time_is_up",status="done"} 1.0',
+        "watches 0.0",
+    ):
+        assert f"\ndeepfake_gateway_{line}\n" in metrics
 
 
 @pytest.mark.parametrize(
