@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tomllib
+from dataclasses import replace
 
 import pytest
 import typer
@@ -15,6 +17,8 @@ from kubernetes_policy import pod_of, policy_problems, reference_problems
 from kubernetes_releases import release_of
 from kubernetes_schemas import VERSIONS, schema_problems
 from kubernetes_tools import CHART, helm, rendered
+from repository_command import deepfake, served_threshold
+from tiny_model import TINY_SPEC, write_tiny_repository
 
 from deepfake_client.cli.main import COMMANDS
 from deepfake_export.cli.engines import build_engines
@@ -125,6 +129,28 @@ def test_the_steps_before_triton_are_commands_of_ours_on_what_triton_serves(find
     (source,) = [one for one in steps["copy"]["volumeMounts"] if one["name"] == "source"]
     assert source == {"name": "source", "mountPath": "/source", "readOnly": True, "subPath": "detectors/models"}
     assert {"name": "models", "mountPath": "/models", "readOnly": True} in steps["triton"]["volumeMounts"]
+
+
+@pytest.mark.parametrize(("track", "version"), [("stable", 3), ("next", 4)])
+def test_the_steps_leave_a_copy_that_serves_the_version_of_the_track(track, version, find, tmp_path, capsys):
+    spec = replace(TINY_SPEC, name="deepfake_clip_b16")
+    for number in (3, 4):
+        write_tiny_repository(tmp_path / "source", replace(spec, version=number, threshold=number / 10))
+    (tmp_path / "models").mkdir()
+    for step in steps_of(find("canary", "Deployment", f"triton-{track}"))[:3]:
+        command = [
+            word.replace("/source", f"{tmp_path}/source").replace("/models", f"{tmp_path}/models")
+            for word in step["command"]
+        ]
+        if command[0] == "deepfake":
+            assert deepfake(capsys, *command[2:])[0] == 0
+        else:
+            subprocess.run(command, check=True)
+    assert served_threshold(tmp_path / "models") == (version, version / 10)
+    assert served_threshold(tmp_path / "source") == (4, 0.4)
+    # A claim that is damaged does not get as far as Triton.
+    (tmp_path / "models/deepfake_clip_b16/3/model.onnx").write_bytes(b"")
+    assert deepfake(capsys, "verify", "--repository", tmp_path / "models")[0] == 2
 
 
 @pytest.mark.parametrize("values", ["gpu", "cpu", "canary"])
