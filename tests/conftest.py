@@ -19,6 +19,24 @@ import debian  # noqa: E402 - lies in that folder
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder of this run of the tests, the same in each of its processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_once(shared_folder):
+    """PyTorch's exporter runs once for each network of this run."""
+    import exporter  # with PyTorch, which most tests do without
+
+    with exporter.runs_once(shared_folder):
+        yield
+
+
 def missing_for_gpu_tests(needs: tuple[str, ...]) -> str:
     """Say what a GPU test lacks here; empty where nothing.
 

@@ -28,9 +28,9 @@ from serve_command import DEEPFAKE, Server
 from server_processes import FAULTS
 from tiny_model import write_tiny_repository
 
-NUM_FAULTS = int(os.environ.get("CHAOS_FAULTS", "6"))
+NUM_FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
-NUM_CLIPS = 16
+NUM_CLIPS = 8
 NUM_FRAMES = 6
 GAP = (0.05, 0.6)
 """From one fault to the next, in shares of how long an undisturbed run takes here. Some come while the last one is

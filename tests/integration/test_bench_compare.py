@@ -186,6 +186,7 @@ def test_the_command_reports_ratios_and_what_it_could_not_measure(
         raise PeerUnavailableError(f"{name} cannot be installed: no network")
 
     monkeypatch.setattr("deepfake_bench.compare.contenders.peer_python", refuse)
+    monkeypatch.setattr("deepfake_bench.compare.comparison.TRIAL_S", 0.3)
     arguments = ["--peer", "onnx,litserve", "--rounds", "1", "--seconds", "0.5", "--output", str(output)]
     with pytest.raises(SystemExit) as left:
         cli.main(["bench", "compare", "--repository", str(shared_tiny_repository), *arguments])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 
@@ -10,23 +9,24 @@ import pytest
 from safetensors.torch import save_file
 
 from deepfake_export.checkpoint.architectures import build_network
-from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.repository.listing import inspect_repository
 from deepfake_export.repository.staging import leftovers
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_serve._repository import check_repository
 
+LAYERS = ("maxpool:8", "flatten", "linear:128", "relu", "linear:1")
 SPEC = ModelSpec(
-    name="tiny", architecture="timm:test_efficientnet", input_height_px=64, input_width_px=64, training_data="none"
+    "tiny", "layers", head=Head(layers=LAYERS), input_height_px=64, input_width_px=64, training_data="none"
 )
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
+    """Of a network that is exported in no time."""
     path = tmp_path / "weights" / "tiny.safetensors"
     path.parent.mkdir()
-    save_file(build_untrained_network(SPEC).state_dict(), path)
+    save_file(build_network(SPEC).state_dict(), path)
     path.with_suffix(".yaml").write_text(SPEC.to_yaml())
     return path
 
@@ -66,12 +66,7 @@ def test_a_second_export_waits_for_nobody_and_a_killed_one_leaves_nothing_half(c
     assert inspect_repository(root)[0].all_problems == ()
 
 
-def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path):
-    layers = ("maxpool:8", "flatten", "linear:128", "relu", "linear:1")
-    spec = dataclasses.replace(SPEC, architecture="layers", head=Head(layers=layers))
-    checkpoint = tmp_path / "layers.safetensors"
-    save_file(build_network(spec).state_dict(), checkpoint)
-    checkpoint.with_suffix(".yaml").write_text(spec.to_yaml())
+def test_a_disk_that_takes_no_more_is_one_sentence(checkpoint, tmp_path):
     assert checkpoint.stat().st_size > 65536
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
     done = run(checkpoint, tmp_path / "models", before=limit)

@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import cv2
-import exporter
 import numpy as np
 import onnx
 import onnxruntime
@@ -71,13 +70,6 @@ class FixedBatch(Mixing):
     def forward(self, crops):
         return self.net(crops.mean(dim=(2, 3)).reshape(2, 3))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Many tests export the same networks."""
-    with exporter.runs_once():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import sys
 from contextlib import closing
 
 import cv2
-import exporter
 import numpy as np
 import onnx
 import pytest
@@ -105,8 +104,8 @@ def detector_of(net: nn.Module) -> ServedDetector:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Most tests export the same network, and no test looks at how fast it is."""
-    with exporter.runs_once(), pytest.MonkeyPatch.context() as patched:
+    """No test looks at how fast a network is."""
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(speed, "MIN_ROUND_S", 0.001)
         yield
 
