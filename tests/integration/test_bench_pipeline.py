@@ -181,7 +181,7 @@ def test_wrong_methods_and_missing_extras_are_sentences(monkeypatch, capsys) -> 
 
 
 def test_every_command_teaches(capsys) -> None:
-    for command in ("pipeline", "detector", "decode", "explain"):
+    for command in ("pipeline", "detector", "decode", "explain", "scan"):
         assert bench(command, "--help") == 0
         text = capsys.readouterr().out
         assert f"deepfake bench {command}" in text
@@ -204,3 +204,22 @@ def test_a_verdict_by_the_gateway_is_measured_beside_one_by_the_client(
         # A command costs its start beside what the library costs.
         assert item["ways"]["command"]["cpu_s"] > item["ways"]["library"]["cpu_s"]
     assert "command by gateway" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_scan_is_measured_beside_the_library(clips, shared_tiny_repository, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("deepfake_bench.pipeline.scan.LEAST_ASKED_S", 1.0)
+    output = tmp_path / "here-scan.json"
+    arguments = ["--repository", str(shared_tiny_repository), "--num-frames", "4", "--rounds", "1", "--copies", "4"]
+    assert bench("scan", str(clips), *arguments, "--output", str(output)) == 0
+    data = json.loads(output.read_text(encoding="utf-8"))
+    assert data["clips"] == ["one.mp4", "two.mp4"]
+    assert data["clips_timed"] == 7
+    assert set(data["ways"]) == {"analyze_many", "scan local", "scan ray"}
+    for figures in data["ways"].values():
+        assert figures["clips_per_s"] != 0
+        assert figures["cpu_s_per_clip"] != 0
+        assert figures["caller_p99_ms"] >= figures["caller_p50_ms"] > 0
+    assert data["caller_alone"]["p50_ms"] > 0
+    assert "scan ray" in capsys.readouterr().out
