@@ -36,8 +36,10 @@ from deepfake_serve._pulse import Pulse
 Array = npt.NDArray[Any]
 
 HUNG_S, HUNG_SHARE = 20.0, 30
-"""A computation that takes longer, and so many times as long as the largest batch by the first parts of one, never
-ends."""
+"""A computation that takes longer, and so many times as long as the largest batch by its first crops, never ends."""
+
+SLOW_S = 2.0
+"""Where a full batch takes so long, the first allocations of a part do not show, and are left to the first user."""
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
@@ -87,16 +89,15 @@ class TritonPythonModel:
         self._buffer, self._other_buffer = (
             np.zeros((self._full, *self._crop_shape), dtype=np.uint8) for _ in range(2)
         )
-        # A full batch is computed in parts of one size. It is never tried as a whole: of a large network that takes
+        # A full batch is computed in parts of one size, and is never tried as a whole: of a large network that takes
         # many seconds.
-        part = self._buffer[: self._rows(self._network)]
-        for faces in (self._buffer[:1], part):
-            self._infer(self._network, faces)
+        full_s = self._seconds_of(self._buffer[:1]) * self._full
         if self._lone_network is not self._network:
             self._infer(self._lone_network, self._buffer[:1])
-        start = time.perf_counter()
-        self._infer(self._network, part)
-        full_s = (time.perf_counter() - start) * self._full / len(part)
+        if full_s < SLOW_S:
+            part = self._buffer[: self._rows(self._network)]
+            self._infer(self._network, part)
+            full_s = self._seconds_of(part) * self._full / len(part)
         self._runs_ahead = full_s >= MIN_AHEAD_S
 
         self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -194,6 +195,11 @@ class TritonPythonModel:
         # The batch before may still be in the other one.
         self._buffer, self._other_buffer = self._other_buffer, self._buffer
         return np.concatenate(parts, out=self._buffer[:rows])
+
+    def _seconds_of(self, faces: Array) -> float:
+        start = time.perf_counter()
+        self._infer(self._network, faces)
+        return time.perf_counter() - start
 
     def _run(self, faces: Array, *, is_queued: bool) -> list[Array]:
         if self._lone_network is self._network:
