@@ -24,6 +24,9 @@ LISTED: Final = 20
 SHOWN_S: Final = 120.0
 """How much of the past the lanes show, in seconds of the source's time."""
 
+MAP_WH: Final = (260, 200)
+"""The map of where the faces are is so large at most."""
+
 Json = dict[str, Any]
 
 router = APIRouter(include_in_schema=False)
@@ -31,7 +34,7 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a face was seen last: a box in pixels of the frame."""
+    """Where a face was seen last: a box in percent of the frame."""
 
     number: int
     kind: str
@@ -127,7 +130,7 @@ async def _values(watch_id: str, request: Request) -> Json:
         "lanes": [_lane(say, verdict, lane, past, span_s) for lane in lanes.lanes_of(say, verdict)],
         "ticks": _ticks(say, past, span_s),
         "places": _places(verdict),
-        "size_wh": verdict["frames"][-1]["size_wh"] if verdict["frames"] else (16, 9),
+        "map_wh": _map_wh(verdict),
         "at_s": past[-1]["at_s"] if past else 0.0,
     }
 
@@ -171,10 +174,20 @@ def _ticks(say: Language, past: list[Json], span_s: float) -> list[tuple[float, 
 
 def _places(verdict: Json) -> list[Place]:
     kinds = {track["track"]: lanes.kind_of(track) for track in verdict["tracks"]}
-    latest = verdict["frames"][-1]["faces"] if verdict["frames"] else []
     found = []
-    for face in latest:
-        left, top, right, bottom = face["box_xyxy"]
-        kind = kinds.get(face["track"], "inc")
-        found.append(Place(face["track"] + 1, kind, left, top, right - left, bottom - top))
+    for frame in verdict["frames"][-1:]:
+        width, height = (max(1, size) for size in frame["size_wh"])
+        for face in frame["faces"]:
+            left, top, right, bottom = face["box_xyxy"]
+            across = [100 * at / width for at in (left, right - left)]
+            down = [100 * at / height for at in (top, bottom - top)]
+            place = (round(at, 1) for at in (across[0], down[0], across[1], down[1]))
+            found.append(Place(face["track"] + 1, kinds.get(face["track"], "inc"), *place))
     return found
+
+
+def _map_wh(verdict: Json) -> tuple[int, int]:
+    """Return width and height of the map of the picture, in pixels of the page."""
+    width, height = verdict["frames"][-1]["size_wh"] if verdict["frames"] else (16, 9)
+    scale = min(MAP_WH[0] / max(1, width), MAP_WH[1] / max(1, height))
+    return round(width * scale), round(height * scale)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.store.records import Analysis, Filters, Status
 from deepfake_gateway.web.language import Language
-from deepfake_gateway.web.words import Json, label_words, sentence, short_reason, state_words
+from deepfake_gateway.web.words import Json, label_words, short_error, short_reason, state_words
 
 MOST_COUNTED = 100
 """Analyses ahead in the queue that are counted."""
@@ -63,4 +63,4 @@ def _result(say: Language, analysis: Analysis) -> str:
         return say.number(analysis.fake_probability)
     if analysis.reason is not None:
         return short_reason(say, analysis.reason)
-    return sentence(analysis.error_detail or "")
+    return short_error(say, analysis.error_type)

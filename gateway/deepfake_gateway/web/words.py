@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from deepfake_client.result.words import in_plain_words
@@ -49,6 +50,13 @@ SHORT_REASONS: Final = {
     "undecodable": mark("no picture could be read"),
     "server_unavailable": mark("the judging server went away"),
     "server_error": mark("the judging server failed"),
+}
+SHORT_ERRORS: Final = {
+    "MediaOpenError": mark("cannot be read as a video or picture"),
+    "MediaLimitError": mark("larger than is accepted"),
+    "SandboxError": mark("took too much time or memory"),
+    "MediaAwayError": mark("the file could not be fetched"),
+    "InternalError": mark("this service failed"),
 }
 _FRONT: Final = mark("Send a part in which a face looks towards the camera.")
 _MORE: Final = mark("Look at more frames: open “Analyze again” below and set a higher number.")
@@ -132,6 +140,11 @@ def concern_words(say: Language, concern: str) -> str:
 def short_reason(say: Language, reason: str) -> str:
     """Return why a verdict is INCONCLUSIVE, in a few words."""
     return say.say(SHORT_REASONS.get(reason, reason))
+
+
+def short_error(say: Language, error_type: str | None) -> str:
+    """Return why an analysis failed, in a few words."""
+    return say.say(SHORT_ERRORS.get(error_type or "", SHORT_REASONS["server_error"])) if error_type else ""
 
 
 def advice(say: Language, cause: str | None) -> list[str]:
@@ -229,7 +242,9 @@ def facts_of(say: Language, verdict: Json) -> list[tuple[str, str]]:
 def sentence(text: str) -> str:
     """Return a message of the library as a sentence in plain words; it stays English."""
     text = in_plain_words(text)
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?', '!')) else '.'}" if text else ""
+    if re.match(r"[a-z]+([\s,;:]|$)", text):  # and not a file's name
+        text = text[0].upper() + text[1:]
+    return text if not text or text.endswith((".", "?", "!")) else f"{text}."
 
 
 def numbers_of(say: Language, analysis: Analysis, verdict: Json) -> list[tuple[str, str]]:
