@@ -119,11 +119,12 @@ def test_what_waits_says_behind_how_many_and_what_failed_what_would_help(gateway
     failed = gateway.post("/", files={"file": ("x.mp4", clip[:300])}).headers["location"]
     gateway.get(f"/v1{failed}/events")
     page = gateway.get(failed).text
+    assert "cannot be read as a video or picture" in gateway.get("/history").text
     assert "NO RESULT" in page
     assert "convert it again from its source" in page
 
 
-def test_the_history_is_searched_by_name_verdict_state_and_day(gateway, clip):
+def test_the_history_is_searched_by_name_verdict_state_model_and_day(gateway, clip):
     send(gateway, clip, threshold="0.9")
 
     def rows(**asked):
@@ -131,7 +132,7 @@ def test_the_history_is_searched_by_name_verdict_state_and_day(gateway, clip):
 
     assert [rows(), rows(name="SCRIPT"), rows(label="REAL"), rows(status="done")] == [1, 1, 1, 1]
     assert [rows(name="other"), rows(label="FAKE"), rows(status="failed"), rows(until="2000-01-01")] == [0, 0, 0, 0]
-    assert rows(since="2000-01-01") == 1
+    assert [rows(model="fake_model"), rows(model="other"), rows(since="2000-01-01")] == [1, 0, 1]
     assert gateway.get("/history", params={"since": "2000-99-99"}, headers=BROWSER).status_code == 422
 
 
