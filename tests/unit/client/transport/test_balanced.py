@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from deepfake_client import Connection, ModelSpec, OptionError, Retry, RetryingTransport, connect
-from deepfake_client.transport.balanced import LARGEST_LIMIT, BalancedTransport, Endpoint
+from deepfake_client.transport import balanced
+from deepfake_client.transport.balanced import FIRST_LIMIT, LARGEST_LIMIT, BalancedTransport, Endpoint
 from deepfake_client.transport.grpc import infer_request
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.errors import ModelContractError, ServerBusyError, ServerUnavailableError
@@ -24,11 +25,13 @@ def scores(transport, *, requests):
 
 def test_requests_are_shared_out():
     servers = [FakeTransport(latency_s=0.001), FakeTransport(latency_s=0.001)]
-    assert len(scores(BalancedTransport(servers), requests=20)) == 20
-    assert [len(server.batches) for server in servers] == [10, 10]
+    # As many as may be under way before any answer says how fast a server is.
+    assert len(scores(BalancedTransport(servers), requests=2 * int(FIRST_LIMIT))) == 2 * FIRST_LIMIT
+    assert [len(server.batches) for server in servers] == [FIRST_LIMIT, FIRST_LIMIT]
 
 
-def test_a_request_goes_on_to_another_server_when_one_is_away():
+def test_a_request_goes_on_to_another_server_when_one_is_away(monkeypatch):
+    monkeypatch.setattr(balanced, "AWAY_S", 1000.0)
     gone, there = FakeTransport(fail_after=0, error=ServerUnavailableError("gone")), FakeTransport(latency_s=0.001)
     found = scores(BalancedTransport([gone, there]), requests=30)
     assert [type(one) for one in found] == [np.ndarray] * 30
@@ -64,7 +67,9 @@ def test_a_server_that_refuses_or_gets_slow_is_sent_less_and_later_more_again():
     assert busy.endpoints[0].in_flight == 0
 
 
-def test_no_more_requests_are_under_way_than_the_limit():
+def test_no_more_requests_are_under_way_than_the_limit(monkeypatch):
+    monkeypatch.setattr(balanced, "LARGEST_LIMIT", 2.0)
+
     class Counting(FakeTransport):
         now = most = 0
 
@@ -78,7 +83,6 @@ def test_no_more_requests_are_under_way_than_the_limit():
     server = Counting()
     transport = BalancedTransport([server])
     transport.endpoints[0].limit = 2.0
-    transport.endpoints[0].best_s = 1e-12  # every answer is late, so that the limit does not grow
     scores(transport, requests=12)
     assert server.most == 2
 
