@@ -13,6 +13,7 @@ PLAIN_NAMES: Final[Mapping[str, str]] = {
     "aggregation": "the way a face's frames become its score",
     "at_seconds": "the list of times",
     "concurrency": "the number of analyses at once",
+    "duration_s": "the time to watch in seconds",
     "fps": "the number of frames per second",
     "idle_s": "the time to wait for a file to grow",
     "job_timeout_s": "the time that an analysis may take",

@@ -92,6 +92,11 @@ class WatchDesk:
         """Whether this service opens addresses at all."""
         return self._settings.url_intake
 
+    @property
+    def max_s(self) -> float:
+        """How long a source is watched at most."""
+        return self._settings.watch_max_s
+
     async def begin(self, form: WatchForm) -> Watch:
         """Begin to watch a source.
 

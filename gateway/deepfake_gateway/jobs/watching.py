@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RESTARTS: Final = 3
 """Times that a watch goes on after its worker died: it may be what kills it."""
+MOST_WAITING: Final = 100
+"""Verdicts that wait to be written while the database is slow or away; the oldest are left out."""
 
 Follow = Callable[[Watch, OnProgress], Awaitable[None]]
 """Watches a source until it ends, with the JSON of its verdicts as progress; raises TaskError or SandboxError."""
@@ -41,11 +45,18 @@ class SandboxedWatch:
 
     async def __call__(self, watch: Watch, on_progress: OnProgress) -> None:
         """See `Follow`."""
-        limits = replace(limits_of(self._settings), cpu_s=2 * int(watch.duration_s) + 60)
+        limits = replace(limits_of(self._settings), cpu_s=int(watch.duration_s) * (os.cpu_count() or 1) + 60)
         sandbox = Sandbox(limits, self._transport, self._settings.model, has_door=True)
         await sandbox.start()
         task = {"kind": "watch", "name": watch.name, "url": watch.url, "options": watch.options}
-        await sandbox.watch(task, self._addresses, on_progress)
+        try:
+            await sandbox.watch(task, self._addresses, on_progress)
+        except SandboxError as exc:
+            raise SandboxError(
+                f"the process that read {watch.name} ended: what comes from there is damaged or made to do harm, or "
+                f"needs more than {limits.memory_bytes >> 20} MiB; have it sent smaller, or encoded otherwise",
+                was_killed=exc.was_killed,
+            ) from exc
 
 
 async def run_watch(watches: Watches, watch_id: str, follow: Follow, *, server_wait_s: float) -> None:
@@ -60,7 +71,7 @@ async def run_watch(watches: Watches, watch_id: str, follow: Follow, *, server_w
         await stored(watches.fail, watch_id, "WorkerDiedError", detail)
         return
     REQUEST_ID.set(watch_id)  # of the requests to the inference server
-    latest: list[dict[str, Any]] = []
+    latest: deque[dict[str, Any]] = deque(maxlen=MOST_WAITING)
     task = asyncio.ensure_future(_until_over(watch, follow, latest.append, server_wait_s))
     try:
         while not task.done():
@@ -83,12 +94,12 @@ async def run_watch(watches: Watches, watch_id: str, follow: Follow, *, server_w
             await asyncio.wait([task])
 
 
-def _note(watches: Watches, watch_id: str, latest: list[dict[str, Any]]) -> bool:
+def _note(watches: Watches, watch_id: str, latest: deque[dict[str, Any]]) -> bool:
     """Write the verdicts that came; returns whether the watch is still wanted."""
     while latest:
         if not watches.add_verdict(watch_id, rolling_of(latest[0]), latest[0]):
             return False
-        del latest[0]
+        latest.popleft()
     watch = watches.get(watch_id)
     return watch is not None and watch.status is Status.RUNNING
 

@@ -49,7 +49,8 @@ async def live(request: Request) -> Response:
     """Show the form for an address, and what is and was watched."""
     desk, _ = _parts(request)
     watches = await asyncio.to_thread(desk.live.store.page, limit=LISTED)
-    return render("live.html.j2", request, watches=watches, is_on=desk.live.is_on)
+    minutes = desk.live.max_s // 60
+    return render("live.html.j2", request, watches=watches, is_on=desk.live.is_on, minutes=max(1, int(minutes)))
 
 
 @router.post("/live")

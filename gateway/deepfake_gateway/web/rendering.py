@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from starlette.datastructures import URL
 
 from deepfake_gateway.web.language import COOKIE, LANGUAGES, QUERY, Language, language, language_of
-from deepfake_gateway.web.words import label_words, sentence, state_words, watch_state_words
+from deepfake_gateway.web.words import label_words, problem_words, sentence, state_words, watch_state_words
 
 SYMBOLS: Final = {"FAKE": "\u25b2", "REAL": "\u25cf", "INCONCLUSIVE": "\u25a0"}
 KINDS: Final = {"FAKE": "fake", "REAL": "real", "INCONCLUSIVE": "inc"}
@@ -49,6 +49,7 @@ def _environment(code: str) -> jinja2.Environment:
         "label": lambda label: label_words(say, label),
         "state": lambda status: state_words(say, status),
         "watch_state": lambda status: watch_state_words(say, status),
+        "problem": lambda status: problem_words(say, status),
         "sentence": sentence,
         "coded": _coded,
     }

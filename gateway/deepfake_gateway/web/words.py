@@ -112,6 +112,24 @@ LIVE_ADVICE: Final = {
 """What would help where a live source is watched no more, by the type of the error."""
 
 
+PROBLEMS: Final = {
+    403: mark("This is not allowed"),
+    404: mark("There is nothing here"),
+    408: mark("It took too long"),
+    409: mark("This is not possible now"),
+    413: mark("The file is too large"),
+    415: mark("This kind of file is not taken"),
+    422: mark("Something does not fit"),
+    429: mark("Too much at once"),
+    503: mark("This does not work at the moment"),
+}
+
+
+def problem_words(say: Language, status: int) -> str:
+    """Return why a request was refused, in a few words."""
+    return say.say(PROBLEMS.get(status, mark("This does not work")))
+
+
 def live_advice(say: Language, error_type: str | None) -> list[str]:
     """Return what would help, as sentences."""
     return [say.say(text) for text in LIVE_ADVICE.get(error_type or "", (_AGAIN, _TELL) if error_type else ())]
