@@ -123,11 +123,12 @@ PROBLEMS: Final = {
     429: mark("Too much at once"),
     503: mark("This does not work at the moment"),
 }
+_OTHER_PROBLEM: Final = mark("This does not work")
 
 
 def problem_words(say: Language, status: int) -> str:
     """Return why a request was refused, in a few words."""
-    return say.say(PROBLEMS.get(status, mark("This does not work")))
+    return say.say(PROBLEMS.get(status, _OTHER_PROBLEM))
 
 
 def live_advice(say: Language, error_type: str | None) -> list[str]:
