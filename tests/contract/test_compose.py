@@ -262,7 +262,9 @@ def test_only_admin_protocols_are_restricted():
 
 
 def test_what_make_run_made_is_what_every_default_serves():
-    assert "--repository" not in MAKEFILE
+    recipes = re.findall(r"^(?:run|serve|web):.*\n(?:\t.*\n)+", MAKEFILE, re.MULTILINE)
+    assert len(recipes) == 3
+    assert not [recipe for recipe in recipes if "--repository" in recipe]
     for name in ("engines", "triton"):
         assert SERVICES[name]["volumes"][0]["source"] == f"./{DEFAULT_REPOSITORY}"
     volume = SERVICES["explain"]["volumes"][0]
