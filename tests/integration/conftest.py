@@ -1,14 +1,9 @@
-"""One tiny model and one real Triton for all integration tests; each network is exported once."""
+"""One tiny model and one real Triton for all integration tests."""
 
 import pytest
 from tiny_model import write_tiny_repository
 
 from deepfake_serve import EmbeddedTriton
-
-
-@pytest.fixture(scope="session", autouse=True)
-def each_network_is_exported_once(exported_once):
-    """Many tests export the same networks."""
 
 
 @pytest.fixture

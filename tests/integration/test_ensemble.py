@@ -35,6 +35,8 @@ from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import CheckpointError, ParityError, SpecError
 from deepfake_serve import EmbeddedTriton
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 SIZE_PX = 96
 MEMBERS = {
     "large": ModelSpec("large", "timm:test_efficientnet", input_height_px=SIZE_PX, input_width_px=SIZE_PX),

@@ -30,6 +30,8 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import ExplainDisagreementError
 from deepfake_serve import EmbeddedTriton
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 SPEC = ModelSpec("small", "timm:test_efficientnet", input_height_px=64, input_width_px=64)
 
 

@@ -38,6 +38,8 @@ from deepfake_preprocess.errors import (
     SpecError,
 )
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 SIZE_PX = 64
 SPEC = ModelSpec(
     name="tiny",

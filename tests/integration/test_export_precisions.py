@@ -49,6 +49,8 @@ from deepfake_preprocess.contract.triton_config import (
 from deepfake_preprocess.errors import EngineError, OptionError
 from deepfake_serve import EmbeddedTriton
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 SIZE_PX = 32
 SPEC = ModelSpec(
     name="tiny",

@@ -24,6 +24,8 @@ from deepfake_export.tensorrt.library import load_tensorrt_rtx
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_serve import EmbeddedTriton
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 NETWORKS = {
     "timm:efficientnet_b0": 224,
     "timm:efficientnet_b1": 240,

@@ -29,6 +29,8 @@ from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import CheckpointError, ExportError, SpecError
 from deepfake_serve import EmbeddedTriton
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 SIZE_PX = 64
 CROPS = generate_crops(5, (SIZE_PX, SIZE_PX), seed=31)
 

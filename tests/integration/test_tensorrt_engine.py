@@ -37,6 +37,8 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import read_config
 from deepfake_preprocess.errors import EngineError, OptionError, ParityError, RepositoryError
 
+pytestmark = pytest.mark.usefixtures("exported_once")
+
 TINY_SPEC = dataclasses.replace(
     UNTRAINED_SPEC, name="tiny", architecture="timm:test_efficientnet", input_height_px=64, input_width_px=64
 )

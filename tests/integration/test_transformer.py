@@ -26,7 +26,7 @@ from deepfake_export.tensorrt.library import load_tensorrt_rtx
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_serve import EmbeddedTriton
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("exported_once")]
 
 SIDE = tiny_clip.SIDE_PX
 CROPS = generate_crops(32, (SIDE, SIDE), seed=5)
