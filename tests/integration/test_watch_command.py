@@ -34,8 +34,11 @@ def test_verdicts_are_lines_and_a_summary_comes_last(embedded_triton: EmbeddedTr
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     *verdicts, _, _, _, _ = out.splitlines()
-    assert len(verdicts) >= 4
-    assert all("fake probability" in line and "of 2" in line for line in verdicts)
+    early = [line for line in verdicts if "INCONCLUSIVE" in line]
+    assert verdicts[: len(early)] == early, "before a face was seen often enough"
+    judged = verdicts[len(early) :]
+    assert len(judged) >= 2
+    assert all("fake probability" in line and "of 2" in line for line in judged)
     assert f"of {clip}" in out
     assert "dropped   0 frames" in out
 
@@ -43,14 +46,17 @@ def test_verdicts_are_lines_and_a_summary_comes_last(embedded_triton: EmbeddedTr
 def test_ctrl_c_ends_a_watch_of_json_lines_with_the_summary(embedded_triton: EmbeddedTriton, clip: Path) -> None:
     process = start(clip, "--url", embedded_triton.grpc_url, "--idle", 100, "--jsonl")
     assert process.stdout is not None
-    first = json.loads(process.stdout.readline())
+    verdicts = [json.loads(process.stdout.readline())]
+    while verdicts[-1]["label"] == "INCONCLUSIVE":  # before a face was seen often enough
+        verdicts.append(json.loads(process.stdout.readline()))
     process.send_signal(signal.SIGINT)
     rest, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "Traceback" not in err
     assert "verdicts" in err
-    for verdict in (first, *map(json.loads, rest.splitlines())):
-        assert verdict["label"] in ("REAL", "FAKE")
+    verdicts += map(json.loads, rest.splitlines())
+    assert verdicts[-1]["label"] in ("REAL", "FAKE")
+    for verdict in verdicts:
         assert verdict["frames_dropped"] == 0
         assert {track["track"] for track in verdict["tracks"]} == {0, 1}
 
