@@ -145,7 +145,7 @@ def test_an_upload_can_be_canceled(open_page, clip):
 def test_without_javascript_a_file_is_sent_and_its_result_shown(open_page, clip):
     page = open_page(java_script_enabled=False)
     page.set_input_files("#file", clip)
-    page.get_by_role("button", name="Analyze").click()
+    page.locator("form", has=page.locator("#file")).get_by_role("button", name="Analyze").click()
     expect(page.locator(".verdict h1")).to_have_text("clip.mp4")
     page.get_by_role("link", name="Deutsch").click()
     expect(page.get_by_role("heading", name="Gesichter im Zeitverlauf")).to_be_visible()

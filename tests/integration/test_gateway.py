@@ -172,7 +172,7 @@ def test_a_live_source_is_watched_also_after_the_worker_was_killed(embedded_trit
         assert states == [
             ("queued", None), ("running", None), ("running", "worker_restarted"), ("canceled", None),
         ]  # fmt: skip
-        running.until(lambda: not any('"has_door": true' in str(item.cmdline()) for item in running.descendants()))
+        running.until(lambda: not running.running('"has_door": true'))
 
 
 @pytest.mark.slow

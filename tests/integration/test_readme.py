@@ -88,7 +88,8 @@ def test_make_run_prints_what_the_readme_shows() -> None:
         ["sh", "-euc", blocks("sh")[0]], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
-    for line in ("fake probability", "For demonstrations, not for decisions about people"):
+    assert "fake probability" in done.stdout
+    for line in ("face  verdict    fake", "model ", "For demonstrations, not for decisions about people"):
         assert line in done.stdout
         assert line in blocks("text")[0]
     assert "deepfake_efficientnet_b0 version" in done.stdout

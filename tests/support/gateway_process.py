@@ -57,15 +57,16 @@ class Running:
     def descendants(self):
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def worker(self):
-        def find():
-            found = []
-            for item in self.descendants():
-                with suppress(psutil.NoSuchProcess):  # a sandbox that ends meanwhile
-                    found += [item] * ("deepfake_gateway.jobs.worker" in item.cmdline())
-            return found
+    def running(self, words):
+        """The processes below it whose command line has these words."""
+        found = []
+        for item in self.descendants():
+            with suppress(psutil.NoSuchProcess):  # one that ends meanwhile
+                found += [item] * (words in " ".join(item.cmdline()))
+        return found
 
-        return self.until(find)[0]
+    def worker(self):
+        return self.until(lambda: self.running("deepfake_gateway.jobs.worker"))[0]
 
     def send(self, clip, *, wait_s=0, **fields):
         headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from contextlib import suppress
@@ -71,4 +72,4 @@ FAULTS = {
 def log_of(triton) -> list[str]:
     """Return what the supervisor wrote into the log of an embedded server."""
     text = Path(triton.log_path).read_text(encoding="utf-8", errors="replace")
-    return [line.partition(": ")[2] for line in text.splitlines() if line.startswith("deepfake-serve: ")]
+    return re.findall(r"deepfake-serve: (.*)", text)  # behind what a server that crashed left of a line, too

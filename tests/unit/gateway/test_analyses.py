@@ -220,6 +220,7 @@ def test_operations(gateway, clip):
     assert gateway.get("/v1/health/live").json() == {"live": True}
     ready = gateway.get("/v1/health/ready")
     assert ready.status_code == 503
-    assert ready.json()["checks"] == {"server": "ok", "store": "ok", "worker": "no worker runs", "disk": "ok"}
+    checks = ready.json()["checks"]
+    assert checks == {"server": "ok", "store": "ok", "worker": "no worker runs", "disk": "ok", "media": "ok"}
     assert 'deepfake_gateway_analyses{status="done"} 1.0' in gateway.get("/metrics").text
     assert gateway.get("/openapi.json").json()["openapi"].startswith("3.1")
