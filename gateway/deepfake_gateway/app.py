@@ -13,6 +13,7 @@ from fastapi.responses import Response
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.api import (
     analyses,
     batches,
@@ -30,7 +31,7 @@ from deepfake_gateway.intake.problems import Problem, problem_answer
 from deepfake_gateway.intake.submission import AskModels, Desk
 from deepfake_gateway.jobs.queue import Queue
 from deepfake_gateway.sandbox.process import Sandboxes
-from deepfake_gateway.settings import Settings
+from deepfake_gateway.settings import Settings, wrong_value
 from deepfake_gateway.store.bucket import media_of
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.media import MediaAwayError
@@ -84,7 +85,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     app.add_exception_handler(SQLAlchemyError, _on_database)
     app.add_exception_handler(MediaAwayError, _on_media)
     app.add_middleware(Door, desk=desk, keys=keys, settings=settings, metrics=counted)
-    app.add_middleware(Guard, only_local_names=settings.is_local, metrics=counted)
+    app.add_middleware(Guard, only_local_names=settings.is_local, metrics=counted, on_fault=_on_fault)
     return app
 
 
@@ -104,9 +105,12 @@ async def _on_problem(request: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, Problem):  # of the body, which FastAPI reads itself
+        return await _on_problem(request, error.__cause__)
     detail = {
         404: f"there is nothing at {request.url.path[:100]}; /docs lists what there is",
         405: f"{request.url.path[:100]} does not take {request.method}; /docs lists what it takes",
+        400: "the body cannot be read; send what /docs shows for it",
     }.get(error.status_code, str(error.detail))
     return await _on_problem(request, Problem(error.status_code, detail, error.headers))
 
@@ -115,13 +119,23 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:]) or "the request"
-    detail = f"`{name}` is {str(first.get('input'))[:80]!r}: {first['msg'].lower()}"
-    return await _on_problem(request, Problem(422, detail))
+    if first["type"] == "json_invalid":
+        return await _on_problem(request, Problem(422, "the body is not JSON; send what /docs shows for it"))
+    return await _on_problem(request, Problem(422, wrong_value(name, first)))
 
 
 async def _on_database(request: Request, error: Exception) -> Response:
     assert isinstance(error, SQLAlchemyError)
     return await _on_problem(request, away(error))
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    """Answer what a fault of this service's own ended; the server logs it with the same id."""
+    detail = (
+        f"the service failed ({type(error).__name__}); report it to whoever runs it, with the request id "
+        f"{REQUEST_ID.get()}, which is in its log"
+    )
+    return await _on_problem(request, Problem(500, detail))
 
 
 async def _on_media(request: Request, error: Exception) -> Response:

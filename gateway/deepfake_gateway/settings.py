@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -21,6 +22,12 @@ PREFIX: Final = "DEEPFAKE_GATEWAY_"
 DATABASE_NAME: Final = "gateway.db"
 
 Role = Literal["all", "web", "worker"]
+
+
+def wrong_value(name: str, error: Mapping[str, Any]) -> str:
+    """Return what is wrong with a value by an error of pydantic's, in one sentence."""
+    message: str = error["msg"]
+    return f"`{name}` is {str(error.get('input'))[:80]!r}: {message[:1].lower()}{message[1:]}"
 
 
 class Settings(BaseSettings):
@@ -132,7 +139,7 @@ class Settings(BaseSettings):
         except ValidationError as exc:
             error = exc.errors()[0]
             name = ".".join(map(str, error["loc"]))
-            raise OptionError(f"`{name}` is {error['input']!r}: {error['msg'].lower()}") from None
+            raise OptionError(wrong_value(name, error)) from None
 
     def check_open(self, *, has_keys: bool) -> None:
         """Raise OptionError where other machines reach a service that asks for no key, and nobody said so."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -114,7 +114,7 @@ async def list_analyses(
     status: Status | None = None,
     name: Annotated[str | None, Query(max_length=255, description="part of the file's name")] = None,
     model: Annotated[str | None, Query(max_length=255)] = None,
-    since: Annotated[datetime | None, Query(description="begun at or after")] = None,
+    since: Annotated[datetime | None, Query(description="begun at or after; in UTC unless it says otherwise")] = None,
     until: Annotated[datetime | None, Query(description="begun before")] = None,
 ) -> Response:
     """List analyses, newest first."""
@@ -123,14 +123,19 @@ async def list_analyses(
         status=None if status is None else status.value,
         name=name,
         model=model,
-        since=None if since is None else since.timestamp(),
-        until=None if until is None else until.timestamp(),
+        since=_seconds(since),
+        until=_seconds(until),
     )
     if cursor is not None:
         await asyncio.to_thread(desk.find, cursor)
     found = await asyncio.to_thread(desk.store.page, filters, after=cursor, limit=limit + 1)
     items: list[Any] = [listed_json(analysis) for analysis in found[:limit]]
     return JSONResponse({"items": items, "next_cursor": items[-1]["id"] if len(found) > limit else None})
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    """Return seconds since 1970 of a moment, which is one of UTC where it names no zone."""
+    return None if moment is None else (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 @router.get("/v1/analyses/{analysis_id}", responses={200: {"model": AnalysisDocument}, **responses(404)})

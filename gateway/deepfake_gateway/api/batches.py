@@ -16,6 +16,7 @@ from deepfake_gateway.api.parts import DeskOf, SettingsOf
 from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import responses
+from deepfake_gateway.intake.sink import printable_of
 from deepfake_gateway.intake.upload import MAX_FILES, received_together
 from deepfake_preprocess.support.text import table_cell
 
@@ -80,7 +81,7 @@ async def begin(request: Request, desk: DeskOf, settings: SettingsOf) -> Respons
     async with received_together(
         request, desk.media.new_upload, max_bytes=settings.max_upload_bytes, fetcher=Fetcher(settings)
     ) as (files, fields):
-        name = fields.pop("name", "")[:255]
+        name = printable_of(fields.pop("name", ""))[:255]
         batch = await desk.submit_together(files, fields, name)
     document = batch_json(batch)
     return JSONResponse(document, 202, {"Location": document["links"]["self"]})

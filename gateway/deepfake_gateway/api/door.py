@@ -39,6 +39,11 @@ _PUBLIC: Final = frozenset(
     }
 )  # fmt: skip
 _METRICS: Final = frozenset({"/metrics"})
+_TAKES_FILES: Final = frozenset(
+    {"/", "/v1/analyses", "/v1/batches", "/predict/image", "/predict/video", "/api/v1/analyze-video"}
+)
+MAX_BODY_BYTES: Final = 2**20
+"""Of a request to any other path, whose body is held in memory."""
 
 
 class Door:
@@ -74,7 +79,8 @@ class Door:
             if is_counted:
                 left.update(self._counted(scope["path"], caller))
             if scope["method"] not in SAFE_METHODS:
-                upload = _Upload(self._uploads, caller if is_counted else None, receive, self._metrics)
+                most = None if scope["path"] in _TAKES_FILES else MAX_BODY_BYTES
+                upload = _Upload(self._uploads, caller if is_counted else None, receive, self._metrics, most)
         except (Problem, SQLAlchemyError) as exc:
             problem = exc if isinstance(exc, Problem) else away(exc)
             self._metrics.refused(problem)
@@ -163,16 +169,18 @@ class _Uploads:
 
 
 class _Upload:
-    """A body that is on its way: counted until it is there, and given up where it is too slow."""
+    """A body that is on its way: counted until it is there, and given up where it is too slow or too large."""
 
-    def __init__(self, uploads: _Uploads, caller: str | None, receive: Receive, metrics: RequestMetrics) -> None:
+    def __init__(
+        self, uploads: _Uploads, caller: str | None, receive: Receive, metrics: RequestMetrics, most: int | None
+    ) -> None:
         uploads.begin(caller)
-        self._metrics = metrics
+        self._metrics, self._most, self._num_bytes = metrics, most, 0
         self._uploads, self._caller, self._receive, self._ended = uploads, caller, receive, False
         self._give_up_at = time.monotonic() + SLOW_START_S
 
     async def receive(self) -> Message:
-        """Return the next piece; Problem 408 where it does not come in time."""
+        """Return the next piece; Problem 408 where it does not come in time, 413 where it has more than may be."""
         if self._ended:
             return await self._receive()
         try:
@@ -186,6 +194,10 @@ class _Upload:
             ) from None  # fmt: skip
         num_bytes = len(message.get("body", b""))
         self._metrics.received(num_bytes)
+        self._num_bytes += num_bytes
+        if self._most is not None and self._num_bytes > self._most:
+            self.end()
+            raise Problem(413, f"the body has more than {self._most} bytes, which this address does not take")
         self._give_up_at += num_bytes / LEAST_BYTES_PER_S
         if not message.get("more_body", False):
             self.end()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from fastapi.responses import JSONResponse
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +20,9 @@ from deepfake_gateway.logs import request_id_of
 from deepfake_preprocess.support.text import visible
 
 logger = logging.getLogger(__name__)
+
+OnFault = Callable[[Request, Exception], Awaitable[Response]]
+"""Returns the answer to a request that a fault of the service's own ended."""
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
@@ -42,8 +47,8 @@ class Guard:
     from our own pages, or from no page at all.
     """
 
-    def __init__(self, app: ASGIApp, *, only_local_names: bool, metrics: RequestMetrics) -> None:
-        self._app, self._only_local_names, self._metrics = app, only_local_names, metrics
+    def __init__(self, app: ASGIApp, *, only_local_names: bool, metrics: RequestMetrics, on_fault: OnFault) -> None:
+        self._app, self._only_local_names, self._metrics, self._on_fault = app, only_local_names, metrics, on_fault
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -53,10 +58,12 @@ class Guard:
         headers = Headers(scope=scope)
         request_id = request_id_of(headers.get("x-request-id"))
         REQUEST_ID.set(request_id)
-        began = time.monotonic()
+        began, is_answered = time.monotonic(), False
 
         async def send_guarded(message: Message) -> None:
+            nonlocal is_answered
             if message["type"] == "http.response.start":
+                is_answered = True
                 self._metrics.answered(scope["method"], message["status"])
                 sent = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -71,7 +78,12 @@ class Guard:
             refusal: Any = JSONResponse(problem.document(), problem.status, media_type=PROBLEM_TYPE)
             await refusal(scope, receive, send_guarded)
             return
-        await self._app(scope, receive, send_guarded)
+        try:
+            await self._app(scope, receive, send_guarded)
+        except Exception as exc:
+            if not is_answered:
+                await (await self._on_fault(Request(scope), exc))(scope, receive, send_guarded)
+            raise  # for the server's log
 
     def _problem(self, method: str, headers: Headers) -> Problem | None:
         host = headers.get("host", "")

@@ -51,7 +51,7 @@ def _wait_s(
     ] = None,
 ) -> float:
     """Return the seconds of ``wait=N`` (RFC 7240), 0 without it."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\b", prefer or "")
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,18})\b", prefer or "", re.IGNORECASE)
     return min(float(found[1]), MAX_WAIT_S) if found else 0.0
 
 
@@ -69,8 +69,8 @@ async def made(evidence: Awaitable[T]) -> T:
 
 
 def last_event(header: str | None) -> int:
-    """Return the number in ``Last-Event-ID``, 0 for none."""
-    return int(header) if header and header.isdecimal() else 0
+    """Return the number in ``Last-Event-ID``; 0, from the beginning on, for what is none of ours."""
+    return int(header) if header and re.fullmatch(r"[0-9]{1,18}", header) else 0
 
 
 async def followed(

@@ -29,7 +29,7 @@ def ranged(
     asked = request.headers.get("range", "")
     if request.headers.get("if-range") not in (None, headers.get("ETag")):
         asked = ""
-    found = re.fullmatch(r"\s*bytes\s*=\s*(\d{0,18})-(\d{0,18})\s*", asked)
+    found = re.fullmatch(r"\s*bytes\s*=\s*([0-9]{0,99})-([0-9]{0,99})\s*", asked, re.IGNORECASE)
     start, stop = 0, size
     if found and found[1]:
         start = int(found[1])

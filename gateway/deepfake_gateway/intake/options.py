@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deepfake_client.explain.evidence import MAX_SHOWN
 from deepfake_client.options import Aggregation, AnalyzeOptions
 from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.settings import wrong_value
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.sampling import Sampling, SamplingMode
 
@@ -93,7 +94,7 @@ def stored_options(fields: Mapping[str, Any], *, max_frames: int) -> dict[str, A
         error = exc.errors()[0]
         name = ".".join(str(part) for part in error["loc"][:1])
         allowed = f"; fields are {', '.join(OptionsForm.model_fields)}" if error["type"] == "extra_forbidden" else ""
-        raise Problem(422, f"`{name}` is {str(error['input'])[:80]!r}: {error['msg'].lower()}{allowed}") from None
+        raise Problem(422, wrong_value(name, error) + allowed) from None
     except OptionError as exc:
         raise Problem(422, str(exc)) from None
     if (num_frames := options.sampling.num_frames) is not None and num_frames > max_frames:

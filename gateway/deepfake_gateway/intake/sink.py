@@ -102,11 +102,21 @@ def _room() -> Iterator[None]:
 def file_name_of(disposition: str, otherwise: str) -> str:
     """Return the name of a file by its ``Content-Disposition``, or else the last part of another name."""
     message = Message()
-    message["content-disposition"] = "".join(filter(str.isprintable, disposition))
-    return safe_name(message.get_filename() or otherwise)
+    message["content-disposition"] = printable_of(disposition)
+    try:
+        name = message.get_filename()
+    except (TypeError, ValueError):  # continuations (RFC 2231) that do not go together
+        name = None
+    return safe_name(name or otherwise)
 
 
 def safe_name(name: str) -> str:
     """Return the last part of a file's name, without what cannot be printed."""
     last = PurePosixPath(PureWindowsPath(name).name).name
-    return "".join(character for character in last if character.isprintable())[:MAX_NAME] or "upload"
+    printable = printable_of(last)[:MAX_NAME]
+    return printable if printable.strip(".") else "upload"
+
+
+def printable_of(text: str) -> str:
+    """Return a text without what cannot be printed, which databases and terminals trip over."""
+    return "".join(filter(str.isprintable, text))

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.problems import Problem
-from deepfake_gateway.intake.sink import MAX_NAME, Sink, Upload, file_name_of, safe_name, too_large
+from deepfake_gateway.intake.sink import MAX_NAME, Sink, Upload, file_name_of, printable_of, safe_name, too_large
 
 MAX_FIELD_BYTES: Final = 4096
 MAX_FIELDS: Final = 32
@@ -100,7 +100,8 @@ class _Form:
             "on_end": self._end,
         }
         any_callbacks: Any = callbacks
-        self.parser = MultipartParser(boundary, any_callbacks)
+        # Headers are bounded by `_check_header`, which says what to do.
+        self.parser = MultipartParser(boundary, any_callbacks, max_header_size=2**20)
 
     def _part_begins(self) -> None:
         self._headers, self._text = {}, b""
@@ -227,13 +228,13 @@ async def received_together(
                 raise Problem(422, 'the JSON has no `urls`; send {"urls": [...]} and options beside it')
             fields = _as_fields(data)
             for number, url in enumerate(urls):
-                sink = await begin(url[:MAX_NAME])
+                sink = await begin(printable_of(url)[:MAX_NAME])
                 try:
                     await fetcher.fetch(url, sink)
                 except Problem as problem:
                     if problem.status == 403:  # none of them will be taken
                         raise
-                    refused[number] = url[:MAX_NAME], problem
+                    refused[number] = printable_of(url)[:MAX_NAME], problem
         else:
             raise Problem(415, "a batch is multipart/form-data with several `file`, or JSON with `urls`")
         if not sinks:
@@ -268,7 +269,7 @@ async def _json_object(request: Request) -> dict[str, Any]:
             raise Problem(413, f"the JSON has more than {MAX_JSON_BYTES} bytes; send addresses and options only")
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Problem(400, "the body is no JSON; send an object with addresses and options") from None
     if not isinstance(data, dict):
         raise Problem(422, "the JSON is no object; send one with addresses and options")

@@ -14,6 +14,7 @@ from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.intake.watching import WatchForm
+from deepfake_gateway.settings import wrong_value
 from deepfake_gateway.store.records import Event, Status
 from deepfake_gateway.store.watches import Watch
 from deepfake_gateway.web import lanes, words
@@ -71,7 +72,7 @@ async def begin(
         form = WatchForm.model_validate(given)
     except ValidationError as exc:
         error = exc.errors()[0]
-        raise Problem(422, f"`{error['loc'][0]}` is {str(error['input'])[:80]!r}: {error['msg'].lower()}") from None
+        raise Problem(422, wrong_value(str(error["loc"][0]), error)) from None
     except ValueError:
         raise Problem(422, "the minutes and the threshold are numbers; leave them empty if in doubt") from None
     watch = await desk.begin_watch(form)

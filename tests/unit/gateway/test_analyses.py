@@ -1,6 +1,7 @@
 """API v1 from outside: begin, wait, follow, list, cancel and delete analyses."""
 
 import json
+import time
 from pathlib import Path
 
 import gateways
@@ -133,16 +134,17 @@ def test_the_medium_is_sent_in_ranges(gateway, clip):
     whole = gateway.get(analysis["links"]["media"])
     assert (whole.status_code, whole.content, whole.headers["accept-ranges"]) == (200, clip, "bytes")
     for asked, start, stop in (("4-11", 4, 12), (f"{size - 5}-", size - 5, size), ("-3", size - 3, size),
-                               (f"10-{2 * size}", 10, size)):  # fmt: skip
-        answer = gateway.get(analysis["links"]["media"], headers={"Range": f"bytes={asked}"})
+                               (f"10-{2 * size}", 10, size), (f"10-{10**30}", 10, size)):  # fmt: skip
+        answer = gateway.get(analysis["links"]["media"], headers={"Range": f"Bytes={asked}"})
         assert (answer.status_code, answer.content) == (206, clip[start:stop])
         assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
         assert answer.headers["content-type"] == "video/mp4"
     other = {"If-Range": '"another"', "Range": "bytes=4-11"}
     for headers in ({"Range": "bytes=4-11,20-21"}, {"Range": "bytes=9-4"}, {"Range": "frames=1-2"}, other):
         assert gateway.get(analysis["links"]["media"], headers=headers).content == clip
-    behind = gateway.get(analysis["links"]["media"], headers={"Range": f"bytes={size}-"})
-    assert (behind.status_code, behind.headers["content-range"]) == (416, f"bytes */{size}")
+    for start in (size, 10**30):
+        behind = gateway.get(analysis["links"]["media"], headers={"Range": f"bytes={start}-"})
+        assert (behind.status_code, behind.headers["content-range"]) == (416, f"bytes */{size}")
 
 
 PAGE = b"<html><script>alert(1)</script></html>"
@@ -194,6 +196,7 @@ def test_refusals_say_what_to_do(gateway, clip):
             gateway.post("/v1/analyses", content=b"--x", headers={"Content-Type": "multipart/form-data; boundary=x"}),
         ),
         (415, gateway.post("/v1/analyses", data={"file": "x"})),
+        (400, gateway.post("/v1/analyses", content=b"[" * 100_000, headers={"Content-Type": "application/json"})),
         (403, send(gateway, clip, headers={"Origin": "https://elsewhere.example"})),
         (403, gateway.get("/v1/analyses", headers={"Host": "bound.example"})),
     ]
@@ -202,6 +205,66 @@ def test_refusals_say_what_to_do(gateway, clip):
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["status"] == status
         assert len(answer.json()["detail"]) > 20
+
+
+@pytest.mark.parametrize("number", ["9" * 19, "9" * 5000, "-1", "1.5", "x"])
+def test_an_event_id_that_is_none_begins_from_the_beginning(gateway, clip, number):
+    events = send(gateway, clip, num_frames=2).json()["links"]["events"]
+    assert gateway.get(events, headers={"Last-Event-ID": number}).text == gateway.get(events).text
+
+
+def test_moments_without_a_zone_are_of_utc(gateway, clip, monkeypatch):
+    begun = send(gateway, clip, num_frames=2).json()["created_at"]
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        listed = [
+            len(gateway.get("/v1/analyses", params={name: moment}).json()["items"])
+            for name, moment in (("since", begun[:19]), ("until", begun[:19]), ("since", "0001-01-01"))
+        ]
+    time.tzset()
+    assert listed == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        ("attachment; filename*=utf-8''a%F0; filename*0*=x'y'%ff", "query.mp4"),  # parts that do not go together
+        (f"attachment; filename*{'9' * 5000}*=a", "query.mp4"),
+        ('attachment; filename=".."', "upload"),
+        ('attachment; filename="a%0d.mp4"', "a%0d.mp4"),
+    ],
+)
+def test_a_name_that_cannot_be_read_is_replaced(gateway, disposition, name):
+    headers = {"Content-Disposition": disposition}
+    answer = gateway.post("/v1/analyses?file_name=query.mp4", content=b"junk", headers=headers)
+    assert (answer.status_code, answer.json()["file"]["name"]) == (202, name)
+
+
+def test_a_long_name_is_cut(gateway):
+    assert len(send(gateway, b"junk", "x" * 5000).json()["file"]["name"]) == 255
+    answer = send(gateway, b"junk", "x" * 10_000)
+    assert (answer.status_code, "shorter name" in answer.json()["detail"]) == (400, True)
+
+
+def test_refusals_name_what_is_allowed_as_it_is_written(gateway):
+    assert "'REAL', 'FAKE' or 'INCONCLUSIVE'" in gateway.get("/v1/analyses?label=fake").json()["detail"]
+    for body in (b"{", b"[" * 100_000):
+        answer = gateway.post("/v1/webhooks", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (400, 422)
+        assert "what /docs shows for it" in answer.json()["detail"]
+
+
+def test_a_fault_of_the_service_is_a_problem_with_the_id_of_its_log(gateway, monkeypatch, caplog):
+    monkeypatch.setattr(gateway.desk.store, "page", lambda *_, **__: 1 / 0)
+    gateway._transport.raise_server_exceptions = False
+    answer = gateway.get("/v1/analyses", headers={"X-Request-Id": "mine"})
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert "ZeroDivisionError" in answer.json()["detail"]
+    assert "request id mine" in answer.json()["detail"]
+    page = gateway.get("/history", headers={"Accept": "text/html"})
+    assert (page.status_code, "request id" in page.text) == (500, True)
+    assert page.headers["x-content-type-options"] == "nosniff"
 
 
 def test_what_is_too_large_or_too_much_is_refused(tmp_path, clip):

@@ -103,3 +103,26 @@ def test_a_full_disk_is_told(tmp_path, clip, monkeypatch):
         answer = gateway.post("/v1/analyses", content=clip)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
     assert "no room for the file (No space left on device); try again later" in answer.json()["detail"]
+
+
+def chunked(size):
+    yield from (b"a" * 2**16 for _ in range(0, size, 2**16))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/v1/webhooks", "application/json"),
+        ("/v1/watches", "application/json"),
+        ("/v1/analyses/any/explanations", "application/json"),
+        ("/sign-in", "application/x-www-form-urlencoded"),
+        ("/sign-in", "multipart/form-data; boundary=a"),
+        ("/addresses", "application/x-www-form-urlencoded"),
+    ],
+)
+def test_a_body_that_is_no_file_is_bounded(gateway, path, kind):
+    head = b'--a\r\nContent-Disposition: form-data; name="key"; filename="a"\r\n\r\n' if "multipart" in kind else b""
+    body = (piece for pieces in ((head,), chunked(2 * door.MAX_BODY_BYTES)) for piece in pieces)
+    answer = gateway.post(path, content=body, headers={"Content-Type": kind})
+    assert answer.status_code in (400, 413)  # 400 where a form's field is bounded before
+    assert answer.headers["content-type"] == "application/problem+json"
