@@ -4,9 +4,8 @@ Triton loads this file as a "Python-based backend", so it exists once here and a
 repository holds only its data. It runs in Triton's own Python stub, not in the caller's interpreter: it may
 import numpy, the engine and, of this project, what needs no more than that.
 
-All requests of a batch are answered together; a request that cannot run gets an error of its own. Of a small
-model there is one instance more than may compute at a time: it waits for its turn with the next batch, while another
-one hands over its answers and Triton gathers the batch after.
+All requests of a batch are answered together; a request that cannot run gets an error of its own. Where the batch is
+full, Triton gets the next one ready while the last crops of this one are computed, and then while its answers go out.
 
 Tensors pass by DLPack, without a copy. `Tensor.as_numpy()` and `Tensor(name, array)` must not be used here: the
 stub was compiled against numpy 1 and reads the item size from where numpy 2 keeps something else, and outputs
@@ -18,9 +17,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from deepfake_preprocess.support.engines import CROPS_PER_THREAD, Network, open_network
-from deepfake_serve._cores import Turns, running_alone
+from deepfake_serve._cores import MIN_AHEAD_S, running_alone
 from deepfake_serve._plan import RESTARTS_VARIABLE
 from deepfake_serve._pulse import Pulse
 
@@ -86,34 +86,35 @@ class TritonPythonModel:
         # Requests of one caller may hold more; Triton joins those of several up to this size.
         preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", ())
         self._full = max(map(int, preferred), default=int(config["max_batch_size"]))
-        self._buffer = np.zeros((self._full, *self._crop_shape), dtype=np.uint8)
+        self._buffer, self._other_buffer = (
+            np.zeros((self._full, *self._crop_shape), dtype=np.uint8) for _ in range(2)
+        )
         # A full batch is computed in parts of one size, and is never tried as a whole: of a large network that takes
         # many seconds.
-        crop_s = self._seconds_of(self._buffer[:1])
+        full_s = self._seconds_of(self._buffer[:1]) * self._full
         if self._lone_network is not self._network:
             self._infer(self._lone_network, self._buffer[:1])
-        if crop_s * self._full < SLOW_S:
+        if full_s < SLOW_S:
             part = self._buffer[: self._rows(self._network)]
             self._infer(self._network, part)
-            crop_s = self._seconds_of(part) / len(part)
+            full_s = self._seconds_of(part) * self._full / len(part)
+        self._runs_ahead = full_s >= MIN_AHEAD_S
 
-        self._turns: Turns | None = None
-        if pipe := parameters.get("turns_pipe"):
-            # "MODEL_0_N" is the N-th instance; each that may compute besides the others brings a turn.
-            number = int(args["model_instance_name"].rpartition("_")[2])
-            self._turns = Turns(Path(pipe), brings_one=number < int(parameters["computing_instances"]))
+        self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._under_way: Future[list[Array]] | None = None
+        largest_s = full_s * int(config["max_batch_size"]) / self._full
         self._restarts = _show_restarts()
-        self._pulse.publish(config["name"], max(HUNG_S, HUNG_SHARE * crop_s * int(config["max_batch_size"])))
+        self._pulse.publish(config["name"], max(HUNG_S, HUNG_SHARE * largest_s))
 
     def finalize(self) -> None:
-        """End; everything that was accepted is answered."""
+        """Answer what was accepted."""
         self._pulse.end()
-        if self._turns is not None:
-            self._turns.close()
+        self._computing.shutdown()
+        self._answering.shutdown()
         self._lock.close()
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer every request, in order."""
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        """Answer every request, in order; None where the answers follow."""
         responses: list[Any] = [None] * len(requests)
         accepted: list[tuple[int, Array]] = []
         for index, request in enumerate(requests):
@@ -129,14 +130,39 @@ class TritonPythonModel:
             return responses
         batch = self._gather([faces for _, faces in accepted])
         sizes = [len(faces) for _, faces in accepted]
-        # A full batch of several requests: they had to wait, so this instance is not the only one that is busy.
-        is_queued = len(accepted) > 1 and len(batch) >= self._full
+        # A full batch of several requests: they had to wait, so this instance is not the only one that is busy, and
+        # others have probably come since.
+        is_queued = 1 < len(accepted) == len(requests) and len(batch) >= self._full
+        if self._runs_ahead and is_queued and len(batch) > self._rows(self._network):
+            last_part = threading.Event()
+            self._under_way = self._computing.submit(self._run_ahead, batch, last_part)
+            self._answering.submit(self._send, requests, sizes, self._under_way)
+            last_part.wait()
+            return None
+        if self._under_way is not None:
+            wait([self._under_way])
         answers = self._answers(
             [requests[index] for index, _ in accepted], sizes, lambda: self._run(batch, is_queued=is_queued)
         )
         for (index, _), answer in zip(accepted, answers, strict=True):
             responses[index] = answer
         return responses
+
+    def _run_ahead(self, batch: Array, last_part: threading.Event) -> list[Array]:
+        """Compute a full batch, in the thread for it; the event says that only its last part is left."""
+        try:
+            with running_alone(self._lock, cores_wanted=None):
+                return self._infer(self._network, batch, before_last=last_part.set)
+        finally:
+            last_part.set()
+
+    def _send(self, requests: Sequence[Any], sizes: list[int], outputs: Future[list[Array]]) -> None:
+        """Answer a batch once it is computed, in the thread for that."""
+        for request, answer in zip(requests, self._answers(requests, sizes, outputs.result), strict=True):
+            try:
+                request.get_response_sender().send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception as exc:  # the others must get theirs
+                pb_utils.Logger.log_error(f"an answer could not be sent: {exc}")
 
     def _answers(self, requests: Sequence[Any], sizes: list[int], outputs: Callable[[], list[Array]]) -> list[Any]:
         """Return the answer to each request of a batch: its part of the outputs, or why there are none."""
@@ -166,6 +192,8 @@ class TritonPythonModel:
         rows = sum(len(part) for part in parts)
         if rows > self._full:
             return np.concatenate(parts)
+        # The batch before may still be in the other one.
+        self._buffer, self._other_buffer = self._other_buffer, self._buffer
         return np.concatenate(parts, out=self._buffer[:rows])
 
     def _seconds_of(self, faces: Array) -> float:
@@ -174,18 +202,18 @@ class TritonPythonModel:
         return time.perf_counter() - start
 
     def _run(self, faces: Array, *, is_queued: bool) -> list[Array]:
-        turn: AbstractContextManager[None] = nullcontext() if self._turns is None else self._turns.taken()
-        with turn:
-            if self._lone_network is self._network:
-                return self._infer(self._network, faces)
-            # Another instance is about to run what has queued up behind it.
-            with running_alone(self._lock, cores_wanted=None if is_queued else self._lone_threads - 1) as alone:
-                return self._infer(self._lone_network if alone else self._network, faces)
+        if self._lone_network is self._network:
+            return self._infer(self._network, faces)
+        # Another instance is about to run what has queued up behind it.
+        with running_alone(self._lock, cores_wanted=None if is_queued else self._lone_threads - 1) as alone:
+            return self._infer(self._lone_network if alone else self._network, faces)
 
-    def _infer(self, network: Network, faces: Array) -> list[Array]:
+    def _infer(self, network: Network, faces: Array, *, before_last: Callable[[], None] | None = None) -> list[Array]:
         rows = self._rows(network)
         parts = []
         for start in range(0, len(faces), rows):
+            if before_last is not None and start + rows >= len(faces):
+                before_last()
             with self._pulse.beating():
                 parts.append(network(faces[start : start + rows]))
         return parts[0] if len(parts) == 1 else [np.concatenate(values) for values in zip(*parts, strict=True)]

@@ -1,4 +1,4 @@
-"""How the embedded backend uses the cores: whose turn it is to compute, and when a lone request gets all of them.
+"""How the embedded backend uses the cores: when a lone request gets all of them.
 
 Imported by the backend inside Triton's Python stub, so standard library only.
 """
@@ -13,6 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+MIN_AHEAD_S = 0.02
+"""Where a full batch takes this long, `execute` returns before its answers are sent. Answers that go out by
+themselves cost about 0.15 ms each: less than an instance would idle otherwise, but too much for batches of a few
+milliseconds."""
 CORES = os.cpu_count() or 1
 LOAD = Path("/proc/loadavg")
 LOOKS = 3
@@ -54,32 +58,3 @@ def cores_are_idle(wanted: int) -> bool:
 def _opened(path: Path) -> int:
     """Open a file once: opening it for each look took 0.1 ms, and reading takes 2 us."""
     return os.open(path, os.O_RDONLY)
-
-
-class Turns:
-    """Lets so many instances of a model compute at a time; one more of them holds its next batch ready meanwhile.
-
-    A named pipe holds a byte for each that may begin, which is empty again once no instance has it open. Whoever dies
-    takes its byte along: the supervisor then starts the whole server again.
-    """
-
-    def __init__(self, pipe: Path, *, brings_one: bool) -> None:
-        """Open the pipe, and add a turn to it, which `close` takes away again."""
-        self._pipe, self._brings_one = os.open(pipe, os.O_RDWR), brings_one
-        if brings_one:
-            os.write(self._pipe, b".")
-
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """Wait for a turn, and keep it for as long as the context lasts."""
-        turn = os.read(self._pipe, 1)
-        try:
-            yield
-        finally:
-            os.write(self._pipe, turn)
-
-    def close(self) -> None:
-        """Take no more turns."""
-        if self._brings_one:
-            os.read(self._pipe, 1)
-        os.close(self._pipe)

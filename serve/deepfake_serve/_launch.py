@@ -66,11 +66,11 @@ def check_shared_memory(models: Sequence[ServedModel], shares: Mapping[str, CpuS
         raise ServerStartError(
             f"Triton's Python backend needs {SHARED_MEMORY}, which is not there ({exc.strerror})"
         ) from exc
-    counts = [(share := shares[model.spec.name]).instances + model.takes_turns(share) for model in models]
-    needed_mb = sum(count * _shared_memory_mb(model) for count, model in zip(counts, models, strict=True))
+    instances = sum(share.instances for share in shares.values())
+    needed_mb = sum(shares[model.spec.name].instances * _shared_memory_mb(model) for model in models)
     if free_mb < needed_mb:
         raise ServerStartError(
-            f"{SHARED_MEMORY} has {free_mb} MB free, and {sum(counts)} model instances need {needed_mb} MB; "
+            f"{SHARED_MEMORY} has {free_mb} MB free, and {instances} model instances need {needed_mb} MB; "
             f"enlarge it (in Docker: shm_size {max(256, 2 * needed_mb)}m) or lower `instances`"
         )
 

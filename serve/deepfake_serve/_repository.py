@@ -28,10 +28,8 @@ MAX_INSTANCES = 8
 already answer eight batches at once."""
 
 MAX_LONE_THREADS = 4
-MAX_SMALL_MODEL_MB = 128
-"""Of a small model there are more copies than cores: an instance that may use those of the others holds two, and
-besides several instances there is one more, which has the next batch ready while they compute. With a large one that
-costs memory, and saves little beside the time that it computes."""
+MAX_LONE_MODEL_MB = 128
+"""An instance that may use the cores of the others as well holds the model twice."""
 
 MARK_PARAMETER = "deepfake_serve_state"
 """In a configuration that is served: which state of a model it is, so that a change is known to be served."""
@@ -52,16 +50,6 @@ class ServedModel:
     version_dir: Path
     config: Any
     note: str = ""
-
-    @property
-    def is_small(self) -> bool:
-        """Whether more copies of it in memory do not matter."""
-        file: Path = self.version_dir / self.config.default_model_filename
-        return file.stat().st_size <= MAX_SMALL_MODEL_MB * 2**20
-
-    def takes_turns(self, share: CpuShare) -> bool:
-        """Return whether there is one instance more than compute at a time."""
-        return share.instances > 1 and self.is_small
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,23 +141,19 @@ class View:
         config = type(model.config)()
         config.CopyFrom(model.config)
         lone_threads = min(share.instances * share.threads, available_cores(), MAX_LONE_THREADS)
+        is_small = (
+            model.version_dir / model.config.default_model_filename
+        ).stat().st_size <= MAX_LONE_MODEL_MB * 2**20
         triton_config.set_cpu_share(
             config,
             instances=share.instances,
             threads=share.threads,
-            lone_threads=lone_threads if model.is_small and lone_threads > share.threads else None,
-            turns_pipe=self._pipe(mark) if model.takes_turns(share) else None,
+            lone_threads=lone_threads if is_small and lone_threads > share.threads else None,
         )
         config.parameters[MARK_PARAMETER].string_value = mark
         text = triton_config.config_to_text(config)
         (state / triton_config.CONFIG_NAME).write_text(text, encoding="utf-8")
         return mark
-
-    def _pipe(self, mark: str) -> Path:
-        """Make the named pipe of one state; not inside of it, as Triton loads a model again whose files change."""
-        pipe = self._states / f"{mark}.turns"
-        os.mkfifo(pipe)
-        return pipe
 
 
 def _mark(number: int) -> str:

@@ -1,4 +1,4 @@
-"""The embedded server's backend by itself: who is answered with what, and in whose turn it computes.
+"""The embedded server's backend by itself: full batches are answered after `execute`, each request exactly once.
 
 `test_serve` runs it inside Triton. Here a stand-in for Triton's Python utilities shows what happens when ONNX Runtime
 or a single answer fails, which cannot be brought about there.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import threading
-import time
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -40,21 +38,46 @@ class Response:
         self.values = {tensor.name: tensor.values for tensor in output_tensors}
 
 
+class Sender:
+    def __init__(self, *, broken=False):
+        self.answers, self._broken = [], broken
+
+    def send(self, answer, flags):
+        assert flags == "final"
+        if self._broken:
+            raise RuntimeError("the caller is gone")
+        self.answers.append(answer)
+
+
 class Request:
-    def __init__(self, faces, *, outputs=("fake_probability", "logit")):
-        self.faces, self._outputs = faces, outputs
+    def __init__(self, faces, *, outputs=("fake_probability", "logit"), broken=False):
+        self.faces, self._outputs, self._sender = faces, outputs, Sender(broken=broken)
 
     def requested_output_names(self):
         return list(self._outputs)
 
+    def get_response_sender(self):
+        return self._sender
+
+    @property
+    def answers(self):
+        return self._sender.answers
+
 
 @pytest.fixture
-def backend(monkeypatch):
+def logged():
+    return []
+
+
+@pytest.fixture
+def backend(monkeypatch, logged):
     utils = ModuleType("triton_python_backend_utils")
     utils.Tensor, utils.InferenceResponse, utils.TritonError = Tensor, Response, str
+    utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = "final"
     metric = SimpleNamespace(set=lambda value: None)
     utils.MetricFamily = lambda **described: SimpleNamespace(Metric=lambda labels: metric)
     utils.MetricFamily.GAUGE = "gauge"
+    utils.Logger = SimpleNamespace(log_error=logged.append)
     utils.get_input_tensor_by_name = lambda request, name: request.faces
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
     monkeypatch.delitem(sys.modules, "deepfake_serve._backend", raising=False)
@@ -63,51 +86,27 @@ def backend(monkeypatch):
 
 
 @pytest.fixture
-def made(backend, tmp_path):
-    """Make an instance of the model, by its number; two of them compute at a time."""
+def model(backend, tmp_path):
     (tmp_path / "1").mkdir()
     write_tiny_onnx(tmp_path / "1" / "model.onnx")
     (tmp_path / "config.pbtxt").touch()
-    os.mkfifo(tmp_path / "turns")
-    parameters = {
-        "intra_op_thread_count": "1",
-        "engine": "onnxruntime",
-        "served_precision": "fp32",
-        "turns_pipe": str(tmp_path / "turns"),
-        "computing_instances": "2",
-    }
     config = {
         "name": "tiny",
         "dynamic_batching": {"preferred_batch_size": [MAX_BATCH]},
-        "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+        "parameters": {
+            "intra_op_thread_count": {"string_value": "1"},
+            "engine": {"string_value": "onnxruntime"},
+            "served_precision": {"string_value": "fp32"},
+        },
         "input": [{"name": "faces", "dims": [str(size) for size in SHAPE]}],
         "output": [{"name": "fake_probability"}, {"name": "logit"}],
         "default_model_filename": "model.onnx",
         "max_batch_size": 4 * MAX_BATCH,
     }
-    instances = []
-
-    def make(number):
-        instance = backend.TritonPythonModel()
-        instance.initialize(
-            {
-                "model_config": json.dumps(config),
-                "model_repository": str(tmp_path),
-                "model_version": "1",
-                "model_instance_name": f"tiny_0_{number}",
-            }
-        )
-        instances.append(instance)
-        return instance
-
-    yield make
-    for instance in instances:
-        instance.finalize()
-
-
-@pytest.fixture
-def model(made):
-    return made(0)
+    made = backend.TritonPythonModel()
+    made.initialize({"model_config": json.dumps(config), "model_repository": str(tmp_path), "model_version": "1"})
+    made._runs_ahead = True  # as for a network that takes its time
+    return made
 
 
 def requests_of(*sizes, **options):
@@ -119,50 +118,62 @@ def expected(model):
     return dict(zip(("fake_probability", "logit"), model._infer(model._network, CROPS), strict=True))
 
 
-@pytest.mark.parametrize("sizes", [(1,) * 8, (2, 1, 5), (8,), (1, 2), (1,)])
-def test_each_request_is_answered_with_its_part_of_the_batch(model, sizes) -> None:
+@pytest.mark.parametrize("sizes", [(1,) * 8, (2, 1, 5)])
+def test_a_full_batch_of_several_requests_is_answered_later_in_order(model, sizes) -> None:
     wanted = expected(model)
-    for _ in range(3):
-        responses = model.execute(requests_of(*sizes))
-        assert [len(response.values["logit"]) for response in responses] == list(sizes)
+    batches = [requests_of(*sizes) for _ in range(5)]
+    assert [model.execute(batch) for batch in batches] == [None] * 5
+    model.finalize()  # waits for the answers
+    for batch in batches:
+        assert [len(request.answers) for request in batch] == [1] * len(sizes)
         for name, values in wanted.items():
-            given = np.concatenate([response.values[name] for response in responses])
-            np.testing.assert_allclose(given, values[: sum(sizes)], rtol=1e-6)
-    (response, *_) = model.execute(requests_of(*sizes, outputs=("logit",)))
-    assert list(response.values) == ["logit"]
+            given = np.concatenate([request.answers[0].values[name] for request in batch])
+            np.testing.assert_array_equal(given, values)
 
 
-def test_an_instance_gathers_before_its_turn_and_computes_in_it(made) -> None:
-    instances = [made(number) for number in range(3)]
-    go_on, computing, answered = threading.Event(), threading.Semaphore(0), []
+@pytest.mark.parametrize("sizes", [(8,), (1, 2), (1,)])
+def test_other_batches_are_answered_at_once(model, sizes) -> None:
+    wanted = expected(model)
+    ahead = requests_of(*(1,) * 8)
+    assert model.execute(ahead) is None
+    requests = requests_of(*sizes, outputs=("logit",))
+    responses = model.execute(requests)
+    # The batch before was computed first; an instance computes one at a time.
+    assert model._under_way.done()
+    given = np.concatenate([response.values["logit"] for response in responses])
+    np.testing.assert_allclose(given, wanted["logit"][: sum(sizes)], rtol=1e-6)
+    assert all(list(response.values) == ["logit"] for response in responses)
+    assert not any(request.answers for request in requests)
+    model.finalize()
+    assert all(len(request.answers) == 1 for request in ahead)
 
-    def slowly(network):
-        def run(faces):
-            computing.release()
+
+def test_batches_that_take_no_time_are_answered_at_once(model) -> None:
+    model._runs_ahead = False
+    requests = requests_of(*(1,) * 8)
+    assert len(model.execute(requests)) == 8
+    assert not any(request.answers for request in requests)
+    model.finalize()
+
+
+def test_the_next_batch_is_taken_before_the_last_part_is_computed(model, monkeypatch) -> None:
+    go_on, parts = threading.Event(), []
+    network = model._network
+
+    def run(faces):
+        parts.append(len(faces))
+        if len(parts) == 4:
             assert go_on.wait(30)
-            return network(faces)
+        return network(faces)
 
-        return run
-
-    def execute(instance):
-        answered.append(instance.execute(requests_of(*(1,) * 8)))
-
-    threads = []
-    for instance in instances:
-        instance._network = instance._lone_network = slowly(instance._network)
-        threads.append(threading.Thread(target=execute, args=(instance,)))
-        threads[-1].start()
-    assert computing.acquire(timeout=30)
-    assert computing.acquire(timeout=30)
-    deadline = time.monotonic() + 30
-    while not all((instance._buffer == CROPS).all() for instance in instances):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert not computing.acquire(blocking=False), "the third one has its batch and waits"
+    model._network = run
+    requests = requests_of(*(1,) * 8)
+    assert model.execute(requests) is None  # returns although the fourth part cannot be computed yet
+    assert not model._under_way.done()
     go_on.set()
-    for thread in threads:
-        thread.join()
-    assert [len(responses) for responses in answered] == [8, 8, 8]
+    model.finalize()
+    assert parts == [2, 2, 2, 2]
+    assert all(len(request.answers) == 1 for request in requests)
 
 
 def test_a_failure_is_everyones_answer_and_the_next_batch_runs(model) -> None:
@@ -174,22 +185,36 @@ def test_a_failure_is_everyones_answer_and_the_next_batch_runs(model) -> None:
             raise RuntimeError("no memory")
         return network(faces)
 
-    model._network = model._lone_network = fail_once
-    failed, good = (model.execute(requests_of(*(1,) * 8)) for _ in range(2))
-    assert [response.error for response in failed] == ["the crops could not be scored: no memory"] * 8
-    assert [response.error for response in good] == [None] * 8
+    model._network = fail_once
+    failed, good = requests_of(*(1,) * 8), requests_of(*(1,) * 8)
+    assert model.execute(failed) is None
+    assert model.execute(good) is None
+    model.finalize()
+    assert [request.answers[0].error for request in failed] == ["the crops could not be scored: no memory"] * 8
+    assert [request.answers[0].error for request in good] == [None] * 8
 
 
 def test_answers_that_cannot_be_made_are_errors(model, monkeypatch) -> None:
     def fail(*_):
         raise MemoryError("full")
 
+    requests = requests_of(*(1,) * 8)
     monkeypatch.setattr(model, "_responses", fail)
-    responses = model.execute(requests_of(*(1,) * 8))
-    assert [response.error for response in responses] == ["the crops could not be scored: full"] * 8
+    assert model.execute(requests) is None
+    model.finalize()
+    assert [request.answers[0].error for request in requests] == ["the crops could not be scored: full"] * 8
+
+
+def test_one_caller_that_is_gone_keeps_nobody_from_an_answer(model, logged) -> None:
+    requests = [*requests_of(1, 1, 1, broken=True), *requests_of(*(1,) * 5)]
+    assert model.execute(requests) is None
+    model.finalize()
+    assert [len(request.answers) for request in requests] == [0] * 3 + [1] * 5
+    assert logged == ["an answer could not be sent: the caller is gone"] * 3
 
 
 def test_a_wrong_request_in_a_full_batch_gets_an_error_of_its_own(model) -> None:
     wrong = Request(CROPS[:1, :-1])
     responses = model.execute([*requests_of(*(1,) * 8), wrong])
     assert [response.error is None for response in responses] == [True] * 8 + [False]
+    model.finalize()

@@ -70,11 +70,6 @@ options are kept when the configuration is rewritten."""
 LONE_THREADS_PARAMETER = "lone_intra_op_thread_count"
 """Threads of a batch that is not full while no other instance runs; by default as for any other."""
 
-TURNS_PARAMETER = "turns_pipe"
-COMPUTING_PARAMETER = "computing_instances"
-"""Where there is one instance more than may compute at a time: how many may, and the named pipe by which they take
-turns."""
-
 PRECISION_PARAMETER = "served_precision"
 """What the backend computes in: ``fp32``, ``fp16``, ``bf16`` or ``int8``; it decides how far scores may
 differ. It is not part of the contract and its prefix, because one version may be served in two precisions."""
@@ -281,22 +276,15 @@ def config_parameters(config: Any) -> dict[str, str]:
     return {key: value.string_value for key, value in config.parameters.items()}
 
 
-def set_cpu_share(
-    config: Any, *, instances: int, threads: int, lone_threads: int | None = None, turns_pipe: Path | None = None
-) -> None:
-    """Set in an embedded ``ModelConfig`` how many instances compute at a time and how many threads each one gets.
+def set_cpu_share(config: Any, *, instances: int, threads: int, lone_threads: int | None = None) -> None:
+    """Set in an embedded ``ModelConfig`` how many instances run and how many threads each one gets.
 
-    `lone_threads` are those of an instance that runs while the others are idle; as many as `threads` when None. With
-    a named pipe there is one more instance, and they take turns.
+    `lone_threads` are those of an instance that runs while the others are idle; as many as `threads` when None.
     """
     del config.instance_group[:]
     group = config.instance_group.add()
     group.kind, group.count = type(group).KIND_CPU, instances
     config.parameters[THREADS_PARAMETER].string_value = str(threads)
-    if turns_pipe is not None:
-        group.count += 1
-        config.parameters[TURNS_PARAMETER].string_value = str(turns_pipe)
-        config.parameters[COMPUTING_PARAMETER].string_value = str(instances)
     if lone_threads is not None:
         config.parameters[LONE_THREADS_PARAMETER].string_value = str(lone_threads)
 

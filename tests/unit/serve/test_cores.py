@@ -1,15 +1,13 @@
-"""Whose turn it is to compute, and when a lone request may use the other cores."""
+"""When a lone request may use the other cores."""
 
 from __future__ import annotations
 
-import os
-import threading
 from pathlib import Path
 
 import pytest
 
 from deepfake_serve import _cores as cores
-from deepfake_serve._cores import Turns, cores_are_idle, running_alone
+from deepfake_serve._cores import cores_are_idle, running_alone
 
 
 @pytest.fixture
@@ -49,41 +47,3 @@ def test_of_several_instances_only_one_that_runs_by_itself_is_alone(load: Path, 
         load.write_text("0.20 0.18 0.12 3/80 11206\n", encoding="ascii")
         with running_alone(first, cores_wanted=3) as alone:
             assert not alone, "somebody else uses the cores"
-
-
-@pytest.fixture
-def pipe(tmp_path: Path) -> Path:
-    os.mkfifo(tmp_path / "turns")
-    return tmp_path / "turns"
-
-
-def test_so_many_compute_at_a_time_and_the_next_one_follows(pipe: Path) -> None:
-    first, second, third = (Turns(pipe, brings_one=number < 2) for number in range(3))
-    began = threading.Event()
-
-    def compute() -> None:
-        with third.taken():
-            began.set()
-
-    waiting = threading.Thread(target=compute)
-    with pytest.raises(ValueError, match="failed"), first.taken():
-        raise ValueError("failed")
-    with first.taken():
-        with second.taken():
-            waiting.start()
-            assert not began.wait(0.1)
-        assert began.wait(30)
-        waiting.join()
-
-
-def test_an_end_takes_turns_away_and_a_new_beginning_finds_none_of_them(pipe: Path) -> None:
-    before = [Turns(pipe, brings_one=number < 2) for number in range(3)]
-    one = Turns(pipe, brings_one=True)
-    for turns in before:
-        turns.close()
-    descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    assert os.read(descriptor, 10) == b".", "that of the one which is left"
-    one_is_gone = Turns(pipe, brings_one=True)
-    one_is_gone.close()
-    os.close(one._pipe)
-    os.close(descriptor)

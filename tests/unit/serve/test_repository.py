@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
@@ -281,9 +280,7 @@ def test_the_view_links_the_version_and_leaves_the_repository_alone(tmp_path, mo
     view = made_view(tmp_path)
     view.show(check_repository(tmp_path / "repository"), {"detector": CpuShare(3, 2)})
     config = triton_config.read_config(view.folder / "detector" / "config.pbtxt")
-    assert config.instance_group[0].count == 4, "one has the next batch ready"
-    assert triton_config.config_parameters(config)["computing_instances"] == "3"
-    assert Path(triton_config.config_parameters(config)["turns_pipe"]).is_fifo()
+    assert config.instance_group[0].count == 3
     assert triton_config.config_parameters(config)["intra_op_thread_count"] == "2"
     assert triton_config.config_parameters(config)["lone_intra_op_thread_count"] == "4", "six, but not more than four"
     assert (view.folder / "detector" / "1").resolve() == version_dir
@@ -310,24 +307,13 @@ def test_what_is_shown_changes_as_a_whole_and_back(tmp_path):
 
 @pytest.mark.parametrize(("share", "largest_mb"), [(CpuShare(1, 2), 128), (CpuShare(3, 4), 128), (CpuShare(2, 1), 0)])
 def test_no_second_session_for_large_models_or_where_it_has_no_more_threads(tmp_path, monkeypatch, share, largest_mb):
-    monkeypatch.setattr(repository, "MAX_SMALL_MODEL_MB", largest_mb)
+    monkeypatch.setattr(repository, "MAX_LONE_MODEL_MB", largest_mb)
     monkeypatch.setattr(repository, "available_cores", lambda: 4)
     write_model(tmp_path / "repository")
     view = made_view(tmp_path)
     view.show(check_repository(tmp_path / "repository"), {"detector": share})
     config = triton_config.read_config(view.folder / "detector" / "config.pbtxt")
     assert triton_config.LONE_THREADS_PARAMETER not in triton_config.config_parameters(config)
-
-
-@pytest.mark.parametrize(("share", "largest_mb"), [(CpuShare(1, 2), 128), (CpuShare(2, 1), 0)])
-def test_no_instance_more_for_large_models_or_beside_a_single_one(tmp_path, monkeypatch, share, largest_mb):
-    monkeypatch.setattr(repository, "MAX_SMALL_MODEL_MB", largest_mb)
-    write_model(tmp_path / "repository")
-    view = made_view(tmp_path)
-    view.show(check_repository(tmp_path / "repository"), {"detector": share})
-    config = triton_config.read_config(view.folder / "detector" / "config.pbtxt")
-    assert config.instance_group[0].count == share.instances
-    assert triton_config.TURNS_PARAMETER not in triton_config.config_parameters(config)
 
 
 @pytest.mark.parametrize(
