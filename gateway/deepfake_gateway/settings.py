@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from deepfake_client.transport.connection import Connection
 from deepfake_gateway.addresses import Addresses
@@ -27,7 +27,7 @@ Role = Literal["all", "web", "worker"]
 def wrong_value(name: str, error: Mapping[str, Any]) -> str:
     """Return what is wrong with a value by an error of pydantic's, in one sentence."""
     message: str = error["msg"]
-    return f"`{name}` is {str(error.get('input'))[:80]!r}: {message[:1].lower()}{message[1:]}"
+    return f"`{name}` is {error.get('input')!r:.90}: {message[:1].lower()}{message[1:]}"
 
 
 class Settings(BaseSettings):
@@ -136,10 +136,23 @@ class Settings(BaseSettings):
         values |= {name: value for name, value in given.items() if value is not None}
         try:
             return cls(**values)
+        except SettingsError as exc:
+            raise OptionError(f"the environment has a setting that is not JSON ({exc}); quote it as JSON") from None
         except ValidationError as exc:
             error = exc.errors()[0]
             name = ".".join(map(str, error["loc"]))
+            if error["type"] == "extra_forbidden":
+                raise OptionError(f"there is no setting `{name}`; docs/gateway.md lists all") from None
             raise OptionError(wrong_value(name, error)) from None
+
+    def make_data_dir(self) -> None:
+        """Make the folder of the data, unless it is there; OptionError where that cannot be."""
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise OptionError(
+                f"`data_dir` {self.data_dir} cannot be made ({exc.strerror}); name another, which can be written to"
+            ) from exc
 
     def check_open(self, *, has_keys: bool) -> None:
         """Raise OptionError where other machines reach a service that asks for no key, and nobody said so."""

@@ -145,7 +145,7 @@ def _run(settings: Settings, repository: Path | None, screen: Console) -> None:
             if repository is not None:
                 settings = settings.model_copy(update={"url": _start_triton(stack, screen, repository)})
                 settings = _start_explaining(stack, screen, settings)
-            settings.data_dir.mkdir(parents=True, exist_ok=True)
+            settings.make_data_dir()
             if settings.role == "worker":
                 _run_worker(settings, screen)
             else:

@@ -37,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def opened(file: Path | None, data_dir: Path | None, database: str | None) -> Iterator[Store]:
     """Yield the database that a gateway with these settings has."""
     settings = Settings.of(file, data_dir=data_dir, database=database)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.make_data_dir()
     store = Store(settings.database_url)
     try:
         yield store

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from deepfake_gateway.store.migrations.upgrade import upgrade
 from deepfake_preprocess.errors import OptionError
@@ -219,7 +219,13 @@ def open_engine(url: str) -> sa.Engine:
 
     Raises OptionError where it cannot be opened.
     """
-    engine = sa.create_engine(url, pool_pre_ping=True)
+    try:
+        engine = sa.create_engine(url, pool_pre_ping=True)
+    except (ArgumentError, ImportError):
+        raise OptionError(
+            "`database` is not the address of a database that is supported; name one as "
+            "postgresql+psycopg://USER:PASSWORD@HOST/NAME or sqlite:////PATH"
+        ) from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     try:

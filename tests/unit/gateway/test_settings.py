@@ -3,6 +3,7 @@
 import pytest
 
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.schema import open_engine
 from deepfake_preprocess.errors import OptionError
 
 
@@ -26,13 +27,32 @@ def test_another_process_gets_the_same_settings(tmp_path, monkeypatch):
     ("given", "message"),
     [
         ({"port": 70000}, "`port` is 70000"),
-        ({"ports": 1}, "`ports`"),
+        ({"ports": 1}, "no setting `ports`; docs/gateway.md"),
         ({"role": "both"}, "`role`"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(given, message):
     with pytest.raises(OptionError, match=message):
         Settings.of(**given)
+
+
+def test_a_list_in_the_environment_that_is_no_json(monkeypatch):
+    monkeypatch.setenv("DEEPFAKE_GATEWAY_ALLOWED_NETWORKS", "10.0.0.0/8")
+    with pytest.raises(OptionError, match=r"allowed_networks.*as JSON"):
+        Settings.of()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match=r"`data_dir` .* cannot be made"):
+        Settings.of(data_dir=tmp_path / place).make_data_dir()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "nosuch://host/name", "mysql://host/name"])
+def test_a_database_that_is_not_supported(url):
+    with pytest.raises(OptionError, match="name one as postgresql"):
+        open_engine(url)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
