@@ -52,7 +52,7 @@ class Addresses:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # the latter for what is no name
             raise AddressRefusedError(f"there is no host {host[:100]!r}; check the address") from exc
         refused: AddressRefusedError | None = None
         for *_, place in found:

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.sink import MAX_NAME, Sink, Upload, file_name_of, printable_of, safe_name, too_large
+from deepfake_preprocess.media.remote import without_password
 
 MAX_FIELD_BYTES: Final = 4096
 MAX_FIELDS: Final = 32
@@ -228,13 +229,14 @@ async def received_together(
                 raise Problem(422, 'the JSON has no `urls`; send {"urls": [...]} and options beside it')
             fields = _as_fields(data)
             for number, url in enumerate(urls):
-                sink = await begin(printable_of(url)[:MAX_NAME])
+                shown = printable_of(without_password(url))[:MAX_NAME]
+                sink = await begin(shown)
                 try:
                     await fetcher.fetch(url, sink)
                 except Problem as problem:
                     if problem.status == 403:  # none of them will be taken
                         raise
-                    refused[number] = printable_of(url)[:MAX_NAME], problem
+                    refused[number] = shown, problem
         else:
             raise Problem(415, "a batch is multipart/form-data with several `file`, or JSON with `urls`")
         if not sinks:

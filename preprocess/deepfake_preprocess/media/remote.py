@@ -52,7 +52,7 @@ def is_url(text: str) -> bool:
 
 def without_password(text: str) -> str:
     """Return an address without user and password, for messages and reports; anything else unchanged."""
-    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*@", r"\1", text)
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1", text)
 
 
 def open_url(url: str) -> Media:

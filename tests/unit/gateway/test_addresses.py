@@ -1,6 +1,7 @@
 """Files that are named by their address: what is fetched, and what is never reached."""
 
 import asyncio
+import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -122,3 +123,21 @@ def test_a_name_is_as_good_as_what_it_leads_to():
         asyncio.run(Addresses().resolve("localhost", 80))
     assert asyncio.run(Addresses.of(["127.0.0.0/8", "::1/128"]).resolve("localhost", 80)) in ("127.0.0.1", "::1")
     Addresses().check("1.1.1.1")
+
+
+def test_a_host_that_is_no_name_is_refused(tmp_path):
+    with gateways.gateway(tmp_path / "data", url_intake=True) as gateway:
+        for path in ("/v1/watches", "/v1/analyses"):
+            answer = gateway.post(path, json={"url": f"http://{'a' * 300}.example/"})
+            assert answer.status_code == 422
+
+
+def test_a_batch_keeps_no_password_and_nothing_that_cannot_be_stored(tmp_path):
+    urls = ["http://user:p@ss@127.0.0.1/a.mp4", "http://\ud800\0.example/"]
+    body = json.dumps({"urls": urls, "name": "a\ud800\0"})
+    with gateways.gateway(tmp_path / "data", url_intake=True) as gateway:
+        answer = gateway.post("/v1/batches", content=body, headers={"Content-Type": "application/json"})
+        batch = gateway.get(answer.json()["links"]["self"]).json()
+    assert batch["name"] == "a"
+    assert [item["file_name"] for item in batch["items"]] == ["http://127.0.0.1/a.mp4", "http://.example/"]
+    assert all(item["refusal"] and "ss@" not in item["refusal"] for item in batch["items"])
