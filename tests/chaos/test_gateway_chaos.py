@@ -35,8 +35,9 @@ NUM_KILLS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 JOBS = 4
 """Sent in each round, and killed at until all are over."""
-GAP_S = (0.2, 3.0)
-"""From one kill to the next; some come while the last one is not mended yet."""
+GAP = (0.1, 1.5)
+"""From one kill to the next, in shares of how long the service takes to start here. Some come while the last one is
+not mended yet."""
 TIMEOUT_S = 300
 """From the last kill, or what was sent last, until all jobs are over."""
 
@@ -130,10 +131,14 @@ def test_nothing_is_lost_doubled_or_stuck_whatever_is_killed(tmp_path: Path) -> 
         database = Postgres()
         stack.callback(database.close)
         database.keep_running()
+        server.wait_until_ready()
+        begun = time.monotonic()
         gateway = Gateway(server.urls["grpc"], database.url, tmp_path)
         stack.callback(gateway.close)
-        server.wait_until_ready()
+        gateway.ask("GET", "/v1/health/ready")
+        shortest_s, longest_s = (share * (time.monotonic() - begun) for share in GAP)
         targets = in_turn(kills(server, gateway, database), chance)
+        next_kill = time.monotonic()
         while happened.total() < NUM_KILLS:
             for _ in range(JOBS):
                 # Another number of frames or least size each time, so that none is answered by an earlier result.
@@ -145,7 +150,7 @@ def test_nothing_is_lost_doubled_or_stuck_whatever_is_killed(tmp_path: Path) -> 
                 gateway.ask(
                     "POST", "/v1/analyses", content=clip.read_bytes(), headers={"idempotency-key": key}, params=fields
                 )
-            deadline, next_kill = time.monotonic() + TIMEOUT_S, time.monotonic() + chance.uniform(*GAP_S)
+            deadline = time.monotonic() + TIMEOUT_S
             while is_busy(gateway):
                 assert time.monotonic() < deadline, f"stuck after {happened}"
                 if time.monotonic() > next_kill and happened.total() < NUM_KILLS:
@@ -153,7 +158,10 @@ def test_nothing_is_lost_doubled_or_stuck_whatever_is_killed(tmp_path: Path) -> 
                     with suppress(psutil.NoSuchProcess):  # it had ended by itself, or by the kill before
                         kill()
                         happened[name] += 1
-                    deadline, next_kill = time.monotonic() + TIMEOUT_S, time.monotonic() + chance.uniform(*GAP_S)
+                    deadline, next_kill = (
+                        time.monotonic() + TIMEOUT_S,
+                        time.monotonic() + chance.uniform(shortest_s, longest_s),
+                    )
                 time.sleep(0.05)  # between polls
         found = all_analyses(gateway)
         assert len(found) == len(sent)  # none lost, none doubled
