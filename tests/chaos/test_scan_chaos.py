@@ -35,8 +35,8 @@ NUM_KILLS = int(os.environ.get("CHAOS_FAULTS", "5"))
 NUM_CLIPS = int(os.environ.get("CHAOS_CLIPS", "100"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 NUM_FRAMES = 4
-GAP_S = (5.0, 25.0)
-"""From one kill to the next; a driver takes some 10 s until its first result."""
+GAP_S = (2.0, 12.0)
+"""From one kill to the next; a driver takes some 5 s until its first result."""
 WORKERS = 2
 """Nodes beside the first one, which holds the cluster's state and stays."""
 NODE_STARTS = 4
