@@ -184,6 +184,7 @@ def judge(
         at_least=rules.least_sightings,
     )
     tracks = _with_looks(tracks, scored, frames, rules.calibration)
+    tracks = tuple(_open_where_left(track, rules) for track in tracks)
     patches = _patches_by_track(scored, frames) if weigh_motion else {}
     decision = decide(tracks, frames, patches, strategy=rules.strategy, threshold=rules.threshold)
     if failure is None and decision is not None:
@@ -283,14 +284,25 @@ def _with_looks(
     return tuple(found)
 
 
+def _open_where_left(track: Track, rules: Rules) -> Track:
+    left_open = _abstained(track, track.fake_probability, track.interval, rules)
+    return replace(track, label=Label.INCONCLUSIVE) if left_open else track
+
+
 def _left_open(decision: Decision, rules: Rules) -> tuple[Reason, str] | None:
     """Return why the verdict is left open; None where it is not."""
+    track = next(track for track in decision.tracks if track.track == decision.track)
+    return _abstained(track, decision.fake_probability, decision.interval, rules)
+
+
+def _abstained(
+    track: Track, fake_probability: float, interval: Interval | None, rules: Rules
+) -> tuple[Reason, str] | None:
     if rules.calibration is None:
         return None
-    track = next(track for track in decision.tracks if track.track == decision.track)
     return abstention(
-        decision.fake_probability,
-        decision.interval if track.num_frames > 1 else None,  # of a single frame everything is possible
+        fake_probability,
+        interval if track.num_frames > 1 else None,  # of a single frame everything is possible
         track.look,
         rules.calibration,
         rules.threshold,

@@ -132,7 +132,7 @@ class Track(JsonData):
     fake_probability: Share
     """Score of the track, in [0, 1]; faces of weight 0 take no part, unless there are no others."""
     label: Label
-    """REAL or FAKE by the verdict's threshold."""
+    """REAL or FAKE by the verdict's threshold; INCONCLUSIVE where the model's calibration leaves its score open."""
     num_frames: Annotated[int, Bounds(ge=1)]
     """Number of frames on which the face was scored, also those of weight 0."""
     first_pts_seconds: PtsSeconds

@@ -12,6 +12,7 @@ from deepfake_gateway.web.words import concern_words, label_words
 LANE_HEIGHT_PX: Final = 80
 MOST_TICKS: Final = 8
 _MARGIN_PX: Final = 6
+_COLORS: Final = {"FAKE": "fake", "REAL": "real", "INCONCLUSIVE": "inc"}
 _TICKS_S: Final = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 
 Json = dict[str, Any]
@@ -102,7 +103,7 @@ def height_of(probability: float) -> float:
 
 def kind_of(track: Json) -> str:
     """Return the class of a track's color: it has one only where the track is judged."""
-    return {"FAKE": "fake", "REAL": "real"}[track["label"]] if track["counted"] and not track["background"] else "inc"
+    return _COLORS[track["label"]] if track["counted"] and not track["background"] else "inc"
 
 
 def _lane(say: Language, verdict: Json, track: Json, span_s: float) -> Lane:

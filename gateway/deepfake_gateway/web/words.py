@@ -181,6 +181,7 @@ def headline(say: Language, verdict: Json) -> str:
     others = [
         track for track in verdict["tracks"]
         if track["counted"] and not track["background"] and track["track"] != deciding
+        and track["label"] != "INCONCLUSIVE"
     ]  # fmt: skip
     if verdict["label"] == "FAKE":
         first = say.say_of(

@@ -1,7 +1,7 @@
 // <verdict-player>: the video or picture with boxes over the faces. The lanes below it are seen to by `Timeline`.
 import { Timeline } from "./timeline.js";
 
-const COLORS = { FAKE: ["#ff9a62", "#b93c0a"], REAL: ["#6fd0e4", "#0f6377"], NONE: ["#e4d06a", "#655600"] };
+const COLORS = { FAKE: ["#ff9a62", "#b93c0a"], REAL: ["#6fd0e4", "#0f6377"], INCONCLUSIVE: ["#e4d06a", "#655600"] };
 const LITTLE_S = 0.0005; // a time lies within its frame, whatever is rounded on the way
 
 class VerdictPlayer extends HTMLElement {
@@ -81,7 +81,7 @@ class VerdictPlayer extends HTMLElement {
   drawBox(pen, face, fit, dx, dy) {
     const track = this.tracks.get(face.track);
     const decides = track && track.counted && !track.background;
-    const [line, ground] = COLORS[decides ? track.label : "NONE"];
+    const [line, ground] = COLORS[decides ? track.label : "INCONCLUSIVE"];
     const [left, top, right, bottom] = face.box_xyxy.map((value, i) => value * fit + (i % 2 ? dy : dx));
     pen.lineWidth = 3;
     pen.strokeStyle = line;

@@ -48,6 +48,9 @@ def test_scores_between_the_band_and_the_threshold_are_left_open() -> None:
     assert (open_.fake_probability, open_.deciding_track) == (None, None)
     assert open_.detail.startswith("the score of 0.50 lies between 0.40 and 0.60")
     assert open_.tracks[0].fake_probability == pytest.approx(0.5), "what was found stays to be seen"
+    assert [judged(*[score] * 8).tracks[0].label.value for score in (0.39, 0.5, 0.61)] == [
+        "REAL", "INCONCLUSIVE", "FAKE",
+    ]  # fmt: skip
 
 
 def test_scores_that_move_across_the_whole_band_are_left_open() -> None:
