@@ -89,7 +89,7 @@ def test_make_run_prints_what_the_readme_shows() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "fake probability" in done.stdout
-    for line in ("face  verdict    fake", "model ", "For demonstrations, not for decisions about people"):
+    for line in ("agreeing  frames    from      to", "model ", "For demonstrations, not for decisions about people"):
         assert line in done.stdout
         assert line in blocks("text")[0]
     assert "deepfake_efficientnet_b0 version" in done.stdout
