@@ -19,7 +19,6 @@ COLUMNS = (
     ("way", "{way}"),
     ("clips/s", "{clips_per_s:.2f}"),
     ("of analyze_many's", "{rate_ratio:.2f} x"),
-    ("CPU a clip", "{cpu_s_per_clip:.2f} s"),
     ("a caller's p50", "{caller_p50_ms:.0f} ms"),
     ("p99", "{caller_p99_ms:.0f} ms"),
 )

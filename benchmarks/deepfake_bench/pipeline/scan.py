@@ -23,7 +23,6 @@ from typing import Any, Final
 import numpy as np
 
 from deepfake_bench.load.statistics import Latency
-from deepfake_bench.machine.processes import own_cpu_seconds
 from deepfake_bench.machine.stopwatch import median_ratio
 from deepfake_client import DeepfakeClient
 from deepfake_preprocess.errors import DeepfakeError
@@ -56,7 +55,7 @@ def measure_scans(
     rounds: int,
     announce: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Return clips and CPU seconds of each way, ratios to `analyze_many`, and the latency of another caller.
+    """Return clips a second of each way, ratios to `analyze_many`, and the latency of another caller.
 
     Raises:
         DeepfakeError: a way failed.
@@ -73,7 +72,7 @@ def measure_scans(
             return [sys.executable, "-m", "deepfake_client.cli.main", *given, "--num-frames", str(num_frames)]
 
         ways = [ANALYZE_MANY, *(f"scan {engine}" for engine in engines)]
-        taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        taken: dict[str, list[float]] = {way: [] for way in ways}
         with _Caller(url) as caller:
             announce("a caller alone")
             alone = caller.latency_during(lambda: time.sleep(LEAST_ASKED_S))
@@ -82,7 +81,7 @@ def measure_scans(
             for way in ways:
                 announce(f"round {number + 1} of {rounds}, {way}")
                 first, all_of_them = (_timed(command(way, folder)) for folder in (one, many))
-                taken[way].append((all_of_them[0] - first[0], all_of_them[1] - first[1]))
+                taken[way].append(all_of_them - first)
         with _Caller(url) as caller:
             for way in ways:
                 announce(f"a caller beside {way}")
@@ -91,20 +90,15 @@ def measure_scans(
         "clips_timed": count - 1,
         "ways": {
             way: {
-                "clips_per_s": round((count - 1) / statistics.median(_walls(pairs)), 3),
-                "cpu_s_per_clip": round(statistics.median(cpu for _, cpu in pairs) / (count - 1), 4),
-                "rate_ratio": round(median_ratio(_walls(taken[ANALYZE_MANY]), _walls(pairs)), 3),
+                "clips_per_s": round((count - 1) / statistics.median(walls), 3),
+                "rate_ratio": round(median_ratio(taken[ANALYZE_MANY], walls), 3),
                 "caller_p50_ms": beside[way].p50_ms,
                 "caller_p99_ms": beside[way].p99_ms,
             }
-            for way, pairs in taken.items()
+            for way, walls in taken.items()
         },
         "caller_alone": {"p50_ms": alone.p50_ms, "p99_ms": alone.p99_ms},
     }
-
-
-def _walls(pairs: Sequence[tuple[float, float]]) -> list[float]:
-    return [wall for wall, _ in pairs]
 
 
 @contextmanager
@@ -130,13 +124,13 @@ def _copies(clips: Sequence[Path], folder: Path, times: int) -> Path:
     return folder
 
 
-def _timed(command: Sequence[str]) -> tuple[float, float]:
-    """Return wall and CPU seconds of a command; the CPU time is that of everything on the machine that we started."""
-    busy, started = own_cpu_seconds(), time.perf_counter()
+def _timed(command: Sequence[str]) -> float:
+    """Return the wall time of a command, in seconds."""
+    started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DeepfakeError(f"{' '.join(command[:4])} failed: {done.stderr.strip()[-500:]}")
-    return time.perf_counter() - started, own_cpu_seconds() - busy
+    return time.perf_counter() - started
 
 
 class _Caller:
