@@ -180,9 +180,14 @@ def test_concurrent_single_crops_are_batched_and_keep_their_order(embedded_trito
         wait_for(done, len(array))
         scores = np.concatenate([answer.as_numpy("fake_probability") for answer in answers])
         np.testing.assert_allclose(scores, in_process(array)[0], rtol=1e-5, atol=1e-6)
-    after = counters(embedded_triton)
-    assert after[0] - before[0] == 96
-    assert (after[0] - before[0]) / (after[1] - before[1]) >= 4
+    deadline = time.monotonic() + END_TIMEOUT_S
+    # Triton counts a request after it has answered it.
+    while (after := counters(embedded_triton))[0] < before[0] + 96 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # Now and then the supervisor has the model score a crop of its own.
+    probes = after[0] - before[0] - 96
+    assert 0 <= probes <= 3
+    assert 96 / (after[1] - before[1] - probes) >= 4
 
 
 def test_a_full_queue_refuses_at_once_and_serves_the_rest(tiny_repository):
