@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +21,7 @@ from deepfake_explain.explainer import CheckpointExplainer
 from deepfake_explain.service.admission import Limits
 from deepfake_explain.service.app import build_app
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
+from deepfake_preprocess.support.limits import yield_cores
 from deepfake_preprocess.support.sockets import listening
 
 
@@ -59,7 +59,7 @@ def explain_serve(
     # Not tried again: who waits has a deadline, and holds one of the few places.
     once = dataclasses.replace(connection, retry=NO_RETRY)
     connect = None if connection.url is None else partial(AsyncDeepfakeClient, once, model=model)
-    os.nice(nice)
+    yield_cores(nice)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     screen = Console(stderr=True, highlight=False, soft_wrap=True)

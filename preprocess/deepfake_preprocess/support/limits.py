@@ -1,4 +1,4 @@
-"""What a process that opens media may take away from itself: memory, files, privileges, and life without a parent."""
+"""What a process may take away from itself: memory, files, privileges, priority, and life without a parent."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import ctypes
 import os
 import resource
 import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _STARTED_BY: Final = "DEEPFAKE_STARTED_BY"
+_AUTOGROUP: Final = Path("/proc/self/autogroup")
+_TRIES: Final = 20
 
 
 def started_here() -> dict[str, str]:
@@ -43,6 +47,24 @@ def bound_process(*, memory_bytes: int, file_bytes: int) -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(kind, (bound, bound))
+
+
+def yield_cores(nice: int) -> None:
+    """Let others have the cores first, by so many steps of niceness; also those of other sessions (Linux).
+
+    sched(7): with autogroups a process's own niceness counts only inside its session, and that of the session counts
+    outside. The latter is changed only by a process that leads its session, which is then its own.
+    """
+    niceness = os.nice(nice)
+    if os.getsid(0) != os.getpid():
+        return
+    # Where there are no autogroups, cores are divided in another way, as among containers.
+    with suppress(OSError):
+        for _ in range(_TRIES):
+            with suppress(BlockingIOError):  # one change every 100 ms is allowed, of all sessions together
+                _AUTOGROUP.write_text(str(niceness))
+                return
+            time.sleep(0.1)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -23,12 +23,12 @@ from deepfake_client.result.verdict import Reason, Verdict
 from deepfake_client.sources.threads import Worker
 from deepfake_preprocess.errors import DeepfakeError, InputError, MediaCrashError, MediaLimitError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
-from deepfake_preprocess.support.limits import bound_process, end_with_parent
+from deepfake_preprocess.support.limits import bound_process, end_with_parent, yield_cores
 from deepfake_scan.storage import is_bucket, open_object
 from deepfake_scan.work.task import Answer, Setup
 
-NICE: Final = 5
-"""Below programs that people wait for, on the same machine."""
+NICE: Final = 10
+"""Below programs that people wait for, on the same machine: beside a busy one a tenth of a core is left."""
 NO_FILE: Final = 2**20
 """Bytes of a file that the process may write; it writes none."""
 _OUT_OF_MEMORY: Final = (
@@ -43,7 +43,7 @@ _OUT_OF_MEMORY: Final = (
 def main() -> None:
     """Answer until standard input ends."""
     end_with_parent()
-    os.nice(NICE)
+    yield_cores(NICE)
     # Pickled by the parent, which is this same program, and sent through a pipe between the two.
     setup: Setup = pickle.loads(base64.b64decode(sys.stdin.buffer.readline()))
     # What a library prints must not come between the lines.

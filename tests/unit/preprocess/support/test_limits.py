@@ -1,9 +1,10 @@
-"""What a process that opens media takes away from itself."""
+"""What a process takes away from itself."""
 
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,28 @@ def test_a_child_whose_parent_died_while_it_started_ends():
         gone.wait()
     started_by_it = dict.fromkeys(started_here(), str(gone.pid))
     assert run({**os.environ, **started_by_it}).returncode == -signal.SIGKILL
+
+
+AUTOGROUP = Path("/proc/self/autogroup")
+YIELDING = f"""
+import os
+from pathlib import Path
+from deepfake_preprocess.support.limits import yield_cores
+yield_cores(7)
+print(os.nice(0) - int(os.environ["BEFORE"]), Path("{AUTOGROUP}").read_text().split()[-1])
+"""
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="no autogroups here")
+@pytest.mark.parametrize("alone", [True, False])
+def test_cores_are_left_to_other_sessions_by_a_process_that_has_one_of_its_own(alone):
+    before = os.nice(0)
+    found = subprocess.run(
+        [sys.executable, "-c", YIELDING],
+        env={**os.environ, "BEFORE": str(before)},
+        start_new_session=alone,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert found == ["7", str(before + 7) if alone else AUTOGROUP.read_text().split()[-1]]
