@@ -4,6 +4,7 @@ from deepfake_training.data.augment import Augmentation
 from deepfake_training.data.dataset import FaceDataset, Mixture
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.packing import FaceFolders, pack_faces
+from deepfake_training.data.taught import TaughtCrops, TaughtFolder
 from deepfake_training.evaluate.calibration import find_temperature, find_threshold
 from deepfake_training.evaluate.checkpoint import CheckpointTransport
 from deepfake_training.evaluate.clips import LabeledFile, labeled_files, read_table, split_files
@@ -31,6 +32,7 @@ from deepfake_training.evaluate.usual import Drift, FigureDrift, drift_of
 from deepfake_training.loop.averaging import average_runs
 from deepfake_training.loop.checkpointing import publish
 from deepfake_training.loop.config import TrainConfig
+from deepfake_training.loop.distilling import teach
 from deepfake_training.loop.run import EpochResult, TrainingRun
 
 __all__ = [
@@ -58,6 +60,8 @@ __all__ = [
     "PackedFaces",
     "RobustnessPoint",
     "ScoredFile",
+    "TaughtCrops",
+    "TaughtFolder",
     "TrainConfig",
     "TrainingRun",
     "as_markdown",
@@ -82,6 +86,7 @@ __all__ = [
     "score_files",
     "score_held_out",
     "split_files",
+    "teach",
     "view_of",
     "write_report",
 ]

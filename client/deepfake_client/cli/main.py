@@ -74,6 +74,9 @@ COMMANDS = {
     "pack-faces": Command(
         "deepfake_training.cli.train:pack_faces_command", "Find the faces in folders once, for `train`.", "train"
     ),
+    "teach": Command(
+        "deepfake_training.cli.teach:teach_command", "Write down what a large detector says, for `train`.", "train"
+    ),
     "evaluate": Command(
         "deepfake_training.cli.evaluate:evaluate_command", "Measure a detector on labeled files.", "evaluate"
     ),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import torch
 import typer
@@ -19,12 +19,14 @@ from torch.utils.tensorboard import SummaryWriter
 from deepfake_preprocess.errors import OptionError
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.packing import FRAMES_PER_VIDEO, JPEG_QUALITY, MAX_PICTURE_PX, FaceFolders, pack_faces
+from deepfake_training.data.taught import TaughtFolder
 from deepfake_training.loop.averaging import average_runs
 from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, LAST, publish
 from deepfake_training.loop.config import CONFIG, TrainConfig
 from deepfake_training.loop.run import EpochResult, TrainingRun
 
 EXAMPLE: Final = "example.yaml"
+Faces = TypeVar("Faces", bound=PackedFaces | TaughtFolder)
 
 
 def train(
@@ -83,10 +85,10 @@ def train(
             f"{output_dir} holds a run already; go on with --resume {output_dir}, or name another directory"
         )
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    device = _usable(device)
+    device = usable(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    faces = _find_faces(console, chosen.load_faces)
+    faces = find_faces(console, chosen.load_faces)
     run = TrainingRun(faces, chosen, output_dir, device=device, workers=workers)
     console.print(
         f"{faces!r}: {len(run.train_set)} crops to train on, {len(run.validation_set)} held out; "
@@ -102,14 +104,15 @@ def train(
     )
 
 
-def _usable(device: str | None) -> str:
+def usable(device: str | None) -> str:
+    """Return the device to compute on, as it was asked for or as there is one."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise OptionError(f"device {device!r} cannot be used here; choose cpu, or cuda on a machine with a GPU")
     return device
 
 
-def _find_faces(console: Console, find: Callable[..., PackedFaces]) -> PackedFaces:
+def find_faces(console: Console, find: Callable[..., Faces]) -> Faces:
     """Show how far the search is, and what it had to leave out."""
     with console.status("looking for faces") as status:
 
@@ -117,8 +120,9 @@ def _find_faces(console: Console, find: Callable[..., PackedFaces]) -> PackedFac
             status.update(f"looking for faces: {number + 1} of {count} ({name})")
 
         faces = find(progress=progress)
-    for note in faces.notes:
-        console.print(note, style="yellow")
+    if isinstance(faces, PackedFaces):
+        for note in faces.notes:
+            console.print(note, style="yellow")
     return faces
 
 
@@ -177,7 +181,7 @@ def pack_faces_command(
         frames_per_video=frames_per_video,
         identity_pattern=identity_pattern,
     )
-    faces = _find_faces(console, partial(pack_faces, folders, max_side_px=max_side, quality=quality))
+    faces = find_faces(console, partial(pack_faces, folders, max_side_px=max_side, quality=quality))
     faces.save(output)
     console.print(f"{faces!r}\n{output}: {output.stat().st_size / 1e6:.1f} MB")
 

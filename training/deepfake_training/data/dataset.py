@@ -186,6 +186,10 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return the file that the crop at `place` comes from."""
         return self._faces.sources[self.draws[place].face]
 
+    def kind(self, place: int) -> str:
+        """Return ``made`` for a made fake, else the folder of training data that the crop is from."""
+        return "made" if self.draws[place].made else self.source(place).partition("/")[0]
+
     def _label(self, draw: Draw) -> int:
         return FAKE if draw.made else int(self._faces.labels[draw.face])
 

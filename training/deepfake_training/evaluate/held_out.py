@@ -12,6 +12,7 @@ from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_training.data.labels import FAKE, LabelName
 from deepfake_training.data.packed_faces import PackedFaces
+from deepfake_training.data.taught import TaughtFolder
 from deepfake_training.evaluate.checkpoint import BATCH_SIZE, CheckpointTransport
 from deepfake_training.evaluate.scoring import ScoredFile
 from deepfake_training.loop.checkpointing import best_of
@@ -19,7 +20,7 @@ from deepfake_training.loop.config import TrainConfig
 
 
 def score_held_out(
-    run: str | Path, faces: PackedFaces | None = None, *, num_crops: int | None = None
+    run: str | Path, faces: PackedFaces | TaughtFolder | None = None, *, num_crops: int | None = None
 ) -> tuple[ModelSpec, list[ScoredFile]]:
     """Score the validation crops of a run with its best weights.
 
@@ -46,12 +47,12 @@ def score_held_out(
     scored = []
     for start in range(0, len(validation), BATCH_SIZE):
         places = range(start, min(start + BATCH_SIZE, len(validation)))
-        pictures, labels = zip(*(validation[place] for place in places), strict=True)
+        pictures, labels, *_ = zip(*(validation[place] for place in places), strict=True)
         probabilities = transport.score(np.stack([crop.numpy() for crop in pictures]))
         for place, label, probability in zip(places, labels, probabilities.tolist(), strict=True):
-            source = validation.source(place)
-            kind = "made" if validation.draws[place].made else source.partition("/")[0]
             frame = FrameResult(0, 0.0, (FaceScore(0, (0.0, 0.0, 1.0, 1.0), 1.0, probability),))
             name: LabelName = "fake" if int(label) == FAKE else "real"
-            scored.append(ScoredFile(source, name, probability, kind=kind, frames=(frame,)))
+            scored.append(
+                ScoredFile(validation.source(place), name, probability, kind=validation.kind(place), frames=(frame,))
+            )
     return spec, scored

@@ -22,6 +22,7 @@ from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.packing import FaceFolders, pack_faces
 from deepfake_training.data.selection import suitable
 from deepfake_training.data.splits import split_by_group
+from deepfake_training.data.taught import TaughtCrops, TaughtFolder
 
 CONFIG: Final = "config.json"
 """Where a run keeps it."""
@@ -52,6 +53,11 @@ class TrainConfig(JsonData):
     Attributes:
         pack: file of packed faces; relative to the working directory, like all paths here. None takes `folders`.
         folders: where faces are looked for without a pack.
+        taught: folder of crops with a teacher's answers, which `deepfake teach` fills from the faces. The detector is
+            then trained on these, and mirroring is all that happens to them.
+        teacher_features: weight of the loss that asks of what reaches the last layer, linearly projected, to point
+            where the teacher's points (cosine distance).
+        teacher_logit: weight of the loss that asks for the teacher's probability.
         spec: architecture, head, crop and normalization of the detector.
         initial_weights: file of weights to start from; None starts with random ones. See `load_initial`.
         epochs: number of passes.
@@ -98,6 +104,9 @@ class TrainConfig(JsonData):
 
     pack: str | None = None
     folders: FaceFolders = field(default_factory=FaceFolders)
+    taught: str | None = None
+    teacher_features: NotNegative = 1.0
+    teacher_logit: NotNegative = 0.5
     spec: ModelSpec = field(default_factory=lambda: ModelSpec.from_dict(_SPEC))
     initial_weights: str | None = None
     epochs: Count = 20
@@ -153,8 +162,8 @@ class TrainConfig(JsonData):
                 data["spec"] = _SPEC | data["spec"]
         return cls.from_dict(data, where=str(path))
 
-    def load_faces(self, *, progress: Callable[[str, int, int], None] | None = None) -> PackedFaces:
-        """Return the faces to learn from: those of the pack, or those that are found in the folders now.
+    def load_faces(self, *, progress: Callable[[str, int, int], None] | None = None) -> PackedFaces | TaughtFolder:
+        """Return what to learn from: taught crops, the faces of the pack, or those that are found in the folders now.
 
         Args:
             progress: see `pack_faces`.
@@ -162,16 +171,24 @@ class TrainConfig(JsonData):
         Raises:
             OptionError: neither or both are named, or they hold no faces.
         """
+        if self.taught is not None:
+            return TaughtFolder(Path(self.taught))
         if (self.pack is None) == (not self.folders.real and not self.folders.fake):
             raise OptionError("name either a file of packed faces ('pack') or folders of them ('folders.real')")
         return PackedFaces.load(self.pack) if self.pack is not None else pack_faces(self.folders, progress=progress)
 
-    def split(self, faces: PackedFaces) -> tuple[FaceDataset, FaceDataset]:
+    def split(
+        self, faces: PackedFaces | TaughtFolder
+    ) -> tuple[FaceDataset, FaceDataset] | tuple[TaughtCrops, TaughtCrops]:
         """Return what a run trains on and what it holds out, by group; the same for the same faces.
 
         Raises:
-            OptionError: the faces cannot be split, or a part has no real face.
+            OptionError: the faces cannot be split, or a part has no real face; or taught crops cannot be read.
         """
+        if isinstance(faces, TaughtFolder):
+            return faces.split(
+                self.spec, flip=self.augmentation.flip, seed=self.seed, validation_crops=self.validation_crops
+            )
         held_out = split_by_group(faces.groups, self.validation_share, seed=self.split_seed)
         suited = suitable(faces)
         train, validation = np.flatnonzero(~held_out & suited), np.flatnonzero(held_out & suited)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepfake_preprocess.errors import OptionError
+from deepfake_training.loop.distilling import seen_and_logit
 
 MAX_STEPS = 500
 """Of L-BFGS; some ten suffice."""
@@ -39,13 +40,8 @@ class HeadFit:
     @torch.no_grad()
     def collect(self, crops: Tensor, labels: Tensor) -> None:
         """Add the features of a batch."""
-        caught: list[Tensor] = []
-        hook = self._layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        try:
-            self._detector(crops)
-        finally:
-            hook.remove()
-        self.features = torch.cat([self.features, caught[0].float().cpu()])
+        features, _ = seen_and_logit(self._detector, self._layer, crops)
+        self.features = torch.cat([self.features, features.float().cpu()])
         self.labels = torch.cat([self.labels, labels.cpu()])
 
     def fit(self) -> float:

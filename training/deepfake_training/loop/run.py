@@ -35,8 +35,10 @@ from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_preprocess.support.ranking import roc_auc
 from deepfake_training.data.dataset import FaceDataset
 from deepfake_training.data.packed_faces import PackedFaces
+from deepfake_training.data.taught import TaughtCrops, TaughtFolder
 from deepfake_training.loop.checkpointing import load_state, save_best, save_last, save_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
+from deepfake_training.loop.distilling import Distillation, last_layer, seen_and_logit
 from deepfake_training.loop.head_fit import HeadFit
 from deepfake_training.loop.network import prepare_network, weight_groups
 
@@ -87,7 +89,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        faces: PackedFaces,
+        faces: PackedFaces | TaughtFolder,
         config: TrainConfig,
         directory: str | Path,
         *,
@@ -101,11 +103,20 @@ class TrainingRun:
         self.detector = ServedDetector(network, config.spec).to(self._device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.detector, decay=config.ema_decay, use_warmup=True)
         self._optimizer = torch.optim.AdamW(weight_groups(network, config))
+        self.train_set: FaceDataset | TaughtCrops
+        self.validation_set: FaceDataset | TaughtCrops
+        self.train_set, self.validation_set = config.split(faces)
+        self._distillation = None
+        if isinstance(self.train_set, TaughtCrops):
+            self._layer = last_layer(network)
+            weights = {"features": config.teacher_features, "logit": config.teacher_logit}
+            self._distillation = Distillation(self._layer, self.train_set.width, **weights).to(self._device)
+            rate = config.learning_rate * config.head_rate
+            self._optimizer.add_param_group({"params": [*self._distillation.parameters()], "lr": rate})
         self._head_fit = None
         if config.trained == "head":
             head = network.get_submodule(head_path(network))
             self._head_fit = HeadFit(self.detector, head, config.weight_decay)
-        self.train_set, self.validation_set = config.split(faces)
         self._crops = min(config.crops_per_epoch or len(self.train_set), len(self.train_set))
         self._batches = -(-self._crops // config.batch_size)
         self._updates = -(-self._batches // config.accumulate)
@@ -202,7 +213,7 @@ class TrainingRun:
         total = 0.0
         scores, known = [], []
         with torch.inference_mode():
-            for crops, labels in self._loader(self.validation_set, range(len(self.validation_set))):
+            for crops, labels, *_ in self._loader(self.validation_set, range(len(self.validation_set))):
                 logit = detector(crops.to(self._device))[1].float().cpu()
                 total += float(nn.functional.binary_cross_entropy_with_logits(logit, labels, reduction="sum"))
                 scores.append(logit[:, 0].sigmoid())
@@ -238,7 +249,7 @@ class TrainingRun:
         """Pass the epoch's crops through the network and fit its last layer; return the mean loss."""
         self.detector.eval()
         shown = self.history[-1].train_loss if self.history else log(2)  # this epoch's is known at its end
-        for batch, (crops, labels) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
+        for batch, (crops, labels, *_) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
             with self._autocast():
                 head_fit.collect(crops.to(self._device), labels)
             if on_batch is not None:
@@ -252,11 +263,11 @@ class TrainingRun:
         epoch, total, seen = self.epoch, 0.0, 0
         update = epoch * self._updates
         self._optimizer.zero_grad()
-        for batch, (crops, labels) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
+        for batch, (crops, *known) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
             # The last step of an epoch may have fewer passes than the others.
             first = (batch - 1) // self.config.accumulate * self.config.accumulate
             passes = min(self.config.accumulate, self._batches - first)
-            loss = self._step_loss(crops, labels, passes, epoch, batch)
+            loss = self._step_loss(crops, known, passes, epoch, batch)
             if batch % self.config.accumulate == 0 or batch == self._batches:
                 nn.utils.clip_grad_norm_(self.detector.parameters(), CLIP_NORM)
                 self._optimizer.step()
@@ -265,16 +276,16 @@ class TrainingRun:
                 self.ema.update(self.detector, step=update)
                 if isinstance(self._scheduler, Scheduler):
                     self._scheduler.step_update(update)
-            total += loss * len(labels)
-            seen += len(labels)
+            total += loss * len(crops)
+            seen += len(crops)
             if on_batch is not None:
                 on_batch(epoch + 1, batch, self._batches, loss)
         return total / seen
 
-    def _step_loss(self, crops: Tensor, labels: Tensor, passes: int, epoch: int, batch: int) -> float:
+    def _step_loss(self, crops: Tensor, known: Sequence[Tensor], passes: int, epoch: int, batch: int) -> float:
         """Run one batch forward and backward; return its loss."""
         try:
-            loss = self._loss_of(crops, labels)
+            loss = self._loss_of(crops, *known)
             value = float(loss.detach())
             if not np.isfinite(value):
                 raise TrainingError(
@@ -287,7 +298,7 @@ class TrainingRun:
             else:
                 trained = [parameter for parameter in self.detector.parameters() if parameter.requires_grad]
                 with uphill(trained, loss, self.config.sam_radius):
-                    torch.autograd.backward(self._loss_of(crops, labels) / passes)
+                    torch.autograd.backward(self._loss_of(crops, *known) / passes)
         except (RuntimeError, MemoryError) as exc:
             if not is_out_of_memory(exc):
                 raise
@@ -302,14 +313,21 @@ class TrainingRun:
             raise TrainingError(f"there is not enough memory for a batch of {len(crops)}; {advice}") from exc
         return value
 
-    def _loss_of(self, crops: Tensor, labels: Tensor) -> Tensor:
+    def _loss_of(self, crops: Tensor, labels: Tensor, *answers: Tensor) -> Tensor:
+        crops = crops.to(self._device, non_blocking=True)
         with self._autocast():
-            logit = self.detector(crops.to(self._device, non_blocking=True))[1]
+            if self._distillation is None:
+                logit = self.detector(crops)[1]
+            else:
+                seen, logit = seen_and_logit(self.detector, self._layer, crops)
         smooth = self.config.label_smoothing
         target = labels.to(self._device, non_blocking=True) * (1 - 2 * smooth) + smooth
         loss: Tensor = self._loss(logit.float(), target)
         if self.config.pair_weight:
             loss = loss + self.config.pair_weight * pair_loss(logit.float(), labels.to(self._device))
+        if self._distillation is not None:
+            token, teachers = (answer.to(self._device) for answer in answers)
+            loss = loss + self._distillation(seen.float(), logit.float(), token, teachers)
         return loss
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -318,7 +336,7 @@ class TrainingRun:
             return torch.autocast("cuda", dtype=torch.bfloat16)
         return nullcontext()
 
-    def _loader(self, dataset: FaceDataset, places: range) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _loader(self, dataset: FaceDataset | TaughtCrops, places: range) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(
             dataset,
             batch_size=self.config.batch_size,
@@ -336,7 +354,7 @@ class TrainingRun:
     def _identity(self) -> dict[str, Any]:
         """Return what a resumed run must have in common with this one; files may have moved."""
         identity = {**self.config.to_dict(), "initial_weights": self.initial_note}
-        return {key: value for key, value in identity.items() if key not in ("pack", "folders")}
+        return {key: value for key, value in identity.items() if key not in ("pack", "folders", "taught")}
 
     def _parts(self) -> dict[str, Any]:
         """Return by name what changes in training."""
@@ -346,6 +364,7 @@ class TrainingRun:
             "optimizer": self._optimizer,
             "scheduler": self._scheduler,
             **({"head_fit": self._head_fit} if self._head_fit is not None else {}),
+            **({"distillation": self._distillation} if self._distillation is not None else {}),
         }
 
     def _state(self) -> dict[str, Any]:

@@ -65,6 +65,18 @@ def test_a_run_is_logged_and_goes_on(config: Path, tmp_path: Path, capfd: pytest
     assert "belongs to a run that differs in augmentation;" in capfd.readouterr().err
 
 
+def test_a_student_is_taught_and_trained_by_one_configuration(
+    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call("train", config, "-o", tmp_path / "large", *QUICKLY) == 0
+    taught = ("--set", f"taught={tmp_path / 'taught'}")
+    capfd.readouterr()
+    assert call("teach", config, "--teacher", tmp_path / "large" / "best.safetensors", *taught, *QUICKLY) == 0
+    assert "crops with the answers of" in capfd.readouterr().err
+    assert call("train", config, "-o", tmp_path / "small", *taught, *QUICKLY) == 0
+    assert "TaughtFolder" in capfd.readouterr().err
+
+
 def test_the_example_and_the_configuration_are_printed(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert call("train", "--example") == 0
     assert "# What is held out" not in (example := capfd.readouterr().out)

@@ -53,7 +53,7 @@ def test_single_values_can_be_replaced(tmp_path: Path) -> None:
         ("epochs: 0", "field 'epochs' is 0; allowed: a whole number from 1"),
         ("epochs: many", "field 'epochs' is 'many'; allowed: a whole number from 1"),
         ("schedule: line", "field 'schedule' is 'line'; allowed: 'cosine', 'plateau', 'step'"),
-        ("epoch: 3", "field 'epoch' is unknown; allowed: pack, folders, spec, initial_weights, epochs"),
+        ("epoch: 3", "field 'epoch' is unknown; allowed: pack, folders, taught, teacher_features"),
         ("mixture: {swop: 1}", "field 'mixture.swop' is unknown; allowed: made, swap, mouth, remade, balance"),
         ("mixture: {swap: 2}", "field 'mixture.swap' is 2; allowed: a number from 0 to 1"),
         ("augmentation: {jpeg: 1.5}", "field 'augmentation.jpeg' is 1.5; allowed: a number from 0 to 1"),

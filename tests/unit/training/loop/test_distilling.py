@@ -1,0 +1,139 @@
+"""A small network learns from what a large one says of crops."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from drawn_faces import QUICK, TINY, make_faces
+from safetensors.torch import load_file
+
+from deepfake_export import load_network
+from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_preprocess.contract.spec import Crop, Head
+from deepfake_preprocess.errors import OptionError
+from deepfake_training.data.taught import TaughtFolder
+from deepfake_training.evaluate.held_out import score_held_out
+from deepfake_training.loop import distilling
+from deepfake_training.loop.checkpointing import save_best
+from deepfake_training.loop.config import TrainConfig
+from deepfake_training.loop.distilling import Distillation, last_layer, seen_and_logit, teach
+from deepfake_training.loop.run import TrainingRun
+
+TEACHER = dataclasses.replace(
+    TINY, name="teacher", architecture="timm:test_vit", head=Head(layers=("normalize", "linear:1")), temperature=2.0
+)
+CROPS = 12
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer with random weights, whose answers differ between crops."""
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(0)
+    network = build_network(TEACHER)
+    with torch.no_grad():
+        last_layer(network).weight.normal_(std=3)
+    save_best(folder, network, TEACHER)
+    return folder / "best.safetensors"
+
+
+@pytest.fixture(scope="module")
+def taught(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """The configuration of a student, with a folder that its teacher filled in two calls, as after a kill."""
+    folder = tmp_path_factory.mktemp("taught") / "taught"
+    config = dataclasses.replace(QUICK, taught=str(folder), crops_per_epoch=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distilling, "CROPS_PER_FILE", 4)
+        teach(make_faces(), config, teacher, num_crops=6)
+        before = {path.name: path.read_bytes() for path in (folder / "train").iterdir()}
+        (folder / "train" / "00001.safetensors").unlink()
+        counts: list[tuple[int, int]] = []
+        teach(make_faces(), config, teacher, num_crops=CROPS, progress=lambda *seen: counts.append(seen))
+    assert counts[-1] == (CROPS + 8, CROPS + 8)
+    assert (folder / "train" / "00000.safetensors").read_bytes() == before["00000.safetensors"]
+    return config
+
+
+def test_a_file_holds_the_crops_and_what_the_teacher_says_of_them(taught: TrainConfig, teacher: Path) -> None:
+    assert taught.taught is not None
+    content = load_file(sorted((Path(taught.taught) / "train").iterdir())[2])
+    detector = ServedDetector(load_network(teacher).network, TEACHER).eval()
+    with torch.inference_mode():
+        seen, logit = seen_and_logit(detector, last_layer(detector.network), content["crops"])
+    torch.testing.assert_close(content["logits"], logit)
+    torch.testing.assert_close(content["tokens"], seen.half(), atol=1e-3, rtol=1e-2)
+    drawn, _ = dataclasses.replace(taught, taught=None).split(make_faces())
+    for row in range(4):
+        crop, label = drawn[8 + row]
+        assert torch.equal(content["crops"][row], crop)
+        assert torch.equal(content["labels"][row], label)
+
+
+def test_a_student_learns_to_see_what_its_teacher_sees(taught: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        taught, epochs=8, batch_size=4, accumulate=1, learning_rate=3e-3, ema_decay=0.0, pair_weight=0.0
+    )
+    faces = config.load_faces()
+    assert isinstance(faces, TaughtFolder)
+    run = TrainingRun(faces, config, tmp_path)
+    run.train()
+    assert run.history[0].crops == CROPS, "an epoch takes each crop once"
+    assert min(line.train_loss for line in run.history) < 0.8 * run.history[0].train_loss
+    again = TrainingRun(faces, config, tmp_path)
+    again.resume(tmp_path)
+    projections = [each._parts()["distillation"].projection.weight for each in (again, run)]
+    assert torch.equal(*projections), "what projects the features goes on, too"
+    assert len(score_held_out(tmp_path)[1]) == config.validation_crops
+
+
+def test_the_loss_is_none_where_student_and_teacher_agree() -> None:
+    layer = torch.nn.Linear(3, 1)
+    loss = Distillation(layer, 3, features=1.0, logit=0.0)
+    torch.nn.init.eye_(loss.projection.weight)
+    torch.nn.init.zeros_(loss.projection.bias)
+    seen, logit = torch.randn(4, 3), torch.randn(4, 1)
+    with torch.inference_mode():
+        assert float(loss(seen, logit, 5 * seen, logit)) == pytest.approx(0, abs=1e-6)
+        assert float(loss(seen, logit, -seen, logit)) == pytest.approx(2, abs=1e-6)
+
+
+def test_pairs_stay_neighbors_in_every_epoch(taught: TrainConfig) -> None:
+    train, _ = taught.split(taught.load_faces())
+    orders = []
+    for epoch in range(2):
+        train.set_epoch(epoch)
+        sources = [train.source(place) for place in range(CROPS)]
+        assert sources[::2] == sources[1::2]
+        assert [float(train[place][1]) for place in range(CROPS)] == [0.0, 1.0] * (CROPS // 2)
+        orders.append(sources)
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
+
+
+def test_what_does_not_fit_is_said(taught: TrainConfig, teacher: Path, tmp_path: Path) -> None:
+    faces = make_faces()
+    with pytest.raises(OptionError, match="set 'taught' to a folder"):
+        teach(faces, QUICK, teacher)
+    wide = dataclasses.replace(taught, spec=dataclasses.replace(TINY, crop=Crop(0.4)))
+    with pytest.raises(OptionError, match=r"takes crops of 32 x 32 px with a margin of 0\.1, none, and "):
+        teach(faces, wide, teacher)
+    network = build_network(TEACHER)
+    save_best(tmp_path, network, TEACHER)
+    with pytest.raises(OptionError, match="is of another teacher"):
+        teach(faces, taught, tmp_path / "best.safetensors")
+    large = dataclasses.replace(taught, spec=dataclasses.replace(TINY, input_width_px=64))
+    with pytest.raises(OptionError, match=r"the shape \[32, 32, 3\], and the spec wants \[32, 64, 3\]; teach anew"):
+        large.split(large.load_faces())
+    nothing = dataclasses.replace(taught, taught=str(tmp_path / "nothing"))
+    with pytest.raises(OptionError, match="holds no crops; fill it with `deepfake teach`"):
+        nothing.split(nothing.load_faces())
+    for part in ("train", "held_out"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "0.safetensors").write_bytes(b"torn")
+    torn = dataclasses.replace(taught, taught=str(tmp_path))
+    with pytest.raises(OptionError, match="holds no crops with a teacher's answers"):
+        torn.split(torn.load_faces())
