@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 from fastapi import Depends, Header, Request
+from sqlalchemy.exc import SQLAlchemyError
 
+from deepfake_gateway.intake.news import Wait
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import MediumGoneError
 from deepfake_gateway.sandbox.process import SandboxError, TaskError
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.records import Event
+from deepfake_gateway.store.keys import Key, Keys
+from deepfake_gateway.store.records import Event, Status
 
 MAX_WAIT_S: Final = 300.0
 SEALED: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src 'self'"
 """A policy under which what an upload contains can do nothing, whatever a browser takes it for."""
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 0.25
-LATE_PART: Final = 20
-"""Events are looked for at intervals of this part of the time so far, so that many followers cost little."""
+CHECK_S: Final = 2.0
+"""Who follows a job is told within this time that it was deleted, or that the key is valid no more."""
 HEARTBEAT_S: Final = 15.0
 """A comment is sent so often, or proxies close a silent connection."""
 STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 def _desk(request: Request) -> Desk:
@@ -73,28 +79,61 @@ def last_event(header: str | None) -> int:
     return int(header) if header and re.fullmatch(r"[0-9]{1,18}", header) else 0
 
 
+@asynccontextmanager
+async def looks(every_s: float) -> AsyncIterator[Wait]:
+    """Yield a wait for jobs of which nobody has news: each of their followers looks for itself."""
+    yield lambda within_s: asyncio.sleep(min(within_s, every_s))
+
+
+def still_served(request: Request) -> Callable[[], bool]:
+    """Return how to find out whether the caller's key, where it has one, is still valid."""
+    keys: Keys = request.app.state.keys
+    key: Key | None = request.state.key
+    return lambda: key is None or keys.is_valid(key.id)
+
+
 async def followed(
-    state: Callable[[], tuple[bool, dict[str, Any]]], events: Callable[[int], list[Event]], after: int
+    state: Callable[[], tuple[bool, dict[str, Any]]],
+    events: Callable[[int], list[Event]],
+    after: int,
+    *,
+    news: AbstractAsyncContextManager[Wait],
+    is_served: Callable[[], bool],
 ) -> AsyncIterator[str]:
     """Yield the events of a job behind one of them as they come, and ``end`` with its document.
 
-    `state` returns whether the job is over, and its document; `events` those behind a number.
+    `state` returns whether the job is over, and its document; `events` those behind a number; `news` is how to
+    wait for more; `is_served` says whether the caller is still let in. While the database is away, it is waited for.
     """
-    began = heard = time.monotonic()
-    while True:
-        # Read before the events, so that none is missed that came with the end.
-        is_over, document = await asyncio.to_thread(state)
-        for event in await asyncio.to_thread(events, after):
-            after, heard = event.id, time.monotonic()
-            yield _event(event.kind, event.data, event.id)
-        if is_over:
-            yield _event("end", document, after)
-            return
-        now = time.monotonic()
-        if now - heard >= HEARTBEAT_S:
-            heard = now
-            yield ": still here\n\n"
-        await asyncio.sleep(min(LONGEST_LOOK_S, max(FIRST_LOOK_S, (now - began) / LATE_PART)))
+    heard, checked = time.monotonic(), float("-inf")
+    async with news as wait:
+        while True:
+            try:
+                found = await asyncio.to_thread(events, after)
+                for event in found:
+                    after, heard = event.id, time.monotonic()
+                    yield _event(event.kind, event.data, event.id)
+                if (found and _is_last(found[-1])) or time.monotonic() - checked >= CHECK_S:
+                    if not await asyncio.to_thread(is_served):
+                        return
+                    is_over, document = await asyncio.to_thread(state)
+                    checked = time.monotonic()
+                    if is_over:
+                        for event in await asyncio.to_thread(events, after):  # that came with the end
+                            after = event.id
+                            yield _event(event.kind, event.data, event.id)
+                        yield _event("end", document, after)
+                        return
+            except SQLAlchemyError as exc:
+                logger.warning("the database is away (%s); events are looked for again", type(exc).__name__)
+            if time.monotonic() - heard >= HEARTBEAT_S:
+                heard = time.monotonic()
+                yield ": still here\n\n"
+            await wait(CHECK_S)
+
+
+def _is_last(event: Event) -> bool:
+    return event.kind == "status" and Status(event.data["status"]).is_final
 
 
 def _event(kind: str, data: dict[str, Any], number: int) -> str:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from deepfake_gateway.api.documents import analysis_json
-from deepfake_gateway.api.parts import SEALED, STREAM_HEADERS, DeskOf, followed, last_event, made
+from deepfake_gateway.api.parts import SEALED, STREAM_HEADERS, DeskOf, followed, last_event, made, still_served
 from deepfake_gateway.api.ranges import ranged
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.jobs.evidence import makes_pdf
@@ -47,7 +47,13 @@ async def events(
         analysis = store.get(analysis_id)
         return (True, {}) if analysis is None else (analysis.status.is_final, analysis_json(analysis))
 
-    stream = followed(state, lambda after: store.events(analysis_id, after=after), last_event(last_event_id))
+    stream = followed(
+        state,
+        lambda after: store.events(analysis_id, after=after),
+        last_event(last_event_id),
+        news=desk.news.about(analysis_id),
+        is_served=still_served(request),
+    )
     return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from deepfake_client.result.verdict import Interval, Verdict
 from deepfake_gateway.api.documents import Document, ErrorDocument, error_json, time_text
-from deepfake_gateway.api.parts import STREAM_HEADERS, DeskOf, followed, last_event
+from deepfake_gateway.api.parts import STREAM_HEADERS, DeskOf, followed, last_event, looks, still_served
 from deepfake_gateway.intake.problems import responses
 from deepfake_gateway.intake.watching import WatchForm
 from deepfake_gateway.jobs.watching import rolling_of
 from deepfake_gateway.store.records import Status
 from deepfake_gateway.store.watches import Watch
+
+LOOK_S: Final = 0.25
+"""How often who follows a watch looks for its next verdict, which comes once a second."""
 
 router = APIRouter(tags=["live sources"])
 
@@ -165,7 +168,9 @@ async def read(watch_id: str, desk: DeskOf) -> Response:
     },
     response_class=StreamingResponse,
 )
-async def events(watch_id: str, desk: DeskOf, last_event_id: Annotated[str | None, Header()] = None) -> Response:
+async def events(
+    watch_id: str, request: Request, desk: DeskOf, last_event_id: Annotated[str | None, Header()] = None
+) -> Response:
     """Follow a watch: ``status`` and ``verdict`` events, and ``end`` with the watch itself.
 
     After a broken connection, send the last event's id as ``Last-Event-ID``, as browsers do; the verdicts of the
@@ -178,7 +183,13 @@ async def events(watch_id: str, desk: DeskOf, last_event_id: Annotated[str | Non
         watch = watches.get(watch_id)
         return (True, {}) if watch is None else (watch.status.is_final, watch_json(watch))
 
-    stream = followed(state, lambda after: watches.events(watch_id, after=after), last_event(last_event_id))
+    stream = followed(
+        state,
+        lambda after: watches.events(watch_id, after=after),
+        last_event(last_event_id),
+        news=looks(LOOK_S),
+        is_served=still_served(request),
+    )
     return StreamingResponse(stream, media_type="text/event-stream", headers=STREAM_HEADERS)
 
 

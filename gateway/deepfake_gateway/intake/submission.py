@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_client.transport.request_id import REQUEST_ID
+from deepfake_gateway.intake.news import News, Wait
 from deepfake_gateway.intake.options import ExplanationForm, stored_options
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.sink import Upload
@@ -37,8 +38,8 @@ from deepfake_gateway.tracing import current_traceparent
 from deepfake_preprocess.errors import DeepfakeError
 
 MODEL_ASKED_EVERY_S: Final = 2.0
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 0.05
-"""How often a waiting request looks for the result; from often to seldom."""
+LOOK_S: Final = 0.05
+"""How often somebody who waits for heatmaps looks for them."""
 
 DEFAULT_FACES: Final = 3
 """Faces that are explained where none are named."""
@@ -70,6 +71,7 @@ class Desk:
         settings: Settings,
     ) -> None:
         self.store, self.media = store, media
+        self.news = News(store)
         self.batches = Batches(store.engine)
         self.webhooks = Webhooks(store.engine)
         self.explanations = Explanations(store.engine)
@@ -256,7 +258,8 @@ class Desk:
 
     async def finished(self, analysis_id: str, within_s: float) -> Analysis:
         """Return an analysis once it is over, or as it is after `within_s` seconds."""
-        return await _once_over(lambda: self.find(analysis_id), within_s)
+        async with self.news.about(analysis_id) as wait:
+            return await _once_over(lambda: self.find(analysis_id), within_s, wait)
 
     def find(self, analysis_id: str) -> Analysis:
         """Return an analysis; Problem 404 where there is none."""
@@ -320,7 +323,8 @@ class Desk:
 
     async def explained(self, explanation: StoredExplanation, within_s: float) -> StoredExplanation:
         """Return an explanation once it is over, or as it is after `within_s` seconds."""
-        return await _once_over(lambda: self.find_explanation(explanation.analysis_id, explanation.id), within_s)
+        find = partial(self.find_explanation, explanation.analysis_id, explanation.id)
+        return await _once_over(find, within_s, lambda left_s: asyncio.sleep(min(left_s, LOOK_S)))
 
     async def models(self) -> list[ServedModel]:
         """Return what the server offers; raises DeepfakeError."""
@@ -337,11 +341,11 @@ class Desk:
         return checkpoint
 
 
-async def _once_over(find: Callable[[], JobT], within_s: float) -> JobT:
-    give_up_at, look_s = time.monotonic() + within_s, FIRST_LOOK_S
+async def _once_over(find: Callable[[], JobT], within_s: float, wait: Wait) -> JobT:
+    give_up_at = time.monotonic() + within_s
     while True:
         found = await asyncio.to_thread(find)
-        if found.status.is_final or time.monotonic() >= give_up_at:
+        left_s = give_up_at - time.monotonic()
+        if found.status.is_final or left_s <= 0:
             return found
-        await asyncio.sleep(min(look_s, max(0.0, give_up_at - time.monotonic())))
-        look_s = min(1.3 * look_s, LONGEST_LOOK_S)
+        await wait(left_s)

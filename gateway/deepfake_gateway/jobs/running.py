@@ -21,7 +21,7 @@ from deepfake_preprocess import errors
 
 logger = logging.getLogger(__name__)
 
-LOOK_S: Final = 0.25
+LOOK_S: Final = 0.5
 """How often progress is written and a cancellation is looked for."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 """Between tries while the server or the database is away; each wait is twice the one before."""

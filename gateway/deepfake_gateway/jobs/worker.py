@@ -42,10 +42,8 @@ from deepfake_preprocess.support.limits import end_with_parent
 
 logger = logging.getLogger(__name__)
 
-PICK_UP_S: Final = 0.1
-"""How often the queue of analyses is looked at: somebody waits. A look costs some 4 ms of CPU time."""
-PICK_UP_OTHERS_S: Final = 0.5
-"""The same of the other queues."""
+PICK_UP_S: Final = {Job.ANALYZE: 0.25, Job.EXPLAIN: 0.5, Job.WATCH: 1.0}
+"""How often a queue is looked at: somebody waits, and a look costs some 3 ms of CPU time."""
 SEEN_EVERY_S: Final = 2.0
 LOST_LOOK_S: Final = 10.0
 """A job that twice in a row is this worker's and not under way is taken up again."""
@@ -162,8 +160,7 @@ def _launch(
         DBOS.workflow(name=job.value)(_on_loop(run, loop, under_way))
     DBOS.launch()
     for job, (concurrency, _) in jobs.items():
-        pick_up_s = PICK_UP_S if job is Job.ANALYZE else PICK_UP_OTHERS_S
-        DBOS.register_queue(job.value, worker_concurrency=concurrency, polling_interval_sec=pick_up_s)
+        DBOS.register_queue(job.value, worker_concurrency=concurrency, polling_interval_sec=PICK_UP_S[job])
 
 
 def _on_loop(run: RunJob, loop: asyncio.AbstractEventLoop, under_way: set[str]) -> Callable[[str], None]:

@@ -38,7 +38,7 @@ from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.support.limits import end_with_parent
 
-PROGRESS_EVERY_S: Final = 0.25
+PROGRESS_EVERY_S: Final = 0.5
 
 Say = Callable[[dict[str, Any]], None]
 

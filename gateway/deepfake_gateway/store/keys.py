@@ -99,10 +99,14 @@ class Keys:
         with self._engine.connect() as connection:
             return connection.execute(sa.select(KEYS.c.id).limit(1)).first() is not None
 
+    def is_valid(self, key_id: str) -> bool:
+        """Whether the key of an id may still be used."""
+        return self._valid(sa.select(KEYS).where(KEYS.c.id == key_id)) is not None
+
     def of_text(self, text: str) -> Key | None:
         """Return the valid key of a text; None for any other text."""
         found = _FORM.fullmatch(text)
-        if found is None or zlib.crc32(text[:-8].encode()) != int(found[3], 16):
+        if found is None or not _is_intact(text, found):
             return None  # mistyped, or cut off: the database need not be asked
         return self._valid(sa.select(KEYS).where(KEYS.c.id == found[1]), _hash(text))
 
@@ -134,6 +138,18 @@ class Keys:
         """Forget a session."""
         with self._engine.begin() as connection:
             connection.execute(SESSIONS.delete().where(SESSIONS.c.sha256 == _hash(token)))
+
+
+def id_of(text: str) -> str | None:
+    """Return the id that a text names: as ``dfk_ID``, alone, or as the key itself; None for any other text."""
+    if found := re.fullmatch(r"(?:dfk_)?([0-9a-f]{8})", text):
+        return found[1]
+    found = _FORM.fullmatch(text)
+    return None if found is None or not _is_intact(text, found) else found[1]
+
+
+def _is_intact(text: str, found: re.Match[str]) -> bool:
+    return zlib.crc32(text[:-8].encode()) == int(found[3], 16)
 
 
 def _hash(text: str) -> str:

@@ -199,6 +199,12 @@ class Store:
         with self.engine.connect() as connection:
             return {tuple(row[:-1]): row[-1] for row in connection.execute(query)}
 
+    def model_names(self) -> list[str]:
+        """Return the names of the models that gave verdicts, sorted."""
+        query = sa.select(ANALYSES.c.model_name).where(ANALYSES.c.model_name.is_not(None) & self._of_mine())
+        with self.engine.connect() as connection:
+            return sorted(connection.execute(query.distinct()).scalars())
+
     def longest_wait(self) -> float:
         """Return for how many seconds the oldest queued analysis has waited; 0 where none waits."""
         query = sa.select(sa.func.min(ANALYSES.c.created_at)).where(ANALYSES.c.status == Status.QUEUED.value)
@@ -315,6 +321,12 @@ class Store:
         )
         with self.engine.connect() as connection:
             return [Event(row.id, row.kind, json.loads(row.data)) for row in connection.execute(query)]
+
+    def latest_events(self, limit: int) -> dict[int, str]:
+        """Return the numbers of the latest events, each with the id of its analysis, whosesoever."""
+        query = sa.select(EVENTS.c.id, EVENTS.c.analysis_id).order_by(EVENTS.c.id.desc()).limit(limit)
+        with self.engine.connect() as connection:
+            return {row.id: row.analysis_id for row in connection.execute(query)}
 
     def last_progress(self, analysis_id: str) -> dict[str, Any] | None:
         """Return how far an analysis is, as `add_progress` took it; None before anything is known."""

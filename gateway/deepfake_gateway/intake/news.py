@@ -1,0 +1,77 @@
+"""`News`: wakes the requests that wait for an analysis, with one look at the database for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, TypeAlias
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from deepfake_gateway.store.records import Store
+
+LOOK_S: Final = 0.1
+UNPROMPTED_S: Final = 2.0
+"""Who waits looks so often all the same: what is deleted says nothing."""
+AWAY_S: Final = 1.0
+"""Between looks at a database that gives no answer."""
+OVERLAP: Final = 32
+"""Events that are looked at again: with several writers, Postgres may show one after others with higher ids."""
+
+logger = logging.getLogger(__name__)
+
+Wait: TypeAlias = Callable[[float], Awaitable[None]]
+"""Returns when there may be news, at the latest after so many seconds."""
+
+
+class News:
+    """What happens to analyses, as far as somebody waits for it; belongs to one event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
+        self._known: set[int] = set()
+        self._looking: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def about(self, analysis_id: str) -> AsyncIterator[Wait]:
+        """Yield how to wait for news of an analysis; what came since the last wait, or since the start, is news."""
+        changed = asyncio.Event()
+        self._waiting[analysis_id].append(changed)
+        try:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look())
+
+            async def wait(within_s: float) -> None:
+                try:
+                    async with asyncio.timeout(min(within_s, UNPROMPTED_S)):
+                        await changed.wait()
+                except TimeoutError:
+                    pass
+                changed.clear()
+
+            yield wait
+        finally:
+            self._waiting[analysis_id].remove(changed)
+            if not self._waiting[analysis_id]:
+                del self._waiting[analysis_id]
+
+    async def _look(self) -> None:
+        """Look as long as somebody waits. The first look knows nothing and wakes all that wait."""
+        self._known = set()
+        while self._waiting:
+            pause_s = LOOK_S
+            try:
+                latest = await asyncio.to_thread(self._store.latest_events, OVERLAP)
+            except SQLAlchemyError as exc:
+                logger.debug("no news: the database gives no answer (%s)", exc)
+                pause_s = AWAY_S
+            else:
+                for analysis_id in {latest[number] for number in latest.keys() - self._known}:
+                    for changed in self._waiting.get(analysis_id, ()):
+                        changed.set()
+                self._known = set(latest)
+            await asyncio.sleep(pause_s)
