@@ -25,7 +25,7 @@ from deepfake_gateway.api import (
     watches,
     webhooks,
 )
-from deepfake_gateway.api.door import Door, away
+from deepfake_gateway.api.door import Door, not_stored
 from deepfake_gateway.api.guard import Guard
 from deepfake_gateway.intake.problems import Problem, problem_answer
 from deepfake_gateway.intake.submission import AskModels, Desk
@@ -126,7 +126,7 @@ async def _on_validation(request: Request, error: Exception) -> Response:
 
 async def _on_database(request: Request, error: Exception) -> Response:
     assert isinstance(error, SQLAlchemyError)
-    return await _on_problem(request, away(error))
+    return await _on_problem(request, not_stored(error))
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:

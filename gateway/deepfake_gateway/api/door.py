@@ -18,7 +18,7 @@ from fastapi.responses import RedirectResponse, Response
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -82,7 +82,7 @@ class Door:
                 most = None if scope["path"] in _TAKES_FILES else MAX_BODY_BYTES
                 upload = _Upload(self._uploads, caller if is_counted else None, receive, self._metrics, most)
         except (Problem, SQLAlchemyError) as exc:
-            problem = exc if isinstance(exc, Problem) else away(exc)
+            problem = exc if isinstance(exc, Problem) else not_stored(exc)
             self._metrics.refused(problem)
             await _refusal(problem, scope)(scope, receive, send)
             return
@@ -227,8 +227,10 @@ def _from_own_page(headers: Headers) -> bool:
     return headers.get("origin", "null") != "null" or headers.get("sec-fetch-site") == "same-origin"
 
 
-def away(error: SQLAlchemyError) -> Problem:
-    """Return the refusal of what needs a database that gives no answer."""
+def not_stored(error: SQLAlchemyError) -> Problem:
+    """Return the refusal of what the database does not take, or of anything while it gives no answer."""
+    if isinstance(error, DataError):
+        return Problem(422, "the request has a text or a number that cannot be stored or looked up; correct it")
     detail = f"the database gives no answer ({type(error).__name__}); try again later"
     return Problem(503, detail, {"Retry-After": "5"}, reason="database")
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -72,7 +72,7 @@ class Guard:
                 _log(scope, message["status"], time.monotonic() - began)
             await send(message)
 
-        problem = self._problem(scope["method"], headers)
+        problem = _no_text(scope) or self._problem(scope["method"], headers)
         if problem is not None:
             self._metrics.refused(problem)
             refusal: Any = JSONResponse(problem.document(), problem.status, media_type=PROBLEM_TYPE)
@@ -93,6 +93,15 @@ class Guard:
         if method not in SAFE_METHODS and origin is not None and urlsplit(origin).netloc != host:
             return Problem(403, "the request comes from a page of another site; send it from this service's own page")
         return None
+
+
+def _no_text(scope: Scope) -> Problem | None:
+    """Return the refusal of an address with a NUL, which no name has, and which not every database can look up."""
+    if "\0" in scope["path"]:
+        return Problem(404, "there is nothing at an address with a NUL (%00); /docs lists what there is")
+    if b"\0" in unquote_to_bytes(scope["query_string"]):
+        return Problem(422, "the query has a NUL (%00), which no name or option has; leave it out")
+    return None
 
 
 def _log(scope: Scope, status: int, took_s: float) -> None:

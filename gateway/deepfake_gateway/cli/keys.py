@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.keys import SCOPES, Key, Keys
+from deepfake_gateway.store.keys import SCOPES, Key, Keys, id_of
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.text import visible
@@ -126,13 +126,17 @@ def revoke(
     settings_file: SettingsFile = None,
 ) -> None:
     """End a key and its sessions at once. Its results stay."""
-    found = re.match(r"(?:dfk_)?([0-9a-f]{8})", key)
+    key_id = id_of(key)
+    if key_id is None:
+        raise OptionError(
+            f"{key[:12]!r} does not name a key; give it as `deepfake gateway keys list` shows it, or all of the key"
+        )
     with opened(settings_file, data_dir, database) as store:
-        if found is None or not Keys(store.engine).revoke(found[1]):
+        if not Keys(store.engine).revoke(key_id):
             raise OptionError(
-                f"there is no valid key {key[:12]!r}; `deepfake gateway keys list` shows which there are"
+                f"there is no valid key dfk_{key_id}; `deepfake gateway keys list` shows which there are"
             )
-    print(f"dfk_{found[1]} is revoked")
+    print(f"dfk_{key_id} is revoked")
 
 
 def _facts(key: Key) -> dict[str, Any]:

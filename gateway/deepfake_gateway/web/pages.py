@@ -219,8 +219,7 @@ async def history(request: Request, asked: Annotated[Asked, Query()]) -> Respons
     if len(found) > PAGE:
         following = urlencode({**asked.model_dump(), "after": found[PAGE - 1].id})
     items = [await progress_of(desk, say, analysis) for analysis in found[:PAGE]]
-    counts = await asyncio.to_thread(desk.store.count_by, "model_name")
-    models = sorted({name for (name,) in counts if name} | ({asked.model} if asked.model else set()))
+    models = sorted({*await asyncio.to_thread(desk.store.model_names), *filter(None, [asked.model])})
     return render("history.html.j2", request, items=items, asked=asked, following=following, models=models)
 
 

@@ -39,6 +39,14 @@ def test_a_file_may_be_the_body_itself(gateway, clip):
     assert len(answer.json()["verdict"]["frames"]) == 2
 
 
+@pytest.mark.parametrize("path", ["/v1/analyses?name=a%00", "/history?model=%00", "/v1/usage?%00=1"])
+def test_a_query_with_a_nul_is_refused(gateway, path):
+    answer = gateway.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert "leave it out" in answer.json()["detail"]
+    assert gateway.get("/v1/analyses/%00").status_code == 404
+
+
 def test_without_waiting_there_is_an_address(gateway, clip):
     answer = send(gateway, clip, headers={})
     assert answer.status_code == 202

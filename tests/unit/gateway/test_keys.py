@@ -5,6 +5,7 @@ import threading
 import time
 
 import gateways
+import httpx
 import pytest
 
 from deepfake_client.cli.main import main
@@ -97,6 +98,8 @@ def test_a_tenant_sees_only_its_own(gateway, keys, clip):
     assert gateway.get("/v1/analyses", headers=other).json()["items"] == []
     assert sent["id"] not in gateway.get("/", headers=other).text
     assert sent["id"] not in gateway.get("/history", headers=other).text
+    models = [gateways.SPEC.name in gateway.get("/history", headers=headers).text for headers in (mine, admin, other)]
+    assert models == [True, True, False]
     assert len(gateway.get("/v1/analyses", headers=admin).json()["items"]) == 1
     # Neither the result nor the idempotency key of another tenant answers.
     runs = gateway.queue.runs
@@ -105,6 +108,20 @@ def test_a_tenant_sees_only_its_own(gateway, keys, clip):
     assert gateway.queue.runs == runs + 1
     assert send(gateway, clip, colleague).json()["id"] == sent["id"]
     assert send(gateway, clip, admin).json()["id"] not in (sent["id"], theirs.json()["id"])
+
+
+def test_events_end_with_the_key(tmp_path, clip):
+    with gateways.listening_gateway(tmp_path / "data") as (address, queue):
+        keys = Keys(queue.store.engine)
+        key, text = keys.create("test", ["analyze"])
+        queue.hold.clear()
+        with httpx.Client(base_url=address, headers={"X-Api-Key": text}) as client:
+            links = client.post("/v1/analyses", content=clip).json()["links"]
+            with client.stream("GET", links["events"]) as stream:
+                lines = stream.iter_lines()
+                assert "event: status" in (next(lines), next(lines))
+                keys.revoke(key.id)
+                assert "event: end" not in list(lines)
 
 
 def test_seconds_of_video_per_day(gateway, keys, clip):
@@ -192,7 +209,12 @@ def test_the_commands(tmp_path, capsys):
     listed = json.loads(run("list", "--json")[1])
     assert (listed[0]["name"], listed[0]["scopes"], listed[0]["state"]) == ("press", ["read"], "valid")
     assert text.strip().split("_")[2] not in run("list", "--json")[1]
-    assert run("revoke", text.strip())[0] == 0
+    key = text.strip()
+    for wrong in (key[:-1], key + "0", f"{key[:12]}x", "x", ""):
+        code, _, error = run("revoke", wrong)
+        assert code == 2
+        assert "does not name a key" in " ".join(error.split())
+    assert run("revoke", key)[0] == 0
     code, _, error = run("revoke", text.strip())
     assert code == 2
     assert "there is no valid key" in " ".join(error.split())
