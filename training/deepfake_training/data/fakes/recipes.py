@@ -99,13 +99,14 @@ def _self_blend(real: Portrait, rng: np.random.Generator) -> Picture:
 
 def _swap(real: Portrait, donor: Portrait, rng: np.random.Generator) -> Picture:
     size_hw = real.picture.shape[:2]
-    # Between the shapes of both: a swap keeps more or less of the donor's.
     onto = real.mesh
-    if rng.random() < 0.5:
+    if rng.random() < 0.6:  # between the shapes of both: a swap keeps more or less of the donor's
         matrix, _ = cv2.estimateAffinePartial2D(donor.mesh, real.mesh)
         if matrix is not None:
             theirs = donor.mesh @ matrix[:, :2].T.astype(np.float32) + matrix[:, 2].astype(np.float32)
-            onto = real.mesh + np.float32(rng.uniform(0, 0.6)) * (theirs - real.mesh)
+            onto = real.mesh + np.float32(rng.uniform(0, 1)) * (theirs - real.mesh)
+    if rng.random() < 0.4:
+        onto = _misplaced(onto, real.face_px, rng)
     inner, _ = warp(donor.picture, donor.mesh, onto, size_hw)
     inner = match_colors(inner, real.picture, draw_region(real.mesh, "inner", size_hw), rng)
     if rng.random() < 0.75:
@@ -116,8 +117,19 @@ def _swap(real: Portrait, donor: Portrait, rng: np.random.Generator) -> Picture:
         mask = square_mask(real.mesh, size_hw, rng)
         mask *= draw_region(onto, "whole", size_hw) if rng.random() < 0.7 else 1
     else:
-        mask = random_mask(onto, _drawn(_SWAP_REGIONS, rng), size_hw, rng)
+        # In the outline of either face: where they differ, brows are double and cheeks cut off.
+        outline = onto if rng.random() < 0.5 else real.mesh
+        mask = random_mask(outline, _drawn(_SWAP_REGIONS, rng), size_hw, rng)
+    if rng.random() < 0.15:  # half transparent
+        return mix(real.picture, inner, soften(mask, real.face_px, rng) * np.float32(rng.uniform(0.6, 0.9)))
     return blend(real.picture, inner, mask, real.face_px, rng)
+
+
+def _misplaced(mesh: Mesh, face_px: float, rng: np.random.Generator) -> Mesh:
+    """Shift and scale a face a little, as swaps lie that know only where five landmarks are, or where they were."""
+    center = mesh.mean(axis=0)
+    scale, shift = rng.uniform(0.94, 1.06, 2), rng.normal(0, 0.025, 2) * face_px
+    return np.asarray(center + (mesh - center) * scale + shift, dtype=np.float32)
 
 
 def _new_mouth(real: Portrait, donor: Portrait | None, rng: np.random.Generator) -> Picture:
