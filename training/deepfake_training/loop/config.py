@@ -91,6 +91,8 @@ class TrainConfig(JsonData):
             no harm, and on a CPU batches of 8 are several times as fast per crop as batches of 32.
         validation_share: share of the faces that is held out, in (0, 1).
         validation_crops: at most so many crops are validated.
+        keep: ``best`` publishes the epoch with the best validation AUC; ``last`` the last one, whose weights are the
+            better choice where few crops are validated and the schedule ends low.
         patience: epochs without a better validation AUC after which training ends; 0 never ends early.
         seed: of everything random but the split.
         split_seed: of the split and of the crops that are validated. A run that starts from the weights of another
@@ -129,6 +131,7 @@ class TrainConfig(JsonData):
     freeze_statistics: bool = False
     validation_share: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
     validation_crops: CropCount = 1000
+    keep: Literal["best", "last"] = "best"
     patience: Number = 0
     seed: Number = 0
     split_seed: Number = 0
@@ -137,6 +140,8 @@ class TrainConfig(JsonData):
 
     def __post_init__(self) -> None:
         self.check_fields()
+        if self.keep == "last" and self.patience:
+            raise OptionError("'keep: last' trains to the last epoch; set 'patience' to 0, or 'keep' to best")
 
     @classmethod
     def from_file(cls, path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:

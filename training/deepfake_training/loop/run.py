@@ -59,7 +59,7 @@ class EpochResult:
         learning_rate: at the end of the epoch.
         crops: crops trained on so far.
         seconds: length of this epoch with its validation.
-        best: whether these are the best weights so far.
+        best: whether these are the weights to publish, so far.
     """
 
     epoch: int
@@ -242,7 +242,7 @@ class TrainingRun:
             learning_rate=self._optimizer.param_groups[0]["lr"],
             crops=(epoch + 1) * self._crops,
             seconds=round(time.monotonic() - start, 1),
-            best=best is None or auc > best.validation_auc,
+            best=best is None or self.config.keep == "last" or auc > best.validation_auc,
         )
 
     def _fit_head(self, head_fit: HeadFit, on_batch: Callable[[int, int, int, float], None] | None) -> float:

@@ -52,6 +52,7 @@ def test_single_values_can_be_replaced(tmp_path: Path) -> None:
     [
         ("epochs: 0", "field 'epochs' is 0; allowed: a whole number from 1"),
         ("epochs: many", "field 'epochs' is 'many'; allowed: a whole number from 1"),
+        ("{keep: last, patience: 2}", "'keep: last' trains to the last epoch; set 'patience' to 0"),
         ("schedule: line", "field 'schedule' is 'line'; allowed: 'cosine', 'plateau', 'step'"),
         ("epoch: 3", "field 'epoch' is unknown; allowed: pack, folders, taught, teacher_features"),
         ("mixture: {swop: 1}", "field 'mixture.swop' is unknown; allowed: made, swap, mouth, remade, balance"),

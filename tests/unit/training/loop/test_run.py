@@ -146,6 +146,18 @@ def test_early_stopping_counts_from_the_best_epoch(tmp_path: Path, monkeypatch: 
     assert run.epoch == 4
 
 
+def test_the_last_epoch_is_published_where_the_configuration_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aucs = iter([0.9, 0.7])
+    monkeypatch.setattr(TrainingRun, "validate", lambda self, detector: (0.5, next(aucs)))
+    run = TrainingRun(make_faces(), dataclasses.replace(QUICK, epochs=2, keep="last"), tmp_path)
+    assert run.train().epoch == 2
+    kept = load_file(tmp_path / BEST)
+    last = run.ema.module.network.state_dict()
+    assert all(torch.equal(kept[name], last[name]) for name in last)
+
+
 def test_frozen_parts_and_statistics_stay_as_they_were(tmp_path: Path) -> None:
     config = dataclasses.replace(QUICK, epochs=1, freeze=("conv_stem", "blocks.0"), freeze_statistics=True)
     run = TrainingRun(make_faces(), config, tmp_path)
