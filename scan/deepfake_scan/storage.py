@@ -201,9 +201,6 @@ def _split(address: str) -> tuple[str, str, str]:
     """Return the address of the bucket, the separator, and the path below it."""
     scheme, _, rest = address.partition("://")
     bucket, slash, path = rest.partition("/")
-    if scheme == "az":  # az://account/container/path
-        container, slash, path = path.partition("/")
-        bucket = f"{bucket}/{container}"
     return f"{scheme}://{bucket}", slash, path
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from media import make_clip
-from object_store import put, served_bucket
+from object_store import AZURE, put, served_bucket
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 from deepfake_client.cli.main import main
@@ -82,8 +82,9 @@ def test_each_input_has_the_verdict_of_analyze_and_is_done_once(embedded_triton,
     assert "8 of 1 inputs in 1 parts" in capsys.readouterr().out
 
 
-def test_a_bucket_is_scanned_into_a_bucket(embedded_triton, clips, monkeypatch):
-    with served_bucket(monkeypatch) as (address, store):
+@pytest.mark.parametrize("scheme", ["s3", AZURE])
+def test_a_bucket_is_scanned_into_a_bucket(embedded_triton, clips, monkeypatch, capsys, scheme):
+    with served_bucket(monkeypatch, scheme) as (address, store):
         put(store, "clips/a.mp4", (clips / "0.mp4").read_bytes())
         put(store, "clips/b.mp4", (clips / "damaged.mp4").read_bytes())
         output = f"{address}/out"
@@ -96,6 +97,8 @@ def test_a_bucket_is_scanned_into_a_bucket(embedded_triton, clips, monkeypatch):
             False,
             True,
         ]
+        assert scan(f"{address}/clips/", "--output", output, "--faces", url=embedded_triton.grpc_url) == 0
+        assert "2 had results before" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])

@@ -56,6 +56,9 @@ def yield_cores(nice: int) -> None:
     outside. The latter is changed only by a process that leads its session, which is then its own.
     """
     niceness = os.nice(nice)
+    with suppress(OSError):  # on Linux it is one thread's; others may be there already, and have their own
+        for thread in Path("/proc/self/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
     if os.getsid(0) != os.getpid():
         return
     # Where there are no autogroups, cores are divided in another way, as among containers.

@@ -43,7 +43,6 @@ _OUT_OF_MEMORY: Final = (
 def main() -> None:
     """Answer until standard input ends."""
     end_with_parent()
-    yield_cores(NICE)
     # Pickled by the parent, which is this same program, and sent through a pipe between the two.
     setup: Setup = pickle.loads(base64.b64decode(sys.stdin.buffer.readline()))
     # What a library prints must not come between the lines.
@@ -60,6 +59,7 @@ async def _serve(setup: Setup, lines: TextIO) -> None:
     allowed = setup.limits.memory_bytes * setup.concurrency
     much = _peak_bytes() + allowed // 2
     bound_process(memory_bytes=allowed, file_bytes=NO_FILE)
+    yield_cores(NICE)  # not before: on a busy machine the start alone would take minutes
     print(json.dumps({"ready": True}), file=lines, flush=True)
     running: set[asyncio.Task[None]] = set()
 

@@ -1,4 +1,4 @@
-"""What a scan leaves, in a folder and in a bucket of a real S3 server: parts, each input once, and their upkeep."""
+"""What a scan leaves, in a folder and in a bucket of a real server: parts, each input once, and their upkeep."""
 
 import gzip
 import json
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pyarrow.parquet as pq
 import pytest
-from object_store import put, served_bucket
+from object_store import SCHEMES, put, served_bucket
 from verdicts import inconclusive, verdict
 
 from deepfake_client.result.outcome import Outcome
@@ -18,12 +18,12 @@ from deepfake_scan.results.upkeep import compact, count, done_ids, forget_failed
 from deepfake_scan.storage import open_object, open_storage
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", *SCHEMES])
 def storage(request, tmp_path, monkeypatch):
     if request.param == "folder":
         yield open_storage(str(tmp_path / "results"))
     else:
-        with served_bucket(monkeypatch) as (address, _):
+        with served_bucket(monkeypatch, request.param) as (address, _):
             yield open_storage(f"{address}/results")
 
 
@@ -96,8 +96,9 @@ def test_a_full_place_is_an_error_that_says_what_to_do(tmp_path):
         write_part(open_storage(str(tmp_path)), [row(1)], faces=False)
 
 
-def test_objects_of_a_bucket_are_inputs(monkeypatch):
-    with served_bucket(monkeypatch) as (address, store):
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_objects_of_a_bucket_are_inputs(monkeypatch, scheme):
+    with served_bucket(monkeypatch, scheme) as (address, store):
         for path in ("in/a.mp4", "in/deep/b.mp4", "in/notes.txt", "other/c.mp4"):
             put(store, path, path.encode())
         found = list(each_input([f"{address}/in/"]))
@@ -116,5 +117,5 @@ def test_objects_of_a_bucket_are_inputs(monkeypatch):
             each_input([f"{address}/nothing/"])
         with pytest.raises(MediaNotFoundError, match="there is no"):
             open_object(f"{address}/gone.mp4")
-        with pytest.raises(InputError, match="s3://not-there-at-all"):
-            each_input(["s3://not-there-at-all/x/"])
+        with pytest.raises(InputError, match="//not-there-at-all"):
+            each_input([f"{scheme}://not-there-at-all/x/"])
