@@ -99,6 +99,13 @@ export class GatewayClient {
     delete(id: string): Promise<void>;
     /** @returns {Promise<Schemas["ModelsDocument"]["models"]>} */
     models(): Promise<Schemas["ModelsDocument"]["models"]>;
+    /**
+     * What was used, by key and day.
+     *
+     * @param {Period} [period] days as `YYYY-MM-DD`, both included; the last 30 by default
+     * @returns {Promise<Schemas["UsageDocument"]>}
+     */
+    usage(period?: Period): Promise<Schemas["UsageDocument"]>;
     #private;
 }
 export type Schemas = import("./schema.d.ts").components["schemas"];
@@ -108,6 +115,7 @@ export type Verdict = Schemas["Verdict"];
 export type Progress = Schemas["ProgressDocument"];
 export type AnalyzeOptions = NonNullable<Paths["/v1/analyses"]["post"]["parameters"]["query"]>;
 export type Filters = NonNullable<Paths["/v1/analyses"]["get"]["parameters"]["query"]>;
+export type Period = NonNullable<Paths["/v1/usage"]["get"]["parameters"]["query"]>;
 export type Watch = Schemas["WatchDocument"];
 export type RollingVerdict = Schemas["RollingDocument"];
 export type WatchOptions = Partial<Omit<Schemas["WatchForm"], "url">>;

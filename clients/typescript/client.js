@@ -11,6 +11,7 @@
 /** @typedef {Schemas["ProgressDocument"]} Progress */
 /** @typedef {NonNullable<Paths["/v1/analyses"]["post"]["parameters"]["query"]>} AnalyzeOptions */
 /** @typedef {NonNullable<Paths["/v1/analyses"]["get"]["parameters"]["query"]>} Filters */
+/** @typedef {NonNullable<Paths["/v1/usage"]["get"]["parameters"]["query"]>} Period */
 /** @typedef {Schemas["WatchDocument"]} Watch */
 /** @typedef {Schemas["RollingDocument"]} RollingVerdict */
 /** @typedef {Partial<Omit<Schemas["WatchForm"], "url">>} WatchOptions */
@@ -207,6 +208,16 @@ export class GatewayClient {
   /** @returns {Promise<Schemas["ModelsDocument"]["models"]>} */
   async models() {
     return (await this.#json("GET", "/v1/models")).models;
+  }
+
+  /**
+   * What was used, by key and day.
+   *
+   * @param {Period} [period] days as `YYYY-MM-DD`, both included; the last 30 by default
+   * @returns {Promise<Schemas["UsageDocument"]>}
+   */
+  usage(period = {}) {
+    return this.#json("GET", "/v1/usage", { query: period });
   }
 
   /**

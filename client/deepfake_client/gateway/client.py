@@ -6,39 +6,41 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self, TypeAlias
+from typing import Any, Self
 
 from deepfake_client.analysis.pipeline import OnProgress, Progress
 from deepfake_client.async_client import DEFAULT_CONCURRENCY, OnVerdict
-from deepfake_client.options import AnalyzeOptions
+from deepfake_client.gateway.sending import (
+    EncodedSource,
+    content_of,
+    error_of,
+    fields_of,
+    opened_here,
+    pieces_of,
+    understood,
+)
+from deepfake_client.gateway.watching import form_of, watched
+from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
 from deepfake_client.sources.concurrency import each_finished
-from deepfake_client.sources.inputs import each_source, name_of, opened
+from deepfake_client.sources.inputs import each_source, name_of
 from deepfake_client.sources.threads import LoopThread, in_thread
 from deepfake_client.transport.connection import Connection
-from deepfake_preprocess import errors
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import (
     ClientUseError,
     DeepfakeError,
-    InferenceError,
     InputError,
-    MediaOpenError,
     ModelNotFoundError,
     OptionError,
 )
-from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.remote import is_url
 from deepfake_preprocess.support.extras import require_extra
-
-EncodedSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
-"""One input that can be sent: a path, an address that the service fetches, an encoded file in memory or open."""
-PIECE_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +121,11 @@ class AsyncGatewayClient:
 
     async def _ask_models(self) -> None:
         answer = await self._http.json("GET", "/v1/models")
-        with self._understood():
+        with understood(self._http.url):
             for item in sorted(answer["models"], key=lambda item: not item["is_default"]):
                 model = GatewayModel(item["name"], item["version"], ModelSpec.from_dict(item["spec"]))
                 if model not in self._models:
                     self._models.append(model)
-
-    @contextmanager
-    def _understood(self) -> Iterator[None]:
-        """Translate what an answer of another version raises where it is read."""
-        try:
-            yield
-        except (KeyError, TypeError, ValueError) as exc:
-            raise InferenceError(
-                f"the gateway at {self._http.url} answers otherwise than this client understands "
-                f"({type(exc).__name__}: {exc}); use the same version of deepfake-serving on both sides"
-            ) from exc
 
     def model_of(self, verdict: Verdict) -> GatewayModel:
         """Return the model that gave a verdict of this client.
@@ -183,15 +174,15 @@ class AsyncGatewayClient:
         on_progress: OnProgress | None,
         on_verdict: OnVerdict | None,
     ) -> Verdict:
-        fields = _fields_of(options)
-        content = await in_thread(_content_of, source)
+        fields = fields_of(options)
+        content = await in_thread(content_of, source)
         name = name or name_of(source) or "the given file"
         await self.model()
-        async with _opened(content, name, needed=on_verdict is not None) as media:
+        async with opened_here(content, name, needed=on_verdict is not None) as media:
             analysis = await self._finished(content, name, fields, on_progress)
             if analysis.get("verdict") is None:
-                raise _error_of(analysis, name, self._http.url)
-            with self._understood():
+                raise error_of(analysis, name, self._http.url)
+            with understood(self._http.url):
                 verdict = replace(Verdict.from_dict(analysis["verdict"]), source=name)
             if all(model.identity != verdict.model for model in self._models):
                 await self._ask_models()
@@ -215,7 +206,7 @@ class AsyncGatewayClient:
         headers["content-length"] = str(size)
         # With its key, an upload that may or may not have arrived can be sent once more.
         analysis: dict[str, Any] = await self._http.json(
-            "POST", "/v1/analyses", query=query, headers=headers, body=lambda: _pieces(sent)
+            "POST", "/v1/analyses", query=query, headers=headers, body=lambda: pieces_of(sent)
         )
         address = f"/v1/analyses/{analysis.get('id')}"
         try:
@@ -265,6 +256,33 @@ class AsyncGatewayClient:
                 return Outcome(name, error=exc)
 
         return each_finished(outcome, each_source(sources), concurrency=concurrency, ordered=ordered)
+
+    async def watch(
+        self, source: str, *, options: WatchOptions = WatchOptions(), duration_s: float | None = None
+    ) -> AsyncGenerator[Verdict, None]:
+        """Have a live source watched by the service, and yield the verdict on its last seconds as it changes.
+
+        Leaving the loop ends the watch.
+
+        Args:
+            source: address of a camera (``rtsp``), a playlist or another stream (``http``, ``https``).
+            options: how it is watched, as far as the service decides nothing of it itself.
+            duration_s: how long at most; as long as the service allows when None.
+
+        Yields:
+            Verdicts as `AsyncDeepfakeClient.watch` does; the last one before the watch ends comes in any case.
+
+        Raises:
+            OptionError: an option that only who opens the source can take, or that the service refuses.
+            InputError: the source cannot be opened, or broke off for good.
+            ServerError: the service opens no addresses, cannot be reached, asks for a key, or failed.
+        """
+        form = form_of(source, options, duration_s)
+        await self.model()
+        verdicts = watched(self._http, form)
+        async with aclosing(verdicts):
+            async for verdict in verdicts:
+                yield verdict
 
 
 class GatewayClient:
@@ -330,6 +348,12 @@ class GatewayClient:
             )
         )
 
+    def watch(
+        self, source: str, *, options: WatchOptions = WatchOptions(), duration_s: float | None = None
+    ) -> Generator[Verdict, None, None]:
+        """See `AsyncGatewayClient.watch`; leaving the loop over it ends the watch."""
+        return self._loop.each(self._client.watch(source, options=options, duration_s=duration_s))
+
 
 def _connection_of(connection: Connection | str) -> Connection:
     if isinstance(connection, str):
@@ -342,79 +366,6 @@ def _connection_of(connection: Connection | str) -> Connection:
     return connection
 
 
-def _fields_of(options: AnalyzeOptions) -> dict[str, str]:
-    """Return options as the service's fields; those that are None are left out."""
-    sampling = options.sampling
-    if sampling.at_seconds is not None:
-        raise OptionError("`at_seconds` cannot be asked of a gateway; give `num_frames` or `fps`, or ask Triton")
-    if options.timeout_s is not None:
-        raise OptionError("`timeout_s` is for requests to Triton; set the deadline in the connection to the gateway")
-    fields = {
-        "num_frames": sampling.num_frames,
-        "fps": sampling.fps,
-        "mode": sampling.mode,
-        "aggregation": options.aggregation,
-        "threshold": options.threshold,
-        "until_sure": options.until_sure,
-        "min_face_px": options.min_face_px,
-        "min_face_share": options.min_face_share,
-    }
-    return {name: str(value) for name, value in fields.items() if value is not None}
-
-
-def _content_of(source: Any) -> str | bytes:
-    """Return the path or address of an input, or its bytes."""
-    if isinstance(source, str | os.PathLike):
-        return os.fsdecode(source)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source)
-    if hasattr(source, "read") and hasattr(source, "seek"):
-        source.seek(0)
-        if isinstance(data := source.read(), bytes):
-            return data
-    raise MediaOpenError(
-        f"a gateway takes encoded videos and images: a path, an address, bytes or a binary file; got a "
-        f"{type(source).__name__}"
-    )
-
-
-@asynccontextmanager
-async def _opened(content: str | bytes, name: str, *, needed: bool) -> AsyncIterator[Media | None]:
-    """Open an input, which checks it; an address is the service's to fetch, and opened only where it is needed."""
-    if isinstance(content, str) and is_url(content) and not needed:
-        yield None
-        return
-    async with opened(content, name=name) as (media, _):
-        yield media
-
-
-async def _pieces(content: str | bytes) -> AsyncIterator[bytes]:
-    if isinstance(content, bytes):
-        for start in range(0, len(content), PIECE_BYTES):
-            yield content[start : start + PIECE_BYTES]
-        return
-    file = await asyncio.to_thread(Path(content).open, "rb")
-    try:
-        while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
-            yield piece
-    finally:
-        file.close()
-
-
 def _progress_of(data: dict[str, Any]) -> Progress:
     label = data["label"]
     return Progress(**{**data, "label": None if label is None else Label[label]})
-
-
-def _error_of(analysis: dict[str, Any], name: str, url: str) -> DeepfakeError:
-    """Return what kept an analysis from its verdict."""
-    error = analysis.get("error")
-    if error is None:
-        status = analysis.get("status", "deleted")
-        return InferenceError(f"{name}: the analysis was {status} at the gateway at {url}; send it again")
-    kind = getattr(errors, error["type"], None)
-    if not (isinstance(kind, type) and issubclass(kind, DeepfakeError)):
-        # A process that opened the file died of it, or the gateway has kinds of its own.
-        kind = MediaOpenError if error["type"] == "SandboxError" else InferenceError
-    message = error["message"].replace(analysis["file"]["name"], name, 1)
-    return kind(message)

@@ -43,6 +43,8 @@ assert.deepEqual(page.items.map((item) => item.file.name), ["clip.mp4", "clip.mp
 await client.delete(analysis.id);
 await assert.rejects(client.get(analysis.id), { status: 404 });
 assert.ok((await client.models())[0].is_default);
+assert.equal((await client.usage()).total.sent, 3);
+await assert.rejects(client.usage({ from: "2026-01-02", to: "2026-01-01" }), { status: 422 });
 
 const watch = await client.watch("http://127.0.0.1/live.ts", { step_s: 2 });
 const seen = [];
@@ -75,6 +77,7 @@ def test_the_types_are_of_the_current_interface(gateway):
         "cancel",
         "delete",
         "models",
+        "usage",
         "watch",
         "watchEvents",
         "getWatch",

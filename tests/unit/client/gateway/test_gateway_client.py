@@ -26,6 +26,7 @@ from deepfake_client import (
     DeepfakeError,
     GatewayClient,
     InferenceError,
+    Label,
     MediaNotFoundError,
     MediaOpenError,
     ModelNotFoundError,
@@ -36,6 +37,7 @@ from deepfake_client import (
     ServerBusyError,
     ServerUnavailableError,
     Verdict,
+    WatchOptions,
 )
 from deepfake_client.sources.threads import LoopThread
 from deepfake_client.transport.testing import FakeTransport
@@ -99,6 +101,30 @@ def test_the_command_prints_and_exits_as_with_a_server(service: tuple[str, Any],
     refused = subprocess.run([*command, str(clip), "--embedded"], capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "give one of them" in refused.stderr
+
+
+def test_a_live_source_is_watched_by_the_service(tmp_path: Path) -> None:
+    source, settings = "http://127.0.0.1/live.ts", {"url_intake": True, "allowed_networks": ("127.0.0.0/8",)}
+    with (
+        gateways.listening_gateway(tmp_path / "data", **settings) as (address, queue),
+        GatewayClient(address) as client,
+    ):
+        verdicts = list(client.watch(source, options=WatchOptions(step_s=2), duration_s=60))
+        assert [type(verdict) for verdict in verdicts] == [Verdict] * len(verdicts)
+        assert (verdicts[-1].label, verdicts[-1].source) == (Label.FAKE, source)
+        for wrong in (WatchOptions(idle_s=1), WatchOptions(window_s=1000)):
+            with pytest.raises(OptionError, match=r"idle_s|window_s"):
+                list(client.watch(source, options=wrong))
+        queue.slow = True
+        for _ in client.watch(source):
+            break  # leaving the loop ends the watch at the service
+        assert queue.canceled.wait(10)
+    with (
+        gateways.listening_gateway(tmp_path / "closed") as (address, _),
+        GatewayClient(address) as client,
+        pytest.raises(ServerAccessError, match="url_intake"),
+    ):
+        list(client.watch(source))
 
 
 def test_leaving_cancels_at_the_service_too(service: tuple[str, Any], tmp_path: Path) -> None:
