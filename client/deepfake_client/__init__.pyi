@@ -6,7 +6,8 @@ from deepfake_client.client import DeepfakeClient
 from deepfake_client.explain.evidence import Evidence, Pick
 from deepfake_client.explain.findings import ExplainedFace, open_explainer
 from deepfake_client.explain.types import Explainer, ExplainOptions, Explanation, MemberHeatmap, Region, ServedScores
-from deepfake_client.gateway.client import AsyncGatewayClient, EncodedSource, GatewayClient, GatewayModel
+from deepfake_client.gateway.client import AsyncGatewayClient, GatewayClient, GatewayModel
+from deepfake_client.gateway.sending import EncodedSource
 from deepfake_client.options import AGGREGATIONS, AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import (
