@@ -70,6 +70,7 @@ def test_helm_finds_nothing_wrong_with_the_chart():
         ({"images": {"gateway": "deepfake-serving/gateway:latest"}}, "at '/images/gateway'"),
         ({"worker": {"resources": {"limits": {"cpu": None}}}}, "at '/worker/resources/limits'"),
         ({"gateway": {"settings": {"data_dir": "/"}}}, "data_dir"),
+        ({"traces": {"endpoint": "collector:4318"}}, "at '/traces/endpoint'"),
         ({"autoscaling": {"scaleDown": {"stabilizationSeconds": 0}}}, "at '/autoscaling/scaleDown"),
     ],
 )
@@ -181,6 +182,29 @@ def test_gateway_and_worker_start_with_settings_that_there_are(values, find, mon
     # Each worker by its own name, which it keeps.
     (name,) = [one for one in container["env"] if one["name"] == f"{PREFIX}WORKER_NAME"]
     assert name["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+
+
+def test_the_collector_of_traces_is_reached_by_those_who_send_some_and_only_where_it_is_named(find):
+    def ways_out(values):
+        return find(values, "NetworkPolicy", "outward")["spec"]["egress"]
+
+    (way,) = [way for way in ways_out("canary") if {"port": 4318} in way["ports"]]
+    assert way["to"] == VALUES["network"]["tracesTo"]
+    assert len(ways_out("gpu")) == len(ways_out("canary")) - 1
+    for kind, name in (("Deployment", "gateway"), ("StatefulSet", "worker")):
+        told = {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector.monitoring:4318"}
+        assert told in container_of(find("canary", kind, name))["env"]
+        assert "OTEL" not in json.dumps(find("gpu", kind, name))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("http://collector/v1", 80), ("https://otlp.example.com", 443), ("https://otlp:8443/x", 8443)],
+)
+def test_the_collector_s_port_is_that_of_its_address(endpoint, port):
+    release = rendered({"media": {"claim": "media"}, "traces": {"endpoint": endpoint}})
+    (policy,) = [item for item in release if item["metadata"]["name"] == "release-outward"]
+    assert policy["spec"]["egress"][-1]["ports"] == [{"port": port}]
 
 
 def test_the_explain_service_starts_with_options_that_there_are(find):

@@ -33,6 +33,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "monitoring": {"gatewayKey": {"secret": "gateway-metrics-key"}, "labels": {"release": "prometheus"}},
         "media": {"bucket": "s3://verdicts/media", "bucketSecret": "bucket-credentials", "bucketPort": 9000},
         "network": {"tritonFrom": [{"podSelector": {"matchLabels": {"app": "scan"}}}]},
+        "traces": {"endpoint": "http://collector.monitoring:4318"},
     },
     "triton alone": {
         "gateway": {"enabled": False},

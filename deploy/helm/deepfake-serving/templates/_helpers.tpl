@@ -86,6 +86,9 @@ topologySpreadConstraints:
 {{- if .root.Values.explain.enabled }}
 - {name: DEEPFAKE_GATEWAY_EXPLAIN_URL, value: "http://{{ include "deepfake.name" .root }}-explain:8005"}
 {{- end }}
+{{- with .root.Values.traces.endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
 {{- range $name, $value := .settings }}
 - name: DEEPFAKE_GATEWAY_{{ upper $name }}
   value: {{ kindIs "slice" $value | ternary (toJson $value) (toString $value) | quote }}
@@ -137,6 +140,12 @@ Requests that wait, less those that only wait for their batch (Little's law: rat
 {{- define "deepfake.requests" -}}
 {{- $of := printf "%s[%vs]" (include "deepfake.series" .) .root.Values.autoscaling.windowSeconds -}}
 clamp_min(sum(avg_over_time(nv_inference_pending_request_count{{ $of }})) - {{ divf .root.Values.autoscaling.batchingDelayMilliseconds 1000 }} * sum(rate(nv_inference_request_success{{ $of }})), 0) + (sum(rate(nv_inference_request_duration_us{{ $of }})) - sum(rate(nv_inference_queue_duration_us{{ $of }}))) / 1e6
+{{- end }}
+
+{{/* Port of the collector of traces: that of its address, or of its scheme. */}}
+{{- define "deepfake.traces.port" -}}
+{{- $url := urlParse .Values.traces.endpoint }}
+{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (eq $url.scheme "https" | ternary "443" "80") }}
 {{- end }}
 
 {{/* Refuses what the schema cannot compare. */}}
