@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import cv2
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,7 +41,7 @@ class TaughtFolder:
         """Return what a run trains on and what it holds out; both were taught apart, by group.
 
         Raises:
-            OptionError: there is neither, a file is damaged, or the crops are not of the spec's size.
+            OptionError: there is neither, a file is damaged, or the crops are smaller than those of the spec.
         """
         train, held_out = (self.path / part for part in PARTS)
         validation = TaughtCrops(held_out, spec, flip=0, seed=seed)
@@ -51,7 +52,8 @@ class TaughtFolder:
 class TaughtCrops(Dataset[TaughtItem]):
     """Crops in the order of one epoch; `set_epoch` shuffles pairs. Stands in for `FaceDataset`.
 
-    An item is a uint8 ``[H, W, 3]`` RGB crop, its label ``[1]``, the teacher's features ``[F]`` and logit ``[1]``.
+    An item is a uint8 ``[H, W, 3]`` RGB crop, its label ``[1]``, the teacher's features ``[F]`` and logit ``[1]``. A
+    crop is shrunk to the size of the spec.
 
     Args:
         folder: of the files.
@@ -60,7 +62,7 @@ class TaughtCrops(Dataset[TaughtItem]):
         seed: of the run.
 
     Raises:
-        OptionError: there are no files, one is damaged, or the crops are not of the spec's size.
+        OptionError: there are no files, one is damaged, or the crops are smaller than those of the spec.
     """
 
     positive_weight = 1.0
@@ -70,17 +72,20 @@ class TaughtCrops(Dataset[TaughtItem]):
         self._files = sorted(folder.glob("*.safetensors"))
         if not self._files:
             raise OptionError(f"{folder} holds no crops; fill it with `deepfake teach`")
-        wanted = [spec.input_height_px, spec.input_width_px, 3]
+        self._size_wh = spec.input_size_wh
         self._places: list[tuple[int, int]] = []
         for number, path in enumerate(self._files):
             try:
                 with safe_open(path, framework="pt") as file:
-                    count, *size = file.get_slice("crops").get_shape()
+                    count, height, width, _ = file.get_slice("crops").get_shape()
                     self.width = int(file.get_slice("tokens").get_shape()[1])
             except (SafetensorError, OSError) as exc:
                 raise OptionError(f"{path} holds no crops with a teacher's answers ({exc}); delete it") from exc
-            if size != wanted:
-                raise OptionError(f"{path} holds crops of the shape {size}, and the spec wants {wanted}; teach anew")
+            if width < self._size_wh[0] or height < self._size_wh[1]:
+                raise OptionError(
+                    f"{path} holds crops of {width} x {height} px, which the spec's {spec.input_width_px} x "
+                    f"{spec.input_height_px} exceed; take a smaller input"
+                )
             self._places += [(number, row) for row in range(count)]
         self.draws = self._places
 
@@ -101,7 +106,8 @@ class TaughtCrops(Dataset[TaughtItem]):
         if np.random.default_rng([self._seed, self._epoch, place]).random() < self._flip:
             crop = crop.flip(1)
         label, token, logit = (value.float().reshape(-1) for value in others)
-        return crop, label, token, logit
+        small = cv2.resize(crop.numpy(), self._size_wh, interpolation=cv2.INTER_AREA)
+        return torch.from_numpy(small), label, token, logit
 
     def source(self, place: int) -> str:
         """Return the file and the pair that the crop at `place` comes from."""

@@ -6,6 +6,7 @@ Labels alone tell of each crop one bit. What reaches the teacher's last layer sa
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,7 @@ def teach(
 ) -> Path:
     """Write the crops that a configuration draws, with what a detector says of them, into the folder it names.
 
+    They have the size that the teacher takes; a student of a smaller one shrinks them.
     Files that are there already stay, so a call that was killed goes on, and one with more crops adds to them.
 
     Args:
@@ -118,11 +120,11 @@ def teach(
         raise OptionError("the configuration does not say where taught crops lie; set 'taught' to a folder")
     loaded = load_network(teacher)
     if (theirs := _cut(loaded.spec)) != (ours := _cut(config.spec)):
-        raise OptionError(f"{teacher} takes crops of {theirs}, and the configuration cuts {ours}; change its 'spec'")
+        raise OptionError(f"{teacher} takes faces with {theirs}, and the configuration {ours}; change its 'spec'")
     detector = ServedDetector(loaded.network, loaded.spec).to(device).eval()
     answer = partial(_answers, detector, last_layer(loaded.network), device)
     folder, digest = Path(config.taught), sha256_file(Path(teacher))
-    train, validation = config.split(faces)
+    train, validation = dataclasses.replace(config, spec=loaded.spec).split(faces)
     counts = (num_crops or len(train), len(validation))
     done = 0
     for part, dataset, number in zip(PARTS, (train, validation), counts, strict=True):
@@ -144,9 +146,7 @@ def teach(
 
 
 def _cut(spec: ModelSpec) -> str:
-    return (
-        f"{spec.input_width_px} x {spec.input_height_px} px with a margin of {spec.crop.margin:g}, {spec.crop.align}"
-    )
+    return f"a margin of {spec.crop.margin:g} and the alignment {spec.crop.align!r}"
 
 
 def _files(per_epoch: int, number: int) -> Iterator[tuple[int, range]]:

@@ -114,19 +114,30 @@ def test_pairs_stay_neighbors_in_every_epoch(taught: TrainConfig) -> None:
     assert sorted(orders[0]) == sorted(orders[1])
 
 
+def test_a_student_of_a_smaller_input_shrinks_the_crops(taught: TrainConfig) -> None:
+    small = dataclasses.replace(taught, spec=dataclasses.replace(TINY, input_width_px=16, input_height_px=16))
+    train, held_out = small.split(small.load_faces())
+    large, _ = taught.split(taught.load_faces())
+    assert len(train) == CROPS
+    assert len(held_out) == small.validation_crops
+    crop = train[0][0]
+    assert crop.shape == (16, 16, 3)
+    assert crop.float().mean() == pytest.approx(float(large[0][0].float().mean()), abs=1)
+
+
 def test_what_does_not_fit_is_said(taught: TrainConfig, teacher: Path, tmp_path: Path) -> None:
     faces = make_faces()
     with pytest.raises(OptionError, match="set 'taught' to a folder"):
         teach(faces, QUICK, teacher)
     wide = dataclasses.replace(taught, spec=dataclasses.replace(TINY, crop=Crop(0.4)))
-    with pytest.raises(OptionError, match=r"takes crops of 32 x 32 px with a margin of 0\.1, none, and "):
+    with pytest.raises(OptionError, match=r"takes faces with a margin of 0\.1 and the alignment 'none', and"):
         teach(faces, wide, teacher)
     network = build_network(TEACHER)
     save_best(tmp_path, network, TEACHER)
     with pytest.raises(OptionError, match="is of another teacher"):
         teach(faces, taught, tmp_path / "best.safetensors")
     large = dataclasses.replace(taught, spec=dataclasses.replace(TINY, input_width_px=64))
-    with pytest.raises(OptionError, match=r"the shape \[32, 32, 3\], and the spec wants \[32, 64, 3\]; teach anew"):
+    with pytest.raises(OptionError, match=r"holds crops of 32 x 32 px, which the spec's 64 x 32 exceed"):
         large.split(large.load_faces())
     nothing = dataclasses.replace(taught, taught=str(tmp_path / "nothing"))
     with pytest.raises(OptionError, match="holds no crops; fill it with `deepfake teach`"):
