@@ -240,7 +240,7 @@ def test_a_run_resumes_with_its_own_configuration_only(tmp_path: Path) -> None:
         other.resume(tmp_path / "foreign.pt")
 
 
-def test_initial_weights_are_taken_by_name_by_order_and_into_gates(tmp_path: Path) -> None:
+def test_initial_weights_are_taken_by_name_or_by_order(tmp_path: Path) -> None:
     donor = build_network(TINY).state_dict()
     save_file(donor, tmp_path / "named.safetensors")
     torch.save({f"layer{number}": value for number, value in enumerate(donor.values())}, tmp_path / "ordered.pt")
@@ -249,15 +249,11 @@ def test_initial_weights_are_taken_by_name_by_order_and_into_gates(tmp_path: Pat
         head = network.classifier.weight.clone()
         assert name in load_initial(network, tmp_path / name)
         assert torch.equal(network.conv_stem.weight, donor["conv_stem.weight"])
-        # The head goes along only where the names say that it is the very same network.
-        assert torch.equal(network.classifier.weight, donor["classifier.weight"] if "named" in name else head)
-    b0 = build_network(dataclasses.replace(TINY, architecture="timm:efficientnet_b0"))
-    lite = build_network(dataclasses.replace(TINY, architecture="timm:efficientnet_lite0"))
-    save_file(lite.state_dict(), tmp_path / "lite.safetensors")
-    assert "open squeeze-and-excitation gates" in load_initial(b0, tmp_path / "lite.safetensors")
-    assert torch.equal(b0.conv_head.weight, lite.conv_head.weight)
-    gate = b0.blocks[0][0].se
-    assert torch.sigmoid(gate.conv_expand(torch.zeros(1, 8, 1, 1))).min() > 0.98
+        # The head goes along only where the names say that it is the very same network, else it starts small.
+        if "named" in name:
+            assert torch.equal(network.classifier.weight, donor["classifier.weight"])
+        else:
+            assert network.classifier.weight.abs().max() <= network.classifier.in_features**-0.5 < head.abs().max()
 
 
 def test_initial_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
