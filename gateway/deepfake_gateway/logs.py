@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import secrets
+import time
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -14,6 +15,9 @@ from deepfake_client.transport.request_id import REQUEST_ID
 LogFormat = Literal["plain", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
+QUIET_S: Final = 30.0
+"""Between lines that say the same of the queue's database."""
+_AWAY: Final = re.compile(r"\((psycopg|sqlite3)\.|OperationalError|Notification listener|server closed the conn")
 _HARMLESS: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
@@ -23,6 +27,11 @@ _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "color_message",
 }
 """What every record has; the rest was given as ``extra``."""
+
+
+def first_line(error: object) -> str:
+    """Return what an error says, as a part of a sentence in a log."""
+    return str(error).strip().partition("\n")[0]
 
 
 def request_id_of(text: str | None) -> str:
@@ -42,7 +51,33 @@ def set_up_logs(log_format: LogFormat, log_level: LogLevel) -> None:
     for name in ("alembic", "dbos"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
+        logger.filters = []
         logger.setLevel(logging.WARNING)
+    logging.getLogger("dbos").addFilter(_Sparing())
+
+
+class _Sparing(logging.Filter):
+    """Lets one line through in a while of the dozens that DBOS writes each second while its database is away.
+
+    What it says of a job that was deleted while it ran is left out: it means no more than that.
+    """
+
+    _heard_at = float("-inf")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter.filter`."""
+        cause = record.exc_info[1] if record.exc_info else ""
+        text = record.getMessage()
+        if type(cause).__name__ == "DBOSNonExistentWorkflowError" or "no longer owned by this execution" in text:
+            return False
+        if not (_AWAY.search(text) or _AWAY.search(str(cause))):
+            return True
+        if time.monotonic() - self._heard_at < QUIET_S:
+            return False
+        self._heard_at = time.monotonic()
+        record.msg, record.args = "the queue's database is away (%s); it is asked again", (first_line(cause or text),)
+        record.exc_info = None
+        return True
 
 
 def logs_in_use() -> tuple[LogFormat, LogLevel]:
@@ -65,8 +100,8 @@ class Lines(logging.Formatter):
         """See `logging.Formatter.format`."""
         request_id = getattr(record, "request_id", "")
         name = f" [{request_id}]" if request_id else ""
-        time = datetime.fromtimestamp(record.created).isoformat(" ", "seconds")
-        return f"{time} {record.levelname.lower()}{name} {super().format(record)}"
+        moment = datetime.fromtimestamp(record.created).isoformat(" ", "seconds")
+        return f"{moment} {record.levelname.lower()}{name} {super().format(record)}"
 
 
 class JsonLines(logging.Formatter):

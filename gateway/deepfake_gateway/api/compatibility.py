@@ -57,6 +57,8 @@ async def predict_video(request: Request, desk: DeskOf, settings: SettingsOf) ->
 
 def _prediction(analysis: Analysis, file_type: str) -> dict[str, Any]:
     verdict = analysis.verdict
+    if (kind := analysis.media_type.partition("/")[0]) in ("image", "video"):  # whichever address it was sent to
+        file_type = kind
     if verdict is None or verdict["fake_probability"] is None:
         frames = 0 if verdict is None else len(verdict["frames"])
         return {

@@ -18,6 +18,7 @@ from deepfake_gateway.intake.news import Wait
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import MediumGoneError
+from deepfake_gateway.logs import first_line
 from deepfake_gateway.sandbox.process import SandboxError, TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import Key, Keys
@@ -125,7 +126,7 @@ async def followed(
                         yield _event("end", document, after)
                         return
             except SQLAlchemyError as exc:
-                logger.warning("the database is away (%s); events are looked for again", type(exc).__name__)
+                logger.debug("the database is away (%s); events are looked for again", first_line(exc))
             if time.monotonic() - heard >= HEARTBEAT_S:
                 heard = time.monotonic()
                 yield ": still here\n\n"

@@ -42,7 +42,7 @@ class Sink:
         self.upload = Upload(path)
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
-        self._head = b""
+        self.head = b""
         with _room():
             self._file: BinaryIO = path.open("xb")
         path.chmod(0o600)
@@ -57,8 +57,8 @@ class Sink:
         upload = self.upload
         upload.size_bytes += len(chunk)
         self.expect(upload.size_bytes)
-        if len(self._head) < SNIFF_BYTES:
-            self._head += chunk[: SNIFF_BYTES - len(self._head)]
+        if len(self.head) < SNIFF_BYTES:
+            self.head += chunk[: SNIFF_BYTES - len(self.head)]
         with _room():
             await asyncio.to_thread(self._write, chunk)
 
@@ -73,7 +73,7 @@ class Sink:
             raise Problem(422, f"there is no file; send it as {fields} of multipart/form-data, or as the body")
         self.close()
         self.upload.sha256 = self._hash.hexdigest()
-        self.upload.media_type = media_type_of(self._head)
+        self.upload.media_type = media_type_of(self.head)
         return self.upload
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ Nothing of a file is held in memory but the piece that is being written, whateve
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ MAX_FIELD_BYTES: Final = 4096
 MAX_FIELDS: Final = 32
 MAX_HEADER_BYTES: Final = 8192
 MAX_JSON_BYTES: Final = 2**20
+_FIELDS: Final = re.compile(rb"[\w%+.~*-]*=[\x21-\x7e]*\Z")
+"""The head of a form in a body."""
 MAX_FILES: Final = 1000
 """In one batch."""
 
@@ -53,8 +56,6 @@ async def received(
         try:
             if kind == b"multipart/form-data":
                 await _read_form(request, sink, parameters.get(b"boundary", b""), file_fields)
-            elif kind == b"application/x-www-form-urlencoded":
-                raise Problem(415, "the body is a form without a file; send multipart/form-data, or the file itself")
             elif kind == b"application/json" and fetcher is not None:
                 url, sink.upload.fields = await _read_json(request)
                 await fetcher.fetch(url, sink)
@@ -64,6 +65,11 @@ async def received(
                 )
                 async for chunk in request.stream():
                     await sink.write(chunk)
+                # What `curl --data-binary` sends is said to be a form, and is a file.
+                if kind == b"application/x-www-form-urlencoded" and _FIELDS.match(sink.head):
+                    raise Problem(
+                        415, "the body is a form without a file; send multipart/form-data, or the file itself"
+                    )
         except ClientDisconnect:
             raise Problem(400, "the upload broke off; send it again") from None
         yield sink.finished(file_fields)

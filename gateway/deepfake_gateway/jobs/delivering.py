@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from standardwebhooks import Webhook as Signer
 
 from deepfake_gateway.addresses import Addresses, AddressRefusedError, checked_url
+from deepfake_gateway.logs import first_line
 from deepfake_gateway.store.webhooks import Delivery, Webhook, Webhooks
 
 logger = logging.getLogger(__name__)
@@ -24,12 +25,15 @@ _GONE: Final = 410
 
 async def deliver_all(webhooks: Webhooks, addresses: Addresses) -> None:
     """Send what is due, now and from now on."""
+    is_away = False
     while True:
         try:
             sent = await deliver_due(webhooks, addresses)
-        except SQLAlchemyError:
-            logger.exception("webhooks cannot be delivered now; it is tried again")
-            sent = 0
+            is_away = False
+        except SQLAlchemyError as exc:
+            if not is_away:
+                logger.warning("webhooks cannot be delivered now (%s); it is tried again", first_line(exc))
+            sent, is_away = 0, True
         if not sent:
             await asyncio.sleep(LOOK_EVERY_S)
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from deepfake_client.result.verdict import Reason
 from deepfake_client.transport.request_id import REQUEST_ID
+from deepfake_gateway.logs import first_line
 from deepfake_gateway.sandbox.process import OnProgress, SandboxError, SandboxPool, TaskError
 from deepfake_gateway.store.media import Media, MediaAwayError, local_file
 from deepfake_gateway.store.records import Analysis, Status, Store
@@ -114,7 +115,7 @@ async def stored(change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         try:
             return await asyncio.to_thread(change, *args, **kwargs)
         except (OperationalError, InterfaceError) as exc:
-            logger.warning("the database is away (%s); it is tried again in %g s", exc.orig, wait_s)
+            logger.warning("the database is away (%s); it is tried again in %g s", first_line(exc.orig), wait_s)
         await asyncio.sleep(wait_s)
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 

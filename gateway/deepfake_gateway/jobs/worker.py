@@ -27,7 +27,7 @@ from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, Durabl
 from deepfake_gateway.jobs.retention import PURGE_EVERY_S, purge
 from deepfake_gateway.jobs.running import SandboxedWork, run_job, stored
 from deepfake_gateway.jobs.watching import SandboxedWatch, run_watch
-from deepfake_gateway.logs import set_up_logs
+from deepfake_gateway.logs import first_line, set_up_logs
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import SandboxPool
 from deepfake_gateway.settings import Settings
@@ -115,8 +115,8 @@ async def _purge_now_and_then(store: Store, media: Media, settings: Settings) ->
     while True:
         try:
             await asyncio.to_thread(purge, store, media, queue, settings)
-        except (SQLAlchemyError, OSError):
-            logger.exception("what is over could not be removed; it is tried again")
+        except (SQLAlchemyError, OSError) as exc:
+            logger.warning("what is over cannot be removed now (%s); it is tried again", first_line(exc))
         await asyncio.sleep(PURGE_EVERY_S)
 
 

@@ -47,6 +47,13 @@ def test_a_query_with_a_nul_is_refused(gateway, path):
     assert gateway.get("/v1/analyses/%00").status_code == 404
 
 
+def test_what_curl_calls_a_form_is_a_file_unless_it_is_one(gateway, clip):
+    form = {"Content-Type": "application/x-www-form-urlencoded", **WAIT}
+    assert gateway.post("/v1/analyses?file_name=a.mp4", content=clip, headers=form).status_code == 200
+    refused = gateway.post("/v1/analyses", content=b"url=http%3A%2F%2Fexample.org&num_frames=2", headers=form)
+    assert (refused.status_code, "multipart" in refused.json()["detail"]) == (415, True)
+
+
 def test_without_waiting_there_is_an_address(gateway, clip):
     answer = send(gateway, clip, headers={})
     assert answer.status_code == 202

@@ -47,6 +47,22 @@ def test_an_id_that_could_do_harm_is_replaced(gateway, given):
     assert all(len(made) == 16 and made.isalnum() and made != given for made in ids)
 
 
+def test_a_database_that_is_away_is_one_short_line(capsys):
+    set_up_logs("json", "info")
+    logger = logging.getLogger("dbos")
+    for queue in ("analyze", "explain", "watch"):
+        logger.warning("Exception in %s: (psycopg.OperationalError) refused\n\tIs it there?", queue)
+    try:
+        raise RuntimeError("(sqlite3.OperationalError) disk I/O error")
+    except RuntimeError:
+        logger.warning("it failed", exc_info=True)
+    logger.error("something else")
+    first, other = lines(capsys)
+    assert first["message"].startswith("the queue's database is away (Exception in analyze")
+    assert "\n" not in first["message"]
+    assert other["message"] == "something else"
+
+
 def test_lines_hold_what_went_wrong_and_nothing_breaks_them(capsys):
     set_up_logs("json", "info")
     REQUEST_ID.set("")
