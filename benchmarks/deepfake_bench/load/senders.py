@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 
+from deepfake_bench.load.http2 import CallFailedError, Http2Channel, framed
 from deepfake_client import Connection
 from deepfake_client.transport import grpc as grpc_transport
 from deepfake_client.transport import http as http_transport
@@ -83,7 +83,7 @@ def connected(target: LoadTarget, crops: Crops | list[Crops]) -> AbstractAsyncCo
 
 @asynccontextmanager
 async def _connected_grpc(connection: Connection, model: ServedModel, parts: Sequence[Crops]) -> AsyncIterator[Send]:
-    requests = [grpc_transport.encode_infer(model, part, timeout_s=QUEUE_TIMEOUT_S) for part in parts]
+    requests = [framed(grpc_transport.encode_infer(model, part, timeout_s=QUEUE_TIMEOUT_S)) for part in parts]
     async with _calls(connection) as call:
 
         async def send(number: int, timeout_s: float) -> bytes:
@@ -110,7 +110,7 @@ async def _connected_shared_memory(
                     else:
                         place = region.name, offset
                         request = shm_transport.encode_infer(model, part, *place, timeout_s=QUEUE_TIMEOUT_S)
-                    return await call(request, timeout_s)
+                    return await call(framed(request), timeout_s)
 
             yield send
     finally:
@@ -119,20 +119,17 @@ async def _connected_shared_memory(
 
 @asynccontextmanager
 async def _calls(connection: Connection) -> AsyncIterator[Callable[[bytes, float], Awaitable[bytes]]]:
-    """Yield a function that sends an encoded inference request and returns its encoded answer."""
+    """Yield a function that sends an inference request, encoded and framed, and returns its encoded answer."""
     address, headers = connection.address, check_headers(connection.headers)
-    if address.tls is None:
-        channel = grpc.aio.insecure_channel(address.target)
-    else:
-        channel = grpc.aio.secure_channel(address.target, grpc.ssl_channel_credentials(*address.tls.read()))
-    async with channel:
-        infer = channel.unary_unary(f"{grpc_transport.SERVICE}ModelInfer")
+    tls = None if address.tls is None else address.tls.context()
+    path = f"{grpc_transport.SERVICE}ModelInfer"
+    async with Http2Channel(address.host, address.port, path, headers=headers, tls=tls) as channel:
 
         async def call(request: bytes, timeout_s: float) -> bytes:
             try:
-                return bytes(await infer(request, timeout=timeout_s, metadata=headers))
-            except grpc.aio.AioRpcError as exc:
-                raise RequestFailedError(exc.code().name) from exc
+                return await channel.call(request, timeout_s)
+            except CallFailedError as exc:
+                raise RequestFailedError(str(exc)) from exc
 
         yield call
 
