@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -118,6 +118,8 @@ COMMANDS = {
     ),
 }
 
+HELP_NAMES: Final = ["-h", "--help"]
+
 
 def build_app(requested: str | None) -> typer.Typer:
     """Return the command line with the code of one command loaded and only the summaries of the others."""
@@ -128,7 +130,7 @@ def build_app(requested: str | None) -> typer.Typer:
         add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": HELP_NAMES},
     )
 
     @app.callback()
@@ -172,7 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _show_no_type_of_flags(command: Any) -> None:
     """A flag takes no value; ``--json <bool>`` in the help would say that it does."""
-    for option in (*command.params, command.get_help_option(typer.Context(command))):
+    # A command keeps the first help option that it is asked for, so it is asked with the names of all.
+    context = typer.Context(command, help_option_names=HELP_NAMES)
+    for option in (*command.params, command.get_help_option(context)):
         if getattr(option, "is_flag", False):
             option.metavar = ""
     for inner in getattr(command, "commands", {}).values():

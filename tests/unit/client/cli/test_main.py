@@ -331,3 +331,10 @@ def test_the_headline_names_the_deciding_face_where_there_are_several() -> None:
     several = verdict("clip.mp4", score=0.9)
     assert "face 1" in headline(several).plain
     assert "face" not in headline(dataclasses.replace(several, tracks=several.tracks[:1])).plain
+
+
+@pytest.mark.parametrize("words", [[], ["analyze"], ["gateway", "keys", "list"]])
+def test_help_has_the_short_name_that_messages_give_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "-h"])
+    assert (end.value.code, "--help" in capsys.readouterr().out) == (0, True)
