@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, Self
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -35,6 +37,7 @@ from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.tracing import set_up_traces
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
+from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.limits import started_here
 from deepfake_preprocess.support.sockets import listening
@@ -231,9 +234,23 @@ class _Kept:
             self._process = self._start()
 
 
-def _worker(settings: Settings) -> _Kept:
-    """Start a worker; it takes up again what it was doing when it died."""
-    return _Kept("worker", ["-m", "deepfake_gateway.jobs.worker"], settings.as_environment())
+@contextmanager
+def _worker(settings: Settings) -> Iterator[None]:
+    """Run a worker; it takes up again what it was doing when it died.
+
+    Raises OptionError where another one has its name: each would take up what the other is doing.
+    """
+    path = settings.data_dir / f"{quote(settings.worker_name, safe='')}.lock"
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OptionError(
+                f"the worker {settings.worker_name!r} is running on {settings.data_dir} already; stop it, or give "
+                "this one a `worker_name` of its own"
+            ) from None
+        with _Kept("worker", ["-m", "deepfake_gateway.jobs.worker"], settings.as_environment()):
+            yield
 
 
 def _start_explaining(stack: ExitStack, screen: Console, settings: Settings) -> Settings:

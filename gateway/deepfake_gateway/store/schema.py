@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from deepfake_gateway.store.migrations.upgrade import upgrade
 from deepfake_preprocess.errors import OptionError
@@ -230,11 +230,12 @@ def open_engine(url: str) -> sa.Engine:
         event.listen(engine, "connect", _prepare_sqlite)
     try:
         upgrade(engine)
-    except OperationalError as exc:
+    except DatabaseError as exc:
         engine.dispose()
         reason = " ".join(str(exc.orig).split())[:200]
+        advice = "make it and its folder writable" if engine.dialect.name == "sqlite" else "start it"
         raise OptionError(
-            f"the database {engine.url.render_as_string()} cannot be opened ({reason}); start it, or name another "
+            f"the database {engine.url.render_as_string()} cannot be opened ({reason}); {advice}, or name another "
             "`database` or `data_dir`"
         ) from exc
     except BaseException:

@@ -1,7 +1,10 @@
 """Settings: options win over the environment, that over the file."""
 
+import fcntl
+
 import pytest
 
+from deepfake_client.cli.main import main
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.schema import open_engine
 from deepfake_preprocess.errors import OptionError
@@ -53,6 +56,22 @@ def test_a_folder_that_cannot_be_made(tmp_path, place):
 def test_a_database_that_is_not_supported(url):
     with pytest.raises(OptionError, match="name one as postgresql"):
         open_engine(url)
+
+
+def test_a_file_that_is_no_database(tmp_path):
+    (tmp_path / "gateway.db").write_text("nothing that SQLite knows, although it has some length")
+    with pytest.raises(OptionError, match=r"cannot be opened \(file is not a database\); make it and its folder"):
+        open_engine(Settings.of(data_dir=tmp_path).database_url)
+
+
+def test_two_workers_of_one_name_are_refused(tmp_path, capsys):
+    with (tmp_path / "my%2Fworker.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (tmp_path / "settings.toml").write_text('worker_name = "my/worker"\nport = 0\n')
+        with pytest.raises(SystemExit) as end:
+            main(["gateway", "--data-dir", str(tmp_path), "--settings", str(tmp_path / "settings.toml")])
+    assert end.value.code == 2
+    assert "the worker 'my/worker' is running on" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
