@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 MAX_BATCH_LIMIT = 1024
 INT8_TARGETS = ("cpu", "tensorrt")
+MAX_FINETUNE_MINUTES = 24 * 60
+PROOF_SHARE = 5
+"""One of so many files is for the proof alone where weights are fine-tuned on the others."""
 MAX_PROOF_CROPS = 256
 """Of the user's own crops, unless one full batch of the largest size needs more."""
 AUTO = "auto"
@@ -43,6 +46,7 @@ DECIDES = {
     "cpu": "the CPU that it is measured on",
     "promote": "`promote`",
     "int8_target": "`int8_target`",
+    "int8_finetune": "`int8_finetune`",
     "calibration_sha256": "the calibration set",
     "labels_sha256": "the labels",
     "crops_sha256": "the crops of the proof",
@@ -85,6 +89,8 @@ class ExportRequest:
         promote: ``best`` serves the fastest precision and engine that pass; a precision's name serves that one if it
             is accurate, and falls back INT8 -> BF16 -> FP16 -> FP32.
         int8_target: ``cpu`` or ``tensorrt``: the form of Q/DQ.
+        int8_finetune: minutes in which the weights learn to bear INT8, where rounding alone leaves layers in FP32; 0
+            for none. Without `crops` a fifth of the calibration set's files is left for the proof.
         calibration: directory of the user's videos and face images: ranges of INT8, and, without `crops`, the crops
             of the proof. See `deepfake_export.proof.faces` for what is taken from it.
         labels: CSV of real and fake for the files of `calibration`; None takes its folders ``real`` and ``fake``.
@@ -110,6 +116,7 @@ class ExportRequest:
     engines: Collection[str] | None = None
     promote: str = BEST
     int8_target: str = "cpu"
+    int8_finetune: float = 0.0
     calibration: str | Path | None = None
     labels: str | Path | None = None
     crops: str | Path | None = None
@@ -140,6 +147,12 @@ class ExportRequest:
             raise OptionError(f"`promote` is {self.promote!r}; allowed with these precisions: {allowed}")
         if self.int8_target not in INT8_TARGETS:
             raise OptionError(f"`int8_target` is {self.int8_target!r}; allowed: {', '.join(INT8_TARGETS)}")
+        if not 0 <= self.int8_finetune <= MAX_FINETUNE_MINUTES:
+            raise OptionError(
+                f"`int8_finetune` is {self.int8_finetune:g}; allowed: minutes from 0 to {MAX_FINETUNE_MINUTES}"
+            )
+        if self.int8_finetune and "int8" not in self.precisions:
+            raise OptionError("`int8_finetune` is for INT8; add int8 to `precisions`")
         if "int8" in self.precisions and self.calibration is None:
             raise OptionError(
                 "INT8 needs faces to calibrate on; name a directory of your clips or face images as `calibration`"
@@ -195,6 +208,7 @@ class ExportRequest:
             "cpu": None if is_alone else sorted(flags),
             "promote": self.promote,
             "int8_target": self.int8_target if "int8" in self.precisions else None,
+            "int8_finetune": self.int8_finetune or None,
             "calibration_sha256": calibration,
             "labels_sha256": labels,
             "crops_sha256": crops,
@@ -217,7 +231,10 @@ class ExportRequest:
         count = self.max_batch_size + 4
         if self.crops is not None:
             return read_crops(self.crops, spec.input_size_wh, limit=max(count, MAX_PROOF_CROPS)), calibration
-        return (generated_set(count, spec.input_size_wh) if calibration is None else calibration), calibration
+        if calibration is None:
+            return generated_set(count, spec.input_size_wh), None
+        # Weights that were trained on the crops of the proof would prove nothing.
+        return calibration.split(PROOF_SHARE) if self.int8_finetune else (calibration, calibration)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

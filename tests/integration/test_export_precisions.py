@@ -240,6 +240,7 @@ def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatc
     assert changed(spec="other.yaml", artifacts="all", command="deepfake export") == ()
     assert changed(precisions=("fp32", "fp16", "int8")) == ("`precisions`",)
     assert changed(promote="int8", int8_target="tensorrt") == ("`promote`", "`int8_target`")
+    assert changed(int8_finetune=5) == ("`int8_finetune`",)
     assert changed(labels="labels.csv", crops="crops") == ("the labels", "the crops of the proof")
     assert changed(max_batch_size=9) == ("a larger `max_batch_size`",)
     # Without INT8 its form decides nothing.

@@ -53,6 +53,14 @@ def export(
     int8_target: Annotated[
         str, typer.Option("--int8-target", help="Form of INT8: cpu, or tensorrt to build an engine from.")
     ] = "cpu",
+    int8_finetune: Annotated[
+        float,
+        typer.Option(
+            "--int8-finetune",
+            metavar="MINUTES",
+            help="Let the weights learn INT8, where rounding is not enough.",
+        ),
+    ] = 0.0,
     calibration: Annotated[
         Path | None,
         typer.Option("--calibration", help="Directory of your clips or face images; 500 faces or more are best."),
@@ -85,6 +93,7 @@ def export(
         precisions=[item.strip().lower() for item in precisions.split(",") if item.strip()],
         promote=promote,
         int8_target=int8_target,
+        int8_finetune=int8_finetune,
         calibration=calibration,
         labels=labels,
         crops=crops,

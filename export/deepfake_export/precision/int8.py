@@ -28,14 +28,13 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
 from deepfake_export.graph.onnx_nodes import layer_of
+from deepfake_export.precision.ranges import METHODS, Float, Range, RangeMeter
 from deepfake_export.proof.running import UInt8Array, batches_of
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, ModelSpec
 from deepfake_preprocess.errors import ExportError
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_preprocess.support.sessions import open_session
-
-Float = npt.NDArray[np.float32]
 
 WEIGHT_OPS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 """A layer starts at one of these. NVIDIA's parser wants Q/DQ at their inputs and fuses the rest itself."""
@@ -50,9 +49,6 @@ SEARCH_CROPS = 48
 """Crops that methods, and numbers of excluded layers, are compared on."""
 LAYER_CROPS = 8
 """Crops that the layers are compared on; only their order matters, and there are many layers."""
-SAMPLES_PER_CROP = 512
-"""Values of each tensor and crop that the percentile is taken from."""
-PERCENTILES = (99.99, 99.9)
 MAX_LAYERS = 96
 """Beyond this, neighboring layers are measured together."""
 MAX_LAYERS_S = 180.0
@@ -114,7 +110,8 @@ class Int8Export(JsonData):
         method_errors: mean absolute logit error of each method, everything quantized.
         num_layers: layers that could be quantized.
         layers_kept_fp32: worst first.
-        layer_errors: mean absolute logit error of each layer when it alone is quantized, largest first.
+        layer_errors: mean absolute logit error of each layer when it alone is quantized, largest first; empty where
+            it was not measured.
         num_calibration_crops: crops that the ranges come from.
     """
 
@@ -135,9 +132,13 @@ def quantize_int8(
     crops: UInt8Array,
     *,
     target: str = "cpu",
+    judge: tuple[UInt8Array, Float] | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Int8Export:
-    """Quantize a proved FP32 ONNX file for one of `TARGETS`, with ranges from at most `CALIBRATION_CROPS` face crops.
+    """Quantize an FP32 ONNX file for one of `TARGETS`, with ranges from at most `CALIBRATION_CROPS` face crops.
+
+    Every choice is judged on crops and the logits ``[N, 1]`` wanted of them, given by `judge`; where it is None, on
+    some of `crops` and the file's own logits.
 
     Raises:
         ExportError: there is nothing to quantize, or the quantizer refuses the graph.
@@ -151,10 +152,10 @@ def quantize_int8(
     if not layers:
         raise ExportError("the graph has no convolution or matrix product with weights, so nothing can be INT8")
     calibration = evenly(crops, CALIBRATION_CROPS)
-    search = evenly(crops, SEARCH_CROPS)
     on_step(f"Measuring ranges of activations on {len(calibration)} crops")
     ranges = _measure_ranges(model, calibration)
-    reference = _logits(model.SerializeToString(), search)
+    search = evenly(crops if judge is None else judge[0], SEARCH_CROPS)
+    reference = _logits(model.SerializeToString(), search) if judge is None else evenly(judge[1], SEARCH_CROPS)
 
     def quantized(chosen: Iterable[Collection[str]], method: str) -> Any:
         return _quantize(model, ranges[method], {node for nodes in chosen for node in nodes}, form)
@@ -165,31 +166,33 @@ def quantize_int8(
         return (error if np.isfinite(error) else float("inf")), logits
 
     on_step(f"Comparing {len(ranges)} ways to choose ranges")
-    method_errors = {method: error_of(layers.values(), method)[0] for method in ranges}
-    method = min(method_errors, key=lambda name: method_errors[name])
-    layers, errors = _measure_layers(layers, lambda nodes: error_of([nodes], method, LAYER_CROPS)[0], on_step)
-    worst_first = sorted(layers, key=lambda layer: -errors[layer])
-    on_step("Choosing the layers that stay in FP32")
+    everything = {method: error_of(layers.values(), method) for method in ranges}
+    method = min(everything, key=lambda name: everything[name][0])
+    errors: dict[str, float] = {}
+    count = 0
+    is_whole = _is_good(everything[method][1], reference, spec.threshold)
+    # Of a file that was fine-tuned so long that it bears everything, nobody asks which layers are sensitive.
+    if judge is None or not is_whole:
+        layers, errors = _measure_layers(layers, lambda nodes: error_of([nodes], method, LAYER_CROPS)[0], on_step)
+        layers = {layer: layers[layer] for layer in sorted(layers, key=lambda layer: -errors[layer])}
+        on_step("Choosing the layers that stay in FP32")
 
-    def kept_quantized(count: int) -> list[list[str]]:
-        return [layers[layer] for layer in worst_first[count:]]
+        def is_good(count: int) -> bool:
+            on_step(f"Trying {count} of {len(layers)} layers in FP32")
+            return _is_good(error_of(list(layers.values())[count:], method)[1], reference, spec.threshold)
 
-    def is_good(count: int) -> bool:
-        on_step(f"Trying {count} of {len(layers)} layers in FP32")
-        return _is_good(error_of(kept_quantized(count), method)[1], reference, spec.threshold)
-
-    count = _fewest_excluded(len(layers), is_good)
-    made = quantized(kept_quantized(count), method)
+        count = 0 if is_whole else _fewest_excluded(len(layers), is_good)
+    made = quantized(list(layers.values())[count:], method)
     onnx.helper.set_model_props(made, spec.to_parameters())
     path.write_bytes(made.SerializeToString(deterministic=True))
     return Int8Export(
         target,
         form.reason,
         method,
-        {name: round(value, 6) for name, value in method_errors.items()},
+        {name: round(error, 6) for name, (error, _) in everything.items()},
         len(layers),
-        tuple(worst_first[:count]),
-        {layer: round(errors[layer], 6) for layer in worst_first},
+        tuple(layers)[:count],
+        {layer: round(errors[layer], 6) for layer in layers if layer in errors},
         len(calibration),
     )
 
@@ -262,7 +265,7 @@ def _name_nodes(model: Any) -> None:
         seen.add(node.name)
 
 
-def _measure_ranges(model: Any, crops: UInt8Array) -> dict[str, dict[str, tuple[np.float32, np.float32]]]:
+def _measure_ranges(model: Any, crops: UInt8Array) -> dict[str, dict[str, Range]]:
     """Return by method the lowest and highest value of each floating-point tensor.
 
     ONNX Runtime's own histogram calibrators keep every value of a call: 34 s for 64 crops of EfficientNet-B0
@@ -280,31 +283,14 @@ def _measure_ranges(model: Any, crops: UInt8Array) -> dict[str, dict[str, tuple[
     present = {item.name for item in probe.graph.output}
     probe.graph.output.extend(typed[name] for name in names if name not in present)
     session = open_session(probe.SerializeToString())
-    low = dict.fromkeys(names, np.float32(0))  # zero must be representable: padding adds it
-    high = dict.fromkeys(names, np.float32(0))
-    samples: dict[str, list[Float]] = {name: [] for name in names}
+    meters = {name: RangeMeter() for name in names}
     for crop in batches_of(crops, 1):
-        for name, value in zip(names, session.run(names, {INPUT_NAME: crop}), strict=True):
-            low[name], high[name] = min(low[name], value.min()), max(high[name], value.max())
-            flat = value.ravel()
-            # An odd stride visits all channels.
-            samples[name].append(flat[:: (len(flat) // SAMPLES_PER_CROP) | 1].copy())
-    ranges = {"minmax": {name: (low[name], high[name]) for name in names}}
-    for percentile in PERCENTILES:
-        ranges[f"percentile {percentile:g}"] = {
-            name: _percentile_range(np.concatenate(values), percentile) for name, values in samples.items()
-        }
-    return ranges
+        for meter, value in zip(meters.values(), session.run(names, {INPUT_NAME: crop}), strict=True):
+            meter.add(value)
+    return {method: {name: meter.range_of(method) for name, meter in meters.items()} for method in METHODS}
 
 
-def _percentile_range(values: Float, percentile: float) -> tuple[np.float32, np.float32]:
-    low, high = np.percentile(values, [100 - percentile, percentile])
-    return np.float32(min(low, 0)), np.float32(max(high, 0))
-
-
-def _quantize(
-    model: Any, ranges: dict[str, tuple[np.float32, np.float32]], nodes: Collection[str], form: QdqForm
-) -> Any:
+def _quantize(model: Any, ranges: dict[str, Range], nodes: Collection[str], form: QdqForm) -> Any:
     """Return a copy of `model` with Q/DQ at `nodes`, those of the form's operators."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
@@ -342,10 +328,11 @@ def _quantize(
 
 
 def _fewest_excluded(num_layers: int, is_good: Callable[[int], bool]) -> int:
-    """Return how many of the worst layers to leave out: the fewest that is good, by halving; the most if none is."""
+    """Return how many of the worst layers to leave out: the fewest that is good, by halving; the most if none is.
+
+    None left out is not good enough.
+    """
     most = int(num_layers * MAX_EXCLUDED_SHARE)
-    if is_good(0):
-        return 0
     bad, good = 0, most
     if not is_good(most):
         return most

@@ -6,17 +6,21 @@ What cannot be made or fails is in the report with its reason, and never in the 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from deepfake_export.graph.onnx_export import export_onnx
+from deepfake_export.precision.finetune import finetune
 from deepfake_export.precision.fp16 import export_fp16
-from deepfake_export.precision.int8 import quantize_int8
+from deepfake_export.precision.int8 import TARGETS, quantize_int8
 from deepfake_export.proof.comparison import ArtifactProof, Proof, compare
 from deepfake_export.proof.gate import decide
 from deepfake_export.proof.parity import measure_parity, reference_outputs, require_parity
-from deepfake_export.proof.running import Engine, Outputs, Runner, engine_for
+from deepfake_export.proof.running import Engine, Outputs, Runner, UInt8Array, engine_for
 from deepfake_export.proof.speed import measure_speed
 from deepfake_export.request import ExportJob
 from deepfake_preprocess.contract.forms import ENGINE_NAMES
@@ -99,9 +103,37 @@ def _make(job: ExportJob, precision: str, fp32_path: Path, path: Path) -> dict[s
         return export_fp16(job.detector, path, job.spec, job.crops.crops, verbose=job.request.verbose).to_dict()
     if precision == "int8":
         assert job.calibration is not None  # the request refuses INT8 without it
-        crops, target = job.calibration.crops, job.request.int8_target
-        return quantize_int8(fp32_path, path, job.spec, crops, target=target, on_step=job.on_step).to_dict()
+        return _make_int8(job, job.calibration.crops, fp32_path, path)
     return {}
+
+
+def _make_int8(job: ExportJob, crops: UInt8Array, fp32_path: Path, path: Path) -> dict[str, Any]:
+    """Round the checkpoint; where layers must stay in FP32, and time is given, fine-tune it and round once more."""
+    target, minutes = job.request.int8_target, job.request.int8_finetune
+    rounded = quantize_int8(fp32_path, path, job.spec, crops, target=target, on_step=job.on_step)
+    if not minutes:
+        return rounded.to_dict()
+    if not rounded.layers_kept_fp32:
+        return {**rounded.to_dict(), "finetuning": "not needed, because every layer may be rounded as it is"}
+    tuned = finetune(
+        job.detector,
+        job.spec,
+        crops,
+        form=TARGETS[target],
+        method=rounded.method,
+        minutes=minutes,
+        on_step=job.on_step,
+    )
+    with tempfile.TemporaryDirectory(dir=path.parent) as work_dir:
+        tuned_path, tuned_int8 = Path(work_dir, "tuned.onnx"), Path(work_dir, "tuned.int8.onnx")
+        export_onnx(tuned.detector, tuned_path, job.spec, verbose=job.request.verbose)
+        judge = tuned.held_out, tuned.reference
+        made = quantize_int8(tuned_path, tuned_int8, job.spec, crops, target=target, judge=judge, on_step=job.on_step)
+        what = tuned.finetuning.describe()
+        if len(made.layers_kept_fp32) / made.num_layers >= len(rounded.layers_kept_fp32) / rounded.num_layers:
+            return {**rounded.to_dict(), "finetuning": f"{what}; given up, because it spares no layer from FP32"}
+        shutil.move(tuned_int8, path)
+    return {**made.to_dict(), "finetuning": what}
 
 
 def _with_speed(

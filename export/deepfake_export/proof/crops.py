@@ -6,6 +6,7 @@ drives a network far outside of what it sees in service and hides errors behind 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,32 @@ class CropSet:
     def __len__(self) -> int:
         """Return the number of crops."""
         return len(self.crops)
+
+    def split(self, share: int) -> tuple[CropSet, CropSet]:
+        """Return the crops of one of `share` files, evenly taken, and those of the others.
+
+        Raises:
+            OptionError: there are fewer files than that.
+        """
+        files = list(dict.fromkeys(self.sources))
+        if len(files) < share:
+            raise OptionError(
+                f"fine-tuning needs crops of other files for the proof, and there are faces in {len(files)} files "
+                f"only; add files ({share} or more), or name other face crops for the proof as `crops`"
+            )
+        chosen = np.isin(np.array(self.sources), files[::share])
+        return self._part(chosen, "for the proof"), self._part(~chosen, "for calibration")
+
+    def _part(self, chosen: npt.NDArray[np.bool_], use: str) -> CropSet:
+        sources = tuple(np.array(self.sources)[chosen].tolist())
+        return dataclasses.replace(
+            self,
+            crops=self.crops[chosen],
+            origin=f"{self.origin}, {len(set(sources))} files {use}",
+            sources=sources,
+            videos=self.videos & set(sources),
+            labels=None if self.labels is None else self.labels[chosen],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data of all but the crops themselves."""

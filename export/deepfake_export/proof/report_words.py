@@ -148,14 +148,16 @@ def _int8_facts(details: Mapping[str, Any]) -> list[str]:
     errors = ", ".join(f"{name} {_number(value, '.3g')}" for name, value in details["method_errors"].items())
     worst = list(details["layer_errors"].items())[:SHOWN_LAYERS]
     kept = details["layers_kept_fp32"]
-    return [
+    facts = [f"Fine-tuned for INT8: {details['finetuning']}."] if "finetuning" in details else []
+    facts += [
         f"Ranges: {details['method']} (mean logit error of each method: {errors}), on "
         f"{details['num_calibration_crops']} crops, for {details['target']}: {details['target_reason']}.",
-        "Mean logit error of each layer alone, worst first: "
-        + ", ".join(f"{name} {_number(value, '.3g')}" for name, value in worst)
-        + ".",
         f"Kept in FP32: {len(kept)} of {details['num_layers']} layers: {', '.join(kept) or 'none'}.",
     ]
+    if worst:
+        errors = ", ".join(f"{name} {_number(value, '.3g')}" for name, value in worst)
+        facts.append(f"Mean logit error of each layer alone, worst first: {errors}.")
+    return facts
 
 
 def member_rows(members: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

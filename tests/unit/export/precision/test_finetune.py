@@ -1,0 +1,185 @@
+"""Weights learn to bear INT8: what rounds in PyTorch rounds as the served graph, and nears the checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from deepfake_export.graph.onnx_export import export_onnx
+from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.precision import finetune, int8, selection
+from deepfake_export.precision.fake_quant import ActivationRounding, insert_rounding, measure_ranges, trace
+from deepfake_export.proof.crops import CropSet, generate_crops
+from deepfake_export.proof.parity import reference_outputs
+from deepfake_export.proof.running import LocalEngine
+from deepfake_export.request import ExportJob, ExportRequest
+from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.errors import ExportError, OptionError
+
+SPEC = ModelSpec(name="tiny", architecture="python:tiny:net", input_height_px=32, input_width_px=32)
+CROPS = generate_crops(64, SPEC.input_size_wh, seed=3)
+
+
+class Block(nn.Module):
+    """As in EfficientNet: SiLU in place, squeeze-and-excitation, a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU(inplace=True))
+        self.depth = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.SiLU(inplace=True)
+        )
+        self.gate = nn.Sequential(nn.Conv2d(16, 4, 1), nn.SiLU(inplace=True), nn.Conv2d(4, 16, 1), nn.Sigmoid())
+        self.project = nn.Sequential(nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        inner = self.depth(self.expand(values))
+        return values + self.project(inner * self.gate(inner.mean((2, 3), keepdim=True)))
+
+
+@pytest.fixture(scope="module")
+def detector() -> ServedDetector:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        Block(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 1),
+    )
+    detector = ServedDetector(network, SPEC)
+    with torch.no_grad():
+        for _ in range(20):
+            detector(torch.from_numpy(CROPS))
+        detector.eval()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_()
+        network[-1].weight.mul_(2 / float(reference_outputs(detector, CROPS)[1].std()))
+        network[-1].bias.sub_(float(np.median(reference_outputs(detector, CROPS)[1])))
+    return detector
+
+
+@pytest.fixture(scope="module")
+def fp32_path(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fp32") / "model.onnx"
+    export_onnx(detector, path, SPEC)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def steps_instead_of_seconds(monkeypatch):
+    """A step takes one second, so that a minute is 60 steps on every machine."""
+    seconds = itertools.count()
+    monkeypatch.setattr(finetune, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(finetune, "LEARNING_RATE", 1e-3)  # for so small a network
+
+
+@pytest.mark.parametrize("target", int8.TARGETS)
+def test_what_rounds_in_pytorch_rounds_as_the_graph(detector, fp32_path, tmp_path, monkeypatch, target):
+    monkeypatch.setattr(int8, "_is_good", lambda *_: True)  # every layer is quantized
+    form = int8.TARGETS[target]
+    wanted = reference_outputs(detector, CROPS)[1]
+    judge = (CROPS, wanted)
+    made = int8.quantize_int8(fp32_path, tmp_path / "int8.onnx", SPEC, CROPS, target=target, judge=judge)
+    served = LocalEngine(tmp_path / "int8.onnx").run(CROPS)[1]
+    traced = trace(detector.network, detector.normalize(torch.from_numpy(CROPS[:2])))
+    insert_rounding(
+        traced,
+        signed=form.signed_activations,
+        weight_bits=7 if form.reduce_range else 8,
+        all_ops=form.op_types == int8.CPU_OPS,
+    )
+    measure_ranges(traced, [detector.normalize(torch.from_numpy(crop[None])) for crop in CROPS], made.method)
+    with torch.no_grad():
+        rounded = detector.logit_of(traced(detector.normalize(torch.from_numpy(CROPS)))[0]).numpy()
+    # Nearly the same steps are taken: a rounding here and there falls the other way.
+    assert np.abs(rounded - served).mean() < 0.3 * np.abs(served - wanted).mean()
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    constants = {item.name for item in graph.initializer}
+    quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in constants]
+    assert sum(isinstance(item, ActivationRounding) for item in traced.modules()) == len(quantizers)
+
+
+def test_fine_tuning_comes_nearer_to_the_checkpoint_on_crops_that_it_never_saw(detector):
+    before = copy.deepcopy(detector.state_dict())
+    said: list[str] = []
+    tuned = finetune.finetune(
+        detector,
+        SPEC,
+        CROPS,
+        form=int8.TARGETS["cpu"],
+        method="percentile 99.99",
+        minutes=0.4,
+        on_step=said.append,
+    )
+    found = tuned.finetuning
+    assert (found.steps, found.num_crops, found.num_held_out) == (24, 48, 16)
+    assert found.error_after < found.error_before
+    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+    assert any("s left" in step for step in said)
+    np.testing.assert_allclose(tuned.reference, reference_outputs(detector, tuned.held_out)[1], atol=1e-5)
+    with pytest.raises(ExportError, match="fine-tuning for INT8 needs 32 crops, and there are 31; add faces"):
+        finetune.finetune(detector, SPEC, CROPS[:31], form=int8.TARGETS["cpu"], method="minmax", minutes=1)
+
+
+def test_an_export_fine_tunes_where_layers_must_stay_in_fp32(detector, fp32_path, tmp_path, monkeypatch):
+    request = ExportRequest("c.pt", "m", precisions=("int8",), calibration="faces", int8_finetune=0.4)
+    crops = CropSet(CROPS, "faces", tuple(f"{index}.png" for index in range(len(CROPS))))
+    job = ExportJob(request, SPEC, detector, crops, crops, lambda step: None)
+    path = tmp_path / "model.int8.onnx"
+    reference = reference_outputs(detector, CROPS[:16])[1]
+
+    def made_where(is_good: Callable[..., bool]) -> dict:
+        monkeypatch.setattr(int8, "_is_good", is_good)
+        return selection._make_int8(job, CROPS, fp32_path, path)
+
+    # Good on the crops that the fine-tuned network never saw, which alone judge it.
+    helped = made_where(lambda logits, *_: len(logits) == 16)
+    assert helped["layers_kept_fp32"] == []
+    assert helped["finetuning"].startswith("24 steps of 16 crops in 0.4 min on 48 crops; with every layer rounded")
+    tuned = path.read_bytes()
+    assert made_where(lambda *_: True)["finetuning"].startswith("not needed")
+    assert path.read_bytes() != tuned
+    rounded = path.read_bytes()
+    # What has learned nothing is given up.
+    same = finetune.Finetuning(0.1, 0, 48, 16, 1.0, 1.0)
+    monkeypatch.setattr(selection, "finetune", lambda *_, **__: finetune.Tuned(detector, same, CROPS[:16], reference))
+    monkeypatch.setattr(selection, "export_onnx", lambda _, path, *__, **___: shutil.copyfile(fp32_path, path))
+    given_up = made_where(lambda *_: False)
+    assert given_up["layers_kept_fp32"]
+    assert given_up["finetuning"].endswith("given up, because it spares no layer from FP32")
+    assert path.read_bytes() not in (rounded, tuned)
+    assert [item.name for item in tmp_path.iterdir()] == ["model.int8.onnx"]
+
+
+def test_files_for_the_proof_are_not_learned_from():
+    sources = tuple(f"{index // 4}.mp4" for index in range(64))
+    whole = CropSet(CROPS, "faces", sources, frozenset(sources), np.arange(64) % 2, "abc")
+    proof, calibration = whole.split(5)
+    assert (len(proof), len(calibration)) == (16, 48)
+    assert set(proof.sources) == proof.videos == {"0.mp4", "5.mp4", "10.mp4", "15.mp4"}
+    assert not set(proof.sources) & set(calibration.sources)
+    assert proof.labels is not None
+    assert (proof.labels == np.arange(16) % 2).all()
+    assert proof.origin == "faces, 4 files for the proof"
+    with pytest.raises(OptionError, match="faces in 4 files only; add files"):
+        proof.split(5)
+
+
+def test_minutes_that_do_not_fit():
+    with pytest.raises(OptionError, match="`int8_finetune` is -1; allowed: minutes from 0 to 1440"):
+        ExportRequest("c.pt", "m", precisions=("int8",), calibration="faces", int8_finetune=-1)
+    with pytest.raises(OptionError, match="`int8_finetune` is for INT8; add int8 to `precisions`"):
+        ExportRequest("c.pt", "m", int8_finetune=5)
