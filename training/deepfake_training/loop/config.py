@@ -15,7 +15,7 @@ import yaml
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.json_data import Bounds, JsonData
-from deepfake_training.data.augment import Augmentation
+from deepfake_training.data.augment import Augmentation, Share
 from deepfake_training.data.dataset import FaceDataset, Mixture
 from deepfake_training.data.labels import REAL
 from deepfake_training.data.packed_faces import PackedFaces
@@ -57,7 +57,8 @@ class TrainConfig(JsonData):
             then trained on these, and mirroring is all that happens to them.
         teacher_features: weight of the loss that asks of what reaches the last layer, linearly projected, to point
             where the teacher's points (cosine distance).
-        teacher_logit: weight of the loss that asks for the teacher's probability.
+        teacher_logit: share of the loss that asks for the teacher's probability, in [0, 1]; the rest asks for the
+            label. With 1, and `pair_weight` 0, labels are not looked at.
         spec: architecture, head, crop and normalization of the detector.
         initial_weights: file of weights to start from; None starts with random ones. See `load_initial`.
         epochs: number of passes.
@@ -108,7 +109,7 @@ class TrainConfig(JsonData):
     folders: FaceFolders = field(default_factory=FaceFolders)
     taught: str | None = None
     teacher_features: NotNegative = 1.0
-    teacher_logit: NotNegative = 0.5
+    teacher_logit: Share = 0.5
     spec: ModelSpec = field(default_factory=lambda: ModelSpec.from_dict(_SPEC))
     initial_weights: str | None = None
     epochs: Count = 20

@@ -323,6 +323,8 @@ class TrainingRun:
         smooth = self.config.label_smoothing
         target = labels.to(self._device, non_blocking=True) * (1 - 2 * smooth) + smooth
         loss: Tensor = self._loss(logit.float(), target)
+        if self._distillation is not None:
+            loss = loss * (1 - self.config.teacher_logit)
         if self.config.pair_weight:
             loss = loss + self.config.pair_weight * pair_loss(logit.float(), labels.to(self._device))
         if self._distillation is not None:
