@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 PICK_UP_S: Final = {Job.ANALYZE: 0.25, Job.EXPLAIN: 0.5, Job.WATCH: 1.0}
 """How often a queue is looked at: somebody waits, and a look costs some 3 ms of CPU time."""
+SELDOM_S: Final = 10.0
+"""The same where the settings begin no such jobs: there may be some of a time when they did."""
 SEEN_EVERY_S: Final = 2.0
 LOST_LOOK_S: Final = 10.0
 """A job that twice in a row is this worker's and not under way is taken up again."""
@@ -154,13 +156,16 @@ def _launch(
             "application_version": APPLICATION_VERSION,
             "executor_id": settings.worker_name,
             "log_level": "WARNING",
+            "notification_listener_polling_interval_sec": 60.0,  # jobs send each other nothing
         }
     )
     for job, (_, run) in jobs.items():
         DBOS.workflow(name=job.value)(_on_loop(run, loop, under_way))
     DBOS.launch()
+    begun = {Job.ANALYZE: True, Job.EXPLAIN: settings.explain_url is not None, Job.WATCH: settings.url_intake}
     for job, (concurrency, _) in jobs.items():
-        DBOS.register_queue(job.value, worker_concurrency=concurrency, polling_interval_sec=PICK_UP_S[job])
+        pick_up_s = PICK_UP_S[job] if begun[job] else SELDOM_S
+        DBOS.register_queue(job.value, worker_concurrency=concurrency, polling_interval_sec=pick_up_s)
 
 
 def _on_loop(run: RunJob, loop: asyncio.AbstractEventLoop, under_way: set[str]) -> Callable[[str], None]:

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import aiohttp
 import gateways
 import pytest
 
@@ -123,6 +125,29 @@ def test_a_name_is_as_good_as_what_it_leads_to():
         asyncio.run(Addresses().resolve("localhost", 80))
     assert asyncio.run(Addresses.of(["127.0.0.0/8", "::1/128"]).resolve("localhost", 80)) in ("127.0.0.1", "::1")
     Addresses().check("1.1.1.1")
+
+
+def test_of_several_addresses_of_a_name_only_those_allowed_are_connected_to(monkeypatch):
+    """Also where a name leads elsewhere than when it was looked up first."""
+    allowed = Addresses.of(["127.0.0.2/32"])
+
+    async def looked_up(loop, host, port, **_):
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.1", "127.0.0.2")
+        ]
+
+    async def ask(port):
+        assert await allowed.resolve("several.example", port) == "127.0.0.2"
+        async with allowed.session(5) as session:
+            with pytest.raises(aiohttp.ClientConnectorError):  # nothing listens at the one that is allowed
+                await session.get(f"http://several.example:{port}/")
+
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", looked_up)
+    with socket.create_server(("127.0.0.1", 0)) as private:
+        asyncio.run(ask(private.getsockname()[1]))
+        private.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            private.accept()
 
 
 def test_a_host_that_is_no_name_is_refused(tmp_path):
