@@ -67,7 +67,7 @@ def check_shared_memory(models: Sequence[ServedModel], shares: Mapping[str, CpuS
             f"Triton's Python backend needs {SHARED_MEMORY}, which is not there ({exc.strerror})"
         ) from exc
     instances = sum(share.instances for share in shares.values())
-    needed_mb = sum(shares[model.spec.name].instances * _shared_memory_mb(model) for model in models)
+    needed_mb = sum(shares[model.spec.name].instances * shared_memory_mb(model) for model in models)
     if free_mb < needed_mb:
         raise ServerStartError(
             f"{SHARED_MEMORY} has {free_mb} MB free, and {instances} model instances need {needed_mb} MB; "
@@ -75,8 +75,8 @@ def check_shared_memory(models: Sequence[ServedModel], shares: Mapping[str, CpuS
         )
 
 
-def _shared_memory_mb(model: ServedModel) -> int:
-    """Return what an instance may come to need: the crops of two of the largest batches, and answers."""
+def shared_memory_mb(model: ServedModel) -> int:
+    """Return what an instance may come to need, in MiB: the crops of two of the largest batches, and answers."""
     batch_bytes = int(model.config.max_batch_size) * model.spec.input_height_px * model.spec.input_width_px * 3
     return max(MIN_SHARED_MEMORY_MB, 2 * batch_bytes // 2**20)
 
@@ -112,13 +112,20 @@ def environment_of(runtime: TritonRuntime, plan: Plan) -> dict[str, str]:
 
 
 def command_line(
-    runtime: TritonRuntime, run_dir: Path, ports: Mapping[str, int], shm_prefix: str, more_flags: Sequence[str]
+    runtime: TritonRuntime,
+    run_dir: Path,
+    ports: Mapping[str, int],
+    shm_prefix: str,
+    shm_mb: int,
+    more_flags: Sequence[str],
 ) -> list[str]:
-    """Return the command that starts Triton on a view of a repository."""
+    """Return the command that starts Triton on a view of a repository; each instance gets `shm_mb` MiB to share."""
     flags = [
         f"model-repository={run_dir / 'repository'}",
         f"backend-directory={run_dir / 'backends'}",
         f"backend-config=python,shm-region-prefix-name={shm_prefix}",
+        # From the start: a region that grows while both sides use it has crashed Triton.
+        f"backend-config=python,shm-default-byte-size={shm_mb << 20}",
         # What changes in the private view of the repository is served; requests can load and drop nothing.
         "model-control-mode=poll",
         f"repository-poll-secs={POLL_REPOSITORY_S}",

@@ -30,6 +30,7 @@ from deepfake_serve._launch import (
     command_line,
     environment_of,
     reserved_ports,
+    shared_memory_mb,
     supervisor_command,
     write_backends,
 )
@@ -249,9 +250,9 @@ class EmbeddedTriton:
     def _launch(self, runtime: TritonRuntime, ports: Mapping[str, int], reserved: Sequence[int]) -> None:
         """Lay everything out in a temporary folder and start the supervisor, which keeps the ports reserved."""
         run_dir = Path(tempfile.mkdtemp(prefix="deepfake-serve-"))
-        shm_prefix = f"deepfake-{secrets.token_hex(6)}-"
+        shm_prefix, shm_mb = f"deepfake-{secrets.token_hex(6)}-", max(map(shared_memory_mb, self.models))
         self._plan = plan = Plan(
-            command=command_line(runtime, run_dir, ports, shm_prefix, self._flags),
+            command=command_line(runtime, run_dir, ports, shm_prefix, shm_mb, self._flags),
             parent_pid=os.getpid(),
             http_port=ports["http_port"],
             shm_prefix=shm_prefix,
