@@ -115,15 +115,18 @@ def _make_int8(job: ExportJob, crops: UInt8Array, fp32_path: Path, path: Path) -
         return rounded.to_dict()
     if not rounded.layers_kept_fp32:
         return {**rounded.to_dict(), "finetuning": "not needed, because every layer may be rounded as it is"}
-    tuned = finetune(
-        job.detector,
-        job.spec,
-        crops,
-        form=TARGETS[target],
-        method=rounded.method,
-        minutes=minutes,
-        on_step=job.on_step,
-    )
+    try:
+        tuned = finetune(
+            job.detector,
+            job.spec,
+            crops,
+            form=TARGETS[target],
+            method=rounded.method,
+            minutes=minutes,
+            on_step=job.on_step,
+        )
+    except ExportError as exc:
+        return {**rounded.to_dict(), "finetuning": f"not done: {exc}"}
     with tempfile.TemporaryDirectory(dir=path.parent) as work_dir:
         tuned_path, tuned_int8 = Path(work_dir, "tuned.onnx"), Path(work_dir, "tuned.int8.onnx")
         export_onnx(tuned.detector, tuned_path, job.spec, verbose=job.request.verbose)

@@ -164,6 +164,16 @@ def test_an_export_fine_tunes_where_layers_must_stay_in_fp32(detector, fp32_path
     assert [item.name for item in tmp_path.iterdir()] == ["model.int8.onnx"]
 
 
+def test_where_fine_tuning_fails_what_was_rounded_is_measured(detector, fp32_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(int8, "_is_good", lambda *_: False)
+    request = ExportRequest("c.pt", "m", precisions=("int8",), calibration="faces", int8_finetune=1.0)
+    few = CropSet(CROPS[:20], "faces")
+    job = ExportJob(request, SPEC, detector, few, few, lambda step: None)
+    made = selection._make_int8(job, few.crops, fp32_path, tmp_path / "int8.onnx")
+    assert made["finetuning"] == "not done: fine-tuning for INT8 needs 32 crops, and there are 20; add faces"
+    assert (tmp_path / "int8.onnx").is_file()
+
+
 def test_files_for_the_proof_are_not_learned_from():
     sources = tuple(f"{index // 4}.mp4" for index in range(64))
     whole = CropSet(CROPS, "faces", sources, frozenset(sources), np.arange(64) % 2, "abc")
