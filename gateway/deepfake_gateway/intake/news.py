@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake_gateway.store.records import Store
 
-LOOK_S: Final = 0.1
+SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.05, 0.25
+LATE_PART: Final = 20
+"""News is looked for at intervals of this part of the time since somebody last began to wait."""
 UNPROMPTED_S: Final = 2.0
 """Who waits looks so often all the same: what is deleted says nothing."""
 AWAY_S: Final = 1.0
@@ -34,6 +37,7 @@ class News:
         self._store = store
         self._waiting: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
         self._known: set[int] = set()
+        self._latest_at = float("-inf")
         self._looking: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -41,6 +45,7 @@ class News:
         """Yield how to wait for news of an analysis; what came since the last wait, or since the start, is news."""
         changed = asyncio.Event()
         self._waiting[analysis_id].append(changed)
+        self._latest_at = time.monotonic()
         try:
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.create_task(self._look())
@@ -63,7 +68,8 @@ class News:
         """Look as long as somebody waits. The first look knows nothing and wakes all that wait."""
         self._known = set()
         while self._waiting:
-            pause_s = LOOK_S
+            waited_s = time.monotonic() - self._latest_at
+            pause_s = min(LONGEST_LOOK_S, max(SHORTEST_LOOK_S, waited_s / LATE_PART))
             try:
                 latest = await asyncio.to_thread(self._store.latest_events, OVERLAP)
             except SQLAlchemyError as exc:
