@@ -71,7 +71,7 @@ class CropSet:
         return dataclasses.replace(
             self,
             crops=self.crops[chosen],
-            origin=f"{self.origin}, {len(set(sources))} files {use}",
+            origin=f"{self.origin}; of these {len(sources)} from {len(set(sources))} files {use}",
             sources=sources,
             videos=self.videos & set(sources),
             labels=None if self.labels is None else self.labels[chosen],

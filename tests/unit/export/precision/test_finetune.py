@@ -183,7 +183,7 @@ def test_files_for_the_proof_are_not_learned_from():
     assert not set(proof.sources) & set(calibration.sources)
     assert proof.labels is not None
     assert (proof.labels == np.arange(16) % 2).all()
-    assert proof.origin == "faces, 4 files for the proof"
+    assert proof.origin == "faces; of these 16 from 4 files for the proof"
     with pytest.raises(OptionError, match="faces in 4 files only; add files"):
         proof.split(5)
 
