@@ -15,7 +15,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +37,13 @@ from deepfake_preprocess.support.sockets import listening
 NUM_KILLS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 JOBS = 4
-"""Sent in each round, and killed at until all are over."""
+"""Sent at first; another one comes with each kill."""
+ROUND = 8
+"""Kills, after which all that was sent may end: else jobs that take longer than the gaps would outlive them all."""
 GAP = (0.1, 1.5)
-"""From one kill to the next, in shares of how long the service takes to start here. Some come while the last one is
-not mended yet."""
+"""From one kill to the next, in shares of how long the service takes to start here, of which at most `START_S` count.
+Some come while the last one is not mended yet."""
+START_S = 20.0
 TIMEOUT_S = 300
 """From the last kill, or what was sent last, until all jobs are over."""
 
@@ -123,8 +129,8 @@ def test_nothing_is_lost_doubled_or_stuck_whatever_is_killed(tmp_path: Path) -> 
         make_clip(tmp_path / f"{faces}.mp4", size_wh=(320, 180), duration_s=1, faces=faces, moving=True)
         for faces in (1, 2)
     ]
-    happened: collections.Counter[str] = collections.Counter()
-    sent: dict[str, tuple[Path, int]] = {}
+    jobs: list[Job] = []
+    killed: list[tuple[float, str]] = []
     with ExitStack() as stack:
         server = Server(write_tiny_repository(tmp_path / "models"))
         stack.callback(server.close)
@@ -136,37 +142,68 @@ def test_nothing_is_lost_doubled_or_stuck_whatever_is_killed(tmp_path: Path) -> 
         gateway = Gateway(server.urls["grpc"], database.url, tmp_path)
         stack.callback(gateway.close)
         gateway.ask("GET", "/v1/health/ready")
-        shortest_s, longest_s = (share * (time.monotonic() - begun) for share in GAP)
+        shortest_s, longest_s = (share * min(time.monotonic() - begun, START_S) for share in GAP)
+        sender = stack.enter_context(ThreadPoolExecutor(1))  # it waits while the gateway is away, kills do not
+
+        def send() -> None:
+            # Another number of frames or least size each time, so that none is answered by an earlier result.
+            job = Job(len(jobs), clips[len(jobs) % 2], 3 + len(jobs) % 5)
+            job.sending = sender.submit(job.send, gateway)
+            jobs.append(job)
+
+        for _ in range(JOBS):
+            send()
         targets = in_turn(kills(server, gateway, database), chance)
-        next_kill = time.monotonic()
-        while happened.total() < NUM_KILLS:
-            for _ in range(JOBS):
-                # Another number of frames or least size each time, so that none is answered by an earlier result.
-                number = len(sent)
-                clip, frames = clips[number % 2], 3 + number % 5
-                key = f"job{number}"
-                sent[key] = clip, frames
-                fields = {"num_frames": str(frames), "min_face_px": str(number / 1e4), "file_name": clip.name}
-                gateway.ask(
-                    "POST", "/v1/analyses", content=clip.read_bytes(), headers={"idempotency-key": key}, params=fields
-                )
-            deadline = time.monotonic() + TIMEOUT_S
-            while is_busy(gateway):
-                assert time.monotonic() < deadline, f"stuck after {happened}"
-                if time.monotonic() > next_kill and happened.total() < NUM_KILLS:
-                    name, kill = next(targets)
-                    with suppress(psutil.NoSuchProcess):  # it had ended by itself, or by the kill before
-                        kill()
-                        happened[name] += 1
-                    deadline, next_kill = (
-                        time.monotonic() + TIMEOUT_S,
-                        time.monotonic() + chance.uniform(shortest_s, longest_s),
-                    )
-                time.sleep(0.05)  # between polls
+        while len(killed) < NUM_KILLS:
+            name, kill = next(targets)
+            with suppress(psutil.NoSuchProcess):  # it had ended by itself, or by the kill before
+                kill()
+                killed.append((time.time(), name))
+                send()
+            if len(killed) % ROUND == 0:
+                wait_until_over(gateway, jobs)
+            time.sleep(chance.uniform(shortest_s, longest_s))
+        wait_until_over(gateway, jobs)
         found = all_analyses(gateway)
-        assert len(found) == len(sent)  # none lost, none doubled
-        compare(gateway, server, found, sent)
-    print(f"\n{happened.total()} kills, {len(sent)} jobs: {dict(happened)}")
+        assert len(found) == len(jobs)  # none lost, none doubled
+        analyses = compare(gateway, server, found, [(job.clip, job.frames) for job in jobs])
+    outlived = sorted(
+        sum(seconds_of(item["created_at"]) < at < seconds_of(item["finished_at"]) for at, _ in killed)
+        for item in analyses
+    )
+    print(f"\n{len(killed)} kills: {dict(collections.Counter(name for _, name in killed))}")
+    print(f"{len(jobs)} jobs; one outlived {outlived[len(outlived) // 2]} kills (median; {outlived[-1]} at most)")
+
+
+@dataclass
+class Job:
+    """An analysis, which is sent until the gateway takes it."""
+
+    number: int
+    clip: Path
+    frames: int
+    sending: Future[None] | None = None
+
+    def send(self, gateway: Gateway) -> None:
+        fields = {
+            "num_frames": str(self.frames), "min_face_px": str(self.number / 1e4), "file_name": self.clip.name,
+        }  # fmt: skip
+        headers = {"idempotency-key": f"job{self.number}"}
+        gateway.ask("POST", "/v1/analyses", content=self.clip.read_bytes(), headers=headers, params=fields)
+
+
+def wait_until_over(gateway: Gateway, jobs: list[Job]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    for job in jobs:
+        assert job.sending is not None
+        job.sending.result(deadline - time.monotonic())
+    while is_busy(gateway):
+        assert time.monotonic() < deadline, "stuck"
+        time.sleep(0.1)  # between polls
+
+
+def seconds_of(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 def in_turn(
@@ -195,19 +232,23 @@ def all_analyses(gateway: Gateway) -> list[dict[str, Any]]:
         cursor = {"cursor": page["next_cursor"]}
 
 
-def compare(gateway: Gateway, server: Server, found: list[dict[str, Any]], sent: dict[str, tuple[Path, int]]) -> None:
-    """Each analysis is done, once, with the verdict that the client gives."""
+def compare(
+    gateway: Gateway, server: Server, found: list[dict[str, Any]], sent: list[tuple[Path, int]]
+) -> list[dict[str, Any]]:
+    """Each analysis is done, once, with the verdict that the client gives; returns them complete."""
     server.wait_until_ready()
     own: dict[tuple[str, int], dict[str, Any]] = {}
     with DeepfakeClient(server.urls["grpc"]) as client:
-        for clip, frames in set(sent.values()):
+        for clip, frames in set(sent):
             options = AnalyzeOptions(sampling=Sampling(num_frames=frames))
             own[clip.name, frames] = client.analyze(clip, options=options).to_dict()
-    asked = collections.Counter((clip.name, frames) for clip, frames in sent.values())
+    asked = collections.Counter((clip.name, frames) for clip, frames in sent)
     seen: collections.Counter[tuple[str, int]] = collections.Counter()
+    analyses = []
     for item in found:
         analysis = gateway.ask("GET", item["links"]["self"])
         assert analysis["status"] == "done", analysis
+        analyses.append(analysis)
         key = analysis["file"]["name"], analysis["options"]["sampling"]["num_frames"]
         seen[key] += 1
         assert facts(analysis["verdict"]) == facts(own[key])
@@ -215,3 +256,4 @@ def compare(gateway: Gateway, server: Server, found: list[dict[str, Any]], sent:
         events = httpx.get(f"{gateway.address}{item['links']['events']}", timeout=30).text
         assert events.count('data: {"status": "done"}') == 1
     assert seen == asked
+    return analyses
