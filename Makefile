@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The repository is the default of every command and of docker-compose.yml: models.
 MODEL ?= accurate
-MODEL_NAME := $(if $(filter fast,$(MODEL)),deepfake_efficientnet_b0,deepfake_clip_b16)
+MODEL_NAME := $(if $(filter fast,$(MODEL)),deepfake_efficientnet_lite0,deepfake_clip_b16)
 CHECKPOINT := demo/$(MODEL_NAME).safetensors
 DEMO := export/deepfake_export/demo
 SAMPLE := demo/sample.mp4
@@ -99,7 +99,7 @@ chaos-scan: $(VENV)/.dev  ## N=50 kills of driver, actors, nodes and Triton in a
 
 autoscaling: $(VENV)/.dev  ## 23 minutes of the chart's autoscaling with Prometheus and Tritons, no cluster; as root
 	@$(BIN)/deepfake demo-checkpoint demo --model fast
-	@$(BIN)/deepfake export demo/deepfake_efficientnet_b0.safetensors --precisions fp32 --repository work/autoscaling
+	@$(BIN)/deepfake export demo/deepfake_efficientnet_lite0.safetensors --precisions fp32 --repository work/autoscaling
 	@$(BIN)/python scripts/autoscaling.py --repository work/autoscaling
 
 lint: $(VENV)/.dev  ## ruff, lint and format; codespell

@@ -285,7 +285,7 @@ def main() -> None:
     """Run it all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", default="models")
-    parser.add_argument("--model", default="deepfake_efficientnet_b0")
+    parser.add_argument("--model", default="deepfake_efficientnet_lite0")
     parser.add_argument(
         "--cores", type=float, default=0.25, help="share of a core of each replica; 0 for no bound (needs root)"
     )

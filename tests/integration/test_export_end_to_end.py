@@ -322,7 +322,7 @@ def test_the_fast_demo_checkpoint_comes_with_its_card_and_exports(tmp_path):
     command = [str(tmp_path), "--model", "fast"]
     result = CliRunner().invoke(app_of(demo_checkpoint), command, catch_exceptions=False)
     assert result.exit_code == 0
-    checkpoint = tmp_path / "deepfake_efficientnet_b0.safetensors"
+    checkpoint = tmp_path / "deepfake_efficientnet_lite0.safetensors"
     assert checkpoint.stat().st_size <= 10 * 2**20
     spec = ModelSpec.from_yaml(checkpoint.with_suffix(".yaml"))
     assert spec.trained

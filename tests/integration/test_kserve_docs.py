@@ -27,7 +27,7 @@ from deepfake_serve import EmbeddedTriton
 PAGE = (ROOT / "docs/kserve.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 SPEC = replace(
-    TINY_SPEC, name="deepfake_efficientnet_b0", input_height_px=160, input_width_px=160, crop=Crop(margin=0.1)
+    TINY_SPEC, name="deepfake_efficientnet_lite0", input_height_px=160, input_width_px=160, crop=Crop(margin=0.1)
 )
 SHRUNK = (204, 26, 444, 336)
 ENLARGED_AT_THE_EDGE = (560, 20, 650, 100)

@@ -20,7 +20,7 @@ from deepfake_preprocess.support.extras import require_extra
 def demo_checkpoint(
     directory: Annotated[Path, typer.Argument(help="Where to write checkpoint and spec.")] = Path(),
     model: Annotated[
-        Demo, typer.Option(metavar="NAME", help="accurate (CLIP ViT-B/16) or fast (EfficientNet-B0).")
+        Demo, typer.Option(metavar="NAME", help="accurate (CLIP ViT-B/16) or fast (EfficientNet-Lite0).")
     ] = "accurate",
     untrained: Annotated[
         bool,

@@ -37,7 +37,7 @@ class DemoCheckpoint:
 
 DEMOS: Final[Mapping[Demo, DemoCheckpoint]] = {
     "accurate": DemoCheckpoint("deepfake_clip_b16", "MODEL_CARD.md", composed=True),
-    "fast": DemoCheckpoint("deepfake_efficientnet_b0", "MODEL_CARD_FAST.md", composed=False),
+    "fast": DemoCheckpoint("deepfake_efficientnet_lite0", "MODEL_CARD_FAST.md", composed=False),
 }
 
 
