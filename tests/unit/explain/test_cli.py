@@ -22,7 +22,7 @@ def serve(monkeypatch):
     monkeypatch.setattr(command, "build_app", lambda *_, **options: given.update(options))
     monkeypatch.setattr(command.torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(command.cv2, "setNumThreads", lambda _: None)
-    monkeypatch.setattr(command.os, "nice", lambda value: given.update(nice=value))
+    monkeypatch.setattr(command, "yield_cores", lambda nice: given.update(nice=nice))
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
 
     def run(*arguments):
