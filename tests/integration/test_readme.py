@@ -38,7 +38,8 @@ def shell(command: str, cwd: Path) -> str:
     done = subprocess.run(
         ["sh", "-euc", command], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=240, check=False
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    # 3 is INCONCLUSIVE: the calibrated demo network leaves the tests' small clip open.
+    assert done.returncode in (0, 3), f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
@@ -116,7 +117,7 @@ def test_export_serve_analyze_python_and_curl(tmp_path: Path) -> None:
         commands = blocks("sh")[2].strip().splitlines()
         outputs = [shell(f"{command} --url 127.0.0.1:{grpc}", tmp_path) for command in commands]
         assert "deepfake_efficientnet_lite0" in outputs[0]
-        assert "fake probability" in outputs[1]
+        assert re.search("REAL|FAKE|INCONCLUSIVE", outputs[1])
         assert '"fake_probability"' in outputs[2]
         assert (tmp_path / "results.csv").read_text().count("videos/clip.mp4") == 1
         assert list((tmp_path / "report").rglob("*.html"))
