@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from deepfake_training.cli.train import find_faces, usable
+from deepfake_training.cli.train import Device, Threads, Workers, find_faces, usable
 from deepfake_training.loop.config import TrainConfig
 from deepfake_training.loop.distilling import teach
 
@@ -26,11 +26,9 @@ def teach_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of CONFIG; repeatable.")
     ] = None,
-    device: Annotated[str | None, typer.Option(metavar="cpu|cuda", show_default="cuda where there is one")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="PyTorch's threads on the CPU.", show_default="its choice")
-    ] = None,
+    device: Device = None,
+    workers: Workers = 1,
+    threads: Threads = None,
 ) -> None:
     """Write crops with a large detector's answers, which `deepfake train` of the same CONFIG then learns from.
 

@@ -26,6 +26,9 @@ from deepfake_training.loop.config import CONFIG, TrainConfig
 from deepfake_training.loop.run import EpochResult, TrainingRun
 
 EXAMPLE: Final = "example.yaml"
+Device = Annotated[str | None, typer.Option(metavar="cpu|cuda", show_default="cuda where there is one")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that prepare crops.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="PyTorch's threads on the CPU.", show_default="its choice")]
 Faces = TypeVar("Faces", bound=PackedFaces | TaughtFolder)
 
 
@@ -48,11 +51,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of CONFIG (mixture.swap=0); repeatable."),
     ] = None,
-    device: Annotated[str | None, typer.Option(metavar="cpu|cuda", show_default="cuda where there is one")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare crops.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="PyTorch's threads on the CPU.", show_default="its choice")
-    ] = None,
+    device: Device = None,
+    workers: Workers = 1,
+    threads: Threads = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Keep a checkpoint of every epoch.")] = False,
     example: Annotated[bool, typer.Option("--example", help="Print a CONFIG with all keys and comments.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print what would be trained.")] = False,
