@@ -349,8 +349,7 @@ def _reason(
     if rules.least_sightings > MIN_TRACK_FRAMES:
         advice = f"a face counts once it was scored on {rules.least_sightings}: wait, or raise `fps`"
     return Reason.TOO_FEW_FRAMES, (
-        f"{len(faces)} faces of {len(sightings)} persons were found in {len(frames)} frames, none on enough of them; "
-        f"{advice}"
+        f"no face was found on enough of the {len(frames)} frames: the most frequent one on {longest}; {advice}"
     )
 
 
