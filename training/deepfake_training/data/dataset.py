@@ -25,8 +25,9 @@ from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import ArrayFrame
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.augment import Augmentation, Share
+from deepfake_training.data.fakes.appearance import FACES, AppearanceModel, Portrait
 from deepfake_training.data.fakes.mesh import misfit
-from deepfake_training.data.fakes.recipes import Kind, Portrait, color_distance, make_fake
+from deepfake_training.data.fakes.recipes import Kind, color_distance, make_fake
 from deepfake_training.data.labels import FAKE, REAL
 from deepfake_training.data.packed_faces import PackedFaces
 
@@ -54,6 +55,8 @@ class Mixture(JsonData):
         swap: share of the made ones that are another person's face, in [0, 1].
         mouth: share with another mouth.
         remade: share with the whole face made anew. What is left of 1 is blended with itself.
+        drawn: share of the swaps, mouths and remade faces that is drawn by an `AppearanceModel` of the real faces, in
+            [0, 1]: as an autoencoder shows them.
         balance: ``sampler`` draws a fake for each real face; ``loss`` and ``none`` take each face of the set once,
             and one made fake for each real face when `made` is over 0; see `FaceDataset.positive_weight`.
     """
@@ -62,6 +65,7 @@ class Mixture(JsonData):
     swap: Share = 0.5
     mouth: Share = 0.12
     remade: Share = 0.13
+    drawn: Share = 0.0
     balance: Literal["sampler", "loss", "none"] = "sampler"
 
     def __post_init__(self) -> None:
@@ -134,6 +138,10 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
             raise OptionError(
                 f"{faces!r}: there is no fake; name folders of them, or allow self-blending ('mixture.made')"
             )
+        self._appearance = None
+        if mixture.made and mixture.drawn and len(self._real) > 1:
+            some = np.random.default_rng(seed).permutation(self._real)[:FACES].tolist()
+            self._appearance = AppearanceModel(self._portrait(index) for index in some)
         self.draws: list[Draw] = []
         self.set_epoch(0)
 
@@ -173,9 +181,9 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
         draw = self.draws[place]
-        picture, mesh = self._faces.picture_rgb(draw.face), self._faces.mesh(draw.face)
+        picture, mesh = real = self._portrait(draw.face)
         if draw.made:
-            picture = self._make(draw.face, Portrait(picture, mesh), np.random.default_rng([*draw.seed, 1]))
+            picture = self._make(draw.face, real, np.random.default_rng([*draw.seed, 1]))
         # The same numbers for both of a pair.
         rng = np.random.default_rng([*draw.seed, 0])
         picture = self._augmentation.apply(picture, mesh, rng)
@@ -189,6 +197,9 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
     def kind(self, place: int) -> str:
         """Return ``made`` for a made fake, else the folder of training data that the crop is from."""
         return "made" if self.draws[place].made else self.source(place).partition("/")[0]
+
+    def _portrait(self, index: int) -> Portrait:
+        return Portrait(self._faces.picture_rgb(index), self._faces.mesh(index))
 
     def _label(self, draw: Draw) -> int:
         return FAKE if draw.made else int(self._faces.labels[draw.face])
@@ -205,7 +216,9 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         """Make a fake of a kind that is drawn; a swap without a fitting donor becomes a self-blend."""
         kind = self._mixture.kind(rng)
         donor = self._donor(index, real, rng) if kind in ("swap", "mouth") else None
-        return make_fake("self" if kind == "swap" and donor is None else kind, real, rng, donor=donor)
+        appearance = self._appearance if rng.random() < self._mixture.drawn else None
+        kind = "self" if kind == "swap" and donor is None else kind
+        return make_fake(kind, real, rng, donor=donor, appearance=appearance)
 
     def _donor(self, index: int, real: Portrait, rng: np.random.Generator) -> Portrait | None:
         """Draw another person's face, among those that fit best."""
@@ -216,7 +229,7 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         ]
         misfits = np.array([misfit(self._faces.mesh(each), real.mesh) for each in candidates])
         fitting = [candidates[place] for place in np.argsort(misfits)[:FITTING] if misfits[place] <= MAX_MISFIT]
-        portraits = [Portrait(self._faces.picture_rgb(each), self._faces.mesh(each)) for each in fitting]
+        portraits = [self._portrait(each) for each in fitting]
         return min(portraits, key=lambda each: color_distance(each, real), default=None)
 
     def _crop(self, picture: NDArray[np.uint8], face: Face, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ import skimage.data
 from drawn_faces import BOX, LANDMARKS, draw_face
 
 from deepfake_preprocess.faces.detector import Face
+from deepfake_training.data.fakes.appearance import AppearanceModel, Portrait
 from deepfake_training.data.fakes.blend import METHODS, blend
 from deepfake_training.data.fakes.look import match_colors
 from deepfake_training.data.fakes.mesh import (
@@ -19,7 +20,7 @@ from deepfake_training.data.fakes.mesh import (
     misfit,
     warp,
 )
-from deepfake_training.data.fakes.recipes import KINDS, Kind, Portrait, make_fake
+from deepfake_training.data.fakes.recipes import KINDS, Kind, make_fake
 
 FACE = Face(np.array(BOX, np.float32), 1.0, np.array(LANDMARKS, np.float32))
 ASTRONAUT_LANDMARKS = ((204, 114), (242, 110), (227, 139), (212, 156), (246, 152))
@@ -34,6 +35,53 @@ def astronaut() -> Portrait:
     landmarks = np.array(ASTRONAUT_LANDMARKS, np.float32) - (140, 40)
     face = Face(np.array([40, 20, 120, 150], np.float32), 1.0, landmarks)
     return Portrait(np.ascontiguousarray(skimage.data.astronaut()[40:220, 140:320]), fit_mesh(face))
+
+
+def drawn_by(number: int) -> AppearanceModel:
+    return AppearanceModel(portrait(seed) for seed in range(number))
+
+
+def test_a_face_is_drawn_from_the_first_components_of_many() -> None:
+    faces, size_hw = drawn_by(40), (72, 72)
+    assert len(faces) == 39
+    known, inside = portrait(3), draw_region(portrait(3).mesh, "inner", size_hw) > 0.5
+    apart = [
+        np.abs(faces.redraw(known, known.mesh, size_hw, count).astype(int) - known.picture)[inside].mean()
+        for count in (1, 12, 39)
+    ]
+    assert apart[0] > apart[1] > apart[2]
+    assert apart[2] < 3  # all components of a face that is one of them: what is left is the way there and back
+    _, covered = warp(known.picture, known.mesh, known.mesh, size_hw)
+    redrawn = faces.redraw(known, known.mesh, size_hw, 1)
+    assert 0.1 < covered.mean() < 0.9
+    assert np.abs(redrawn.astype(int) - known.picture)[covered < 0.5].max() <= 1
+
+
+def test_a_face_is_drawn_between_two() -> None:
+    faces, size_hw = drawn_by(40), (72, 72)
+    first, second = portrait(3), portrait(4)
+    inside = draw_region(first.mesh, "inner", size_hw) > 0.5
+    alone = [faces.redraw(each, first.mesh, size_hw, 39)[inside].astype(int) for each in (first, second)]
+    between = faces.redraw(first, first.mesh, size_hw, 39, towards=second)[inside]
+    assert np.abs(between - (alone[0] + alone[1]) / 2).mean() < 2
+
+
+def test_one_face_is_too_few_to_draw_others() -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        drawn_by(1)
+
+
+@pytest.mark.parametrize("kind", ["swap", "mouth", "remade"])
+def test_a_drawn_fake_differs_from_one_that_is_moved(kind: Kind) -> None:
+    real, donor, faces = astronaut(), portrait(1), drawn_by(40)
+    for seed in range(4):
+        moved, drawn, again = (
+            make_fake(kind, real, np.random.default_rng(seed), donor=donor, appearance=appearance)
+            for appearance in (None, faces, faces)
+        )
+        assert np.array_equal(drawn, again)
+        assert not np.array_equal(drawn, moved)
+        assert np.abs(drawn[-8:, -8:].astype(int) - real.picture[-8:, -8:]).max() <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,16 +7,19 @@
 - ``mouth``: another mouth, or this one with another shape, made anew, as lip synchronization does.
 - ``remade``: the whole face made anew from little and bent a little, as talking heads and reenactment do.
 
+With an `AppearanceModel` the new inside of the last three is drawn by it, as a small autoencoder would.
+
 Everything is drawn from the generator that is handed in: the same generator, the same picture.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import cv2
 import numpy as np
 
+from deepfake_training.data.fakes.appearance import FEWEST, AppearanceModel, Portrait
 from deepfake_training.data.fakes.blend import (
     RATIOS,
     blend,
@@ -37,18 +40,6 @@ _SWAP_REGIONS: Final[dict[Region, float]] = {"whole": 0.6, "inner": 0.4}
 _MOUTH_REGIONS: Final[dict[Region, float]] = {"lower": 0.5, "mouth": 0.5}
 
 
-class Portrait(NamedTuple):
-    """A picture of a face and the face's mesh in it."""
-
-    picture: Picture
-    mesh: Mesh
-
-    @property
-    def face_px(self) -> float:
-        """Width of the face."""
-        return float(np.ptp(self.mesh[:, 0]))
-
-
 def color_distance(face: Portrait, other: Portrait) -> float:
     """Return how far apart the mean colors of two faces are, in CIELAB of 8 bits per channel."""
     means = []
@@ -59,7 +50,14 @@ def color_distance(face: Portrait, other: Portrait) -> float:
     return float(np.linalg.norm(means[0] - means[1]))
 
 
-def make_fake(kind: Kind, real: Portrait, rng: np.random.Generator, *, donor: Portrait | None = None) -> Picture:
+def make_fake(
+    kind: Kind,
+    real: Portrait,
+    rng: np.random.Generator,
+    *,
+    donor: Portrait | None = None,
+    appearance: AppearanceModel | None = None,
+) -> Picture:
     """Return a fake of a real picture, of the same size and with the same surroundings.
 
     Args:
@@ -67,6 +65,7 @@ def make_fake(kind: Kind, real: Portrait, rng: np.random.Generator, *, donor: Po
         real: what the fake is made of.
         rng: where all random numbers come from.
         donor: another person in a similar pose; ``swap`` needs one, ``mouth`` may take one.
+        appearance: draws what is new of a swap, a mouth or a remade face.
 
     Raises:
         ValueError: a swap without a donor.
@@ -76,10 +75,10 @@ def make_fake(kind: Kind, real: Portrait, rng: np.random.Generator, *, donor: Po
     if kind == "swap":
         if donor is None:
             raise ValueError("a swap needs another person's face; hand one in as `donor`")
-        return _swap(real, donor, rng)
+        return _swap(real, donor, rng, appearance)
     if kind == "mouth":
-        return _new_mouth(real, donor, rng)
-    return _remade(real, rng)
+        return _new_mouth(real, donor, rng, appearance)
+    return _remade(real, rng, appearance)
 
 
 def _self_blend(real: Portrait, rng: np.random.Generator) -> Picture:
@@ -97,7 +96,7 @@ def _self_blend(real: Portrait, rng: np.random.Generator) -> Picture:
     return blend(target, inner, mask, real.face_px, rng)
 
 
-def _swap(real: Portrait, donor: Portrait, rng: np.random.Generator) -> Picture:
+def _swap(real: Portrait, donor: Portrait, rng: np.random.Generator, appearance: AppearanceModel | None) -> Picture:
     size_hw = real.picture.shape[:2]
     onto = real.mesh
     if rng.random() < 0.6:  # between the shapes of both: a swap keeps more or less of the donor's
@@ -107,9 +106,13 @@ def _swap(real: Portrait, donor: Portrait, rng: np.random.Generator) -> Picture:
             onto = real.mesh + np.float32(rng.uniform(0, 1)) * (theirs - real.mesh)
     if rng.random() < 0.4:
         onto = _misplaced(onto, real.face_px, rng)
-    inner, _ = warp(donor.picture, donor.mesh, onto, size_hw)
+    if appearance is None:
+        inner, _ = warp(donor.picture, donor.mesh, onto, size_hw)
+    else:  # a network that is asked for one person often gives a mixture of both
+        towards = real if rng.random() < 0.3 else None
+        inner = appearance.redraw(donor, onto, size_hw, _detail(appearance, rng), towards=towards)
     inner = match_colors(inner, real.picture, draw_region(real.mesh, "inner", size_hw), rng)
-    if rng.random() < 0.75:
+    if rng.random() < (0.75 if appearance is None else 0.4):
         inner = remake(inner, real.face_px, rng)
     if rng.random() < 0.3:
         inner = change_look(inner, rng)
@@ -125,6 +128,11 @@ def _swap(real: Portrait, donor: Portrait, rng: np.random.Generator) -> Picture:
     return blend(real.picture, inner, mask, real.face_px, rng)
 
 
+def _detail(appearance: AppearanceModel, rng: np.random.Generator) -> int:
+    """Draw how many components a face is made of, few as often as many."""
+    return round(float(np.exp(rng.uniform(np.log(FEWEST), np.log(max(FEWEST, len(appearance)))))))
+
+
 def _misplaced(mesh: Mesh, face_px: float, rng: np.random.Generator) -> Mesh:
     """Shift and scale a face a little, as swaps lie that know only where five landmarks are, or where they were."""
     center = mesh.mean(axis=0)
@@ -132,11 +140,12 @@ def _misplaced(mesh: Mesh, face_px: float, rng: np.random.Generator) -> Mesh:
     return np.asarray(center + (mesh - center) * scale + shift, dtype=np.float32)
 
 
-def _new_mouth(real: Portrait, donor: Portrait | None, rng: np.random.Generator) -> Picture:
+def _new_mouth(
+    real: Portrait, donor: Portrait | None, rng: np.random.Generator, appearance: AppearanceModel | None
+) -> Picture:
     size_hw = real.picture.shape[:2]
     if donor is not None and rng.random() < 0.5:
-        inner, _ = warp(donor.picture, donor.mesh, real.mesh, size_hw)
-        inner = match_colors(inner, real.picture, draw_region(real.mesh, "lower", size_hw), rng)
+        source, onto = donor, real.mesh
     else:
         # The lips are moved apart, together or sideways, and the skin around them follows.
         mouth = real.mesh[[61, 291, 13, 14]].mean(axis=0)
@@ -144,16 +153,26 @@ def _new_mouth(real: Portrait, donor: Portrait | None, rng: np.random.Generator)
         near = np.exp(-((distance / 0.18) ** 2))
         scale = np.array([rng.uniform(-0.2, 0.2), rng.uniform(-0.5, 0.6)], dtype=np.float32)
         shift = rng.normal(0, 0.015, 2).astype(np.float32) * np.float32(real.face_px)
-        onto = real.mesh + near * ((real.mesh - mouth) * scale + shift)
-        inner, _ = warp(real.picture, real.mesh, np.asarray(onto, dtype=np.float32), size_hw)
-    inner = remake(inner, real.face_px, rng)
+        source, onto = real, np.asarray(real.mesh + near * ((real.mesh - mouth) * scale + shift), dtype=np.float32)
+    if appearance is None:
+        inner, _ = warp(source.picture, source.mesh, onto, size_hw)
+    else:
+        inner = appearance.redraw(source, onto, size_hw, _detail(appearance, rng))
+    if source is donor:
+        inner = match_colors(inner, real.picture, draw_region(real.mesh, "lower", size_hw), rng)
+    if appearance is None or rng.random() < 0.4:
+        inner = remake(inner, real.face_px, rng)
     mask = random_mask(real.mesh, _drawn(_MOUTH_REGIONS, rng), size_hw, rng)
     return blend(real.picture, inner, mask, real.face_px, rng)
 
 
-def _remade(real: Portrait, rng: np.random.Generator) -> Picture:
-    inner = _moved(real.picture, real, rng, strength=rng.uniform(0.5, 2))
-    inner = remake(inner, real.face_px, rng)
+def _remade(real: Portrait, rng: np.random.Generator, appearance: AppearanceModel | None) -> Picture:
+    picture = real.picture
+    if appearance is not None:
+        picture = appearance.redraw(real, real.mesh, picture.shape[:2], _detail(appearance, rng))
+    inner = _moved(picture, real, rng, strength=rng.uniform(0.5, 2))
+    if appearance is None or rng.random() < 0.4:
+        inner = remake(inner, real.face_px, rng)
     if rng.random() < 0.5:
         inner = change_look(inner, rng)
     size_hw = real.picture.shape[:2]
