@@ -29,6 +29,7 @@ from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.taught import KEYS, PARTS, TaughtFolder
 from deepfake_training.loop.checkpointing import save_whole
 from deepfake_training.loop.config import TrainConfig
+from deepfake_training.loop.precision import fast_precision
 
 CROPS_PER_FILE: Final = 128
 """19 MB at 224 px."""
@@ -171,5 +172,6 @@ def _answers(
     detector: nn.Module, layer: nn.Module, device: str, crops: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return a batch as a file holds it."""
-    seen, logit = seen_and_logit(detector, layer, crops.to(device))
+    with fast_precision(device):
+        seen, logit = seen_and_logit(detector, layer, crops.to(device))
     return crops, labels, seen.cpu().half(), logit.cpu().float()

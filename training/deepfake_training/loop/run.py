@@ -12,7 +12,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import log
@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader
 
 from deepfake_export.checkpoint.layers import head_path
 from deepfake_export.graph.served_detector import ServedDetector
-from deepfake_preprocess.contract.forms import FEATURES, cpu_features
 from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_preprocess.support.ranking import roc_auc
 from deepfake_training.data.dataset import FaceDataset
@@ -42,6 +41,7 @@ from deepfake_training.loop.config import CONFIG, TrainConfig
 from deepfake_training.loop.distilling import Distillation, last_layer, seen_and_logit
 from deepfake_training.loop.head_fit import HeadFit
 from deepfake_training.loop.network import prepare_network, weight_groups
+from deepfake_training.loop.precision import fast_precision
 
 LOG = "log.jsonl"
 CLIP_NORM = 5.0
@@ -213,7 +213,7 @@ class TrainingRun:
         detector.eval()
         total = 0.0
         scores, known = [], []
-        with torch.inference_mode():
+        with torch.inference_mode(), fast_precision(self._device.type):
             for crops, labels, *_ in self._loader(self.validation_set, range(len(self.validation_set))):
                 logit = detector(crops.to(self._device))[1].float().cpu()
                 total += float(nn.functional.binary_cross_entropy_with_logits(logit, labels, reduction="sum"))
@@ -251,7 +251,7 @@ class TrainingRun:
         self.detector.eval()
         shown = self.history[-1].train_loss if self.history else log(2)  # this epoch's is known at its end
         for batch, (crops, labels, *_) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
-            with self._autocast():
+            with fast_precision(self._device.type):
                 head_fit.collect(crops.to(self._device), labels)
             if on_batch is not None:
                 on_batch(self.epoch + 1, batch, self._batches, shown)
@@ -316,7 +316,7 @@ class TrainingRun:
 
     def _loss_of(self, crops: Tensor, labels: Tensor, *answers: Tensor) -> Tensor:
         crops = crops.to(self._device, non_blocking=True)
-        with self._autocast():
+        with fast_precision(self._device.type):
             if self._distillation is None:
                 logit = self.detector(crops)[1]
             else:
@@ -332,13 +332,6 @@ class TrainingRun:
             token, teachers = (answer.to(self._device) for answer in answers)
             loss = loss + self._distillation(seen.float(), logit.float(), token, teachers)
         return loss
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        kind = self._device.type
-        # On a CPU without instructions for it, bfloat16 is several times slower than float32.
-        fast = torch.cuda.is_bf16_supported() if kind == "cuda" else not cpu_features().isdisjoint(FEATURES["bf16"])
-        # bfloat16 has the range of float32, so no loss scaling is needed.
-        return torch.autocast(kind, dtype=torch.bfloat16) if fast else nullcontext()
 
     def _loader(self, dataset: FaceDataset | TaughtCrops, places: range) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(

@@ -90,7 +90,7 @@ class AppearanceModel:
         """
         code = self._code(portrait, components)
         if towards is not None:
-            code = (code + self._code(towards, components)) / 2
+            code = np.float32(0.5) * (code + self._code(towards, components))
         drawn = self._mean + self._basis[:, : len(code)] @ code
         face = np.clip(np.rint(drawn), 0, 255).astype(np.uint8).reshape(*self._size_hw, 3)
         moved, covered = warp(face, self._mesh, onto, size_hw)
@@ -109,6 +109,6 @@ class AppearanceModel:
             height, width = picture.shape[:2]
             size_wh = (max(1, round(width / larger)), max(1, round(height / larger)))
             picture = np.asarray(cv2.resize(picture, size_wh, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-            mesh = mesh * (np.array(size_wh, dtype=np.float32) / (width, height)).astype(np.float32)
+            mesh = mesh * np.divide(size_wh, (width, height), dtype=np.float32)
         face, _ = warp(picture, mesh, self._mesh, self._size_hw)
         return face.astype(np.float32).ravel()
