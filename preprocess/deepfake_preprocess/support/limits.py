@@ -49,8 +49,10 @@ def bound_process(*, memory_bytes: int, file_bytes: int) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
-def yield_cores(nice: int) -> None:
+def yield_cores(nice: int, *, session: int | None = None) -> None:
     """Let others have the cores first, by so many steps of niceness; also those of other sessions (Linux).
+
+    `session` is the niceness of the session as a whole; as for each thread when None.
 
     sched(7): with autogroups a process's own niceness counts only inside its session, and that of the session counts
     outside. The latter is changed only by a process that leads its session, which is then its own.
@@ -65,7 +67,7 @@ def yield_cores(nice: int) -> None:
     with suppress(OSError):
         for _ in range(_TRIES):
             with suppress(BlockingIOError):  # one change every 100 ms is allowed, of all sessions together
-                _AUTOGROUP.write_text(str(niceness))
+                _AUTOGROUP.write_text(str(niceness if session is None else session))
                 return
             time.sleep(0.1)
 

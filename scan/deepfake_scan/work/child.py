@@ -1,6 +1,6 @@
 """What runs in a process that opens media: each line is an input, each line that it answers a result.
 
-Started by `process.Process` as ``python -m deepfake_scan.work.child``; the first line is its `Setup`.
+The first line is its `Setup`; `entry` is where it starts.
 Libraries and the face detector are loaded before memory is bounded.
 """
 
@@ -23,12 +23,10 @@ from deepfake_client.result.verdict import Reason, Verdict
 from deepfake_client.sources.threads import Worker
 from deepfake_preprocess.errors import DeepfakeError, InputError, MediaCrashError, MediaLimitError
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
-from deepfake_preprocess.support.limits import bound_process, end_with_parent, yield_cores
+from deepfake_preprocess.support.limits import bound_process
 from deepfake_scan.storage import is_bucket, open_object
 from deepfake_scan.work.task import Answer, Setup
 
-NICE: Final = 10
-"""Below programs that people wait for, on the same machine: beside a busy one a tenth of a core is left."""
 NO_FILE: Final = 2**20
 """Bytes of a file that the process may write; it writes none."""
 _OUT_OF_MEMORY: Final = (
@@ -42,7 +40,6 @@ _OUT_OF_MEMORY: Final = (
 
 def main() -> None:
     """Answer until standard input ends."""
-    end_with_parent()
     # Pickled by the parent, which is this same program, and sent through a pipe between the two.
     setup: Setup = pickle.loads(base64.b64decode(sys.stdin.buffer.readline()))
     # What a library prints must not come between the lines.
@@ -59,7 +56,6 @@ async def _serve(setup: Setup, lines: TextIO) -> None:
     allowed = setup.limits.memory_bytes * setup.concurrency
     much = _peak_bytes() + allowed // 2
     bound_process(memory_bytes=allowed, file_bytes=NO_FILE)
-    yield_cores(NICE)  # not before: on a busy machine the start alone would take minutes
     print(json.dumps({"ready": True}), file=lines, flush=True)
     running: set[asyncio.Task[None]] = set()
 
@@ -131,7 +127,3 @@ def _peak_bytes() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmPeak:")), 0)
-
-
-if __name__ == "__main__":
-    main()

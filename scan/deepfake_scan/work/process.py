@@ -15,7 +15,7 @@ from typing import Final
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_scan.work.task import Answer, Setup
 
-COMMAND: Final = (sys.executable, "-m", "deepfake_scan.work.child")
+COMMAND: Final = (sys.executable, "-m", "deepfake_scan.work.entry")
 LONGEST_LINE: Final = 256 * 2**20
 
 

@@ -1,5 +1,6 @@
 """What a process takes away from itself."""
 
+import json
 import os
 import signal
 import subprocess
@@ -34,20 +35,21 @@ def test_a_child_whose_parent_died_while_it_started_ends():
 
 AUTOGROUP = Path("/proc/self/autogroup")
 YIELDING = f"""
-import os
+import json, os, sys
 from pathlib import Path
 from deepfake_preprocess.support.limits import yield_cores
-yield_cores(7)
+yield_cores(7, session=json.loads(sys.argv[1]))
 print(os.nice(0) - int(os.environ["BEFORE"]), Path("{AUTOGROUP}").read_text())
 """
 
 
 @pytest.mark.skipif(not AUTOGROUP.exists(), reason="no autogroups here")
+@pytest.mark.parametrize("session", [None, 5])
 @pytest.mark.parametrize("alone", [True, False])
-def test_cores_are_left_to_other_sessions_by_a_process_that_has_one_of_its_own(alone):
+def test_cores_are_left_to_other_sessions_by_a_process_that_has_one_of_its_own(alone, session):
     before = os.nice(0)
     steps, _, group = subprocess.run(
-        [sys.executable, "-c", YIELDING],
+        [sys.executable, "-c", YIELDING, json.dumps(session)],
         env={**os.environ, "BEFORE": str(before)},
         start_new_session=alone,
         capture_output=True,
@@ -56,6 +58,6 @@ def test_cores_are_left_to_other_sessions_by_a_process_that_has_one_of_its_own(a
     ).stdout.partition(" ")
     assert steps == "7"
     if alone:
-        assert group.split()[-2:] == ["nice", str(before + 7)]
+        assert group.split()[-2:] == ["nice", str(before + 7 if session is None else session)]
     else:  # empty where the session was there before autogroups were
         assert group.strip() == AUTOGROUP.read_text().strip()
