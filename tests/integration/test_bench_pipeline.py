@@ -209,7 +209,7 @@ def test_a_verdict_by_the_gateway_is_measured_beside_one_by_the_client(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_scan_is_measured_beside_the_library(clips, shared_tiny_repository, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("deepfake_bench.pipeline.scan.LEAST_ASKED_S", 1.0)
+    monkeypatch.setattr("deepfake_bench.pipeline.scan.ASKED_ALONE_S", 1.0)
     output = tmp_path / "here-scan.json"
     arguments = ["--repository", str(shared_tiny_repository), "--num-frames", "4", "--rounds", "1", "--copies", "4"]
     assert bench("scan", str(clips), *arguments, "--output", str(output)) == 0
@@ -219,6 +219,11 @@ def test_a_scan_is_measured_beside_the_library(clips, shared_tiny_repository, tm
     assert set(data["ways"]) == {"analyze_many", "scan local", "scan ray"}
     for figures in data["ways"].values():
         assert figures["caller_p99_ms"] >= figures["caller_p50_ms"] > 0
+        assert figures["caller_p99_ratio"] == pytest.approx(
+            figures["caller_p99_ms"] / data["caller_alone"]["p99_ms"], abs=0.01
+        )
+        assert figures["caller_answers"] > 0
+    assert (data["precision"], data["engine"]) == ("fp32", "onnxruntime")
     assert data["ways"]["analyze_many"]["rate_ratio"] == 1
     assert data["caller_alone"]["p50_ms"] > 0
     assert "scan ray" in capsys.readouterr().out

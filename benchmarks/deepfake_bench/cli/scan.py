@@ -11,6 +11,7 @@ from rich.console import Console
 from deepfake_bench.cli.options import ClipsArgument, OutputOption, find_clips, print_table, read_names
 from deepfake_bench.machine.results import write_results
 from deepfake_bench.pipeline.scan import measure_scans
+from deepfake_bench.server.serving import embedded_server
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.support.extras import require_extra
 
@@ -21,6 +22,7 @@ COLUMNS = (
     ("of analyze_many's", "{rate_ratio:.2f} x"),
     ("a caller's p50", "{caller_p50_ms:.0f} ms"),
     ("p99", "{caller_p99_ms:.0f} ms"),
+    ("of it alone", "{caller_p99_ratio:.1f} x"),
 )
 
 
@@ -35,24 +37,24 @@ def scan(
 ) -> None:
     """Measure how many clips a second a bulk scan does, against analyze_many on the same clips and private Triton.
 
-    The time of a first clip is taken off: starting costs seconds, and a scan of millions pays them once. Then a
-    caller asks the server for the score of a crop ten times a second, alone and beside each way: the last line is
-    how long it waits alone.
+    The time of a first clip is taken off: starting costs seconds, and a scan of millions pays them once. In each
+    round, a caller also asks the server for the score of a crop ten times a second, alone and beside each way, its
+    start included: the last line is how long it waits alone.
 
     [bold]Examples[/]
 
       deepfake bench scan clip.mp4
       deepfake bench scan clips/*.mp4 --engines local --copies 20
     """
-    serve = require_extra("deepfake_serve", extra="serve")
     require_extra("pyarrow", extra="scan")
     wanted = read_names("--engines", engines, ENGINES)
     found = find_clips(clips)
     screen = Console(stderr=True, soft_wrap=True, highlight=False)
-    with serve.EmbeddedTriton(repository) as triton:
+    with embedded_server(repository) as server:
+        screen.print(f"{server.model.name}, {server.form}", style="dim")
         measured = measure_scans(
             found,
-            triton.grpc_url,
+            str(server.connections["grpc"].address),
             engines=wanted,
             copies=copies,
             num_frames=num_frames,
@@ -60,8 +62,16 @@ def scan(
             rounds=rounds,
             announce=lambda text: screen.print(text, style="dim"),
         )
-    alone = {f"caller_{name}": value for name, value in measured["caller_alone"].items()}
+    alone = {f"caller_{name}": value for name, value in measured["caller_alone"].items()} | {"caller_p99_ratio": 1.0}
     rows = [{"way": way, **figures} for way, figures in measured["ways"].items()]
     print_table([*rows, {"way": "nobody", **alone}], COLUMNS)
-    results = {"clips": [path.name for path in found], "copies": copies, "num_frames": num_frames, "rounds": rounds}
+    served = {"model": server.model.name, "precision": server.model.precision, "engine": server.engine}
+    served |= server.arrangement
+    results = {
+        **served,
+        "clips": [path.name for path in found],
+        "copies": copies,
+        "num_frames": num_frames,
+        "rounds": rounds,
+    }
     typer.echo(f"written to {write_results('scan', {**results, **measured}, output)}")
