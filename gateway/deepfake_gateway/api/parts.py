@@ -114,7 +114,10 @@ async def followed(
                 for event in found:
                     after, heard = event.id, time.monotonic()
                     yield _event(event.kind, event.data, event.id)
-                if (found and _is_last(found[-1])) or time.monotonic() - checked >= CHECK_S:
+                has_ended = bool(found) and _is_last(found[-1])
+                if found and not has_ended and checked < 0:
+                    checked = time.monotonic()  # its latest event says that it is under way
+                if has_ended or time.monotonic() - checked >= CHECK_S:
                     if not await asyncio.to_thread(is_served):
                         return
                     is_over, document = await asyncio.to_thread(state)

@@ -7,16 +7,17 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Final, TypeAlias
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from deepfake_gateway.store.records import Store
+from deepfake_gateway.store.records import HasChanged, Store
 
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.05, 0.25
 LATE_PART: Final = 20
-"""News is looked for at intervals of this part of the time since somebody last began to wait."""
+"""Where a look is a query, it comes at intervals of this part of the time since somebody last began to wait. SQLite
+says at once whether anything was stored."""
 UNPROMPTED_S: Final = 2.0
 """Who waits looks so often all the same: what is deleted says nothing."""
 AWAY_S: Final = 1.0
@@ -68,16 +69,25 @@ class News:
         """Look as long as somebody waits. The first look knows nothing and wakes all that wait."""
         self._known = set()
         while self._waiting:
-            waited_s = time.monotonic() - self._latest_at
-            pause_s = min(LONGEST_LOOK_S, max(SHORTEST_LOOK_S, waited_s / LATE_PART))
             try:
-                latest = await asyncio.to_thread(self._store.latest_events, OVERLAP)
+                with ExitStack() as stack:
+                    has_changed = await asyncio.to_thread(stack.enter_context, self._store.changes())
+                    while self._waiting:
+                        await self._look_once(has_changed)
             except SQLAlchemyError as exc:
                 logger.debug("no news: the database gives no answer (%s)", exc)
-                pause_s = AWAY_S
-            else:
-                for analysis_id in {latest[number] for number in latest.keys() - self._known}:
-                    for changed in self._waiting.get(analysis_id, ()):
-                        changed.set()
-                self._known = set(latest)
-            await asyncio.sleep(pause_s)
+                await asyncio.sleep(AWAY_S)
+
+    async def _look_once(self, has_changed: HasChanged | None) -> None:
+        """Wake those of whom there is news, and wait until the next look."""
+        pause_s = SHORTEST_LOOK_S
+        if has_changed is None:
+            waited_s = time.monotonic() - self._latest_at
+            pause_s = min(LONGEST_LOOK_S, max(pause_s, waited_s / LATE_PART))
+        if has_changed is None or has_changed():
+            latest = await asyncio.to_thread(self._store.latest_events, OVERLAP)
+            for analysis_id in {latest[number] for number in latest.keys() - self._known}:
+                for changed in self._waiting.get(analysis_id, ()):
+                    changed.set()
+            self._known = set(latest)
+        await asyncio.sleep(pause_s)

@@ -104,6 +104,11 @@ class Desk:
         """Whose what is sent becomes."""
         return "" if self._key is None else self._key.tenant
 
+    @property
+    def _mine(self) -> Store:
+        """What the caller has sent: an administrator's own, too."""
+        return self.store.of_tenant(self.tenant)
+
     async def submit(
         self,
         upload: Upload,
@@ -118,7 +123,8 @@ class Desk:
             Problem: 409 for a key that was used for another upload, 422 for options, 429 while too many wait.
         """
         options = stored_options(fields, max_frames=self._max_frames)
-        checkpoint = await self._checkpoint_in_use()
+        known = await asyncio.to_thread(self._mine.knows, upload.sha256, options)
+        checkpoint = await self._checkpoint_in_use() if known else None
         return await asyncio.to_thread(self._submit, upload, options, checkpoint, idempotency_key, priority)
 
     async def submit_again(self, analysis_id: str, fields: Mapping[str, Any]) -> Submitted:
@@ -146,7 +152,7 @@ class Desk:
         idempotency_key: str | None,
         priority: Priority,
     ) -> Submitted:
-        mine = self.store.of_tenant(self.tenant)  # an administrator's own, too
+        mine = self._mine
         if idempotency_key is not None and (before := mine.with_idempotency_key(idempotency_key)):
             return self._repeated(before, upload, options)
         if (earlier := mine.earlier(upload.sha256, options, checkpoint)) is not None:

@@ -67,29 +67,31 @@ async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: 
         return
     REQUEST_ID.set(analysis.request_id or "")
     with traced("analyze", {"deepfake.analysis": analysis_id}, parent=analysis.traceparent) as span:
-        await _run(store, analysis, work, server_wait_s)
-        _say(span, analysis_id, await stored(store.get, analysis_id))
+        ended = await _run(store, analysis, work, server_wait_s)
+        _say(span, analysis_id, ended or await stored(store.get, analysis_id))
 
 
-async def _run(store: Store, analysis: Analysis, work: Work, server_wait_s: float) -> None:
+async def _run(store: Store, analysis: Analysis, work: Work, server_wait_s: float) -> Analysis | None:
+    """Return the analysis as this job ended it; None where somebody else did."""
     analysis_id, latest = analysis.id, list[dict[str, Any]]()
     task = asyncio.ensure_future(_work_until_served(analysis, work, latest.append, server_wait_s))
     try:
         while not task.done():
             await asyncio.wait([task], timeout=LOOK_S)
-            if not await stored(_note, store, analysis_id, latest):
-                return
+            # What is known at the end is in the verdict, and a cancellation is seen when it is stored.
+            if not task.done() and not await stored(_note, store, analysis_id, latest):
+                return None
         verdict = task.result()
     except TaskError as exc:
-        await stored(store.fail, analysis_id, exc.kind, str(exc))
+        return await stored(store.fail, analysis_id, exc.kind, str(exc))
     except (SandboxError, MediaAwayError) as exc:
-        await stored(store.fail, analysis_id, type(exc).__name__, str(exc))
+        return await stored(store.fail, analysis_id, type(exc).__name__, str(exc))
     except Exception as exc:  # a job that ends without a word would be waited for forever
         logger.exception("analysis %s failed", analysis_id)
         detail = f"the gateway failed ({type(exc).__name__}); send it again, and report it if it fails again"
-        await stored(store.fail, analysis_id, "InternalError", detail)
+        return await stored(store.fail, analysis_id, "InternalError", detail)
     else:
-        await stored(store.finish, analysis_id, verdict)
+        return await stored(store.finish, analysis_id, verdict)
     finally:
         if not task.done():
             task.cancel()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import resource
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from deepfake_gateway.settings import Settings
 from deepfake_preprocess.support.limits import bound_process
+
+if TYPE_CHECKING:  # a sandbox needs none of it, and loading it costs as much again as all that it needs
+    from deepfake_gateway.settings import Settings
 
 MAX_FILE_BYTES: Final = 64 * 2**20
 """Largest file that the process may write: a report has some 1 MB."""

@@ -7,12 +7,14 @@ when.
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Final, Self, TypeAlias
 
 import sqlalchemy as sa
 
@@ -38,6 +40,8 @@ class Status(StrEnum):
 
 
 UNFINISHED = (Status.QUEUED, Status.RUNNING)
+_BUT_VERDICT: Final = [column for column in ANALYSES.columns if column.name != "verdict"]
+"""A verdict has some 30 kB: reading it costs as much as all else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +75,13 @@ class Analysis:
     traceparent: str | None = None
 
     @classmethod
-    def of(cls, row: Any) -> Self:
-        """Return the analysis of a row of SQLAlchemy's."""
+    def of(cls, row: Any, verdict: dict[str, Any] | None = None) -> Self:
+        """Return the analysis of a row of SQLAlchemy's; the `verdict` is that of a row without it."""
         values = row._asdict()
         values["status"] = Status(values["status"])
         values["options"] = json.loads(values["options"])
-        values["verdict"] = None if values["verdict"] is None else json.loads(values["verdict"])
+        text = values.pop("verdict", None)
+        values["verdict"] = verdict if text is None else json.loads(text)
         return cls(**values)
 
 
@@ -100,6 +105,10 @@ class Filters:
     sha256: str | None = None
     since: float | None = None
     until: float | None = None
+
+
+HasChanged: TypeAlias = Callable[[], bool]
+"""Returns whether anything was stored since it was last asked; True the first time."""
 
 
 def canonical(options: Mapping[str, Any]) -> str:
@@ -158,18 +167,18 @@ class Store:
         """Return the latest finished analysis of the same bytes with the same options and checkpoint, or None."""
         if checkpoint_sha256 is None:
             return None
-        same = (
-            (ANALYSES.c.sha256 == sha256)
-            & (ANALYSES.c.options == canonical(options))
-            & (ANALYSES.c.checkpoint_sha256 == checkpoint_sha256)
-            & (ANALYSES.c.status == Status.DONE.value)
-        )
+        same = _done(sha256, options) & (ANALYSES.c.checkpoint_sha256 == checkpoint_sha256)
         return self._one(sa.select(ANALYSES).where(same).order_by(ANALYSES.c.created_at.desc()).limit(1))
+
+    def knows(self, sha256: str, options: Mapping[str, Any]) -> bool:
+        """Return whether the same bytes were analyzed with the same options, by whichever checkpoint."""
+        query = sa.select(ANALYSES.c.id).where(_done(sha256, options) & self._of_mine()).limit(1)
+        with self.engine.connect() as connection:
+            return connection.execute(query).first() is not None
 
     def page(self, filters: Filters, *, after: str | None = None, limit: int = 20) -> list[Analysis]:
         """Return analyses, newest first, from behind the one with the id `after`; without their verdicts."""
-        columns = [column for column in ANALYSES.columns if column.name != "verdict"]
-        query = sa.select(*columns, sa.null().label("verdict")).where(self._of_mine())
+        query = sa.select(*_BUT_VERDICT).where(self._of_mine())
         exact = {
             "label": filters.label,
             "status": filters.status,
@@ -238,33 +247,27 @@ class Store:
         """Mark an analysis as running, also one that a dead worker was running; None where it is over or gone."""
         return self._change(analysis_id, Status.RUNNING, started_at=time.time())
 
-    def finish(self, analysis_id: str, verdict: Mapping[str, Any]) -> bool:
-        """Store the verdict of an unfinished analysis; returns whether it was unfinished."""
+    def finish(self, analysis_id: str, verdict: dict[str, Any]) -> Analysis | None:
+        """Store the verdict of an unfinished analysis and return it so; None where it was over, or gone."""
         model = verdict["model"]
-        return (
-            self._change(
-                analysis_id,
-                Status.DONE,
-                verdict,
-                finished_at=time.time(),
-                verdict=json.dumps(verdict),
-                label=verdict["label"],
-                fake_probability=verdict["fake_probability"],
-                reason=verdict["reason"],
-                model_name=model["name"],
-                model_version=model["version"],
-                checkpoint_sha256=model["checkpoint_sha256"],
-            )
-            is not None
+        return self._change(
+            analysis_id,
+            Status.DONE,
+            verdict,
+            finished_at=time.time(),
+            verdict=json.dumps(verdict),
+            label=verdict["label"],
+            fake_probability=verdict["fake_probability"],
+            reason=verdict["reason"],
+            model_name=model["name"],
+            model_version=model["version"],
+            checkpoint_sha256=model["checkpoint_sha256"],
         )
 
-    def fail(self, analysis_id: str, error_type: str, detail: str) -> bool:
-        """Store why an unfinished analysis has no verdict; returns whether it was unfinished."""
-        return (
-            self._change(
-                analysis_id, Status.FAILED, finished_at=time.time(), error_type=error_type, error_detail=detail
-            )
-            is not None
+    def fail(self, analysis_id: str, error_type: str, detail: str) -> Analysis | None:
+        """Store why an unfinished analysis has no verdict and return it so; None where it was over, or gone."""
+        return self._change(
+            analysis_id, Status.FAILED, finished_at=time.time(), error_type=error_type, error_detail=detail
         )
 
     def cancel(self, analysis_id: str) -> bool:
@@ -272,7 +275,7 @@ class Store:
         return self._change(analysis_id, Status.CANCELED, finished_at=time.time()) is not None
 
     def _change(
-        self, analysis_id: str, status: Status, result: Mapping[str, Any] | None = None, /, **values: Any
+        self, analysis_id: str, status: Status, result: dict[str, Any] | None = None, /, **values: Any
     ) -> Analysis | None:
         """Change an analysis that is unfinished, say so in its events, and count it; `result` is its verdict."""
         unfinished = (
@@ -281,22 +284,22 @@ class Store:
             & self._of_mine()
         )
         with self.engine.begin() as connection:
-            changed = connection.execute(ANALYSES.update().where(unfinished).values(status=status.value, **values))
-            if changed.rowcount == 0:
+            change = ANALYSES.update().where(unfinished).values(status=status.value, **values)
+            row = connection.execute(change.returning(*_BUT_VERDICT)).first()
+            if row is None:
                 return None
             if status.is_final:
                 connection.execute(
                     EVENTS.delete().where((EVENTS.c.analysis_id == analysis_id) & (EVENTS.c.kind == "progress"))
                 )
             _add_event(connection, analysis_id, "status", {"status": status.value})
-            row = connection.execute(sa.select(ANALYSES).where(ANALYSES.c.id == analysis_id)).one()
             if status.is_final:
                 ended(row, result).add_up(connection)
                 seconds = 0.0 if result is None else seconds_of(result)
                 add_usage(connection, row.key_id, seconds=seconds, **{status.value: 1})
             if status in (Status.DONE, Status.FAILED):
                 announce(connection, row)
-            return Analysis.of(row)
+            return Analysis.of(row, result)
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -328,6 +331,29 @@ class Store:
         with self.engine.connect() as connection:
             return {row.id: row.analysis_id for row in connection.execute(query)}
 
+    @contextmanager
+    def changes(self) -> Iterator[HasChanged | None]:
+        """Yield how to ask whether anything was stored; None where the database tells only by a query.
+
+        SQLite counts what other connections store, and tells it from shared memory, in some microseconds.
+        """
+        if self.engine.dialect.name != "sqlite":
+            yield None
+            return
+        with self.engine.connect() as connection:
+            execute = connection.connection.cursor().execute
+            counted: int | None = None
+
+            def has_changed() -> bool:
+                nonlocal counted
+                try:
+                    before, counted = counted, execute("PRAGMA data_version").fetchone()[0]
+                except sqlite3.Error:
+                    return True  # a query says what is wrong
+                return counted != before
+
+            yield has_changed
+
     def last_progress(self, analysis_id: str) -> dict[str, Any] | None:
         """Return how far an analysis is, as `add_progress` took it; None before anything is known."""
         query = (
@@ -358,3 +384,11 @@ class Store:
 
 def _add_event(connection: sa.Connection, analysis_id: str, kind: str, data: Mapping[str, Any]) -> None:
     connection.execute(EVENTS.insert().values(analysis_id=analysis_id, kind=kind, data=json.dumps(data)))
+
+
+def _done(sha256: str, options: Mapping[str, Any]) -> sa.ColumnElement[bool]:
+    return (
+        (ANALYSES.c.sha256 == sha256)
+        & (ANALYSES.c.options == canonical(options))
+        & (ANALYSES.c.status == Status.DONE.value)
+    )

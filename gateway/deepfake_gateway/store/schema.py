@@ -220,7 +220,7 @@ def open_engine(url: str) -> sa.Engine:
     Raises OptionError where it cannot be opened.
     """
     try:
-        engine = sa.create_engine(url, pool_pre_ping=True)
+        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))  # a file does not go away
     except (ArgumentError, ImportError):
         raise OptionError(
             "`database` is not the address of a database that is supported; name one as "

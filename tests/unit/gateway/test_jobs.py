@@ -1,6 +1,7 @@
 """Jobs: one result whatever comes twice, and patience while the server is away."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -30,10 +31,12 @@ def store(tmp_path):
     store.close()
 
 
-def run(store, *answers, server_wait_s=60.0):
+def run(store, *answers, server_wait_s=60.0, first=None):
     left = list(answers)
 
     async def work(analysis, on_progress):
+        if first is not None:
+            await first()
         answer = left.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -72,15 +75,23 @@ def test_what_is_killed_again_and_again_fails(store):
 @pytest.mark.parametrize("change", ["start", "get", "finish", "fail"])
 def test_a_database_that_is_away_is_waited_for(store, monkeypatch, change):
     real, refused = getattr(store, change), iter([OperationalError("select", {}, OSError("gone"))] * 2)
+    answered = threading.Event()
 
     def away_at_first(*args, **kwargs):
         for error in refused:
             raise error
+        answered.set()
         return real(*args, **kwargs)
 
+    async def until_looked_for():
+        await asyncio.to_thread(answered.wait, 10)
+
     monkeypatch.setattr("deepfake_gateway.jobs.running.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("deepfake_gateway.jobs.running.LOOK_S", 0.01)
     monkeypatch.setattr(store, change, away_at_first)
-    found = run(store, SandboxError("it died") if change == "fail" else VERDICT)
+    answer = SandboxError("it died") if change == "fail" else VERDICT
+    found = run(store, answer, first=until_looked_for if change == "get" else None)
+    assert answered.is_set()
     assert found.status is (Status.FAILED if change == "fail" else Status.DONE)
 
 

@@ -104,6 +104,12 @@ def test_it_has_no_network_no_rights_and_bounds(sandboxes, clip_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_only_its_parent_needs_is_not_loaded():
+    code = "import sys; import deepfake_gateway.sandbox.child; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"pydantic", "aiohttp", "sqlalchemy", "dbos", "fastapi", "grpc"} & set(done.stdout.split())
+
+
 def test_root_becomes_nobody_where_python_can_be_read():
     code = (
         "import os; from deepfake_gateway.sandbox import isolation; isolation._unreadable = lambda: None; "

@@ -77,7 +77,7 @@ def test_states_are_won_once_and_lists_go_on_where_they_ended(url):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(results) == [False] * 5 + [True]
+    assert [result.error_detail for result in results if result is not None] == ["one"]
     assert [event.data["status"] for event in store.events(analysis(1).id)] == ["queued", "failed"]
     newest = store.page(Filters(), limit=2)
     assert [item.created_at for item in newest] == [4, 3]
@@ -89,6 +89,28 @@ def test_states_are_won_once_and_lists_go_on_where_they_ended(url):
     store.delete(analysis(1).id)
     assert store.events(analysis(1).id) == []
     store.close()
+
+
+def test_who_waits_is_told_of_every_change_and_of_nothing_else(url):
+    store, other = Store(url), Store(url)
+    with store.changes() as has_changed:
+        if has_changed is None:
+            assert store.engine.dialect.name == "postgresql"
+        else:
+            assert has_changed()
+            assert not has_changed()
+            for change in (
+                lambda: other.add(analysis(20), lambda _: None),
+                lambda: other.start(analysis(20).id),
+                lambda: other.add_progress(analysis(20).id, {"frames_done": 1}),
+                lambda: other.cancel(analysis(20).id),
+            ):
+                change()
+                assert has_changed()
+                assert len(store.events(analysis(20).id)) == len(other.events(analysis(20).id))
+                assert not has_changed()
+    store.close()
+    other.close()
 
 
 def test_seconds_of_a_key_are_added_up_whoever_is_the_first_of_a_day(url):
