@@ -79,7 +79,18 @@ def test_each_input_has_the_verdict_of_analyze_and_is_done_once(embedded_triton,
         main([*main_output, "--compact"])
     with pytest.raises(SystemExit):
         main([*main_output, "--status"])
-    assert "8 of 1 inputs in 1 parts" in capsys.readouterr().out
+    # Of several runs, so not of the one input that the last one had.
+    assert "out: 8 inputs in 1 part\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*main_output, "--status", "--json"])
+    status = json.loads(capsys.readouterr().out)
+    assert (status["results"], status["parts"], status["failures"]) == (8, 1, {"MediaOpenError": 1})
+    assert sum(status["labels"].values()) == 7
+    assert (status["last_run"]["state"], status["last_run"]["inputs"]) == ("finished", 1)
+
+    assert scan(clips / "0.mp4", "--output", output, "--json", url=url) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["state"], summary["done"], summary["skipped"]) == ("finished", 0, 1)
 
 
 @pytest.mark.parametrize("scheme", ["s3", AZURE])

@@ -17,6 +17,7 @@ from rich.markup import escape
 from deepfake_client.cli.groups import AnalysisOptions, ServerOptions, with_groups
 from deepfake_client.cli.main import print_error
 from deepfake_client.client import DeepfakeClient
+from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_scan.cli.progress import shown_progress
 from deepfake_scan.cli.status import compact_results, print_plan, print_status, print_summary
@@ -90,6 +91,7 @@ def scan(
             rich_help_panel=UPKEEP_PANEL,
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Analyze folders, buckets and manifests of any size; started again, it does only what is missing.
 
@@ -110,7 +112,7 @@ def scan(
       deepfake scan s3://bucket/2026/ --output s3://bucket/verdicts --url triton:8001
       deepfake scan clips.parquet --column url --output results --url triton:8001,triton2:8001
       deepfake scan s3://bucket/in/ --output s3://bucket/out --engine ray --url triton:8001
-      deepfake scan --status --output results
+      deepfake scan --status --output results --json
       deepfake scan --plan 10e6,900
 
     [bold]Exit codes[/]
@@ -122,7 +124,7 @@ def scan(
       130  interrupted; what is done is kept
     """
     if plan is not None:
-        print_plan(parse_plan(plan))
+        print_plan(parse_plan(plan), as_json=as_json)
         return
     if output is None:
         raise OptionError("name the folder or the bucket prefix of the results as `output`")
@@ -132,7 +134,7 @@ def scan(
     if status or compact:
         if sources:
             raise OptionError("`status` and `compact` look at `output` alone; leave out the sources")
-        compact_results(storage) if compact else print_status(storage)
+        (compact_results if compact else print_status)(storage, as_json=as_json)
         return
     if not sources:
         raise OptionError("name what is to be scanned: a folder, a pattern, a bucket prefix or a manifest")
@@ -166,12 +168,14 @@ def scan(
             state, error = "failed", exc
         with suppress(OptionError) if error else ExitStack():
             job.write_facts(storage, setup, model, tally, state)
-    _finish(screen, tally, output, state, error)
+    _finish(screen, tally, output, state, error, as_json=as_json)
 
 
-def _finish(screen: Console, tally: Tally, output: str, state: str, error: DeepfakeError | None) -> NoReturn:
+def _finish(
+    screen: Console, tally: Tally, output: str, state: str, error: DeepfakeError | None, *, as_json: bool
+) -> NoReturn:
     """Say what came out, and end with the exit code of it."""
-    print_summary(screen, tally, output)
+    print_summary(screen, tally, output, state, as_json=as_json)
     if error is not None:
         print_error(error)
     if state != "finished":

@@ -1,9 +1,12 @@
-"""What a scan has so far, as tables for people."""
+"""What a scan has so far, as tables for people or as JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,20 +14,28 @@ from rich.table import Table
 from deepfake_client.cli.render import LABEL_STYLE
 from deepfake_client.result.verdict import Label
 from deepfake_preprocess.cli.console import results_console
+from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.text import visible
 from deepfake_scan.plan import Cluster
-from deepfake_scan.results.upkeep import compact, count
+from deepfake_scan.results.upkeep import Counts, compact, count
 from deepfake_scan.run import read_facts
 from deepfake_scan.storage import Storage
 from deepfake_scan.tally import Tally, duration
 
 
-def print_status(storage: Storage) -> None:
-    """Print how many inputs have a result, and which."""
-    screen, counts, facts = results_console(), count(storage), read_facts(storage)
-    inputs = facts.get("inputs")
-    of = f" of {inputs:,}" if inputs else ""
-    screen.print(escape(f"{visible(storage.address)}: {counts.rows:,}{of} inputs in {counts.parts:,} parts"))
+def print_status(storage: Storage, *, as_json: bool) -> None:
+    """Print how many inputs have a result, and which; OptionError where there are neither results nor a scan."""
+    counts, facts = count(storage), read_facts(storage)
+    _refuse_nothing(storage, counts, facts)
+    if as_json:
+        known = {key: facts[key] for key in ("state", "changed_at", "inputs", "sources", "model") if key in facts}
+        results = {"results": counts.rows, "parts": counts.parts, **_numbers(counts.labels, counts.failures)}
+        _print_json({"output": storage.address, **results, "last_run": known or None})
+        return
+    screen, inputs = results_console(), facts.get("inputs")
+    # The results may be of several runs, of other sources.
+    of = f" of {inputs:,}" if inputs and inputs >= counts.rows else ""
+    screen.print(escape(f"{visible(storage.address)}: {counts.rows:,}{of} inputs in {_parts(counts.parts)}"))
     if facts:
         model = facts["model"]
         screen.print(escape(f"last run {facts['state']} at {facts['changed_at']}, model {model['name']} version "
@@ -32,15 +43,24 @@ def print_status(storage: Storage) -> None:
     screen.print(_table(counts.labels, counts.failures))
 
 
-def compact_results(storage: Storage) -> None:
-    """Join small parts and print how many there were."""
+def compact_results(storage: Storage, *, as_json: bool) -> None:
+    """Join small parts and print how many there were; OptionError where there are neither results nor a scan."""
+    _refuse_nothing(storage, count(storage), read_facts(storage))
     before, after = compact(storage)
-    results_console().print(f"{before:,} parts are now {after:,}")
+    if as_json:
+        _print_json({"output": storage.address, "parts_before": before, "parts": after})
+    else:
+        results_console().print(f"{_parts(before)} before, {after:,} now")
 
 
-def print_summary(screen: Console, tally: Tally, output: str) -> None:
-    """Print what a run has done."""
+def print_summary(screen: Console, tally: Tally, output: str, state: str, *, as_json: bool) -> None:
+    """Print what a run has done; JSON goes to standard output."""
     seconds = tally.done / tally.per_second if tally.done else 0.0
+    if as_json:
+        done = {"done": tally.done, "skipped": tally.skipped, "seconds": round(seconds, 3), "parts": tally.parts}
+        numbers = _numbers(tally.labels, tally.failures)
+        _print_json({"output": output, "state": state, **done, **numbers, "process_deaths": tally.deaths})
+        return
     known = f", {tally.skipped:,} had results before" if tally.skipped else ""
     screen.print(escape(f"{tally.done:,} inputs in {duration(seconds)} ({tally.per_second:.2f}/s){known}: "
                         f"{visible(output)}"))  # fmt: skip
@@ -48,8 +68,11 @@ def print_summary(screen: Console, tally: Tally, output: str) -> None:
         screen.print(_table(tally.labels, tally.failures))
 
 
-def print_plan(clusters: Sequence[Cluster]) -> None:
+def print_plan(clusters: Sequence[Cluster], *, as_json: bool) -> None:
     """Print what so many clips a day need."""
+    if as_json:
+        _print_json([asdict(one) for one in clusters])
+        return
     table = Table(box=None, pad_edge=False, padding=(0, 2))
     for heading in ("clips a day", "cores that open clips", "crops/s", "servers", "results a day"):
         table.add_column(heading, justify="right")
@@ -60,6 +83,28 @@ def print_plan(clusters: Sequence[Cluster]) -> None:
     screen = results_console()
     screen.print(table)
     screen.print("for clips of 1080p, 10 s, 32 frames, one face; docs/scale.md has the formula", style="dim")
+
+
+def _refuse_nothing(storage: Storage, counts: Counts, facts: Mapping[str, object]) -> None:
+    if not counts.parts and not facts:
+        raise OptionError(
+            f"{visible(storage.address)} holds no results of a scan; name as `output` what the scan was given"
+        )
+
+
+def _parts(number: int) -> str:
+    return f"{number:,} part{'' if number == 1 else 's'}"
+
+
+def _numbers(labels: Mapping[str, int], failures: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    return {
+        "labels": {label.value: labels.get(label.value, 0) for label in Label},
+        "failures": dict(sorted(failures.items())),
+    }
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
 
 
 def _table(labels: Mapping[str, int], failures: Mapping[str, int]) -> Table:

@@ -1,0 +1,41 @@
+"""What `deepfake scan` says without scanning: about results, and about clusters."""
+
+import json
+
+import pytest
+
+from deepfake_client.cli.main import main
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(["scan", *map(str, arguments)])
+    return ended.value.code
+
+
+@pytest.mark.parametrize("question", ["--status", "--compact"])
+def test_a_folder_without_results_is_refused(question, tmp_path, capsys):
+    assert run(question, "--output", tmp_path / "resutls") == 2
+    printed = capsys.readouterr()
+    assert "resutls holds no results of a scan" in printed.err
+    assert printed.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scan_that_has_no_results_yet_has_a_status(tmp_path, capsys):
+    model = {"name": "detector", "version": 1}
+    facts = {"state": "running", "changed_at": "2026-11-29T12:00:00+00:00", "inputs": 9, "sources": ["in"]}
+    (tmp_path / "scan.json").write_text(json.dumps({**facts, "model": model, "settings": {}}))
+    assert run("--status", "--output", tmp_path) == 0
+    assert "0 of 9 inputs in 0 parts" in capsys.readouterr().out
+    assert run("--status", "--output", tmp_path, "--json") == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["last_run"] == {**facts, "model": model}
+    assert (status["results"], status["labels"]) == (0, {"REAL": 0, "FAKE": 0, "INCONCLUSIVE": 0})
+
+
+def test_a_plan_is_printed_as_json(capsys):
+    assert run("--plan", "10e6,900", "--json") == 0
+    (cluster,) = json.loads(capsys.readouterr().out)
+    assert cluster["clips_per_day"] == 10_000_000
+    assert cluster["servers"] == 6
