@@ -52,7 +52,7 @@ AskModels = Callable[[], Awaitable[list[ServedModel]]]
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What became of an upload; `is_new` is False where an earlier analysis answers it."""
+    """What became of an upload; `is_new` is False where an earlier analysis of the same file is the answer."""
 
     analysis: Analysis
     is_new: bool
@@ -79,7 +79,7 @@ class Desk:
         self.evidence = Evidence(media, run)
         self._queue, self._ask_models = queue, ask_models
         self._max_queued, self._explain_url = settings.max_queued, settings.explain_url
-        self._max_frames = settings.max_frames
+        self._max_frames, self._keeps_media = settings.max_frames, settings.media_hours > 0
         # Shared by the desks of all callers.
         self._checkpoint: dict[str, tuple[float, str | None]] = {}
         self._key: Key | None = None
@@ -155,11 +155,13 @@ class Desk:
         mine = self._mine
         if idempotency_key is not None and (before := mine.with_idempotency_key(idempotency_key)):
             return self._repeated(before, upload, options)
-        if (earlier := mine.earlier(upload.sha256, options, checkpoint)) is not None:
+        earlier = mine.earlier(upload.sha256, options, checkpoint, name=upload.file_name)
+        if earlier is not None and earlier.file_name == upload.file_name:
             return Submitted(earlier, is_new=False)
-        self._check_quota()
-        if self._waiting() >= self._max_queued:
-            raise self._full("analyses")
+        if earlier is None:
+            self._check_quota()
+            if self._waiting() >= self._max_queued:
+                raise self._full("analyses")
         analysis = Analysis(
             id=secrets.token_hex(16),
             created_at=time.time(),
@@ -176,11 +178,17 @@ class Desk:
             request_id=REQUEST_ID.get() or None,
             traceparent=current_traceparent(),
         )
-        self.media.keep(upload.path, analysis.id)
+        if earlier is not None:
+            analysis = analysis.answered_by(earlier)
+        if earlier is None or self._keeps_media:
+            self.media.keep(upload.path, analysis.id)
         try:
-            self.store.add(
-                analysis, lambda connection: self._queue.enqueue(connection, Job.ANALYZE, analysis.id, priority)
-            )
+            if earlier is None:
+                self.store.add(
+                    analysis, lambda connection: self._queue.enqueue(connection, Job.ANALYZE, analysis.id, priority)
+                )
+            else:
+                self.store.add_answered(analysis)
         except IntegrityError:
             self.media.delete(analysis.id)
             before = mine.with_idempotency_key(idempotency_key or "")

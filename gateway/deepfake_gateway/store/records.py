@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Self, TypeAlias
 
@@ -40,6 +40,10 @@ class Status(StrEnum):
 
 
 UNFINISHED = (Status.QUEUED, Status.RUNNING)
+_OF_VERDICT: Final = (
+    "label", "fake_probability", "reason", "model_name", "model_version", "checkpoint_sha256"
+)  # fmt: skip
+"""Columns that say what the verdict says."""
 _BUT_VERDICT: Final = [column for column in ANALYSES.columns if column.name != "verdict"]
 """A verdict has some 30 kB: reading it costs as much as all else."""
 
@@ -73,6 +77,17 @@ class Analysis:
     key_id: str | None = None
     request_id: str | None = None
     traceparent: str | None = None
+
+    def answered_by(self, earlier: Self) -> Self:
+        """Return this analysis as done, with the verdict that an earlier one has on the same bytes."""
+        assert earlier.verdict is not None
+        return replace(
+            self,
+            status=Status.DONE,
+            finished_at=time.time(),
+            verdict={**earlier.verdict, "source": self.file_name},
+            **{name: getattr(earlier, name) for name in _OF_VERDICT},
+        )
 
     @classmethod
     def of(cls, row: Any, verdict: dict[str, Any] | None = None) -> Self:
@@ -143,17 +158,23 @@ class Store:
 
         Raises sqlalchemy's IntegrityError where its idempotency key is in use.
         """
-        values = {column.name: getattr(analysis, column.name) for column in ANALYSES.columns}
-        values |= {"options": canonical(analysis.options), "verdict": None, "status": analysis.status.value}
         with self.engine.begin() as connection:
-            connection.execute(ANALYSES.insert().values(values))
-            _add_event(connection, analysis.id, "status", {"status": analysis.status.value})
+            _insert(connection, analysis)
             enqueue(connection)
             tally = Tally()
             tally.count("sent")
             tally.count("sent_bytes", analysis.size_bytes)
             tally.add_up(connection)
             add_usage(connection, analysis.key_id, sent=1, size_bytes=analysis.size_bytes)
+
+    def add_answered(self, analysis: Analysis) -> None:
+        """Record an analysis that is done as it begins, for an earlier one answers it; it counts as no analysis.
+
+        Raises sqlalchemy's IntegrityError where its idempotency key is in use.
+        """
+        with self.engine.begin() as connection:
+            _insert(connection, analysis)
+            announce(connection, analysis)
 
     def get(self, analysis_id: str) -> Analysis | None:
         """Return an analysis, or None."""
@@ -163,12 +184,18 @@ class Store:
         """Return the analysis that was started under a key, or None."""
         return self._one(sa.select(ANALYSES).where(ANALYSES.c.idempotency_key == key))
 
-    def earlier(self, sha256: str, options: Mapping[str, Any], checkpoint_sha256: str | None) -> Analysis | None:
-        """Return the latest finished analysis of the same bytes with the same options and checkpoint, or None."""
+    def earlier(
+        self, sha256: str, options: Mapping[str, Any], checkpoint_sha256: str | None, *, name: str
+    ) -> Analysis | None:
+        """Return the latest finished analysis of the same bytes with the same options and checkpoint, or None.
+
+        One whose file had the same `name` comes before all others.
+        """
         if checkpoint_sha256 is None:
             return None
         same = _done(sha256, options) & (ANALYSES.c.checkpoint_sha256 == checkpoint_sha256)
-        return self._one(sa.select(ANALYSES).where(same).order_by(ANALYSES.c.created_at.desc()).limit(1))
+        order = sa.case((ANALYSES.c.file_name == name, 0), else_=1), ANALYSES.c.created_at.desc()
+        return self._one(sa.select(ANALYSES).where(same).order_by(*order).limit(1))
 
     def knows(self, sha256: str, options: Mapping[str, Any]) -> bool:
         """Return whether the same bytes were analyzed with the same options, by whichever checkpoint."""
@@ -392,3 +419,11 @@ def _done(sha256: str, options: Mapping[str, Any]) -> sa.ColumnElement[bool]:
         & (ANALYSES.c.options == canonical(options))
         & (ANALYSES.c.status == Status.DONE.value)
     )
+
+
+def _insert(connection: sa.Connection, analysis: Analysis) -> None:
+    values = {column.name: getattr(analysis, column.name) for column in ANALYSES.columns}
+    verdict = None if analysis.verdict is None else json.dumps(analysis.verdict)
+    values |= {"options": canonical(analysis.options), "verdict": verdict, "status": analysis.status.value}
+    connection.execute(ANALYSES.insert().values(values))
+    _add_event(connection, analysis.id, "status", {"status": analysis.status.value})

@@ -62,10 +62,36 @@ def test_without_waiting_there_is_an_address(gateway, clip):
 
 
 def test_the_same_bytes_and_options_are_analyzed_once(gateway, clip):
-    first, again = send(gateway, clip).json(), send(gateway, clip, "other.mp4").json()
-    assert again["id"] == first["id"]
+    first, again = send(gateway, clip).json(), send(gateway, clip).json()
+    assert again == first
     assert send(gateway, clip, threshold=0.9).json()["id"] != first["id"]
     assert gateway.queue.runs == 2
+
+
+def test_the_same_bytes_under_another_name_have_their_own_analysis_with_the_same_verdict(gateway, clip):
+    first, other = send(gateway, clip).json(), send(gateway, clip, "other.mp4", {"Idempotency-Key": "k"})
+    assert other.status_code == 200
+    answer = other.json()
+    assert gateway.queue.runs == 1
+    assert (answer["file"]["name"], answer["verdict"]["source"]) == ("other.mp4", "other.mp4")
+    assert answer["verdict"] == {**first["verdict"], "source": "other.mp4"}
+    assert gateway.get(other.headers["location"]).json() == answer
+    assert send(gateway, clip, "other.mp4", {"Idempotency-Key": "k"}).json() == answer
+    assert send(gateway, clip, "other.mp4").json() == answer
+    assert send(gateway, clip).json() == first
+    assert [item["file"]["name"] for item in gateway.get("/v1/analyses").json()["items"]] == ["other.mp4", "clip.mp4"]
+    assert [kind for _, kind, _ in events_of(gateway.get(answer["links"]["events"]).text)] == ["status", "end"]
+    assert gateway.delete(first["links"]["self"]).status_code == 204
+    assert gateway.get(answer["links"]["media"]).content == clip
+
+
+def test_an_answer_by_an_earlier_result_leaves_no_file_where_none_is_kept(tmp_path, clip):
+    with gateways.gateway(tmp_path, media_hours=0) as gateway:
+        first = send(gateway, clip).json()
+        answer = send(gateway, clip, "other.mp4").json()
+        assert answer["verdict"]["label"] == first["verdict"]["label"]
+        assert gateway.get(answer["links"]["media"]).status_code == 404
+        assert not list((tmp_path / "incoming").iterdir())
 
 
 def test_an_idempotency_key_stands_for_one_request(gateway, clip):
