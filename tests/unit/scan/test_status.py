@@ -15,9 +15,9 @@ def run(*arguments):
 
 @pytest.mark.parametrize("question", ["--status", "--compact"])
 def test_a_folder_without_results_is_refused(question, tmp_path, capsys):
-    assert run(question, "--output", tmp_path / "resutls") == 2
+    assert run(question, "--output", tmp_path / "elsewhere") == 2
     printed = capsys.readouterr()
-    assert "resutls holds no results of a scan" in printed.err
+    assert "elsewhere holds no results of a scan" in printed.err
     assert printed.out == ""
     assert not list(tmp_path.iterdir())
 
