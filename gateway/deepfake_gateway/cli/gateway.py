@@ -276,7 +276,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _run_worker(settings: Settings, screen: Console) -> None:
-    """Run a worker only, until it is stopped."""
+    """Run a worker only, until it is stopped; a database that cannot be used is refused before, as by `_serve`."""
+    Store(settings.database_url).close()
     with _worker(settings):
         screen.print(f"The worker {escape(settings.worker_name)} takes analyses; stop with Ctrl-C")
         threading.Event().wait()

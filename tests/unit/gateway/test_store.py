@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from deepfake_client.cli.main import main
 from deepfake_gateway.store.counters import amounts
 from deepfake_gateway.store.migrations.upgrade import VERSION_TABLE
 from deepfake_gateway.store.records import Analysis, Filters, Status, Store
@@ -63,6 +64,21 @@ def test_a_database_of_a_later_release_is_refused(url):
     engine.dispose()
     with pytest.raises(OptionError, match="made by a later release"):
         open_engine(url)
+
+
+@pytest.mark.parametrize("role", ["all", "web", "worker"])
+def test_the_command_refuses_a_database_of_a_later_release_in_a_sentence(url, tmp_path, capsys, role):
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(SystemExit) as ended:
+        main(["gateway", "--role", role, "--database", url, "--data-dir", str(tmp_path / "data"), "--port", "0"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: the database was made by a later release (its tables are at '9999'); run that release, or name "
+        "another `database` or `data_dir`"
+    )
 
 
 def test_states_are_won_once_and_lists_go_on_where_they_ended(url):
