@@ -24,7 +24,7 @@ from deepfake_export.spec_file import PinnedCheckpoint, pin_checkpoint
 from deepfake_export.tensorrt.plans import EngineMaker, add_plan, find_maker
 from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
-from deepfake_preprocess.contract.repository import ENGINE_SOURCE, FP32_FILE, MODEL_FILE
+from deepfake_preprocess.contract.repository import BF16_FILE, BF16_WEIGHTS, ENGINE_SOURCE, FP32_FILE, MODEL_FILE
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.engines import ONNX_RUNTIME
 from deepfake_preprocess.support.extras import require_extra
@@ -212,9 +212,13 @@ def _export_and_prove(job: ExportJob, version_dir: Path) -> tuple[Proof, tuple[S
                 files["fp32"] = ENGINE_SOURCE if "fp16" not in accurate else FP32_FILE
                 shutil.copyfile(model_path, version_dir / files["fp32"])
         elif promoted.precision in ("fp32", "bf16"):
-            files = dict.fromkeys(("fp32", "bf16"), MODEL_FILE)
+            files = {item.precision: MODEL_FILE for item in proof.artifacts if item.path == model_path}
         assert promoted.path is not None  # what could not be made is never promoted
-        if promoted.path != model_path:
+        if promoted.precision == "bf16" and promoted.path != model_path:
+            files["bf16"] = BF16_FILE
+            for source, name in ((promoted.path, BF16_FILE), (promoted.path.with_suffix(".bin"), BF16_WEIGHTS)):
+                shutil.copyfile(source, version_dir / name)
+        elif promoted.path != model_path:
             shutil.copyfile(promoted.path, model_path)
     return proof, forms_of(proof, files)
 

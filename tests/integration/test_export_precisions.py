@@ -23,9 +23,11 @@ from deepfake_export import ExportRequest, export_checkpoint
 from deepfake_export.cli.export import export as export_command
 from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
+from deepfake_export.precision import selection
 from deepfake_export.precision.fp16 import FLOAT16_MAX, activation_ranges, export_fp16, half_detector
 from deepfake_export.precision.int8 import TARGETS, quantize_int8
 from deepfake_export.proof import speed
+from deepfake_export.proof.comparison import Videos
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.parity import reference_outputs
 from deepfake_export.proof.running import EngineProcess, LocalEngine, engine_for
@@ -38,7 +40,7 @@ from deepfake_export.tensorrt.engine import build_engine
 from deepfake_export.tensorrt.gpu import Gpu
 from deepfake_export.tensorrt.library import load_tensorrt_rtx
 from deepfake_preprocess.contract.config_check import contract_problems
-from deepfake_preprocess.contract.forms import ServedForm
+from deepfake_preprocess.contract.forms import FEATURES, ServedForm, cpu_features
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import (
@@ -330,6 +332,32 @@ def test_the_server_answers_with_the_promoted_files_results(workplace):
         answer, said = served_scores(result.repository, CROPS[:4])
         np.testing.assert_allclose(answer, expected, atol=1e-6)
         assert not [line for line in said if "instead" in line]
+
+
+@pytest.mark.skipif(not cpu_features().intersection(FEATURES["bf16"]), reason="the CPU has no BF16")
+def test_bf16_that_does_not_pass_is_tried_with_its_first_layers_in_fp32(workplace, monkeypatch):
+    pytest.importorskip("openvino")
+    prove = selection._prove
+
+    def one_video_changes(job, reference, precision, engine, path, details):
+        proved, running = prove(job, reference, precision, engine, path, details)
+        all_bf16 = precision == "bf16" and path.suffix == ".onnx"
+        return (dataclasses.replace(proved, videos=Videos(1, 1)) if all_bf16 else proved), running
+
+    monkeypatch.setattr(selection, "_prove", one_video_changes)
+    monkeypatch.setattr(selection, "FP32_SHARES", (0.25,))
+    request = ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("bf16",), promote="bf16")
+    result = export_checkpoint(request)
+    assert result.manifest.forms[0] == ServedForm("openvino", "bf16", "bf16.xml", result.manifest.forms[0].needs)
+    assert {form.file for form in result.manifest.forms[1:]} == {"model.onnx"}
+    result.manifest.verify(result.version_dir)
+    report = (result.version_dir / "report.md").read_text()
+    assert "The first 1 of 4 layers are computed in FP32, because with all in BF16 it did not pass." in report
+    answer, said = served_scores(result.repository, CROPS[:4])
+    with closing(engine_for(result.version_dir / "bf16.xml", engine="openvino", precision="bf16")) as engine:
+        expected, _ = engine.run(CROPS[:4])
+    np.testing.assert_allclose(answer, expected, atol=TOLERANCES["bf16"].batch_abs)
+    assert not [line for line in said if "instead" in line]
 
 
 def test_a_cpu_that_lacks_what_was_measured_serves_fp32_and_says_so_once(workplace):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfake_export.graph.onnx_export import export_onnx
+from deepfake_export.precision.bf16 import FP32_SHARES, write_partly_fp32
 from deepfake_export.precision.finetune import finetune
 from deepfake_export.precision.fp16 import export_fp16
 from deepfake_export.precision.int8 import TARGETS, quantize_int8
@@ -26,7 +27,7 @@ from deepfake_export.request import ExportJob
 from deepfake_preprocess.contract.forms import ENGINE_NAMES
 from deepfake_preprocess.contract.triton_config import EMBEDDED_MAX_BATCH_SIZE
 from deepfake_preprocess.errors import ExportError
-from deepfake_preprocess.support.engines import ONNX_RUNTIME
+from deepfake_preprocess.support.engines import ONNX_RUNTIME, OPENVINO
 
 
 def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
@@ -51,8 +52,10 @@ def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
                 artifacts += [ArtifactProof(precision, failure=str(exc), engine=name) for name in engines]
                 continue
             for name in engines:
-                engine = stack.enter_context(closing(engine_for(path, engine=name, precision=precision)))
-                proved = _proved(job, reference, precision, name, path, engine.run, details)
+                proved, engine = _prove(job, reference, precision, name, path, details)
+                if precision == "bf16" and proved.problems and proved.parity is not None:
+                    proved, engine = _partly_fp32(job, reference, fp32_path, work_dir, (proved, engine))
+                stack.enter_context(closing(engine))
                 artifacts.append(proved)
                 if proved.path is not None:
                     running[proved.name] = engine
@@ -61,6 +64,42 @@ def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
     if job.request.left_out:
         decision = dataclasses.replace(decision, reason=job.request.left_out)
     return Proof(tuple(measured), decision, reference[0][:, 0])
+
+
+def _prove(
+    job: ExportJob, reference: Outputs, precision: str, engine: str, path: Path, details: Mapping[str, Any]
+) -> tuple[ArtifactProof, Engine]:
+    """Return what `_proved` does, and the file in the engine, which the caller closes."""
+    running = engine_for(path, engine=engine, precision=precision)
+    try:
+        return _proved(job, reference, precision, engine, path, running.run, details), running
+    except BaseException:
+        running.close()
+        raise
+
+
+def _partly_fp32(
+    job: ExportJob, reference: Outputs, fp32_path: Path, work_dir: Path, all_bf16: tuple[ArtifactProof, Engine]
+) -> tuple[ArtifactProof, Engine]:
+    """Return BF16 with as few of the first layers in FP32 as pass the proof; `all_bf16` where none does."""
+    tried: list[Mapping[str, Any]] = []
+    for share in FP32_SHARES:
+        path = work_dir / f"model.bf16.{share:g}.xml"
+        try:
+            details = write_partly_fp32(fp32_path, path, share)
+        except ExportError:
+            break
+        if details in tried:
+            continue
+        tried.append(details)
+        kept = f"{details['first_layers_in_fp32']} of {details['num_layers']} layers in FP32"
+        job.on_step(f"BF16 does not pass ({all_bf16[0].problems[0]}); trying it with the first {kept}")
+        proved, engine = _prove(job, reference, "bf16", OPENVINO, path, details)
+        if not proved.problems:
+            all_bf16[1].close()
+            return proved, engine
+        engine.close()
+    return all_bf16
 
 
 def _proved(
@@ -85,7 +124,7 @@ def _proved(
             precision=precision,
             threshold=job.spec.threshold,
             max_batch_size=job.request.max_batch_size,
-            size_bytes=path.stat().st_size,
+            size_bytes=sum(item.stat().st_size for item in {path, path.with_suffix(".bin")} if item.exists()),
         )
     except ExportError as exc:
         if is_measure:

@@ -77,8 +77,8 @@ def facts(data: Mapping[str, Any]) -> list[str]:
     ]
     if any(item["speed"] is not None for item in data["artifacts"]):
         lines.append(
-            "Speed: one CPU thread, as one instance of the embedded server has; the precisions in turn in one run, "
-            "medians of the rounds."
+            "Speed: CPU time of one thread, as an instance of the embedded server has; the precisions in turn in one "
+            "run, medians of the rounds."
         )
     if calibration is not None:
         lines.append(f"Calibration: {calibration['origin']}, SHA-256 {calibration['sha256']}.")
@@ -125,6 +125,9 @@ def artifact_facts(artifact: Mapping[str, Any]) -> list[str]:
             *(f"Note: {note}." for note in parity["notes"]),
         ]
     facts.append(f"Why these limits: {TOLERANCES[artifact['precision']].reason}.")
+    if "first_layers_in_fp32" in details:
+        kept = f"{details['first_layers_in_fp32']} of {details['num_layers']} layers"
+        facts.append(f"The first {kept} are computed in FP32, because with all in BF16 it did not pass.")
     return facts + _fp16_facts(details) + _int8_facts(details)
 
 

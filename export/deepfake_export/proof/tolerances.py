@@ -74,17 +74,18 @@ TOLERANCES = {
         auc_abs=0.002,
     ),
     "bf16": Tolerance(
-        probability_abs=0.16,
-        logit_abs=0.6,
-        logit_rel=0.1,
-        batch_abs=0.04,
+        probability_abs=0.08,
+        logit_abs=0.35,
+        logit_rel=0.02,
+        batch_abs=0.02,
         verdict_flips=0,
         reason=(
-            "8 bits of significand are eight times as coarse as FP16's 11, so are the limits of single crops; its "
-            "range is that of FP32, so nothing overflows; the mean must not move, since a video's score is a mean; "
-            "one verdict in 200 may change, a share that thresholds set on finite data cannot resolve"
+            "about twice what was measured on faces (CPU with AVX-512 BF16, OpenVINO 2026.4) with EfficientNet-Lite0 "
+            "on 983 crops and CLIP ViT-B/16 on 158: logits of -2.8 to 2.5 moved by up to 0.16 and 0.14, "
+            "probabilities by up to 0.04 and in the mean by 0.005 and 0.003; its range is that of FP32, so nothing "
+            "overflows; one verdict in 200 may change, a share that thresholds set on finite data cannot resolve"
         ),
-        probability_mean_abs=0.02,
+        probability_mean_abs=0.01,
         flip_share=0.005,
         auc_abs=0.005,
     ),

@@ -1,5 +1,7 @@
 """Engines that run an ONNX file on the CPU: ONNX Runtime, and OpenVINO, which also computes in BF16.
 
+OpenVINO also reads its own format, in which operations may be marked to keep their precision.
+
 Imported by the embedded backend inside Triton's Python stub, so it needs no more than numpy and the engine itself.
 """
 
@@ -23,6 +25,9 @@ ONNX_RUNTIME: Final = "onnxruntime"
 OPENVINO: Final = "openvino"
 ENGINES: Final = (ONNX_RUNTIME, OPENVINO)
 """By the name of the package that is imported."""
+
+KEEPS_PRECISION: Final = "DisablePrecisionConversion"
+"""OpenVINO's mark of an operation that is not to be computed in 16 bits."""
 
 CROPS_PER_THREAD = 2
 """Of a batch, so many crops are computed at once. The activations of more do not fit the cache: with EfficientNet-B0
@@ -53,7 +58,7 @@ def open_network(
     """Load an ONNX file with one input into an engine.
 
     Args:
-        path: the file.
+        path: the file; an ``.xml`` of OpenVINO with its ``.bin`` beside it has marked operations, or it is refused.
         outputs: names of the outputs, in the order in which a call returns them.
         engine: one of `ENGINES`.
         precision: ``bf16`` computes an FP32 file in BF16, which OpenVINO can; otherwise the file decides.
@@ -98,6 +103,8 @@ def _open_openvino(
     # It raises what its C++ code raises.
     except Exception as exc:
         raise ExportError(f"OpenVINO cannot load {path.name}: {' '.join(str(exc).split())[:300]}") from exc
+    if path.suffix == ".xml" and not any(map(_keeps_precision, model.get_ops())):
+        raise ExportError(f"this OpenVINO does not know which operations of {path.name} are to stay in FP32")
     requests = {size: item.create_infer_request() for size, item in by_size.items()}
     fallback = any_size.create_infer_request()
     names = list(outputs)
@@ -107,6 +114,10 @@ def _open_openvino(
         return [found[name] for name in names]
 
     return run
+
+
+def _keeps_precision(operation: Any) -> bool:
+    return any(str(key).startswith(KEEPS_PRECISION) for key in operation.get_rt_info())
 
 
 def _compiled(core: Any, model: Model, size: int | None, options: dict[str, Any]) -> CompiledModel:

@@ -137,7 +137,8 @@ def test_without_a_gpu_nvidias_container_runs_what_its_backends_compute_alike(tm
     fp32 = ServedForm("onnxruntime", "fp32", "fp32.onnx")
     bf16 = ServedForm("openvino", "bf16", "model.onnx", ("avx512_bf16",))
     int8 = ServedForm("openvino", "int8", "model.onnx")
-    for promoted, run, batch_size in ((bf16, bf16, 8), (int8, fp32, 32), (fp32, fp32, 32)):
+    in_part = ServedForm("openvino", "bf16", "bf16.xml", ("avx512_bf16",))
+    for promoted, run, batch_size in ((bf16, bf16, 8), (in_part, fp32, 32), (int8, fp32, 32), (fp32, fp32, 32)):
         forms = (promoted, fp32)
         config = parsed(triton_config.cpu_config(SPEC, forms=forms), tmp_path)
         parameters = triton_config.config_parameters(config)
