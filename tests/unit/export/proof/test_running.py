@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import closing
 
 import pytest
 
 from deepfake_export.proof.crops import generate_crops
-from deepfake_export.proof.running import EngineProcess
+from deepfake_export.proof.running import EngineProcess, LocalEngine
 from deepfake_preprocess.errors import ExportError
 
 CROPS = generate_crops(2, (16, 16))
@@ -41,3 +42,8 @@ def test_one_that_does_not_answer_is_ended(engine, monkeypatch):
         engine.run(CROPS)
     with pytest.raises(ExportError, match="SIGKILL"):
         engine.run(CROPS)
+
+
+def test_the_time_that_others_took_the_core_is_not_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("deepfake_export.proof.running.open_network", lambda *_, **__: lambda _: time.sleep(0.05))
+    assert LocalEngine(tmp_path / "model.onnx").seconds(CROPS, 2) < 0.05
