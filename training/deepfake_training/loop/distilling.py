@@ -172,6 +172,6 @@ def _answers(
     detector: nn.Module, layer: nn.Module, device: str, crops: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return a batch as a file holds it."""
-    with fast_precision(device):
+    with fast_precision(detector, device):
         seen, logit = seen_and_logit(detector, layer, crops.to(device))
     return crops, labels, seen.cpu().half(), logit.cpu().float()

@@ -213,7 +213,7 @@ class TrainingRun:
         detector.eval()
         total = 0.0
         scores, known = [], []
-        with torch.inference_mode(), fast_precision(self._device.type):
+        with torch.inference_mode(), fast_precision(detector, self._device.type):
             for crops, labels, *_ in self._loader(self.validation_set, range(len(self.validation_set))):
                 logit = detector(crops.to(self._device))[1].float().cpu()
                 total += float(nn.functional.binary_cross_entropy_with_logits(logit, labels, reduction="sum"))
@@ -251,7 +251,7 @@ class TrainingRun:
         self.detector.eval()
         shown = self.history[-1].train_loss if self.history else log(2)  # this epoch's is known at its end
         for batch, (crops, labels, *_) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
-            with fast_precision(self._device.type):
+            with fast_precision(self.detector, self._device.type):
                 head_fit.collect(crops.to(self._device), labels)
             if on_batch is not None:
                 on_batch(self.epoch + 1, batch, self._batches, shown)
@@ -316,7 +316,7 @@ class TrainingRun:
 
     def _loss_of(self, crops: Tensor, labels: Tensor, *answers: Tensor) -> Tensor:
         crops = crops.to(self._device, non_blocking=True)
-        with fast_precision(self._device.type):
+        with fast_precision(self.detector, self._device.type):
             if self._distillation is None:
                 logit = self.detector(crops)[1]
             else:

@@ -63,7 +63,7 @@ def test_a_file_holds_the_crops_and_what_the_teacher_says_of_them(taught: TrainC
     assert taught.taught is not None
     content = load_file(sorted((Path(taught.taught) / "train").iterdir())[2])
     detector = ServedDetector(load_network(teacher).network, TEACHER).eval()
-    with torch.inference_mode(), fast_precision("cpu"):
+    with torch.inference_mode(), fast_precision(detector, "cpu"):
         seen, logit = seen_and_logit(detector, last_layer(detector.network), content["crops"])
     torch.testing.assert_close(content["logits"], logit.float())
     torch.testing.assert_close(content["tokens"], seen.half(), atol=1e-3, rtol=1e-2)
