@@ -81,7 +81,8 @@ def save_whole(path: Path, content: Content) -> None:
 
 
 def _same(value: Tensor, known: Tensor | None) -> bool:
-    return known is not None and value.shape == known.shape and torch.equal(value.float(), known.float())
+    """Return whether two weights are the same as they are published, in half precision."""
+    return known is not None and value.shape == known.shape and torch.equal(value.half(), known.half())
 
 
 def publish(
@@ -96,8 +97,9 @@ def publish(
         run: directory of the run.
         out: the ``.safetensors`` file to write.
         training_data: for the spec: what the detector was trained on and what its scores are worth.
-        base: weights that everybody can get; those that are still the same are left out. A network of which only the
-            norms and the head were trained becomes a file of some hundred kB, which works with `base` alone.
+        base: weights that everybody can get; those that are still the same in half precision are left out. A network
+            of which only the norms and the head were trained becomes a file of some hundred kB, which works with
+            `base` alone.
 
     Returns:
         Path of the spec, and the spec with the hash of the file.

@@ -55,6 +55,17 @@ def test_norms_and_head_are_trained_and_published_without_the_rest(tower: Path, 
     assert load_file(tmp_path / "changes.safetensors").keys() == changed
 
 
+def test_weights_that_went_through_half_precision_are_still_those_of_the_base(tower: Path, tmp_path: Path) -> None:
+    halved = tmp_path / "halved.safetensors"
+    save_file({name: value.half() for name, value in load_file(tower).items()}, halved)
+    config = dataclasses.replace(
+        QUICK, spec=TRANSFORMER, initial_weights=str(halved), trained="head", epochs=1, weight_decay=1e-3
+    )
+    TrainingRun(make_faces(), config, tmp_path / "run").train()
+    publish(tmp_path / "run", tmp_path / "changes.safetensors", base=tower)
+    assert load_file(tmp_path / "changes.safetensors").keys() == HEAD
+
+
 def test_the_head_is_trained_at_its_own_rate(tower: Path) -> None:
     config = dataclasses.replace(
         QUICK,
