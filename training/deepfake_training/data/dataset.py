@@ -25,8 +25,8 @@ from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import ArrayFrame
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.augment import Augmentation, Share
-from deepfake_training.data.fakes.appearance import FACES, AppearanceModel, Portrait
-from deepfake_training.data.fakes.mesh import misfit
+from deepfake_training.data.fakes.appearance import FACES, AppearanceModel
+from deepfake_training.data.fakes.mesh import Portrait, misfit
 from deepfake_training.data.fakes.recipes import Kind, color_distance, make_fake
 from deepfake_training.data.labels import FAKE, REAL
 from deepfake_training.data.packed_faces import PackedFaces

@@ -13,8 +13,7 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.detector import Face
 from deepfake_training.data.augment import Augmentation, compress_h264, compress_jpeg
 from deepfake_training.data.dataset import FaceDataset, Mixture
-from deepfake_training.data.fakes.appearance import Portrait
-from deepfake_training.data.fakes.mesh import NUM_POINTS, fit_mesh
+from deepfake_training.data.fakes.mesh import NUM_POINTS, Portrait, fit_mesh
 from deepfake_training.data.fakes.recipes import color_distance
 from deepfake_training.data.labels import FAKE
 from deepfake_training.data.packed_faces import PackedFaces

@@ -8,11 +8,12 @@ import skimage.data
 from drawn_faces import BOX, LANDMARKS, draw_face
 
 from deepfake_preprocess.faces.detector import Face
-from deepfake_training.data.fakes.appearance import AppearanceModel, Portrait
+from deepfake_training.data.fakes.appearance import AppearanceModel
 from deepfake_training.data.fakes.blend import METHODS, blend
 from deepfake_training.data.fakes.look import match_colors
 from deepfake_training.data.fakes.mesh import (
     REGIONS,
+    Portrait,
     draw_region,
     fit_mesh,
     landmarks_of,

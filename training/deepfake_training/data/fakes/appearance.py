@@ -9,34 +9,22 @@ place of glasses and beards.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_training.data.fakes.mesh import Mesh, Picture, mean_mesh, warp
+from deepfake_training.data.fakes.mesh import Mesh, Picture, Portrait, mean_mesh, warp
 
 HEIGHT_PX: Final = 112
 """Of a face on the mean mesh: about what networks for face swaps work with."""
 FACES: Final = 1500
-"""As many are looked at; more change little."""
+"""As many are looked at, which takes seconds."""
 COMPONENTS: Final = 250
 FEWEST: Final = 25
 """Components of the coarsest face; fewer look like nobody."""
 _BORDER_PX: Final = 2
-
-
-class Portrait(NamedTuple):
-    """A picture of a face and the face's mesh in it."""
-
-    picture: Picture
-    mesh: Mesh
-
-    @property
-    def face_px(self) -> float:
-        """Width of the face."""
-        return float(np.ptp(self.mesh[:, 0]))
 
 
 class AppearanceModel:
@@ -59,8 +47,8 @@ class AppearanceModel:
         self._mean = flat.mean(axis=0)
         flat -= self._mean
         # Fewer faces than pixels: the components follow from how alike the faces are to each other.
-        variance, mixed = np.linalg.eigh(flat @ flat.T)
-        kept = np.argsort(variance)[::-1][: min(COMPONENTS, len(flat) - 1)]
+        variance, mixed = np.linalg.eigh(flat @ flat.T)  # the smallest first
+        kept = slice(-1, -1 - min(COMPONENTS, len(flat) - 1), -1)
         self._basis = (flat.T @ mixed[:, kept]) / np.sqrt(np.maximum(variance[kept], 1e-6))
 
     def __len__(self) -> int:

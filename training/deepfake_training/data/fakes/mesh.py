@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -44,6 +44,18 @@ REGIONS: Final[dict[Region, list[int]]] = {
 """Points whose convex hull is each part: the face, what lies between brows and chin, below the eyes, the mouth."""
 _LANDMARKS = [[33, 133], [362, 263], [1], [61], [291]]
 """Points whose mean is each of the detector's landmarks."""
+
+
+class Portrait(NamedTuple):
+    """A picture of a face and the face's mesh in it."""
+
+    picture: Picture
+    mesh: Mesh
+
+    @property
+    def face_px(self) -> float:
+        """Width of the face."""
+        return float(np.ptp(self.mesh[:, 0]))
 
 
 @cache

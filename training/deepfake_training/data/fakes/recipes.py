@@ -19,7 +19,7 @@ from typing import Final, Literal
 import cv2
 import numpy as np
 
-from deepfake_training.data.fakes.appearance import FEWEST, AppearanceModel, Portrait
+from deepfake_training.data.fakes.appearance import FEWEST, AppearanceModel
 from deepfake_training.data.fakes.blend import (
     RATIOS,
     blend,
@@ -31,7 +31,7 @@ from deepfake_training.data.fakes.blend import (
     square_mask,
 )
 from deepfake_training.data.fakes.look import change_look, match_colors, remake
-from deepfake_training.data.fakes.mesh import Mesh, Picture, Region, draw_region, warp
+from deepfake_training.data.fakes.mesh import Mesh, Picture, Portrait, Region, draw_region, warp
 
 Kind = Literal["self", "swap", "mouth", "remade"]
 KINDS: Final[tuple[Kind, ...]] = ("self", "swap", "mouth", "remade")
