@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from dataclasses import replace
 
 import media
 import numpy as np
+import psutil
 import pytest
+from serve_command import DEEPFAKE
+from server_processes import assert_all_end
 from tiny_model import TINY_SPEC, write_tiny_onnx
 
 from deepfake_bench.pipeline.analyses import Analyses
@@ -204,6 +209,22 @@ def test_a_verdict_by_the_gateway_is_measured_beside_one_by_the_client(
         # A command costs its start beside what the library costs.
         assert item["ways"]["command"]["cpu_s"] > item["ways"]["library"]["cpu_s"]
     assert "command by gateway" in capsys.readouterr().out
+
+
+def test_a_benchmark_that_is_terminated_leaves_no_process(clips, shared_tiny_repository) -> None:
+    arguments = [str(clips), "--repository", str(shared_tiny_repository), "--num-frames", "4"]
+    command = [*DEEPFAKE, "bench", "gateway", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "comparing the verdicts" not in process.stderr.readline():
+            assert process.poll() is None
+        started = psutil.Process(process.pid).children(recursive=True)
+        # Below them the gateway and its worker, and Triton and its supervisor.
+        assert {"deepfake_gateway.jobs.worker", "gateway"} <= {word for item in started for word in item.cmdline()}
+        assert "tritonserver" in [item.name() for item in started]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert_all_end(started)
 
 
 @pytest.mark.slow

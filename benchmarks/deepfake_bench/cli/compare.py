@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -62,9 +60,6 @@ def compare(
     screen = Console(stderr=True, highlight=False, markup=False)
     words = [word.strip().lower() for word in peer.split(",") if word.strip()]
     with ExitStack() as stack:
-        # On SIGTERM, too, the context must end, or peers would outlive this process.
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        stack.callback(signal.signal, signal.SIGTERM, before)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deepfake-bench-")))
         server = stack.enter_context(embedded_server(repository, model=model))
         listed = peers(server, cores=usable_cores(), checkpoint=checkpoint)

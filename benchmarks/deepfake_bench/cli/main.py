@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import typer
 
 from deepfake_bench.cli.compare import compare
@@ -21,5 +24,14 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
+
+
+@app.callback()
+def bench(context: typer.Context) -> None:
+    """Let contexts end on SIGTERM, too: else what was started would outlive its benchmark."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
+
+
 for command in (server, pipeline, gateway, scan, compare, gpu, decode, detector, explain, plots, readme):
     app.command()(command)
