@@ -214,7 +214,13 @@ def publish_checkpoint(
         Path | None,
         typer.Option(metavar="FILE", help="Leave out the weights that are as in this file, which others have."),
     ] = None,
+    half_at: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SCORE", help="This score becomes 0.5, such as a calibration's threshold; the order stays."
+        ),
+    ] = None,
 ) -> None:
     """Write the best weights of a run in half precision, with their spec, for others to use."""
-    spec_path, _ = publish(run, output, training_data=training_data, base=changes_of)
+    spec_path, _ = publish(run, output, training_data=training_data, base=changes_of, half_at=half_at)
     Console(stderr=True, highlight=False).print(f"{output} ({output.stat().st_size / 1e6:.1f} MB) and {spec_path}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from deepfake_export.checkpoint.architectures import build_network
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
@@ -85,8 +87,25 @@ def _same(value: Tensor, known: Tensor | None) -> bool:
     return known is not None and value.shape == known.shape and torch.equal(value.half(), known.half())
 
 
+def _move_scores(weights: dict[str, Tensor], spec: ModelSpec, half_at: float) -> None:
+    """Change the bias of the last linear layer, in place, so that the score `half_at` becomes 0.5."""
+    if not 0 < half_at < 1:
+        raise OptionError(f"`half_at` is {half_at:g}; name a score between 0 and 1, both excluded")
+    network = build_network(spec)
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    bias = f"{linear[-1]}.bias" if linear else ""
+    if spec.head.kind != "sigmoid" or len(weights.get(bias, ())) != 1:
+        raise OptionError("scores can be moved where a linear layer gives one logit at the end; leave `half_at` out")
+    weights[bias] = weights[bias] - log(half_at / (1 - half_at))
+
+
 def publish(
-    run: str | Path, out: str | Path, *, training_data: str = "", base: str | Path | None = None
+    run: str | Path,
+    out: str | Path,
+    *,
+    training_data: str = "",
+    base: str | Path | None = None,
+    half_at: float | None = None,
 ) -> tuple[Path, ModelSpec]:
     """Write the best weights of a run in half precision, with their spec in a file of the same name.
 
@@ -100,12 +119,14 @@ def publish(
         base: weights that everybody can get; those that are still the same in half precision are left out. A network
             of which only the norms and the head were trained becomes a file of some hundred kB, which works with
             `base` alone.
+        half_at: the score, in (0, 1), that becomes 0.5, such as the threshold of a calibration: all logits are moved
+            by as much, so no order changes, and who takes 0.5 for the threshold is right.
 
     Returns:
         Path of the spec, and the spec with the hash of the file.
 
     Raises:
-        OptionError: the run has no best weights, or `out` is not a ``.safetensors`` file.
+        OptionError: the run has no best weights, `out` is not a ``.safetensors`` file, or scores cannot be moved.
         CheckpointError: a weight does not fit into half precision.
         TrainingError: the files cannot be written.
     """
@@ -114,6 +135,8 @@ def publish(
         raise OptionError(f"{out} must end in .safetensors")
     best, spec = best_of(run)
     weights = load_file(best)
+    if half_at is not None:
+        _move_scores(weights, spec, half_at)
     if base is not None:
         known = load_file(base)
         weights = {name: value for name, value in weights.items() if not _same(value, known.get(name))}

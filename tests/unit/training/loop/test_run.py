@@ -120,6 +120,20 @@ def test_published_weights_are_half_as_large_and_answer_alike(tmp_path: Path) ->
         publish(tmp_path / "nothing", published)
 
 
+def test_published_scores_are_moved_so_that_one_becomes_a_half(tmp_path: Path) -> None:
+    TrainingRun(make_faces(), dataclasses.replace(QUICK, epochs=1), tmp_path).train()
+    publish(tmp_path, tmp_path / "as-it-was.safetensors")
+    publish(tmp_path, tmp_path / "moved.safetensors", half_at=0.2)
+    faces = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        before, after = (
+            load_network(tmp_path / f"{name}.safetensors", TINY).network(faces) for name in ("as-it-was", "moved")
+        )
+    assert torch.allclose(after - before, torch.tensor(0.2).logit().neg(), atol=2e-3)
+    with pytest.raises(OptionError, match="`half_at` is 1; name a score between 0 and 1"):
+        publish(tmp_path, tmp_path / "moved.safetensors", half_at=1.0)
+
+
 def test_training_learns_what_is_obvious(tmp_path: Path) -> None:
     config = dataclasses.replace(
         QUICK,
