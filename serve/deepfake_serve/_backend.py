@@ -62,7 +62,7 @@ class TritonPythonModel:
         self._threads = int(parameters["intra_op_thread_count"])
         self._lone_threads = int(parameters.get("lone_intra_op_thread_count", self._threads))
 
-        def network(threads: int, *, spinning: bool) -> Network:
+        def network(threads: int, sizes: set[int], *, spinning: bool) -> Network:
             return open_network(
                 path,
                 self._output_names,
@@ -70,14 +70,16 @@ class TritonPythonModel:
                 precision=parameters["served_precision"],
                 threads=threads,
                 spinning=spinning,
-                sizes={1, CROPS_PER_THREAD * threads},
+                sizes=sizes,
             )
 
         # Waiting threads that spin would take the cores from the other instances. The lone network runs only while
-        # nobody else wants them.
-        self._network = self._lone_network = network(self._threads, spinning=False)
+        # nobody else wants them, and mostly for a request of one crop.
+        self._network = self._lone_network = network(
+            self._threads, {1, CROPS_PER_THREAD * self._threads}, spinning=False
+        )
         if self._lone_threads > self._threads:
-            self._lone_network = network(self._lone_threads, spinning=True)
+            self._lone_network = network(self._lone_threads, {1}, spinning=True)
         # Of the server's own, local folder: the weights may be where files cannot be locked.
         self._lock = (directory / "config.pbtxt").open("rb")
 

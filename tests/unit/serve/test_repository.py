@@ -316,6 +316,22 @@ def test_no_second_session_for_large_models_or_where_it_has_no_more_threads(tmp_
     assert triton_config.LONE_THREADS_PARAMETER not in triton_config.config_parameters(config)
 
 
+def test_weights_beside_the_file_count_for_the_size_of_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(repository, "MAX_LONE_MODEL_MB", 1)
+    monkeypatch.setattr(repository, "available_cores", lambda: 2)
+    version_dir = write_model(tmp_path / "repository")
+    (model,) = check_repository(tmp_path / "repository")
+    found = []
+    for run, num_bytes in (("small", 2**19), ("large", 2**20)):
+        (version_dir / "model.bin").write_bytes(bytes(num_bytes))
+        (tmp_path / run).mkdir()
+        view = repository.View(tmp_path / run)
+        view.show([model], {"detector": CpuShare(2, 1)})
+        config = triton_config.read_config(view.folder / "detector" / "config.pbtxt")
+        found.append(triton_config.LONE_THREADS_PARAMETER in triton_config.config_parameters(config))
+    assert found == [True, False]
+
+
 @pytest.mark.parametrize(
     ("cores", "given", "expected"),
     [

@@ -1,0 +1,26 @@
+"""OpenVINO with a network for each of some batch sizes: every batch is answered, crop by crop and in order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_model import TINY_SPEC, write_tiny_onnx
+
+from deepfake_preprocess.support.engines import open_network
+
+pytest.importorskip("openvino")
+
+SHAPE = (TINY_SPEC.input_height_px, TINY_SPEC.input_width_px, 3)
+CROPS = np.random.default_rng(5).integers(0, 256, (9, *SHAPE), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("sizes", [(), (1,), (1, 2), (4, 1)])
+def test_a_batch_of_any_size_is_computed_in_parts_of_those_compiled(tmp_path, sizes):
+    path = tmp_path / "model.onnx"
+    write_tiny_onnx(path)
+    outputs = ["fake_probability", "logit"]
+    expected = open_network(path, outputs, threads=1)(CROPS)
+    network = open_network(path, outputs, engine="openvino", threads=1, sizes=sizes)
+    for count in range(1, len(CROPS) + 1):
+        for found, wanted in zip(network(CROPS[:count]), expected, strict=True):
+            np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
