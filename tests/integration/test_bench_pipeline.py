@@ -202,6 +202,7 @@ def test_a_verdict_by_the_gateway_is_measured_beside_one_by_the_client(
     assert bench("gateway", str(clips), *arguments, "--output", str(output)) == 0
     data = json.loads(output.read_text(encoding="utf-8"))
     assert data["clips"] == ["one.mp4", "two.mp4"]
+    assert (data["model"], data["precision"], data["engine"]) == (TINY_SPEC.name, "fp32", "onnxruntime")
     assert [item["at_once"] for item in data["measured"]] == [1, 2]
     for item in data["measured"]:
         assert set(item["ratios"]) == {"library", "command"}

@@ -10,6 +10,7 @@ from rich.console import Console
 from deepfake_bench.cli.options import ClipsArgument, OutputOption, find_clips, print_table
 from deepfake_bench.machine.results import write_results
 from deepfake_bench.pipeline.gateway import measure_clips
+from deepfake_bench.server.serving import embedded_server
 from deepfake_client import AnalyzeOptions, Sampling
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.support.extras import require_extra
@@ -44,16 +45,16 @@ def gateway(
       deepfake bench gateway clip.mp4
       deepfake bench gateway clips/*.mp4 --rounds 7
     """
-    serve = require_extra("deepfake_serve", extra="serve")
     require_extra("deepfake_gateway.cli.gateway", extra="gateway")
     found = find_clips(clips)
     screen = Console(stderr=True, soft_wrap=True, highlight=False)
     options = AnalyzeOptions(sampling=Sampling(num_frames=num_frames))
-    with serve.EmbeddedTriton(repository) as triton:
+    with embedded_server(repository) as server:
+        screen.print(f"{server.model.name}, {server.form}", style="dim")
         measured = [
             measure_clips(
                 given,
-                triton.grpc_url,
+                str(server.connections["grpc"].address),
                 options,
                 concurrency=concurrency,
                 rounds=rounds,
@@ -68,6 +69,10 @@ def gateway(
     ]
     print_table(rows, COLUMNS, left=2)
     results = {
+        "model": server.model.name,
+        "precision": server.model.precision,
+        "engine": server.engine,
+        **server.arrangement,
         "clips": [path.name for path in found],
         "num_frames": num_frames,
         "concurrency": concurrency,
