@@ -47,6 +47,8 @@ def set_up_logs(log_format: LogFormat, log_level: LogLevel) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(log_level.upper())
+    # What a caller sent that is no form is said to the caller.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     # Alembic names each start, and DBOS advertises a hosted console; it gives itself a handler where it has none.
     for name in ("alembic", "dbos"):
         logger = logging.getLogger(name)

@@ -20,7 +20,7 @@ from deepfake_gateway.api.documents import (
 from deepfake_gateway.api.parts import SEALED, DeskOf, SettingsOf, WaitOf, made
 from deepfake_gateway.intake.options import ExplanationForm
 from deepfake_gateway.intake.problems import Problem, responses
-from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.intake.submission import Desk, without_verdict
 from deepfake_gateway.jobs.evidence import listed_faces
 from deepfake_gateway.jobs.explaining import explainer_of, heatmap_file
 from deepfake_gateway.store.records import Analysis
@@ -130,7 +130,7 @@ async def explainer(settings: SettingsOf) -> ExplainerDocument:
 async def _done(desk: Desk, analysis_id: str) -> Analysis:
     analysis = await asyncio.to_thread(desk.find, analysis_id)
     if analysis.verdict is None:
-        raise Problem(409, f"the analysis is {analysis.status.value} and has no verdict; ask again once it is done")
+        raise without_verdict(analysis)
     return analysis
 
 

@@ -17,6 +17,7 @@ from deepfake_gateway.api.documents import analysis_json
 from deepfake_gateway.api.parts import SEALED, STREAM_HEADERS, DeskOf, followed, last_event, made, still_served
 from deepfake_gateway.api.ranges import ranged
 from deepfake_gateway.intake.problems import Problem, responses
+from deepfake_gateway.intake.submission import without_verdict
 from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.store.media import UNKNOWN
 
@@ -104,9 +105,7 @@ async def report(
     """Return the report: a page that needs nothing else, the same as PDF, the verdict as JSON, its faces as CSV."""
     analysis = await asyncio.to_thread(desk.find, analysis_id)
     if analysis.verdict is None:
-        raise Problem(
-            409, f"the analysis is {analysis.status.value} and has no verdict to report; ask again once it is done"
-        )
+        raise without_verdict(analysis)
     stem = quote(Path(analysis.file_name).stem or "report", safe="")
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{stem}.{format}"}
     if format == "json":

@@ -93,12 +93,20 @@ def stored_options(fields: Mapping[str, Any], *, max_frames: int) -> dict[str, A
     except ValidationError as exc:
         error = exc.errors()[0]
         name = ".".join(str(part) for part in error["loc"][:1])
-        allowed = f"; fields are {', '.join(OptionsForm.model_fields)}" if error["type"] == "extra_forbidden" else ""
-        raise Problem(422, wrong_value(name, error) + allowed) from None
+        if error["type"] == "extra_forbidden":
+            known = ", ".join(OptionsForm.model_fields)
+            raise Problem(422, f"there is no option `{name[:80]}`; there are {known}") from None
+        if (name, error["type"]) == ("num_frames", "less_than_equal"):
+            raise _too_many(str(error["input"])[:20], max_frames) from None
+        raise Problem(422, wrong_value(name, error)) from None
     except OptionError as exc:
         raise Problem(422, str(exc)) from None
     if (num_frames := options.sampling.num_frames) is not None and num_frames > max_frames:
-        raise Problem(
-            422, f"`num_frames` is {num_frames}, and at most {max_frames} frames are looked at; give a smaller number"
-        )
+        raise _too_many(str(num_frames), max_frames)
     return asdict(options)
+
+
+def _too_many(num_frames: str, max_frames: int) -> Problem:
+    return Problem(
+        422, f"`num_frames` is {num_frames}, and at most {max_frames} frames are looked at; give a smaller number"
+    )

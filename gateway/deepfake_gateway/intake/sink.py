@@ -15,6 +15,7 @@ from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.store.media import SNIFF_BYTES, media_type_of
 
 MAX_NAME: Final = 255
+UNNAMED: Final = "upload"
 
 
 @dataclass(slots=True)
@@ -22,7 +23,7 @@ class Upload:
     """A file that came, at `path`, and the fields that came with it."""
 
     path: Path
-    file_name: str = "upload"
+    file_name: str = UNNAMED
     size_bytes: int = 0
     sha256: str = ""
     media_type: str = ""
@@ -68,6 +69,8 @@ class Sink:
 
     def finished(self, file_fields: Collection[str]) -> Upload:
         """Return what came; Problem 422 where that is nothing."""
+        if self.upload.size_bytes == 0 and self.upload.file_name != UNNAMED:
+            raise Problem(422, "the file is empty; copy or download it again")
         if self.upload.size_bytes == 0:
             fields = " or ".join(sorted(file_fields))
             raise Problem(422, f"there is no file; send it as {fields} of multipart/form-data, or as the body")
@@ -114,7 +117,7 @@ def safe_name(name: str) -> str:
     """Return the last part of a file's name, without what cannot be printed."""
     last = PurePosixPath(PureWindowsPath(name).name).name
     printable = printable_of(last)[:MAX_NAME]
-    return printable if printable.strip(".") else "upload"
+    return printable if printable.strip(".") else UNNAMED
 
 
 def printable_of(text: str) -> str:

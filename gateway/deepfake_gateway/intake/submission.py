@@ -58,6 +58,17 @@ class Submitted:
     is_new: bool
 
 
+def without_verdict(analysis: Analysis) -> Problem:
+    """Return the refusal of what is made of a verdict, for an analysis that has none yet, or will have none."""
+    status = analysis.status
+    state, advice = f"is {status.value}", "ask again once it is done"
+    if status is Status.FAILED:
+        state, advice = "failed", "its `error` says why"
+    elif status is Status.CANCELED:
+        state, advice = "was canceled", "send the file again"
+    return Problem(409, f"the analysis {state} and has no verdict; {advice}")
+
+
 class Desk:
     """Where analyses begin and end: used by the API, the compatibility routes and the page alike."""
 
@@ -306,7 +317,7 @@ class Desk:
         """
         analysis = self.find(analysis_id)
         if analysis.verdict is None:
-            raise Problem(409, f"the analysis is {analysis.status.value} and has no verdict to explain")
+            raise without_verdict(analysis)
         if self._explain_url is None:
             raise Problem(
                 503, "there is no explain service; whoever runs this one starts `deepfake explain-serve CHECKPOINT` "

@@ -278,9 +278,9 @@ async def _json_object(request: Request) -> dict[str, Any]:
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
-        raise Problem(400, "the body is no JSON; send an object with addresses and options") from None
+        raise Problem(400, "the body is not JSON; send an object with addresses and options") from None
     if not isinstance(data, dict):
-        raise Problem(422, "the JSON is no object; send one with addresses and options")
+        raise Problem(422, "the JSON is not an object; send one with addresses and options")
     return data
 
 

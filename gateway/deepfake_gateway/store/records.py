@@ -281,7 +281,7 @@ class Store:
             analysis_id,
             Status.DONE,
             verdict,
-            finished_at=time.time(),
+            finished_at=_now_or_start(),
             verdict=json.dumps(verdict),
             label=verdict["label"],
             fake_probability=verdict["fake_probability"],
@@ -294,12 +294,12 @@ class Store:
     def fail(self, analysis_id: str, error_type: str, detail: str) -> Analysis | None:
         """Store why an unfinished analysis has no verdict and return it so; None where it was over, or gone."""
         return self._change(
-            analysis_id, Status.FAILED, finished_at=time.time(), error_type=error_type, error_detail=detail
+            analysis_id, Status.FAILED, finished_at=_now_or_start(), error_type=error_type, error_detail=detail
         )
 
     def cancel(self, analysis_id: str) -> bool:
         """End an unfinished analysis without a result; its worker sees it. Returns whether it was unfinished."""
-        return self._change(analysis_id, Status.CANCELED, finished_at=time.time()) is not None
+        return self._change(analysis_id, Status.CANCELED, finished_at=_now_or_start()) is not None
 
     def _change(
         self, analysis_id: str, status: Status, result: dict[str, Any] | None = None, /, **values: Any
@@ -407,6 +407,12 @@ class Store:
         query = sa.select(sa.func.count()).where(WORKERS.c.seen_at > time.time() - within_s)
         with self.engine.connect() as connection:
             return int(connection.execute(query).scalar_one())
+
+
+def _now_or_start() -> sa.ColumnElement[float]:
+    """Return the time, never one before the start: who ends an analysis may have waited for the one who began it."""
+    now = time.time()
+    return sa.case((ANALYSES.c.started_at > now, ANALYSES.c.started_at), else_=now)
 
 
 def _add_event(connection: sa.Connection, analysis_id: str, kind: str, data: Mapping[str, Any]) -> None:

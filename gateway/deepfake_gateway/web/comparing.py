@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.intake.submission import without_verdict
 from deepfake_gateway.store.records import Analysis
 from deepfake_gateway.web.lanes import Lane, lanes_of
 from deepfake_gateway.web.language import Language
@@ -61,5 +62,5 @@ def rows_of(say: Language, one: Analysis, two: Analysis) -> list[tuple[str, str,
 
 def _verdict(analysis: Analysis) -> Json:
     if analysis.verdict is None:
-        raise Problem(409, f"the analysis is {analysis.status.value} and has no verdict to compare; ask again later")
+        raise without_verdict(analysis)
     return analysis.verdict

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from deepfake_client.explain.types import METHODS
 from deepfake_gateway.intake.options import ExplanationForm
 from deepfake_gateway.intake.problems import Problem
-from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.intake.submission import Desk, without_verdict
 from deepfake_gateway.jobs.evidence import listed_faces
 from deepfake_gateway.jobs.explaining import explainer_of
 from deepfake_gateway.settings import Settings
@@ -105,7 +105,7 @@ async def moments(analysis_id: str, request: Request) -> Response:
     desk: Desk = request.state.desk
     analysis = await asyncio.to_thread(desk.find, analysis_id)
     if analysis.verdict is None:
-        raise Problem(409, f"the analysis is {analysis.status.value} and has no verdict; ask again once it is done")
+        raise without_verdict(analysis)
     values = await moments_values(desk, language_of(request), request.app.state.settings, analysis)
     return render("moments.html.j2", request, analysis=analysis, **values)
 

@@ -254,6 +254,45 @@ def test_an_event_id_that_is_none_begins_from_the_beginning(gateway, clip, numbe
     assert gateway.get(events, headers={"Last-Event-ID": number}).text == gateway.get(events).text
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"files": {"file": ("a.mp4", b"")}}, "the file is empty; copy or download it again"),
+        ({"params": {"file_name": "a.mp4"}}, "the file is empty; copy or download it again"),
+        ({}, "there is no file; send it as file of multipart/form-data, or as the body"),
+        ({"files": {"file": ("", b"")}}, "there is no file; send it as file of multipart/form-data, or as the body"),
+        (
+            {"content": b"x", "params": {"frames": "3"}},
+            "there is no option `frames`; there are num_frames, fps, mode",
+        ),
+        ({"content": b"x", "params": {"num_frames": "20000"}}, "`num_frames` is 20000, and at most 10000 frames"),
+        ({"content": b"x", "params": {"num_frames": "9" * 99}}, "999, and at most 10000 frames"),
+        ({"json": []}, "the JSON is not an object; send one with addresses and options"),
+    ],
+)
+def test_what_a_newcomer_gets_wrong_is_named(gateway, body, words):
+    answer = gateway.post("/v1/analyses", **body)
+    assert answer.status_code == 422
+    assert words in answer.json()["detail"]
+
+
+def test_what_is_made_of_a_verdict_says_why_there_is_none(gateway):
+    failed = send(gateway, b"no video").json()
+    answer = gateway.get(f"{failed['links']['self']}/report")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        409,
+        "the analysis failed and has no verdict; its `error` says why",
+    )
+    gateway.queue.slow = True
+    begun = send(gateway, b"no video either", headers={}).json()
+    report = f"{begun['links']['self']}/report"
+    assert gateway.get(report).json()["detail"].endswith("and has no verdict; ask again once it is done")
+    gateway.post(f"{begun['links']['self']}/cancel")
+    assert gateway.get(report).json()["detail"] == (
+        "the analysis was canceled and has no verdict; send the file again"
+    )
+
+
 def test_moments_without_a_zone_are_of_utc(gateway, clip, monkeypatch):
     begun = send(gateway, clip, num_frames=2).json()["created_at"]
     with monkeypatch.context() as patch:

@@ -22,7 +22,7 @@ def test_each_file_has_an_analysis_or_a_reason(gateway, clip):
     assert (batch["name"], batch["is_over"]) == ("two", True)
     label = gateway.get(batch["items"][0]["analysis"]["links"]["self"]).json()["verdict"]["label"]
     assert batch["counts"] == {label: 1, "failed": 1, "refused": 1}
-    assert "no file" in batch["items"][2]["refusal"]
+    assert batch["items"][2]["refusal"] == "the file is empty; copy or download it again"
     lines = list(csv.DictReader(gateway.get(batch["links"]["report"]).text.splitlines()))
     assert [line["file_name"] for line in lines] == ["a.mp4", "'=1+1.mp4", "'@c.mp4"]
     assert [line["label"] for line in lines] == [label, "", ""]

@@ -129,6 +129,22 @@ def test_who_waits_is_told_of_every_change_and_of_nothing_else(url):
     other.close()
 
 
+def test_nothing_ends_before_it_began_however_long_the_database_took(url, monkeypatch):
+    store = Store(url)
+    for number, end in enumerate((store.cancel, lambda found: store.fail(found, "InternalError", "")), 30):
+        store.add(analysis(number), lambda _: None)
+        with monkeypatch.context() as patch:
+            patch.setattr("deepfake_gateway.store.records.time.time", lambda: 200.0)
+            store.start(analysis(number).id)
+            patch.setattr("deepfake_gateway.store.records.time.time", lambda: 199.0)  # it waited for the start
+            end(analysis(number).id)
+        assert (store.get(analysis(number).id).started_at, store.get(analysis(number).id).finished_at) == (200, 200)
+        store.add(analysis(number + 10), lambda _: None)
+        end(analysis(number + 10).id)
+        assert store.get(analysis(number + 10).id).finished_at > 1e9, "what never began ends, too"
+    store.close()
+
+
 def test_seconds_of_a_key_are_added_up_whoever_is_the_first_of_a_day(url):
     store = Store(url)
     numbers = range(10, 16)

@@ -89,7 +89,7 @@ def test_it_is_ended_by_hand_and_by_its_time(gateway):
         ({"url": "rtsp://no.such.host.invalid/"}, 422, "there is no host"),
         ({"url": CAMERA, "duration_s": 7200}, 422, "watched for 3600 s at most"),
         ({"url": CAMERA, "window_s": 120, "fps": 60}, 422, "600 frames at most"),
-        ({"url": CAMERA, "color": 1}, 422, "extra inputs"),
+        ({"url": CAMERA, "color": 1}, 422, "there is no `color`"),
         ({}, 422, "field required"),
     ],
 )
