@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import islice, pairwise
 from math import ceil, floor, isfinite
+from numbers import Integral, Real
 from typing import Final, Literal, TypeAlias, get_args
 
 from deepfake_preprocess.errors import OptionError
@@ -61,9 +62,9 @@ class Sampling:
                 f"exactly one of num_frames, fps and at_seconds must be set, got num_frames={self.num_frames}, "
                 f"fps={self.fps}, at_seconds={self.at_seconds}; for a rate use Sampling(num_frames=None, fps=...)"
             )
-        if self.num_frames is not None and (isinstance(self.num_frames, bool) or self.num_frames < 1):
+        if self.num_frames is not None and not (_is_whole(self.num_frames) and self.num_frames >= 1):
             raise OptionError(f"num_frames is {self.num_frames!r}; allowed: a whole number from 1")
-        if self.fps is not None and not (isfinite(self.fps) and self.fps > 0):
+        if self.fps is not None and not (isinstance(self.fps, Real) and isfinite(self.fps) and self.fps > 0):
             raise OptionError(f"fps is {self.fps!r}; allowed: a number above 0")
         if self.at_seconds is not None and (
             not all(isfinite(time) and time >= 0 for time in self.at_seconds)
@@ -270,3 +271,7 @@ class FramePicker:
             self._show(pts, referenced=pts not in self._later_unreferenced)
             self._later_unreferenced.discard(pts)
         del self._later[:shown]
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
