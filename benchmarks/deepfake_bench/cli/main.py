@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
 import typer
 
 from deepfake_bench.cli.compare import compare
@@ -17,6 +14,7 @@ from deepfake_bench.cli.pipeline import pipeline
 from deepfake_bench.cli.report import plots, readme
 from deepfake_bench.cli.scan import scan
 from deepfake_bench.cli.server import server
+from deepfake_bench.machine.processes import exiting_on_sigterm
 
 app = typer.Typer(
     help="Measure speed: of a server under load, of whole analyses and their parts, of the gateway, of scans, and "
@@ -28,9 +26,8 @@ app = typer.Typer(
 
 @app.callback()
 def bench(context: typer.Context) -> None:
-    """Let contexts end on SIGTERM, too: else what was started would outlive its benchmark."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
+    """Prepare what all of them need."""
+    context.with_resource(exiting_on_sigterm())
 
 
 for command in (server, pipeline, gateway, scan, compare, gpu, decode, detector, explain, plots, readme):

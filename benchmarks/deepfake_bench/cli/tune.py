@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from deepfake_bench.cli.options import ClipsArgument, ModelOption, OutputOption, find_clips, print_table
+from deepfake_bench.machine.processes import exiting_on_sigterm
 from deepfake_bench.machine.results import write_results
 from deepfake_bench.tune.search import described
 from deepfake_bench.tune.tuning import Tuning
@@ -59,7 +60,7 @@ def tune(
     """
     paths = find_clips(clips)
     screen = Console(stderr=True, highlight=False)
-    with screen.status("") as status:
+    with exiting_on_sigterm(), screen.status("") as status:
         tuning = Tuning(
             repository,
             model,
