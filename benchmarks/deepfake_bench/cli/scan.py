@@ -30,16 +30,16 @@ def scan(
     clips: ClipsArgument,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     engines: Annotated[str, typer.Option(metavar="LIST", help="Engines to measure: local, ray.")] = "local,ray",
-    copies: Annotated[int, typer.Option(help="How often each clip is analyzed.", min=2)] = 10,
+    copies: Annotated[int, typer.Option(help="How often each clip is analyzed.", min=2)] = 24,
     num_frames: Annotated[int, typer.Option(help="Frames sampled of each clip.", min=1)] = 32,
     rounds: Annotated[int, typer.Option(help="Runs of each way, in turn.", min=1)] = 3,
     output: OutputOption = None,
 ) -> None:
     """Measure how many clips a second a bulk scan does, against analyze_many on the same clips and private Triton.
 
-    The time of a first clip is taken off: starting costs seconds, and a scan of millions pays them once. In each
-    round, a caller also asks the server for the score of a crop ten times a second, alone and beside each way, its
-    start included: the last line is how long it waits alone.
+    The rate is that between the first and the last clips: starting costs seconds, and a scan of millions pays them
+    once. In each round, a caller also asks the server for the score of a crop ten times a second, alone and beside
+    each way, its start included: the last line is how long it waits alone.
 
     [bold]Examples[/]
 

@@ -1,8 +1,8 @@
 """What `deepfake scan` costs against `DeepfakeClient.analyze_many`, and what other callers notice of it.
 
 Each way analyzes the same files in turn, in a process of its own, from the same Triton. Starting costs seconds, on
-Ray many, and a scan of millions pays it once: so each way is timed with many clips and with one, and the rate is that
-of the clips beyond the first.
+Ray many, and now more and now less, and a scan of millions pays it once: so the rate is that from one clip's end to
+another's, with all that may be under way at once left out before and after.
 """
 
 from __future__ import annotations
@@ -27,22 +27,27 @@ from deepfake_bench.machine.stopwatch import median_ratio
 from deepfake_client import DeepfakeClient
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_scan.results.parts import part_names, read_part
+from deepfake_scan.storage import open_storage
 
 ANALYZE_MANY: Final = "analyze_many"
 ALONE: Final = "alone"
+AT_ONCE: Final = 2
+"""Clips for each core that a way may have under way."""
 ASK_EVERY_S: Final = 0.1
 """The other caller sends a crop so often, whether or not the one before was answered in time."""
 ASKED_ALONE_S: Final = 15.0
 """In each round, about as long as beside a scan of some clips."""
 
 _PROGRAM: Final = """
-import sys
+import sys, time
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 url, folder, frames, concurrency = sys.argv[1:]
 options = AnalyzeOptions(sampling=Sampling(num_frames=int(frames)))
 with DeepfakeClient(url) as client:
     for outcome in client.analyze_many(folder, options=options, concurrency=int(concurrency), ordered=False):
         outcome.verdict or sys.exit(f"{outcome.source}: {outcome.error}")
+        print(time.time(), flush=True)
 """
 
 
@@ -63,15 +68,19 @@ def measure_scans(
         DeepfakeError: a way failed.
     """
     with tempfile.TemporaryDirectory(prefix="deepfake-bench-") as scratch, _ray(engines):
-        many, one = _copies(clips, Path(scratch) / "many", copies), _copies(clips[:1], Path(scratch) / "one", 1)
+        folder = _copies(clips, Path(scratch) / "clips", copies)
         count = len(clips) * copies
+        edge = min(AT_ONCE * concurrency, (count - 2) // 2)
 
-        def command(way: str, folder: Path) -> list[str]:
+        def run(way: str) -> list[float]:
+            """Return when each clip was finished, in seconds."""
             if way == ANALYZE_MANY:
-                return [sys.executable, "-c", _PROGRAM, url, str(folder), str(num_frames), str(concurrency)]
+                program = [sys.executable, "-c", _PROGRAM, url, str(folder), str(num_frames), str(concurrency)]
+                return sorted(map(float, _output(program).split()))
             output = tempfile.mkdtemp(dir=scratch)
             given = ["scan", str(folder), "--output", output, "--engine", way.removeprefix("scan "), "--url", url]
-            return [sys.executable, "-m", "deepfake_client.cli.main", *given, "--num-frames", str(num_frames)]
+            _output([sys.executable, "-m", "deepfake_client.cli.main", *given, "--num-frames", str(num_frames)])
+            return finished_at(output)
 
         ways = [ANALYZE_MANY, *(f"scan {engine}" for engine in engines)]
         taken: dict[str, list[float]] = {way: [] for way in ways}
@@ -80,21 +89,22 @@ def measure_scans(
             for number in range(rounds):
                 for way in ways:
                     announce(f"round {number + 1} of {rounds}, {way}")
-                    first, all_of_them = (_timed(command(way, folder)) for folder in (one, many))
-                    taken[way].append(all_of_them - first)
+                    ends = run(way)
+                    taken[way].append(ends[count - 1 - edge] - ends[edge])
                 # In each round, too: what else the machine does meets all of them.
                 announce(f"round {number + 1} of {rounds}, a caller alone")
                 waited[ALONE] += caller.waits_during(lambda: time.sleep(ASKED_ALONE_S))
                 for way in ways:
                     announce(f"round {number + 1} of {rounds}, a caller beside {way}")
-                    waited[way] += caller.waits_during(lambda: _timed(command(way, many)))  # noqa: B023
+                    waited[way] += caller.waits_during(lambda: run(way))  # noqa: B023
     latency = {way: Latency.of(np.array(seconds)) for way, seconds in waited.items()}
     alone = latency[ALONE]
+    timed = count - 1 - 2 * edge
     return {
-        "clips_timed": count - 1,
+        "clips_timed": timed,
         "ways": {
             way: {
-                "clips_per_s": round((count - 1) / statistics.median(walls), 3),
+                "clips_per_s": round(timed / statistics.median(walls), 3),
                 "rate_ratio": round(median_ratio(taken[ANALYZE_MANY], walls), 3),
                 "caller_p50_ms": latency[way].p50_ms,
                 "caller_p99_ms": latency[way].p99_ms,
@@ -117,7 +127,10 @@ def _ray(engines: Sequence[str]) -> Iterator[None]:
     if "ray" not in engines:
         yield
         return
-    cluster = require_extra("ray.cluster_utils", extra="ray").Cluster(initialize_head=True)
+    cores = len(os.sched_getaffinity(0))  # it would have one
+    cluster = require_extra("ray.cluster_utils", extra="ray").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": cores}
+    )
     os.environ["RAY_ADDRESS"] = cluster.address
     try:
         yield
@@ -134,13 +147,23 @@ def _copies(clips: Sequence[Path], folder: Path, times: int) -> Path:
     return folder
 
 
-def _timed(command: Sequence[str]) -> float:
-    """Return the wall time of a command, in seconds."""
-    started = time.perf_counter()
+def _output(command: Sequence[str]) -> str:
+    """Run a command and return what it prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DeepfakeError(f"{' '.join(command[:4])} failed: {done.stderr.strip()[-500:]}")
-    return time.perf_counter() - started
+    return done.stdout
+
+
+def finished_at(output: str) -> list[float]:
+    """Return when each input of a scan was finished, in seconds since 1970, in order; DeepfakeError: one failed."""
+    storage, found = open_storage(output), list[float]()
+    for name in part_names(storage):
+        for row in read_part(storage, name, ["finished_at", "error_type"]).to_pylist():
+            if row["error_type"]:
+                raise DeepfakeError(f"a clip has no verdict: {row['error_type']}")
+            found.append(row["finished_at"].timestamp())
+    return sorted(found)
 
 
 class _Caller:
