@@ -15,6 +15,7 @@ from typing import Self
 
 from deepfake_client.result.outcome import Outcome
 from deepfake_preprocess.errors import MediaCrashError, MediaLimitError, MediaOpenError
+from deepfake_scan.work.clock import in_time
 from deepfake_scan.work.process import Process, ProcessDiedError
 from deepfake_scan.work.task import Answer, Setup
 
@@ -61,8 +62,7 @@ class Pool:
         """Analyze an input in a process that others share; None where that went wrong."""
         process = await self._alive(place)
         try:
-            async with asyncio.timeout(self._setup.limits.seconds):
-                answer = await process.analyze(address)
+            answer = await in_time(process.analyze(address), process.core_time(), self._setup.limits.seconds)
         except TimeoutError:
             await process.close()
             return None
@@ -85,8 +85,7 @@ class Pool:
             process = Process(replace(self._setup, concurrency=1))
             try:
                 await process.start()
-                async with asyncio.timeout(limits.seconds):
-                    return await process.analyze(address)
+                return await in_time(process.analyze(address), process.core_time(), limits.seconds)
             except TimeoutError:
                 error: MediaOpenError = MediaLimitError(
                     f"{address} took longer than {limits.seconds:g} s, twice; cut it, or raise `seconds`"

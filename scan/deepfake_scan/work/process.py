@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 from deepfake_preprocess.errors import DeepfakeError
+from deepfake_scan.work.clock import CoreTime
 from deepfake_scan.work.task import Answer, Setup
 
 COMMAND: Final = (sys.executable, "-m", "deepfake_scan.work.entry")
@@ -94,6 +95,11 @@ class Process:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(ProcessDiedError(self._death))
+
+    def core_time(self) -> CoreTime:
+        """What it has of the cores from now on."""
+        assert self._process is not None
+        return CoreTime(self._process.pid)
 
     @property
     def is_alive(self) -> bool:
