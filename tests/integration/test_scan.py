@@ -23,6 +23,12 @@ from deepfake_scan.storage import open_storage
 OPTIONS = ["--num-frames", "4"]
 
 
+@pytest.fixture(autouse=True)
+def keeps_its_cores(monkeypatch):
+    """These tests run the command in their own process, which never gets its priority back."""
+    monkeypatch.setattr("deepfake_scan.cli.scan.yield_cores", lambda nice: None)
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """Six short clips with a face, and a file that is none."""

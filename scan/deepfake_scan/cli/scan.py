@@ -19,9 +19,10 @@ from deepfake_client.cli.main import print_error
 from deepfake_client.client import DeepfakeClient
 from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.errors import DeepfakeError, OptionError
+from deepfake_preprocess.support.limits import yield_cores
 from deepfake_scan.cli.progress import shown_progress
 from deepfake_scan.cli.status import compact_results, print_plan, print_status, print_summary
-from deepfake_scan.engines.local import scan_here, setup_for_cores
+from deepfake_scan.engines.local import scan_here
 from deepfake_scan.engines.on_ray import scan_on_ray
 from deepfake_scan.metrics import served_metrics
 from deepfake_scan.plan import parse_plan
@@ -34,6 +35,9 @@ EXIT_SOME_INPUTS_FAILED: Final = 5
 EXIT_INTERRUPTED: Final = 130
 RUN_PANEL: Final = "Run"
 ENGINES: Final = ("local", "ray")
+NICE: Final = 10
+"""Of this program, which hands out work: loading Ray takes seconds of CPU time, for which other callers would wait.
+Those that do the work yield more, so that they never wait for it."""
 UPKEEP_PANEL: Final = "Instead of a scan"
 
 
@@ -144,10 +148,10 @@ def scan(
     tally = Tally()
     with _terminated_as_interrupted(), ExitStack() as stack:
         connection = replace(stack.enter_context(server.serving(screen.status)), bulk=True)
+        yield_cores(NICE)
         with DeepfakeClient(connection, model=server.model) as client:
             model = client.model().identity
         setup = Setup(connection=connection, model=model.name, options=options, limits=limits, faces=faces)
-        setup, processes = setup_for_cores(setup, cores or len(os.sched_getaffinity(0)))
         with screen.status("looking at the results that are there"):
             todo = job.todo(storage, setup, model, tally)
         port = stack.enter_context(served_metrics(tally, metrics_port))
@@ -160,6 +164,7 @@ def scan(
                 if engine == "ray":
                     scan_on_ray(todo, setup, storage, tally)
                 else:
+                    processes = cores or len(os.sched_getaffinity(0))
                     asyncio.run(scan_here(todo, setup, storage, tally, processes=processes))
             state = "finished"
         except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from deepfake_client.sources.concurrency import each_finished
@@ -83,15 +83,3 @@ async def scan_here(
             complete = True
         finally:
             await sink.close(complete=complete)
-
-
-def setup_for_cores(setup: Setup, cores: int) -> tuple[Setup, int]:
-    """Return the setup with threads for detection, and the number of processes, for so many cores.
-
-    Two inputs at once keep about four cores busy; beyond that, Python's lock makes one process wait for itself.
-    """
-    processes = max(1, round(cores / CORES_PER_PROCESS))
-    return replace(setup, threads=max(1, cores // processes)), processes
-
-
-CORES_PER_PROCESS: Final = 4

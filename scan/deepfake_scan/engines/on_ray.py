@@ -1,6 +1,6 @@
 """The engine of a cluster: Ray Data hands addresses to a pool of actors that grows and shrinks.
 
-Rows are ids and addresses, never frames. Each actor has a pool of one process (`work.pool`), and writes a part for
+Rows are ids and addresses, never frames. Each actor has a pool of processes (`work.pool`), and writes a part for
 each batch itself, into storage that every node reaches. A part's name follows from its ids: a batch that Ray gives
 out again, because an actor or a node was lost, writes the same part again.
 """
@@ -13,16 +13,16 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
 
 from deepfake_client.result.outcome import Outcome
+from deepfake_client.sources.threads import LoopThread
 from deepfake_preprocess import errors
 from deepfake_preprocess.errors import ServerError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_scan.engines.local import CORES_PER_PROCESS, PATIENCE, Patience, analyze_until_served
+from deepfake_scan.engines.local import PATIENCE, Patience, analyze_until_served
 from deepfake_scan.inputs.todo import Item, Todo
 from deepfake_scan.results.parts import Row, write_part
 from deepfake_scan.results.upkeep import done_ids
@@ -33,37 +33,46 @@ from deepfake_scan.work.task import Answer, Setup
 
 ROUND: Final = 50_000
 """Inputs that Ray is given at once: some 15 MB in its object store."""
+CORES_PER_ACTOR: Final = 4
+"""At most. Each gets a process; so many share what an actor itself takes."""
 BATCH: Final = 64
 """Inputs of a part; what is done again where an actor is lost."""
 BATCHES_PER_ACTOR: Final = 4
 """At least, so that the last ones end together."""
+BATCHES_AT_ONCE: Final = 2
+"""In an actor: inputs of the next batch take the place of those of the first one that are finished. Their pool bounds
+how many are under way."""
 
 
 class Scanner:
     """An actor: analyzes a batch of addresses and writes its part."""
 
-    def __init__(self, setup: Setup, output: str, patience: Patience) -> None:
+    def __init__(self, setup: Setup, output: str, patience: Patience, processes: int) -> None:
         self._setup, self._storage, self._patience = setup, open_storage(output), patience
-        self._loop = asyncio.new_event_loop()
-        self._pool = Pool(setup, size=1)
-        self._loop.run_until_complete(self._pool.__aenter__())
+        self._loop = LoopThread("this actor of a scan")
+        self._pool = Pool(setup, size=processes)
+        self._loop.wait_for(self._pool.__aenter__())
 
     def __call__(self, batch: Any) -> Any:
-        """Analyze a table of ids and addresses; returns a row for each with its label or error."""
-        return self._loop.run_until_complete(self._scan(batch.to_pylist()))
+        """Analyze a table of ids and addresses; returns a row for each with its label or error.
+
+        Called by several threads at once.
+        """
+        return self._loop.wait_for(self._scan(batch.to_pylist()))
 
     async def _scan(self, batch: list[dict[str, str]]) -> Any:
-        answers = await asyncio.gather(*(self._analyze(item["address"]) for item in batch))
+        found = await asyncio.gather(*(self._analyze(item["address"]) for item in batch))
+        answers = [answer for answer, _ in found]
         # Where the server answers others, what it fails is to blame itself.
         serves = any(not answer.server for answer in answers)
         kept = [serves and answer.server in ("", errors.InferenceError.__name__) for answer in answers]
         rows = [
-            Row(item["id"], answer.cells, answer.json, datetime.now(UTC), answer.faces)
-            for item, answer, keep in zip(batch, answers, kept, strict=True)
+            Row(item["id"], answer.cells, answer.json, finished_at, answer.faces)
+            for item, (answer, finished_at), keep in zip(batch, found, kept, strict=True)
             if keep
         ]
         if rows:
-            write_part(self._storage, rows, faces=self._setup.faces)
+            await asyncio.to_thread(write_part, self._storage, rows, faces=self._setup.faces)
         pa = require_extra("pyarrow", extra="scan")
         told = [
             {
@@ -77,12 +86,14 @@ class Scanner:
         names = ("label", "error_type", "server", "why")
         return pa.table({name: pa.array([row[name] for row in told], pa.string()) for name in names})
 
-    async def _analyze(self, address: str) -> Answer:
+    async def _analyze(self, address: str) -> tuple[Answer, datetime]:
+        """Return what became of an input, and when."""
         try:
-            return await analyze_until_served(self._pool, address, self._patience)
+            answer = await analyze_until_served(self._pool, address, self._patience)
         except ServerError as exc:
             outcome = Outcome(address, error=exc)
-            return Answer.of(outcome, json.dumps(outcome.to_dict()))
+            answer = Answer.of(outcome, json.dumps(outcome.to_dict()))
+        return answer, datetime.now(UTC)
 
 
 def scan_on_ray(todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, patience: Patience = PATIENCE) -> None:
@@ -101,9 +112,8 @@ def scan_on_ray(todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, pat
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the command shows the progress
     try:
-        cores = min(CORES_PER_PROCESS, max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes()))
+        cores = min(CORES_PER_ACTOR, max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes()))
         actors = max(1, int(ray.cluster_resources().get("CPU", 1)) // cores)
-        setup = replace(setup, threads=cores)
         while items := list(islice(todo, ROUND)):
             tally.in_flight = len(items)
             for row in _round(data, items, setup, storage, cores, actors, patience):
@@ -131,10 +141,11 @@ def _round(
     ]
     found = data.from_arrow(tables).map_batches(
         Scanner,
-        fn_constructor_kwargs={"setup": setup, "output": storage.address, "patience": patience},
+        fn_constructor_args=(setup, storage.address, patience, cores),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=cores,
-        compute=data.ActorPoolStrategy(min_size=1),
+        max_concurrency=BATCHES_AT_ONCE,
+        compute=data.ActorPoolStrategy(min_size=1, enable_true_multi_threading=True),
     )
     yield from found.iter_rows()

@@ -49,9 +49,7 @@ def main() -> None:
 
 
 async def _serve(setup: Setup, lines: TextIO) -> None:
-    client = AsyncDeepfakeClient(
-        setup.connection, model=setup.model, detector=MtcnnDetector(), detect_threads=setup.threads
-    )
+    client = AsyncDeepfakeClient(setup.connection, model=setup.model, detector=MtcnnDetector(), detect_threads=1)
     inputs = Worker("scan-inputs")  # its thread is there before memory is bounded
     allowed = setup.limits.memory_bytes * setup.concurrency
     much = _peak_bytes() + allowed // 2

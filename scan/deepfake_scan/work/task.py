@@ -27,7 +27,7 @@ class Limits:
 
     Attributes:
         memory_bytes: address space, beyond what the process has before any input is opened.
-        seconds: wall-clock time.
+        seconds: wall-clock time; while it waits for cores that others have, only what it computes.
 
     Raises:
         OptionError: a value is too small.
@@ -53,7 +53,6 @@ class Setup:
         options: how inputs are analyzed.
         limits: what each input may use.
         concurrency: inputs under way at once.
-        threads: for face detection.
         faces: whether tracks are wanted as data.
     """
 
@@ -62,7 +61,6 @@ class Setup:
     options: AnalyzeOptions
     limits: Limits = Limits()
     concurrency: int = 2
-    threads: int = 1
     faces: bool = False
 
 
