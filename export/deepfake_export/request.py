@@ -269,7 +269,10 @@ def what_changed(parity: Mapping[str, Any], identity: Mapping[str, Any], max_bat
 
 
 def _hash_of_tolerances() -> str:
-    limits = {name: dataclasses.asdict(item) for name, item in TOLERANCES.items()}
+    limits = {
+        name: {**dataclasses.asdict(item), "generated_logit_mean_abs": item.generated_logit_mean_abs}
+        for name, item in TOLERANCES.items()
+    }
     for item in limits.values():
         del item["reason"]  # text
     return hashlib.sha256(json.dumps(limits, sort_keys=True).encode()).hexdigest()

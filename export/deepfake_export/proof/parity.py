@@ -58,6 +58,7 @@ class ParityReport(JsonData):
         verdict_flips_near_threshold: those of them so near to the threshold that either verdict is right.
         latency_ms: median time of a batch on this machine, by batch size; for orientation, not a benchmark.
         reason: why the limits are what they are.
+        logit_mean_limit: for the mean of `logit`, where the crops are generated; None on faces, whose verdicts count.
     """
 
     json_properties = ("passed", "notes")
@@ -78,6 +79,7 @@ class ParityReport(JsonData):
     size_bytes: int
     latency_ms: Mapping[str, float]
     reason: str
+    logit_mean_limit: float | None
 
     @property
     def problems(self) -> list[str]:
@@ -95,6 +97,12 @@ class ParityReport(JsonData):
         tolerance, mean = TOLERANCES[self.precision], self.probability.mean_abs
         if not mean <= (limit := tolerance.probability_mean_abs):
             found.append(f"{PROBABILITY_NAME} differs by {mean:.3g} on average (limit {limit:.3g})")
+        of_logit, limit_of_logit = self.logit.mean_abs, self.logit_mean_limit
+        if limit_of_logit is not None and not of_logit <= limit_of_logit:
+            found.append(
+                f"{LOGIT_NAME} of generated faces differs by {of_logit:.3g} on average (limit {limit_of_logit:.3g}; "
+                "of faces of your own, verdicts would count)"
+            )
         exempt = self.verdict_flips_near_threshold if tolerance.flip_share is None else 0
         allowed = tolerance.allowed_flips(self.num_crops)
         if self.verdict_flips - exempt > allowed:
@@ -167,6 +175,7 @@ def measure_parity(
         size_bytes=size_bytes,
         latency_ms=latency_ms,
         reason=tolerance.reason,
+        logit_mean_limit=None if crops.sha256 else tolerance.generated_logit_mean_abs,
     )
     return report, probability[0, :, 0]
 

@@ -93,7 +93,7 @@ def figure_rows(artifact: Mapping[str, Any]) -> list[list[str]]:
         (f"`{PROBABILITY_NAME}`, largest difference", probability["max_abs"], probability["limit"]),
         (f"`{PROBABILITY_NAME}`, mean difference", probability["mean_abs"], tolerance.probability_mean_abs),
         (f"`{LOGIT_NAME}`, largest difference", logit["max_abs"], logit["limit"]),
-        (f"`{LOGIT_NAME}`, mean difference", logit["mean_abs"], None),
+        (f"`{LOGIT_NAME}`, mean difference", logit["mean_abs"], parity["logit_mean_limit"]),
         ("same crop in different batches", parity["batch_dependence"], parity["batch_dependence_limit"]),
     ]
     near_counts = "" if tolerance.flip_share is None else " (any)"

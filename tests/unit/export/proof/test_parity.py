@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -44,13 +45,13 @@ def shifted(by: float):
     return run
 
 
-def measure(artifact, *, threshold: float = 0.5) -> ParityReport:
+def measure(artifact, *, threshold: float = 0.5, precision: str = "fp32", sha256: str | None = None) -> ParityReport:
     report, probability = measure_parity(
         reference_outputs(DETECTOR, CROPS),
         artifact,
-        CropSet(CROPS, "generated"),
+        CropSet(CROPS, "of a test", sha256=sha256),
         name="the artifact",
-        precision="fp32",
+        precision=precision,
         threshold=threshold,
         max_batch_size=4,
         size_bytes=1_000_000,
@@ -134,3 +135,13 @@ def test_a_reference_that_ignores_its_input_is_called_weak():
 
 def test_every_tolerance_has_its_reason():
     assert all(len(tolerance.reason) > 40 for tolerance in TOLERANCES.values())
+
+
+@pytest.mark.parametrize(("by", "sha256", "passes"), [(0.014, None, True), (0.015, None, False), (0.015, "ab", True)])
+def test_generated_faces_prove_by_the_error_of_their_logits_and_real_ones_by_their_verdicts(by, sha256, passes):
+    report = measure(shifted(by), precision="bf16", threshold=0.01, sha256=sha256)
+    assert report.verdict_flips == 0
+    assert report.passed == passes
+    if not passes:
+        (problem,) = report.problems
+        assert re.search(r"logit of generated faces differs by 0\.015 on average \(limit 0\.0143;", problem)
