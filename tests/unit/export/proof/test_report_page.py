@@ -29,6 +29,7 @@ CROPS = CropSet(
     "20 face crops",
     tuple(f"{index}.png" for index in range(20)),
     labels=np.repeat([0, 1], 10),
+    sha256="ab" * 32,
     notes=("few <b>crops",),
 )
 
