@@ -346,6 +346,8 @@ def test_bf16_that_does_not_pass_is_tried_with_its_first_layers_in_fp32(workplac
 
     monkeypatch.setattr(selection, "_prove", one_video_changes)
     monkeypatch.setattr(selection, "FP32_SHARES", (0.25,))
+    # Of so small a network the other layers' error is beyond what generated faces allow.
+    monkeypatch.setattr("deepfake_export.proof.tolerances.SCORE_DENSITY", 0.01)
     request = ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("bf16",), promote="bf16")
     result = export_checkpoint(request)
     assert result.manifest.forms[0] == ServedForm("openvino", "bf16", "bf16.xml", result.manifest.forms[0].needs)
