@@ -208,8 +208,9 @@ def test_a_verdict_by_the_gateway_is_measured_beside_one_by_the_client(
     for item in data["measured"]:
         assert set(item["ratios"]) == {"library", "command"}
         assert all(figures["wall_s"] > 0 and figures["cpu_s"] > 0 for figures in item["ways"].values())
-        # A command costs its start beside what the library costs.
-        assert item["ways"]["command"]["cpu_s"] > item["ways"]["library"]["cpu_s"]
+        for kind, ratios in item["ratios"].items():
+            by_gateway, own = item["ways"][f"{kind} by gateway"], item["ways"][kind]
+            assert ratios["cpu"] == pytest.approx(by_gateway["cpu_s"] / own["cpu_s"], rel=0.02)
     assert "command by gateway" in capsys.readouterr().out
 
 
