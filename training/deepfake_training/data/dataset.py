@@ -28,6 +28,7 @@ from deepfake_training.data.augment import Augmentation, Share
 from deepfake_training.data.fakes.appearance import FACES, AppearanceModel
 from deepfake_training.data.fakes.mesh import Portrait, misfit
 from deepfake_training.data.fakes.recipes import Kind, color_distance, make_fake
+from deepfake_training.data.fakes.upsampler import Upsampler
 from deepfake_training.data.labels import FAKE, REAL
 from deepfake_training.data.packed_faces import PackedFaces
 
@@ -57,6 +58,8 @@ class Mixture(JsonData):
         remade: share with the whole face made anew. What is left of 1 is blended with itself.
         drawn: share of the swaps, mouths and remade faces that is drawn by an `AppearanceModel` of the real faces, in
             [0, 1]: as an autoencoder shows them.
+        upsampler: file of weights of an `Upsampler`, which then enlarges half of what is remade from little, as
+            enhancers of swaps and talking heads do.
         balance: ``sampler`` draws a fake for each real face; ``loss`` and ``none`` take each face of the set once,
             and one made fake for each real face when `made` is over 0; see `FaceDataset.positive_weight`.
     """
@@ -66,6 +69,7 @@ class Mixture(JsonData):
     mouth: Share = 0.12
     remade: Share = 0.13
     drawn: Share = 0.0
+    upsampler: str | None = None
     balance: Literal["sampler", "loss", "none"] = "sampler"
 
     def __post_init__(self) -> None:
@@ -142,6 +146,7 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         if mixture.made and mixture.drawn and len(self._real) > 1:
             some = np.random.default_rng(seed).permutation(self._real)[:FACES].tolist()
             self._appearance = AppearanceModel(self._portrait(index) for index in some)
+        self._upsampler = Upsampler.load(mixture.upsampler) if mixture.upsampler is not None else None
         self.draws: list[Draw] = []
         self.set_epoch(0)
 
@@ -218,7 +223,7 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         donor = self._donor(index, real, rng) if kind in ("swap", "mouth") else None
         appearance = self._appearance if rng.random() < self._mixture.drawn else None
         kind = "self" if kind == "swap" and donor is None else kind
-        return make_fake(kind, real, rng, donor=donor, appearance=appearance)
+        return make_fake(kind, real, rng, donor=donor, appearance=appearance, upsampler=self._upsampler)
 
     def _donor(self, index: int, real: Portrait, rng: np.random.Generator) -> Portrait | None:
         """Draw another person's face, among those that fit best."""

@@ -22,6 +22,7 @@ from deepfake_training.data.fakes.mesh import (
     warp,
 )
 from deepfake_training.data.fakes.recipes import KINDS, Kind, make_fake
+from deepfake_training.data.fakes.upsampler import Upsampler
 
 FACE = Face(np.array(BOX, np.float32), 1.0, np.array(LANDMARKS, np.float32))
 ASTRONAUT_LANDMARKS = ((204, 114), (242, 110), (227, 139), (212, 156), (246, 152))
@@ -83,6 +84,20 @@ def test_a_drawn_fake_differs_from_one_that_is_moved(kind: Kind) -> None:
         assert np.array_equal(drawn, again)
         assert not np.array_equal(drawn, moved)
         assert np.abs(drawn[-8:, -8:].astype(int) - real.picture[-8:, -8:]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["swap", "mouth", "remade"])
+def test_what_is_remade_may_be_enlarged_by_a_network(kind: Kind) -> None:
+    real, donor, upsampler = astronaut(), portrait(1), Upsampler().eval()
+    changed = []
+    for seed in range(8):
+        plain, enlarged = (
+            make_fake(kind, real, np.random.default_rng(seed), donor=donor, upsampler=given)
+            for given in (None, upsampler)
+        )
+        assert np.abs(enlarged[-8:, -8:].astype(int) - real.picture[-8:, -8:]).max() <= 1
+        changed.append(not np.array_equal(plain, enlarged))
+    assert any(changed)
 
 
 @pytest.mark.parametrize("kind", KINDS)

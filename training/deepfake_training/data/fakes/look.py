@@ -7,6 +7,7 @@ import numpy as np
 
 from deepfake_training.data.degradations import compress_jpeg, resample, sharpen, smooth
 from deepfake_training.data.fakes.mesh import Mask, Picture
+from deepfake_training.data.fakes.upsampler import Upsampler
 
 
 def change_look(picture: Picture, rng: np.random.Generator) -> Picture:
@@ -51,16 +52,21 @@ def match_colors(picture: Picture, target: Picture, hull: Mask, rng: np.random.G
     return np.asarray(cv2.cvtColor(_as_picture(lab), cv2.COLOR_LAB2RGB), dtype=np.uint8)
 
 
-def remake(picture: Picture, face_px: float, rng: np.random.Generator) -> Picture:
+def remake(picture: Picture, face_px: float, rng: np.random.Generator, upsampler: Upsampler | None) -> Picture:
     """Make a picture anew from little, as a network of low resolution does: less detail, then sharpness of its own.
 
     Args:
         picture: of a face.
         face_px: width of the face in it.
         rng: random numbers.
+        upsampler: invents the detail that is lost, half of the times.
     """
-    size_px = float(np.exp(rng.uniform(np.log(48), np.log(192))))
-    remade = resample(picture, min(0.95, size_px / face_px), rng)
+    if upsampler is not None and rng.random() < 0.5:
+        size_px = float(np.exp(rng.uniform(np.log(32), np.log(72))))
+        remade = _enhanced(picture, min(1.0, size_px / face_px), upsampler)
+    else:
+        size_px = float(np.exp(rng.uniform(np.log(48), np.log(192))))
+        remade = resample(picture, min(0.95, size_px / face_px), rng)
     if rng.random() < 0.4:
         sigma = rng.uniform(10, 50)
         remade = smooth(remade, sigma, rng.uniform(1, 3))
@@ -73,6 +79,15 @@ def remake(picture: Picture, face_px: float, rng: np.random.Generator) -> Pictur
     if rng.random() < 0.15:
         remade = _checkered(remade, rng)
     return remade
+
+
+def _enhanced(picture: Picture, share: float, upsampler: Upsampler) -> Picture:
+    """Shrink a picture to a share of its size, and let the upsampler enlarge it again."""
+    height, width = picture.shape[:2]
+    small_wh = (max(1, round(width * share)), max(1, round(height * share)))
+    small = np.asarray(cv2.resize(picture, small_wh, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    enlarged = cv2.resize(upsampler.enlarged(small), (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(enlarged, dtype=np.uint8)
 
 
 def _checkered(picture: Picture, rng: np.random.Generator) -> Picture:

@@ -32,6 +32,7 @@ from deepfake_training.data.fakes.blend import (
 )
 from deepfake_training.data.fakes.look import change_look, match_colors, remake
 from deepfake_training.data.fakes.mesh import Mesh, Picture, Portrait, Region, draw_region, warp
+from deepfake_training.data.fakes.upsampler import Upsampler
 
 Kind = Literal["self", "swap", "mouth", "remade"]
 KINDS: Final[tuple[Kind, ...]] = ("self", "swap", "mouth", "remade")
@@ -57,6 +58,7 @@ def make_fake(
     *,
     donor: Portrait | None = None,
     appearance: AppearanceModel | None = None,
+    upsampler: Upsampler | None = None,
 ) -> Picture:
     """Return a fake of a real picture, of the same size and with the same surroundings.
 
@@ -66,6 +68,7 @@ def make_fake(
         rng: where all random numbers come from.
         donor: another person in a similar pose; ``swap`` needs one, ``mouth`` may take one.
         appearance: draws what is new of a swap, a mouth or a remade face.
+        upsampler: enlarges what is remade from little.
 
     Raises:
         ValueError: a swap without a donor.
@@ -75,10 +78,10 @@ def make_fake(
     if kind == "swap":
         if donor is None:
             raise ValueError("a swap needs another person's face; hand one in as `donor`")
-        return _swap(real, donor, rng, appearance)
+        return _swap(real, donor, rng, appearance, upsampler)
     if kind == "mouth":
-        return _new_mouth(real, donor, rng, appearance)
-    return _remade(real, rng, appearance)
+        return _new_mouth(real, donor, rng, appearance, upsampler)
+    return _remade(real, rng, appearance, upsampler)
 
 
 def _self_blend(real: Portrait, rng: np.random.Generator) -> Picture:
@@ -96,7 +99,13 @@ def _self_blend(real: Portrait, rng: np.random.Generator) -> Picture:
     return blend(target, inner, mask, real.face_px, rng)
 
 
-def _swap(real: Portrait, donor: Portrait, rng: np.random.Generator, appearance: AppearanceModel | None) -> Picture:
+def _swap(
+    real: Portrait,
+    donor: Portrait,
+    rng: np.random.Generator,
+    appearance: AppearanceModel | None,
+    upsampler: Upsampler | None,
+) -> Picture:
     size_hw = real.picture.shape[:2]
     onto = real.mesh
     if rng.random() < 0.6:  # between the shapes of both: a swap keeps more or less of the donor's
@@ -113,7 +122,7 @@ def _swap(real: Portrait, donor: Portrait, rng: np.random.Generator, appearance:
         inner = appearance.redraw(donor, onto, size_hw, _detail(appearance, rng), towards=towards)
     inner = match_colors(inner, real.picture, draw_region(real.mesh, "inner", size_hw), rng)
     if rng.random() < (0.75 if appearance is None else 0.4):
-        inner = remake(inner, real.face_px, rng)
+        inner = remake(inner, real.face_px, rng, upsampler)
     if rng.random() < 0.3:
         inner = change_look(inner, rng)
     if rng.random() < 0.25:
@@ -141,7 +150,11 @@ def _misplaced(mesh: Mesh, face_px: float, rng: np.random.Generator) -> Mesh:
 
 
 def _new_mouth(
-    real: Portrait, donor: Portrait | None, rng: np.random.Generator, appearance: AppearanceModel | None
+    real: Portrait,
+    donor: Portrait | None,
+    rng: np.random.Generator,
+    appearance: AppearanceModel | None,
+    upsampler: Upsampler | None,
 ) -> Picture:
     size_hw = real.picture.shape[:2]
     if donor is not None and rng.random() < 0.5:
@@ -161,18 +174,20 @@ def _new_mouth(
     if source is donor:
         inner = match_colors(inner, real.picture, draw_region(real.mesh, "lower", size_hw), rng)
     if appearance is None or rng.random() < 0.4:
-        inner = remake(inner, real.face_px, rng)
+        inner = remake(inner, real.face_px, rng, upsampler)
     mask = random_mask(real.mesh, _drawn(_MOUTH_REGIONS, rng), size_hw, rng)
     return blend(real.picture, inner, mask, real.face_px, rng)
 
 
-def _remade(real: Portrait, rng: np.random.Generator, appearance: AppearanceModel | None) -> Picture:
+def _remade(
+    real: Portrait, rng: np.random.Generator, appearance: AppearanceModel | None, upsampler: Upsampler | None
+) -> Picture:
     picture = real.picture
     if appearance is not None:
         picture = appearance.redraw(real, real.mesh, picture.shape[:2], _detail(appearance, rng))
     inner = _moved(picture, real, rng, strength=rng.uniform(0.5, 2))
     if appearance is None or rng.random() < 0.4:
-        inner = remake(inner, real.face_px, rng)
+        inner = remake(inner, real.face_px, rng, upsampler)
     if rng.random() < 0.5:
         inner = change_look(inner, rng)
     size_hw = real.picture.shape[:2]
