@@ -27,6 +27,12 @@ MAX_INSTANCES = 8
 """Past this, cores go into threads: each instance is a process with a copy of the model, and eight of them
 already answer eight batches at once."""
 
+MEMORY_SHARE = 0.5
+"""Of this machine's memory that the instances of a model may take, where their number is not given."""
+HELD_COPIES = 6.5
+"""An instance holds a model's weights in networks for several sizes of a batch, as they are and as its engine wants
+them: with CLIP ViT-B/16, 345 MB, its process had 2.2 GB (OpenVINO, BF16)."""
+
 MAX_LONE_THREADS = 4
 MAX_LONE_MODEL_MB = 512
 """An instance that may use the cores of the others as well holds the model once more. Of CLIP ViT-B/16, 345 MB, a
@@ -76,6 +82,15 @@ def available_cores() -> int:
         return cores
 
 
+def usable_memory() -> int:
+    """Return how much memory this process may use, in bytes: the machine's, and less where a cgroup limits it."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # another cgroup version, or the limit is "max"
+        return machine
+
+
 def cpu_share(cores: int, *, instances: int | None = None, threads: int | None = None) -> CpuShare:
     """Divide `cores` so that instances times threads uses them all and no more; given numbers are kept."""
     if instances is None:
@@ -88,11 +103,25 @@ def cpu_share(cores: int, *, instances: int | None = None, threads: int | None =
 def model_share(
     model: ServedModel, cores: int, *, instances: int | None = None, threads: int | None = None
 ) -> CpuShare:
-    """Return how the cores are divided for one model: as given, or as tuned for so many cores, or by `cpu_share`."""
+    """Return how the cores are divided for one model: as given, or as tuned for so many cores, or by `cpu_share`.
+
+    Where memory does not suffice for a copy of the model for each core, fewer instances have more threads.
+    """
     tuned = triton_config.tuned_options(model.config)
-    if instances is None and threads is None and tuned is not None and tuned.tuned_for_cores == cores:
-        return CpuShare(tuned.instances, tuned.threads)
+    if instances is None and threads is None:
+        if tuned is not None and tuned.tuned_for_cores == cores:
+            return CpuShare(tuned.instances, tuned.threads)
+        fitting = max(1, int(MEMORY_SHARE * usable_memory() / (HELD_COPIES * weight_bytes(model))))
+        if fitting < cpu_share(cores).instances:
+            # As many as leave the fewest cores over: of seven cores, three instances would use six.
+            instances = max(range(1, fitting + 1), key=lambda count: (count * (cores // count), count))
     return cpu_share(cores, instances=instances, threads=threads)
+
+
+def weight_bytes(model: ServedModel) -> int:
+    """Return the size of the file that is served; OpenVINO's own format has its weights beside it."""
+    path = model.version_dir / model.config.default_model_filename
+    return sum(item.stat().st_size for item in {path, path.with_suffix(".bin")} if item.exists())
 
 
 def check_repository(repository: Path, models: Sequence[str] = ()) -> list[ServedModel]:
@@ -142,10 +171,7 @@ class View:
         config = type(model.config)()
         config.CopyFrom(model.config)
         lone_threads = min(share.instances * share.threads, available_cores(), MAX_LONE_THREADS)
-        path = model.version_dir / model.config.default_model_filename
-        # OpenVINO's own format has its weights beside it.
-        num_bytes = sum(item.stat().st_size for item in {path, path.with_suffix(".bin")} if item.exists())
-        is_small = num_bytes <= MAX_LONE_MODEL_MB * 2**20
+        is_small = weight_bytes(model) <= MAX_LONE_MODEL_MB * 2**20
         triton_config.set_cpu_share(
             config,
             instances=share.instances,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -382,3 +383,35 @@ def test_a_stray_folder_is_the_same_to_serving_and_to_verify(tmp_path):
     found = [item for model in inspect_repository(tmp_path / "repository") for item in model.all_problems]
     (problem,) = (item for item in found if item.file == "notes")
     assert "`deepfake serve` passes it over, but NVIDIA's container does not start with it" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "expected"),
+    [
+        (8, 16, CpuShare(8, 1)),
+        (8, 15.9, CpuShare(4, 2)),  # seven fit, of which one core would be left over
+        (8, 6.1, CpuShare(2, 4)),  # three fit
+        (7, 6.1, CpuShare(1, 7)),
+        (2, 3.9, CpuShare(1, 2)),
+        (2, 0.1, CpuShare(1, 2)),
+        (16, 100, CpuShare(8, 2)),
+    ],
+)
+def test_instances_that_do_not_fit_into_half_of_the_memory_become_threads(
+    tmp_path, monkeypatch, cores, memory, expected
+):
+    write_model(tmp_path)
+    (model,) = check_repository(tmp_path)
+    instance_bytes = repository.HELD_COPIES * repository.weight_bytes(model)
+    monkeypatch.setattr(repository, "usable_memory", lambda: int(memory * instance_bytes) + 1)
+    assert model_share(model, cores) == expected
+    assert model_share(model, cores, instances=3) == cpu_share(cores, instances=3), "asked for is given"
+
+
+def test_usable_memory_is_the_machines_or_what_a_cgroup_leaves(monkeypatch):
+    machine = repository.usable_memory()
+    assert 2**28 < machine < 2**50
+    for text, expected in (("max\n", None), ("1048576\n", 2**20)):
+        monkeypatch.setattr(repository.Path, "read_text", lambda path, text=text: text)
+        known = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert repository.usable_memory() == (expected or known)
