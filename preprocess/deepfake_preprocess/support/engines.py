@@ -12,13 +12,12 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import numpy as np
-
 from deepfake_preprocess.errors import ExportError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.sessions import open_session
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     from openvino import CompiledModel, Model
 
@@ -85,6 +84,8 @@ def _open_openvino(
     path: Path, outputs: Sequence[str], *, precision: str, threads: int | None, sizes: Collection[int]
 ) -> Network:
     """Compile a file for each size, or one for any, and return the one call that chooses among them."""
+    from numpy import concatenate
+
     openvino = require_extra(OPENVINO, extra=OPENVINO)
     core = openvino.Core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -119,7 +120,7 @@ def _open_openvino(
             found = requests[size].infer([rows], share_inputs=True)
             parts.append([found[name] for name in names])
             start += len(rows)
-        return parts[0] if len(parts) == 1 else [np.concatenate(values) for values in zip(*parts, strict=True)]
+        return parts[0] if len(parts) == 1 else [concatenate(values) for values in zip(*parts, strict=True)]
 
     return run
 

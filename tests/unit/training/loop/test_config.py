@@ -55,7 +55,10 @@ def test_single_values_can_be_replaced(tmp_path: Path) -> None:
         ("{keep: last, patience: 2}", "'keep: last' trains to the last epoch; set 'patience' to 0"),
         ("schedule: line", "field 'schedule' is 'line'; allowed: 'cosine', 'plateau', 'step'"),
         ("epoch: 3", "field 'epoch' is unknown; allowed: pack, folders, taught, teacher_features"),
-        ("mixture: {swop: 1}", "field 'mixture.swop' is unknown; allowed: made, swap, mouth, remade, drawn, balance"),
+        (
+            "mixture: {swop: 1}",
+            "field 'mixture.swop' is unknown; allowed: made, swap, mouth, remade, drawn, upsampler",
+        ),
         ("mixture: {swap: 2}", "field 'mixture.swap' is 2; allowed: a number from 0 to 1"),
         ("augmentation: {jpeg: 1.5}", "field 'augmentation.jpeg' is 1.5; allowed: a number from 0 to 1"),
         ("folders: {frames_per_video: 0}", "field 'folders.frames_per_video' is 0"),
