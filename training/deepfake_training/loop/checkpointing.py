@@ -21,6 +21,7 @@ from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 from deepfake_preprocess.support.files import Content, write_whole
+from deepfake_training.loop.initial import last_linear
 
 LAST = "last.pt"
 BEST = "best.safetensors"
@@ -91,9 +92,7 @@ def _move_scores(weights: dict[str, Tensor], spec: ModelSpec, half_at: float) ->
     """Change the bias of the last linear layer, in place, so that the score `half_at` becomes 0.5."""
     if not 0 < half_at < 1:
         raise OptionError(f"`half_at` is {half_at:g}; name a score between 0 and 1, both excluded")
-    network = build_network(spec)
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    bias = f"{linear[-1]}.bias" if linear else ""
+    bias = f"{last_linear(build_network(spec))}bias"
     if spec.head.kind != "sigmoid" or len(weights.get(bias, ())) != 1:
         raise OptionError("scores can be moved where a linear layer gives one logit at the end; leave `half_at` out")
     weights[bias] = weights[bias] - log(half_at / (1 - half_at))

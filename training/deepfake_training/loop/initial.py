@@ -23,7 +23,7 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
     given = _read(path)
     wanted = network.state_dict()
     same = given.keys() == wanted.keys() and all(given[name].shape == wanted[name].shape for name in wanted)
-    head = "nothing" if same else _head_of(network)
+    head = "nothing" if same else last_linear(network)
     without_head = [name for name in wanted if not name.startswith(head)]
     for names in (list(wanted), without_head):
         by_name = {name: given[name] for name in names if name in given}
@@ -55,9 +55,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     return given
 
 
-def _head_of(network: nn.Module) -> str:
+def last_linear(network: nn.Module) -> str:
     """Return the name of the last linear layer, with its dot."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise CheckpointError(f"{type(network).__name__} has no linear layer to train; leave initial weights out")
+        raise CheckpointError(f"{type(network).__name__} ends in no linear layer; take one that does")
     return f"{linear[-1]}."
