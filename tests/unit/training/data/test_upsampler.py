@@ -39,6 +39,15 @@ def test_a_picture_becomes_four_times_as_large() -> None:
     assert np.array_equal(enlarged, picture.repeat(4, axis=0).repeat(4, axis=1))
 
 
+def test_a_training_in_less_precision_changes_nothing() -> None:
+    picture = np.ascontiguousarray(draw_face(np.random.default_rng(2))[:8, :8])
+    torch.manual_seed(0)
+    network = Upsampler().eval().requires_grad_(False)
+    expected = network.enlarged(picture)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(network.enlarged(picture), expected)
+
+
 def test_weights_are_read_from_a_file(tmp_path: Path) -> None:
     save_file(tile_picture().state_dict(), tmp_path / "upsampler.safetensors")
     picture = draw_face(np.random.default_rng(1))

@@ -73,7 +73,8 @@ class Upsampler(nn.Module):
 
     def enlarged(self, picture: Picture) -> Picture:
         """Return a picture, uint8 ``[H, W, 3]`` RGB, four times as high and wide."""
-        with torch.inference_mode():
+        # In float32 also where the training around it computes in less.
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
             drawn = self(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0)
         return np.asarray((drawn * 255).round().clamp(0, 255), dtype=np.uint8)
 
