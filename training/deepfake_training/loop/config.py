@@ -74,6 +74,10 @@ class TrainConfig(JsonData):
         label_smoothing: labels become this and 1 minus this, in [0, 0.5).
         pair_weight: weight of a second loss, which asks of each blended fake a larger logit than of the very picture
             it was made from; 0 leaves it out. What the two share cancels, and the seam is what remains.
+        alignment: weight of the mean squared distance between the features of crops of one class (what reaches the
+            last layer, at length 1); 0 leaves it out.
+        uniformity: weight of how unevenly the features of a batch lie on the sphere; 0 leaves it out. With both the
+            features tell the classes apart and forget little else (Yermakov et al., arXiv 2508.06248: 0.1 and 0.5).
         sam_radius: how far from the weights each step looks for a larger loss, which is then what it lowers
             (sharpness-aware minimization, Foret et al., ICLR 2021). Weights found this way often judge other data
             better. Twice the time per step; 0 leaves it out.
@@ -123,6 +127,8 @@ class TrainConfig(JsonData):
     ema_decay: ShareBelowOne = 0.995
     label_smoothing: Annotated[float, Bounds(ge=0, lt=0.5)] = 0.02
     pair_weight: NotNegative = 1.0
+    alignment: NotNegative = 0.0
+    uniformity: NotNegative = 0.0
     sam_radius: NotNegative = 0.0
     drop_path: ShareBelowOne = 0.1
     patch_drop: ShareBelowOne = 0.0

@@ -40,6 +40,7 @@ from deepfake_training.loop.checkpointing import load_state, save_best, save_las
 from deepfake_training.loop.config import CONFIG, TrainConfig
 from deepfake_training.loop.distilling import Distillation, last_layer, seen_and_logit
 from deepfake_training.loop.head_fit import HeadFit
+from deepfake_training.loop.losses import alignment, pair_loss, uniformity
 from deepfake_training.loop.network import prepare_network, weight_groups
 from deepfake_training.loop.precision import fast_precision
 
@@ -108,8 +109,9 @@ class TrainingRun:
         self.validation_set: FaceDataset | TaughtCrops
         self.train_set, self.validation_set = config.split(faces)
         self._distillation = None
-        if isinstance(self.train_set, TaughtCrops):
-            self._layer = last_layer(network)
+        taught = isinstance(self.train_set, TaughtCrops)
+        self._layer = last_layer(network) if taught or config.alignment or config.uniformity else None
+        if self._layer is not None and isinstance(self.train_set, TaughtCrops):
             weights = {"features": config.teacher_features, "logit": config.teacher_logit}
             self._distillation = Distillation(self._layer, self.train_set.width, **weights).to(self._device)
             rate = config.learning_rate * config.head_rate
@@ -317,7 +319,7 @@ class TrainingRun:
     def _loss_of(self, crops: Tensor, labels: Tensor, *answers: Tensor) -> Tensor:
         crops = crops.to(self._device, non_blocking=True)
         with fast_precision(self.detector, self._device.type):
-            if self._distillation is None:
+            if self._layer is None:
                 logit = self.detector(crops)[1]
             else:
                 seen, logit = seen_and_logit(self.detector, self._layer, crops)
@@ -328,6 +330,10 @@ class TrainingRun:
             loss = loss * (1 - self.config.teacher_logit)
         if self.config.pair_weight:
             loss = loss + self.config.pair_weight * pair_loss(logit.float(), labels.to(self._device))
+        if self.config.alignment:
+            loss = loss + self.config.alignment * alignment(seen.float(), labels.to(self._device))
+        if self.config.uniformity:
+            loss = loss + self.config.uniformity * uniformity(seen.float())
         if self._distillation is not None:
             token, teachers = (answer.to(self._device) for answer in answers)
             loss = loss + self._distillation(seen.float(), logit.float(), token, teachers)
@@ -375,17 +381,6 @@ class TrainingRun:
 
 def _quiet_worker(_: int) -> None:
     cv2.setNumThreads(0)
-
-
-def pair_loss(logit: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean logistic loss of the logits' difference between neighbors, real and fake; 0 without any.
-
-    Both are float ``[N, 1]``, labels 1 for fake; in a batch a fake follows the picture it was made from.
-    """
-    even = len(logit) // 2 * 2
-    difference = logit[1:even:2] - logit[0:even:2]
-    is_pair = (labels[1:even:2] == 1) & (labels[0:even:2] == 0)
-    return (nn.functional.softplus(-difference) * is_pair).sum() / is_pair.sum().clamp(min=1)
 
 
 @contextmanager

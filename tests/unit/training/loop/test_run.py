@@ -26,7 +26,7 @@ from deepfake_training.data.augment import Augmentation
 from deepfake_training.data.dataset import Mixture
 from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, LAST, publish, save_last
 from deepfake_training.loop.initial import load_initial
-from deepfake_training.loop.run import LOG, TrainingRun, fitting_batch_size, pair_loss, uphill
+from deepfake_training.loop.run import LOG, TrainingRun, fitting_batch_size, uphill
 
 # A run in a process of its own, which kills itself as a power cut would: in the middle of an epoch, without warning.
 KILLED = """
@@ -84,7 +84,10 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(tmp_path: P
     assert histories[0] == histories[1]
 
 
-@pytest.mark.parametrize("change", [{"schedule": "plateau"}, {"schedule": "step"}, {"sam_radius": 0.05}])
+@pytest.mark.parametrize(
+    "change",
+    [{"schedule": "plateau"}, {"schedule": "step"}, {"sam_radius": 0.05}, {"alignment": 0.1, "uniformity": 0.5}],
+)
 def test_other_recipes_resume_from_any_epoch(tmp_path: Path, change: dict[str, Any]) -> None:
     config = dataclasses.replace(QUICK, **change)
     TrainingRun(make_faces(), config, tmp_path).train(keep_all=True)
@@ -276,13 +279,6 @@ def test_initial_weights_of_another_architecture_are_refused(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="which do not fit"):
         load_initial(build_network(TINY), tmp_path / "other.safetensors")
     assert load_file(tmp_path / "other.safetensors")
-
-
-def test_the_pair_loss_looks_at_pairs_alone() -> None:
-    logit = torch.tensor([[0.0], [2.0], [5.0], [5.0], [1.0]])
-    labels = torch.tensor([[0.0], [1.0], [1.0], [1.0], [0.0]])
-    assert float(pair_loss(logit, labels)) == pytest.approx(0.126928, abs=1e-5)
-    assert float(pair_loss(logit[:1], labels[:1])) == 0.0
 
 
 def test_sharpness_aware_steps_look_uphill_and_come_back() -> None:
