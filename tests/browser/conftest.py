@@ -117,6 +117,7 @@ def open_page(chromium, service):
         if not url.startswith((service.address, "data:", "blob:")):
             complaints.append(url)
 
+    open_one.complaints = complaints
     yield open_one
     for context in contexts:
         context.close()

@@ -122,8 +122,9 @@ def test_several_files_are_dropped_followed_and_found_again(open_page, clip, vio
     data = clip.read_bytes()
     files = [(f"dropped {number}.mp4", base64.b64encode(data + bytes(number)).decode()) for number in (1, 2)]
     page.evaluate(DROP, [page.locator("drop-area").element_handle(), files])
-    rows = page.locator(".running tbody tr")
-    expect(rows.locator(".tag.real, .tag.fake")).to_have_count(2)
+    judged = page.locator(".recent tbody tr", has_text="dropped").locator(".tag.real, .tag.fake")
+    expect(judged).to_have_count(2)
+    expect(page.get_by_role("heading", name="Running")).to_be_hidden()
     assert violations(page) == []
 
     page.get_by_role("link", name="History").click()
@@ -140,6 +141,46 @@ def test_an_upload_can_be_canceled(open_page, clip):
     page.set_input_files("#file", clip)
     page.get_by_role("button", name="Cancel clip.mp4").click()
     expect(page.locator(".running tbody tr")).to_have_count(0)
+
+
+def test_what_is_refused_is_listed_with_its_reason_and_runs_no_more(open_page, clip, violations):
+    page = open_page()
+    refused = page.locator(".not-accepted")
+    expect(refused).to_be_hidden()
+    page.set_input_files("#file", {"name": "empty.mp4", "mimeType": "video/mp4", "buffer": b""})
+    expect(refused.locator("li").first).to_have_text("empty.mp4: The file is empty; copy or download it again.")
+    expect(page.get_by_role("button", name="Cancel empty.mp4")).to_have_count(0)
+    expect(page.get_by_role("heading", name="Running")).to_be_hidden()
+
+    page.route("**/v1/analyses", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
+    page.set_input_files("#file", clip)
+    expect(refused.locator("li").first).to_contain_text("The service gives no answer now (502): try again later.")
+    page.evaluate("document.querySelector('template.row').dataset.maxBytes = 1000")
+    page.set_input_files("#file", clip)
+    expect(refused.locator("li").first).to_contain_text("clip.mp4: Larger than")
+    expect(page.get_by_role("heading", name="Running")).to_be_hidden()
+    assert violations(page) == []
+    open_page.complaints.clear()  # the browser itself tells of each refusal
+    page.get_by_text("Options").click()
+    page.get_by_label("Frames to look at").fill("20000")
+    page.get_by_text("Options").click()
+    page.set_input_files("#file", clip)
+    expect(page.get_by_label("Frames to look at")).to_be_focused()
+    expect(refused.locator("li")).to_have_count(3)
+
+
+def test_what_is_deleted_elsewhere_is_followed_no_more(open_page, service, clip):
+    worker = service.worker()
+    worker.suspend()
+    try:
+        sent = service.send(clip, num_frames=7)
+        page = open_page(sent["links"]["page"])
+        expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+        assert page.request.delete(sent["links"]["self"]).ok
+        expect(page.get_by_role("link", name="Back to the start")).to_be_visible()
+    finally:
+        worker.resume()
+    open_page.complaints.clear()  # the browser itself tells of the refusal
 
 
 def test_without_javascript_a_file_is_sent_and_its_result_shown(open_page, clip):

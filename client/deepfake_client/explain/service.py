@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.types import DEFAULT_SERVICE_URL, ExplainOptions, Explanation, ServedScores
 from deepfake_client.explain.wire import EXPLAIN_PATH, Answer, Problem
+from deepfake_client.transport.address import without_version
 from deepfake_preprocess.errors import (
     DeepfakeError,
     ExplainDisagreementError,
@@ -37,14 +38,19 @@ _ERROR_OF: Final[dict[int, type[DeepfakeError]]] = {
 """What a refusal is here; see docs/explain.md for the statuses."""
 
 
+def service_url(given: str) -> str:
+    """Return the address of an explain service, before ``/v1``; OptionError where it is not one of the web."""
+    parts = urlsplit(given if "://" in given else f"http://{given}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OptionError(f"the explain service is {given!r}; allowed: a URL such as {DEFAULT_SERVICE_URL}")
+    return without_version(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", "v1")
+
+
 class ServiceExplainer:
     """Asks an explain service over HTTP, within `timeout_s` each time; an `explain.types.Explainer`."""
 
     def __init__(self, url: str = DEFAULT_SERVICE_URL, *, timeout_s: float = 60.0) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise OptionError(f"the explain service is {url!r}; allowed: a URL such as {DEFAULT_SERVICE_URL}")
-        self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        self.url = service_url(url)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     def explain(

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from deepfake_client.transport.address import without_version
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.retry import Persistence
 from deepfake_client.transport.tls import diagnose
@@ -63,7 +64,7 @@ class GatewayHttp:
 
     def __init__(self, connection: Connection) -> None:
         self._address = connection.address
-        self.url = str(self._address)
+        self.url = without_version(str(self._address), "v1")
         self._connection = connection
         self._context = None if self._address.tls is None else self._address.tls.context()
         self._session: aiohttp.ClientSession | None = None

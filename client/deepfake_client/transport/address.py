@@ -94,6 +94,11 @@ def parse_address(url: str | None, *, protocol: str | None = None, tls: Tls | No
     return Address(named, host, port, path, secured)
 
 
+def without_version(url: str, version: str) -> str:
+    """Return a service's address without the `version` that all its paths begin with, where somebody gave it too."""
+    return url.removesuffix(f"/{version}")
+
+
 def check_headers(headers: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
     """Return headers in the form that gRPC and HTTP both take: names in lower case.
 

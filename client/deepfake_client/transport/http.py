@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
 from deepfake_client.sources.threads import LoopThread
-from deepfake_client.transport.address import check_headers
+from deepfake_client.transport.address import check_headers, without_version
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.errors import server_error
 from deepfake_client.transport.protocol import (
@@ -72,7 +72,7 @@ class HttpTransport:
 
     def __init__(self, connection: Connection) -> None:
         self._address = connection.address
-        self.url = str(self._address)
+        self.url = without_version(str(self._address), "v2")
         self._timeout_s = connection.timeout_s
         self._bulk = connection.bulk
         # Compressing a few numbers would only cost.

@@ -14,7 +14,7 @@ from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, a
 from deepfake_gateway.api.parts import DeskOf, SettingsOf, WaitOf
 from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.options import OptionsForm, form_properties
-from deepfake_gateway.intake.problems import responses
+from deepfake_gateway.intake.problems import repeated, responses
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.jobs.queue import Priority
 from deepfake_gateway.store.records import Analysis, Filters, Status
@@ -87,6 +87,8 @@ async def begin(
         request, desk.media.new_upload(), max_bytes=settings.max_upload_bytes, fetcher=Fetcher(settings)
     ) as upload:
         query = {name: value for name, value in request.query_params.items() if name not in NOT_OPTIONS}
+        if twice := sorted(query.keys() & upload.fields.keys()):
+            raise repeated("the request", twice[0])
         submitted = await desk.submit(
             upload,
             {**query, **upload.fields},

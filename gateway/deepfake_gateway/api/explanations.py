@@ -17,7 +17,7 @@ from deepfake_gateway.api.documents import (
     crop_json,
     explanation_json,
 )
-from deepfake_gateway.api.parts import SEALED, DeskOf, SettingsOf, WaitOf, made
+from deepfake_gateway.api.parts import SEALED, DeskOf, JsonRoute, SettingsOf, WaitOf, made
 from deepfake_gateway.intake.options import ExplanationForm
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk, without_verdict
@@ -25,7 +25,7 @@ from deepfake_gateway.jobs.evidence import listed_faces
 from deepfake_gateway.jobs.explaining import explainer_of, heatmap_file
 from deepfake_gateway.store.records import Analysis
 
-router = APIRouter(tags=["explanations"])
+router = APIRouter(tags=["explanations"], route_class=JsonRoute)
 
 CropName = Annotated[str, Path(pattern=r"^\d{1,9}-\d{1,12}$")]
 _PICTURE: Final[dict[int | str, dict[str, Any]]] = {

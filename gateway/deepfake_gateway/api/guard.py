@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.api.metrics import RequestMetrics
-from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem
+from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem, first_repeated, repeated
 from deepfake_gateway.logs import request_id_of
 from deepfake_preprocess.support.text import visible
 
@@ -72,7 +72,7 @@ class Guard:
                 _log(scope, message["status"], time.monotonic() - began)
             await send(message)
 
-        problem = _no_text(scope) or self._problem(scope["method"], headers)
+        problem = _no_text(scope) or _said_twice(scope) or self._problem(scope["method"], headers)
         if problem is not None:
             self._metrics.refused(problem)
             refusal: Any = JSONResponse(problem.document(), problem.status, media_type=PROBLEM_TYPE)
@@ -102,6 +102,13 @@ def _no_text(scope: Scope) -> Problem | None:
     if b"\0" in unquote_to_bytes(scope["query_string"]):
         return Problem(422, "the query has a NUL (%00), which no name or option has; leave it out")
     return None
+
+
+def _said_twice(scope: Scope) -> Problem | None:
+    """Return the refusal of a query that has a name twice, of which one would be passed over without a word."""
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    name = first_repeated(name for name, _ in query)
+    return None if name is None else repeated("the query", name)
 
 
 def _log(scope: Scope, status: int, took_s: float) -> None:

@@ -7,15 +7,17 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 from fastapi import Depends, Header, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake_gateway.intake.news import Wait
-from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.intake.problems import Problem, json_of
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import MediumGoneError
 from deepfake_gateway.logs import first_line
@@ -50,6 +52,24 @@ def _settings(request: Request) -> Settings:
 
 DeskOf: TypeAlias = Annotated[Desk, Depends(_desk)]
 SettingsOf: TypeAlias = Annotated[Settings, Depends(_settings)]
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is JSON in which no object repeats a name."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See `APIRoute`."""
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(_JsonRequest(request.scope, request.receive))
+
+        return handle_json
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        return json_of(await self.body())
 
 
 def _wait_s(

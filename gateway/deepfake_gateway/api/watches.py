@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from deepfake_client.result.verdict import Interval, Verdict
 from deepfake_gateway.api.documents import Document, ErrorDocument, error_json, time_text
-from deepfake_gateway.api.parts import STREAM_HEADERS, DeskOf, followed, last_event, looks, still_served
+from deepfake_gateway.api.parts import STREAM_HEADERS, DeskOf, JsonRoute, followed, last_event, looks, still_served
 from deepfake_gateway.intake.problems import responses
 from deepfake_gateway.intake.watching import WatchForm
 from deepfake_gateway.jobs.watching import rolling_of
@@ -21,7 +21,7 @@ from deepfake_gateway.store.watches import Watch
 LOOK_S: Final = 0.25
 """How often who follows a watch looks for its next verdict, which comes once a second."""
 
-router = APIRouter(tags=["live sources"])
+router = APIRouter(tags=["live sources"], route_class=JsonRoute)
 
 
 class WatchedFaceDocument(Document):

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from deepfake_gateway.addresses import MAX_URL, AddressRefusedError, checked_url
-from deepfake_gateway.api.parts import DeskOf
+from deepfake_gateway.api.parts import DeskOf, JsonRoute
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.store.webhooks import Webhook
@@ -19,7 +19,7 @@ from deepfake_gateway.store.webhooks import Webhook
 MOST: Final = 10
 """Of one tenant."""
 
-router = APIRouter(tags=["webhooks"])
+router = APIRouter(tags=["webhooks"], route_class=JsonRoute)
 
 
 class WebhookForm(BaseModel):

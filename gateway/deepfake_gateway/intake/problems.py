@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -43,6 +45,27 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
     def document(self) -> dict[str, Any]:
         """Return the body of the answer."""
         return ProblemDocument(title=self.title, status=self.status, detail=self.detail).model_dump()
+
+
+def repeated(where: str, name: str) -> Problem:
+    """Return the refusal of a request that says the same thing twice: which one is meant, nobody can know."""
+    return Problem(422, f"{where} has `{name[:80]}` more than once; give it once")
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that is there more than once; None where all differ."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def json_of(body: bytes | str) -> Any:
+    """Return the data of a JSON text; ValueError where it is none, Problem 422 where an object repeats a name."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if (name := first_repeated(name for name, _ in pairs)) is not None:
+            raise repeated("the JSON", name)
+        return dict(pairs)
+
+    return json.loads(body, object_pairs_hook=once)
 
 
 def problem_answer(problem: Problem) -> JSONResponse:

@@ -17,7 +17,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from deepfake_gateway.intake.fetching import Fetcher
-from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.intake.problems import Problem, json_of, repeated
 from deepfake_gateway.intake.sink import MAX_NAME, Sink, Upload, file_name_of, printable_of, safe_name, too_large
 from deepfake_preprocess.media.remote import without_password
 
@@ -138,7 +138,9 @@ class _Form:
                 raise Problem(422, f"the file is in the field {name[:80]!r}; send it as {fields}")
             if len(self.fields) >= MAX_FIELDS:
                 raise Problem(400, f"the form has more than {MAX_FIELDS} fields; send fewer")
-            self._field = name
+            if name in self.fields:
+                raise repeated("the form", name)
+            self._field, self.fields[name] = name, ""
             return
         self._field = None
         self.pieces.append(safe_name(parameters.get(b"filename", b"").decode("utf-8", "replace")))
@@ -276,7 +278,7 @@ async def _json_object(request: Request) -> dict[str, Any]:
         if len(body) > MAX_JSON_BYTES:
             raise Problem(413, f"the JSON has more than {MAX_JSON_BYTES} bytes; send addresses and options only")
     try:
-        data = json.loads(body)
+        data = json_of(body)
     except (ValueError, RecursionError):
         raise Problem(400, "the body is not JSON; send an object with addresses and options") from None
     if not isinstance(data, dict):

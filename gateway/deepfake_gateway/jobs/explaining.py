@@ -14,6 +14,7 @@ import numpy as np
 from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.findings import explain_crops, open_explainer
+from deepfake_client.explain.service import service_url
 from deepfake_client.explain.types import ExplainOptions, Explanation
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.request_id import REQUEST_ID
@@ -25,7 +26,7 @@ from deepfake_gateway.store.explanations import Explanations, StoredExplanation
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.tracing import traced
-from deepfake_preprocess.errors import DeepfakeError, MediaOpenError
+from deepfake_preprocess.errors import DeepfakeError, MediaOpenError, OptionError
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +136,15 @@ async def explainer_of(settings: Settings) -> tuple[str | None, dict[str, Any]]:
     """Return why there is no explain service, or None, and what it says about itself."""
     if settings.explain_url is None:
         return "no explain service is set (`explain_url`, or `checkpoint`)", {}
-    url = settings.explain_url if "://" in settings.explain_url else f"http://{settings.explain_url}"
     try:
+        url = service_url(settings.explain_url)
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_S)) as session,
-            session.get(f"{url.rstrip('/')}/v1/model", allow_redirects=False, raise_for_status=True) as answer,
+            session.get(f"{url}/v1/model", allow_redirects=False, raise_for_status=True) as answer,
         ):
             about: dict[str, Any] = await answer.json()
             return None, about
+    except OptionError as exc:
+        return str(exc), {}
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         return "the explain service gives no answer", {}

@@ -127,9 +127,11 @@ async def progress(analysis_id: str, request: Request) -> Response:
 
 @router.get("/analyses/{analysis_id}/row")
 async def row(analysis_id: str, request: Request) -> Response:
-    """Show an analysis as a row of a list."""
+    """Show an analysis as a row of what runs; one that is over is none, and the page is told so."""
     desk, say = _parts(request)
     analysis = await asyncio.to_thread(desk.find, analysis_id)
+    if analysis.status.is_final:
+        return Response(headers={"HX-Trigger": "analysis-over"})
     return render("row.html.j2", request, item=await progress_of(desk, say, analysis))
 
 

@@ -471,6 +471,7 @@ def test_a_service_that_is_down_or_another_one_is_answered_in_one_sentence(port)
             down.explain(CROPS[:1], ExplainOptions())
     with pytest.raises(OptionError, match="the explain service is 'ftp://x'; allowed: a URL"):
         ServiceExplainer("ftp://x")
+    assert ServiceExplainer("host:8090/v1/").url == "http://host:8090"
     elsewhere = ServiceExplainer(f"http://127.0.0.1:{port}/elsewhere")
     with pytest.raises(OptionError, match=r"the explain service at http://127\.0\.0\.1:\d+/elsewhere: Not Found"):
         elsewhere.explain(CROPS[:1], ExplainOptions())

@@ -47,6 +47,28 @@ def test_a_query_with_a_nul_is_refused(gateway, path):
     assert gateway.get("/v1/analyses/%00").status_code == 404
 
 
+def test_what_is_said_twice_is_refused_wherever_it_is_said(tmp_path, clip):
+    with gateways.gateway(tmp_path, url_intake=True) as gateway:
+        form = [("file", ("a.mp4", clip)), ("num_frames", (None, "2")), ("num_frames", (None, "3"))]
+        as_json = {"Content-Type": "application/json"}
+        refusals = {
+            "form": gateway.post("/v1/analyses", files=form),
+            "batch": gateway.post("/v1/batches", files=form),
+            "page": gateway.post("/", files=form),
+            "both": gateway.post("/v1/analyses?num_frames=4", files=form[:2]),
+            "query": gateway.post("/v1/analyses?num_frames=2&num_frames=3", content=clip),
+            "JSON": gateway.post("/v1/analyses", content='{"num_frames": 2, "num_frames": 3}', headers=as_json),
+        }
+        for where, answer in refusals.items():
+            assert (answer.status_code, "`num_frames` more than" in answer.json()["detail"]) == (422, True), where
+        addresses = '{"url": "https://a.org", "url": "https://b.org"}'
+        for path in ("/v1/analyses", "/v1/watches", "/v1/webhooks"):
+            answer = gateway.post(path, content=addresses, headers=as_json)
+            assert (answer.status_code, "`url` more than once" in answer.json()["detail"]) == (422, True), path
+        assert gateway.get("/v1/analyses?status=done&status=failed").status_code == 422
+        assert gateway.queue.runs == 0
+
+
 def test_what_curl_calls_a_form_is_a_file_unless_it_is_one(gateway, clip):
     form = {"Content-Type": "application/x-www-form-urlencoded", **WAIT}
     assert gateway.post("/v1/analyses?file_name=a.mp4", content=clip, headers=form).status_code == 200

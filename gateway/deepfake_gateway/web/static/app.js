@@ -17,6 +17,11 @@ const localize = (root) => {
 localize(document);
 document.addEventListener("htmx:load", (event) => localize(event.detail.elt));
 
+// What is followed was deleted, or the key is valid no more: the page says so itself.
+document.addEventListener("htmx:responseError", (event) => {
+  if ([401, 404].includes(event.detail.xhr.status)) location.reload();
+});
+
 // A face that cannot be cut out any more leaves its place empty.
 document.addEventListener("error", (event) => {
   if (event.target.matches?.("figure img, img.thumb")) event.target.style.visibility = "hidden";

@@ -1,11 +1,12 @@
 // <drop-area>: files that are dropped, pasted or chosen are sent at once, each with its own row of progress; many of them
-// as one batch, which has a page of its own.
+// as one batch, which has a page of its own. What is refused leaves the rows and is listed with the reason.
 
 const MANY = 5;
 
 class DropArea extends HTMLElement {
   connectedCallback() {
     this.form = this.querySelector("form");
+    this.sending = 0;
     for (const input of this.querySelectorAll("input[type=file]")) {
       input.addEventListener("change", () => { this.send(input.files); input.value = ""; });
     }
@@ -22,29 +23,39 @@ class DropArea extends HTMLElement {
   }
 
   send(files) {
-    const all = [...files];
+    if (!files.length || !this.optionsFit()) return;
+    const words = this.querySelector("template.row").dataset, fits = (file) => file.size <= Number(words.maxBytes);
+    const all = [...files].filter(fits);
+    for (const file of files) if (!fits(file)) this.refuse(file.name, words.large);
     if (all.length > MANY) this.sendTogether(all);
-    else for (const file of all) this.sendOne(file, all.length === 1);
+    else for (const file of all) this.sendOne(file, files.length === 1);
   }
 
+  optionsFit() {
+    const wrong = this.querySelector("input[type=number]:invalid");
+    if (!wrong) return true;
+    wrong.closest("details").open = true;
+    return wrong.reportValidity();
+  }
+
+  // To leave the page would break off what is still on its way.
   sendOne(file, alone) {
     this.post("/v1/analyses", file.name, [file], (answer, row) => {
-      if (alone) location.assign(answer.links.page);
-      else htmx.ajax("GET", `${answer.links.page}/row`, { target: row, swap: "outerHTML" });
+      if (alone && this.sending === 1) location.assign(answer.links.page);
+      else follow(row, answer.links.page);
     });
   }
 
   sendTogether(files) {
-    const name = this.querySelector("template").dataset.many.replace("{}", files.length);
-    this.post("/v1/batches", name, files, (answer) => location.assign(answer.links.page));
+    const name = this.querySelector("template.row").dataset.many.replace("{}", files.length);
+    this.post("/v1/batches", name, files, (answer) => { this.next = answer.links.page; });
   }
 
   post(address, name, files, whenSent) {
-    const section = document.querySelector(".running");
-    section.hidden = false;
     const row = this.newRow(name);
-    section.querySelector("tbody").prepend(row);
     const state = row.querySelector(".state"), bar = row.querySelector("progress");
+    const refused = (...words) => { row.remove(); this.refuse(name, ...words); };
+    document.querySelector(".running tbody").prepend(row);
     const sending = (percent) => { state.textContent = state.dataset.sending.replace("{}", percent); };
     sending(0);
 
@@ -60,19 +71,33 @@ class DropArea extends HTMLElement {
       bar.value = event.loaded;
       sending(Math.round((100 * event.loaded) / event.total));
     });
-    const refused = (words) => { state.textContent = words; bar.remove(); };
     request.addEventListener("error", () => refused(state.dataset.broken));
     request.addEventListener("load", () => {
-      const answer = JSON.parse(request.responseText);
-      if (request.status >= 300) refused(answer.detail);
-      else whenSent(answer, row);
+      const answer = answerOf(request);
+      if (answer?.links) whenSent(answer, row);
+      else if (answer?.detail) refused(answer.detail, "en");
+      else refused(state.dataset.odd.replace("{}", request.status));
+    });
+    request.addEventListener("loadend", () => {
+      this.sending -= 1;
+      if (this.next && !this.sending) location.assign(this.next);
     });
     row.querySelector("button").addEventListener("click", () => { request.abort(); row.remove(); });
+    this.sending += 1;
     request.send(data);
   }
 
+  // Words of the service are English.
+  refuse(name, words, language = document.documentElement.lang) {
+    const item = this.querySelector("template.refused").content.cloneNode(true);
+    item.querySelector("b").textContent = name;
+    item.querySelector("span").textContent = sentence(words);
+    item.querySelector("span").lang = language;
+    document.querySelector(".not-accepted ul").prepend(item);
+  }
+
   newRow(name) {
-    const row = this.querySelector("template").content.cloneNode(true).querySelector("tr");
+    const row = this.querySelector("template.row").content.cloneNode(true).querySelector("tr");
     row.querySelector(".name").textContent = name;
     for (const named of row.querySelectorAll("[aria-label]")) {
       named.setAttribute("aria-label", named.getAttribute("aria-label").replace("{}", name));
@@ -80,5 +105,27 @@ class DropArea extends HTMLElement {
     return row;
   }
 }
+
+// A proxy before the service may answer something else than JSON.
+const answerOf = (request) => {
+  try {
+    return JSON.parse(request.responseText);
+  } catch {
+    return null;
+  }
+};
+
+const sentence = (words) => {
+  const plain = words.replaceAll("`", "");
+  return plain[0].toUpperCase() + plain.slice(1) + (/[.?!]$/.test(plain) ? "" : ".");
+};
+
+// The row asks how far its analysis is, and is replaced by one that does so on.
+const follow = (row, page) => {
+  row.setAttribute("hx-get", `${page}/row`);
+  row.setAttribute("hx-trigger", "load, every 2s");
+  row.setAttribute("hx-swap", "outerHTML");
+  htmx.process(row);
+};
 
 customElements.define("drop-area", DropArea);

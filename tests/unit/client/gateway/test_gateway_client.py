@@ -103,6 +103,12 @@ def test_the_command_prints_and_exits_as_with_a_server(service: tuple[str, Any],
     assert "give one of them" in refused.stderr
 
 
+@pytest.mark.parametrize("end", ["/", "/v1", "/v1/"])
+def test_an_address_may_end_with_the_version(service: tuple[str, Any], end: str) -> None:
+    with GatewayClient(service[0] + end) as client:
+        assert client.model().spec == gateways.SPEC
+
+
 def test_a_live_source_is_watched_by_the_service(tmp_path: Path) -> None:
     source, settings = "http://127.0.0.1/live.ts", {"url_intake": True, "allowed_networks": ("127.0.0.0/8",)}
     with (

@@ -96,6 +96,12 @@ def numbers(*values: float) -> bytes:
     return np.array(values, "<f4").tobytes()
 
 
+def test_an_address_may_end_with_the_version():
+    transport = HttpTransport(Connection(url="http://proxy/triton/v2/"))
+    assert transport.url == "http://proxy:80/triton"
+    asyncio.run(transport.close())
+
+
 def test_the_request_holds_the_crops_as_raw_bytes_and_the_answer_is_found_among_others():
     seen: list[tuple[str, bytes]] = []
 
