@@ -26,7 +26,7 @@ OPTIONS = ["--num-frames", "4"]
 @pytest.fixture(autouse=True)
 def keeps_its_cores(monkeypatch):
     """These tests run the command in their own process, which never gets its priority back."""
-    monkeypatch.setattr("deepfake_scan.cli.scan.yield_cores", lambda nice: None)
+    monkeypatch.setattr("deepfake_scan.cli.scan.yield_cores", lambda nice, session: None)
 
 
 @pytest.fixture(scope="module")

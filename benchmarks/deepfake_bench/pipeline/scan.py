@@ -29,6 +29,7 @@ from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_scan.results.parts import part_names, read_part
 from deepfake_scan.storage import open_storage
+from deepfake_scan.work.entry import NICE
 
 ANALYZE_MANY: Final = "analyze_many"
 ALONE: Final = "alone"
@@ -36,6 +37,8 @@ AT_ONCE: Final = 2
 """Clips for each core that a way may have under way."""
 ASK_EVERY_S: Final = 0.1
 """The other caller sends a crop so often, whether or not the one before was answered in time."""
+WORKER_NICENESS: Final = "RAY_worker_niceness"
+"""Variable of a cluster whose nodes serve, too (docs/scale.md)."""
 ASKED_ALONE_S: Final = 15.0
 """In each round, about as long as beside a scan of some clips."""
 
@@ -128,6 +131,7 @@ def _ray(engines: Sequence[str]) -> Iterator[None]:
         yield
         return
     cores = len(os.sched_getaffinity(0))  # it would have one
+    os.environ[WORKER_NICENESS] = str(NICE)
     cluster = require_extra("ray.cluster_utils", extra="ray").Cluster(
         initialize_head=True, head_node_args={"num_cpus": cores}
     )
@@ -135,7 +139,7 @@ def _ray(engines: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ["RAY_ADDRESS"]
+        del os.environ["RAY_ADDRESS"], os.environ[WORKER_NICENESS]
         cluster.shutdown()
 
 

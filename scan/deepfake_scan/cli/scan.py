@@ -29,15 +29,15 @@ from deepfake_scan.plan import parse_plan
 from deepfake_scan.run import Scan
 from deepfake_scan.storage import open_storage
 from deepfake_scan.tally import Tally
+from deepfake_scan.work import entry
 from deepfake_scan.work.task import Limits, Setup
 
 EXIT_SOME_INPUTS_FAILED: Final = 5
 EXIT_INTERRUPTED: Final = 130
 RUN_PANEL: Final = "Run"
-ENGINES: Final = ("local", "ray")
-NICE: Final = 10
-"""Of this program, which hands out work: loading Ray takes seconds of CPU time, for which other callers would wait.
-Those that do the work yield more, so that they never wait for it."""
+NICE: Final = {"local": 10, "ray": entry.NICE}
+"""Of this program, which hands out work. Those that do the work yield more, so that they never wait for it. With Ray
+it yields as much as they do: loading Ray takes seconds of CPU time, and each actor has its next batch already."""
 UPKEEP_PANEL: Final = "Instead of a scan"
 
 
@@ -57,7 +57,7 @@ def scan(
         str | None, typer.Option(metavar="DIR|ADDRESS", help="Folder or bucket prefix of the results.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(metavar="|".join(ENGINES), help="Who does the work; ray: the cluster of RAY_ADDRESS.")
+        str, typer.Option(metavar="|".join(NICE), help="Who does the work; ray: the cluster of RAY_ADDRESS.")
     ] = "local",
     column: Annotated[
         str | None, typer.Option(help="Column of a manifest that holds addresses.", show_default="found by its name")
@@ -132,8 +132,8 @@ def scan(
         return
     if output is None:
         raise OptionError("name the folder or the bucket prefix of the results as `output`")
-    if engine not in ENGINES:
-        raise OptionError(f"`engine` is {engine!r}; allowed: {', '.join(ENGINES)}")
+    if engine not in NICE:
+        raise OptionError(f"`engine` is {engine!r}; allowed: {', '.join(NICE)}")
     storage = open_storage(output)
     if status or compact:
         if sources:
@@ -148,7 +148,7 @@ def scan(
     tally = Tally()
     with _terminated_as_interrupted(), ExitStack() as stack:
         connection = replace(stack.enter_context(server.serving(screen.status)), bulk=True)
-        yield_cores(NICE)
+        yield_cores(NICE[engine], session=entry.SESSION_NICE)
         with DeepfakeClient(connection, model=server.model) as client:
             model = client.model().identity
         setup = Setup(connection=connection, model=model.name, options=options, limits=limits, faces=faces)

@@ -12,6 +12,7 @@ from deepfake_client.sources.concurrency import each_finished
 from deepfake_preprocess import errors
 from deepfake_preprocess.errors import ServerError
 from deepfake_scan.inputs.todo import Item, Todo
+from deepfake_scan.results.parts import load
 from deepfake_scan.results.sink import Sink
 from deepfake_scan.storage import Storage
 from deepfake_scan.tally import Tally
@@ -66,6 +67,7 @@ async def scan_here(
 
     sink = Sink(storage, faces=setup.faces, on_row=lambda answer: tally.add(answer.cells), on_part=on_part)
     complete = False
+    loading = asyncio.create_task(asyncio.to_thread(load))  # while the first inputs are analyzed
     async with Pool(setup, size=processes) as pool:
 
         async def work(item: Item) -> tuple[Item, Answer]:
@@ -82,4 +84,5 @@ async def scan_here(
                     await sink.add(item, answer)
             complete = True
         finally:
+            await loading
             await sink.close(complete=complete)

@@ -21,7 +21,7 @@ from deepfake_scan.work.task import Answer, Setup
 
 
 class Pool:
-    """Analyzes inputs in `size` processes; an asynchronous context manager.
+    """Analyzes inputs in up to `size` processes, each started when it is needed; an asynchronous context manager.
 
     Attributes:
         slots: inputs under way at once.
@@ -33,19 +33,18 @@ class Pool:
         self.deaths = 0
         self._setup = setup
         self._free = asyncio.Semaphore(self.slots)
-        self._processes: list[Process] = [Process(setup) for _ in range(size)]
+        self._processes: list[Process | None] = [None] * size
         self._busy = [0] * size
         self._starting = [asyncio.Lock() for _ in range(size)]
         self._alone = asyncio.Semaphore(1)
 
     async def __aenter__(self) -> Self:
-        await asyncio.gather(*(process.start() for process in self._processes))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.gather(*(process.close() for process in self._processes))
+        await asyncio.gather(*(process.close() for process in self._processes if process is not None))
 
     async def analyze(self, address: str) -> Answer:
         """Analyze an input; what it does to its process is part of the answer."""
@@ -72,12 +71,15 @@ class Pool:
 
     async def _alive(self, place: int) -> Process:
         async with self._starting[place]:
-            if not self._processes[place].is_alive:
+            process = self._processes[place]
+            if process is not None and not process.is_alive:
                 self.deaths += 1
-                await self._processes[place].close()
-                self._processes[place] = Process(self._setup)
-                await self._processes[place].start()
-            return self._processes[place]
+                await process.close()
+                process = None
+            if process is None:
+                process = self._processes[place] = Process(self._setup)
+                await process.start()
+            return process
 
     async def _by_itself(self, address: str) -> Answer:
         limits = self._setup.limits

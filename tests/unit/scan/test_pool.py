@@ -47,6 +47,16 @@ def answers(setup, *addresses, size=1):
     return asyncio.run(run())
 
 
+def test_what_needs_one_process_starts_one(setup, monkeypatch):
+    started = []
+    start = process.Process.start
+    monkeypatch.setattr(process.Process, "start", lambda one: started.append(one) or start(one))
+    found, deaths = answers(setup, "a", size=4)
+    assert (found[0].cells["label"], len(started), deaths) == ("REAL", 1, 0)
+    answers(setup, "a", "b", "c", "d", size=2)
+    assert len(started) == 1 + 2
+
+
 def test_neighbors_of_an_input_that_kills_its_process_have_their_answers(setup):
     found, deaths = answers(setup, "a", "crash", "b", "c", "d")
     assert [answer.cells.get("label") for answer in found] == ["REAL", None, "REAL", "REAL", "REAL"]
