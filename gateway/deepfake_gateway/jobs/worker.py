@@ -26,6 +26,7 @@ from deepfake_gateway.jobs.explaining import ServiceExplain, run_explanation
 from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, DurableQueue, Job
 from deepfake_gateway.jobs.retention import PURGE_EVERY_S, purge
 from deepfake_gateway.jobs.running import SandboxedWork, run_job, stored
+from deepfake_gateway.jobs.waking import Waking
 from deepfake_gateway.jobs.watching import SandboxedWatch, run_watch
 from deepfake_gateway.logs import first_line, set_up_logs
 from deepfake_gateway.sandbox.limits import limits_of
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 PICK_UP_S: Final = {Job.ANALYZE: 0.25, Job.EXPLAIN: 0.5, Job.WATCH: 1.0}
 """How often a queue is looked at: somebody waits, and a look costs some 3 ms of CPU time."""
+WOKEN_S: Final = 1.0
+"""The same where `Waking` says when analyses wait: those that a dead worker began wait as well."""
 SELDOM_S: Final = 10.0
 """The same where the settings begin no such jobs: there may be some of a time when they did."""
 SEEN_EVERY_S: Final = 2.0
@@ -89,8 +92,12 @@ async def work(settings: Settings) -> None:
             ),
         ),
     }
-    under_way: set[str] = set()
-    await asyncio.to_thread(_launch, settings, jobs, loop, under_way)
+    under_way: dict[str, Job] = {}
+
+    def is_free() -> bool:
+        return list(under_way.values()).count(Job.ANALYZE) < settings.concurrency
+
+    await asyncio.to_thread(_launch, settings, jobs, loop, under_way, Waking(store, is_free))
     beside = [
         asyncio.create_task(_take_up_lost(settings.worker_name, under_way)),
         asyncio.create_task(_purge_now_and_then(store, media, settings)),
@@ -122,7 +129,7 @@ async def _purge_now_and_then(store: Store, media: Media, settings: Settings) ->
         await asyncio.sleep(PURGE_EVERY_S)
 
 
-async def _take_up_lost(worker_name: str, under_way: set[str]) -> None:
+async def _take_up_lost(worker_name: str, under_way: dict[str, Job]) -> None:
     """Queue jobs again that DBOS took off their queue for this worker, and could not begin.
 
     That is so where the database went away before it answered. DBOS itself would begin them with the next start.
@@ -136,7 +143,7 @@ async def _take_up_lost(worker_name: str, under_way: set[str]) -> None:
             logger.warning("the database is away; whether jobs were lost with it is looked at later")
 
 
-def _resume_missed(worker_name: str, under_way: set[str], before: set[str]) -> set[str]:
+def _resume_missed(worker_name: str, under_way: dict[str, Job], before: set[str]) -> set[str]:
     """Queue jobs again that are missed now and were `before`; returns the others that are missed."""
     pending = DBOS.list_workflows(status="PENDING", executor_id=worker_name, load_input=False, load_output=False)
     missed = {job.workflow_id: job.name for job in pending if job.workflow_id not in under_way}
@@ -147,9 +154,13 @@ def _resume_missed(worker_name: str, under_way: set[str], before: set[str]) -> s
 
 
 def _launch(
-    settings: Settings, jobs: dict[Job, tuple[int, RunJob]], loop: asyncio.AbstractEventLoop, under_way: set[str]
+    settings: Settings,
+    jobs: dict[Job, tuple[int, RunJob]],
+    loop: asyncio.AbstractEventLoop,
+    under_way: dict[str, Job],
+    waking: Waking,
 ) -> None:
-    DBOS(
+    dbos = DBOS(
         config={
             "name": APPLICATION,
             "system_database_url": settings.database_url,
@@ -160,23 +171,29 @@ def _launch(
         }
     )
     for job, (_, run) in jobs.items():
-        DBOS.workflow(name=job.value)(_on_loop(run, loop, under_way))
+        DBOS.workflow(name=job.value)(_on_loop(job, run, loop, under_way))
+    DBOS.listen_queues([job.value for job in jobs if job is not Job.ANALYZE])
     DBOS.launch()
     begun = {Job.ANALYZE: True, Job.EXPLAIN: settings.explain_url is not None, Job.WATCH: settings.url_intake}
     for job, (concurrency, _) in jobs.items():
         pick_up_s = PICK_UP_S[job] if begun[job] else SELDOM_S
+        if job is Job.ANALYZE and waking.wakes:
+            pick_up_s = WOKEN_S
         DBOS.register_queue(job.value, worker_concurrency=concurrency, polling_interval_sec=pick_up_s)
+    waking.take(dbos, Job.ANALYZE)
 
 
-def _on_loop(run: RunJob, loop: asyncio.AbstractEventLoop, under_way: set[str]) -> Callable[[str], None]:
+def _on_loop(
+    kind: Job, run: RunJob, loop: asyncio.AbstractEventLoop, under_way: dict[str, Job]
+) -> Callable[[str], None]:
     """DBOS runs a job in a thread of its own; all that is asynchronous stays in this one loop."""
 
     def job(job_id: str) -> None:
-        under_way.add(job_id)
+        under_way[job_id] = kind
         try:
             asyncio.run_coroutine_threadsafe(run(job_id), loop).result()
         finally:
-            under_way.discard(job_id)
+            under_way.pop(job_id, None)
 
     return job
 

@@ -235,6 +235,12 @@ class Store:
         with self.engine.connect() as connection:
             return {tuple(row[:-1]): row[-1] for row in connection.execute(query)}
 
+    def has_queued(self) -> bool:
+        """Return whether an analysis waits, whosesoever."""
+        query = sa.select(ANALYSES.c.id).where(ANALYSES.c.status == Status.QUEUED.value).limit(1)
+        with self.engine.connect() as connection:
+            return connection.execute(query).first() is not None
+
     def model_names(self) -> list[str]:
         """Return the names of the models that gave verdicts, sorted."""
         query = sa.select(ANALYSES.c.model_name).where(ANALYSES.c.model_name.is_not(None) & self._of_mine())

@@ -3,11 +3,13 @@
 import asyncio
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
 from deepfake_gateway.jobs.running import run_job
+from deepfake_gateway.jobs.waking import Waking
 from deepfake_gateway.sandbox.process import SandboxError, TaskError
 from deepfake_gateway.store.records import Analysis, Status, Store
 
@@ -111,3 +113,25 @@ def test_a_canceled_job_has_no_result(store):
     store.cancel("a")
     assert run(store).status is Status.CANCELED
     assert not store.finish("a", VERDICT)
+
+
+def test_a_worker_that_is_free_is_woken_by_an_analysis_that_waits(store):
+    store.cancel("a")
+    looks, is_free = threading.Semaphore(0), threading.Event()
+    waking = Waking(store, is_free.is_set)
+    assert waking.wakes
+
+    def look():
+        waking.wait()
+        looks.release()
+
+    threading.Thread(target=waking.follow, daemon=True).start()
+    threading.Thread(target=look, daemon=True).start()
+    is_free.set()
+    assert not looks.acquire(timeout=0.2)  # nothing waits
+    is_free.clear()
+    waiting = replace(store.get("a"), id="b", status=Status.QUEUED, finished_at=None)
+    store.add(waiting, lambda connection: None)
+    assert not looks.acquire(timeout=0.2)  # nobody could begin it
+    is_free.set()
+    assert looks.acquire(timeout=30)
