@@ -35,9 +35,9 @@ from deepfake_scan.work.task import Limits, Setup
 EXIT_SOME_INPUTS_FAILED: Final = 5
 EXIT_INTERRUPTED: Final = 130
 RUN_PANEL: Final = "Run"
-NICE: Final = {"local": 10, "ray": entry.NICE}
-"""Of this program, which hands out work. Those that do the work yield more, so that they never wait for it. With Ray
-it yields as much as they do: loading Ray takes seconds of CPU time, and each actor has its next batch already."""
+ENGINES: Final = ("local", "ray")
+NICE: Final = 10
+"""Of this program, which hands out work. Those that do the work yield more, so that they never wait for it."""
 UPKEEP_PANEL: Final = "Instead of a scan"
 
 
@@ -57,7 +57,7 @@ def scan(
         str | None, typer.Option(metavar="DIR|ADDRESS", help="Folder or bucket prefix of the results.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(metavar="|".join(NICE), help="Who does the work; ray: the cluster of RAY_ADDRESS.")
+        str, typer.Option(metavar="|".join(ENGINES), help="Who does the work; ray: the cluster of RAY_ADDRESS.")
     ] = "local",
     column: Annotated[
         str | None, typer.Option(help="Column of a manifest that holds addresses.", show_default="found by its name")
@@ -132,8 +132,8 @@ def scan(
         return
     if output is None:
         raise OptionError("name the folder or the bucket prefix of the results as `output`")
-    if engine not in NICE:
-        raise OptionError(f"`engine` is {engine!r}; allowed: {', '.join(NICE)}")
+    if engine not in ENGINES:
+        raise OptionError(f"`engine` is {engine!r}; allowed: {', '.join(ENGINES)}")
     storage = open_storage(output)
     if status or compact:
         if sources:
@@ -148,7 +148,7 @@ def scan(
     tally = Tally()
     with _terminated_as_interrupted(), ExitStack() as stack:
         connection = replace(stack.enter_context(server.serving(screen.status)), bulk=True)
-        yield_cores(NICE[engine], session=entry.SESSION_NICE)
+        yield_cores(_niceness(engine), session=NICE)
         with DeepfakeClient(connection, model=server.model) as client:
             model = client.model().identity
         setup = Setup(connection=connection, model=model.name, options=options, limits=limits, faces=faces)
@@ -174,6 +174,15 @@ def scan(
         with suppress(OptionError) if error else ExitStack():
             job.write_facts(storage, setup, model, tally, state)
     _finish(screen, tally, output, state, error, as_json=as_json)
+
+
+def _niceness(engine: str) -> int:
+    """Return by how much this program yields the cores.
+
+    Loading Ray takes seconds of CPU time, and its actors have their next batch already, so with a cluster it yields
+    as much as those that do the work. One that Ray starts here must be up within 30 s, also beside busy programs.
+    """
+    return entry.NICE if engine == "ray" and os.environ.get("RAY_ADDRESS") else NICE
 
 
 def _finish(

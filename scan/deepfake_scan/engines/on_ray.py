@@ -145,7 +145,8 @@ def _round(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=cores,
-        max_concurrency=BATCHES_AT_ONCE,
-        compute=data.ActorPoolStrategy(min_size=1, enable_true_multi_threading=True),
+        compute=data.ActorPoolStrategy(
+            min_size=1, max_concurrent_calls_per_actor=BATCHES_AT_ONCE, enable_true_multi_threading=True
+        ),
     )
     yield from found.iter_rows()
