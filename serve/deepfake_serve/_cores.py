@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,8 +20,8 @@ themselves cost about 0.15 ms each: less than an instance would idle otherwise, 
 milliseconds."""
 CORES = os.cpu_count() or 1
 LOAD = Path("/proc/loadavg")
-LOOKS = 3
-"""The threads of the server that handed a request over take some microseconds to go to sleep."""
+LOOK_S = 150e-6
+"""How long a core is waited for: the threads of the server that handed a request over have yet to go to sleep."""
 
 
 @contextlib.contextmanager
@@ -45,13 +46,15 @@ def running_alone(lock: BinaryIO, *, cores_wanted: int | None) -> Iterator[bool]
 
 def cores_are_idle(wanted: int) -> bool:
     """Return whether so many cores of the machine have nothing to do: clients that decode need them more."""
-    for _ in range(LOOKS):
+    until = time.monotonic() + LOOK_S
+    while True:
         # proc(5): the fourth field is what is runnable now, this thread included, of all there is.
         runnable = int(os.pread(_opened(LOAD), 128, 0).split()[3].partition(b"/")[0])
         if CORES - runnable >= wanted:
             return True
+        if time.monotonic() > until:
+            return False
         os.sched_yield()
-    return False
 
 
 @cache

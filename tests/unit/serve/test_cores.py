@@ -26,6 +26,21 @@ def test_cores_are_idle_when_nothing_else_is_runnable(load: Path, runnable: int,
     assert cores_are_idle(wanted) is idle
 
 
+def test_threads_that_are_about_to_sleep_are_waited_for(load: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, idle = (f"0.20 0.18 0.12 {runnable}/80 11206\n" for runnable in (4, 1))
+    load.write_text(busy, encoding="ascii")
+    looks = []
+
+    def yields() -> None:
+        looks.append(1)
+        load.write_text(idle if len(looks) == 20 else busy, encoding="ascii")
+
+    monkeypatch.setattr(cores.os, "sched_yield", yields)
+    monkeypatch.setattr(cores, "LOOK_S", 60.0)
+    assert cores_are_idle(1)
+    assert len(looks) == 20
+
+
 def test_of_several_instances_only_one_that_runs_by_itself_is_alone(load: Path, tmp_path: Path) -> None:
     lock = tmp_path / "config.pbtxt"
     lock.touch()
