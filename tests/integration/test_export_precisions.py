@@ -72,6 +72,20 @@ def net():
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 1),
     )
 
+class Products(nn.Module):
+    # Rows of 384 channels, as a transformer has.
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.norm = nn.LayerNorm(384)
+        self.layers = nn.Sequential(nn.Linear(384, 768), nn.ReLU(), nn.Linear(768, 384))
+        self.head = nn.Linear(384, 1)
+
+    def forward(self, crops):
+        rows = crops.flatten(1).unflatten(1, (8, 384))
+        return self.head((rows + self.layers(self.norm(rows))).mean(1))
+
 class Fp32Only(nn.Module):
     # Multiplies by a tensor made in FP32, which PyTorch refuses for another dtype.
 
@@ -267,10 +281,44 @@ def test_auto_is_what_promises_speed_on_this_cpu_with_the_reason(monkeypatch):
     monkeypatch.setattr("deepfake_export.request.cpu_features", lambda: frozenset({"avx2", "avx512_bf16"}))
     fast = ExportRequest("c.pt", "m", precisions=("auto",))
     assert (fast.precisions, fast.left_out) == (("fp32", "bf16"), "")
+    monkeypatch.setattr("deepfake_export.request.cpu_features", lambda: frozenset({"avx512_vnni"}))
+    bytes_only = ExportRequest("c.pt", "m", precisions=("auto",))
+    assert (bytes_only.precisions, bytes_only.int8_of_products_only) == (("fp32", "int8"), True)
+    named = ExportRequest("c.pt", "m", precisions=("auto", "int8"), calibration="faces")
+    assert (named.precisions, named.int8_of_products_only) == (("fp32", "int8"), False)
+    with pytest.raises(OptionError, match="INT8 needs faces to calibrate on"):
+        ExportRequest("c.pt", "m", precisions=("auto", "int8"))
     monkeypatch.setattr("deepfake_export.request.is_installed", lambda engine: engine == "onnxruntime")
     missing = ExportRequest("c.pt", "m", precisions=("auto",))
     assert missing.precisions == ("fp32",)
     assert "OpenVINO is not installed; run: pip install" in missing.left_out
+
+
+def test_auto_makes_int8_without_calibration_of_matrix_products_alone(workplace, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("deepfake_export.request.cpu_features", lambda: frozenset({"avx512_vnni"}))
+
+    def made(spec):
+        request = ExportRequest("c.pt", "m", spec=spec, max_batch_size=2, precisions=("auto",))
+        result = export_checkpoint(request)
+        report = json.loads((result.version_dir / "report.json").read_text())
+        return report["artifacts"], (result.version_dir / "report.md").read_text()
+
+    artifacts, _ = made(SPEC)
+    assert [(item["precision"], item["engine"]) for item in artifacts] == [
+        ("fp32", "onnxruntime"),
+        ("fp32", "openvino"),
+    ]
+    spec = dataclasses.replace(SPEC, name="products", architecture="python:precision_nets:Products")
+    import precision_nets
+
+    torch.save(precision_nets.Products().state_dict(), "c.pt")
+    artifacts, page = made(spec)
+    int8 = [item for item in artifacts if item["precision"] == "int8"]
+    assert [item["engine"] for item in int8] == ["onnxruntime", "openvino"]
+    # Weights alone are rounded to 8 bits by 1/255 of their range, and activations likewise.
+    assert all(0 < item["parity"]["logit"]["mean_abs"] < 0.05 for item in int8)
+    assert "The weights of 2 matrix products are in 8 bits" in page
 
 
 def served_scores(repository, crops):

@@ -18,6 +18,7 @@ from deepfake_export.precision.bf16 import FP32_SHARES, write_partly_fp32
 from deepfake_export.precision.finetune import finetune
 from deepfake_export.precision.fp16 import export_fp16
 from deepfake_export.precision.int8 import TARGETS, quantize_int8
+from deepfake_export.precision.products import is_of_products, write_products_int8
 from deepfake_export.proof.comparison import ArtifactProof, Proof, compare
 from deepfake_export.proof.gate import decide
 from deepfake_export.proof.parity import measure_parity, reference_outputs, require_parity
@@ -46,8 +47,11 @@ def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
             own_file = precision not in ("fp32", "bf16")
             path = work_dir / f"model.{precision}.onnx" if own_file else fp32_path
             engines = job.request.engines_of(precision)
+            of_products = precision == "int8" and job.request.int8_target == "cpu" and is_of_products(fp32_path)
+            if precision == "int8" and job.request.int8_of_products_only and not of_products:
+                continue
             try:
-                details = _make(job, precision, fp32_path, path)
+                details = _make(job, precision, fp32_path, path, of_products=of_products)
             except ExportError as exc:
                 artifacts += [ArtifactProof(precision, failure=str(exc), engine=name) for name in engines]
                 continue
@@ -135,8 +139,13 @@ def _proved(
     return compare(parity, probability, reference[0][:, 0], job.crops, path=path, engine=engine, details=details)
 
 
-def _make(job: ExportJob, precision: str, fp32_path: Path, path: Path) -> dict[str, Any]:
+def _make(
+    job: ExportJob, precision: str, fp32_path: Path, path: Path, *, of_products: bool = False
+) -> dict[str, Any]:
     """Write the file of a precision to `path`, and return how it was made as plain data."""
+    if of_products:
+        job.on_step("Rounding the weights of the matrix products to 8 bits")
+        return write_products_int8(fp32_path, path, (job.calibration or job.crops).crops)
     if precision == "fp16":
         job.on_step("Exporting to ONNX in FP16")
         return export_fp16(job.detector, path, job.spec, job.crops.crops, verbose=job.request.verbose).to_dict()

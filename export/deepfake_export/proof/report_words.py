@@ -128,6 +128,12 @@ def artifact_facts(artifact: Mapping[str, Any]) -> list[str]:
     if "first_layers_in_fp32" in details:
         kept = f"{details['first_layers_in_fp32']} of {details['num_layers']} layers"
         facts.append(f"The first {kept} are computed in FP32, because with all in BF16 it did not pass.")
+    if "products_with_split_channels" in details:
+        facts.append(
+            f"The weights of {details['num_products']} matrix products are in 8 bits, activations are "
+            f"{details['activations']}; the largest channels of {details['products_with_split_channels']} products "
+            "are split."
+        )
     return facts + _fp16_facts(details) + _int8_facts(details)
 
 
