@@ -49,6 +49,7 @@ def test_several_files_are_one_batch_with_a_page(gateway, clip):
     text = gateway.get(page).text
     assert "3 files sent together" in text
     assert "2 REAL" in text
+    assert "1 not accepted" in text
     assert "The file is empty" in text
     assert "hx-trigger" not in text
     assert f'href="{page}"' in gateway.get("/").text
