@@ -418,16 +418,34 @@ asyncio.run(main())
     assert regions() <= before
 
 
-def test_closing_gives_the_servers_part_of_the_memory_back(embedded_triton):
-    def mapped() -> int:
-        maps = Path(f"/proc/{tritonserver_of(embedded_triton.pid).pid}/maps").read_text()
-        return maps.count("deepfake-client-")
+def mapped(triton: EmbeddedTriton) -> int:
+    """How many regions of clients the server has."""
+    maps = Path(f"/proc/{tritonserver_of(triton.pid).pid}/maps").read_text()
+    return maps.count("deepfake-client-")
 
+
+def test_closing_gives_the_servers_part_of_the_memory_back(embedded_triton):
     async def scenario() -> None:
         async with connected(embedded_triton, "grpc-shm") as transport:
             await transport.describe("tiny")
-            assert mapped() == before + 1
-        assert mapped() == before
+            assert mapped(embedded_triton) == before + 1
+        assert mapped(embedded_triton) == before
 
-    before = mapped()
+    before = mapped(embedded_triton)
+    asyncio.run(scenario())
+
+
+def test_closing_gives_it_back_also_while_the_server_has_requests_that_were_given_up(embedded_triton):
+    async def scenario() -> None:
+        async with connected(embedded_triton, "grpc-shm") as transport:
+            model = await transport.describe("tiny")
+            faces = np.repeat(FACES[:1], model.max_batch_size, axis=0)
+            given_up = [asyncio.create_task(transport.infer(model, faces)) for _ in range(200)]
+            await asyncio.wait(given_up, return_when=asyncio.FIRST_COMPLETED)
+            for task in given_up:
+                task.cancel()
+            await asyncio.gather(*given_up, return_exceptions=True)
+        assert mapped(embedded_triton) == before
+
+    before = mapped(embedded_triton)
     asyncio.run(scenario())

@@ -12,6 +12,7 @@ import mmap
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ REGION_BYTES: Final = 32 * 2**20
 
 CLOSE_TIMEOUT_S: Final = 5.0
 """A server that does not answer must not keep the client from ending."""
+CLOSE_AGAIN_S: Final = 0.02
+"""Between tries to end a region that the server still uses."""
 
 
 class SharedMemoryTransport(GrpcTransport):
@@ -70,9 +73,21 @@ class SharedMemoryTransport(GrpcTransport):
         for region in list(self._regions.values()):
             # Where the server is gone, so is its part of the region.
             with contextlib.suppress(ServerError):
-                await self._ask("SystemSharedMemoryUnregister", timeout_s=CLOSE_TIMEOUT_S, name=region.name)
+                await self._unregister(region.name)
         self._regions.clear()
         await super().close()
+
+    async def _unregister(self, name: str) -> None:
+        """Let the server forget a region; it refuses that while it has requests that were given up."""
+        give_up_at = time.monotonic() + CLOSE_TIMEOUT_S
+        while True:
+            try:
+                await self._ask("SystemSharedMemoryUnregister", timeout_s=CLOSE_TIMEOUT_S, name=name)
+                return
+            except SharedMemoryError:
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(CLOSE_AGAIN_S)
 
     async def _infer_through(
         self, region: Region, model: ServedModel, faces: NDArray[np.uint8], timeout_s: float | None
