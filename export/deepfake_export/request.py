@@ -59,10 +59,10 @@ def promising_precisions() -> tuple[tuple[str, ...], str]:
     """Return the precisions that are worth measuring here without calibration, and why there is FP32 alone.
 
     On CPUs with instructions for BF16, OpenVINO ran EfficientNet-B0 and CLIP ViT-B/16 in BF16 at twice FP32's speed.
-    On others BF16 is slower than FP32; those that multiply bytes run CLIP in INT8 at 2.3 times FP32's speed. Where
-    there is BF16, INT8 has 1.2 times its speed, which is not worth measuring it in every export. In FP32 neither
-    engine was clearly faster than the other. The reason is a sentence without a full stop; empty where there is more
-    than FP32.
+    On others BF16 is slower than FP32; INT8 of matrix products, which needs none of it, ran CLIP at 2.3 times FP32's
+    speed (on a CPU with BF16). Where there is BF16, that is 1.2 times its speed, which is not worth measuring it in
+    every export. In FP32 neither engine was clearly faster than the other. The reason is a sentence without a full
+    stop; empty where there is more than FP32.
     """
     alone = "FP32 in ONNX Runtime is served, and nothing else was measured:"
     best = next((name for name in ("bf16", "int8") if cpu_features().intersection(FEATURES[name])), None)
