@@ -117,15 +117,22 @@ def test_a_canceled_job_has_no_result(store):
 
 def test_a_worker_that_is_free_is_woken_by_an_analysis_that_waits(store):
     store.cancel("a")
-    looks, is_free = threading.Semaphore(0), threading.Event()
-    waking = Waking(store, is_free.is_set)
+    looks, is_free, over = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    def look_for_room():
+        if over.is_set():
+            raise SystemExit  # ends the thread that follows, which else lives as long as its process
+        return is_free.is_set()
+
+    waking = Waking(store, look_for_room)
     assert waking.wakes
 
     def look():
         waking.wait()
         looks.release()
 
-    threading.Thread(target=waking.follow, daemon=True).start()
+    following = threading.Thread(target=waking.follow, daemon=True)
+    following.start()
     threading.Thread(target=look, daemon=True).start()
     is_free.set()
     assert not looks.acquire(timeout=0.2)  # nothing waits
@@ -135,3 +142,6 @@ def test_a_worker_that_is_free_is_woken_by_an_analysis_that_waits(store):
     assert not looks.acquire(timeout=0.2)  # nobody could begin it
     is_free.set()
     assert looks.acquire(timeout=30)
+    over.set()
+    following.join(timeout=30)
+    assert not following.is_alive()
