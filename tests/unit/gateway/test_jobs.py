@@ -121,17 +121,21 @@ def test_a_worker_that_is_free_is_woken_by_an_analysis_that_waits(store):
 
     def look_for_room():
         if over.is_set():
-            raise SystemExit  # ends the thread that follows, which else lives as long as its process
+            raise EOFError  # `follow` else lives as long as its process
         return is_free.is_set()
 
     waking = Waking(store, look_for_room)
     assert waking.wakes
 
+    def follow():
+        with pytest.raises(EOFError):
+            waking.follow()
+
     def look():
         waking.wait()
         looks.release()
 
-    following = threading.Thread(target=waking.follow, daemon=True)
+    following = threading.Thread(target=follow, daemon=True)
     following.start()
     threading.Thread(target=look, daemon=True).start()
     is_free.set()
