@@ -32,9 +32,9 @@ class Row:
 def pipeline_rows(data: Results) -> list[Row]:
     """Rows of a ``pipeline`` result."""
     rows = []
-    alone = "PyAV decoding the clip, nothing else"
+    alone, model = "PyAV decoding the clip, nothing else", f"{data['model']} {data['precision']}"
     for clip in data["clips"]:
-        what = f"{clip['frames']} frames of {clip['clip']}: clip to verdict, {data['model']}"
+        what = f"{clip['frames']} frames of {clip['clip']}: clip to verdict, {model}"
         rows.append(Row(what, alone, f"{clip['ours_over_decode_alone']:.2f} x the time", headline=True))
         rows.append(Row(f"{what}, fast sampling", alone, f"{clip['fast_over_decode_alone']:.2f} x the time"))
         if "ours_over_usual" in clip:
@@ -43,7 +43,7 @@ def pipeline_rows(data: Results) -> list[Row]:
     one, *more = data.get("repeated", [None])
     rows += [
         Row(
-            f"{item['clips']} clips in one run, {data['model']}",
+            f"{item['clips']} clips in one run, {model}",
             f"{one['clips']} in a run",
             f"{item['cpu_ratio']:.2f} x the CPU time per clip, {item['time_ratio']:.2f} x the time per clip, "
             f"{item['peak_growth_mb']:+.0f} MB",
