@@ -36,10 +36,12 @@ def alignment(features: Tensor, labels: Tensor) -> Tensor:
 def uniformity(features: Tensor) -> Tensor:
     """Return how unevenly the directions of features ``[N, F]`` lie on the sphere; falls as they move apart.
 
-    The logarithm of the mean of exp(-2 d^2), d the distance of two of them: 0 where all are one.
+    The logarithm of the mean of exp(-2 d^2), d the distance of two of them: 0 where all are one, or there is but one.
     """
-    squared = _squared_distances(features)
-    return squared[~torch.eye(len(squared), dtype=torch.bool, device=squared.device)].mul(-2).exp().mean().log()
+    directions = functional.normalize(features, dim=-1)
+    if len(directions) < 2:
+        return directions.sum() * 0
+    return torch.pdist(directions).square().mul(-2).exp().mean().log()
 
 
 def _squared_distances(features: Tensor) -> Tensor:

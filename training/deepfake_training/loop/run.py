@@ -108,9 +108,9 @@ class TrainingRun:
         self.train_set: FaceDataset | TaughtCrops
         self.validation_set: FaceDataset | TaughtCrops
         self.train_set, self.validation_set = config.split(faces)
-        self._distillation = None
-        taught = isinstance(self.train_set, TaughtCrops)
-        self._layer = last_layer(network) if taught or config.alignment or config.uniformity else None
+        self._layer = self._distillation = None
+        if config.alignment or config.uniformity or isinstance(self.train_set, TaughtCrops):
+            self._layer = last_layer(network)
         if self._layer is not None and isinstance(self.train_set, TaughtCrops):
             weights = {"features": config.teacher_features, "logit": config.teacher_logit}
             self._distillation = Distillation(self._layer, self.train_set.width, **weights).to(self._device)
