@@ -73,6 +73,7 @@ async def result(analysis_id: str, request: Request) -> Response:
         item=await progress_of(desk, say, analysis),
         has_media=has_media,
         advice=words.advice(say, analysis.error_type),
+        is_of_file=analysis.error_type in words.OF_FILE,
     )
 
 

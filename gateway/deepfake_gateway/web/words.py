@@ -58,6 +58,8 @@ SHORT_ERRORS: Final = {
     "MediaAwayError": mark("the file could not be fetched"),
     "InternalError": mark("this service failed"),
 }
+OF_FILE: Final = frozenset({"MediaOpenError", "MediaLimitError", "SandboxError"})
+"""Errors that the same file will have again."""
 _FRONT: Final = mark("Send a part in which a face looks towards the camera.")
 _MORE: Final = mark("Look at more frames: open “Analyze again” below and set a higher number.")
 _LONGER: Final = mark("Send a longer part with the face in it.")

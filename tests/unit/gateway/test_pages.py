@@ -69,6 +69,10 @@ def test_a_file_is_named_by_its_address_where_that_is_allowed(tmp_path, gateway,
         assert "clip.mp4" in client.get(sent.headers["location"]).text
 
 
+def main_button(page):
+    return re.search(r'class="[^"]*primary"[^>]*>([^<]*)', page)[1]
+
+
 def test_two_results_of_one_file_are_compared(gateway, clip):
     first = send(gateway, clip, threshold="0.9")
     again = gateway.post(f"{first}/again", data={"threshold": "0.01", "num_frames": ""})
@@ -123,6 +127,18 @@ def test_what_waits_says_behind_how_many_and_what_failed_what_would_help(gateway
     assert "cannot be read as a video or picture" in gateway.get("/history").text
     assert "NO RESULT" in page
     assert "convert it again from its source" in page
+    assert main_button(page) == "Send another file"
+    assert "Analyze again" in page
+
+
+def test_the_main_button_of_what_has_no_result_is_what_may_help(gateway, clip):
+    gateway.queue.hold.clear()
+    result = gateway.post("/", files={"file": ("x.mp4", clip)}).headers["location"]
+    gateway.post(f"{result}/cancel")
+    assert main_button(gateway.get(result).text) == "Analyze again"
+    gateway.desk.media.path(result.rpartition("/")[2]).unlink()
+    assert main_button(gateway.get(result).text) == "Send another file"
+    assert "Analyze again" not in gateway.get(result).text
 
 
 def test_the_history_is_searched_by_name_verdict_state_model_and_day(gateway, clip):
