@@ -44,6 +44,18 @@ class Addresses:
                 "`allowed_networks`"
             )
 
+    def check_literal(self, host: str) -> None:
+        """Raise AddressRefusedError where a host is an IP address, however it is written, and `check` refuses it.
+
+        A name passes: what it leads to is known only when it is connected to.
+        """
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        except (OSError, UnicodeError):
+            return
+        for *_, place in found:
+            self.check(str(place[0]))
+
     async def resolve(self, host: str, port: int) -> str:
         """Return the IP address of a host that may be opened, for what connects by itself.
 

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Body
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from deepfake_gateway.addresses import MAX_URL, AddressRefusedError, checked_url
-from deepfake_gateway.api.parts import DeskOf, JsonRoute
+from deepfake_gateway.addresses import MAX_URL, Addresses, AddressRefusedError, checked_url
+from deepfake_gateway.api.parts import DeskOf, JsonRoute, SettingsOf
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.store.webhooks import Webhook
@@ -68,10 +68,12 @@ class DeliveriesDocument(BaseModel):
     status_code=201,
     responses={201: {"model": WebhookDocument, "description": "It is there."}, **responses(400, 409, 413, 422)},
 )
-async def add(desk: DeskOf, form: Annotated[WebhookForm, Body()]) -> Response:
+async def add(desk: DeskOf, settings: SettingsOf, form: Annotated[WebhookForm, Body()]) -> Response:
     """Have an address told when an analysis is over, by a signed POST (Standard Webhooks)."""
     try:
         parts = checked_url(form.url, ("http", "https"))
+        # Where a name leads is checked with every delivery.
+        Addresses.of(settings.allowed_networks).check_literal(parts.hostname or "")
     except AddressRefusedError as exc:
         raise Problem(422, str(exc)) from None
     if parts.username or parts.password:

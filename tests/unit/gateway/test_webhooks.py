@@ -6,6 +6,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import gateways
 import pytest
 import sqlalchemy as sa
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -16,7 +17,14 @@ from deepfake_gateway.jobs.delivering import deliver_due
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.schema import DELIVERIES
 
-HERE = Addresses.of(["127.0.0.0/8"])
+LOOPBACK = ["127.0.0.0/8"]
+HERE = Addresses.of(LOOPBACK)
+
+
+@pytest.fixture
+def gateway(tmp_path):
+    with gateways.gateway(tmp_path / "data", allowed_networks=LOOPBACK) as client:
+        yield client
 
 
 @pytest.fixture
@@ -112,6 +120,23 @@ def test_nothing_is_sent_inside_and_a_receiver_that_wants_no_more_is_left_alone(
     receiver.statuses = [410, 410]
     assert deliver(gateway) == 2
     assert [logged(gateway, one)[0]["state"] for one in (webhook, by_name)] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "127.1", "2130706433", "10.0.0.7", "169.254.169.254", "0.0.0.0", "[::1]", "[::ffff:10.0.0.1]"],
+)
+def test_a_private_address_is_refused_at_once_in_the_words_of_other_addresses(tmp_path, host):
+    with gateways.gateway(tmp_path / "data", url_intake=True) as gateway:
+        answers = [gateway.post(f"/v1/{kind}", json={"url": f"http://{host}/"}) for kind in ("webhooks", "watches")]
+        assert [answer.status_code for answer in answers] == [422, 422]
+        assert (
+            "is not a public address; whoever runs this service can allow its network" in answers[0].json()["detail"]
+        )
+        assert answers[0].json() == answers[1].json()
+        assert gateway.get("/v1/webhooks").json()["items"] == []
+        for public in ("93.184.215.14", "[2606:4700::1111]", "no-such-name.example"):
+            assert gateway.post("/v1/webhooks", json={"url": f"http://{public}/"}).status_code == 201
 
 
 def test_a_tenant_s_webhooks_are_told_of_its_own_analyses_only(gateway, clip, receiver):
