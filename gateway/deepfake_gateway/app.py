@@ -27,6 +27,7 @@ from deepfake_gateway.api import (
 )
 from deepfake_gateway.api.door import Door, not_stored
 from deepfake_gateway.api.guard import Guard
+from deepfake_gateway.api.heads import Heads
 from deepfake_gateway.intake.problems import Problem, problem_answer
 from deepfake_gateway.intake.submission import AskModels, Desk
 from deepfake_gateway.jobs.queue import Queue
@@ -85,6 +86,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     app.add_exception_handler(SQLAlchemyError, _on_database)
     app.add_exception_handler(MediaAwayError, _on_media)
     app.add_middleware(Door, desk=desk, keys=keys, settings=settings, metrics=counted)
+    app.add_middleware(Heads)
     app.add_middleware(Guard, only_local_names=settings.is_local, metrics=counted, on_fault=_on_fault)
     return app
 

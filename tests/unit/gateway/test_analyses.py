@@ -346,7 +346,7 @@ def test_a_name_that_cannot_be_read_is_replaced(gateway, disposition, name):
 def test_a_long_name_is_cut(gateway):
     assert len(send(gateway, b"junk", "x" * 5000).json()["file"]["name"]) == 255
     answer = send(gateway, b"junk", "x" * 10_000)
-    assert (answer.status_code, "shorter name" in answer.json()["detail"]) == (400, True)
+    assert (answer.status_code, "shorter name" in answer.json()["detail"]) == (422, True)
 
 
 def test_refusals_name_what_is_allowed_as_it_is_written(gateway):
