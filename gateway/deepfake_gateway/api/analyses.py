@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -83,15 +84,23 @@ async def begin(
     Send multipart with ``file`` and options as fields, or the file as the body and options in the query, or where
     this service is set to fetch files, JSON with a ``url`` and options.
     """
-    async with received(
-        request, desk.media.new_upload(), max_bytes=settings.max_upload_bytes, fetcher=Fetcher(settings)
-    ) as upload:
-        query = {name: value for name, value in request.query_params.items() if name not in NOT_OPTIONS}
-        if twice := sorted(query.keys() & upload.fields.keys()):
+    query = {name: value for name, value in request.query_params.items() if name not in NOT_OPTIONS}
+
+    def options(fields: Mapping[str, str]) -> dict[str, str]:
+        if twice := sorted(query.keys() & fields.keys()):
             raise repeated("the request", twice[0])
+        return {**query, **fields}
+
+    async with received(
+        request,
+        desk.media.new_upload(),
+        max_bytes=settings.max_upload_bytes,
+        fetcher=Fetcher(settings),
+        check=lambda fields: desk.check_options(options(fields)),
+    ) as upload:
         submitted = await desk.submit(
             upload,
-            {**query, **upload.fields},
+            options(upload.fields),
             idempotency_key=idempotency_key,
             priority=Priority[priority.upper()],
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
@@ -78,11 +79,19 @@ async def begin(request: Request, desk: DeskOf, settings: SettingsOf) -> Respons
 
     Send multipart with several ``file``, or where this service is set to fetch files, JSON with ``urls``.
     """
+
+    def options(fields: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in fields.items() if name != "name"}
+
     async with received_together(
-        request, desk.media.new_upload, max_bytes=settings.max_upload_bytes, fetcher=Fetcher(settings)
+        request,
+        desk.media.new_upload,
+        max_bytes=settings.max_upload_bytes,
+        fetcher=Fetcher(settings),
+        check=lambda fields: desk.check_options(options(fields)),
     ) as (files, fields):
-        name = printable_of(fields.pop("name", ""))[:255]
-        batch = await desk.submit_together(files, fields, name)
+        name = printable_of(fields.get("name", ""))[:255]
+        batch = await desk.submit_together(files, options(fields), name)
     document = batch_json(batch)
     return JSONResponse(document, 202, {"Location": document["links"]["self"]})
 

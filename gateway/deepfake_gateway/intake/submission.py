@@ -120,6 +120,10 @@ class Desk:
         """What the caller has sent: an administrator's own, too."""
         return self.store.of_tenant(self.tenant)
 
+    def check_options(self, fields: Mapping[str, Any]) -> None:
+        """Raise Problem 422 for options that `submit` would refuse."""
+        stored_options(fields, max_frames=self._max_frames)
+
     async def submit(
         self,
         upload: Upload,
@@ -223,7 +227,7 @@ class Desk:
         Raises:
             Problem: 422 for options, 429 where not all of them may wait.
         """
-        stored_options(fields, max_frames=self._max_frames)
+        self.check_options(fields)
         if await asyncio.to_thread(self._waiting) + len(files) > self._max_queued:
             raise self._full("analyses")
         items = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,9 @@ _FIELDS: Final = re.compile(rb"[\w%+.~*-]*=[\x21-\x7e]*\Z")
 MAX_FILES: Final = 1000
 """In one batch."""
 
+Check = Callable[[Mapping[str, str]], object]
+"""Raises Problem for the fields of a request that names addresses; nothing is fetched then."""
+
 
 @asynccontextmanager
 async def received(
@@ -39,15 +42,17 @@ async def received(
     max_bytes: int,
     file_fields: Collection[str] = ("file",),
     fetcher: Fetcher | None = None,
+    check: Check | None = None,
 ) -> AsyncIterator[Upload]:
     """Write the file of a request's body to `path`, and remove it at the end unless it was moved.
 
     A body is ``multipart/form-data`` with one of `file_fields`, or the file itself, whose name is in
     ``Content-Disposition``, or in the query as ``file_name``; with a `fetcher` also JSON with its ``url``, and the
-    other fields beside it.
+    other fields beside it, which are given to `check` before the file is fetched.
 
     Raises:
-        Problem: 400 for a broken body, 413 for one that is too large, 422 for none; for an address see `Fetcher`.
+        Problem: 400 for a broken body, 413 for one that is too large, 422 for none, or one that has what it may not;
+            for an address see `Fetcher`.
     """
     _check_length(request, max_bytes)
     kind, parameters = parse_options_header(request.headers.get("content-type", ""))
@@ -58,6 +63,8 @@ async def received(
                 await _read_form(request, sink, parameters.get(b"boundary", b""), file_fields)
             elif kind == b"application/json" and fetcher is not None:
                 url, sink.upload.fields = await _read_json(request)
+                if check is not None:
+                    check(sink.upload.fields)
                 await fetcher.fetch(url, sink)
             else:
                 sink.upload.file_name = file_name_of(
@@ -123,7 +130,7 @@ class _Form:
 
     def _check_header(self) -> None:
         if len(self._header) + len(self._value) > MAX_HEADER_BYTES:
-            raise Problem(400, "a header of the form is too long; send the file with a shorter name")
+            raise Problem(422, "a header of the form is too long; send the file with a shorter name")
 
     def _header_ends(self) -> None:
         self._headers[self._header.lower()] = self._value
@@ -137,7 +144,7 @@ class _Form:
                 fields = " or ".join(sorted(self._file_fields))
                 raise Problem(422, f"the file is in the field {name[:80]!r}; send it as {fields}")
             if len(self.fields) >= MAX_FIELDS:
-                raise Problem(400, f"the form has more than {MAX_FIELDS} fields; send fewer")
+                raise Problem(422, f"the form has more than {MAX_FIELDS} fields; send fewer")
             if name in self.fields:
                 raise repeated("the form", name)
             self._field, self.fields[name] = name, ""
@@ -152,7 +159,7 @@ class _Form:
         self._text += data[start:end]
         if len(self._text) > MAX_FIELD_BYTES:
             raise Problem(
-                400, f"the field {self._field[:80]!r} is longer than {MAX_FIELD_BYTES} bytes; send the file as 'file'"
+                422, f"the field {self._field[:80]!r} is longer than {MAX_FIELD_BYTES} bytes; send the file as 'file'"
             )
 
     def _part_ends(self) -> None:
@@ -170,7 +177,7 @@ async def _read_form(request: Request, sink: Sink, boundary: bytes, file_fields:
     async def begin(name: str) -> Sink:
         nonlocal has_file
         if has_file:
-            raise Problem(400, "the form has several files; send one request for each, or POST /v1/batches")
+            raise Problem(422, "the form has several files; send one request for each, or POST /v1/batches")
         has_file, sink.upload.file_name = True, name
         return sink
 
@@ -204,12 +211,17 @@ async def _read_files(
 
 @asynccontextmanager
 async def received_together(
-    request: Request, new_path: Callable[[], Path], *, max_bytes: int, fetcher: Fetcher
+    request: Request,
+    new_path: Callable[[], Path],
+    *,
+    max_bytes: int,
+    fetcher: Fetcher | None = None,
+    check: Check | None = None,
 ) -> AsyncIterator[tuple[list[Upload | tuple[str, Problem]], dict[str, str]]]:
-    """Write the files of a form, or those whose addresses a JSON object has as ``urls``.
+    """Write the files of a form, or with a `fetcher` those whose addresses a JSON object has as ``urls``.
 
-    Yields each file, or its name and why it cannot be used, and the other fields. Files are removed at the end unless
-    they were moved.
+    Yields each file, or its name and why it cannot be used, and the other fields, which are given to `check` before
+    any file is fetched. Files are removed at the end unless they were moved.
 
     Raises:
         Problem: 400 for a broken body, 413 for a file that is too large, 415 and 422 for what has no files.
@@ -230,12 +242,14 @@ async def received_together(
     try:
         if kind == b"multipart/form-data":
             fields = await _read_files(request, parameters.get(b"boundary", b""), ("file", "files"), begin)
-        elif kind == b"application/json":
+        elif kind == b"application/json" and fetcher is not None:
             data = await _json_object(request)
             urls = data.pop("urls", None)
             if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
                 raise Problem(422, 'the JSON has no `urls`; send {"urls": [...]} and options beside it')
             fields = _as_fields(data)
+            if check is not None:
+                check(fields)
             for number, url in enumerate(urls):
                 shown = printable_of(without_password(url))[:MAX_NAME]
                 sink = await begin(shown)

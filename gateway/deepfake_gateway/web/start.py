@@ -60,9 +60,10 @@ async def start(request: Request) -> Response:
 async def upload(request: Request) -> Response:
     """Take the start page's form: one file, whose result is shown, or several, which become a batch."""
     desk, settings, _ = _parts(request)
-    async with received_together(
-        request, desk.media.new_upload, max_bytes=settings.max_upload_bytes, fetcher=Fetcher(settings)
-    ) as (files, sent):
+    async with received_together(request, desk.media.new_upload, max_bytes=settings.max_upload_bytes) as (
+        files,
+        sent,
+    ):
         fields = {name: value for name, value in sent.items() if name in FIELDS}
         if len(files) > 1:
             batch = await desk.submit_together(files, fields, "")

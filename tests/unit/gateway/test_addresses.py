@@ -60,6 +60,17 @@ def test_a_file_is_fetched_through_redirects_and_analyzed(gateway, clip):
     assert len(analysis["verdict"]["frames"]) == 3
 
 
+def test_nothing_is_fetched_for_options_that_are_refused(gateway):
+    with serving({}) as (address, seen):
+        for path, addresses in (("analyses", {"url": f"{address}/a"}), ("batches", {"urls": [f"{address}/a"]})):
+            for wrong in ({"threshold": 2}, {"num_frames": 3, "fps": 1}, {"frames": 3}):
+                assert gateway.post(f"/v1/{path}", json={**addresses, **wrong}).status_code == 422
+        twice = gateway.post("/v1/analyses?num_frames=3", json={"url": f"{address}/a", "num_frames": 3})
+        assert (twice.status_code, "more than once" in twice.json()["detail"]) == (422, True)
+        assert gateway.post("/v1/analyses?fps=0", json={"url": f"{address}/a"}).status_code == 422
+        assert seen == []
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

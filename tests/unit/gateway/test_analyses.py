@@ -210,6 +210,30 @@ def test_the_medium_is_sent_in_ranges(gateway, clip):
         assert (behind.status_code, behind.headers["content-range"]) == (416, f"bytes */{size}")
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/history", "/analyses/{id}", "/static/app.js", "/health", "/v1/health/ready", "/metrics", "/openapi.json",
+     "/v1/analyses", "/v1/analyses/{id}", "/v1/analyses/{id}/media", "/v1/analyses/{id}/report", "/v1/nothing"],
+)  # fmt: skip
+def test_head_is_get_without_a_body(gateway, clip, path):
+    path = path.format(id=send(gateway, clip).json()["id"])
+    head, get = gateway.head(path), gateway.get(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    if path != "/metrics":  # which counts both
+        assert head.headers.get("content-length") == get.headers.get("content-length")
+
+
+def test_head_of_events_does_not_wait_for_them(gateway, clip):
+    gateway.queue.hold.clear()
+    analysis = gateway.post("/v1/analyses", content=clip).json()
+    head = gateway.head(analysis["links"]["events"])
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"].startswith("text/event-stream")
+    assert gateway.get(analysis["links"]["self"]).json()["status"] == "queued"
+    assert gateway.head(f"{analysis['links']['self']}/cancel").status_code == 405
+
+
 PAGE = b"<html><script>alert(1)</script></html>"
 
 
@@ -253,7 +277,9 @@ def test_refusals_say_what_to_do(gateway, clip):
         (422, send(gateway, clip, num_frames=3, fps=1)),
         (422, gateway.post("/v1/analyses", files={"other": ("a.mp4", clip)})),
         (422, gateway.get("/v1/analyses?limit=0")),
-        (400, gateway.post("/v1/analyses", files=[("file", ("a", b"1")), ("file", ("b", b"2"))])),
+        (422, gateway.post("/v1/analyses", files=[("file", ("a", b"1")), ("file", ("b", b"2"))])),
+        (422, gateway.post("/v1/analyses", data={str(n): "" for n in range(33)}, files={"file": ("a", b"1")})),
+        (422, gateway.post("/v1/analyses", data={"mode": "x" * 4097}, files={"file": ("a", b"1")})),
         (
             400,
             gateway.post("/v1/analyses", content=b"--x", headers={"Content-Type": "multipart/form-data; boundary=x"}),
