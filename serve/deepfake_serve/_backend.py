@@ -43,6 +43,9 @@ SLOW_S = 2.0
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
+_keep = ctypes.pythonapi.Py_IncRef
+_keep.argtypes = [ctypes.py_object]
+_keep.restype = None
 
 
 class TritonPythonModel:
@@ -105,7 +108,7 @@ class TritonPythonModel:
         self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._under_way: Future[list[Array]] | None = None
         largest_s = full_s * int(config["max_batch_size"]) / self._full
-        self._restarts = _show_restarts()
+        _show_restarts()
         self._pulse.publish(config["name"], max(HUNG_S, HUNG_SHARE * largest_s))
 
     def finalize(self) -> None:
@@ -225,8 +228,12 @@ class TritonPythonModel:
         return CROPS_PER_THREAD * (self._threads if network is self._network else self._lone_threads)
 
 
-def _show_restarts() -> Any:
-    """Add how often Triton was started again to its metrics; they are there as long as what is returned."""
+def _show_restarts() -> None:
+    """Add how often Triton was started again to its metrics.
+
+    They stay until Triton ends: where this process frees one when its model is unloaded, it crashes (Triton issue
+    8662), or the server does when the next process frees the same one (issue 8663).
+    """
     family = pb_utils.MetricFamily(
         name="deepfake_server_restarts",
         description="How often this server was started again since the command that serves was",
@@ -235,7 +242,8 @@ def _show_restarts() -> Any:
     metric = family.Metric(labels={})
     # A gauge, as each instance of each model writes the same figure.
     metric.set(float(os.environ.get(RESTARTS_VARIABLE, "0")))
-    return family, metric
+    for kept in (family, metric):
+        _keep(kept)
 
 
 def _tensor(name: str, values: Array) -> Any:

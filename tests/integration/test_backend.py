@@ -6,11 +6,14 @@ or a single answer fails, which cannot be brought about there.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
 import threading
+import weakref
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -64,6 +67,24 @@ class Request:
         return self._sender.answers
 
 
+class Metric:
+    def set(self, value):
+        pass
+
+
+class MetricFamily:
+    GAUGE = "gauge"
+    made: ClassVar[list[weakref.ref]] = []
+
+    def __init__(self, **described):
+        self.made.append(weakref.ref(self))
+
+    def Metric(self, labels):  # noqa: N802
+        metric = Metric()
+        self.made.append(weakref.ref(metric))
+        return metric
+
+
 @pytest.fixture
 def logged():
     return []
@@ -74,9 +95,7 @@ def backend(monkeypatch, logged):
     utils = ModuleType("triton_python_backend_utils")
     utils.Tensor, utils.InferenceResponse, utils.TritonError = Tensor, Response, str
     utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = "final"
-    metric = SimpleNamespace(set=lambda value: None)
-    utils.MetricFamily = lambda **described: SimpleNamespace(Metric=lambda labels: metric)
-    utils.MetricFamily.GAUGE = "gauge"
+    utils.MetricFamily = MetricFamily
     utils.Logger = SimpleNamespace(log_error=logged.append)
     utils.get_input_tensor_by_name = lambda request, name: request.faces
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
@@ -218,3 +237,11 @@ def test_a_wrong_request_in_a_full_batch_gets_an_error_of_its_own(model) -> None
     responses = model.execute([*requests_of(*(1,) * 8), wrong])
     assert [response.error is None for response in responses] == [True] * 8 + [False]
     model.finalize()
+
+
+def test_metrics_are_never_freed_since_triton_crashes_where_they_are(backend) -> None:
+    backend._show_restarts()
+    gc.collect()
+    family, metric = (made() for made in MetricFamily.made[-2:])
+    assert isinstance(family, MetricFamily)
+    assert isinstance(metric, Metric)
