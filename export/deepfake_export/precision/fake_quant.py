@@ -157,7 +157,8 @@ def insert_rounding(traced: fx.GraphModule, *, signed: bool, weight_bits: int, a
         if node.target in _WEIGHT_OPS or (all_ops and node.target in _OTHER_OPS):
             inputs = node.args[:1] if node.target in _WITH_WEIGHT else _inputs_of(node)
             outputs = [_output_of(node)] if all_ops else []
-            rounded.update(dict.fromkeys(item for item in (*inputs, *outputs) if _is_activation(item)))
+            values = (_before_padding(item) for item in (*inputs, *outputs))
+            rounded.update(dict.fromkeys(item for item in values if _is_activation(item)))
             _round_weights(traced, node, weight_bits)
     for index, node in enumerate(item for item in rounded if not _is_clipped(item)):
         _insert(traced, node, ActivationRounding(signed=signed), f"rounding_{index}")
@@ -205,6 +206,12 @@ def _output_of(node: fx.Node) -> fx.Node:
     if node.target in _CONVOLUTIONS and user is not None and user.target is _NORM:
         return next(item for item in user.users if item.target is operator.getitem and item.args[1] == 0)
     return node
+
+
+def _before_padding(item: Any) -> Any:
+    """Return what is padded with zeros, where `item` is that: the exporter makes the padding part of the layer."""
+    is_padding = isinstance(item, fx.Node) and item.target is aten.pad.default
+    return item.args[0] if is_padding and item.args[2:] in ((), ("constant", 0)) else item
 
 
 def _is_clipped(node: fx.Node) -> bool:

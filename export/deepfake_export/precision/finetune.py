@@ -112,16 +112,7 @@ def finetune(
     chosen = evenly(np.arange(len(crops)), min(MAX_HELD_OUT, len(crops) // 4))
     held_out, learned = crops[chosen], np.delete(crops, chosen, axis=0)
     network = copy.deepcopy(detector.network)
-    example = detector.normalize(torch.from_numpy(crops[:2]))
-    student = trace(network, example)
-    give_taps(student, NUM_TAPS)
-    teacher = copy.deepcopy(student).requires_grad_(requires_grad=False)
-    insert_rounding(
-        student,
-        signed=form.signed_activations,
-        weight_bits=7 if form.reduce_range else 8,
-        all_ops=form.op_types == CPU_OPS,
-    )
+    student, teacher = student_and_teacher(network, detector.normalize(torch.from_numpy(crops[:2])), form)
     trainer = _Trainer(detector, network, student, teacher, evenly(learned, RANGE_CROPS), method)
     wanted = trainer.logits(teacher, held_out)
 
@@ -152,6 +143,28 @@ def finetune(
     network.load_state_dict(best_state)
     done_words = Finetuning(minutes, steps, len(learned), len(held_out), round(before, 6), round(best, 6))
     return Tuned(ServedDetector(network, spec).eval(), done_words, held_out, wanted.numpy())
+
+
+def student_and_teacher(network: nn.Module, example: Tensor, form: QdqForm) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Return a network that rounds as `form`, and one that does not; both give the outputs of some layers, too.
+
+    The first shares its parameters with `network`, the second has copies. `example` is a batch of at least two.
+
+    Raises:
+        ExportError: the network cannot be traced, or has nothing to round.
+    """
+    student = trace(network, example)
+    teacher = copy.deepcopy(student).requires_grad_(requires_grad=False)
+    insert_rounding(
+        student,
+        signed=form.signed_activations,
+        weight_bits=7 if form.reduce_range else 8,
+        all_ops=form.op_types == CPU_OPS,
+    )
+    # Not before: a layer whose output is also returned would not be one operator with the ReLU behind it.
+    for traced in (student, teacher):
+        give_taps(traced, NUM_TAPS)
+    return student, teacher
 
 
 class _Trainer:

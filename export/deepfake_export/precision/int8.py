@@ -55,6 +55,9 @@ MAX_LAYERS_S = 180.0
 """So are they where measuring them one by one would take longer than this."""
 MIN_GROUPS = 8
 """Fewer groups than this say nothing about where the error comes from."""
+SMALLEST_RANGE = 1e-6
+"""Of a tensor or channel. A channel whose weights are all zero would get a scale of 1 otherwise, and its bias, whose
+scale is the product of the input's and the weights', would be rounded to whole steps of the input."""
 PROGRESS_S = 10.0
 """Time between two words on how far the search is."""
 MAX_EXCLUDED_SHARE = 0.75
@@ -313,6 +316,7 @@ def _quantize(model: Any, ranges: dict[str, Range], nodes: Collection[str], form
                 "ActivationSymmetric": form.signed_activations,
                 "WeightSymmetric": True,
                 "QuantizeBias": form.quantize_bias,
+                "MinimumRealRange": SMALLEST_RANGE,
                 "OpTypesToExcludeOutputQuantization": list(form.op_types) if form.signed_activations else [],
             },
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,11 @@ class RangeMeter:
         """Take in the tensor's values for one crop, float32 of any shape."""
         self._low, self._high = min(self._low, value.min()), max(self._high, value.max())
         flat = value.ravel()
-        # An odd stride visits all channels.
-        self._samples.append(flat[:: (len(flat) // SAMPLES_PER_CROP) | 1].copy())
+        stride = max(1, len(flat) // SAMPLES_PER_CROP)
+        # A stride that shares a factor with a dimension would see some of its places alone, a margin for example.
+        while math.gcd(stride, len(flat)) > 1:
+            stride += 1
+        self._samples.append(flat[::stride].copy())
 
     def range_of(self, method: str) -> Range:
         """Return the lowest and the highest value by one of `METHODS`."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import shutil
 from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -16,10 +18,11 @@ from torch import nn
 from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.precision import finetune, int8, selection
-from deepfake_export.precision.fake_quant import ActivationRounding, insert_rounding, measure_ranges, trace
+from deepfake_export.precision.fake_quant import ActivationRounding, measure_ranges
+from deepfake_export.precision.int8 import Int8Export
+from deepfake_export.precision.ranges import RangeMeter
 from deepfake_export.proof.crops import CropSet, generate_crops
 from deepfake_export.proof.parity import reference_outputs
-from deepfake_export.proof.running import LocalEngine
 from deepfake_export.request import ExportJob, ExportRequest
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import ExportError, OptionError
@@ -86,34 +89,92 @@ def steps_instead_of_seconds(monkeypatch):
     monkeypatch.setattr(finetune, "LEARNING_RATE", 1e-3)  # for so small a network
 
 
-@pytest.mark.parametrize("target", int8.TARGETS)
-def test_what_rounds_in_pytorch_rounds_as_the_graph(detector, fp32_path, tmp_path, monkeypatch, target):
-    monkeypatch.setattr(int8, "_is_good", lambda *_: True)  # every layer is quantized
-    form = int8.TARGETS[target]
-    wanted = reference_outputs(detector, CROPS)[1]
-    judge = (CROPS, wanted)
-    made = int8.quantize_int8(fp32_path, tmp_path / "int8.onnx", SPEC, CROPS, target=target, judge=judge)
-    served = LocalEngine(tmp_path / "int8.onnx").run(CROPS)[1]
-    traced = trace(detector.network, detector.normalize(torch.from_numpy(CROPS[:2])))
-    insert_rounding(
-        traced,
-        signed=form.signed_activations,
-        weight_bits=7 if form.reduce_range else 8,
-        all_ops=form.op_types == int8.CPU_OPS,
-    )
-    measure_ranges(traced, [detector.normalize(torch.from_numpy(crop[None])) for crop in CROPS], made.method)
+@pytest.fixture(scope="module")
+def padded_detector() -> ServedDetector:
+    """As EfficientNet-Lite0: ReLU6, padding on two sides alone, and channels that were pruned but for their bias."""
+    torch.manual_seed(1)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU6(inplace=True),
+        nn.ZeroPad2d((0, 1, 0, 1)),
+        nn.Conv2d(16, 16, 3, stride=2, groups=16, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU6(inplace=True),
+        nn.Conv2d(16, 8, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 1),
+    ).eval()
     with torch.no_grad():
-        rounded = detector.logit_of(traced(detector.normalize(torch.from_numpy(CROPS)))[0]).numpy()
-    # Nearly the same steps are taken: a rounding here and there falls the other way.
-    assert np.abs(rounded - served).mean() < 0.3 * np.abs(served - wanted).mean()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(2, 4)
+                module.bias.uniform_(-1, 1)
+                module.weight[3] = 0
+                module.bias[3] = 0.011
+    return ServedDetector(network, SPEC).eval()
+
+
+def with_everything_rounded(fp32_path, path, monkeypatch, target="cpu", judge=None) -> Int8Export:
+    monkeypatch.setattr(int8, "_is_good", lambda *_: True)
+    return int8.quantize_int8(fp32_path, path, SPEC, CROPS, target=target, judge=judge or (CROPS, np.zeros((64, 1))))
+
+
+@pytest.mark.parametrize("network", ["detector", "padded_detector"])
+@pytest.mark.parametrize("target", int8.TARGETS)
+def test_what_rounds_in_pytorch_rounds_as_the_graph(request, network, tmp_path, monkeypatch, target):
+    # Biases are rounded in the file alone, where they have 32 bits.
+    form = dataclasses.replace(int8.TARGETS[target], quantize_bias=False)
+    monkeypatch.setitem(int8.TARGETS, target, form)
+    detector = request.getfixturevalue(network)
+    pixels = detector.normalize(torch.from_numpy(CROPS))
+    student, _ = finetune.student_and_teacher(detector.network, pixels[:2], form)
+    export_onnx(detector, tmp_path / "model.onnx", SPEC)
+    made = with_everything_rounded(tmp_path / "model.onnx", tmp_path / "int8.onnx", monkeypatch, target)
+    measure_ranges(student, pixels.split(1), made.method)
+    roundings = [item for item in student.modules() if isinstance(item, ActivationRounding)]
     graph = onnx.load(tmp_path / "int8.onnx").graph
-    constants = {item.name for item in graph.initializer}
+    constants = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
     quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in constants]
-    assert sum(isinstance(item, ActivationRounding) for item in traced.modules()) == len(quantizers)
+    in_file = sorted((float(constants[node.input[1]]), int(constants[node.input[2]])) for node in quantizers)
+    np.testing.assert_allclose(sorted((item._scale, item._zero) for item in roundings), in_file, rtol=1e-5)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # no kernels of integers
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx", options)
+    (wanted,) = session.run(["logit"], {"faces": CROPS})
+    with torch.no_grad():
+        rounded = detector.logit_of(student(pixels)[0]).numpy()
+    differences = np.abs(rounded - wanted) / np.abs(wanted - reference_outputs(detector, CROPS)[1]).mean()
+    # A value that lies between two steps falls to the other one now and then.
+    assert np.median(differences) < 1e-3
 
 
-def test_fine_tuning_comes_nearer_to_the_checkpoint_on_crops_that_it_never_saw(detector):
-    before = copy.deepcopy(detector.state_dict())
+def test_channels_without_weights_keep_their_bias(padded_detector, tmp_path, monkeypatch):
+    export_onnx(padded_detector, tmp_path / "model.onnx", SPEC)
+    with_everything_rounded(tmp_path / "model.onnx", tmp_path / "int8.onnx", monkeypatch)
+    (wanted, graph) = (onnx.load(tmp_path / name).graph for name in ("model.onnx", "int8.onnx"))
+    floats, constants = (
+        {item.name: onnx.numpy_helper.to_array(item) for item in g.initializer} for g in (wanted, graph)
+    )
+    biases = [node.input for node in graph.node if constants.get(node.input[0], np.zeros(0)).dtype == np.int32]
+    assert len(biases) == 3
+    for name, scale, _ in biases:
+        bias = floats[name.removesuffix("_quantized")]
+        np.testing.assert_allclose(constants[name] * constants[scale], bias, atol=0.004)
+
+
+def test_percentiles_see_more_than_the_margin_of_a_padded_tensor():
+    meter = RangeMeter()
+    # A step of 221 = 13 * 17 values meets one column of 13 alone.
+    meter.add(np.pad(np.ones((672, 12, 12), np.float32), ((0, 0), (0, 1), (1, 0))))
+    assert meter.range_of("percentile 99.9") == (0, 1)
+
+
+def test_fine_tuning_comes_nearer_to_the_checkpoint_on_crops_that_it_never_saw(
+    detector, fp32_path, tmp_path, monkeypatch
+):
+    checkpoint = copy.deepcopy(detector.state_dict())
     said: list[str] = []
     tuned = finetune.finetune(
         detector,
@@ -127,7 +188,14 @@ def test_fine_tuning_comes_nearer_to_the_checkpoint_on_crops_that_it_never_saw(d
     found = tuned.finetuning
     assert (found.steps, found.num_crops, found.num_held_out) == (24, 48, 16)
     assert found.error_after < found.error_before
-    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+    assert all(torch.equal(value, checkpoint[name]) for name, value in detector.state_dict().items())
+    # And so does its file.
+    export_onnx(tuned.detector, tmp_path / "tuned.onnx", SPEC)
+    before, after = (
+        with_everything_rounded(path, tmp_path / "int8.onnx", monkeypatch, judge=(tuned.held_out, tuned.reference))
+        for path in (fp32_path, tmp_path / "tuned.onnx")
+    )
+    assert after.method_errors["percentile 99.99"] < before.method_errors["percentile 99.99"]
     assert any("s left" in step for step in said)
     np.testing.assert_allclose(tuned.reference, reference_outputs(detector, tuned.held_out)[1], atol=1e-5)
     with pytest.raises(ExportError, match="fine-tuning for INT8 needs 32 crops, and there are 31; add faces"):
