@@ -50,6 +50,9 @@ KEEPALIVE_TIMEOUT_S: Final = 10.0
 """A peer that acknowledges neither probe nor data for so long is taken for dead (also set as TCP_USER_TIMEOUT)."""
 PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 """Those of the environment that gRPC reads."""
+CONNECT_S: Final = 10.0
+"""A connection that takes longer to make is given up: over a far network with TLS, or to a busy machine, it may take
+some tenths of a second. gRPC reads it from `min_reconnect_backoff_ms`; pauses between tries do not depend on it."""
 MAX_RECONNECT_BACKOFF_S: Final = 1.0
 """gRPC's own default grows to 2 minutes, during which a server that is back would count as absent."""
 MIN_RESOLUTION_S: Final = 2.0
@@ -62,7 +65,7 @@ _OPTIONS: Final = (
     ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1_000)),
     ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1_000)),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1_000)),
     ("grpc.max_reconnect_backoff_ms", int(MAX_RECONNECT_BACKOFF_S * 1_000)),
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     ("grpc.dns_min_time_between_resolutions_ms", int(MIN_RESOLUTION_S * 1_000)),
