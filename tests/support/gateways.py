@@ -22,7 +22,7 @@ from deepfake_client.transport.testing import FakeTransport
 from deepfake_gateway.app import build_app
 from deepfake_gateway.intake.connections import server_of
 from deepfake_gateway.jobs.evidence import Evidence
-from deepfake_gateway.jobs.explaining import run_explanation
+from deepfake_gateway.jobs.explaining import patient, run_explanation
 from deepfake_gateway.jobs.queue import Job
 from deepfake_gateway.jobs.running import run_job
 from deepfake_gateway.jobs.watching import run_watch
@@ -33,7 +33,7 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import Explanations
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.watches import Watches
-from deepfake_preprocess.errors import DeepfakeError, ExplainDisagreementError
+from deepfake_preprocess.errors import DeepfakeError, ExplainDisagreementError, ServerUnavailableError
 from deepfake_preprocess.support.sockets import listening
 
 SPEC = ModelSpec("fake_model", "timm:efficientnet_b0", checkpoint_sha256="ab" * 32, threshold=0.3)
@@ -51,6 +51,7 @@ class ThreadQueue:
         self.hold = threading.Event()
         self.hold.set()
         self.slow = self.disagrees = False
+        self.num_away = 0  # times that the explain service is not there
         self.working, self.canceled = threading.Event(), threading.Event()
 
     def enqueue(self, connection, job, job_id, priority):
@@ -78,7 +79,7 @@ class ThreadQueue:
         while explanations.get(explanation_id) is None:
             time.sleep(0.005)
         evidence = Evidence(self.media, InThread().run)
-        asyncio.run(run_explanation(self.store, self.media, evidence, explanation_id, self.explain))
+        asyncio.run(run_explanation(self.store, self.media, evidence, explanation_id, patient(self.explain, 60)))
 
     def _watch(self, watch_id):
         self.hold.wait()
@@ -104,6 +105,9 @@ class ThreadQueue:
 
     async def explain(self, verdict, crops, options):
         """Give each crop a heatmap of its own brightness."""
+        if self.num_away:
+            self.num_away -= 1
+            raise ServerUnavailableError("no explain service answers")
         if self.disagrees:
             raise ExplainDisagreementError("PyTorch gives 0.1 and the server 0.9")
         return [

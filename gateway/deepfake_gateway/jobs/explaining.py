@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from typing import Any, Final
@@ -19,14 +20,20 @@ from deepfake_client.explain.types import ExplainOptions, Explanation
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.jobs.evidence import Crop, Evidence, MediumGoneError, listed_faces
-from deepfake_gateway.jobs.running import stored
+from deepfake_gateway.jobs.running import FIRST_WAIT_S, LONGEST_WAIT_S, stored
 from deepfake_gateway.sandbox.process import TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.tracing import traced
-from deepfake_preprocess.errors import DeepfakeError, MediaOpenError, OptionError
+from deepfake_preprocess.errors import (
+    DeepfakeError,
+    MediaOpenError,
+    OptionError,
+    ServerBusyError,
+    ServerUnavailableError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +63,25 @@ class ServiceExplain:
                     explainer=explainer,
                     options=options,
                 )
+
+
+def patient(explain: Explain, server_wait_s: float) -> Explain:
+    """Return what asks again and again while the explain service, or the server, is away: it may be starting."""
+
+    async def explain_once_there(
+        verdict: Verdict, crops: Sequence[Crop], options: ExplainOptions
+    ) -> list[Explanation]:
+        give_up_at, wait_s = time.monotonic() + server_wait_s, FIRST_WAIT_S
+        while True:
+            try:
+                return await explain(verdict, crops, options)
+            except (ServerUnavailableError, ServerBusyError):
+                if time.monotonic() + wait_s >= give_up_at:
+                    raise
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    return explain_once_there
 
 
 async def run_explanation(

@@ -22,7 +22,7 @@ from deepfake_client.transport.connect import connect
 from deepfake_gateway.addresses import Addresses
 from deepfake_gateway.jobs.delivering import deliver_all
 from deepfake_gateway.jobs.evidence import Evidence
-from deepfake_gateway.jobs.explaining import ServiceExplain, run_explanation
+from deepfake_gateway.jobs.explaining import ServiceExplain, patient, run_explanation
 from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, DurableQueue, Job
 from deepfake_gateway.jobs.retention import PURGE_EVERY_S, purge
 from deepfake_gateway.jobs.running import SandboxedWork, run_job, stored
@@ -68,7 +68,7 @@ async def work(settings: Settings) -> None:
     transport = connect(settings.connection)
     pool = SandboxPool(settings.concurrency, limits_of(settings), transport, settings.model)
     await pool.start()
-    sandboxed, explain = SandboxedWork(pool, media), ServiceExplain(settings)
+    sandboxed, explain = SandboxedWork(pool, media), patient(ServiceExplain(settings), settings.server_wait_s)
     # A pool of its own, so that somebody who looks at a result does not wait behind long analyses.
     looking = SandboxPool(EXPLAIN_CONCURRENCY, limits_of(settings), transport, settings.model)
     evidence = Evidence(media, looking.run)

@@ -57,6 +57,12 @@ def test_an_explanation_has_heatmaps_and_says_how_far_they_agree(gateway, analys
     assert [face["method"] for face in other["faces"]] == ["hires-cam"]
 
 
+def test_an_explain_service_that_starts_meanwhile_is_waited_for(gateway, analysis):
+    gateway.queue.num_away = 2
+    body = gateway.post(analysis["links"]["explanations"], headers=WAIT).json()
+    assert (body["status"], len(body["faces"]), gateway.queue.num_away) == ("done", 3, 0)
+
+
 def test_a_disagreement_is_no_explanation_and_is_asked_for_again(gateway, analysis):
     gateway.queue.disagrees = True
     failed = gateway.post(analysis["links"]["explanations"], headers=WAIT).json()
