@@ -141,11 +141,23 @@ def _convert(picture: av.VideoFrame, width: int, height: int) -> NDArray[np.uint
     # the same ones, so two threads may convert one picture.
     # Each use has its own scaler, because alternating between uses would rebuild the tables. Area averaging is
     # cheaper than swscale's default, a widened bilinear filter, and the face detector finds more faces after it.
-    scaled = (width, height) != (picture.width, picture.height)
-    rgb = _scaler("scaled" if scaled else "rgb").reformat(
-        picture, width=width, height=height, format="rgb24", interpolation="AREA" if scaled else None, threads=1
+    if (width, height) == (picture.width, picture.height):
+        return rgb_rows(_scaler("rgb").reformat(picture, width=width, height=height, format="rgb24", threads=1))
+    # To an odd width swscale interpolates chroma for every pixel, which it does much faster into planes: 1.0 instead
+    # of 2.0 ms from 1080p to 455x256, and the same pixels (tested) where more than two lines make one.
+    in_planes = width % 2 == 1 and 2 * height < picture.height
+    scaled = _scaler("scaled").reformat(
+        picture,
+        width=width,
+        height=height,
+        format="gbrp" if in_planes else "rgb24",
+        interpolation="AREA",
+        threads=1,
     )
-    return rgb_rows(rgb)
+    if not in_planes:
+        return rgb_rows(scaled)
+    green, blue, red = (_plane_rows(plane)[:height, :width] for plane in scaled.planes)
+    return np.asarray(cv2.merge((red, green, blue)), dtype=np.uint8)
 
 
 def _convert_region(picture: av.VideoFrame, region: tuple[int, int, int, int]) -> NDArray[np.uint8]:

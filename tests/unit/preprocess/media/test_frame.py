@@ -42,6 +42,17 @@ def test_whole_conversion_is_that_of_pyav():
     np.testing.assert_array_equal(frame.to_rgb(), frame.picture.to_ndarray(format="rgb24"))
 
 
+@pytest.mark.parametrize("pix_fmt", FORMATS)
+@pytest.mark.parametrize("color_range", [1, 2])
+@pytest.mark.parametrize("size_wh", [(101, 76), (127, 95), (127, 96), (191, 128), (100, 75), (257, 193)], ids=str)
+def test_scaling_gives_the_pixels_of_swscale_whatever_the_size(pix_fmt, color_range, size_wh):
+    frame = planar(pix_fmt)
+    frame.picture.color_range = color_range
+    width, height = size_wh
+    plain = frame.picture.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
+    np.testing.assert_array_equal(frame.to_rgb(size_wh), plain.to_ndarray())
+
+
 @pytest.mark.parametrize("make", [lambda: planar("yuv420p"), lambda: ArrayFrame.from_rgb(media.picture(256, 192))])
 def test_scaling_keeps_the_picture(make):
     frame = make()
