@@ -42,6 +42,7 @@ from deepfake_client import (
     open_media,
 )
 from deepfake_client.analysis import pipeline, scoring
+from deepfake_client.analysis.pipeline import CROPS_PER_REQUEST
 from deepfake_client.analysis.scoring import Judgment, ScoredFrame
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face, FaceDetector
@@ -116,6 +117,25 @@ def test_requests_stay_within_the_servers_batch(clip: Path) -> None:
         client.analyze(clip, options=AnalyzeOptions(sampling=Sampling(num_frames=5)))
     assert transport.batches == [1] * 10
     assert transport.closed
+
+
+def test_crops_of_several_frames_share_a_request_and_each_frame_gets_its_own_scores() -> None:
+    frames = [np.full((120, 160, 3), level, np.uint8) for level in range(20, 240, 10)]
+    transport = FakeTransport()
+    with DeepfakeClient(transport, detector=FixedDetector(LEFT)) as client:
+        verdict = client.analyze(iter(frames))
+    assert transport.batches == [CROPS_PER_REQUEST] * 5 + [2]
+    scores = [face.fake_probability for frame in verdict.frames for face in frame.faces]
+    assert len(scores) == len(frames)
+    assert scores == sorted(set(scores)), "brighter frames have higher scores"
+
+
+def test_no_frame_waits_for_faces_that_do_not_come(clip: Path) -> None:
+    transport = FakeTransport()
+    with DeepfakeClient(transport, detector=FixedDetector(LEFT, until=CROPS_PER_REQUEST + 1)) as client:
+        verdict = client.analyze(clip)
+    assert transport.batches == [CROPS_PER_REQUEST, 1]
+    assert sum(face.fake_probability is not None for frame in verdict.frames for face in frame.faces) == 5
 
 
 def test_bytes_file_objects_images_and_opened_media_are_inputs_too(client: DeepfakeClient, clip: Path) -> None:
@@ -228,8 +248,7 @@ def test_what_was_scored_before_the_server_failed_is_kept(clip: Path, error: Dee
     assert (verdict.label, verdict.reason) == (Label.INCONCLUSIVE, reason)
     assert str(error) in verdict.detail
     scored = [face for frame in verdict.frames for face in frame.faces if face.fake_probability is not None]
-    assert len(scored) == 4
-    assert verdict.tracks[0].num_frames == 4
+    assert len(scored) == verdict.tracks[0].num_frames == 4 * CROPS_PER_REQUEST
 
 
 def test_a_server_that_is_not_there_raises(clip: Path) -> None:
@@ -401,7 +420,7 @@ def test_an_input_whose_model_is_replaced_is_analyzed_again_as_a_whole(clip: Pat
         async def infer(
             self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
         ) -> NDArray[np.float32]:
-            if len(self.batches) == 2:
+            if len(self.batches) == 1:
                 self.version = 2
             if model.version != self.version:
                 raise ModelReplacedError(f"version was {model.version} and is {self.version}")
