@@ -1,6 +1,6 @@
 """Recorded video traffic: the requests of real analyses, when they came, and how to replay them for many videos.
 
-Requests of a video come in bursts, one for each frame with its faces, as decoding and detection let them. Uniform
+Requests of a video come in bursts, each of the faces of some frames, as decoding and detection let them. Uniform
 load is kinder to a server: its queue hardly ever holds a frame's faces, or two videos' frames, at once.
 """
 
