@@ -92,8 +92,14 @@ def test_two_results_of_one_file_are_compared(gateway, clip):
 
 def test_a_file_that_is_gone_cannot_be_analyzed_again(gateway, clip):
     result = send(gateway, clip)
+    assert f'href="/v1{result}/report"' in gateway.get(result).text
     gateway.desk.media.path(result.rpartition("/")[2]).unlink()
-    assert "The file was removed" in gateway.get(result).text
+    page = gateway.get(result).text
+    assert "The file was removed" in page
+    # What shows the file cannot be made any more; what is in the verdict can.
+    offered = re.findall(rf'href="(/v1{result}/report[^"]*)"', page)
+    assert [path.rpartition("=")[2] for path in offered] == ["json", "csv"]
+    assert {gateway.get(path).status_code for path in offered} == {200}
     assert gateway.post(f"{result}/again").status_code == 409
 
 
