@@ -7,6 +7,7 @@ Imported by the embedded backend inside Triton's Python stub, so it needs no mor
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -90,8 +91,7 @@ def _open_openvino(
     """Compile a file for each size, or one for any, and return the one call that chooses among them."""
     from numpy import concatenate
 
-    openvino = require_extra(OPENVINO, extra=OPENVINO)
-    core = openvino.Core()
+    core = _core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in capabilities:
         raise ExportError("this CPU has no BF16 instructions, without which BF16 is slower than FP32")
@@ -130,6 +130,17 @@ def _open_openvino(
         return parts[0] if len(parts) == 1 else [concatenate(values) for values in zip(*parts, strict=True)]
 
     return run
+
+
+@functools.cache
+def _core() -> Any:
+    """Return the one core of this process.
+
+    OpenVINO's CPU plugin (2026.4) gives the thread that loads it a stack for signals, and gives back the one before
+    when it goes. Of two that went in the order in which they came, the second left that of the first, which was freed
+    by then: the next signal with a handler in Python ended the process without a word.
+    """
+    return require_extra(OPENVINO, extra=OPENVINO).Core()
 
 
 def _keeps_precision(operation: Any) -> bool:

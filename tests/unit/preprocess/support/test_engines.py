@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from tiny_model import TINY_SPEC, write_tiny_onnx
@@ -24,3 +27,26 @@ def test_a_batch_of_any_size_is_computed_in_parts_of_those_compiled(tmp_path, si
     for count in range(1, len(CROPS) + 1):
         for found, wanted in zip(network(CROPS[:count]), expected, strict=True):
             np.testing.assert_allclose(found, wanted[:count], atol=1e-5)
+
+
+GONE = """
+import os, signal, sys
+from pathlib import Path
+from deepfake_preprocess.support.engines import open_network
+
+def opened():
+    return open_network(Path(sys.argv[1]), ["logit"], engine="openvino", threads=1)
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+first, second = opened(), opened()
+del first
+del second
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_networks_went_in_the_order_in_which_they_came(tmp_path):
+    path = tmp_path / "model.onnx"
+    write_tiny_onnx(path)
+    done = subprocess.run([sys.executable, "-c", GONE, str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")
