@@ -83,17 +83,12 @@ def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str, worked_before:
 
     Returns what is wrong and what to do, to follow "the server at ..."; None when TLS is not the reason.
     """
-    if tls is None:
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    else:
-        context = tls.context()
-    context.set_alpn_protocols([alpn])
     encrypted = False
     try:
         with (
             socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as plain,
-            context.wrap_socket(plain, server_hostname=host) as secured,
+            # Made only now: it loads certificates for some 20 ms of CPU time, and mostly nothing listens.
+            _probing(tls, alpn).wrap_socket(plain, server_hostname=host) as secured,
         ):
             if tls is None:
                 return "speaks TLS; set `tls`, or `tls.ca` for a certificate of your own"
@@ -119,6 +114,17 @@ def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str, worked_before:
             "and `tls.key`"
         )
     return "hung up after the TLS handshake; give a client certificate that it trusts"
+
+
+def _probing(tls: Tls | None, alpn: str) -> ssl.SSLContext:
+    """Return the settings of a probe; without `tls`, any certificate will do."""
+    if tls is None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    else:
+        context = tls.context()
+    context.set_alpn_protocols([alpn])
+    return context
 
 
 def _certificate_sentence(exc: ssl.SSLCertVerificationError, host: str) -> str:
