@@ -44,6 +44,9 @@ MAX_FRAMES_IN_FLIGHT: Final = 16
 CROPS_PER_REQUEST: Final = 4
 """Crops, mostly of several frames, that wait for each other and go to the server together. A request takes client and
 server 3 to 4 ms of CPU time besides the inference; in threes and fours little of that is left."""
+SLOW_ANSWER_S: Final = 0.1
+"""After an answer that took longer, in seconds, each frame's crops go by themselves: a large model, or a busy server,
+is so at work to the last frame, and others wait behind fewer crops."""
 JUDGE_EVERY_S: Final = 0.5
 """How often the frames so far are judged for `Progress`; it takes a millisecond or two."""
 
@@ -173,6 +176,7 @@ class Analysis:
         self._faces_scored = 0
         self._frames_seen = 0
         self._waiting: list[tuple[ScoredFrame, NDArray[np.uint8]]] = []  # for a request of enough crops
+        self._is_slow = False  # the server, judging by its last answer
         self._num_coming = 0  # those from which more crops may come: the decoder, and frames before `_gather`
         self._latest: asyncio.Future[Sighting | None] | None = None
         self._frame_slots = asyncio.Semaphore(frames_in_flight(media.width_px, media.height_px))
@@ -269,7 +273,8 @@ class Analysis:
 
     def _next_batch(self) -> list[tuple[ScoredFrame, NDArray[np.uint8]]]:
         """Return the waiting frames if their crops are enough for a request, or no others come; else nothing."""
-        if self._num_coming and sum(len(crops) for _, crops in self._waiting) < CROPS_PER_REQUEST:
+        enough = 1 if self._is_slow else CROPS_PER_REQUEST
+        if self._num_coming and sum(len(crops) for _, crops in self._waiting) < enough:
             return []
         batch, self._waiting = self._waiting, []
         return batch
@@ -279,8 +284,10 @@ class Analysis:
         frames, crops = zip(*batch, strict=True)
         try:
             if self.failure is None:
+                started = time.monotonic()
                 with self._clocks.infer:
                     found = await self._stages.infer(np.concatenate(crops))
+                self._is_slow = time.monotonic() - started > SLOW_ANSWER_S
                 ends = np.cumsum([len(part) for part in crops])
                 for scored, probabilities in zip(frames, np.split(found, ends[:-1]), strict=True):
                     scored.probabilities = probabilities

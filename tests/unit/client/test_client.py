@@ -130,6 +130,29 @@ def test_crops_of_several_frames_share_a_request_and_each_frame_gets_its_own_sco
     assert scores == sorted(set(scores)), "brighter frames have higher scores"
 
 
+def test_crops_for_a_slow_server_do_not_wait_for_others() -> None:
+    class Slow(FakeTransport):
+        answered = threading.Event()
+
+        async def infer(
+            self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+        ) -> NDArray[np.float32]:
+            found = await super().infer(model, faces, timeout_s=timeout_s)
+            self.answered.set()
+            return found
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        for number in range(CROPS_PER_REQUEST + 3):
+            if number == CROPS_PER_REQUEST + 1:  # the frame on screen is known when the next one comes
+                assert transport.answered.wait(30)
+            yield np.full((120, 160, 3), 100, np.uint8)
+
+    transport = Slow(latency_s=2 * pipeline.SLOW_ANSWER_S)
+    with DeepfakeClient(transport, detector=FixedDetector(LEFT)) as client:
+        client.analyze(frames(), options=AnalyzeOptions(sampling=Sampling(num_frames=None, fps=25)))
+    assert transport.batches == [CROPS_PER_REQUEST, 1, 1, 1]
+
+
 def test_no_frame_waits_for_faces_that_do_not_come(clip: Path) -> None:
     transport = FakeTransport()
     with DeepfakeClient(transport, detector=FixedDetector(LEFT, until=CROPS_PER_REQUEST + 1)) as client:
