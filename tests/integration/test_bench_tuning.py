@@ -85,7 +85,8 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
     assert bench(*arguments, "--dry-run", "--output", str(output)) == 0
     assert embedded(tiny_repository) == before
     data = json.loads(output.read_text(encoding="utf-8"))
-    assert (data["traffic"]["requests"], data["traffic"]["crops"]) == (2, 8)
+    assert data["traffic"]["crops"] == 8
+    assert 2 <= data["traffic"]["requests"] <= 4, "two faces each of four frames, of up to two frames together"
     start, int8, other = data["tried"]
     assert (int8["precision"], int8["failed"], int8["replays"]) == ("int8", "other verdicts on two.mp4", [])
     assert (start["max_batch_size"], other["max_batch_size"]) == (8, 4)

@@ -45,8 +45,8 @@ CROPS_PER_REQUEST: Final = 4
 """Crops, mostly of several frames, that wait for each other and go to the server together. A request takes client and
 server 3 to 4 ms of CPU time besides the inference; in threes and fours little of that is left."""
 SLOW_ANSWER_S: Final = 0.1
-"""After an answer that took longer, in seconds, each frame's crops go by themselves: a large model, or a busy server,
-is so at work to the last frame, and others wait behind fewer crops."""
+"""Before the first answer, and after one that took longer, in seconds, each frame's crops go by themselves: a large
+model, or a busy server, is so at work to the last frame, and others wait behind fewer crops."""
 JUDGE_EVERY_S: Final = 0.5
 """How often the frames so far are judged for `Progress`; it takes a millisecond or two."""
 
@@ -176,7 +176,7 @@ class Analysis:
         self._faces_scored = 0
         self._frames_seen = 0
         self._waiting: list[tuple[ScoredFrame, NDArray[np.uint8]]] = []  # for a request of enough crops
-        self._is_slow = False  # the server, judging by its last answer
+        self._is_slow = True  # the server, judging by its last answer; until there is one, it may be
         self._num_coming = 0  # those from which more crops may come: the decoder, and frames before `_gather`
         self._latest: asyncio.Future[Sighting | None] | None = None
         self._frame_slots = asyncio.Semaphore(frames_in_flight(media.width_px, media.height_px))

@@ -119,45 +119,48 @@ def test_requests_stay_within_the_servers_batch(clip: Path) -> None:
     assert transport.closed
 
 
-def test_crops_of_several_frames_share_a_request_and_each_frame_gets_its_own_scores() -> None:
-    frames = [np.full((120, 160, 3), level, np.uint8) for level in range(20, 240, 10)]
-    transport = FakeTransport()
-    with DeepfakeClient(transport, detector=FixedDetector(LEFT)) as client:
-        verdict = client.analyze(iter(frames))
-    assert transport.batches == [CROPS_PER_REQUEST] * 5 + [2]
-    scores = [face.fake_probability for frame in verdict.frames for face in frame.faces]
-    assert len(scores) == len(frames)
-    assert scores == sorted(set(scores)), "brighter frames have higher scores"
+class Answering(FakeTransport):
+    """Says when it has answered for the first time."""
+
+    def __init__(self, latency_s: float) -> None:
+        super().__init__(latency_s=latency_s)
+        self.answered = threading.Event()
+
+    async def infer(
+        self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        found = await super().infer(model, faces, timeout_s=timeout_s)
+        self.answered.set()
+        return found
 
 
-def test_crops_for_a_slow_server_do_not_wait_for_others() -> None:
-    class Slow(FakeTransport):
-        answered = threading.Event()
-
-        async def infer(
-            self, model: ServedModel, faces: NDArray[np.uint8], *, timeout_s: float | None = None
-        ) -> NDArray[np.float32]:
-            found = await super().infer(model, faces, timeout_s=timeout_s)
-            self.answered.set()
-            return found
+@pytest.mark.parametrize(
+    ("latency_s", "batches"), [(0.0, [1] + [CROPS_PER_REQUEST] * 2 + [2]), (2 * pipeline.SLOW_ANSWER_S, [1] * 11)]
+)
+def test_crops_of_several_frames_share_a_request_unless_the_server_is_slow(
+    latency_s: float, batches: list[int]
+) -> None:
+    transport = Answering(latency_s)
 
     def frames() -> Iterator[NDArray[np.uint8]]:
-        for number in range(CROPS_PER_REQUEST + 3):
-            if number == CROPS_PER_REQUEST + 1:  # the frame on screen is known when the next one comes
+        for number in range(sum(batches)):
+            if number == 2:  # the first is known to be on screen when the second comes
                 assert transport.answered.wait(30)
-            yield np.full((120, 160, 3), 100, np.uint8)
+            yield np.full((120, 160, 3), 20 + 10 * number, np.uint8)
 
-    transport = Slow(latency_s=2 * pipeline.SLOW_ANSWER_S)
     with DeepfakeClient(transport, detector=FixedDetector(LEFT)) as client:
-        client.analyze(frames(), options=AnalyzeOptions(sampling=Sampling(num_frames=None, fps=25)))
-    assert transport.batches == [CROPS_PER_REQUEST, 1, 1, 1]
+        verdict = client.analyze(frames(), options=AnalyzeOptions(sampling=Sampling(num_frames=None, fps=25)))
+    assert transport.batches == batches
+    scores = [face.fake_probability for frame in verdict.frames for face in frame.faces]
+    assert len(scores) == sum(batches)
+    assert scores == sorted(set(scores)), "brighter frames have higher scores"
 
 
 def test_no_frame_waits_for_faces_that_do_not_come(clip: Path) -> None:
     transport = FakeTransport()
     with DeepfakeClient(transport, detector=FixedDetector(LEFT, until=CROPS_PER_REQUEST + 1)) as client:
         verdict = client.analyze(clip)
-    assert transport.batches == [CROPS_PER_REQUEST, 1]
+    assert sum(transport.batches) == CROPS_PER_REQUEST + 1
     assert sum(face.fake_probability is not None for frame in verdict.frames for face in frame.faces) == 5
 
 
@@ -271,7 +274,8 @@ def test_what_was_scored_before_the_server_failed_is_kept(clip: Path, error: Dee
     assert (verdict.label, verdict.reason) == (Label.INCONCLUSIVE, reason)
     assert str(error) in verdict.detail
     scored = [face for frame in verdict.frames for face in frame.faces if face.fake_probability is not None]
-    assert len(scored) == verdict.tracks[0].num_frames == 4 * CROPS_PER_REQUEST
+    assert len(transport.batches) == 4
+    assert len(scored) == verdict.tracks[0].num_frames == sum(transport.batches)
 
 
 def test_a_server_that_is_not_there_raises(clip: Path) -> None:
