@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.analysis.live import watch_frames
-from deepfake_client.analysis.pipeline import OnProgress, Progress, Stages, analyze_media, infer_in_chunks
+from deepfake_client.analysis.pipeline import (
+    BULK_CROPS_PER_REQUEST,
+    CROPS_PER_REQUEST,
+    OnProgress,
+    Progress,
+    Stages,
+    analyze_media,
+    infer_in_chunks,
+)
 from deepfake_client.explain.evidence import Evidence, gather
 from deepfake_client.explain.findings import ExplainedFace, explain_faces, open_explainer
 from deepfake_client.explain.types import Explainer, ExplainOptions
@@ -100,6 +108,8 @@ class AsyncDeepfakeClient:
             self._transport = connect(connection)
         else:
             self._transport = connection
+        bulk = isinstance(connection, Connection) and connection.bulk
+        self._crops_per_request = BULK_CROPS_PER_REQUEST if bulk else CROPS_PER_REQUEST
         self._wanted_model = model
         self._served: ServedModel | None = None
         self._used: dict[ModelIdentity, ServedModel] = {}
@@ -330,6 +340,7 @@ class AsyncDeepfakeClient:
             detector=await asyncio.to_thread(self._the_detector),
             detect_pool=self._detect_pool,
             max_requests_in_flight=self._max_requests_in_flight,
+            crops_per_request=self._crops_per_request,
         )
 
     async def _infer(

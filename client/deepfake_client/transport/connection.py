@@ -34,8 +34,8 @@ class Connection:
         headers: sent with every request, for example ``{"authorization": "Bearer ..."}``.
         timeout_s: deadline of every request, in seconds. The server learns it and drops a request that waited longer.
         retry: what happens while the server is away or busy; `NO_RETRY` fails at once.
-        bulk: let others go first: requests yield to those of other callers in the server's queue, and no more are
-            under way than the server answers in time.
+        bulk: let others go first: requests yield to those of other callers in the server's queue, hold few
+            crops, and no more are under way than the server answers in time.
 
     Raises:
         OptionError: the URL, a header or a number cannot be used, or they contradict each other.

@@ -42,7 +42,7 @@ from deepfake_client import (
     open_media,
 )
 from deepfake_client.analysis import pipeline, scoring
-from deepfake_client.analysis.pipeline import CROPS_PER_REQUEST
+from deepfake_client.analysis.pipeline import BULK_CROPS_PER_REQUEST, CROPS_PER_REQUEST
 from deepfake_client.analysis.scoring import Judgment, ScoredFrame
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face, FaceDetector
@@ -135,12 +135,18 @@ class Answering(FakeTransport):
 
 
 @pytest.mark.parametrize(
-    ("latency_s", "batches"), [(0.0, [1] + [CROPS_PER_REQUEST] * 2 + [2]), (2 * pipeline.SLOW_ANSWER_S, [1] * 11)]
+    ("latency_s", "bulk", "batches"),
+    [
+        (0.0, False, [1] + [CROPS_PER_REQUEST] * 2 + [2]),
+        (2 * pipeline.SLOW_ANSWER_S, False, [1] * 11),
+        (0.0, True, [1] + [BULK_CROPS_PER_REQUEST] * 5),
+    ],
 )
-def test_crops_of_several_frames_share_a_request_unless_the_server_is_slow(
-    latency_s: float, batches: list[int]
+def test_crops_of_several_frames_share_a_request_unless_the_server_is_slow_or_others_go_first(
+    latency_s: float, bulk: bool, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport = Answering(latency_s)
+    monkeypatch.setattr("deepfake_client.async_client.connect", lambda connection: transport)
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         for number in range(sum(batches)):
@@ -148,7 +154,7 @@ def test_crops_of_several_frames_share_a_request_unless_the_server_is_slow(
                 assert transport.answered.wait(30)
             yield np.full((120, 160, 3), 20 + 10 * number, np.uint8)
 
-    with DeepfakeClient(transport, detector=FixedDetector(LEFT)) as client:
+    with DeepfakeClient(Connection(bulk=bulk), detector=FixedDetector(LEFT)) as client:
         verdict = client.analyze(frames(), options=AnalyzeOptions(sampling=Sampling(num_frames=None, fps=25)))
     assert transport.batches == batches
     scores = [face.fake_probability for frame in verdict.frames for face in frame.faces]
