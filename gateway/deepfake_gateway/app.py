@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.api import (
@@ -114,7 +115,22 @@ async def _on_http(request: Request, error: Exception) -> Response:
         405: f"{request.url.path[:100]} does not take {request.method}; /docs lists what it takes",
         400: "the body cannot be read; send what /docs shows for it",
     }.get(error.status_code, str(error.detail))
-    return await _on_problem(request, Problem(error.status_code, detail, error.headers))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _allowed(request, headers.get("Allow", ""))
+    return await _on_problem(request, Problem(error.status_code, detail, headers))
+
+
+def _allowed(request: Request, known: str) -> str:
+    """Return the methods that an address takes, for ``Allow``; the route that refused one knows its own alone."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+    methods = {
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    }
+    methods |= set(known.replace(" ", "").split(",")) - {""}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:

@@ -75,6 +75,7 @@ class ThreadQueue:
         asyncio.run(run_job(self.store, analysis_id, self.work, server_wait_s=0))
 
     def _explain(self, explanation_id):
+        self.hold.wait()
         explanations = Explanations(self.store.engine)
         while explanations.get(explanation_id) is None:
             time.sleep(0.005)

@@ -37,6 +37,7 @@ _PICTURE: Final[dict[int | str, dict[str, Any]]] = {
 async def list_crops(analysis_id: str, desk: DeskOf) -> CropsDocument:
     """List the faces that the verdict rests on most, of which there are pictures."""
     analysis = await _done(desk, analysis_id)
+    await asyncio.to_thread(desk.medium_bytes, analysis_id)
     faces = listed_faces(analysis.verdict or {})
     return CropsDocument.model_validate({"items": [crop_json(analysis_id, face) for face in faces]})
 

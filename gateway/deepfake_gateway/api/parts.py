@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake_gateway.intake.news import Wait
 from deepfake_gateway.intake.problems import Problem, json_of
-from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.intake.submission import Desk, without_medium
 from deepfake_gateway.jobs.evidence import MediumGoneError
 from deepfake_gateway.logs import first_line
 from deepfake_gateway.sandbox.process import SandboxError, TaskError
@@ -90,7 +90,7 @@ async def made(evidence: Awaitable[T]) -> T:
     try:
         return await evidence
     except MediumGoneError:
-        raise Problem(404, "the medium of this analysis was removed; send the file again") from None
+        raise without_medium() from None
     except (TaskError, SandboxError) as exc:
         raise Problem(503, f"it cannot be made now: {exc}", {"Retry-After": "10"}) from None
 

@@ -70,9 +70,7 @@ async def events(
 async def media(analysis_id: str, request: Request, desk: DeskOf) -> Response:
     """Return the file that was analyzed, or a range of it; as a picture or a video, or else as a download."""
     analysis = await asyncio.to_thread(desk.find, analysis_id)
-    size = await asyncio.to_thread(desk.media.size, analysis_id)
-    if size is None:
-        raise Problem(404, "the medium of this analysis was removed; send the file again")
+    size = await asyncio.to_thread(desk.medium_bytes, analysis_id)
     disposition = "attachment" if analysis.media_type == UNKNOWN else "inline"
     headers = {
         "Content-Disposition": f"{disposition}; filename*=UTF-8''{quote(analysis.file_name, safe='')}",

@@ -69,6 +69,11 @@ def without_verdict(analysis: Analysis) -> Problem:
     return Problem(409, f"the analysis {state} and has no verdict; {advice}")
 
 
+def without_medium() -> Problem:
+    """Return the refusal of what is made of a medium, for an analysis whose medium was removed."""
+    return Problem(404, "the medium of this analysis was removed; send the file again")
+
+
 class Desk:
     """Where analyses begin and end: used by the API, the compatibility routes and the page alike."""
 
@@ -297,6 +302,13 @@ class Desk:
             raise Problem(404, f"there is no analysis {analysis_id[:64]!r}; it was deleted, or the address is wrong")
         return analysis
 
+    def medium_bytes(self, analysis_id: str) -> int:
+        """Return the size of an analysis' medium; Problem 404 where it was removed."""
+        size = self.media.size(analysis_id)
+        if size is None:
+            raise without_medium()
+        return size
+
     def cancel(self, analysis_id: str) -> Analysis:
         """End an analysis without a result, whether it waits or runs; Problem 409 where it is over."""
         analysis = self.find(analysis_id)
@@ -316,12 +328,13 @@ class Desk:
         """Ask for heatmaps of a finished analysis; the same request is answered by what it gave before.
 
         Raises:
-            Problem: 409 where the analysis has no verdict, 422 for faces that it does not have, 429 while too many
-                wait, 503 where there is no explain service.
+            Problem: 404 where its medium was removed, 409 where it has no verdict, 422 for faces that it lacks,
+                429 while too many wait, 503 where there is no explain service.
         """
         analysis = self.find(analysis_id)
         if analysis.verdict is None:
             raise without_verdict(analysis)
+        self.medium_bytes(analysis_id)
         if self._explain_url is None:
             raise Problem(
                 503, "there is no explain service; whoever runs this one starts `deepfake explain-serve CHECKPOINT` "

@@ -224,6 +224,23 @@ def test_head_is_get_without_a_body(gateway, clip, path):
         assert head.headers.get("content-length") == get.headers.get("content-length")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/v1/analyses", "GET, HEAD, POST"),
+        ("POST", "/v1/analyses/0", "DELETE, GET, HEAD"),
+        ("GET", "/v1/analyses/0/cancel", "POST"),
+        ("HEAD", "/v1/analyses/0/cancel", "POST"),
+        ("DELETE", "/", "GET, HEAD, POST"),
+        ("POST", "/static/app.js", "GET, HEAD"),
+        ("PUT", "/openapi.json", "GET, HEAD"),
+    ],
+)
+def test_a_refused_method_is_told_all_that_the_address_takes(gateway, method, path, allowed):
+    answer = gateway.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
 def test_head_of_events_does_not_wait_for_them(gateway, clip):
     gateway.queue.hold.clear()
     analysis = gateway.post("/v1/analyses", content=clip).json()

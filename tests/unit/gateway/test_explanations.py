@@ -75,12 +75,30 @@ def test_refusals_say_what_there_is(gateway, analysis, tmp_path, clip):
     wrong = gateway.post(analysis["links"]["explanations"], json={"crops": ["9-9"]})
     assert (wrong.status_code, "0-" in wrong.json()["detail"]) == (422, True)
     assert gateway.post(analysis["links"]["explanations"], json={"method": "x"}).status_code == 422
-    gateway.desk.media.path(analysis["id"]).unlink()
-    gone = gateway.get(gateway.get(analysis["links"]["crops"]).json()["items"][0]["href"])
-    assert (gone.status_code, "removed" in gone.json()["detail"]) == (404, True)
-    failed = gateway.post(analysis["links"]["explanations"], headers=WAIT).json()
-    assert "removed" in failed["error"]["message"]
     assert gateway.get("/v1/explainer").json()["reason"] == "the explain service gives no answer"
+
+
+def test_where_the_medium_was_removed_what_is_made_of_it_is_refused_at_once(gateway, analysis):
+    links = analysis["links"]
+    crop = gateway.get(links["crops"]).json()["items"][0]["href"]
+    done = gateway.post(links["explanations"], headers=WAIT).json()
+    gateway.desk.media.delete(analysis["id"])
+    answers = [gateway.get(address) for address in (links["media"], links["report"], links["crops"], crop)]
+    answers.append(gateway.post(links["explanations"], headers=WAIT))
+    for answer in answers:
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+        assert answer.json()["detail"] == "the medium of this analysis was removed; send the file again"
+    assert gateway.get(links["explanations"]).json()["items"] == [done]
+    assert gateway.get(links["report"], params={"format": "json"}).json() == analysis["verdict"]
+
+
+def test_an_explanation_whose_medium_is_removed_meanwhile_fails(gateway, analysis):
+    gateway.queue.hold.clear()
+    queued = gateway.post(analysis["links"]["explanations"]).json()
+    gateway.desk.media.delete(analysis["id"])
+    gateway.queue.close()
+    failed = gateway.get(queued["links"]["self"]).json()
+    assert (failed["status"], "removed" in failed["error"]["message"]) == ("failed", True)
 
 
 def test_without_a_service_there_are_crops_and_no_heatmaps(tmp_path, clip):
