@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from typing import Any, Final
@@ -20,7 +19,7 @@ from deepfake_client.explain.types import ExplainOptions, Explanation
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.jobs.evidence import Crop, Evidence, MediumGoneError, listed_faces
-from deepfake_gateway.jobs.running import FIRST_WAIT_S, LONGEST_WAIT_S, stored
+from deepfake_gateway.jobs.running import stored
 from deepfake_gateway.sandbox.process import TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
@@ -34,6 +33,7 @@ from deepfake_preprocess.errors import (
     ServerBusyError,
     ServerUnavailableError,
 )
+from deepfake_preprocess.support.pauses import Pauses
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +71,14 @@ def patient(explain: Explain, server_wait_s: float) -> Explain:
     async def explain_once_there(
         verdict: Verdict, crops: Sequence[Crop], options: ExplainOptions
     ) -> list[Explanation]:
-        give_up_at, wait_s = time.monotonic() + server_wait_s, FIRST_WAIT_S
+        pauses = Pauses(server_wait_s)
         while True:
             try:
                 return await explain(verdict, crops, options)
             except (ServerUnavailableError, ServerBusyError):
-                if time.monotonic() + wait_s >= give_up_at:
+                if not pauses.fits:
                     raise
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            await pauses.take()
 
     return explain_once_there
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -19,13 +18,12 @@ from deepfake_gateway.store.media import Media, MediaAwayError, local_file
 from deepfake_gateway.store.records import Analysis, Status, Store
 from deepfake_gateway.tracing import traced
 from deepfake_preprocess import errors
+from deepfake_preprocess.support.pauses import Pauses
 
 logger = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.5
 """How often progress is written and a cancellation is looked for."""
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
-"""Between tries while the server or the database is away; each wait is twice the one before."""
 MAX_KILLS: Final = 2
 """Times that the process of an analysis may be killed from outside; after that it needs too much memory."""
 AWAY: Final = (
@@ -112,14 +110,13 @@ def _say(span: Span, analysis_id: str, analysis: Analysis | None) -> None:
 
 async def stored(change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Change the database in a thread, again and again while it is away: what is not recorded would be lost."""
-    wait_s = FIRST_WAIT_S
+    pauses = Pauses()
     while True:
         try:
             return await asyncio.to_thread(change, *args, **kwargs)
         except (OperationalError, InterfaceError) as exc:
-            logger.warning("the database is away (%s); it is tried again in %g s", first_line(exc.orig), wait_s)
-        await asyncio.sleep(wait_s)
-        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            logger.warning("the database is away (%s); next try in %g s", first_line(exc.orig), pauses.next_s)
+        await pauses.take()
 
 
 def _note(store: Store, analysis_id: str, latest: list[dict[str, Any]]) -> bool:
@@ -139,10 +136,9 @@ async def _work_until_served(
 
     A process that was killed from outside is given another try, one that the medium ended is not.
     """
-    give_up_at, wait_s = time.monotonic() + server_wait_s, FIRST_WAIT_S
-    kills = 0
+    pauses, kills = Pauses(server_wait_s), 0
     while True:
-        may_wait = time.monotonic() + wait_s < give_up_at
+        may_wait = pauses.fits
         try:
             verdict = await work(analysis, on_progress)
         except SandboxError as exc:
@@ -159,5 +155,4 @@ async def _work_until_served(
         else:
             if verdict["reason"] != Reason.SERVER_UNAVAILABLE or not may_wait:
                 return verdict
-        await asyncio.sleep(wait_s)
-        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        await pauses.take()

@@ -18,12 +18,13 @@ from typing import Any, Final
 from deepfake_client.transport.protocol import Transport
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.addresses import Addresses
-from deepfake_gateway.jobs.running import AWAY, FIRST_WAIT_S, LONGEST_WAIT_S, LOOK_S, MAX_KILLS, stored
+from deepfake_gateway.jobs.running import AWAY, LOOK_S, MAX_KILLS, stored
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import OnProgress, Sandbox, SandboxError, TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.records import Status
 from deepfake_gateway.store.watches import Watch, Watches
+from deepfake_preprocess.support.pauses import Pauses
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def _note(watches: Watches, watch_id: str, latest: deque[dict[str, Any]]) -> boo
 async def _until_over(watch: Watch, follow: Follow, on_progress: OnProgress, server_wait_s: float) -> str:
     """Watch, again where the server is away or the process was killed; returns why it ended."""
     assert watch.ends_at is not None
-    give_up_at, wait_s, kills = time.monotonic() + server_wait_s, FIRST_WAIT_S, 0
+    pauses, kills = Pauses(server_wait_s), 0
     try:
         async with asyncio.timeout(max(0.0, watch.ends_at - time.time())) as time_left:
             while True:
@@ -118,10 +119,9 @@ async def _until_over(watch: Watch, follow: Follow, on_progress: OnProgress, ser
                     if not exc.was_killed or kills > MAX_KILLS:
                         raise
                 except TaskError as exc:
-                    if exc.kind not in AWAY or time.monotonic() + wait_s >= give_up_at:
+                    if exc.kind not in AWAY or not pauses.fits:
                         raise
-                    await asyncio.sleep(wait_s)
-                    wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+                    await pauses.take()
                 else:
                     return "source_ended"
     except TimeoutError:

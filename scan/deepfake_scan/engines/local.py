@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +10,7 @@ from typing import Final
 from deepfake_client.sources.concurrency import each_finished
 from deepfake_preprocess import errors
 from deepfake_preprocess.errors import ServerError
+from deepfake_preprocess.support.pauses import Pauses
 from deepfake_scan.inputs.todo import Item, Todo
 from deepfake_scan.results.parts import load
 from deepfake_scan.results.sink import Sink
@@ -19,9 +19,8 @@ from deepfake_scan.tally import Tally
 from deepfake_scan.work.pool import Pool
 from deepfake_scan.work.task import AWAY, Answer, Setup
 
-FIRST_WAIT_S: Final = 1.0
-LONGEST_WAIT_S: Final = 15.0
-"""Between tries while the servers are away; each wait is twice the one before."""
+FIRST_PAUSE_S: Final = 1.0
+"""Between tries while the servers are away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +35,7 @@ PATIENCE: Final = Patience()
 
 async def analyze_until_served(pool: Pool, address: str, patience: Patience) -> Answer:
     """Analyze an input, again while no server answers; ServerError where none came back, or none can ever answer."""
-    give_up_at, wait_s, failures = time.monotonic() + patience.server_wait_s, FIRST_WAIT_S, 0
+    pauses, failures = Pauses(patience.server_wait_s, first_s=FIRST_PAUSE_S), 0
     while True:
         answer = await pool.analyze(address)
         if not answer.server:
@@ -45,11 +44,10 @@ async def analyze_until_served(pool: Pool, address: str, patience: Patience) -> 
         if answer.server == errors.InferenceError.__name__:
             if failures > 1:
                 return answer
-        elif answer.server not in AWAY or time.monotonic() + wait_s > give_up_at:
+        elif answer.server not in AWAY or not pauses.fits:
             kind = getattr(errors, answer.server, ServerError)
             raise kind(answer.why)
-        await asyncio.sleep(wait_s)
-        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        await pauses.take()
 
 
 async def scan_here(
