@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import SpecError
+from deepfake_preprocess.errors import CheckpointError, SpecError
 
 
 class Normalize(nn.Module):
@@ -93,6 +93,23 @@ def head_path(network: nn.Module) -> str:
         return str(named)
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     return linear[-1] if linear else ""
+
+
+def last_linear(network: nn.Module) -> tuple[str, nn.Linear]:
+    """Return the layer of a network's head that gives the logit, with its name in the network.
+
+    Raises:
+        CheckpointError: the head has no linear layer.
+    """
+    path = head_path(network)
+    found = [
+        (".".join(filter(None, (path, name))), module)
+        for name, module in network.get_submodule(path).named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    if not found:
+        raise CheckpointError(f"the head of {type(network).__name__} has no linear layer; take one that ends in one")
+    return found[-1]
 
 
 def _build_layer(entry: str, shape: tuple[int, ...]) -> nn.Module:

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.checkpoint.layers import last_linear
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 from deepfake_preprocess.support.files import Content, write_whole
-from deepfake_training.loop.initial import last_linear
 
 LAST = "last.pt"
 BEST = "best.safetensors"
@@ -92,7 +92,7 @@ def _move_scores(weights: dict[str, Tensor], spec: ModelSpec, half_at: float) ->
     """Change the bias of the last linear layer, in place, so that the score `half_at` becomes 0.5."""
     if not 0 < half_at < 1:
         raise OptionError(f"`half_at` is {half_at:g}; name a score between 0 and 1, both excluded")
-    bias = f"{last_linear(build_network(spec))}bias"
+    bias = f"{last_linear(build_network(spec))[0]}.bias"
     if spec.head.kind != "sigmoid" or len(weights.get(bias, ())) != 1:
         raise OptionError("scores can be moved where a linear layer gives one logit at the end; leave `half_at` out")
     weights[bias] = weights[bias] - log(half_at / (1 - half_at))

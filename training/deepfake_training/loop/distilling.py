@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from deepfake_export.checkpoint.layers import head_path
+from deepfake_export.checkpoint.layers import last_linear
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.network import load_network
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import CheckpointError, OptionError
+from deepfake_preprocess.errors import OptionError
 from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.taught import KEYS, PARTS, TaughtFolder
 from deepfake_training.loop.checkpointing import save_whole
@@ -56,22 +56,6 @@ class Distillation(nn.Module):
         apart = 1 - functional.cosine_similarity(self.projection(seen), teachers_seen).mean()
         unlike = functional.binary_cross_entropy_with_logits(logit, teachers_logit.sigmoid())
         return self._features * apart + self._logit * unlike
-
-
-def last_layer(network: nn.Module) -> nn.Linear:
-    """Return the layer that gives the logit.
-
-    Raises:
-        CheckpointError: the head ends in another kind of layer.
-    """
-    linear = [
-        module for module in network.get_submodule(head_path(network)).modules() if isinstance(module, nn.Linear)
-    ]
-    if not linear:
-        raise CheckpointError(
-            f"the head of {type(network).__name__} has no linear layer, so nothing can be distilled"
-        )
-    return linear[-1]
 
 
 def seen_and_logit(detector: nn.Module, layer: nn.Module, crops: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +107,7 @@ def teach(
     if (theirs := _cut(loaded.spec)) != (ours := _cut(config.spec)):
         raise OptionError(f"{teacher} takes faces with {theirs}, and the configuration {ours}; change its 'spec'")
     detector = ServedDetector(loaded.network, loaded.spec).to(device).eval()
-    answer = partial(_answers, detector, last_layer(loaded.network), device)
+    answer = partial(_answers, detector, last_linear(loaded.network)[1], device)
     folder, digest = Path(config.taught), sha256_file(Path(teacher))
     train, validation = dataclasses.replace(config, spec=loaded.spec).split(faces)
     counts = (num_crops or len(train), len(validation))

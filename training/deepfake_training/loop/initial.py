@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from deepfake_export.checkpoint.layers import last_linear
 from deepfake_export.checkpoint.reading import read_checkpoint
 from deepfake_preprocess.errors import CheckpointError
 
@@ -23,7 +24,7 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
     given = _read(path)
     wanted = network.state_dict()
     same = given.keys() == wanted.keys() and all(given[name].shape == wanted[name].shape for name in wanted)
-    head = "nothing" if same else last_linear(network)
+    head = "nothing" if same else f"{last_linear(network)[0]}."
     without_head = [name for name in wanted if not name.startswith(head)]
     for names in (list(wanted), without_head):
         by_name = {name: given[name] for name in names if name in given}
@@ -38,7 +39,7 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
             network.load_state_dict(body, strict=False)
             if not same:
                 # timm's EfficientNets begin with weights up to 1 for a single logit, which is then 10 or 20.
-                network.get_submodule(head.removesuffix(".")).reset_parameters()  # type: ignore[operator]
+                last_linear(network)[1].reset_parameters()
             return f"{len(body)} tensors of {path.name} were taken {how}"
     raise CheckpointError(
         f"{path}: {len(given)} tensors, which do not fit the {len(wanted)} of {type(network).__name__}; "
@@ -53,11 +54,3 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
         raise CheckpointError(f"{path} is not a plain state dict; save network.state_dict() alone")
     return given
-
-
-def last_linear(network: nn.Module) -> str:
-    """Return the name of the last linear layer, with its dot."""
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise CheckpointError(f"{type(network).__name__} ends in no linear layer; take one that does")
-    return f"{linear[-1]}."

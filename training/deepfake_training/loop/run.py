@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from deepfake_export.checkpoint.layers import head_path
+from deepfake_export.checkpoint.layers import head_path, last_linear
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_preprocess.support.ranking import roc_auc
@@ -38,7 +38,7 @@ from deepfake_training.data.packed_faces import PackedFaces
 from deepfake_training.data.taught import TaughtCrops, TaughtFolder
 from deepfake_training.loop.checkpointing import load_state, save_best, save_last, save_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
-from deepfake_training.loop.distilling import Distillation, last_layer, seen_and_logit
+from deepfake_training.loop.distilling import Distillation, seen_and_logit
 from deepfake_training.loop.head_fit import HeadFit
 from deepfake_training.loop.losses import alignment, pair_loss, uniformity
 from deepfake_training.loop.network import prepare_network, weight_groups
@@ -110,7 +110,7 @@ class TrainingRun:
         self.train_set, self.validation_set = config.split(faces)
         self._layer = self._distillation = None
         if config.alignment or config.uniformity or isinstance(self.train_set, TaughtCrops):
-            self._layer = last_layer(network)
+            _, self._layer = last_linear(network)
         if self._layer is not None and isinstance(self.train_set, TaughtCrops):
             weights = {"features": config.teacher_features, "logit": config.teacher_logit}
             self._distillation = Distillation(self._layer, self.train_set.width, **weights).to(self._device)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from deepfake_export import load_network
 from deepfake_export.checkpoint.architectures import build_network
+from deepfake_export.checkpoint.layers import last_linear
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.contract.spec import Crop, Head
 from deepfake_preprocess.errors import OptionError
@@ -20,7 +21,7 @@ from deepfake_training.evaluate.held_out import score_held_out
 from deepfake_training.loop import distilling
 from deepfake_training.loop.checkpointing import save_best
 from deepfake_training.loop.config import TrainConfig
-from deepfake_training.loop.distilling import Distillation, last_layer, seen_and_logit, teach
+from deepfake_training.loop.distilling import Distillation, seen_and_logit, teach
 from deepfake_training.loop.precision import fast_precision
 from deepfake_training.loop.run import TrainingRun
 
@@ -37,7 +38,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = build_network(TEACHER)
     with torch.no_grad():
-        last_layer(network).weight.normal_(std=3)
+        last_linear(network)[1].weight.normal_(std=3)
     save_best(folder, network, TEACHER)
     return folder / "best.safetensors"
 
@@ -64,7 +65,7 @@ def test_a_file_holds_the_crops_and_what_the_teacher_says_of_them(taught: TrainC
     content = load_file(sorted((Path(taught.taught) / "train").iterdir())[2])
     detector = ServedDetector(load_network(teacher).network, TEACHER).eval()
     with torch.inference_mode(), fast_precision(detector, "cpu"):
-        seen, logit = seen_and_logit(detector, last_layer(detector.network), content["crops"])
+        seen, logit = seen_and_logit(detector, last_linear(detector.network)[1], content["crops"])
     torch.testing.assert_close(content["logits"], logit.float())
     torch.testing.assert_close(content["tokens"], seen.half(), atol=1e-3, rtol=1e-2)
     drawn, _ = dataclasses.replace(taught, taught=None).split(make_faces())
