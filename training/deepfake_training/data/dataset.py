@@ -27,7 +27,7 @@ from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.augment import Augmentation, Share
 from deepfake_training.data.fakes.appearance import FACES, AppearanceModel
 from deepfake_training.data.fakes.mesh import Portrait, misfit
-from deepfake_training.data.fakes.recipes import Kind, color_distance, make_fake
+from deepfake_training.data.fakes.recipes import Kind, Tools, color_distance, make_fake
 from deepfake_training.data.fakes.upsampler import Upsampler
 from deepfake_training.data.labels import FAKE, REAL
 from deepfake_training.data.packed_faces import PackedFaces
@@ -223,7 +223,7 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         donor = self._donor(index, real, rng) if kind in ("swap", "mouth") else None
         appearance = self._appearance if rng.random() < self._mixture.drawn else None
         kind = "self" if kind == "swap" and donor is None else kind
-        return make_fake(kind, real, rng, donor=donor, appearance=appearance, upsampler=self._upsampler)
+        return make_fake(kind, real, rng, donor=donor, tools=Tools(appearance, self._upsampler))
 
     def _donor(self, index: int, real: Portrait, rng: np.random.Generator) -> Portrait | None:
         """Draw another person's face, among those that fit best."""

@@ -21,7 +21,7 @@ from deepfake_training.data.fakes.mesh import (
     misfit,
     warp,
 )
-from deepfake_training.data.fakes.recipes import KINDS, Kind, make_fake
+from deepfake_training.data.fakes.recipes import KINDS, Kind, Tools, make_fake
 from deepfake_training.data.fakes.upsampler import Upsampler
 
 FACE = Face(np.array(BOX, np.float32), 1.0, np.array(LANDMARKS, np.float32))
@@ -78,7 +78,7 @@ def test_a_drawn_fake_differs_from_one_that_is_moved(kind: Kind) -> None:
     real, donor, faces = astronaut(), portrait(1), drawn_by(40)
     for seed in range(4):
         moved, drawn, again = (
-            make_fake(kind, real, np.random.default_rng(seed), donor=donor, appearance=appearance)
+            make_fake(kind, real, np.random.default_rng(seed), donor=donor, tools=Tools(appearance))
             for appearance in (None, faces, faces)
         )
         assert np.array_equal(drawn, again)
@@ -92,7 +92,7 @@ def test_what_is_remade_may_be_enlarged_by_a_network(kind: Kind) -> None:
     changed = []
     for seed in range(8):
         plain, enlarged = (
-            make_fake(kind, real, np.random.default_rng(seed), donor=donor, upsampler=given)
+            make_fake(kind, real, np.random.default_rng(seed), donor=donor, tools=Tools(upsampler=given))
             for given in (None, upsampler)
         )
         assert np.abs(enlarged[-8:, -8:].astype(int) - real.picture[-8:, -8:]).max() <= 1

@@ -7,13 +7,15 @@
 - ``mouth``: another mouth, or this one with another shape, made anew, as lip synchronization does.
 - ``remade``: the whole face made anew from little and bent a little, as talking heads and reenactment do.
 
-With an `AppearanceModel` the new inside of the last three is drawn by it, as a small autoencoder would.
+With an `AppearanceModel` the new inside of the last three is drawn by it, as a small autoencoder would; with an
+`Upsampler` some of what is remade from little is enlarged by it, as enhancers of swaps do.
 
 Everything is drawn from the generator that is handed in: the same generator, the same picture.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import cv2
@@ -41,6 +43,19 @@ _SWAP_REGIONS: Final[dict[Region, float]] = {"whole": 0.6, "inner": 0.4}
 _MOUTH_REGIONS: Final[dict[Region, float]] = {"lower": 0.5, "mouth": 0.5}
 
 
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What generators of fakes draw with; without, what is new is moved from pictures, and enlarged by interpolation.
+
+    Attributes:
+        appearance: draws what is new of a swap, a mouth or a remade face.
+        upsampler: enlarges what is remade from little.
+    """
+
+    appearance: AppearanceModel | None = None
+    upsampler: Upsampler | None = None
+
+
 def color_distance(face: Portrait, other: Portrait) -> float:
     """Return how far apart the mean colors of two faces are, in CIELAB of 8 bits per channel."""
     means = []
@@ -57,8 +72,7 @@ def make_fake(
     rng: np.random.Generator,
     *,
     donor: Portrait | None = None,
-    appearance: AppearanceModel | None = None,
-    upsampler: Upsampler | None = None,
+    tools: Tools = Tools(),
 ) -> Picture:
     """Return a fake of a real picture, of the same size and with the same surroundings.
 
@@ -67,8 +81,7 @@ def make_fake(
         real: what the fake is made of.
         rng: where all random numbers come from.
         donor: another person in a similar pose; ``swap`` needs one, ``mouth`` may take one.
-        appearance: draws what is new of a swap, a mouth or a remade face.
-        upsampler: enlarges what is remade from little.
+        tools: what it is made with.
 
     Raises:
         ValueError: a swap without a donor.
@@ -78,10 +91,10 @@ def make_fake(
     if kind == "swap":
         if donor is None:
             raise ValueError("a swap needs another person's face; hand one in as `donor`")
-        return _swap(real, donor, rng, appearance, upsampler)
+        return _swap(real, donor, rng, tools)
     if kind == "mouth":
-        return _new_mouth(real, donor, rng, appearance, upsampler)
-    return _remade(real, rng, appearance, upsampler)
+        return _new_mouth(real, donor, rng, tools)
+    return _remade(real, rng, tools)
 
 
 def _self_blend(real: Portrait, rng: np.random.Generator) -> Picture:
@@ -99,13 +112,7 @@ def _self_blend(real: Portrait, rng: np.random.Generator) -> Picture:
     return blend(target, inner, mask, real.face_px, rng)
 
 
-def _swap(
-    real: Portrait,
-    donor: Portrait,
-    rng: np.random.Generator,
-    appearance: AppearanceModel | None,
-    upsampler: Upsampler | None,
-) -> Picture:
+def _swap(real: Portrait, donor: Portrait, rng: np.random.Generator, tools: Tools) -> Picture:
     size_hw = real.picture.shape[:2]
     onto = real.mesh
     if rng.random() < 0.6:  # between the shapes of both: a swap keeps more or less of the donor's
@@ -115,14 +122,14 @@ def _swap(
             onto = real.mesh + np.float32(rng.uniform(0, 1)) * (theirs - real.mesh)
     if rng.random() < 0.4:
         onto = _misplaced(onto, real.face_px, rng)
-    if appearance is None:
+    if tools.appearance is None:
         inner, _ = warp(donor.picture, donor.mesh, onto, size_hw)
     else:  # a network that is asked for one person often gives a mixture of both
         towards = real if rng.random() < 0.3 else None
-        inner = appearance.redraw(donor, onto, size_hw, _detail(appearance, rng), towards=towards)
+        inner = tools.appearance.redraw(donor, onto, size_hw, _detail(tools.appearance, rng), towards=towards)
     inner = match_colors(inner, real.picture, draw_region(real.mesh, "inner", size_hw), rng)
-    if rng.random() < (0.75 if appearance is None else 0.4):
-        inner = remake(inner, real.face_px, rng, upsampler)
+    if rng.random() < (0.75 if tools.appearance is None else 0.4):
+        inner = remake(inner, real.face_px, rng, tools.upsampler)
     if rng.random() < 0.3:
         inner = change_look(inner, rng)
     if rng.random() < 0.25:
@@ -149,13 +156,7 @@ def _misplaced(mesh: Mesh, face_px: float, rng: np.random.Generator) -> Mesh:
     return np.asarray(center + (mesh - center) * scale + shift, dtype=np.float32)
 
 
-def _new_mouth(
-    real: Portrait,
-    donor: Portrait | None,
-    rng: np.random.Generator,
-    appearance: AppearanceModel | None,
-    upsampler: Upsampler | None,
-) -> Picture:
+def _new_mouth(real: Portrait, donor: Portrait | None, rng: np.random.Generator, tools: Tools) -> Picture:
     size_hw = real.picture.shape[:2]
     if donor is not None and rng.random() < 0.5:
         source, onto = donor, real.mesh
@@ -167,27 +168,25 @@ def _new_mouth(
         scale = np.array([rng.uniform(-0.2, 0.2), rng.uniform(-0.5, 0.6)], dtype=np.float32)
         shift = rng.normal(0, 0.015, 2).astype(np.float32) * np.float32(real.face_px)
         source, onto = real, np.asarray(real.mesh + near * ((real.mesh - mouth) * scale + shift), dtype=np.float32)
-    if appearance is None:
+    if tools.appearance is None:
         inner, _ = warp(source.picture, source.mesh, onto, size_hw)
     else:
-        inner = appearance.redraw(source, onto, size_hw, _detail(appearance, rng))
+        inner = tools.appearance.redraw(source, onto, size_hw, _detail(tools.appearance, rng))
     if source is donor:
         inner = match_colors(inner, real.picture, draw_region(real.mesh, "lower", size_hw), rng)
-    if appearance is None or rng.random() < 0.4:
-        inner = remake(inner, real.face_px, rng, upsampler)
+    if tools.appearance is None or rng.random() < 0.4:
+        inner = remake(inner, real.face_px, rng, tools.upsampler)
     mask = random_mask(real.mesh, _drawn(_MOUTH_REGIONS, rng), size_hw, rng)
     return blend(real.picture, inner, mask, real.face_px, rng)
 
 
-def _remade(
-    real: Portrait, rng: np.random.Generator, appearance: AppearanceModel | None, upsampler: Upsampler | None
-) -> Picture:
+def _remade(real: Portrait, rng: np.random.Generator, tools: Tools) -> Picture:
     picture = real.picture
-    if appearance is not None:
-        picture = appearance.redraw(real, real.mesh, picture.shape[:2], _detail(appearance, rng))
+    if tools.appearance is not None:
+        picture = tools.appearance.redraw(real, real.mesh, picture.shape[:2], _detail(tools.appearance, rng))
     inner = _moved(picture, real, rng, strength=rng.uniform(0.5, 2))
-    if appearance is None or rng.random() < 0.4:
-        inner = remake(inner, real.face_px, rng, upsampler)
+    if tools.appearance is None or rng.random() < 0.4:
+        inner = remake(inner, real.face_px, rng, tools.upsampler)
     if rng.random() < 0.5:
         inner = change_look(inner, rng)
     size_hw = real.picture.shape[:2]
