@@ -78,7 +78,9 @@ def test_a_clip_becomes_a_result_that_can_be_looked_through(open_page, clip, vio
     page.get_by_role("button", name="Show heatmaps").click()
     heat = page.locator(".heat").first
     expect(heat).to_be_visible()
-    expect(page.locator("#moments [role=status]")).to_contain_text("hires-cam at bn2. The explained scores agree")
+    expect(page.locator("#moments [role=status]")).to_contain_text(
+        "Method: hires-cam, layer bn2. The scores behind the heatmaps agree"
+    )
     assert heat.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
     page.get_by_label("Heatmaps").uncheck()
     expect(heat).to_be_hidden()
@@ -208,6 +210,7 @@ def test_a_live_source_is_followed_and_ended(open_page, tmp_path, violations):
         page.get_by_role("button", name="Watch").tap()
         expect(page.get_by_role("img", name=re.compile("Face 1: (FAKE|REAL)"))).to_be_visible()
         expect(page.get_by_role("img", name="Where the faces are in the picture")).to_be_visible()
+        expect(page.locator(".axis text").last).to_be_visible()
         assert violations(page) == []
         assert has_nothing_sideways(page)
         page.get_by_role("button", name="End").tap()

@@ -152,12 +152,16 @@ def _lane(say: Language, verdict: Json, track: Json, span_s: float) -> Lane:
 
 
 def _small(say: Language, verdict: Json, track: Json, frames: str) -> str:
-    agreeing = say.say("agreeing %(percent)s%%", percent=round(100 * track["consistency"]["agreeing_share"]))
+    percent = round(100 * track["consistency"]["agreeing_share"])
+    if track["fake_probability"] >= verdict["threshold"]:
+        side = say.say("%(percent)s%% above the threshold", percent=percent)
+    else:
+        side = say.say("%(percent)s%% below the threshold", percent=percent)
     if track["track"] == verdict["deciding_track"]:
-        return say.say("decides; %(frames)s, %(agreeing)s", frames=frames, agreeing=agreeing)
+        return say.say("decides; %(frames)s, %(side)s", frames=frames, side=side)
     if track["counted"] and not track["background"]:
         start = say.clock(track["first_pts_seconds"])
-        return say.say("%(frames)s from %(time)s, %(agreeing)s", frames=frames, time=start, agreeing=agreeing)
+        return say.say("%(frames)s from %(time)s, %(side)s", frames=frames, time=start, side=side)
     if track["background"]:
         return say.say("%(frames)s; a picture, or too poor beside the others", frames=frames)
     return say.say("%(frames)s; seen too rarely or too poorly to count", frames=frames)

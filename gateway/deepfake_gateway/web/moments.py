@@ -88,12 +88,12 @@ def _agreement(say: Language, explanation: StoredExplanation | None) -> str:
     if explanation is None or not explanation.faces:
         return ""
     face = explanation.faces[0]
-    words = say.say("%(method)s at %(layer)s.", method=face["method"], layer=face["layer"])
+    words = say.say("Method: %(method)s, layer %(layer)s.", method=face["method"], layer=face["layer"])
     differences = [item["difference"] for item in explanation.faces if item["difference"] is not None]
     if not differences:
         return words
     return f"{words} " + say.say(
-        "The explained scores agree with the served ones: they differ by at most %(difference)s "
+        "The scores behind the heatmaps agree with those of the verdict: they differ by at most %(difference)s "
         "(allowed: %(tolerance)s).",
         difference=say.number(max(differences), 5), tolerance=say.number(face["tolerance"], 4),
     )  # fmt: skip

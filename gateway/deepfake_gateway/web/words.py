@@ -64,7 +64,7 @@ _FRONT: Final = mark("Send a part in which a face looks towards the camera.")
 _MORE: Final = mark("Look at more frames: open “Analyze again” below and set a higher number.")
 _LONGER: Final = mark("Send a longer part with the face in it.")
 _SHARPER: Final = mark("Send a sharper or larger version, as close to the original as you can get it.")
-_CONVERT: Final = mark("The file is damaged: download or convert it again from its source.")
+_CONVERT: Final = mark("If the file is damaged, download it or convert it again.")
 _ASK: Final = mark("If the answer stays open, ask a person who knows the field.")
 _ORIGINAL: Final = mark("Send the original file, before filters and conversions, if you can get it.")
 _LATER: Final = mark("Send the file again in a moment.")
@@ -187,26 +187,30 @@ def headline(say: Language, verdict: Json) -> str:
     ]  # fmt: skip
     if verdict["label"] == "FAKE":
         first = say.say_of(
-            "Face %(face)s looks manipulated in %(over)s of %(number)s readable frame.",
-            "Face %(face)s looks manipulated in %(over)s of %(number)s readable frames.",
+            "Face %(face)s looks manipulated in %(over)s of %(number)s frame that shows it well.",
+            "Face %(face)s looks manipulated in %(over)s of the %(number)s frames that show it well.",
             len(faces), face=deciding + 1, over=say.whole(over),
         )  # fmt: skip
         return f"{first} {_others(say, others)}".strip()
-    if over:
-        return say.say_of(
-            "No face looks manipulated; the most suspicious one does in %(over)s of %(number)s readable frame.",
-            "No face looks manipulated; the most suspicious one does in %(over)s of %(number)s readable frames.",
-            len(faces), over=say.whole(over),
-        )  # fmt: skip
     if others:
         return say.say_of(
-            "No face looks manipulated in the %(number)s readable frame.",
-            "No face looks manipulated in any of %(number)s readable frames.",
-            len(faces),
-        )
+            "No face looks manipulated overall; the most suspicious one does in %(over)s of %(number)s frame "
+            "that shows it well.",
+            "No face looks manipulated overall; the most suspicious one does in %(over)s of the %(number)s frames "
+            "that show it well.",
+            len(faces), over=say.whole(over),
+        )  # fmt: skip
+    if over:
+        return say.say_of(
+            "The face does not look manipulated overall, though it does in %(over)s of %(number)s frame "
+            "that shows it well.",
+            "The face does not look manipulated overall, though it does in %(over)s of the %(number)s frames "
+            "that show it well.",
+            len(faces), over=say.whole(over),
+        )  # fmt: skip
     return say.say_of(
-        "The face does not look manipulated in the %(number)s readable frame.",
-        "The face does not look manipulated in any of %(number)s readable frames.",
+        "The face does not look manipulated in the %(number)s frame that shows it well.",
+        "The face does not look manipulated in any of the %(number)s frames that show it well.",
         len(faces),
     )
 

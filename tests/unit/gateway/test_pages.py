@@ -6,6 +6,9 @@ import gateways
 import http_files
 import pytest
 
+from deepfake_gateway.web import words
+from deepfake_gateway.web.language import language
+
 NAME = '"><script>alert(1)</script>.mp4'
 BROWSER = {"Accept": "text/html"}
 
@@ -32,11 +35,45 @@ def test_pages_hold_to_their_policy(gateway, clip):
 
 def test_the_result_shows_verdict_scale_and_lanes(gateway, clip):
     page = gateway.get(send(gateway, clip, threshold="0.9")).text
-    assert re.search(r"The face does not look manipulated in any of \d+ readable frames", page)
+    assert re.search(r"The face does not look manipulated in any of the \d+ frames that show it well", page)
     assert "threshold 0.90" in page
     assert 'data-lane="0"' in page
     assert 'src="/v1/analyses/' in page
     assert "Show heatmaps" not in page  # there is no explain service
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentence"),
+    [
+        ([(0.2, 0.3)], "The face does not look manipulated in any of the 2 frames that show it well."),
+        ([(0.2, 0.7)], "The face does not look manipulated overall, though it does in 1 of the 2 frames "
+         "that show it well."),
+        ([(0.4, 0.7), (0.1, 0.9)], "No face looks manipulated overall; the most suspicious one does in 1 of the 2 "
+         "frames that show it well."),
+        ([(0.3, 0.9), (0.1, 0.1)], "Face 1 looks manipulated in 1 of the 2 frames that show it well. Face 2 does "
+         "not."),
+        ([(0.8,)], "Face 1 looks manipulated in 1 of 1 frame that shows it well."),
+    ],
+)  # fmt: skip
+def test_the_headline_says_what_was_found_of_which_face(scores, sentence):
+    tracks = [
+        {"track": track, "label": "FAKE" if sum(faces) / len(faces) >= 0.6 else "REAL", "counted": True,
+         "background": False}
+        for track, faces in enumerate(scores)
+    ]  # fmt: skip
+    frames = [
+        {
+            "faces": [
+                {"track": track, "weight": 1.0, "fake_probability": score} for track, score in enumerate(together)
+            ]
+        }
+        for together in zip(*scores, strict=True)
+    ]
+    verdict = {
+        "label": tracks[0]["label"], "reason": None, "deciding_track": 0, "threshold": 0.6, "tracks": tracks,
+        "frames": frames,
+    }  # fmt: skip
+    assert words.headline(language("en"), verdict) == sentence
 
 
 def test_several_files_are_one_batch_with_a_page(gateway, clip):
@@ -114,7 +151,7 @@ def test_heatmaps_are_asked_for_by_a_form(tmp_path, clip):
             thread.join()
         page = gateway.get(f"{result}/moments").text
         assert 'class="heat"' in page
-        assert "The explained scores agree with the served ones" in page
+        assert "The scores behind the heatmaps agree with those of the verdict" in page
         assert gateway.post(f"{result}/moments", data={"method": "x"}, headers=BROWSER).status_code == 422
 
 
@@ -132,7 +169,7 @@ def test_what_waits_says_behind_how_many_and_what_failed_what_would_help(gateway
     page = gateway.get(failed).text
     assert "cannot be read as a video or picture" in gateway.get("/history").text
     assert "NO RESULT" in page
-    assert "convert it again from its source" in page
+    assert "If the file is damaged, download it or convert it again" in page
     assert main_button(page) == "Send another file"
     assert "Analyze again" in page
 
