@@ -149,6 +149,8 @@ class _Form:
                 raise repeated("the form", name)
             self._field, self.fields[name] = name, ""
             return
+        if b"filename" not in parameters and b"content-type" not in self._headers:
+            raise Problem(422, f"the field {name!r} holds text and not a file; with curl, write {name}=@clip.mp4")
         self._field = None
         self.pieces.append(safe_name(parameters.get(b"filename", b"").decode("utf-8", "replace")))
 

@@ -319,13 +319,27 @@ def test_an_event_id_that_is_none_begins_from_the_beginning(gateway, clip, numbe
     assert gateway.get(events, headers={"Last-Event-ID": number}).text == gateway.get(events).text
 
 
+# What a browser sends of a form in which no file was chosen.
+UNCHOSEN = (
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename=""\r\n'
+    b"Content-Type: application/octet-stream\r\n\r\n\r\n--x--\r\n"
+)
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         ({"files": {"file": ("a.mp4", b"")}}, "the file is empty; copy or download it again"),
         ({"params": {"file_name": "a.mp4"}}, "the file is empty; copy or download it again"),
         ({}, "there is no file; send it as file of multipart/form-data, or as the body"),
-        ({"files": {"file": ("", b"")}}, "there is no file; send it as file of multipart/form-data, or as the body"),
+        (
+            {"content": UNCHOSEN, "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+            "there is no file; send it as file of multipart/form-data, or as the body",
+        ),
+        (
+            {"files": {"file": (None, "clip.mp4")}},
+            "the field 'file' holds text and not a file; with curl, write file=@clip.mp4",
+        ),
         (
             {"content": b"x", "params": {"frames": "3"}},
             "there is no option `frames`; there are num_frames, fps, mode",
