@@ -43,6 +43,7 @@ def explain_serve(
     max_requests: Annotated[int, typer.Option(min=1, help="Requests let in at a time; more are refused.")] = 32,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest upload, in MiB.")] = 10,
     deadline: Annotated[float, typer.Option(min=0.1, help="Deadline of each explanation, in seconds.")] = 30.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Serve heatmaps of one detector: POST /v1/explain, GET /v1/model, /health, /metrics and /openapi.json.
 
@@ -62,7 +63,7 @@ def explain_serve(
     yield_cores(nice)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    screen = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     with screen.status("loading the checkpoint"):
         explainer = CheckpointExplainer.load(checkpoint, spec, device=device)
     app = build_app(explainer, MtcnnDetector(), limits=limits, connect=connect)

@@ -52,6 +52,12 @@ def test_without_a_server_it_says_what_is_compared(serve, capsys):
     assert "only scores that a request brings along are compared" in capsys.readouterr().err
 
 
+def test_beside_a_gateway_it_prints_errors_only(serve, capsys):
+    code, _ = serve("--quiet", "--host", "0.0.0.0")
+    assert code == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_limits_and_priority_are_options(serve):
     _, given = serve("--max-requests", "3", "--max-upload-mb", "2", "--deadline", "1.5", "--nice", "5")
     assert given["limits"] == Limits(max_requests=3, max_upload_bytes=2 * 2**20, timeout_s=1.5)
