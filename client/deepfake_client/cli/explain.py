@@ -42,7 +42,7 @@ def explain(
     ] = None,
     method: Annotated[str, typer.Option(help=f"How: {', '.join(METHODS)}.")] = DEFAULT_METHOD,
     layer: Annotated[
-        str | None, typer.Option(help="Target layer; MEMBER:LAYER for an ensemble. [default: the last map]")
+        str | None, typer.Option(help="Target layer; MEMBER:LAYER for an ensemble. [default: the last feature map]")
     ] = None,
     faithfulness: Annotated[
         bool, typer.Option("--faithfulness", help="Measure deletion and insertion curves (slow).")

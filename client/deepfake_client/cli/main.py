@@ -7,11 +7,13 @@ is quick and a base install needs neither torch nor a server.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from inspect import cleandoc
 from typing import Annotated, Any, Final
 
 import typer
@@ -20,7 +22,7 @@ from rich.markup import escape
 from typer.main import get_command
 
 from deepfake_client.cli.option_names import with_options
-from deepfake_client.cli.terminal import checked_stdout
+from deepfake_client.cli.terminal import ReaderGoneError, checked_stdout
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.text import visible
@@ -165,22 +167,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with checked_stdout():
             command = get_command(build_app(requested))
-            _show_no_type_of_flags(command)
+            _tidy_help(command)
             command(args=args, prog_name="deepfake")
+    except ReaderGoneError as exc:
+        sys.exit(exc.exit_code)  # without a word, as other programs
     except DeepfakeError as exc:
         print_error(exc)
         sys.exit(exc.exit_code)
 
 
-def _show_no_type_of_flags(command: Any) -> None:
-    """A flag takes no value; ``--json <bool>`` in the help would say that it does."""
+def _tidy_help(command: Any) -> None:
+    """Let paragraphs fill a terminal of any width, and flags look as if they took no value, which they do not."""
+    if command.help:
+        # What is indented, as examples are, stays as it is written.
+        command.help = re.sub(r"(?<=\S)\n(?=[^\s\[])", " ", cleandoc(command.help))
     # A command keeps the first help option that it is asked for, so it is asked with the names of all.
     context = typer.Context(command, help_option_names=HELP_NAMES)
     for option in (*command.params, command.get_help_option(context)):
         if getattr(option, "is_flag", False):
             option.metavar = ""
     for inner in getattr(command, "commands", {}).values():
-        _show_no_type_of_flags(inner)
+        _tidy_help(inner)
 
 
 def print_error(error: DeepfakeError) -> None:

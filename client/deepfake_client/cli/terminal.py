@@ -7,12 +7,19 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from deepfake_preprocess.errors import OptionError
+
+
+class ReaderGoneError(OptionError):
+    """Nothing reads standard output any more, as after ``| head``."""
+
+    exit_code = 128 + signal.SIGPIPE
 
 
 def json_text(data: Any, *, indent: int | None = None) -> str:
@@ -82,6 +89,8 @@ class _CheckedOutput(io.TextIOWrapper):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.fileno())
                 os.close(nowhere)
+            if exc.errno == errno.EPIPE:
+                raise ReaderGoneError("nothing reads standard output any more") from exc
             raise OptionError(
                 f"standard output cannot be written ({exc.strerror}); free some space, or send it somewhere else"
             ) from exc

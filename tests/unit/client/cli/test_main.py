@@ -202,6 +202,17 @@ def test_flags_do_not_look_as_if_they_took_a_value(capsys: pytest.CaptureFixture
         assert "bool" not in capsys.readouterr().out
 
 
+def test_the_help_fills_a_terminal_of_any_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    with pytest.raises(SystemExit):
+        cli.main(["explain", "--help"])
+    text = capsys.readouterr().out
+    assert "Each score is compared with that of the server, and the" in text
+    assert re.search(r"^ *deepfake explain clip.mp4 --top 6 --output-dir evidence/ *$", text, re.MULTILINE)
+
+
 def test_every_input_is_taken_once(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "images/a.png", "images", "images/*.png", "--json")
     assert len(json.loads(out)) == 3

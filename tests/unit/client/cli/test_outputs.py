@@ -87,6 +87,12 @@ def test_every_command_says_that_standard_output_is_full(pictures: Path) -> None
     assert "Traceback" not in errors
 
 
+def test_a_command_whose_reader_has_seen_enough_ends_without_a_word(pictures: Path) -> None:
+    command = ["bash", "-o", "pipefail", "-c", '"$@" | true', "bash", sys.executable, "-c", COMMAND, "--help"]
+    done = subprocess.run(command, cwd=pictures, capture_output=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (141, b"", b"")
+
+
 @pytest.mark.parametrize(("option", "disk_bytes"), [("--csv", 400), ("--output", 1500), ("--report", 5000)])
 def test_a_disk_that_fills_up_ends_one_output_and_the_others_get_everything(
     pictures: Path, option: str, disk_bytes: int
