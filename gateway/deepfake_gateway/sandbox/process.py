@@ -272,7 +272,7 @@ class SandboxPool:
 
 def _say_once(network: str | None, user: str | None) -> None:
     """Log what sandboxes keep that they should not have, with the first of them."""
-    for what, problem in (("the network", network), ("the user root", user)):
+    for what, problem in (("with the network", network), ("as root", user)):
         if problem is not None and what not in _said:
             _said.add(what)
-            logger.warning("media are opened with %s, because it cannot be left here: %s", what, problem)
+            logger.warning("media are opened %s, which cannot be given up here: %s", what, problem)

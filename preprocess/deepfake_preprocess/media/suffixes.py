@@ -27,7 +27,7 @@ def media_of(directory: str | Path) -> list[Path]:
     """Return the images and videos under a directory, at least one, sorted by path; hidden ones are left out."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise OptionError(f"{directory}: there is no such directory of faces; name one that holds videos or images")
+        raise OptionError(f"{directory}: there is no such directory; name one that holds videos or images")
     found = sorted(
         path
         for path in directory.rglob("*")
