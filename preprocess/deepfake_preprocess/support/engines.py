@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -41,6 +42,7 @@ half of the logit's error of groups of 128, in 1.1 times their time."""
 Network: TypeAlias = "Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[Any]]]"
 """Takes uint8 ``[N, H, W, 3]`` crops and returns the outputs that were asked for; one call at a time."""
 
+_ONE_CORE = threading.Lock()
 _PRECISION_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
 """INT8 is in the graph; the hint is for what it leaves in floating point."""
 
@@ -132,7 +134,6 @@ def _open_openvino(
     return run
 
 
-@functools.cache
 def _core() -> Any:
     """Return the one core of this process.
 
@@ -140,6 +141,12 @@ def _core() -> Any:
     when it goes. Of two that went in the order in which they came, the second left that of the first, which was freed
     by then: the next signal with a handler in Python ended the process without a word.
     """
+    with _ONE_CORE:  # threads that open networks at the same time get the same one
+        return _made_core()
+
+
+@functools.cache
+def _made_core() -> Any:
     return require_extra(OPENVINO, extra=OPENVINO).Core()
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from tiny_model import TINY_SPEC, write_tiny_onnx
 
+from deepfake_preprocess.support import engines
 from deepfake_preprocess.support.engines import open_network
 
 pytest.importorskip("openvino")
@@ -50,3 +55,22 @@ def test_signals_are_handled_after_networks_went_in_the_order_in_which_they_came
     write_tiny_onnx(path)
     done = subprocess.run([sys.executable, "-c", GONE, str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")
+
+
+def test_threads_that_open_networks_at_the_same_time_share_one_core(monkeypatch):
+    made, second = [], threading.Event()
+
+    class Core:
+        def __init__(self):
+            made.append(self)
+            if len(made) > 1:
+                second.set()
+            second.wait(0.2)  # for another thread, if one gets here
+
+    monkeypatch.setattr(engines, "require_extra", lambda *_, **__: types.SimpleNamespace(Core=Core))
+    # The real core of this process stays the only one.
+    monkeypatch.setattr(engines, "_made_core", functools.cache(engines._made_core.__wrapped__))
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: engines._core(), range(2))
+    assert one is other
+    assert made == [one]
