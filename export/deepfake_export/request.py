@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deepfake_export.proof.gate import BEST, check_precisions
 from deepfake_export.proof.tolerances import TOLERANCES
@@ -53,6 +53,8 @@ DECIDES = {
     "tolerances_sha256": "the table of tolerances",
 }
 """What decides about the result, and its name for people."""
+_FOLLOWS: Final = {"precisions": ("engines", "cpu"), "engines": ("cpu",)}
+"""What may be other because something else is: in FP32 alone no engines are compared, and the CPU does not matter."""
 
 
 def promising_precisions() -> tuple[tuple[str, ...], str]:
@@ -271,7 +273,9 @@ def what_changed(parity: Mapping[str, Any], identity: Mapping[str, Any], max_bat
     A smaller largest batch than was proved makes no difference.
     """
     before = parity.get(REQUEST_KEY) or {}
-    changed = [name for key, name in DECIDES.items() if before.get(key) != identity[key]]
+    keys = [key for key in DECIDES if before.get(key) != identity[key]]
+    follow = {effect for key in keys for effect in _FOLLOWS.get(key, ())}
+    changed = [DECIDES[key] for key in keys if key not in follow]
     if max(parity.get("batch_sizes") or [0]) < max_batch_size:
         changed.append("a larger `max_batch_size`")
     return tuple(changed)
