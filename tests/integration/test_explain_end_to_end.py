@@ -17,6 +17,7 @@ import pytest
 from gateway_process import Running
 from media import make_clip
 from safetensors.torch import save_file
+from tiny_model import write_tiny_repository
 
 from deepfake_client.cli import main as cli
 from deepfake_client.explain.service import ServiceExplainer
@@ -166,9 +167,10 @@ def test_the_service_allows_what_the_served_precision_allows(folder, tmp_path, m
     assert TOLERANCES["fp32"].probability_abs < max(differences) <= tolerance
 
 
-@pytest.mark.slow
-def test_the_gateway_shows_heatmaps_of_the_checkpoint_that_it_serves(folder, tmp_path):
-    gateway = Running(folder / "repository", tmp_path / "data", checkpoint=str(folder / "small.safetensors"))
+def test_the_gateway_shows_heatmaps_of_the_checkpoint_that_it_serves_beside_another_model(folder, tmp_path):
+    repository = write_tiny_repository(shutil.copytree(folder / "repository", tmp_path / "repository"))
+    checkpoint = str(folder / "small.safetensors")
+    gateway = Running(repository, tmp_path / "data", checkpoint=checkpoint, model=SPEC.name)
     try:
         analysis = gateway.send(folder / "clip.mp4", wait_s=90, num_frames=4)
         gateway.until(lambda: httpx.get(f"{gateway.address}/v1/explainer").json()["available"])

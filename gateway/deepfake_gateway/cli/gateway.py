@@ -262,6 +262,8 @@ def _start_explaining(stack: ExitStack, screen: Console, settings: Settings) -> 
         port = str(probe.getsockname()[1])
     screen.print(f"Heatmaps come from {escape(str(settings.checkpoint))}")
     arguments = [str(settings.checkpoint), "--port", port, "--url", settings.url or ""]
+    if settings.model is not None:
+        arguments += ["--model", settings.model]
     stack.enter_context(_Kept("explain service", ["-m", "deepfake_gateway.cli.explaining", *arguments]))
     return settings.model_copy(update={"explain_url": f"http://127.0.0.1:{port}"})
 
