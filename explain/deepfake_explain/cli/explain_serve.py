@@ -59,13 +59,15 @@ def explain_serve(
     limits = Limits(max_requests=max_requests, max_upload_bytes=max_upload_mb * 2**20, timeout_s=deadline)
     # Not tried again: who waits has a deadline, and holds one of the few places.
     once = dataclasses.replace(connection, retry=NO_RETRY)
-    connect = None if connection.url is None else partial(AsyncDeepfakeClient, once, model=model)
     yield_cores(nice)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     screen = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
     with screen.status("loading the checkpoint"):
         explainer = CheckpointExplainer.load(checkpoint, spec, device=device)
+    # The checkpoint's own name: a server of several models offers it under that.
+    served = model or explainer.spec.name
+    connect = None if connection.url is None else partial(AsyncDeepfakeClient, once, model=served)
     app = build_app(explainer, MtcnnDetector(), limits=limits, connect=connect)
     with listening(host, port) as listener:
         address = f"http://{host}:{listener.getsockname()[1]}"

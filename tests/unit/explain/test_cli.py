@@ -35,14 +35,19 @@ def serve(monkeypatch):
 
 def test_any_connection_to_the_server_can_be_named(serve, monkeypatch):
     monkeypatch.setenv("DEEPFAKE_TOKEN", "secret")
-    code, given = serve("--url", "https://gpu:8000/triton", "--tls", "--header", "X-Team: faces", "--model", "tiny")
+    code, given = serve("--url", "https://gpu:8000/triton", "--tls", "--header", "X-Team: faces", "--model", "other")
     assert code == 0
     connection = given["connect"].args[0]
     assert connection.url == "https://gpu:8000/triton"
     assert connection.tls is not None
     assert connection.headers == {"x-team": "faces", "authorization": "Bearer secret"}
     assert connection.retry == NO_RETRY
-    assert given["connect"].keywords == {"model": "tiny"}
+    assert given["connect"].keywords == {"model": "other"}
+
+
+def test_of_several_models_it_compares_with_the_one_of_the_checkpoints_name(serve):
+    _, given = serve("--url", "localhost:8001")
+    assert given["connect"].keywords == {"model": tiny_explainer().spec.name}
 
 
 def test_without_a_server_it_says_what_is_compared(serve, capsys):
