@@ -359,7 +359,7 @@ def _note_on_quality(frames: Sequence[FrameResult]) -> str:
     if not poor:
         return ""
     verb = "counts" if len(poor) == 1 else "count"
-    return f"{len(poor)} of {len(faces)} views of faces {verb} less or not at all ({_concerns(poor)})"
+    return f"{len(poor)} of {len(faces)} pictures of faces {verb} less or not at all ({_concerns(poor)})"
 
 
 def _concerns(faces: Sequence[FaceScore]) -> str:

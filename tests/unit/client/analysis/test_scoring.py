@@ -54,7 +54,7 @@ def test_poor_frames_of_a_track_do_not_decide_it() -> None:
     assert result.label is Label.REAL
     assert result.fake_probability == pytest.approx(0.1)
     assert [face.weight for item in result.frames for face in item.faces] == [1, 0] * 6
-    assert result.detail == "6 of 12 views of faces count less or not at all (6 blurred)"
+    assert result.detail == "6 of 12 pictures of faces count less or not at all (6 blurred)"
 
 
 def test_nothing_but_poor_faces_is_no_verdict() -> None:
