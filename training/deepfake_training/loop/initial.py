@@ -1,18 +1,22 @@
 """Puts published weights into a fresh network: those of the backbone, and the head only of the very same network.
 
 Layers are matched by name, and where the names differ by order, since two libraries that implement one architecture
-list its layers in the same order.
+list its layers in the same order. Where a vision transformer takes pictures of another
+size, the positions of its patches are laid out anew.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from torch import Tensor, nn
 
 from deepfake_export.checkpoint.layers import last_linear
 from deepfake_export.checkpoint.reading import read_checkpoint
 from deepfake_preprocess.errors import CheckpointError
+
+_POSITIONS: Final = "pos_embed"
 
 
 def load_initial(network: nn.Module, path: str | Path) -> str:
@@ -21,8 +25,8 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
     The last layer is left out, unless every name and every shape agrees, as with the result of an earlier run.
     """
     path = Path(path)
-    given = _read(path)
     wanted = network.state_dict()
+    given = _with_positions(_read(path), network, wanted)
     same = given.keys() == wanted.keys() and all(given[name].shape == wanted[name].shape for name in wanted)
     head = "nothing" if same else f"{last_linear(network)[0]}."
     without_head = [name for name in wanted if not name.startswith(head)]
@@ -45,6 +49,20 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
         f"{path}: {len(given)} tensors, which do not fit the {len(wanted)} of {type(network).__name__}; "
         "name initial weights of the architecture that is trained, or train it from random ones"
     )
+
+
+def _with_positions(given: dict[str, Tensor], network: nn.Module, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with the positions that the network's input size asks for, by bicubic resampling."""
+    from timm.layers.pos_embed import resample_abs_pos_embed
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not isinstance(network, VisionTransformer) or _POSITIONS not in given or _POSITIONS not in wanted:
+        return given
+    if given[_POSITIONS].shape == wanted[_POSITIONS].shape:
+        return given
+    grid = network.patch_embed.grid_size
+    resampled = resample_abs_pos_embed(given[_POSITIONS], list(grid), num_prefix_tokens=network.num_prefix_tokens)
+    return given | {_POSITIONS: resampled}
 
 
 def _read(path: Path) -> dict[str, Tensor]:

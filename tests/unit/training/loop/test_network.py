@@ -55,6 +55,31 @@ def test_norms_and_head_are_trained_and_published_without_the_rest(tower: Path, 
     assert load_file(tmp_path / "changes.safetensors").keys() == changed
 
 
+def test_weights_of_larger_crops_are_taken_with_the_positions_of_patches_laid_out_anew(tmp_path: Path) -> None:
+    larger = dataclasses.replace(TRANSFORMER, input_height_px=64, input_width_px=64)
+    given = build_network(larger).state_dict()
+    # From left to right and from top to bottom, the same in all channels; 4 x 4 patches behind the class token.
+    ramp = torch.arange(4.0)[:, None] * 10 + torch.arange(4.0)
+    given["pos_embed"][0, 1:] = ramp.reshape(-1, 1)
+    save_file(given, tmp_path / "larger.safetensors")
+    config = dataclasses.replace(
+        QUICK, spec=TRANSFORMER, initial_weights=str(tmp_path / "larger.safetensors"), trained="norms_and_head"
+    )
+    network, _, origin = prepare_network(config)
+    assert "by name" in origin
+    taken = network.state_dict()
+    differ = {name for name, value in given.items() if not torch.equal(value, taken[name])}
+    assert differ == {"pos_embed"}
+    assert torch.equal(taken["pos_embed"][0, 0], given["pos_embed"][0, 0])
+    grid = taken["pos_embed"][0, 1:, 0].reshape(2, 2)
+    torch.testing.assert_close(grid.flip(0, 1) + grid, torch.full((2, 2), 33.0))  # the middle stays where it was
+    assert grid[0, 0] < grid[0, 1] < grid[1, 0] < grid[1, 1]
+    save_file({name: given[name] for name in given if name not in HEAD}, tmp_path / "tower.safetensors")
+    TrainingRun(make_faces(), dataclasses.replace(config, epochs=1), tmp_path / "run").train()
+    publish(tmp_path / "run", tmp_path / "changes.safetensors", base=tmp_path / "tower.safetensors")
+    assert load_file(tmp_path / "changes.safetensors")["pos_embed"].shape == taken["pos_embed"].shape
+
+
 def test_weights_that_went_through_half_precision_are_still_those_of_the_base(tower: Path, tmp_path: Path) -> None:
     halved = tmp_path / "halved.safetensors"
     save_file({name: value.half() for name, value in load_file(tower).items()}, halved)
