@@ -6,7 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The repository is the default of every command and of docker-compose.yml: models.
 MODEL ?= accurate
-MODEL_NAME := $(if $(filter fast,$(MODEL)),deepfake_efficientnet_lite0,deepfake_clip_b16)
+NAME_accurate := deepfake_clip_b16
+NAME_fast := deepfake_clip_b16_128
+NAME_tiny := deepfake_efficientnet_lite0
+MODEL_NAME := $(or $(NAME_$(MODEL)),$(error MODEL is $(MODEL); allowed: accurate, fast, tiny))
 CHECKPOINT := demo/$(MODEL_NAME).safetensors
 DEMO := export/deepfake_export/demo
 SAMPLE := demo/sample.mp4
@@ -53,7 +56,7 @@ $(SAMPLE): $(VENV)/.demo
 	@echo "==> making a sample clip of a real face (NASA portrait of Eileen Collins): $@"
 	@$(BIN)/python scripts/make_sample_clip.py $@
 
-run: $(VENV)/.demo $(CHECKPOINT) $(if $(VIDEO),,$(SAMPLE))  ## Verdict for VIDEO=clip.mp4 (or a sample), end to end; MODEL=fast for the small network
+run: $(VENV)/.demo $(CHECKPOINT) $(if $(VIDEO),,$(SAMPLE))  ## Verdict for VIDEO=clip.mp4 (or a sample), end to end; MODEL=fast or tiny for less work
 	@$(BIN)/deepfake export $(CHECKPOINT) --precisions auto
 	@echo "==> analyzing $(if $(VIDEO),$(VIDEO),$(SAMPLE)) on a private Triton"
 	@$(BIN)/deepfake analyze "$(if $(VIDEO),$(VIDEO),$(SAMPLE))" --embedded --model $(MODEL_NAME) || \
@@ -98,7 +101,7 @@ chaos-scan: $(VENV)/.dev  ## N=50 kills of driver, actors, nodes and Triton in a
 	@CHAOS_FAULTS=$(N) CHAOS_CLIPS=$(CLIPS) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -s tests/chaos/test_scan_chaos.py
 
 autoscaling: $(VENV)/.dev  ## 23 minutes of the chart's autoscaling with Prometheus and Tritons, no cluster; as root
-	@$(BIN)/deepfake demo-checkpoint demo --model fast
+	@$(BIN)/deepfake demo-checkpoint demo --model tiny
 	@$(BIN)/deepfake export demo/deepfake_efficientnet_lite0.safetensors --precisions fp32 --repository work/autoscaling
 	@$(BIN)/python scripts/autoscaling.py --repository work/autoscaling
 

@@ -318,15 +318,15 @@ def test_the_untrained_checkpoint_is_reproducible_and_says_what_it_is(tmp_path):
     assert ModelSpec.from_yaml(checkpoint.with_suffix(".yaml")) == UNTRAINED_SPEC
 
 
-def test_the_fast_demo_checkpoint_comes_with_its_card_and_exports(tmp_path):
-    command = [str(tmp_path), "--model", "fast"]
+def test_the_tiny_demo_checkpoint_comes_with_its_card_and_exports(tmp_path):
+    command = [str(tmp_path), "--model", "tiny"]
     result = CliRunner().invoke(app_of(demo_checkpoint), command, catch_exceptions=False)
     assert result.exit_code == 0
     checkpoint = tmp_path / "deepfake_efficientnet_lite0.safetensors"
     assert checkpoint.stat().st_size <= 10 * 2**20
     spec = ModelSpec.from_yaml(checkpoint.with_suffix(".yaml"))
     assert spec.trained
-    assert "not for decisions about people" in (tmp_path / "MODEL_CARD_FAST.md").read_text(encoding="utf-8").lower()
+    assert "not for decisions about people" in (tmp_path / "MODEL_CARD_TINY.md").read_text(encoding="utf-8").lower()
     parity = export_checkpoint(ExportRequest(checkpoint, tmp_path / "m", spec=spec, max_batch_size=4)).manifest.parity
     assert parity["passed"]
     assert parity["verdict_flips"] == 0

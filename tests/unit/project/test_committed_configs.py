@@ -63,7 +63,7 @@ def test_the_keys_and_prefixes_are_those_of_the_loader():
 
 def test_the_committed_configurations_are_what_an_export_writes(tmp_path):
     """Of the demo model, with the default options; only the checkpoint's hash is not known before an export."""
-    name = DEMOS["fast"].name
+    name = DEMOS["tiny"].name
     spec = ModelSpec.from_yaml(ROOT / f"export/deepfake_export/demo/{name}.yaml")
     refresh_configs(tmp_path, Manifest(spec, {}, "fp32"), max_batch_size=PRODUCTION_MAX_BATCH_SIZE)
     committed = ROOT / "model_repository" / name
