@@ -38,7 +38,7 @@ DOCKERFILES = ("docker/engines.Dockerfile", "docker/explain.Dockerfile", "docker
 
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-MODEL_NAME = re.search(r"^MODEL_NAME := .*,(\w+)\)$", MAKEFILE, re.MULTILINE)[1]  # of MODEL=accurate, the default
+MODEL_NAME = re.search(r"^NAME_accurate := (\w+)$", MAKEFILE, re.MULTILINE)[1]  # MODEL=accurate is the default
 CHECKPOINT = Path(re.search(r"^CHECKPOINT := (.*)$", MAKEFILE, re.MULTILINE)[1].replace("$(MODEL_NAME)", MODEL_NAME))
 
 
