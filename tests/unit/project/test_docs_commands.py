@@ -13,7 +13,7 @@ from checkout import ROOT
 from deepfake_client.cli import main as cli
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-PAGES += [f"export/deepfake_export/demo/{card}" for card in ("MODEL_CARD.md", "MODEL_CARD_FAST.md", "MODEL_CARD_TINY.md")]
+PAGES += sorted(str(card.relative_to(ROOT)) for card in (ROOT / "export/deepfake_export/demo").glob("MODEL_CARD*.md"))
 LINES = re.compile(r"^(?:\$ )?(deepfake [a-z][^\n]*)|`(deepfake [a-z][^`]*)`", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
