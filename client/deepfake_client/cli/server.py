@@ -17,6 +17,7 @@ from deepfake_client.cli.terminal import json_text
 from deepfake_client.transport.connect import connect
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import Health, ServedModel
+from deepfake_preprocess.cli.console import results_console
 from deepfake_preprocess.errors import ModelContractError, ServerUnavailableError
 from deepfake_preprocess.support.text import visible
 
@@ -33,7 +34,7 @@ def models(connection: ConnectionOptions, as_json: AsJson = False) -> None:
     if as_json:
         print(json_text([_as_data(name, found) for name, found in entries.items()], indent=2))
         return
-    console = Console(highlight=False)
+    console = results_console()
     if not entries:
         console.print(f"the server at {url} offers no model")
     for name, found in entries.items():

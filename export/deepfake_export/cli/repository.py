@@ -17,14 +17,11 @@ from deepfake_export.repository.pruning import Pruning
 from deepfake_export.repository.pruning import prune as prune_model
 from deepfake_export.repository.verification import Problem
 from deepfake_export.tensorrt.plans import plan_target
-from deepfake_preprocess.cli.console import shown
+from deepfake_preprocess.cli.console import results_console, shown
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 from deepfake_preprocess.contract.plan_info import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.support.engines import ONNX_RUNTIME
-
-PLAIN_WIDTH = 120
-"""Of a table that goes into a file or a pipe, where there is no terminal to fit."""
 
 app = typer.Typer(
     help="""Manage a model repository: its versions, which one is served, whether everything is intact.
@@ -65,7 +62,7 @@ def list_models(repository: RepositoryOption = DEFAULT_REPOSITORY, as_json: Json
     if as_json:
         _print_json([model.to_dict() for model in models])
         return
-    console = _console()
+    console = results_console(soft_wrap=True)
     if not models:
         console.print(f"{shown(repository)} holds no model; put one there with `deepfake export`")
         return
@@ -114,7 +111,7 @@ def verify(
             }
         )
     else:
-        console = _console()
+        console = results_console(soft_wrap=True)
         versions = sum(len(model.versions) for model in found)
         _print_problems(console, problems)
         if target is None and any(list((repository / model.name).glob(f"*/{PLAN_FILE}")) for model in found):
@@ -145,7 +142,7 @@ def rollback(
     if as_json:
         _print_json(result.to_dict())
         return
-    console = _console()
+    console = results_console(soft_wrap=True)
     name = f"[bold]{shown(result.model)}[/]"
     if result.before == result.served:
         console.print(f"{name} serves version {result.served} as before; its configurations were written again.")
@@ -183,7 +180,7 @@ def prune(
     if as_json:
         _print_json(plan.to_dict())
         return
-    console = _console()
+    console = results_console(soft_wrap=True)
     if not plan.removed:
         console.print(f"Nothing to remove: {_why_nothing(plan, keep)}.")
     elif plan.done:
@@ -257,11 +254,6 @@ def _removal(plan: Pruning) -> str:
 
 def _numbers(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _console() -> Console:
-    console = Console(soft_wrap=True, highlight=False)
-    return console if console.is_terminal else Console(soft_wrap=True, highlight=False, width=PLAIN_WIDTH)
 
 
 def _print_json(data: object) -> None:

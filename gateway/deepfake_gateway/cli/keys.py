@@ -18,6 +18,7 @@ from rich.table import Table
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import SCOPES, Key, Keys, id_of
 from deepfake_gateway.store.records import Store
+from deepfake_preprocess.cli.console import results_console
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.text import visible
 
@@ -115,7 +116,7 @@ def list_keys(
     for key in found:
         until = "" if key.expires_at is None else _day(key.expires_at)
         table.add_row(f"dfk_{key.id}", visible(key.name), key.tenant, ", ".join(sorted(key.scopes)), key.state, until)
-    Console(highlight=False).print(table if found else "There are no keys.")
+    results_console().print(table if found else "There are no keys.")
 
 
 @keys.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from typing import IO, Any, Final, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,10 +14,35 @@ PLAIN_WIDTH: Final = 10_000
 """Columns of what is no terminal."""
 
 
-def results_console() -> Console:
-    """Return standard output, with lines of any length where it is not a terminal: names must not be broken there."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+_PADDING = re.compile(r" +(?=\n)")
+
+
+class _Unpadded:
+    """A stream for lines without blanks at their ends, with which tables fill their columns."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(_PADDING.sub("", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def results_console(*, soft_wrap: bool = False) -> Console:
+    """Return standard output.
+
+    Where it is not a terminal, its lines have any length, since names must not be broken there, and no padding.
+
+    Args:
+        soft_wrap: leave it to a terminal to break long lines.
+    """
+    console = Console(highlight=False, soft_wrap=soft_wrap)
+    if console.is_terminal:
+        return console
+    plain = cast("IO[str]", _Unpadded(console.file))
+    return Console(file=plain, highlight=False, soft_wrap=soft_wrap, width=PLAIN_WIDTH)
 
 
 def shown(text: object) -> str:
