@@ -64,7 +64,7 @@ run: $(VENV)/.demo $(CHECKPOINT) $(if $(VIDEO),,$(SAMPLE))  ## Verdict for VIDEO
 
 serve: $(VENV)/.demo $(CHECKPOINT)  ## Serve the demo model on ports 8000 to 8002 until Ctrl-C
 	@$(BIN)/deepfake export $(CHECKPOINT) --precisions auto
-	@$(BIN)/deepfake serve
+	@$(BIN)/deepfake serve $(MODEL_NAME)
 
 web: $(VENV)/.demo $(CHECKPOINT)  ## The verdict service with its web page, on port 8080 until Ctrl-C
 	@$(BIN)/deepfake export $(CHECKPOINT) --precisions auto
