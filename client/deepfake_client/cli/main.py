@@ -115,7 +115,7 @@ COMMANDS = {
     "scan": Command("deepfake_scan.cli.scan:scan", "Verdicts on folders, buckets and manifests of any size.", "scan"),
     "demo-checkpoint": Command(
         "deepfake_export.cli.demo_checkpoint:demo_checkpoint",
-        "Write the demo checkpoint, its spec and model card.",
+        "Write a demo checkpoint, its spec and model card.",
         "export",
     ),
 }

