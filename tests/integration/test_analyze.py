@@ -202,7 +202,7 @@ def test_a_server_that_does_not_run_is_exit_code_4(clip: Path) -> None:
 
 def test_a_model_that_is_not_served_is_named_with_those_that_are(embedded_triton: EmbeddedTriton, clip: Path) -> None:
     run = deepfake("analyze", clip, "--url", embedded_triton.grpc_url, "--model", "efficientnet_b7")
-    assert run.code == 4
+    assert run.code == 2
     assert "'efficientnet_b7'" in run.err
     assert "it offers tiny" in run.err
 

@@ -45,7 +45,13 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
 from deepfake_client.sources.inputs import expand, open_source
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerUnavailableError
+from deepfake_preprocess.errors import (
+    DeepfakeError,
+    InputError,
+    ModelNotFoundError,
+    OptionError,
+    ServerUnavailableError,
+)
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.remote import is_url, without_password
 from deepfake_preprocess.support.text import visible
@@ -370,8 +376,9 @@ class Run(AbstractContextManager["Run"]):
             return EXIT_INTERRUPTED
         if self.output_errors:
             return OptionError.exit_code
-        if any(outcome.server_failed for outcome in self._outcomes):
-            return EXIT_SERVER
+        if failed := [outcome for outcome in self._outcomes if outcome.server_failed]:
+            no_model = all(isinstance(outcome.error, ModelNotFoundError) for outcome in failed)
+            return ModelNotFoundError.exit_code if no_model else EXIT_SERVER
         errors = [outcome.error for outcome in self._outcomes if outcome.error is not None]
         if errors:
             return errors[0].exit_code if len(errors) == len(self._outcomes) else EXIT_SOME_INPUTS_FAILED
