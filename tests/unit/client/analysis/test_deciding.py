@@ -77,7 +77,7 @@ def test_a_small_person_who_moves_decides() -> None:
 def test_a_poor_face_does_not_decide_even_if_it_moves() -> None:
     result = judged(person(0.3), person(0.95, weight=0.2))
     assert (result.label, result.deciding_track) == (Label.REAL, 0)
-    assert result.detail.startswith("background face 2 looks fake; it did not decide; 12 of 24 views")
+    assert result.detail.startswith("background face 2 looks fake; it did not decide; 12 of 24 pictures")
 
 
 def test_a_poor_face_alone_decides_with_a_wide_interval() -> None:
