@@ -1,8 +1,8 @@
 """Puts published weights into a fresh network: those of the backbone, and the head only of the very same network.
 
 Layers are matched by name, and where the names differ by order, since two libraries that implement one architecture
-list its layers in the same order. Where a vision transformer takes pictures of another
-size, the positions of its patches are laid out anew.
+list its layers in the same order. Where a vision transformer takes pictures of another size, the
+positions of its patches are laid out anew.
 """
 
 from __future__ import annotations
