@@ -29,7 +29,7 @@ from deepfake_bench.load.generator import Load
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.senders import Crops, LoadTarget, RequestFailedError, connected
 from deepfake_bench.machine import processes
-from deepfake_bench.machine.processes import HOST, end_process, free_port, start_process, tail
+from deepfake_bench.machine.processes import HOST, MarkedProcess, end_process, free_port, start_process, tail
 from deepfake_client import Connection
 
 START_TIMEOUT_S = 90.0
@@ -168,7 +168,7 @@ def start_peer(
 
 
 def _engine_contender(
-    peer: Peer, process: subprocess.Popen[str], log: Path, crops: Crops, expected: Probabilities
+    peer: Peer, process: MarkedProcess, log: Path, crops: Crops, expected: Probabilities
 ) -> Contender:
     """Return an in-process engine, whose process obeys orders (see ``peers/engine.py``)."""
     reader, writer = process.stdout, process.stdin
@@ -203,9 +203,7 @@ def _engine_contender(
     return Contender(peer.name, peer.setting, difference, root, run, partial(end_process, process))
 
 
-def _wait_until_answers(
-    name: str, process: subprocess.Popen[str], target: LoadTarget, crops: Crops, log: Path
-) -> None:
+def _wait_until_answers(name: str, process: MarkedProcess, target: LoadTarget, crops: Crops, log: Path) -> None:
     """Return when a server answers its first request; a `PeerUnavailableError` where it ends or does not in time."""
     deadline, failures = time.monotonic() + START_TIMEOUT_S, 0
     while True:

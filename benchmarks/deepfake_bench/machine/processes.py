@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,8 @@ import psutil
 HOST = "127.0.0.1"
 STOP_TIMEOUT_S = 10.0
 LOG_TAIL_LINES = 3
+MARK = "DEEPFAKE_BENCH_STARTED"
+"""Environment variable that tells by which `start_process` a process was started, at whatever remove."""
 
 T = TypeVar("T")
 
@@ -68,37 +71,52 @@ def running(root: psutil.Process) -> Iterator[None]:
         pause(root)
 
 
+class MarkedProcess(subprocess.Popen[str]):
+    """A process whose descendants are told by the `mark` in their environment, even where their parents ended."""
+
+    mark: str
+
+    def left(self) -> list[psutil.Process]:
+        """Return those of this process and its descendants that run, also where they are no children any more."""
+        return [
+            item for item in psutil.process_iter(["environ"]) if (item.info["environ"] or {}).get(MARK) == self.mark
+        ]
+
+
 def start_process(
     command: Sequence[str], *, log: Path, env: Mapping[str, str], cwd: Path, pipes: bool = False
-) -> subprocess.Popen[str]:
+) -> MarkedProcess:
     """Start a program in a process group of its own, with its output in `log`, or only its errors with `pipes`."""
+    mark = uuid.uuid4().hex
     with log.open("wb") as stream:
-        return subprocess.Popen(
+        process = MarkedProcess(
             list(command),
             stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
             stdout=subprocess.PIPE if pipes else stream,
             stderr=stream,
             text=True,
             cwd=cwd,
-            env={**os.environ, **env},
+            env={**os.environ, **env, MARK: mark},
             start_new_session=True,
         )
+    process.mark = mark
+    return process
 
 
-def end_process(process: subprocess.Popen[str]) -> None:
+def end_process(process: MarkedProcess) -> None:
     """End a process of `start_process` with everything it started, politely first; returns when none is left."""
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(process.pid)
         resume(root)
         tree = _of_each(root, lambda item: item)
         root.terminate()
-        _, alive = psutil.wait_procs(tree, timeout=STOP_TIMEOUT_S)
-        for item in alive:
+        psutil.wait_procs(tree, timeout=STOP_TIMEOUT_S)
+    # A server may leave workers whose parent is the first process of the machine, in sessions of their own.
+    while left := process.left():
+        for item in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 item.kill()
-        psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        psutil.wait_procs(left, timeout=STOP_TIMEOUT_S)
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):
