@@ -30,15 +30,15 @@ class Latency:
         return cls(*(round(float(value), 3) for value in values))
 
 
-def half_width(samples: Sequence[float], *, confidence: float = 0.95) -> float:
-    """Return the half-width of the confidence interval of a mean, from independent samples (batch means).
+def half_width(samples: Sequence[float]) -> float:
+    """Return the half-width of the 95% confidence interval of a mean, from independent samples (batch means).
 
     Student's t by its expansion in the normal quantile (Abramowitz and Stegun, 26.7.5); infinite below two samples.
     """
     freedom = len(samples) - 1
     if freedom < 1:
         return math.inf
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf(0.975)
     t = z + (z**3 + z) / (4 * freedom)
     t += (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)

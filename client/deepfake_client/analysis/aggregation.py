@@ -1,4 +1,4 @@
-"""From the scores of single faces to the score of a track, and from tracks to the verdict.
+"""From the scores of single faces to the score of a track.
 
 A video is as fake as its most suspicious face: tracks are scored one by one, so one manipulated face among several
 real ones is not averaged away. Which of them decides is for `analysis.deciding`.
@@ -158,11 +158,6 @@ def score_tracks(
             )
         )
     return tuple(tracks)
-
-
-def most_suspicious(tracks: tuple[Track, ...]) -> Track | None:
-    """Return the counted track with the highest score, or None when no track counts."""
-    return max((track for track in tracks if track.counted), key=lambda track: track.fake_probability, default=None)
 
 
 def _ordered(

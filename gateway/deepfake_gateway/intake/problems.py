@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 PROBLEM_TYPE: Final = "application/problem+json"
-STATUSES: Final = (400, 401, 403, 404, 408, 409, 413, 415, 416, 422, 429, 503)
 
 
 class ProblemDocument(BaseModel):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepfake_client import AGGREGATIONS, AnalyzeOptions
-from deepfake_client.analysis.aggregation import STRATEGIES, most_suspicious, score_tracks
+from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
 from deepfake_client.result.verdict import FaceScore, FrameResult, Label
 from deepfake_preprocess.errors import OptionError
 
@@ -148,18 +148,12 @@ def test_an_unknown_strategy_lists_the_known_ones() -> None:
 def test_one_fake_face_among_real_ones_is_not_averaged_away() -> None:
     tracks = score_tracks(frames_of([0.05] * 8, [0.95] * 8, [0.1] * 8), strategy=MEAN, threshold=0.5)
     assert [track.label for track in tracks] == [Label.REAL, Label.FAKE, Label.REAL]
-    suspect = most_suspicious(tracks)
-    assert suspect is not None
-    assert suspect.track == 1
-    assert suspect.fake_probability == pytest.approx(0.95)
+    assert tracks[1].fake_probability == pytest.approx(0.95)
 
 
 def test_a_face_seen_on_a_frame_or_two_of_a_video_does_not_decide() -> None:
     tracks = score_tracks(frames_of([0.1] * 10, [0.99, 0.99] + [None] * 8), strategy=MEAN, threshold=0.5)
     assert [track.counted for track in tracks] == [True, False]
-    suspect = most_suspicious(tracks)
-    assert suspect is not None
-    assert suspect.track == 0
 
 
 def test_a_short_track_does_not_count_beside_a_long_one() -> None:
@@ -168,12 +162,12 @@ def test_a_short_track_does_not_count_beside_a_long_one() -> None:
 
 
 def test_one_frame_is_enough_for_an_image() -> None:
-    assert most_suspicious(score_tracks(frames_of([0.7]), strategy=MEAN, threshold=0.5)) is not None
+    assert score_tracks(frames_of([0.7]), strategy=MEAN, threshold=0.5)[0].counted
 
 
 def test_no_track_counts_when_faces_are_too_rare() -> None:
     tracks = score_tracks(frames_of([0.7, 0.7] + [None] * 8), strategy=MEAN, threshold=0.5)
-    assert most_suspicious(tracks) is None
+    assert not any(track.counted for track in tracks)
 
 
 def test_the_threshold_itself_is_fake() -> None:
