@@ -45,13 +45,7 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
 from deepfake_client.sources.inputs import expand, open_source
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import (
-    DeepfakeError,
-    InputError,
-    ModelNotFoundError,
-    OptionError,
-    ServerUnavailableError,
-)
+from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerError, ServerUnavailableError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.remote import is_url, without_password
 from deepfake_preprocess.support.text import visible
@@ -60,7 +54,7 @@ Closable = TypeVar("Closable", Journal, Output, Report)
 
 EXIT_FAKE = 1
 EXIT_INCONCLUSIVE = 3
-EXIT_SERVER = 4
+EXIT_SERVER = ServerError.exit_code
 EXIT_SOME_INPUTS_FAILED = 5
 EXIT_INTERRUPTED = 130
 MAX_SERVER_FAILURES = 3
@@ -250,8 +244,8 @@ class Run(AbstractContextManager["Run"]):
     def results(self) -> Generator[Result]:
         """Yield one result for each source, as it is finished; those of an earlier run first.
 
-        Closing the generator cancels what is under way. Only a wrong option is raised; whatever else goes wrong is a
-        result.
+        Closing the generator cancels what is under way. What keeps the server from being asked and is not its failure
+        (a wrong option, a model that it does not offer) is raised; whatever else goes wrong is a result.
         """
         pending = list(self.sources)
         first: Media | None = None
@@ -273,9 +267,9 @@ class Run(AbstractContextManager["Run"]):
         try:
             self.client = client = self._stack.enter_context(self.server.client(self.progress.waiting_for))
             model = client.model().identity
-        except OptionError:
-            raise
         except DeepfakeError as exc:
+            if exc.exit_code != EXIT_SERVER:
+                raise
             yield from (Result(Outcome(source, error=exc)) for source in pending)
             return
         todo = []
@@ -376,9 +370,8 @@ class Run(AbstractContextManager["Run"]):
             return EXIT_INTERRUPTED
         if self.output_errors:
             return OptionError.exit_code
-        if failed := [outcome for outcome in self._outcomes if outcome.server_failed]:
-            no_model = all(isinstance(outcome.error, ModelNotFoundError) for outcome in failed)
-            return ModelNotFoundError.exit_code if no_model else EXIT_SERVER
+        if any(outcome.server_failed for outcome in self._outcomes):
+            return EXIT_SERVER
         errors = [outcome.error for outcome in self._outcomes if outcome.error is not None]
         if errors:
             return errors[0].exit_code if len(errors) == len(self._outcomes) else EXIT_SOME_INPUTS_FAILED

@@ -24,7 +24,13 @@ from deepfake_client.sources.inputs import name_of
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import DeepfakeError, OptionError, ServerUnavailableError
+from deepfake_preprocess.errors import (
+    DeepfakeError,
+    MissingExtraError,
+    ModelNotFoundError,
+    OptionError,
+    ServerUnavailableError,
+)
 from deepfake_preprocess.media.opening import Media, open_media
 
 SPEC = ModelSpec(name=MODEL.name, architecture="timm:x", checkpoint_sha256=MODEL.checkpoint_sha256)
@@ -134,9 +140,10 @@ def test_a_server_that_never_answers_is_the_result_of_every_input(images: list[s
     assert sum(outcome.server_failed for outcome in found.values()) == len(images)
 
 
-def test_a_wrong_option_ends_the_run(images: list[str]) -> None:
-    with pytest.raises(OptionError):
-        run(OptionError("`timeout_s` must be positive"), images)
+@pytest.mark.parametrize("kind", [OptionError, ModelNotFoundError, MissingExtraError])
+def test_what_is_not_the_servers_failure_ends_the_run(images: list[str], kind: type[DeepfakeError]) -> None:
+    with pytest.raises(kind, match="as said"):
+        run(kind("as said"), images)
 
 
 def test_every_file_is_opened_once_though_the_first_is_looked_at_before_the_server_is_asked(
