@@ -100,6 +100,7 @@ def checked_url(url: str, schemes: Collection[str]) -> SplitResult:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")  # parts of a name that are empty or too long
     except ValueError:
         raise AddressRefusedError(f"{url[:100]!r} is not an address; check it") from None
     if len(url) > MAX_URL or not url.isprintable() or " " in url:

@@ -6,6 +6,8 @@ import base64
 import json
 import secrets
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Self
@@ -20,6 +22,8 @@ BACK_OFF_S: Final = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 LEASE_S: Final = 120.0
 """A delivery whose worker died is tried again after so long."""
 LOG_LENGTH: Final = 100
+AT_ONCE: Final = 4
+"""Messages to one webhook that are on their way at once, in each worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +114,21 @@ class Webhooks:
         with self._engine.begin() as connection:
             return connection.execute(change.values(values)).rowcount > 0
 
-    def claim(self, limit: int = 8) -> list[tuple[Webhook, Delivery]]:
-        """Return deliveries whose time has come; no other worker gets them meanwhile."""
-        now, claimed = time.time(), []
-        due = sa.select(DELIVERIES).where(DELIVERIES.c.next_try_at <= now).order_by(DELIVERIES.c.next_try_at)
+    def claim(self, limit: int, under_way: Mapping[str, int]) -> list[tuple[Webhook, Delivery]]:
+        """Return up to `limit` deliveries whose time has come; no other worker gets them meanwhile.
+
+        A webhook has no more than `AT_ONCE` with those that are `under_way`, by its id: one that answers slowly, or
+        not at all, must not hold up the others.
+        """
+        now, counts, claimed = time.time(), Counter(under_way), []
+        full = [webhook_id for webhook_id, count in counts.items() if count >= AT_ONCE]
+        due = sa.select(DELIVERIES).where((DELIVERIES.c.next_try_at <= now) & DELIVERIES.c.webhook_id.not_in(full))
         with self._engine.connect() as connection:
-            found = [Delivery.of(row) for row in connection.execute(due.limit(limit))]
+            query = due.order_by(DELIVERIES.c.next_try_at).limit(limit)
+            found = [Delivery.of(row) for row in connection.execute(query)]
         for delivery in found:
+            if counts[delivery.webhook_id] >= AT_ONCE:
+                continue
             same = (DELIVERIES.c.id == delivery.id) & (DELIVERIES.c.next_try_at == delivery.next_try_at)
             change = DELIVERIES.update().where(same)
             values = {"attempts": delivery.attempts + 1, "next_try_at": now + LEASE_S}
@@ -124,6 +136,7 @@ class Webhooks:
                 is_mine = connection.execute(change.values(values)).rowcount > 0
             if is_mine and (webhook := self.get(delivery.webhook_id)) is not None:
                 claimed.append((webhook, delivery))
+                counts[webhook.id] += 1
         return claimed
 
     def note(self, delivery: Delivery, outcome: str, *, delivered: bool, again: bool) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from deepfake_client.cli.main import main
 from deepfake_gateway.addresses import Addresses
-from deepfake_gateway.jobs.delivering import deliver_due
+from deepfake_gateway.api.webhooks import MOST
+from deepfake_gateway.jobs import delivering
+from deepfake_gateway.jobs.delivering import AT_ONCE, Messages, deliver_all, signed
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.schema import DELIVERIES
 
@@ -35,6 +38,7 @@ def receiver():
         def do_POST(self):
             body = self.rfile.read(int(self.headers["content-length"]))
             server.got.append((dict(self.headers), body))
+            server.has_come.set()
             self.send_response(server.statuses.pop(0) if server.statuses else 204)
             self.send_header("Location", "/elsewhere")
             self.end_headers()
@@ -43,7 +47,7 @@ def receiver():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.got, server.statuses = [], []
+    server.got, server.statuses, server.has_come = [], [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}/hook"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -54,7 +58,14 @@ def receiver():
 
 
 def deliver(gateway, addresses=HERE):
-    return asyncio.run(deliver_due(gateway.desk.webhooks, addresses))
+    async def due():
+        messages = Messages(gateway.desk.webhooks, addresses)
+        begun = await messages.begin_due()
+        while messages.under_way:
+            await messages.some_end(1)
+        return begun
+
+    return asyncio.run(due())
 
 
 def send(gateway, clip, **headers):
@@ -152,10 +163,78 @@ def test_a_tenant_s_webhooks_are_told_of_its_own_analyses_only(gateway, clip, re
     found = gateway.get(f"{path}/deliveries", headers=mine).json()["items"]
     assert len(found) == 1
     claims = []
-    threads = [threading.Thread(target=lambda: claims.append(gateway.desk.webhooks.claim())) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: claims.append(gateway.desk.webhooks.claim(8, {}))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sum(map(len, claims)) == 1  # whichever of four workers got it
     assert json.loads(next(filter(None, claims))[0][1].body)["data"]["id"] == sent["id"]
+
+
+def due(gateway, url, count=1):
+    """Record a webhook of this address, whatever it is, and messages to it; returns its id."""
+    webhook = gateway.desk.webhooks.add(url, "")
+    with gateway.desk.store.engine.begin() as connection:
+        rows = [
+            {"id": f"{webhook.id[:8]}{number}", "webhook_id": webhook.id, "created_at": 1.0, "body": "{}",
+             "attempts": 0, "next_try_at": 1.0}
+            for number in range(count)
+        ]  # fmt: skip
+        connection.execute(DELIVERIES.insert(), rows)
+    return webhook.id
+
+
+def states(gateway, webhook_id):
+    return [entry.state for entry in gateway.desk.webhooks.deliveries(webhook_id)]
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70 + ".example", ".example"])
+def test_a_host_that_is_no_name_is_refused_and_keeps_no_other_message_from_being_sent(gateway, receiver, host):
+    answer = gateway.post("/v1/webhooks", json={"url": f"http://{host}/hook"})
+    assert (answer.status_code, "is not an address" in answer.json()["detail"]) == (422, True)
+    wrong, right = due(gateway, f"http://{host}/hook"), due(gateway, receiver.url)
+    assert deliver(gateway) == 2
+    assert states(gateway, right) == ["delivered"]
+    assert "is not an address" in gateway.desk.webhooks.deliveries(wrong)[0].outcome
+
+
+def test_a_fault_in_one_message_keeps_no_other_from_being_sent(gateway, receiver, monkeypatch):
+    wrong, right = due(gateway, receiver.url), due(gateway, receiver.url)
+
+    def failing(secret, delivery):
+        if delivery.webhook_id == wrong:
+            raise RuntimeError("a fault")
+        return signed(secret, delivery)
+
+    monkeypatch.setattr(delivering, "signed", failing)
+    assert deliver(gateway) == 2
+    assert states(gateway, right) == ["delivered"]
+    assert states(gateway, wrong) == ["pending"]
+    assert gateway.desk.webhooks.deliveries(wrong)[0].outcome == "the gateway failed (RuntimeError)"
+
+
+def test_a_receiver_that_gives_no_answer_holds_up_no_other(gateway, receiver):
+    async def has_come():
+        task = asyncio.create_task(deliver_all(gateway.desk.webhooks, HERE))
+        try:
+            return await asyncio.to_thread(receiver.has_come.wait, 15)  # sooner than the silent one is given up
+        finally:
+            task.cancel()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        held = due(gateway, f"http://127.0.0.1:{silent.getsockname()[1]}/", AT_ONCE + 1)
+        due(gateway, receiver.url)
+        assert asyncio.run(has_come())
+    assert set(states(gateway, held)) == {"pending"}
+
+
+def test_an_administrator_may_add_a_webhook_however_many_the_tenants_have(gateway):
+    keys = Keys(gateway.desk.store.engine)
+    tenants = [{"X-Api-Key": keys.create("test", ["analyze"])[1]} for _ in range(2)]
+    admin = {"X-Api-Key": keys.create("test", ["admin"])[1]}
+    for headers in tenants:
+        for _ in range(MOST):
+            assert gateway.post("/v1/webhooks", json={"url": "http://127.0.0.1/"}, headers=headers).status_code == 201
+        assert gateway.post("/v1/webhooks", json={"url": "http://127.0.0.1/"}, headers=headers).status_code == 409
+    assert gateway.post("/v1/webhooks", json={"url": "http://127.0.0.1/"}, headers=admin).status_code == 201
