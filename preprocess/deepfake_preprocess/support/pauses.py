@@ -12,18 +12,17 @@ LONGEST_S: Final = 15.0
 
 
 class Pauses:
-    """Pauses between tries, each twice as long as the one before, up to 15 s.
+    """Pauses between tries: the first of `FIRST_S`, each twice as long as the one before, up to `LONGEST_S`.
 
     Args:
         within_s: seconds from now for which it is worth waiting.
-        first_s: length of the first pause.
 
     Attributes:
         next_s: length of the next pause.
     """
 
-    def __init__(self, within_s: float = inf, *, first_s: float = FIRST_S) -> None:
-        self.next_s = first_s
+    def __init__(self, within_s: float = inf) -> None:
+        self.next_s = FIRST_S
         self._until = time.monotonic() + within_s
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Final
 
 from deepfake_client.sources.concurrency import each_finished
@@ -19,23 +18,13 @@ from deepfake_scan.tally import Tally
 from deepfake_scan.work.pool import Pool
 from deepfake_scan.work.task import AWAY, Answer, Setup
 
-FIRST_PAUSE_S: Final = 1.0
-"""Between tries while the servers are away."""
+SERVER_WAIT_S: Final = 600.0
+"""How long a scan waits for servers that are away before it ends."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a scan waits for servers that are away, in seconds, before it ends."""
-
-    server_wait_s: float = 600.0
-
-
-PATIENCE: Final = Patience()
-
-
-async def analyze_until_served(pool: Pool, address: str, patience: Patience) -> Answer:
+async def analyze_until_served(pool: Pool, address: str) -> Answer:
     """Analyze an input, again while no server answers; ServerError where none came back, or none can ever answer."""
-    pauses, failures = Pauses(patience.server_wait_s, first_s=FIRST_PAUSE_S), 0
+    pauses, failures = Pauses(SERVER_WAIT_S), 0
     while True:
         answer = await pool.analyze(address)
         if not answer.server:
@@ -50,9 +39,7 @@ async def analyze_until_served(pool: Pool, address: str, patience: Patience) -> 
         await pauses.take()
 
 
-async def scan_here(
-    todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, processes: int, patience: Patience = PATIENCE
-) -> None:
+async def scan_here(todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, processes: int) -> None:
     """Analyze all of `todo`; canceled, it keeps what is done.
 
     Raises:
@@ -71,7 +58,7 @@ async def scan_here(
         async def work(item: Item) -> tuple[Item, Answer]:
             tally.in_flight += 1
             try:
-                return item, await analyze_until_served(pool, item.input.address, patience)
+                return item, await analyze_until_served(pool, item.input.address)
             finally:
                 tally.in_flight -= 1
                 tally.deaths = pool.deaths

@@ -22,7 +22,7 @@ from deepfake_client.sources.threads import LoopThread
 from deepfake_preprocess import errors
 from deepfake_preprocess.errors import ServerError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_scan.engines.local import PATIENCE, Patience, analyze_until_served
+from deepfake_scan.engines.local import analyze_until_served
 from deepfake_scan.inputs.todo import Item, Todo
 from deepfake_scan.results.parts import Row, write_part
 from deepfake_scan.results.upkeep import done_ids
@@ -47,8 +47,8 @@ how many are under way."""
 class Scanner:
     """An actor: analyzes a batch of addresses and writes its part."""
 
-    def __init__(self, setup: Setup, output: str, patience: Patience, processes: int) -> None:
-        self._setup, self._storage, self._patience = setup, open_storage(output), patience
+    def __init__(self, setup: Setup, output: str, processes: int) -> None:
+        self._setup, self._storage = setup, open_storage(output)
         self._loop = LoopThread("this actor of a scan")
         self._pool = Pool(setup, size=processes)
         self._loop.wait_for(self._pool.__aenter__())
@@ -89,14 +89,14 @@ class Scanner:
     async def _analyze(self, address: str) -> tuple[Answer, datetime]:
         """Return what became of an input, and when."""
         try:
-            answer = await analyze_until_served(self._pool, address, self._patience)
+            answer = await analyze_until_served(self._pool, address)
         except ServerError as exc:
             outcome = Outcome(address, error=exc)
             answer = Answer.of(outcome, json.dumps(outcome.to_dict()))
         return answer, datetime.now(UTC)
 
 
-def scan_on_ray(todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, patience: Patience = PATIENCE) -> None:
+def scan_on_ray(todo: Todo, setup: Setup, storage: Storage, tally: Tally) -> None:
     """Analyze all of `todo` on the cluster that RAY_ADDRESS names, or on a local one.
 
     Raises:
@@ -116,7 +116,7 @@ def scan_on_ray(todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, pat
         actors = max(1, int(ray.cluster_resources().get("CPU", 1)) // cores)
         while items := list(islice(todo, ROUND)):
             tally.in_flight = len(items)
-            for row in _round(data, items, setup, storage, cores, actors, patience):
+            for row in _round(data, items, setup, storage, cores, actors):
                 if row["server"]:
                     raise getattr(errors, row["server"], ServerError)(row["why"])
                 cells = {key: row[key] for key in ("label", "error_type") if row[key] is not None}
@@ -129,7 +129,7 @@ def scan_on_ray(todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, pat
 
 
 def _round(
-    data: Any, items: list[Item], setup: Setup, storage: Storage, cores: int, actors: int, patience: Patience
+    data: Any, items: list[Item], setup: Setup, storage: Storage, cores: int, actors: int
 ) -> Iterator[Mapping[str, Any]]:
     """Yield what became of each of some items, as they are finished."""
     pa = require_extra("pyarrow", extra="scan")
@@ -141,7 +141,7 @@ def _round(
     ]
     found = data.from_arrow(tables).map_batches(
         Scanner,
-        fn_constructor_args=(setup, storage.address, patience, cores),
+        fn_constructor_args=(setup, storage.address, cores),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=cores,
