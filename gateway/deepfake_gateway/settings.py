@@ -12,6 +12,8 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from deepfake_client.transport.connection import Connection
 from deepfake_gateway.addresses import Addresses
@@ -20,6 +22,17 @@ from deepfake_preprocess.errors import OptionError
 
 PREFIX: Final = "DEEPFAKE_GATEWAY_"
 DATABASE_NAME: Final = "gateway.db"
+_LIBPQ: Final = ("postgresql", "postgresql+psycopg")
+"""Drivers that take `_PATIENCE`."""
+_PATIENCE: Final = {
+    "connect_timeout": "10",  # seconds, and milliseconds:
+    "tcp_user_timeout": "15000",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+}
+"""How long a Postgres that is cut off is waited for: the kernel does so for a quarter of an hour, or for
+two hours where a question was taken."""
 
 Role = Literal["all", "web", "worker"]
 
@@ -174,8 +187,16 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        """The SQLAlchemy URL in use."""
-        return self.database or f"sqlite:///{(self.data_dir / DATABASE_NAME).absolute()}"
+        """The SQLAlchemy URL in use; one of Postgres says how long it is waited for."""
+        if self.database is None:
+            return f"sqlite:///{(self.data_dir / DATABASE_NAME).absolute()}"
+        try:
+            url = make_url(self.database)
+        except ArgumentError:
+            return self.database  # who opens it says so
+        if url.drivername not in _LIBPQ:
+            return self.database
+        return url.set(query={**_PATIENCE, **url.query}).render_as_string(hide_password=False)
 
     @property
     def connection(self) -> Connection:

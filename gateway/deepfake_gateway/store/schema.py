@@ -235,8 +235,8 @@ def open_engine(url: str) -> sa.Engine:
         reason = " ".join(str(exc.orig).split())[:200]
         advice = "make it and its folder writable" if engine.dialect.name == "sqlite" else "start it"
         raise OptionError(
-            f"the database {engine.url.render_as_string()} cannot be opened ({reason}); {advice}, or name another "
-            "`database` or `data_dir`"
+            f"the database {engine.url.set(query={}).render_as_string()} cannot be opened ({reason}); {advice}, or "
+            "name another `database` or `data_dir`"
         ) from exc
     except BaseException:
         engine.dispose()

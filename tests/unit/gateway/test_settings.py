@@ -77,3 +77,11 @@ def test_two_workers_of_one_name_are_refused(tmp_path, capsys):
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(OptionError, match="cannot be read"):
         Settings.of(tmp_path / "none.toml")
+
+
+def test_the_address_of_a_database_stays_what_it_is(tmp_path):
+    for url in ("sqlite:////tmp/a.db", "nonsense", "postgresql+pg8000://host/name"):
+        assert Settings.of(database=url).database_url == url
+    given = "postgresql+psycopg://us%40er:p%2Fw@host:5433/name?sslmode=require"
+    assert Settings.of(database=given).database_url.startswith(given.partition("?")[0])
+    assert "sslmode=require" in Settings.of(database=given).database_url

@@ -9,6 +9,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from deepfake_client.cli.main import main
+from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.counters import amounts
 from deepfake_gateway.store.migrations.upgrade import VERSION_TABLE
 from deepfake_gateway.store.records import Analysis, Filters, Status, Store
@@ -171,3 +172,19 @@ def test_seconds_of_a_key_are_added_up_whoever_is_the_first_of_a_day(url):
     assert counted["stage_seconds", "decode"] == 3
     assert counted["score", "", "0.1"] == 6
     store.close()
+
+
+@pytest.mark.debian("postgresql")
+def test_a_postgres_that_is_cut_off_is_not_waited_for_longer_than_its_address_says(server):
+    """The kernel itself waits for a quarter of an hour, or two hours."""
+
+    def asked_of_libpq(url):
+        engine = open_engine(Settings.of(database=url).database_url)
+        with engine.connect() as connection:
+            given = connection.connection.dbapi_connection.info.get_parameters()
+        engine.dispose()
+        return given
+
+    given = asked_of_libpq(server)
+    assert (given["connect_timeout"], given["tcp_user_timeout"], given["keepalives_idle"]) == ("10", "15000", "15")
+    assert asked_of_libpq(f"{server}?tcp_user_timeout=60000")["tcp_user_timeout"] == "60000"
