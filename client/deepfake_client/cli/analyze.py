@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_client.async_client import DEFAULT_CONCURRENCY
+from deepfake_client.cli.exit_codes import EXIT_FAKE, EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, EXIT_SOME_INPUTS_FAILED
 from deepfake_client.cli.groups import (
     AnalysisOptions,
     ExplainerChoice,
@@ -52,11 +53,6 @@ from deepfake_preprocess.support.text import visible
 
 Closable = TypeVar("Closable", Journal, Output, Report)
 
-EXIT_FAKE = 1
-EXIT_INCONCLUSIVE = 3
-EXIT_SERVER = ServerError.exit_code
-EXIT_SOME_INPUTS_FAILED = 5
-EXIT_INTERRUPTED = 130
 MAX_SERVER_FAILURES = 3
 """Inputs in a row that the server may fail before the rest is given up: each has waited for it already."""
 _SHOWN_SOURCES = 10
@@ -268,7 +264,7 @@ class Run(AbstractContextManager["Run"]):
             self.client = client = self._stack.enter_context(self.server.client(self.progress.waiting_for))
             model = client.model().identity
         except DeepfakeError as exc:
-            if exc.exit_code != EXIT_SERVER:
+            if exc.exit_code != ServerError.exit_code:
                 raise
             yield from (Result(Outcome(source, error=exc)) for source in pending)
             return
@@ -371,7 +367,7 @@ class Run(AbstractContextManager["Run"]):
         if self.output_errors:
             return OptionError.exit_code
         if any(outcome.server_failed for outcome in self._outcomes):
-            return EXIT_SERVER
+            return ServerError.exit_code
         errors = [outcome.error for outcome in self._outcomes if outcome.error is not None]
         if errors:
             return errors[0].exit_code if len(errors) == len(self._outcomes) else EXIT_SOME_INPUTS_FAILED

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from deepfake_client.cli.exit_codes import EXIT_INCONCLUSIVE
 from deepfake_client.cli.groups import (
     ANALYSIS_PANEL,
     AggregationOption,
@@ -30,7 +31,6 @@ from deepfake_client.options import WatchOptions
 from deepfake_client.result.verdict import Label, Verdict
 from deepfake_preprocess.support.text import visible
 
-EXIT_INCONCLUSIVE = 3
 _DEFAULTS = WatchOptions()
 
 

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from deepfake_client.cli.exit_codes import EXIT_INTERRUPTED, EXIT_SOME_INPUTS_FAILED
 from deepfake_client.cli.groups import AnalysisOptions, ServerOptions, with_groups
 from deepfake_client.cli.main import print_error
 from deepfake_client.client import DeepfakeClient
@@ -32,8 +33,6 @@ from deepfake_scan.tally import Tally
 from deepfake_scan.work import entry
 from deepfake_scan.work.task import Limits, Setup
 
-EXIT_SOME_INPUTS_FAILED: Final = 5
-EXIT_INTERRUPTED: Final = 130
 RUN_PANEL: Final = "Run"
 ENGINES: Final = ("local", "ray")
 NICE: Final = 10

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from verdicts import inconclusive, verdict
 
 from deepfake_client.analysis.pipeline import Progress
-from deepfake_client.cli import analyze as cli_analyze
-from deepfake_client.cli import groups
+from deepfake_client.cli import exit_codes, groups
 from deepfake_client.cli import main as cli
 from deepfake_client.cli.progress import RunProgress
 from deepfake_client.cli.render import headline
@@ -81,7 +80,7 @@ def test_ctrl_c_keeps_what_is_done_in_every_form(
 ) -> None:
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 2)
     code, out, err = run(capsys, "images", "--json", "--csv", "run.csv", "--report", "report")
-    assert code == cli_analyze.EXIT_INTERRUPTED
+    assert code == exit_codes.EXIT_INTERRUPTED
     assert [item["source"] for item in json.loads(out)] == ["images/a.png", "images/b.png"]
     assert "2 of 3 inputs were analyzed" in err
     assert "--resume" in err
@@ -94,7 +93,7 @@ def test_ctrl_c_keeps_what_is_done_in_every_form(
     missing = next(Path("report").glob("a.png-*/report.html"))
     missing.unlink()
     code, out, err = run(capsys, "images", "--jsonl", "--csv", "run.csv", "--report", "report", "--resume")
-    assert code == cli_analyze.EXIT_INCONCLUSIVE
+    assert code == exit_codes.EXIT_INCONCLUSIVE
     assert [json.loads(line)["source"] for line in out.splitlines()] == [f"images/{name}.png" for name in "abc"]
     assert len(read_csv(Path("run.csv").read_text())) == 3
     assert missing.exists(), "a page that is not there is written"
@@ -106,7 +105,7 @@ def test_ctrl_c_during_the_first_input_is_no_traceback(
 ) -> None:
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 0)
     code, out, err = run(capsys, "images", "--json")
-    assert (code, json.loads(out)) == (cli_analyze.EXIT_INTERRUPTED, [])
+    assert (code, json.loads(out)) == (exit_codes.EXIT_INTERRUPTED, [])
     assert "0 of 3" in err
     assert "--output FILE" in err, "says how the next run could be resumed"
 
@@ -169,18 +168,18 @@ def test_csv_goes_to_standard_output_and_quiet_prints_one_line_for_each_input(
 ) -> None:
     code, out, err = run(capsys, "images", "--csv", "-", "--quiet")
     rows = read_csv(out)
-    assert (code, err) == (cli_analyze.EXIT_INCONCLUSIVE, "")
+    assert (code, err) == (exit_codes.EXIT_INCONCLUSIVE, "")
     assert tuple(rows[0]) == COLUMNS
     assert {row["label"] for row in rows} == {"FAKE", "INCONCLUSIVE"}, "white is fake, says the stand-in"
     code, out, err = run(capsys, "images", "--quiet")
-    assert (code, err) == (cli_analyze.EXIT_INCONCLUSIVE, "")
+    assert (code, err) == (exit_codes.EXIT_INCONCLUSIVE, "")
     assert sorted(line.split("\t")[2] for line in out.splitlines()) == sorted(row["source"] for row in rows)
     assert {line.split("\t")[0] for line in out.splitlines()} == {"FAKE", "INCONCLUSIVE"}
 
 
 def test_a_script_can_tell_fake_from_real(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake = next(line.split("\t")[2] for line in run(capsys, "images", "-q")[1].splitlines() if line[0] == "F")
-    assert run(capsys, fake, "-q", "--exit-code")[0] == cli_analyze.EXIT_FAKE
+    assert run(capsys, fake, "-q", "--exit-code")[0] == exit_codes.EXIT_FAKE
     assert run(capsys, fake, "-q")[0] == 0
 
 
