@@ -134,7 +134,7 @@ def _timeline(verdict: Verdict, *, narrow: bool = False) -> Figure:
 
 
 def _draw_interval(axes: Axes, verdict: Verdict, styles: dict[int, tuple[str, str]]) -> None:
-    deciding = next((track for track in verdict.tracks if track.track == verdict.deciding_track), None)
+    deciding = verdict.deciding
     if deciding is None or verdict.interval is None:
         return
     axes.fill_between(

@@ -20,7 +20,7 @@ def outcome_row(outcome: Outcome) -> dict[str, Any]:
     verdict, error = outcome.verdict, outcome.error
     if verdict is None:
         return {"source": outcome.source, "error_type": type(error).__name__, "error": str(error)}
-    deciding = next((track for track in verdict.tracks if track.track == verdict.deciding_track), None)
+    deciding = verdict.deciding
     row = {
         "source": verdict.source,
         "label": verdict.label.value,

@@ -236,6 +236,11 @@ class Verdict(JsonData):
         counts = f"{len(self.frames)} frames, {len(self.tracks)} tracks"
         return f"Verdict({self.source!r}, {self.label.value}, {score}, {counts})"
 
+    @property
+    def deciding(self) -> Track | None:
+        """The track that `deciding_track` names."""
+        return next((track for track in self.tracks if track.track == self.deciding_track), None)
+
     def notes(self) -> list[str]:
         """Return what is worth knowing about how the verdict came about, as sentences without a full stop."""
         counts = (

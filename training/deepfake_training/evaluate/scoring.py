@@ -64,7 +64,8 @@ class ScoredFile(JsonData):
         verdict = self.verdict
         if spec.calibration is None or verdict is None or verdict.fake_probability is None:
             return None
-        track = next(track for track in verdict.tracks if track.track == verdict.deciding_track)
+        track = verdict.deciding
+        assert track is not None, "a verdict with a score has a face that decided"
         found = abstention(
             verdict.fake_probability,
             verdict.interval if track.num_frames > 1 else None,

@@ -53,8 +53,7 @@ FIGURES = {
 def deciding_face(verdict: Verdict) -> Track | None:
     """Return the track that decided, or would have: the most suspicious one that counts and is not background."""
     counted = [track for track in verdict.tracks if track.counted and not track.background]
-    own = [track for track in counted if track.track == verdict.deciding_track]
-    return max(own or counted, key=lambda track: track.fake_probability, default=None)
+    return verdict.deciding or max(counted, key=lambda track: track.fake_probability, default=None)
 
 
 def figures_of(verdict: Verdict) -> dict[str, float]:
