@@ -2,7 +2,8 @@
 
 from deepfake_preprocess.support.engines import CROPS_PER_THREAD
 from deepfake_preprocess.support.wheels import cache_dir
-from deepfake_serve._repository import CpuShare, ServedModel, available_cores, check_repository, model_share
+from deepfake_serve._repository import ServedModel, check_repository
+from deepfake_serve._shares import CpuShare, available_cores, model_share
 from deepfake_serve.server import EmbeddedTriton
 
 __all__ = [

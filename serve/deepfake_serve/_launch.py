@@ -19,8 +19,9 @@ from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
 from deepfake_preprocess.errors import OptionError, ServerStartError
 from deepfake_serve._plan import HOST, SHARED_MEMORY, STOP_TIMEOUT_S, Plan
 from deepfake_serve._pulse import FOLDER_VARIABLE
-from deepfake_serve._repository import CpuShare, ServedModel
+from deepfake_serve._repository import ServedModel
 from deepfake_serve._runtime import TritonRuntime, library_path
+from deepfake_serve._shares import CpuShare
 
 MIN_SHARED_MEMORY_MB = 16
 POLL_REPOSITORY_S = 1

@@ -35,16 +35,10 @@ from deepfake_serve._launch import (
     write_backends,
 )
 from deepfake_serve._plan import HOST, STOP_TIMEOUT_S, Plan
-from deepfake_serve._repository import (
-    MARK_PARAMETER,
-    CpuShare,
-    ServedModel,
-    View,
-    available_cores,
-    check_repository,
-    model_share,
-)
+from deepfake_serve._repository import ServedModel, check_repository
 from deepfake_serve._runtime import TritonRuntime, ensure_runtime
+from deepfake_serve._shares import CpuShare, available_cores, model_share
+from deepfake_serve._view import MARK_PARAMETER, View
 
 START_TIMEOUT_S = 120.0
 """A model of 100 MB is up in 3 s on two cores; this is for slow disks and many models."""

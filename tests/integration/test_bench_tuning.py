@@ -15,7 +15,7 @@ from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_serve import EmbeddedTriton
-from deepfake_serve._repository import CpuShare, available_cores
+from deepfake_serve._shares import CpuShare, available_cores
 
 
 @pytest.fixture(scope="module")

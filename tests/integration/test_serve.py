@@ -32,7 +32,7 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError, RepositoryError, ServerStartError
 from deepfake_serve import EmbeddedTriton
 from deepfake_serve._launch import MIN_SHARED_MEMORY_MB
-from deepfake_serve._repository import CpuShare
+from deepfake_serve._shares import CpuShare
 
 SHM = Path("/dev/shm")
 SERVE = [sys.executable, "-c", "from deepfake_client.cli.main import main; raise SystemExit(main())", "serve"]
