@@ -40,6 +40,8 @@ one sentence that states what was received and what to do. Messages name paramet
 
 from __future__ import annotations
 
+from typing import Final
+
 
 class DeepfakeError(Exception):
     """Base of every error this project raises on purpose.
@@ -121,6 +123,10 @@ class ServerTimeoutError(ServerError, TimeoutError):
 
 class ServerBusyError(ServerError):
     """The server refused the request because its queue is full."""
+
+
+AWAY: Final = tuple(kind.__name__ for kind in (ServerUnavailableError, ServerTimeoutError, ServerBusyError))
+"""Names of the errors of a server that will be there again, or have time again, for where errors travel by name."""
 
 
 class ModelNotFoundError(ServerError):

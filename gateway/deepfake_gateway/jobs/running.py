@@ -26,9 +26,6 @@ LOOK_S: Final = 0.5
 """How often progress is written and a cancellation is looked for."""
 MAX_KILLS: Final = 2
 """Times that the process of an analysis may be killed from outside; after that it needs too much memory."""
-AWAY: Final = (
-    errors.ServerUnavailableError.__name__, errors.ServerTimeoutError.__name__, errors.ServerBusyError.__name__
-)  # fmt: skip
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -147,7 +144,7 @@ async def _work_until_served(
                 raise
             continue
         except TaskError as exc:
-            if exc.kind not in AWAY or not may_wait:
+            if exc.kind not in errors.AWAY or not may_wait:
                 raise
         except MediaAwayError:
             if not may_wait:

@@ -18,12 +18,13 @@ from typing import Any, Final
 from deepfake_client.transport.protocol import Transport
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.addresses import Addresses
-from deepfake_gateway.jobs.running import AWAY, LOOK_S, MAX_KILLS, stored
+from deepfake_gateway.jobs.running import LOOK_S, MAX_KILLS, stored
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import OnProgress, Sandbox, SandboxError, TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.records import Status
 from deepfake_gateway.store.watches import Watch, Watches
+from deepfake_preprocess.errors import AWAY
 from deepfake_preprocess.support.pauses import Pauses
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from deepfake_scan.results.sink import Sink
 from deepfake_scan.storage import Storage
 from deepfake_scan.tally import Tally
 from deepfake_scan.work.pool import Pool
-from deepfake_scan.work.task import AWAY, Answer, Setup
+from deepfake_scan.work.task import Answer, Setup
 
 SERVER_WAIT_S: Final = 600.0
 """How long a scan waits for servers that are away before it ends."""
@@ -33,7 +33,7 @@ async def analyze_until_served(pool: Pool, address: str) -> Answer:
         if answer.server == errors.InferenceError.__name__:
             if failures > 1:
                 return answer
-        elif answer.server not in AWAY or not pauses.fits:
+        elif answer.server not in errors.AWAY or not pauses.fits:
             kind = getattr(errors, answer.server, ServerError)
             raise kind(answer.why)
         await pauses.take()

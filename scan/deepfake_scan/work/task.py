@@ -11,11 +11,13 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.table import outcome_row
 from deepfake_client.result.verdict import Reason
 from deepfake_client.transport.connection import Connection
-from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError
-
-AWAY: tuple[str, ...] = ("ServerUnavailableError", "ServerTimeoutError", "ServerBusyError")
-"""Errors of a server that will be there again, or have time again."""
-
+from deepfake_preprocess.errors import (
+    DeepfakeError,
+    InferenceError,
+    InputError,
+    OptionError,
+    ServerUnavailableError,
+)
 
 LEAST_MEMORY_BYTES: Final = 2**29
 """Threads, their stacks and the frames of an ordinary clip take some 300 MiB of address space."""
@@ -90,7 +92,7 @@ class Answer:
         if outcome.verdict is not None:
             if outcome.server_failed:
                 away = outcome.verdict.reason is Reason.SERVER_UNAVAILABLE
-                server = "ServerUnavailableError" if away else "InferenceError"
+                server = (ServerUnavailableError if away else InferenceError).__name__
             tracks = [track.to_dict() for track in outcome.verdict.tracks] if faces else None
         elif isinstance(outcome.error, DeepfakeError) and not isinstance(outcome.error, InputError):
             server = type(outcome.error).__name__
