@@ -33,9 +33,9 @@ MAX_BATCH_LIMIT = 1024
 INT8_TARGETS = ("cpu", "tensorrt")
 MAX_FINETUNE_MINUTES = 24 * 60
 PROOF_SHARE = 5
-"""One of so many files is for the proof alone where weights are fine-tuned on the others."""
+"""Where weights are fine-tuned, one file in this many is kept for the proof alone."""
 MAX_PROOF_CROPS = 256
-"""Of the user's own crops, unless one full batch of the largest size needs more."""
+"""Limit of the user's own crops, unless one full batch of the largest size needs more."""
 AUTO = "auto"
 REQUEST_KEY = "request"
 """Where the parity figures of a version hold `ExportRequest.identity`."""

@@ -50,7 +50,7 @@ class Cluster:
 
 
 RESULT_BYTES: Final = 4_000
-"""Of a clip with 32 frames and one face, compressed."""
+"""Compressed result of a clip with 32 frames and one face."""
 
 
 def plan(clips_per_day: int, server_crops_per_s: float | None = None) -> Cluster:

@@ -36,10 +36,12 @@ from deepfake_serve._pulse import Pulse
 Array = npt.NDArray[Any]
 
 HUNG_S, HUNG_SHARE = 20.0, 30
-"""A computation that takes longer, and so many times as long as the largest batch by its first crops, never ends."""
+"""A computation is taken for hung when it exceeds both: this many seconds, and this many times what the largest batch
+should take, judging by its first crops."""
 
 SLOW_S = 2.0
-"""Where a full batch takes so long, the first allocations of a part do not show, and are left to the first user."""
+"""Where a full batch takes longer, warming up with one part is skipped: the first user hardly notices its
+allocations."""
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]

@@ -18,14 +18,14 @@ from deepfake_serve._plan import HOST, Plan
 
 INTERVAL_S, MAX_INTERVAL_S = 2.0, 10.0
 SHARE = 0.02
-"""Of the time that questions may take: those to slow models come less often than at `INTERVAL_S`."""
+"""Share of the time that probing may take: slow models are asked less often than every `INTERVAL_S`."""
 START_INTERVAL_S = 0.05
 TIMEOUT_S = 5.0
 SILENT = f"gave no answer within {TIMEOUT_S:g} s"
 FAILURES = 2
-"""So many errors in a row are an ailment. One may have met a model that was just replaced."""
+"""Errors in a row that count as an ailment. A single one may have met a model that was just replaced."""
 SILENCE_S = 30.0
-"""Without any answer or progress for so long, a server is stuck. A machine that is overloaded may be silent for a
+"""Without any answer or progress for this long, a server is stuck. An overloaded machine may be silent for a
 while; processes that died, were stopped or compute without end are noticed otherwise, and sooner."""
 BUSY_TEXTS = ("maximum queue size", "request timeout expired")
 

@@ -15,7 +15,7 @@ MAX_INSTANCES = 8
 already answer eight batches at once."""
 
 MEMORY_SHARE = 0.5
-"""Of this machine's memory that the instances of a model may take, where their number is not given."""
+"""Share of this machine's memory that the instances of a model may take, where their number is not given."""
 HELD_COPIES = 6.5
 """An instance holds a model's weights in networks for several sizes of a batch, as they are and as its engine wants
 them: with CLIP ViT-B/16, 345 MB, its process had 2.2 GB (OpenVINO, BF16)."""

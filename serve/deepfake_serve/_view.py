@@ -11,8 +11,8 @@ from deepfake_serve._shares import CpuShare, available_cores, weight_bytes
 
 MAX_LONE_THREADS = 4
 MAX_LONE_MODEL_MB = 512
-"""An instance that may use the cores of the others as well holds the model once more. Of CLIP ViT-B/16, 345 MB, a
-lone request on one of two cores took 1.58 times as long as in-process."""
+"""Above this size, an instance gets no second network that uses the cores of all: it holds the model once more. With
+CLIP ViT-B/16 (345 MB), a lone request without it, on one of two cores, took 1.58 times as long as in-process."""
 
 MARK_PARAMETER = "deepfake_serve_state"
 """In a configuration that is served: which state of a model it is, so that a change is known to be served."""

@@ -61,7 +61,7 @@ def pipeline(
     num_frames: Annotated[int, typer.Option(help="Frames sampled of each clip.", min=1)] = 32,
     rounds: Annotated[int, typer.Option(help="How often all ways take turns.", min=1)] = 5,
     repeat_clips: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Also analyze so many copies in one run, such as 1,10,100.")
+        str, typer.Option(metavar="N,N,...", help="Also analyze that many copies in one run, such as 1,10,100.")
     ] = "",
     output: OutputOption = None,
 ) -> None:
@@ -72,7 +72,7 @@ def pipeline(
     finds, eager PyTorch scores), whose detector is not a dependency and runs from a folder of its own:
     pip install --no-deps --target DIR facenet-pytorch==2.6.0 requests tqdm urllib3 idna certifi charset-normalizer
 
-    --repeat-clips 1,10,100 says whether cost grows linearly: time per clip, and the memory of a run of so many.
+    --repeat-clips 1,10,100 says whether cost grows linearly: time per clip, and the memory of such a run.
 
     [bold]Examples[/]
 

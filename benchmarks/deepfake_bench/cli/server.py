@@ -58,7 +58,7 @@ def server(
         float, typer.Option(help="Seconds of one window; lengthened to hold several requests.", min=0.1)
     ] = 2.0,
     max_windows: Annotated[
-        int, typer.Option(help="Stop after so many, or once the 95% interval is within 2%.", min=1)
+        int, typer.Option(help="Stop after this many, or once the 95% interval is within 2%.", min=1)
     ] = 10,
     processes: Annotated[int, typer.Option(help="Load processes.", min=1)] = 1,
     instances: Annotated[int | None, typer.Option(help="As in `deepfake serve`.", min=1)] = None,

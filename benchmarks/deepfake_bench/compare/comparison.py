@@ -36,7 +36,8 @@ ONE, MANY = 1, 32
 """Requests of one crop in flight."""
 TRIAL_S = 2.0
 TRIALS = 2
-"""Of each setting of a peer, and of each way to our server, in turn; the one with the best median is compared."""
+"""Trials of each setting of a peer, and of each way to our server, in turn; the one with the best median is
+compared."""
 
 Round = Mapping[str, Mapping[int, Sample]]
 """One round: by contender and concurrency."""

@@ -72,8 +72,8 @@ class Sample:
 class Contender:
     """Something that scores crops; its processes, below `root`, are paused while it is not measured.
 
-    `difference` is the largest one of its probabilities from the reference's; `run` gives it so many crops in flight
-    for so many seconds.
+    `difference` is the largest one of its probabilities from the reference's; `run` keeps a number of crops
+    in flight for a number of seconds.
     """
 
     name: str

@@ -81,7 +81,7 @@ def in_process_name(engine: str, precision: str) -> str:
 
 
 def peers(server: Server, *, cores: int, checkpoint: Path | None) -> list[Peer]:
-    """Return all peers in all settings, on so many cores.
+    """Return all peers in all settings, on `cores` cores.
 
     Servers run the same file in the same engine and precision as ours. Engines run without a server in every
     precision that the version has a file for, OpenVINO also in BF16 where the CPU has instructions for it.

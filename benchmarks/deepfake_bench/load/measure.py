@@ -27,7 +27,7 @@ RAMP_S = 0.5
 """Time before each window, in which queues fill and the first batches form; a load may have its own."""
 MIN_WINDOWS = 4
 REQUESTS_PER_WINDOW = 4
-"""Closed loop: a window lasts so many times as long as a request at least, or chance decides what ends in it."""
+"""Closed loop: a window lasts at least this many times as long as a request, or chance decides what ends in it."""
 BUSY_GENERATOR = 0.9
 """Share of a core from which on a load process, which runs one event loop, is taken for the bottleneck."""
 LATE_SHARE = 0.1

@@ -12,7 +12,7 @@ import numpy as np
 WARM_UP_RUNS = 3
 """The first allocates and picks kernels, the second records a CUDA graph, the third replays it."""
 WARM_UP_SHARE = 0.3
-"""Of the measured time: what a GPU takes to raise its clocks."""
+"""Warm-up, as a share of the measured time: what a GPU takes to raise its clocks."""
 LEAST_RUNS = 5
 
 

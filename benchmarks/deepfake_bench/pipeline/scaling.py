@@ -20,7 +20,7 @@ from deepfake_bench.server.serving import Server
 from deepfake_client import AnalyzeOptions, Connection, DeepfakeClient, Sampling
 
 MAX_REPEATS = 5
-"""Of a small number of clips, whose time would be known worse than that of many."""
+"""Most repeats of a small number of clips, whose time is known less precisely than that of many."""
 
 
 def measure_scaling(

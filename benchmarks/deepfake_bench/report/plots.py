@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg")
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 9.0, 4.0, 120
 PANEL_WIDTH_INCHES = 5.5
-"""Of each network of a ``gpu`` result."""
+"""Width for each network of a ``gpu`` result."""
 ROOFLINES = {"fp32": ":", "tf32": "-.", "fp16": "--", "bf16": (0, (5, 1))}
 """Their lines, by precision."""
 STAGES = {

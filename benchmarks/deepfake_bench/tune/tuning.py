@@ -36,7 +36,7 @@ from deepfake_serve import ServedModel, available_cores, check_repository, model
 
 FULL_LOAD, FULL_LOAD_S = 32, 1.5
 FIRST_SHARE = 0.6
-"""Of the throughput without pauses: the first rate that is tried of the present setting."""
+"""The first rate that is tried, as a share of the present setting's throughput without pauses."""
 CONFIRMATIONS = 3
 
 

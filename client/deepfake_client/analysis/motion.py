@@ -28,7 +28,7 @@ Patch = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 MIN_PATCHES, MIN_STILL_PATCHES = 6, 10
-"""Of fewer sightings nothing can be said; of fewer than these not that the face is still."""
+"""Sightings without which nothing is said of a face's motion; and without which it is not called still."""
 MAX_PAIRS = 12
 """Pairs compared; each takes 3 to 6 ms."""
 MOVED, MOVED_PX = 0.45, 0.15

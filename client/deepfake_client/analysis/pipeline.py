@@ -42,15 +42,15 @@ FRAME_BYTES_IN_FLIGHT: Final = 64 * 2**20
 MIN_FRAMES_IN_FLIGHT: Final = 2
 MAX_FRAMES_IN_FLIGHT: Final = 16
 CROPS_PER_REQUEST: Final = 4
-"""Crops, mostly of several frames, that wait for each other and go to the server together. A request takes client and
-server 3 to 4 ms of CPU time besides the inference; in threes and fours little of that is left."""
+"""Crops, mostly of several frames, that wait for each other and go to the server together. A request costs client and
+server 3 to 4 ms of CPU time besides the inference; with three or four crops in each, that hardly counts."""
 BULK_CROPS_PER_REQUEST: Final = 2
-"""Of a connection that lets others go first: a model that has begun a request ends it before another caller's.
-With 4, a caller beside a scan waited 2.2 to 2.4 times as long (p99) as alone; with 1, a scan took 1.04 times as long
-as `analyze_many`."""
+"""The same for a connection that lets others go first: a request that a model has begun is finished before another
+caller's. With 4, a caller beside a scan waited 2.2 to 2.4 times as long (p99) as alone; with 1, a scan took 1.04
+times as long as `analyze_many`."""
 SLOW_ANSWER_S: Final = 0.1
-"""Before the first answer, and after one that took longer, in seconds, each frame's crops go by themselves: a large
-model, or a busy server, is so at work to the last frame, and others wait behind fewer crops."""
+"""After an answer that took longer, in seconds, and before the first one, each frame's crops go by themselves: a
+large model or a busy server is then at work until the last frame, and other callers wait behind fewer crops."""
 JUDGE_EVERY_S: Final = 0.5
 """How often the frames so far are judged for `Progress`; it takes a millisecond or two."""
 

@@ -33,7 +33,7 @@ MIN_STRIDE = 3
 FIRST_PASS_FRAMES = 12
 """About as many frames as the first pass takes of a long video: with fewer, no interval is narrow."""
 MAX_FRAMES = 100_000
-"""Of more frames than that (some hours, several a second) no passes are planned."""
+"""With more frames (some hours, several a second) no passes are planned."""
 MIN_SURE_FRAMES = 8
 """Frames on which a face must be scored before its interval is believed."""
 

@@ -45,7 +45,8 @@ MAX_MISSED_FRAMES = 3
 MAX_MISSED_S = 1.0
 """A track is closed when its shot was sampled more than this often, and for longer than this, without the face."""
 MAX_OPEN_TRACKS = 64
-"""Of more, those not seen for longest are closed, so a film of a thousand shots does not cost a thousandfold."""
+"""When there are more, those not seen for longest are closed, so a film of a thousand shots does not cost a
+thousandfold."""
 SAME_SHOT = 0.7
 """Likeness of two pictures' colors: within six clips at least 0.78, across their cuts at most 0.65."""
 SAME_FACE = 0.9

@@ -53,7 +53,7 @@ def _options(
         float, typer.Option(help="With drop: how old a frame may get, in seconds.")
     ] = _DEFAULTS.max_latency_s,
     idle: Annotated[
-        float, typer.Option(help="A file ends when it has not grown for so many seconds.")
+        float, typer.Option(help="A file ends when it has not grown for this many seconds.")
     ] = _DEFAULTS.idle_s,
     reconnects: Annotated[
         int, typer.Option(help="How often in a row a stream that broke off is opened again.")

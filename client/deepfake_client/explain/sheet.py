@@ -20,7 +20,7 @@ FRAME_TILE_PX = 427
 GAP_PX = 12
 HEADER_PX = 58
 CAUTION_PX = 17
-"""Of one line of the caution."""
+"""Height of one line of the caution."""
 LABEL_PX = 46
 CAUTION_CHARACTERS = 125
 SHOWN_REGIONS = 3

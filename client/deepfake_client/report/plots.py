@@ -21,10 +21,11 @@ from deepfake_client.report.pictures import Shot
 from deepfake_client.result.verdict import FaceScore, Verdict
 
 COLORS = ("#0077bb", "#ee7733", "#009988", "#aa3377", "#33bbee", "#887700")
-"""Of the tracks, most suspicious first; color-blind people can distinguish them (after Paul Tol's vibrant scheme)."""
+"""Colors of the tracks, most suspicious first; color-blind people can distinguish them (after Paul Tol's vibrant
+scheme)."""
 OTHER_COLOR = "#999999"
 MARKERS = ("o", "s", "^", "D", "v", "P")
-"""Of the tracks: color is never the only difference."""
+"""Markers of the tracks: color is never the only difference."""
 _INK = "#1f2328"
 _FAKE_COLOR, _REAL_COLOR = "#c62f3c", "#2f7d4f"
 _DPI = 120

@@ -33,7 +33,7 @@ LARGEST_LIMIT: Final = 64.0
 """Requests under way on one server: twice what fills the batches of a GPU's two instances."""
 DECREASE: Final = 0.7
 SLOW: Final = 4.0
-"""A server that takes so many times its best time of late has a queue: some full batches before each request."""
+"""A server that takes this many times its best recent time has a queue: some full batches before each request."""
 FORGET: Final = 0.02
 """Share by which the best time moves toward each later one, so that it belongs to the present load and model."""
 AWAY_S: Final = 2.0
@@ -57,7 +57,7 @@ class Endpoint:
         return self.in_flight < max(1, int(self.limit))
 
     def answered(self, seconds: float) -> None:
-        """Learn from an answer that took so long."""
+        """Learn from an answer that took `seconds`."""
         self.away_until = 0.0
         self.best_s = seconds if not self.best_s else min(seconds, self.best_s + FORGET * (seconds - self.best_s))
         if seconds > SLOW * self.best_s:

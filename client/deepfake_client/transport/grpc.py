@@ -47,7 +47,7 @@ KEEPALIVE_S: Final = 60.0
 """A silent connection with calls under way is probed this often. Triton's default allows a probe every 5 minutes and
 forgives two that come too early; gRPC sends two without data at most."""
 KEEPALIVE_TIMEOUT_S: Final = 10.0
-"""A peer that acknowledges neither probe nor data for so long is taken for dead (also set as TCP_USER_TIMEOUT)."""
+"""A peer that acknowledges neither probe nor data for this long is taken for dead (also set as TCP_USER_TIMEOUT)."""
 PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 """Those of the environment that gRPC reads."""
 CONNECT_S: Final = 10.0

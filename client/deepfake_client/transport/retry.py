@@ -36,7 +36,7 @@ class Retry:
     do not come back to a server at the same moment.
 
     Attributes:
-        total_s: a call is tried again for so long after its first failure; 0 for never. The default outlasts a
+        total_s: a call is tried again for this long after its first failure; 0 for never. The default outlasts a
             restart of Triton.
         max_attempts: bound on the attempts of one call, the first one included; none when None.
         initial_backoff_s: bound of the first pause, in seconds.

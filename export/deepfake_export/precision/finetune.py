@@ -28,7 +28,7 @@ from deepfake_preprocess.errors import ExportError
 
 BATCH_SIZE = 16
 LEARNING_RATE = 2e-5
-"""Of Adam at its highest; falls to 0 along a cosine over the time given. One step of 5e-5 already moved the logits of
+"""Adam's highest; it falls to 0 along a cosine over the time given. One step of 5e-5 already moved the logits of
 EfficientNet-B0 by 0.19."""
 WARM_UP = 0.05
 """Share of the time in which it rises: Adam's first steps are of full length whatever the gradient."""
@@ -39,7 +39,7 @@ NUM_CHECKS = 8
 RANGE_CROPS = 32
 MAX_HELD_OUT = 64
 LARGEST_ZOOM = 1.15
-"""Of the crops' augmentation; they are flipped, too."""
+"""Largest zoom of the crops' augmentation; they are flipped, too."""
 MIN_CROPS = 32
 """With fewer there is nothing to learn from and to hold out."""
 PROGRESS_S = 10.0

@@ -56,8 +56,8 @@ MAX_LAYERS_S = 180.0
 MIN_GROUPS = 8
 """Fewer groups than this say nothing about where the error comes from."""
 SMALLEST_RANGE = 1e-6
-"""Of a tensor or channel. A channel whose weights are all zero would get a scale of 1 otherwise, and its bias, whose
-scale is the product of the input's and the weights', would be rounded to whole steps of the input."""
+"""Smallest range of a tensor or channel. A channel whose weights are all zero would get a scale of 1 otherwise, and
+its bias, whose scale is the product of the input's and the weights', would be rounded to whole steps of the input."""
 PROGRESS_S = 10.0
 """Time between two words on how far the search is."""
 NEAR_LOGIT = 0.5

@@ -24,9 +24,9 @@ from deepfake_preprocess.support.engines import INT8_GROUP
 from deepfake_preprocess.support.sessions import open_session
 
 MIN_SHARE = 0.9
-"""Of all weights, those of the products, from which on a network is one of products. CLIP ViT-B/16 has 0.99."""
+"""Share of the weights in matrix products from which a network counts as one of products. CLIP ViT-B/16 has 0.99."""
 SPLIT_SHARE = 1 / 6
-"""Of the channels, so many channels are added where channels are split, rounded to whole groups: 128 to 768."""
+"""Channels that splitting adds, as a share of all and rounded to whole groups: 128 to 768."""
 NORM_CROPS = 16
 """Crops that say which channels are large; it is a property of the network."""
 

@@ -26,7 +26,7 @@ BARS_PX = 170
 SCORE_STEP = 1e-6
 """Scores of the report are rounded to this."""
 HISTOGRAM_SIDE = 20
-"""At most so many bars on each side of zero."""
+"""Most bars on each side of zero."""
 
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("deepfake_export.proof"),

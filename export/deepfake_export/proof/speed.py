@@ -18,7 +18,7 @@ from deepfake_preprocess.support.json_data import JsonData
 SPEED_ROUNDS, LEAST_ROUNDS = 9, 3
 """Odd: the median is a measured one; in a shared machine the quartiles of a ratio are then within 10%."""
 LONG_S = 3.0
-"""Where a batch takes longer, so many rounds would take minutes, and a few are as sure: noise is short."""
+"""Where a batch takes longer, all rounds would take minutes, and a few are as reliable: noise is short."""
 MIN_ROUND_S = 0.05
 """A measurement takes at least about this long, or small networks would be lost in the resolution of the clock."""
 

@@ -22,7 +22,7 @@ from deepfake_export.published.mesonet import Meso4, MesoInception4
 from deepfake_export.published.npr import NeighboringPixels
 
 CLIP_DIMENSION = 768
-"""Of CLIP ViT-L/14's space of pictures and texts."""
+"""Dimension of CLIP ViT-L/14's space of pictures and texts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from deepfake_gateway.store.keys import SESSION_COOKIE, Key, Keys
 
 SIGN_IN: Final = "/sign-in"
 SLOW_START_S: Final = 30.0
-"""A body may take so long, and longer by what has come of it at `LEAST_BYTES_PER_S`."""
+"""Time that a body may take, and longer by what has come of it at `LEAST_BYTES_PER_S`."""
 LEAST_BYTES_PER_S: Final = 4096
 _PUBLIC: Final = frozenset(
     {
@@ -43,7 +43,7 @@ _TAKES_FILES: Final = frozenset(
     {"/", "/v1/analyses", "/v1/batches", "/predict/image", "/predict/video", "/api/v1/analyze-video"}
 )
 MAX_BODY_BYTES: Final = 2**20
-"""Of a request to any other path, whose body is held in memory."""
+"""Largest body of a request to any other path; it is held in memory."""
 
 
 class Door:

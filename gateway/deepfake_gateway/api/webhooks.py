@@ -17,7 +17,7 @@ from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.store.webhooks import Webhook
 
 MOST: Final = 10
-"""Of one tenant."""
+"""Most webhooks of one tenant."""
 
 router = APIRouter(tags=["webhooks"], route_class=JsonRoute)
 

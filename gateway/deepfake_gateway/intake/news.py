@@ -28,7 +28,7 @@ OVERLAP: Final = 32
 logger = logging.getLogger(__name__)
 
 Wait: TypeAlias = Callable[[float], Awaitable[None]]
-"""Returns when there may be news, at the latest after so many seconds."""
+"""Returns when there may be news, at the latest after that many seconds."""
 
 
 class News:

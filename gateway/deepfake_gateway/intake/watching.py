@@ -23,7 +23,7 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.remote import without_password
 
 PORTS: Final = {"http": 80, "https": 443, "rtsp": 554}
-"""Of the addresses that are watched."""
+"""Default ports of the addresses that may be watched."""
 MAX_WINDOW_FRAMES: Final = 600
 
 

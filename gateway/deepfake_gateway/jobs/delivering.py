@@ -60,7 +60,7 @@ class Messages:
         return len(claimed)
 
     async def some_end(self, within_s: float) -> None:
-        """Return when one of them has ended, at the latest after so many seconds."""
+        """Return when one of them has ended, at the latest after `within_s` seconds."""
         if self.under_way:
             await asyncio.wait(self.under_way, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         else:

@@ -35,7 +35,7 @@ def check_media(media: Media, sampling: Sampling, limits: Limits) -> None:
 
 
 def check_frames(name: str, num_frames: int, limits: Limits) -> None:
-    """Refuse to look at so many frames; raises MediaLimitError."""
+    """Raise MediaLimitError for more frames than may be looked at."""
     if num_frames > limits.max_frames:
         raise MediaLimitError(
             f"{name} would be looked at in {num_frames} frames or more, and at most {limits.max_frames} are; give a "

@@ -33,7 +33,7 @@ RunTask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Does a task in a sandbox and returns its result; raises TaskError or SandboxError."""
 
 TASKS_PER_PROCESS: Final = 64
-"""A process is replaced after so many: starting one costs CPU time, and a decoder may leak."""
+"""A process is replaced after this many: starting one costs CPU time, and a decoder may leak."""
 LONGEST_LINE: Final = 64 * 2**20
 
 

@@ -73,7 +73,7 @@ class Batches:
         )  # fmt: skip
 
     def latest(self, count: int) -> list[Batch]:
-        """Return so many batches, the newest first."""
+        """Return the latest `count` batches, the newest first."""
         query = sa.select(BATCHES.c.id).where(self._of_mine).order_by(BATCHES.c.created_at.desc()).limit(count)
         with self._engine.connect() as connection:
             ids = connection.execute(query).scalars().all()

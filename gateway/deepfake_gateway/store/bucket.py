@@ -23,7 +23,7 @@ PART_BYTES: Final = 8 * 2**20
 PARTS_AT_ONCE: Final = 3
 """Parts of one file that are sent at once."""
 GIVE_UP_S: Final = 20.0
-"""A request is repeated for so long; then the bucket counts as away."""
+"""A request is repeated for this long; then the bucket counts as away."""
 
 
 class MediaBucket(Incoming):

@@ -20,7 +20,7 @@ from deepfake_gateway.store.schema import COUNTERS
 SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0)
 TENTHS: Final = tuple(tenth / 10 for tenth in range(1, 11))
 STAGES: Final = ("decode", "detect", "crop", "infer", "aggregate")
-"""Of a verdict's `timing_s`."""
+"""Stages in a verdict's `timing_s`."""
 
 
 @dataclass(frozen=True, slots=True)

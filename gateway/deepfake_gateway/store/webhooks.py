@@ -20,7 +20,7 @@ from deepfake_gateway.store.schema import DELIVERIES, WEBHOOKS
 BACK_OFF_S: Final = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Between tries, as the Standard Webhooks specification proposes."""
 LEASE_S: Final = 120.0
-"""A delivery whose worker died is tried again after so long."""
+"""A delivery whose worker died is tried again after this long."""
 LOG_LENGTH: Final = 100
 AT_ONCE: Final = 4
 """Messages to one webhook that are on their way at once, in each worker."""

@@ -27,7 +27,7 @@ RECENT_BATCHES: Final = 4
 FIELDS: Final = ("num_frames", "threshold")
 """Options that the page asks for."""
 ORDER: Final = ("FAKE", "INCONCLUSIVE", "REAL", "running", "queued", "failed", "canceled")
-"""Of outcomes in a batch: what wants to be looked at comes first."""
+"""Order of outcomes in a batch: what needs a look comes first."""
 
 router = APIRouter(include_in_schema=False)
 

@@ -32,8 +32,8 @@ KEEPS_PRECISION: Final = "DisablePrecisionConversion"
 """OpenVINO's mark of an operation that is not to be computed in 16 bits."""
 
 CROPS_PER_THREAD = 2
-"""Of a batch, so many crops are computed at once. The activations of more do not fit the cache: with EfficientNet-B0
-at 224 px, batches of 8 took 1.14 times as long per crop as such parts of them."""
+"""Crops of a batch that are computed at once, for each thread. The activations of more do not fit into the cache:
+with EfficientNet-B0 at 224 px, whole batches of 8 took 1.14 times as long per crop as parts of this size."""
 
 INT8_GROUP: Final = 64
 """Channels of a row of activations that share a scale where OpenVINO rounds them. Of CLIP ViT-B/16, groups of 64 made

@@ -50,7 +50,7 @@ def bound_process(*, memory_bytes: int, file_bytes: int) -> None:
 
 
 def yield_cores(nice: int, *, session: int | None = None) -> None:
-    """Let others have the cores first, by so many steps of niceness; also those of other sessions (Linux).
+    """Let others have the cores first, by `nice` steps of niceness; also those of other sessions (Linux).
 
     `session` is the niceness of the session as a whole; as for each thread when None.
 

@@ -36,7 +36,8 @@ from deepfake_scan.work.task import Limits, Setup
 RUN_PANEL: Final = "Run"
 ENGINES: Final = ("local", "ray")
 NICE: Final = 10
-"""Of this program, which hands out work. Those that do the work yield more, so that they never wait for it."""
+"""Niceness of this program, which hands out work. Those that do the work yield more, so that they never wait for
+it."""
 UPKEEP_PANEL: Final = "Instead of a scan"
 
 
@@ -90,7 +91,7 @@ def scan(
         str | None,
         typer.Option(
             metavar="CLIPS[,CROPS]",
-            help="Cores and servers for so many clips a day; CROPS: what one of your servers scores in a second.",
+            help="Cores and servers for that many clips a day; CROPS: what one of your servers scores in a second.",
             rich_help_panel=UPKEEP_PANEL,
         ),
     ] = None,

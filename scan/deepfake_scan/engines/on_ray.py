@@ -34,7 +34,7 @@ from deepfake_scan.work.task import Answer, Setup
 ROUND: Final = 50_000
 """Inputs that Ray is given at once: some 15 MB in its object store."""
 CORES_PER_ACTOR: Final = 4
-"""At most. Each gets a process; so many share what an actor itself takes."""
+"""Most cores, and so processes, of an actor; they share what the actor itself takes."""
 BATCH: Final = 64
 """Inputs of a part; what is done again where an actor is lost."""
 BATCHES_PER_ACTOR: Final = 4

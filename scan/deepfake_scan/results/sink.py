@@ -16,9 +16,9 @@ from deepfake_scan.work.task import Answer
 
 PART_ROWS: Final = 500
 PART_S: Final = 60.0
-"""A part is written when it has so many rows, or is so old: what a killed scan has to do again."""
+"""A part is written when it has this many rows or is this old (seconds): what a killed scan has to do again."""
 MAX_SERVER_FAILURES: Final = 20
-"""So many inputs in a row that the server fails are the server's fault; fewer are theirs."""
+"""From this many inputs in a row that the server fails, the fault is the server's; with fewer it is theirs."""
 
 
 class Sink:

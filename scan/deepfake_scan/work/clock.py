@@ -57,7 +57,7 @@ async def in_time(work: Coroutine[Any, Any, T], cores: CoreTime, seconds: float)
     for ever, counts in full.
 
     Raises:
-        TimeoutError: it took longer than so many seconds; it is canceled.
+        TimeoutError: it took longer than `seconds`; it is canceled.
     """
     task = asyncio.ensure_future(work)
     left, looked_at = seconds, time.monotonic()

@@ -10,9 +10,9 @@ from typing import Final
 from deepfake_preprocess.support.limits import end_with_parent, yield_cores
 
 NICE: Final = 19
-"""Of each thread. With 10, threads of the server waited for those that decode, some ms for each request."""
+"""Niceness of each thread. With 10, threads of the server waited for those that decode, some ms for each request."""
 SESSION_NICE: Final = 10
-"""Of all threads together, where sessions count: a tenth of a core is left beside a busy program."""
+"""Niceness of all threads together, where sessions count: beside a busy program a tenth of a core is left."""
 
 if __name__ == "__main__":
     end_with_parent()

@@ -27,7 +27,7 @@ def score_held_out(
     Args:
         run: its directory.
         faces: those it was trained on; None loads what its configuration names.
-        num_crops: at most so many; as many as the run itself validated on when None.
+        num_crops: most crops; as many as the run itself validated on when None.
 
     Returns:
         The spec of the weights, and one "file" of one frame per crop. A real crop and the fake that was made of it

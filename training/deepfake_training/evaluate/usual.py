@@ -31,9 +31,9 @@ MIN_CLIPS = 15
 FARTHEST = 2.0
 """Limit at most, in upper quartiles of the distances: one strange clip must not make everything usual."""
 MIN_DEVIATION = 0.02
-"""Of a look; clips of one camera may have next to none."""
+"""Least standard deviation of a look; clips of one camera may have next to none."""
 NUM_BINS = 5
-"""Of a histogram: each holds a fifth of the calibration's clips, as far as equal values allow."""
+"""Bins of a histogram, each with a fifth of the calibration's clips, as far as equal values allow."""
 CHANGED = 0.25
 """Population stability index that means a change, see above."""
 CERTAINTY = 0.99

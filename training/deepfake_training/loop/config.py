@@ -95,7 +95,7 @@ class TrainConfig(JsonData):
         freeze_statistics: keep the mean and variance of every batch norm as they were loaded. Small batches then do
             no harm, and on a CPU batches of 8 are several times as fast per crop as batches of 32.
         validation_share: share of the faces that is held out, in (0, 1).
-        validation_crops: at most so many crops are validated.
+        validation_crops: most crops that are validated.
         keep: ``best`` publishes the epoch with the best validation AUC; ``last`` the last one, whose weights are the
             better choice where few crops are validated and the schedule ends low.
         patience: epochs without a better validation AUC after which training ends; 0 never ends early.

@@ -14,7 +14,7 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_training.loop.distilling import seen_and_logit
 
 MAX_STEPS = 500
-"""Of L-BFGS; some ten suffice."""
+"""Limit of L-BFGS's steps; about ten suffice."""
 
 
 class HeadFit:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deepfake_training.data.fakes.mesh import Mesh, Picture, Portrait, mean_mesh, warp
 
 HEIGHT_PX: Final = 112
-"""Of a face on the mean mesh: about what networks for face swaps work with."""
+"""Height of a face on the mean mesh: about what networks for face swaps work with."""
 FACES: Final = 1500
 """As many are looked at, which takes seconds."""
 COMPONENTS: Final = 250
