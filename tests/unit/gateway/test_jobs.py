@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from dataclasses import replace
-from functools import partial
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -13,7 +12,6 @@ from deepfake_gateway.jobs.running import run_job
 from deepfake_gateway.jobs.waking import Waking
 from deepfake_gateway.sandbox.process import SandboxError, TaskError
 from deepfake_gateway.store.records import Analysis, Status, Store
-from deepfake_preprocess.support.pauses import Pauses
 
 VERDICT = {
     "frames": [],
@@ -90,7 +88,7 @@ def test_a_database_that_is_away_is_waited_for(store, monkeypatch, change):
     async def until_looked_for():
         await asyncio.to_thread(answered.wait, 10)
 
-    monkeypatch.setattr("deepfake_gateway.jobs.running.Pauses", partial(Pauses, first_s=0.01))
+    monkeypatch.setattr("deepfake_preprocess.support.pauses.FIRST_S", 0.01)
     monkeypatch.setattr("deepfake_gateway.jobs.running.LOOK_S", 0.01)
     monkeypatch.setattr(store, change, away_at_first)
     answer = SandboxError("it died") if change == "fail" else VERDICT
