@@ -56,6 +56,7 @@ from deepfake_preprocess.errors import (
 from deepfake_preprocess.faces.detector import FaceDetector
 from deepfake_preprocess.media.live import live_media, open_live
 from deepfake_preprocess.media.opening import Media
+from deepfake_preprocess.support.machine import usable_cores
 
 DEFAULT_CONCURRENCY = 2
 """Inputs that `analyze_many` works on at once."""
@@ -116,7 +117,7 @@ class AsyncDeepfakeClient:
         self._detector = detector
         self._max_requests_in_flight = max_requests_in_flight
         self._detector_lock = threading.Lock()
-        threads = detect_threads or len(os.sched_getaffinity(0))
+        threads = detect_threads or usable_cores()
         self._detect_pool = ThreadPoolExecutor(threads, thread_name_prefix="deepfake-detect")
         self._fork = ForkGuard("this client")
         self._is_closed = False

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.machine import usable_memory
 from deepfake_serve._repository import ServedModel
 
 MAX_INSTANCES = 8
@@ -32,25 +31,6 @@ class CpuShare:
         for name in ("instances", "threads"):
             if (value := getattr(self, name)) < 1:
                 raise OptionError(f"{name} is {value}; allowed: a whole number from 1")
-
-
-def available_cores() -> int:
-    """Return the number of cores this process may use: its CPU set, and less where a cgroup limits its time."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # another cgroup version, or the quota is "max"
-        return cores
-
-
-def usable_memory() -> int:
-    """Return how much memory this process may use, in bytes: the machine's, and less where a cgroup limits it."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # another cgroup version, or the limit is "max"
-        return machine
 
 
 def cpu_share(cores: int, *, instances: int | None = None, threads: int | None = None) -> CpuShare:

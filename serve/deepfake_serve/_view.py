@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deepfake_preprocess.contract import triton_config
+from deepfake_preprocess.support.machine import usable_cores
 from deepfake_serve._repository import ServedModel
-from deepfake_serve._shares import CpuShare, available_cores, weight_bytes
+from deepfake_serve._shares import CpuShare, weight_bytes
 
 MAX_LONE_THREADS = 4
 MAX_LONE_MODEL_MB = 512
@@ -54,7 +55,7 @@ class View:
         (state / model.version_dir.name).symlink_to(model.version_dir.resolve(), target_is_directory=True)
         config = type(model.config)()
         config.CopyFrom(model.config)
-        lone_threads = min(share.instances * share.threads, available_cores(), MAX_LONE_THREADS)
+        lone_threads = min(share.instances * share.threads, usable_cores(), MAX_LONE_THREADS)
         is_small = weight_bytes(model) <= MAX_LONE_MODEL_MB * 2**20
         triton_config.set_cpu_share(
             config,

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from deepfake_preprocess.contract.model_dir import hold_version
 from deepfake_preprocess.errors import ServerStartError
+from deepfake_preprocess.support.machine import usable_cores
 from deepfake_preprocess.support.wheels import Announce, on_stderr
 from deepfake_serve._launch import (
     check_shared_memory,
@@ -37,7 +38,7 @@ from deepfake_serve._launch import (
 from deepfake_serve._plan import HOST, STOP_TIMEOUT_S, Plan
 from deepfake_serve._repository import ServedModel, check_repository
 from deepfake_serve._runtime import TritonRuntime, ensure_runtime
-from deepfake_serve._shares import CpuShare, available_cores, model_share
+from deepfake_serve._shares import CpuShare, model_share
 from deepfake_serve._view import MARK_PARAMETER, View
 
 START_TIMEOUT_S = 120.0
@@ -237,7 +238,7 @@ class EmbeddedTriton:
 
     def _shares_of(self, models: Sequence[ServedModel]) -> dict[str, CpuShare]:
         return {
-            model.spec.name: model_share(model, available_cores(), instances=self._instances, threads=self._threads)
+            model.spec.name: model_share(model, usable_cores(), instances=self._instances, threads=self._threads)
             for model in models
         }
 

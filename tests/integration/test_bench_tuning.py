@@ -14,8 +14,9 @@ from deepfake_client.cli import main as cli
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
+from deepfake_preprocess.support.machine import usable_cores
 from deepfake_serve import EmbeddedTriton
-from deepfake_serve._shares import CpuShare, available_cores
+from deepfake_serve._shares import CpuShare
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
     output = tmp_path / "here-tune.json"
     add_int8(tiny_repository)
     options = triton_config.ServingOptions(
-        4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores(), engine="onnxruntime", precision="fp32"
+        4, 0, 2, instances=1, threads=2, tuned_for_cores=usable_cores(), engine="onnxruntime", precision="fp32"
     )
     # Two candidates; the whole space takes minutes.
     monkeypatch.setattr(
@@ -101,7 +102,7 @@ def test_a_search_measures_settings_keeps_verdicts_and_changes_nothing_when_dry(
 
 def test_what_wins_is_written_and_served(clip, tiny_repository) -> None:
     options = triton_config.ServingOptions(
-        4, 0, 2, instances=1, threads=2, tuned_for_cores=available_cores(), engine="onnxruntime", precision="fp32"
+        4, 0, 2, instances=1, threads=2, tuned_for_cores=usable_cores(), engine="onnxruntime", precision="fp32"
     )
     tuned = tuning.Tuning(
         tiny_repository, None, [clip], num_frames=2, p99_ms=1e6, window_s=0.2, seconds=0, announce=lambda _: None

@@ -13,10 +13,11 @@ from rich.console import Console
 from deepfake_bench.cli.options import ModelOption, OutputOption, print_table
 from deepfake_bench.compare.comparison import MANY, ONE, PeerComparison, served_over_in_process
 from deepfake_bench.compare.peer_list import peers
-from deepfake_bench.machine.results import Results, usable_cores, write_results
+from deepfake_bench.machine.results import Results, write_results
 from deepfake_bench.server.serving import embedded_server
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.machine import usable_cores
 
 COLUMNS = (
     ("contender", "{name}"),

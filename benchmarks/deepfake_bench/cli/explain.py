@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from deepfake_bench.cli.options import OutputOption, print_table, read_names
-from deepfake_bench.machine.results import usable_cores, write_results
+from deepfake_bench.machine.results import write_results
 from deepfake_bench.pipeline.explain import measure_methods
 from deepfake_client.explain.types import METHODS
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.machine import usable_cores
 
 COLUMNS = (
     ("method", "{method}"),

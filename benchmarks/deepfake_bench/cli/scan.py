@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ from deepfake_bench.pipeline.scan import measure_scans
 from deepfake_bench.server.serving import embedded_server
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.machine import usable_cores
 
 ENGINES = ("local", "ray")
 COLUMNS = (
@@ -58,7 +58,7 @@ def scan(
             engines=wanted,
             copies=copies,
             num_frames=num_frames,
-            concurrency=len(os.sched_getaffinity(0)),
+            concurrency=usable_cores(),
             rounds=rounds,
             announce=lambda text: screen.print(text, style="dim"),
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deepfake_preprocess.errors import DeepfakeError
-from deepfake_serve import cache_dir
+from deepfake_preprocess.support.wheels import cache_dir
 
 INSTALL_TIMEOUT_S = 900.0
 MADE = "made"

@@ -15,7 +15,7 @@ from deepfake_bench.server.reference import PROBABILITY_TOLERANCE, tolerance_of
 from deepfake_bench.server.serving import Server
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_preprocess.contract.forms import ENGINE_NAMES, FEATURES, ServedForm, cpu_features
-from deepfake_serve import CROPS_PER_THREAD
+from deepfake_preprocess.support.engines import CROPS_PER_THREAD
 
 OPENVINO_PACKAGE = "openvino==2026.4.1"
 PEERS_DIR = Path(__file__).parent / "peers"

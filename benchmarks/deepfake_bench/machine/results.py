@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from deepfake_export.tensorrt.gpu import find_gpu
+from deepfake_preprocess.support.machine import usable_cores
 
 RESULTS_DIR = Path("benchmarks/results")
 PACKAGES = (
@@ -51,11 +51,6 @@ def cpu_name() -> str:
     """Return the processor's name as the kernel gives it."""
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     return found.group(1).strip() if found else platform.machine()
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def environment() -> dict[str, Any]:

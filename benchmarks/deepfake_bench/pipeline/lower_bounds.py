@@ -12,14 +12,14 @@ import av
 import numpy as np
 
 from deepfake_bench.load.senders import Crops
-from deepfake_bench.machine.results import usable_cores
 from deepfake_bench.server.reference import OnnxReference
 from deepfake_bench.server.serving import Server
 from deepfake_preprocess.faces.detector import FaceDetector, detection_image
 from deepfake_preprocess.faces.following import DETECT_EVERY, find_faces
 from deepfake_preprocess.media.opening import open_media
 from deepfake_preprocess.media.sampling import Sampling
-from deepfake_serve import CROPS_PER_THREAD
+from deepfake_preprocess.support.engines import CROPS_PER_THREAD
+from deepfake_preprocess.support.machine import usable_cores
 
 
 def decode_alone(clip: Path) -> int:

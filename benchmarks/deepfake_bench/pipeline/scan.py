@@ -27,6 +27,7 @@ from deepfake_bench.machine.stopwatch import median_ratio
 from deepfake_client import DeepfakeClient
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.machine import usable_cores
 from deepfake_scan.results.parts import part_names, read_part
 from deepfake_scan.storage import open_storage
 from deepfake_scan.work.entry import NICE
@@ -130,7 +131,7 @@ def _ray(engines: Sequence[str]) -> Iterator[None]:
     if "ray" not in engines:
         yield
         return
-    cores = len(os.sched_getaffinity(0))  # it would have one
+    cores = usable_cores()  # it would have one
     os.environ[WORKER_NICENESS] = str(NICE)
     cluster = require_extra("ray.cluster_utils", extra="ray").Cluster(
         initialize_head=True, head_node_args={"num_cpus": cores}

@@ -32,7 +32,8 @@ from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_preprocess.errors import DeepfakeError, RepositoryError, ServerTimeoutError
 from deepfake_preprocess.support.engines import is_installed
-from deepfake_serve import ServedModel, available_cores, check_repository, model_share
+from deepfake_preprocess.support.machine import usable_cores
+from deepfake_serve import ServedModel, check_repository, model_share
 
 FULL_LOAD, FULL_LOAD_S = 32, 1.5
 FIRST_SHARE = 0.6
@@ -61,7 +62,7 @@ class Tuning:
     ) -> None:
         self.repository, self.p99_ms, self.window_s = repository, p99_ms, window_s
         self.model = _served(repository, name)
-        self.cores = available_cores()
+        self.cores = usable_cores()
         self.start = self.best = _present_options(self.model, self.cores)
         self.best_rate = 0.0
         self.tried: list[dict[str, Any]] = []

@@ -6,7 +6,6 @@ packets are surveyed and the stream is sampled again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import BinaryIO, Final
@@ -24,6 +23,7 @@ from deepfake_preprocess.media.packets.reading import MOV, PacketReader
 from deepfake_preprocess.media.pictures.cropping import stated_crop
 from deepfake_preprocess.media.pictures.shown import Crop, Shown
 from deepfake_preprocess.media.sampling import Sampling
+from deepfake_preprocess.support.machine import usable_cores
 
 # More threads hardly help a single stream, and each holds a picture.
 _MAX_DECODER_THREADS: Final = 4
@@ -154,7 +154,7 @@ class Video:
 
     def _choose(self) -> None:
         self.stream, context = open_stream(self.container, self._name, self.stats, strict=self._strict)
-        context.thread_count = min(len(os.sched_getaffinity(0)) + 1, _MAX_DECODER_THREADS)
+        context.thread_count = min(usable_cores() + 1, _MAX_DECODER_THREADS)
 
     def _probe(self) -> bool:
         """Learn how pictures are shown, which PyAV knows only of a decoded one; return whether one was decoded."""

@@ -21,6 +21,7 @@ from deepfake_client.client import DeepfakeClient
 from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.support.limits import yield_cores
+from deepfake_preprocess.support.machine import usable_cores
 from deepfake_scan.cli.progress import shown_progress
 from deepfake_scan.cli.status import compact_results, print_plan, print_status, print_summary
 from deepfake_scan.engines.local import scan_here
@@ -164,7 +165,7 @@ def scan(
                 if engine == "ray":
                     scan_on_ray(todo, setup, storage, tally)
                 else:
-                    processes = cores or len(os.sched_getaffinity(0))
+                    processes = cores or usable_cores()
                     asyncio.run(scan_here(todo, setup, storage, tally, processes=processes))
             state = "finished"
         except KeyboardInterrupt:

@@ -10,8 +10,7 @@ import deepfake_serve
 
 def test_public_names_are_these():
     assert sorted(deepfake_serve.__all__, key=str.casefold) == [
-        *("available_cores", "cache_dir", "check_repository", "CpuShare", "CROPS_PER_THREAD"),
-        *("EmbeddedTriton", "model_share", "ServedModel"),
+        *("check_repository", "CpuShare", "EmbeddedTriton", "model_share", "ServedModel"),
     ]
     assert [name for name in deepfake_serve.__all__ if not hasattr(deepfake_serve, name)] == []
 

@@ -1,7 +1,5 @@
 """Instances and threads of a model: as given, as tuned, or as many as cores and memory allow."""
 
-import os
-
 import pytest
 from placeholder_models import FP32, SPEC, edit_config, write_model
 
@@ -9,7 +7,7 @@ from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import OptionError
 from deepfake_serve import _shares
 from deepfake_serve._repository import check_repository
-from deepfake_serve._shares import CpuShare, available_cores, cpu_share, model_share, usable_memory, weight_bytes
+from deepfake_serve._shares import CpuShare, cpu_share, model_share, weight_bytes
 
 
 @pytest.mark.parametrize(
@@ -33,11 +31,6 @@ def test_instances_times_threads_is_the_number_of_cores(cores, given, expected):
 def test_shares_below_one_are_refused(given):
     with pytest.raises(OptionError, match="allowed: a whole number from 1"):
         cpu_share(4, **given)
-
-
-def test_available_cores_is_at_least_one_and_at_most_the_cpu_set(monkeypatch):
-    monkeypatch.setattr(_shares.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    assert 1 <= available_cores() <= 4
 
 
 def test_what_was_tuned_for_so_many_cores_is_used_unless_something_else_is_asked_for(tmp_path):
@@ -75,12 +68,3 @@ def test_instances_that_do_not_fit_into_half_of_the_memory_become_threads(
     monkeypatch.setattr(_shares, "usable_memory", lambda: int(memory * instance_bytes) + 1)
     assert model_share(model, cores) == expected
     assert model_share(model, cores, instances=3) == cpu_share(cores, instances=3), "asked for is given"
-
-
-def test_usable_memory_is_the_machines_or_what_a_cgroup_leaves(monkeypatch):
-    machine = usable_memory()
-    assert 2**28 < machine < 2**50
-    for text, expected in (("max\n", None), ("1048576\n", 2**20)):
-        monkeypatch.setattr(_shares.Path, "read_text", lambda path, text=text: text)
-        known = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        assert usable_memory() == (expected or known)

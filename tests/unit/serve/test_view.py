@@ -18,7 +18,7 @@ def made_view(folder):
 
 
 def test_the_view_links_the_version_and_leaves_the_repository_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(_view, "available_cores", lambda: 8)
+    monkeypatch.setattr(_view, "usable_cores", lambda: 8)
     version_dir = write_model(tmp_path / "repository")
     before = {path: path.read_bytes() for path in (tmp_path / "repository").rglob("*") if path.is_file()}
     view = made_view(tmp_path)
@@ -52,7 +52,7 @@ def test_what_is_shown_changes_as_a_whole_and_back(tmp_path):
 @pytest.mark.parametrize(("share", "largest_mb"), [(CpuShare(1, 2), 128), (CpuShare(3, 4), 128), (CpuShare(2, 1), 0)])
 def test_no_second_session_for_large_models_or_where_it_has_no_more_threads(tmp_path, monkeypatch, share, largest_mb):
     monkeypatch.setattr(_view, "MAX_LONE_MODEL_MB", largest_mb)
-    monkeypatch.setattr(_view, "available_cores", lambda: 4)
+    monkeypatch.setattr(_view, "usable_cores", lambda: 4)
     write_model(tmp_path / "repository")
     view = made_view(tmp_path)
     view.show(check_repository(tmp_path / "repository"), {"detector": share})
@@ -62,7 +62,7 @@ def test_no_second_session_for_large_models_or_where_it_has_no_more_threads(tmp_
 
 def test_weights_beside_the_file_count_for_the_size_of_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr(_view, "MAX_LONE_MODEL_MB", 1)
-    monkeypatch.setattr(_view, "available_cores", lambda: 2)
+    monkeypatch.setattr(_view, "usable_cores", lambda: 2)
     version_dir = write_model(tmp_path / "repository")
     (model,) = check_repository(tmp_path / "repository")
     found = []
