@@ -12,12 +12,13 @@ from fastapi.responses import JSONResponse, Response
 
 from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, address_of, analysis_json, listed_json
-from deepfake_gateway.api.parts import DeskOf, SettingsOf, WaitOf
+from deepfake_gateway.api.parts import CursorOf, DeskOf, SettingsOf, WaitOf
 from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.options import OptionsForm, form_properties
-from deepfake_gateway.intake.problems import repeated, responses
+from deepfake_gateway.intake.problems import Problem, repeated, responses
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.jobs.queue import Priority
+from deepfake_gateway.store.places import next_cursor, place_of
 from deepfake_gateway.store.records import Analysis, Filters, Status
 
 NOT_OPTIONS: Final = frozenset({"file_name", "priority"})
@@ -75,7 +76,7 @@ async def begin(
     desk: DeskOf,
     settings: SettingsOf,
     wait_s: WaitOf,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     priority: Annotated[Literal["interactive", "bulk"], Query()] = "interactive",
     file_name: Annotated[str | None, Query(max_length=255, description="of a file that is the body itself")] = None,
 ) -> Response:
@@ -87,6 +88,8 @@ async def begin(
     query = {name: value for name, value in request.query_params.items() if name not in NOT_OPTIONS}
 
     def options(fields: Mapping[str, str]) -> dict[str, str]:
+        if misplaced := sorted(NOT_OPTIONS & fields.keys()):
+            raise Problem(422, f"`{misplaced[0]}` is a parameter of the query, not a field; give it in the address")
         if twice := sorted(query.keys() & fields.keys()):
             raise repeated("the request", twice[0])
         return {**query, **fields}
@@ -116,10 +119,10 @@ async def begin(
     return JSONResponse(analysis_json(analysis), status, headers)
 
 
-@router.get("/v1/analyses", responses={200: {"model": AnalysesDocument}, **responses(404, 422)})
+@router.get("/v1/analyses", responses={200: {"model": AnalysesDocument}, **responses(422)})
 async def list_analyses(
     desk: DeskOf,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")] = None,
+    cursor: CursorOf = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     label: Literal["REAL", "FAKE", "INCONCLUSIVE"] | None = None,
     status: Status | None = None,
@@ -137,11 +140,9 @@ async def list_analyses(
         since=_seconds(since),
         until=_seconds(until),
     )
-    if cursor is not None:
-        await asyncio.to_thread(desk.find, cursor)
-    found = await asyncio.to_thread(desk.store.page, filters, after=cursor, limit=limit + 1)
+    found = await asyncio.to_thread(desk.store.page, filters, after=place_of(cursor), limit=limit + 1)
     items: list[Any] = [listed_json(analysis) for analysis in found[:limit]]
-    return JSONResponse({"items": items, "next_cursor": items[-1]["id"] if len(found) > limit else None})
+    return JSONResponse({"items": items, "next_cursor": next_cursor(found, limit)})
 
 
 def _seconds(moment: datetime | None) -> float | None:

@@ -63,7 +63,7 @@ async def crop(analysis_id: str, name: CropName, desk: DeskOf) -> Response:
     responses={
         200: {"model": ExplanationDocument, "description": "It is over: made before, or while waiting."},
         202: {"model": ExplanationDocument, "description": "It is queued; `Location` is where it is."},
-        **responses(400, 404, 409, 413, 422, 429, 503),
+        **responses(400, 404, 409, 413, 415, 422, 429, 503),
     },
 )
 async def explain(

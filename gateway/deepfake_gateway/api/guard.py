@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.api.metrics import RequestMetrics
-from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem, first_repeated, repeated
+from deepfake_gateway.intake.problems import Problem, first_repeated, problem_answer, repeated
 from deepfake_gateway.logs import request_id_of
 from deepfake_preprocess.support.text import visible
 
@@ -72,11 +72,15 @@ class Guard:
                 _log(scope, message["status"], time.monotonic() - began)
             await send(message)
 
-        problem = _no_text(scope) or _said_twice(scope) or self._problem(scope["method"], headers)
+        problem = (
+            _no_text(scope)
+            or _said_twice(scope)
+            or self._problem(scope["method"], headers)
+            or _compressed(scope["method"], headers)
+        )
         if problem is not None:
             self._metrics.refused(problem)
-            refusal: Any = JSONResponse(problem.document(), problem.status, media_type=PROBLEM_TYPE)
-            await refusal(scope, receive, send_guarded)
+            await problem_answer(problem)(scope, receive, send_guarded)
             return
         try:
             await self._app(scope, receive, send_guarded)
@@ -109,6 +113,15 @@ def _said_twice(scope: Scope) -> Problem | None:
     query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     name = first_repeated(name for name, _ in query)
     return None if name is None else repeated("the query", name)
+
+
+def _compressed(method: str, headers: Headers) -> Problem | None:
+    """Return the refusal of a body that is compressed on the way: it would be taken for the file itself."""
+    coding = headers.get("content-encoding", "").strip()
+    if method in SAFE_METHODS or coding.lower() in ("", "identity"):
+        return None
+    detail = f"the body is compressed (Content-Encoding: {coding[:40]}); send it as it is"
+    return Problem(415, detail, {"Accept-Encoding": "identity"})
 
 
 def _log(scope: Scope, status: int, took_s: float) -> None:

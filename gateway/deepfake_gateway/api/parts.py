@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,6 +24,7 @@ from deepfake_gateway.logs import first_line
 from deepfake_gateway.sandbox.process import SandboxError, TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import Key, Keys
+from deepfake_gateway.store.places import CURSOR
 from deepfake_gateway.store.records import Event, Status
 
 MAX_WAIT_S: Final = 300.0
@@ -36,6 +37,7 @@ HEARTBEAT_S: Final = 15.0
 STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 T = TypeVar("T")
+CursorOf: TypeAlias = Annotated[str | None, Query(pattern=CURSOR, description="`next_cursor` of the page before")]
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +75,14 @@ class _JsonRequest(Request):
 
 
 def _wait_s(
+    request: Request,
     prefer: Annotated[
         str | None, Header(description="``wait=N``: answer with the result if it is there in N seconds")
     ] = None,
 ) -> float:
-    """Return the seconds of ``wait=N`` (RFC 7240), 0 without it."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,18})\b", prefer or "", re.IGNORECASE)
+    """Return the seconds of ``wait=N`` (RFC 7240), 0 without it; the header may come several times."""
+    asked = ", ".join(request.headers.getlist("prefer"))
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,18})\b", asked, re.IGNORECASE)
     return min(float(found[1]), MAX_WAIT_S) if found else 0.0
 
 

@@ -21,13 +21,17 @@ def ranged(
 ) -> Response:
     """Answer with all of `size` bytes, or with the range that is asked for; `pieces` yields those between two places.
 
-    What is no single range of bytes, or is asked for of another version, is answered with all, as the RFC allows.
+    What is no single range of bytes, or is asked for of another version, is answered with all, as the RFC allows. Who
+    has this version already (``If-None-Match``) is told so, with 304.
 
     Raises:
         Problem: 416, the range begins behind the end.
     """
+    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if known & {"*", headers["ETag"]}:
+        return Response(status_code=304, headers=dict(headers))
     asked = request.headers.get("range", "")
-    if request.headers.get("if-range") not in (None, headers.get("ETag")):
+    if request.headers.get("if-range") not in (None, headers["ETag"]):
         asked = ""
     found = re.fullmatch(r"\s*bytes\s*=\s*([0-9]{0,99})-([0-9]{0,99})\s*", asked, re.IGNORECASE)
     start, stop = 0, size

@@ -63,6 +63,7 @@ async def events(
     responses={
         200: {"content": _MEDIA, "description": "The file."},
         206: {"content": _MEDIA, "description": "A part of it."},
+        304: {"description": "It is the one that ``If-None-Match`` names."},
         **responses(404, 416),
     },
     response_class=StreamingResponse,

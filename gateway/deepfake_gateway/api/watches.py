@@ -11,10 +11,20 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from deepfake_client.result.verdict import Interval, Verdict
 from deepfake_gateway.api.documents import Document, ErrorDocument, error_json, time_text
-from deepfake_gateway.api.parts import STREAM_HEADERS, DeskOf, JsonRoute, followed, last_event, looks, still_served
+from deepfake_gateway.api.parts import (
+    STREAM_HEADERS,
+    CursorOf,
+    DeskOf,
+    JsonRoute,
+    followed,
+    last_event,
+    looks,
+    still_served,
+)
 from deepfake_gateway.intake.problems import responses
 from deepfake_gateway.intake.watching import WatchForm
 from deepfake_gateway.jobs.watching import rolling_of
+from deepfake_gateway.store.places import next_cursor, place_of
 from deepfake_gateway.store.records import Status
 from deepfake_gateway.store.watches import Watch
 
@@ -128,7 +138,7 @@ def watched_json(watch: Watch) -> dict[str, Any]:
     status_code=202,
     responses={
         202: {"model": WatchDocument, "description": "It is queued; `Location` is where it is."},
-        **responses(400, 403, 413, 422, 429, 503),
+        **responses(400, 403, 413, 415, 422, 429, 503),
     },
 )
 async def begin(form: WatchForm, desk: DeskOf) -> Response:
@@ -140,18 +150,16 @@ async def begin(form: WatchForm, desk: DeskOf) -> Response:
     return JSONResponse(document, 202, {"Location": document["links"]["self"], "Retry-After": "1"})
 
 
-@router.get("/v1/watches", responses={200: {"model": WatchesDocument}, **responses(404, 422)})
+@router.get("/v1/watches", responses={200: {"model": WatchesDocument}, **responses(422)})
 async def list_watches(
     desk: DeskOf,
-    cursor: Annotated[str | None, Query(max_length=64, description="`next_cursor` of the page before")] = None,
+    cursor: CursorOf = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """List live sources, newest first, also those that are watched no more."""
-    if cursor is not None:
-        await asyncio.to_thread(desk.live.find, cursor)
-    found = await asyncio.to_thread(desk.live.store.page, after=cursor, limit=limit + 1)
+    found = await asyncio.to_thread(desk.live.store.page, after=place_of(cursor), limit=limit + 1)
     items: list[Any] = [watched_json(watch) for watch in found[:limit]]
-    return JSONResponse({"items": items, "next_cursor": items[-1]["id"] if len(found) > limit else None})
+    return JSONResponse({"items": items, "next_cursor": next_cursor(found, limit)})
 
 
 @router.get("/v1/watches/{watch_id}", responses={200: {"model": WatchDocument}, **responses(404)})

@@ -66,7 +66,7 @@ class DeliveriesDocument(BaseModel):
 @router.post(
     "/v1/webhooks",
     status_code=201,
-    responses={201: {"model": WebhookDocument, "description": "It is there."}, **responses(400, 409, 413, 422)},
+    responses={201: {"model": WebhookDocument, "description": "It is there."}, **responses(400, 409, 413, 415, 422)},
 )
 async def add(desk: DeskOf, settings: SettingsOf, form: Annotated[WebhookForm, Body()]) -> Response:
     """Have an address told when an analysis is over, by a signed POST (Standard Webhooks)."""

@@ -7,12 +7,16 @@ the middle of its headers.
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 from typing import Any, Final
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from deepfake_gateway.intake.problems import PROBLEM_TYPE, Problem
 
 ASKED_WITHIN_S: Final = 15.0
 """A connection on which no request came within this time, up to twice of it, is closed."""
@@ -41,6 +45,16 @@ class PatientProtocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be read as HTTP as every other refusal; uvicorn would send `msg`, a plain text."""
+        detail = "the request cannot be read as HTTP/1.1, or its headers are too long; check the address and headers"
+        body = json.dumps(Problem(400, detail).document()).encode()
+        headers = {"content-type": PROBLEM_TYPE, "content-length": str(len(body)), "connection": "close"}
+        start = h11.Response(status_code=400, headers=list(headers.items()), reason="Bad Request")
+        for event in (start, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _look_again(self) -> None:
         self._timer = self.loop.call_later(ASKED_WITHIN_S, self._judge)

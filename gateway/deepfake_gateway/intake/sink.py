@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Final
+from urllib.parse import unquote
 
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.store.media import SNIFF_BYTES, media_type_of
 
 MAX_NAME: Final = 255
 UNNAMED: Final = "upload"
+_EXTENDED: Final = re.compile(r";\s*filename\*\s*=\s*(utf-8|iso-8859-1)'[^']*'([^\s;]+)", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -104,13 +107,25 @@ def _room() -> Iterator[None]:
 
 def file_name_of(disposition: str, otherwise: str) -> str:
     """Return the name of a file by its ``Content-Disposition``, or else the last part of another name."""
-    message = Message()
-    message["content-disposition"] = printable_of(disposition)
-    try:
-        name = message.get_filename()
-    except (TypeError, ValueError):  # continuations (RFC 2231) that do not go together
-        name = None
+    with suppress(UnicodeError):  # headers are read as Latin-1, and most programs write UTF-8
+        disposition = disposition.encode("latin-1").decode()
+    name = extended_name(disposition)
+    if name is None:
+        message = Message()
+        message["content-disposition"] = printable_of(disposition)
+        with suppress(TypeError, ValueError):  # continuations (RFC 2231) that do not go together
+            name = message.get_filename()
     return safe_name(name or otherwise)
+
+
+def extended_name(disposition: str) -> str | None:
+    """Return what ``filename*`` of a ``Content-Disposition`` says (RFC 6266): it comes before ``filename``."""
+    if (found := _EXTENDED.search(disposition)) is None:
+        return None
+    try:
+        return unquote(found[2], found[1], errors="strict")
+    except UnicodeError:
+        return None
 
 
 def safe_name(name: str) -> str:

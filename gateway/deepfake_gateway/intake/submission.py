@@ -151,7 +151,7 @@ class Desk:
         """Take the file of an analysis in once more, with other options.
 
         Raises:
-            Problem: 404 for an unknown analysis, 409 where its file was removed, and as `submit`.
+            Problem: 404 for an unknown analysis and where its file was removed, and as `submit`.
         """
         before = await asyncio.to_thread(self.find, analysis_id)
         path = self.media.new_upload()
@@ -160,7 +160,7 @@ class Desk:
             upload = Upload(path, before.file_name, before.size_bytes, before.sha256, before.media_type)
             return await self.submit(upload, fields)
         except FileNotFoundError:
-            raise Problem(409, "the file of this analysis was removed; send it again") from None
+            raise without_medium() from None
         finally:
             path.unlink(missing_ok=True)
 

@@ -18,7 +18,16 @@ from starlette.requests import ClientDisconnect, Request
 
 from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.problems import Problem, json_of, repeated
-from deepfake_gateway.intake.sink import MAX_NAME, Sink, Upload, file_name_of, printable_of, safe_name, too_large
+from deepfake_gateway.intake.sink import (
+    MAX_NAME,
+    Sink,
+    Upload,
+    extended_name,
+    file_name_of,
+    printable_of,
+    safe_name,
+    too_large,
+)
 from deepfake_preprocess.media.remote import without_password
 
 MAX_FIELD_BYTES: Final = 4096
@@ -137,7 +146,11 @@ class _Form:
         self._header = self._value = b""
 
     def _headers_end(self) -> None:
-        _, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, parameters = parse_options_header(disposition)
+        # Forbidden in forms, and what .NET gives the name in that can be read.
+        if (extended := extended_name(disposition.decode("latin-1"))) is not None:
+            parameters[b"filename"] = extended.encode()
         name = parameters.get(b"name", b"").decode("utf-8", "replace")
         if name not in self._file_fields:
             if parameters.get(b"filename"):
@@ -191,6 +204,11 @@ async def _read_files(
 ) -> dict[str, str]:
     """Read a form, each file of which goes where `begin` says for its name; returns the other fields."""
     sink: Sink | None = None
+    if not boundary:
+        raise Problem(
+            400, "the Content-Type of the form has no boundary; let the program that makes the form set this header "
+            "(with fetch and FormData, give none)",
+        )  # fmt: skip
     try:
         form = _Form(boundary, file_fields)
         async for chunk in request.stream():

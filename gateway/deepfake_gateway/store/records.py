@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeAlias
 import sqlalchemy as sa
 
 from deepfake_gateway.store.counters import Tally, ended, seconds_of
+from deepfake_gateway.store.places import Place
 from deepfake_gateway.store.schema import ANALYSES, EVENTS, WORKERS, open_engine
 from deepfake_gateway.store.usage import add_usage
 from deepfake_gateway.store.webhooks import announce
@@ -203,8 +204,8 @@ class Store:
         with self.engine.connect() as connection:
             return connection.execute(query).first() is not None
 
-    def page(self, filters: Filters, *, after: str | None = None, limit: int = 20) -> list[Analysis]:
-        """Return analyses, newest first, from behind the one with the id `after`; without their verdicts."""
+    def page(self, filters: Filters, *, after: Place | None = None, limit: int = 20) -> list[Analysis]:
+        """Return analyses, newest first, from behind a place; without their verdicts."""
         query = sa.select(*_BUT_VERDICT).where(self._of_mine())
         exact = {
             "label": filters.label,
@@ -222,8 +223,7 @@ class Store:
         if filters.until is not None:
             query = query.where(ANALYSES.c.created_at < filters.until)
         if after is not None:
-            last = sa.select(ANALYSES.c.created_at).where(ANALYSES.c.id == after).scalar_subquery()
-            query = query.where(sa.tuple_(ANALYSES.c.created_at, ANALYSES.c.id) < sa.tuple_(last, after))
+            query = query.where(after.behind(ANALYSES))
         query = query.order_by(ANALYSES.c.created_at.desc(), ANALYSES.c.id.desc()).limit(limit)
         with self.engine.connect() as connection:
             return [Analysis.of(row) for row in connection.execute(query)]

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 
 from deepfake_gateway.store.counters import Tally
+from deepfake_gateway.store.places import Place
 from deepfake_gateway.store.records import UNFINISHED, Event, Status, canonical
 from deepfake_gateway.store.schema import WATCH_EVENTS, WATCHES
 from deepfake_gateway.store.usage import add_usage
@@ -78,13 +79,12 @@ class Watches:
             row = connection.execute(sa.select(WATCHES).where((WATCHES.c.id == watch_id) & self._of_mine)).first()
         return None if row is None else Watch.of(row)
 
-    def page(self, *, after: str | None = None, limit: int = 20) -> list[Watch]:
-        """Return watches, newest first, from behind the one with the id `after`; without their verdicts."""
+    def page(self, *, after: Place | None = None, limit: int = 20) -> list[Watch]:
+        """Return watches, newest first, from behind a place; without their verdicts."""
         columns = [sa.null().label("verdict") if column.name == "verdict" else column for column in WATCHES.columns]
         query = sa.select(*columns).where(self._of_mine)
         if after is not None:
-            last = sa.select(WATCHES.c.created_at).where(WATCHES.c.id == after).scalar_subquery()
-            query = query.where(sa.tuple_(WATCHES.c.created_at, WATCHES.c.id) < sa.tuple_(last, after))
+            query = query.where(after.behind(WATCHES))
         query = query.order_by(WATCHES.c.created_at.desc(), WATCHES.c.id.desc()).limit(limit)
         with self._engine.connect() as connection:
             return [Watch.of(row) for row in connection.execute(query)]

@@ -17,6 +17,7 @@ from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.places import CURSOR, next_cursor, place_of
 from deepfake_gateway.store.records import Analysis, Filters
 from deepfake_gateway.web import comparing, lanes, live, moments, signing, start, words
 from deepfake_gateway.web.language import Language, language_of
@@ -192,7 +193,7 @@ class Asked(BaseModel):
     model: str = Field("", max_length=255)
     since: str = Field("", pattern=r"^(\d{4}-\d\d-\d\d)?$")
     until: str = Field("", pattern=r"^(\d{4}-\d\d-\d\d)?$")
-    after: str = Field("", max_length=64)
+    after: str = Field("", pattern=f"{CURSOR}|^$")
 
     def filters(self) -> Filters:
         """Return the filters of the list; days are those of UTC."""
@@ -217,10 +218,10 @@ def _seconds(day: str, *, days: int = 0) -> float | None:
 async def history(request: Request, asked: Annotated[Asked, Query()]) -> Response:
     """Show all analyses, newest first, with filters."""
     desk, say = _parts(request)
-    found = await asyncio.to_thread(desk.store.page, asked.filters(), after=asked.after or None, limit=PAGE + 1)
+    found = await asyncio.to_thread(desk.store.page, asked.filters(), after=place_of(asked.after), limit=PAGE + 1)
     following = ""
-    if len(found) > PAGE:
-        following = urlencode({**asked.model_dump(), "after": found[PAGE - 1].id})
+    if cursor := next_cursor(found, PAGE):
+        following = urlencode({**asked.model_dump(), "after": cursor})
     items = [await progress_of(desk, say, analysis) for analysis in found[:PAGE]]
     models = sorted({*await asyncio.to_thread(desk.store.model_names), *filter(None, [asked.model])})
     return render("history.html.j2", request, items=items, asked=asked, following=following, models=models)

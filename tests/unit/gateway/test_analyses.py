@@ -1,5 +1,6 @@
 """API v1 from outside: begin, wait, follow, list, cancel and delete analyses."""
 
+import gzip
 import json
 import time
 from pathlib import Path
@@ -166,11 +167,16 @@ def test_the_list_is_paged_and_filtered(gateway, clip):
     ids = [send(gateway, clip, f"{number}.mp4", num_frames=number).json()["id"] for number in (1, 2, 3)]
     first = gateway.get("/v1/analyses?limit=2").json()
     assert [item["id"] for item in first["items"]] == [ids[2], ids[1]]
+    assert [item["id"] for item in gateway.get("/v1/analyses?name=2.mp").json()["items"]] == [ids[1]]
+    assert gateway.get("/v1/analyses?status=failed").json()["items"] == []
+    for item in first["items"]:  # who empties the list page by page comes to its end
+        assert gateway.delete(item["links"]["self"]).status_code == 204
     second = gateway.get("/v1/analyses", params={"limit": 2, "cursor": first["next_cursor"]}).json()
     assert [item["id"] for item in second["items"]] == [ids[0]]
     assert second["next_cursor"] is None
-    assert [item["id"] for item in gateway.get("/v1/analyses?name=2.mp").json()["items"]] == [ids[1]]
-    assert gateway.get("/v1/analyses?status=failed").json()["items"] == []
+    for wrong in (ids[0], "x", first["next_cursor"] + "0"):
+        answer = gateway.get("/v1/analyses", params={"cursor": wrong})
+        assert (answer.status_code, "`cursor` is" in answer.json()["detail"]) == (422, True)
 
 
 def test_reports(gateway, clip, monkeypatch):
@@ -392,12 +398,72 @@ def test_moments_without_a_zone_are_of_utc(gateway, clip, monkeypatch):
         (f"attachment; filename*{'9' * 5000}*=a", "query.mp4"),
         ('attachment; filename=".."', "upload"),
         ('attachment; filename="a%0d.mp4"', "a%0d.mp4"),
+        ('attachment; filename="Übung.mp4"'.encode(), "Übung.mp4"),
+        ('attachment; filename="Übung.mp4"'.encode("latin-1"), "Übung.mp4"),
+        ("attachment; filename=\"Ubung.mp4\"; filename*=UTF-8''%C3%9Cbung.mp4", "Übung.mp4"),
+        ("attachment; filename*=utf-8'de'%C3%9Cbung.mp4; filename=Ubung.mp4", "Übung.mp4"),
     ],
 )
-def test_a_name_that_cannot_be_read_is_replaced(gateway, disposition, name):
+def test_a_name_is_read_as_it_was_meant_or_replaced(gateway, disposition, name):
     headers = {"Content-Disposition": disposition}
     answer = gateway.post("/v1/analyses?file_name=query.mp4", content=b"junk", headers=headers)
     assert (answer.status_code, answer.json()["file"]["name"]) == (202, name)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "name=file; filename=\"=?utf-8?B?w5xidW5nLm1wNA==?=\"; filename*=utf-8''%C3%9Cbung.mp4",  # .NET
+        "name=\"file\"; filename*=utf-8''%C3%9Cbung.mp4",  # programs that hold to RFC 5987
+        'name="file"; filename="Übung.mp4"',  # browsers and curl
+    ],
+)
+def test_a_name_in_a_form_is_read_whatever_program_sends_it(gateway, given):
+    body = f"--b\r\nContent-Disposition: form-data; {given}\r\n\r\njunk\r\n--b--\r\n".encode()
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = gateway.post("/v1/analyses", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["file"]["name"]) == (202, "Übung.mp4")
+
+
+def test_a_form_whose_boundary_was_left_out_is_told_what_is_missing(gateway):
+    answer = gateway.post("/v1/analyses", content=b"--b", headers={"Content-Type": "multipart/form-data"})
+    assert (answer.status_code, "has no boundary" in answer.json()["detail"]) == (400, True)
+
+
+def test_a_body_that_is_compressed_on_the_way_is_not_taken_for_the_file(gateway, clip):
+    gzipped = {"Content-Encoding": "gzip"}
+    for path in ("/v1/analyses", "/v1/batches", "/v1/webhooks"):
+        answer = gateway.post(path, content=gzip.compress(clip), headers=gzipped)
+        assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+        assert "Content-Encoding: gzip" in answer.json()["detail"]
+    for fine in ("identity", ""):
+        answer = gateway.post("/v1/analyses", content=clip, headers={"Content-Encoding": fine, **WAIT})
+        assert answer.status_code == 200
+
+
+def test_an_empty_idempotency_key_is_none(gateway, clip):
+    answer = gateway.post("/v1/analyses", content=clip, headers={"Idempotency-Key": ""})
+    assert (answer.status_code, "at least 1 character" in answer.json()["detail"]) == (422, True)
+
+
+def test_who_prefers_several_things_may_say_so_in_several_headers(gateway, clip):
+    headers = [("Prefer", "respond-async"), ("Prefer", "wait=60")]
+    answer = gateway.post("/v1/analyses", content=clip, headers=headers)
+    assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=60")
+
+
+def test_a_priority_in_the_form_is_told_where_it_belongs(gateway, clip):
+    answer = gateway.post("/v1/analyses", files={"file": ("a.mp4", clip)}, data={"priority": "bulk"})
+    assert (answer.status_code, "a parameter of the query" in answer.json()["detail"]) == (422, True)
+
+
+def test_who_has_the_medium_already_does_not_get_it_again(gateway, clip):
+    media = send(gateway, clip, num_frames=2).json()["links"]["media"]
+    tag = gateway.get(media).headers["etag"]
+    for known in (tag, f'"other", W/{tag}', "*"):
+        answer = gateway.get(media, headers={"If-None-Match": known, "Range": "bytes=0-3"})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
+    assert gateway.get(media, headers={"If-None-Match": '"other"'}).content == clip
 
 
 def test_a_long_name_is_cut(gateway):

@@ -40,6 +40,22 @@ def held(port, begun=BEGUN):
     return connection
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",  # without Host
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 20_000,
+        BEGUN.replace(b"Content-Length: 100000", b"Transfer-Encoding: chunked") + b"no chunk\r\n",
+    ],
+)
+def test_what_is_no_http_is_a_problem_like_every_other_refusal(service, request_):
+    with connected(service[0], request_) as connection:
+        status, headers, problem = answer(connection)
+    assert (status, headers["content-type"], problem["status"]) == (400, "application/problem+json", 400)
+    assert "headers are too long" in problem["detail"]
+
+
 def test_uploads_beyond_the_bound_are_refused_until_others_end(service):
     port, _ = service
     others = [held(port) for _ in range(2)]

@@ -1,12 +1,13 @@
 """The pages without a browser: forms work, names are escaped, and nothing is inline or from elsewhere."""
 
+import html
 import re
 
 import gateways
 import http_files
 import pytest
 
-from deepfake_gateway.web import words
+from deepfake_gateway.web import pages, words
 from deepfake_gateway.web.language import language
 
 NAME = '"><script>alert(1)</script>.mp4'
@@ -137,7 +138,7 @@ def test_a_file_that_is_gone_cannot_be_analyzed_again(gateway, clip):
     offered = re.findall(rf'href="(/v1{result}/report[^"]*)"', page)
     assert [path.rpartition("=")[2] for path in offered] == ["json", "csv"]
     assert {gateway.get(path).status_code for path in offered} == {200}
-    assert gateway.post(f"{result}/again").status_code == 409
+    assert gateway.post(f"{result}/again").status_code == 404
 
 
 def test_heatmaps_are_asked_for_by_a_form(tmp_path, clip):
@@ -194,6 +195,17 @@ def test_the_history_is_searched_by_name_verdict_state_model_and_day(gateway, cl
     assert [rows(name="other"), rows(label="FAKE"), rows(status="failed"), rows(until="2000-01-01")] == [0, 0, 0, 0]
     assert [rows(model="fake_model"), rows(model="other"), rows(since="2000-01-01")] == [1, 0, 1]
     assert gateway.get("/history", params={"since": "2000-99-99"}, headers=BROWSER).status_code == 422
+    assert gateway.get("/history", params={"after": "x"}, headers=BROWSER).status_code == 422
+
+
+def test_older_results_follow_also_where_the_last_one_of_the_page_was_deleted(gateway, clip, monkeypatch):
+    monkeypatch.setattr(pages, "PAGE", 1)
+    first, second = [send(gateway, clip, num_frames=number) for number in ("2", "3")]
+    page = gateway.get("/history").text
+    assert (second in page, first in page) == (True, False)
+    (older,) = re.findall(r'href="(/history[?][^"]+)"', page)
+    gateway.post(f"{second}/delete")
+    assert first in gateway.get(html.unescape(older)).text
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ def test_a_source_is_followed_to_its_end(gateway):
     WatchDocument.model_validate(document)
     assert Verdict.from_dict(document["verdict"]).source == "rtsp://127.0.0.1/yard"
     (listed,) = gateway.get("/v1/watches").json()["items"]
+    for wrong in (watch["id"], "x"):
+        assert gateway.get("/v1/watches", params={"cursor": wrong}).status_code == 422
     ListedWatch.model_validate(listed)
     assert "secret" not in json.dumps([seen, document, listed])
     assert gateway.desk.live.find(watch["id"]).url is None, "which is needed no more"
@@ -123,6 +125,17 @@ def test_only_so_many_are_watched_at_once_and_each_tenant_sees_its_own(tmp_path)
         assert len(gateway.get("/v1/watches", headers=headers[1]).json()["items"]) == 1
         assert gateway.post(f"{address}/cancel", headers=headers[0]).json()["status"] == "canceled"
         assert begin(gateway, headers=headers[0]).status_code == 202
+
+
+def test_the_list_goes_on_where_it_ended_also_where_that_watch_was_deleted(gateway):
+    first, second = [begin(gateway).json() for _ in range(2)]
+    for watch in (first, second):
+        events(gateway, watch)  # until it is over
+    page = gateway.get("/v1/watches?limit=1").json()
+    assert [item["id"] for item in page["items"]] == [second["id"]]
+    assert gateway.delete(second["links"]["self"]).status_code == 204
+    older = gateway.get("/v1/watches", params={"cursor": page["next_cursor"]}).json()
+    assert [item["id"] for item in older["items"]] == [first["id"]]
 
 
 def test_a_worker_that_died_goes_on_but_not_for_ever(gateway):
