@@ -54,7 +54,8 @@ export class GatewayClient {
         idempotencyKey?: string;
     }): Promise<Analysis>;
     /**
-     * Follow an analysis until it is over. A connection that breaks is made again, behind the last event.
+     * Follow an analysis until it is over. A connection that breaks is made again, behind the last event; a service that
+     * is away is waited for, up to a minute.
      *
      * @param {string} id
      * @param {{signal?: AbortSignal}} [options]

@@ -24,6 +24,9 @@
 /** @typedef {StatusEvent | RollingEvent | WatchEndEvent} WatchEvent */
 
 const RECONNECT_MS = 500;
+/** Who follows a job waits so long for a service that is away, as while it is started again. */
+const AWAY_MS = 60_000;
+const AWAY_STATUSES = [429, 502, 503, 504];
 
 /** A request that the service refused; `message` says in one sentence what to do. */
 export class GatewayError extends Error {
@@ -86,7 +89,7 @@ export class GatewayClient {
       throw error;
     }
     if (analysis.verdict) return analysis.verdict;
-    const { type, message } = analysis.error ?? { type: "Canceled", message: `the analysis was ${analysis.status}` };
+    const { type, message } = analysis.error ?? { type: "Canceled", message: `the analysis was ${analysis.status ?? "deleted"}` };
     throw new AnalysisError(type, message);
   }
 
@@ -108,7 +111,8 @@ export class GatewayClient {
   }
 
   /**
-   * Follow an analysis until it is over. A connection that breaks is made again, behind the last event.
+   * Follow an analysis until it is over. A connection that breaks is made again, behind the last event; a service that
+   * is away is waited for, up to a minute.
    *
    * @param {string} id
    * @param {{signal?: AbortSignal}} [options]
@@ -168,18 +172,21 @@ export class GatewayClient {
    */
   async *#events(path, { signal }) {
     let lastId = "";
+    let heardAt = Date.now();
     while (true) {
       /** @type {Record<string, string>} */
       const headers = lastId ? { "last-event-id": lastId } : {};
-      const response = await this.#request("GET", path, { headers, signal });
       try {
+        const response = await this.#request("GET", path, { headers, signal });
+        heardAt = Date.now();
         for await (const event of readEvents(response)) {
+          heardAt = Date.now();
           lastId = event.id || lastId;
           yield event;
           if (event.kind === "end") return;
         }
       } catch (error) {
-        if (signal?.aborted || !(error instanceof TypeError)) throw error; // fetch's word for a broken connection
+        if (signal?.aborted || !isAway(error) || Date.now() - heardAt > AWAY_MS) throw error;
       }
       await new Promise((resolve) => setTimeout(resolve, RECONNECT_MS));
     }
@@ -248,6 +255,11 @@ export class GatewayClient {
     const problem = await response.json().catch(() => ({}));
     throw new GatewayError(response.status, problem.detail ?? `${method} ${path} was answered ${response.status}`);
   }
+}
+
+/** @param {unknown} error @returns {boolean} whether a later try may succeed; TypeError is fetch's word for no connection */
+function isAway(error) {
+  return error instanceof TypeError || (error instanceof GatewayError && AWAY_STATUSES.includes(error.status));
 }
 
 /**

@@ -59,6 +59,39 @@ console.log(JSON.stringify(verdict));
 """
 
 
+RESTARTED = """
+import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import { GatewayClient } from "CLIENT";
+
+// A service that ends while it is followed, is away, comes back behind a proxy that has nothing yet, and goes on.
+const event = (id, kind, data) => `id: ${id}\\nevent: ${kind}\\ndata: ${JSON.stringify(data)}\\n\\n`;
+const behind = [];
+const answers = [
+  (response) => response.writeHead(200).write(event(1, "status", { status: "queued" }), () => restart(response)),
+  (response) => response.writeHead(503).end("<html>"),
+  (response) => response.writeHead(200).end(event(2, "end", { status: "done" })),
+];
+const server = createServer((request, response) => {
+  behind.push(request.headers["last-event-id"]);
+  answers.shift()(response);
+});
+const port = await new Promise((is) => server.listen(0, "127.0.0.1", () => is(server.address().port)));
+function restart(response) {
+  setTimeout(() => {
+    response.destroy();
+    server.closeAllConnections();
+    server.close(() => setTimeout(() => server.listen(port, "127.0.0.1"), 1200)); // longer than a pause between tries
+  }, 100);
+}
+const seen = [];
+for await (const event of new GatewayClient(`http://127.0.0.1:${port}`).events("an-id")) seen.push(event.kind);
+assert.deepEqual(seen, ["status", "end"]);
+assert.deepEqual(behind, [undefined, "1", "1"]);
+server.close();
+"""
+
+
 def test_the_types_are_of_the_current_interface(gateway):
     digest = runpy.run_path(str(FOLDER / "generate.py"))["digest"]
     first_line = (FOLDER / "schema.d.ts").read_text(encoding="utf-8").partition("\n")[0]
@@ -101,6 +134,14 @@ def test_node_gets_a_verdict(tmp_path, clip):
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["frames"]) == 4
+
+
+@pytest.mark.debian("nodejs")
+def test_node_goes_on_where_the_service_is_started_again(tmp_path):
+    script = tmp_path / "script.mjs"
+    script.write_text(RESTARTED.replace("CLIENT", (FOLDER / "client.js").as_uri()))
+    done = subprocess.run([program("nodejs"), str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(TSC is None, reason="no TypeScript compiler (`npm install` in clients/typescript)")
