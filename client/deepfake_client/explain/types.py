@@ -116,7 +116,7 @@ class ServedScores:
     Attributes:
         probabilities: float32 ``[N]`` fake probabilities, one per crop.
         checkpoint_sha256: hash of the checkpoint that the served model reports; None where it reports none.
-        precision: of the served model: ``fp32``, ``fp16`` or ``int8``. Decides how far scores may be apart.
+        precision: of the served model: ``fp32``, ``fp16``, ``bf16`` or ``int8``. Decides how far scores may be apart.
         tensorrt: whether a TensorRT plan is served.
     """
 

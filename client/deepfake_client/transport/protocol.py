@@ -37,7 +37,7 @@ class ServedModel:
         version: Triton model version that answers.
         spec: the contract, read from the server's model configuration.
         max_batch_size: largest number of crops in one request.
-        precision: what the server computes in: ``fp32``, ``fp16`` or ``int8``.
+        precision: what the server computes in: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         tensorrt: whether it runs a TensorRT plan.
     """
 
