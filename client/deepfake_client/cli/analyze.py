@@ -22,15 +22,14 @@ from rich.markup import escape
 
 from deepfake_client.async_client import DEFAULT_CONCURRENCY
 from deepfake_client.cli.exit_codes import EXIT_FAKE, EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, EXIT_SOME_INPUTS_FAILED
+from deepfake_client.cli.grouping import Group, with_groups
 from deepfake_client.cli.groups import (
     AnalysisOptions,
     ExplainerChoice,
     ExplainerOptions,
     GatewayChoice,
-    Group,
     VerdictOptions,
     VerdictSource,
-    with_groups,
 )
 from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.main import print_error

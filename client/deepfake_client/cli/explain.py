@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_client.cli.groups import AnalysisOptions, ExplainerOptions, ServerOptions, with_groups
+from deepfake_client.cli.grouping import with_groups
+from deepfake_client.cli.groups import AnalysisOptions, ExplainerOptions, ServerOptions
 from deepfake_client.cli.terminal import json_text
 from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.findings import ExplainedFace

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepfake_client.cli.groups import ConnectionOptions, with_groups
+from deepfake_client.cli.grouping import with_groups
+from deepfake_client.cli.groups import ConnectionOptions
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.cli.terminal import json_text
 from deepfake_client.transport.connect import connect

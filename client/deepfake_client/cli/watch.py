@@ -14,15 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from deepfake_client.cli.exit_codes import EXIT_INCONCLUSIVE
+from deepfake_client.cli.grouping import Group, with_groups
 from deepfake_client.cli.groups import (
     ANALYSIS_PANEL,
     AggregationOption,
-    Group,
     MinFacePxOption,
     MinFaceShareOption,
     ServerOptions,
     ThresholdOption,
-    with_groups,
 )
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.cli.render import headline, track_table

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_client.cli.exit_codes import EXIT_INTERRUPTED, EXIT_SOME_INPUTS_FAILED
-from deepfake_client.cli.groups import AnalysisOptions, ServerOptions, with_groups
+from deepfake_client.cli.grouping import with_groups
+from deepfake_client.cli.groups import AnalysisOptions, ServerOptions
 from deepfake_client.cli.main import print_error
 from deepfake_client.client import DeepfakeClient
 from deepfake_preprocess.cli.options import JsonOption

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepfake_client.cli.groups import SamplingOptions, ServerOptions, with_groups
+from deepfake_client.cli.grouping import with_groups
+from deepfake_client.cli.groups import SamplingOptions, ServerOptions
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.cli.terminal import json_text
 from deepfake_client.options import AnalyzeOptions
