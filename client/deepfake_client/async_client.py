@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import NoReturn, Self, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.analysis.live import watch_frames
+from deepfake_client.analysis.many import DEFAULT_CONCURRENCY, each_outcome
 from deepfake_client.analysis.pipeline import (
     BULK_CROPS_PER_REQUEST,
     CROPS_PER_REQUEST,
@@ -29,12 +30,11 @@ from deepfake_client.explain.types import Explainer, ExplainOptions
 from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity, Verdict
-from deepfake_client.sources.concurrency import each_finished, each_over, is_async
+from deepfake_client.sources.concurrency import each_over, is_async
 from deepfake_client.sources.inputs import (
     AsyncSource,
     Source,
     check_path,
-    each_source,
     input_errors,
     name_of,
     open_source,
@@ -46,8 +46,6 @@ from deepfake_client.transport.connection import Connection, check_timeout
 from deepfake_client.transport.protocol import ServedModel, Transport
 from deepfake_preprocess.errors import (
     ClientUseError,
-    DeepfakeError,
-    InputError,
     ModelContractError,
     ModelNotFoundError,
     ModelReplacedError,
@@ -58,8 +56,6 @@ from deepfake_preprocess.media.live import live_media, open_live
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.machine import usable_cores
 
-DEFAULT_CONCURRENCY = 2
-"""Inputs that `analyze_many` works on at once."""
 DEFAULT_MAX_REQUESTS_IN_FLIGHT = 32
 """Enough to let the server form full batches on every instance, and far below the bound of its queue."""
 
@@ -268,29 +264,11 @@ class AsyncDeepfakeClient:
             OptionError: `concurrency` is below 1; raised by this call, before anything is opened.
         """
         self._check_usable()
-        if concurrency < 1:
-            raise OptionError(f"`concurrency` must be at least 1, got {concurrency}")
 
-        async def outcome(item: tuple[str, AsyncSource | InputError]) -> Outcome:
-            name, source = item
-            if isinstance(source, InputError):
-                return Outcome(name, error=source)
-            report = None if on_progress is None else (lambda progress: on_progress(name, progress))
-            try:
-                verdict = await self._analyze(source, name, options, report, on_verdict)
-            except ClientUseError:
-                raise
-            except DeepfakeError as exc:
-                return Outcome(name, error=exc)
-            return Outcome(name, verdict=verdict)
+        def analyze(source: AsyncSource, name: str, report: OnProgress | None) -> Coroutine[Any, Any, Verdict]:
+            return self._analyze(source, name, options, report, on_verdict)
 
-        def each(
-            some: str | os.PathLike[str] | Iterable[AsyncSource] | AsyncIterable[AsyncSource],
-        ) -> AsyncGenerator[Outcome, None]:
-            named = each_source(some)
-            return each_finished(outcome, named, concurrency=concurrency, ordered=ordered)
-
-        return each_over(sources, each) if is_async(sources) else each(sources)
+        return each_outcome(analyze, sources, concurrency=concurrency, ordered=ordered, on_progress=on_progress)
 
     def watch(self, source: AsyncSource, *, options: WatchOptions = WatchOptions()) -> AsyncGenerator[Verdict, None]:
         """Watch a source that is still going on, and yield the verdict on its last seconds whenever it changes.

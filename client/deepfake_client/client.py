@@ -9,9 +9,9 @@ from typing import NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from deepfake_client.analysis.many import DEFAULT_CONCURRENCY
 from deepfake_client.analysis.pipeline import OnProgress, Progress
 from deepfake_client.async_client import (
-    DEFAULT_CONCURRENCY,
     DEFAULT_MAX_REQUESTS_IN_FLIGHT,
     AsyncDeepfakeClient,
     OnVerdict,

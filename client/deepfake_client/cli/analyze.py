@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_client.async_client import DEFAULT_CONCURRENCY
+from deepfake_client.analysis.many import DEFAULT_CONCURRENCY
 from deepfake_client.cli.exit_codes import EXIT_FAKE, EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, EXIT_SOME_INPUTS_FAILED
 from deepfake_client.cli.grouping import Group, with_groups
 from deepfake_client.cli.groups import (

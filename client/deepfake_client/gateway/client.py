@@ -6,14 +6,15 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from deepfake_client.analysis.many import DEFAULT_CONCURRENCY, each_outcome
 from deepfake_client.analysis.pipeline import OnProgress, Progress
-from deepfake_client.async_client import DEFAULT_CONCURRENCY, OnVerdict
+from deepfake_client.async_client import OnVerdict
 from deepfake_client.gateway.sending import (
     EncodedSource,
     content_of,
@@ -27,15 +28,12 @@ from deepfake_client.gateway.watching import form_of, watched
 from deepfake_client.options import AnalyzeOptions, WatchOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
-from deepfake_client.sources.concurrency import each_finished
-from deepfake_client.sources.inputs import each_source, name_of
+from deepfake_client.sources.inputs import name_of
 from deepfake_client.sources.threads import LoopThread, in_thread
 from deepfake_client.transport.connection import Connection
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import (
-    ClientUseError,
     DeepfakeError,
-    InputError,
     ModelNotFoundError,
     OptionError,
 )
@@ -240,22 +238,11 @@ class AsyncGatewayClient:
         Raises:
             OptionError: `concurrency` is below 1; raised by this call.
         """
-        if concurrency < 1:
-            raise OptionError(f"`concurrency` must be at least 1, got {concurrency}")
 
-        async def outcome(item: tuple[str, Any]) -> Outcome:
-            name, source = item
-            if isinstance(source, InputError):
-                return Outcome(name, error=source)
-            report = None if on_progress is None else (lambda progress: on_progress(name, progress))
-            try:
-                return Outcome(name, verdict=await self._analyze(source, name, options, report, on_verdict))
-            except ClientUseError:
-                raise
-            except DeepfakeError as exc:
-                return Outcome(name, error=exc)
+        def analyze(source: Any, name: str, report: OnProgress | None) -> Coroutine[Any, Any, Verdict]:
+            return self._analyze(source, name, options, report, on_verdict)
 
-        return each_finished(outcome, each_source(sources), concurrency=concurrency, ordered=ordered)
+        return each_outcome(analyze, sources, concurrency=concurrency, ordered=ordered, on_progress=on_progress)
 
     async def watch(
         self, source: str, *, options: WatchOptions = WatchOptions(), duration_s: float | None = None
