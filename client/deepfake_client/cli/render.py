@@ -72,8 +72,8 @@ def headline(verdict: Verdict) -> Text:
 
 def _frame_table(verdict: Verdict) -> Table:
     table = Table(box=None, header_style="bold")
-    for name, justify in (("frame", "right"), ("time", "right"), ("face", "right"), ("fake", "right"), ("", "left")):
-        table.add_column(name, justify="right" if justify == "right" else "left")
+    for name in ("frame", "time", "face", "fake", ""):
+        table.add_column(name, justify="right" if name else "left")
     for frame in verdict.frames:
         time = f"{frame.pts_seconds:.2f} s"
         if not frame.faces:

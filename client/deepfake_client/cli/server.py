@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -19,14 +19,13 @@ from deepfake_client.transport.connect import connect
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import Health, ServedModel
 from deepfake_preprocess.cli.console import results_console
+from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.errors import ModelContractError, ServerUnavailableError
 from deepfake_preprocess.support.text import visible
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 @with_groups
-def models(connection: ConnectionOptions, as_json: AsJson = False) -> None:
+def models(connection: ConnectionOptions, as_json: JsonOption = False) -> None:
     """Show the detectors that a server offers, with the contract each one publishes.
 
     Models that do not follow this project's contract are listed with the reason.
@@ -63,7 +62,7 @@ def _contract_table(model: ServedModel) -> Table:
 
 
 @with_groups
-def health(connection: ConnectionOptions, as_json: AsJson = False) -> None:
+def health(connection: ConnectionOptions, as_json: JsonOption = False) -> None:
     """Have each model of a server score a crop; exit code 0 when all do, 4 when the server is not ready."""
     url, found = asyncio.run(_health(connection))
     if as_json:

@@ -19,6 +19,7 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import SCOPES, Key, Keys, id_of
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.cli.console import results_console
+from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.text import visible
 
@@ -31,7 +32,6 @@ DataDir = Annotated[
 ]
 Database = Annotated[str | None, typer.Option(metavar="URL", help="As of `deepfake gateway`.")]
 SettingsFile = Annotated[Path | None, typer.Option("--settings", metavar="FILE", help="As of `deepfake gateway`.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def create(
     data_dir: DataDir = None,
     database: Database = None,
     settings_file: SettingsFile = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept.
 
@@ -104,7 +104,7 @@ def list_keys(
     data_dir: DataDir = None,
     database: Database = None,
     settings_file: SettingsFile = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List all keys, without their secrets."""
     with opened(settings_file, data_dir, database) as store:
