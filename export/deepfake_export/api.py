@@ -24,7 +24,7 @@ from deepfake_export.spec_file import PinnedCheckpoint, pin_checkpoint
 from deepfake_export.tensorrt.plans import EngineMaker, add_plan, find_maker
 from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
-from deepfake_preprocess.contract.repository import BF16_FILE, BF16_WEIGHTS, ENGINE_SOURCE, FP32_FILE, MODEL_FILE
+from deepfake_preprocess.contract.version_files import BF16_FILE, BF16_WEIGHTS, ENGINE_SOURCE, FP32_FILE, MODEL_FILE
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.engines import ONNX_RUNTIME
 from deepfake_preprocess.support.extras import require_extra

@@ -16,9 +16,9 @@ from deepfake_preprocess.contract.config_check import contract_problems
 from deepfake_preprocess.contract.forms import cpu_features
 from deepfake_preprocess.contract.manifest import Manifest
 from deepfake_preprocess.contract.model_dir import served_version, versions_of
-from deepfake_preprocess.contract.plan_info import PLAN_FILE
-from deepfake_preprocess.contract.repository import MODEL_FILE, model_dirs
+from deepfake_preprocess.contract.repository import model_dirs
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.version_files import MODEL_FILE, PLAN_FILE
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_serve._forms import choose_form
 

@@ -24,7 +24,7 @@ from deepfake_export.repository.locks import locked
 from deepfake_export.repository.staging import publish, staged
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.model_dir import lock_holders
-from deepfake_preprocess.contract.repository import MODEL_FILE
+from deepfake_preprocess.contract.version_files import MODEL_FILE
 from deepfake_preprocess.errors import RepositoryError, ServerStartError
 from deepfake_serve import EmbeddedTriton
 

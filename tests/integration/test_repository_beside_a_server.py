@@ -18,9 +18,9 @@ from deepfake_export.repository.pruning import prune
 from deepfake_export.repository.staging import publish, staged
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
-from deepfake_preprocess.contract.repository import MODEL_FILE
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import config_parameters
+from deepfake_preprocess.contract.version_files import MODEL_FILE
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_serve import EmbeddedTriton
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepfake_preprocess.contract.manifest import EngineInfo
-from deepfake_preprocess.contract.plan_info import PLAN_FILE
+from deepfake_preprocess.contract.version_files import PLAN_FILE
 
 ENGINE = EngineInfo(
     builder="tensorrt",

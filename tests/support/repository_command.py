@@ -11,7 +11,7 @@ from deepfake_client.cli import main as cli
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest, sha256_file
-from deepfake_preprocess.contract.plan_info import PLAN_FILE
+from deepfake_preprocess.contract.version_files import PLAN_FILE
 from deepfake_serve._repository import check_repository
 
 

@@ -19,9 +19,9 @@ from deepfake_export.repository.locks import locked
 from deepfake_export.repository.pruning import prune
 from deepfake_export.repository.staging import publish, staged
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
-from deepfake_preprocess.contract.repository import MODEL_FILE
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.triton_config import production_config
+from deepfake_preprocess.contract.version_files import MODEL_FILE
 from deepfake_preprocess.errors import RepositoryError
 
 SPEC = ModelSpec(name="tiny", architecture="timm:none", checkpoint_sha256="a" * 64)

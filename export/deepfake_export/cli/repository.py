@@ -19,7 +19,7 @@ from deepfake_export.repository.verification import Problem
 from deepfake_export.tensorrt.plans import plan_target
 from deepfake_preprocess.cli.console import results_console, shown
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
-from deepfake_preprocess.contract.plan_info import PLAN_FILE
+from deepfake_preprocess.contract.version_files import PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 from deepfake_preprocess.support.engines import ONNX_RUNTIME
 

@@ -16,9 +16,9 @@ from deepfake_export.repository.configs import current_batch_size
 from deepfake_export.repository.locks import locked, writing
 from deepfake_export.repository.staging import publish, staged
 from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest, file_hashes
-from deepfake_preprocess.contract.plan_info import PLAN_FILE
-from deepfake_preprocess.contract.repository import ENGINE_SOURCE, MODEL_FILE, model_dirs, served_in
+from deepfake_preprocess.contract.repository import model_dirs, served_in
 from deepfake_preprocess.contract.spec import Calibration, ModelSpec
+from deepfake_preprocess.contract.version_files import ENGINE_SOURCE, MODEL_FILE, PLAN_FILE
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.support.json_data import JsonData
 

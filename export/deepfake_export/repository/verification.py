@@ -15,8 +15,9 @@ from deepfake_export.repository.staging import leftovers
 from deepfake_preprocess.contract.config_check import contract_problems, production_problems
 from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest
 from deepfake_preprocess.contract.model_dir import lock_holders, served_version, versions_of
-from deepfake_preprocess.contract.plan_info import PLAN_FILE, REBUILD, check_plan
+from deepfake_preprocess.contract.plan_info import REBUILD, check_plan
 from deepfake_preprocess.contract.triton_config import read_config, tuned_options
+from deepfake_preprocess.contract.version_files import PLAN_FILE
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.support.json_data import JsonData
 

@@ -19,10 +19,11 @@ from deepfake_export.repository.configs import refresh_configs
 from deepfake_export.repository.locks import locked, writing
 from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_preprocess.contract.manifest import MANIFEST_NAME, EngineInfo, Manifest, sha256_file
-from deepfake_preprocess.contract.plan_info import PLAN_FILE, check_plan
-from deepfake_preprocess.contract.repository import ENGINE_SOURCE, MODEL_FILE, model_dirs, served_in
+from deepfake_preprocess.contract.plan_info import check_plan
+from deepfake_preprocess.contract.repository import model_dirs, served_in
 from deepfake_preprocess.contract.spec import INPUT_NAME, PROBABILITY_NAME
 from deepfake_preprocess.contract.triton_config import CONFIG_NAME, read_config
+from deepfake_preprocess.contract.version_files import ENGINE_SOURCE, MODEL_FILE, PLAN_FILE
 from deepfake_preprocess.errors import EngineError, MissingExtraError, ParityError, RepositoryError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.sessions import open_session

@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.version_files import MODEL_FILE
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.support.json_data import JsonData
 
 MANIFEST_NAME = "manifest.json"
-MODEL_FILE = "model.onnx"
-"""What ONNX Runtime runs; every version that is not a TensorRT plan alone has it."""
 
 
 def sha256_file(path: Path) -> str:

@@ -6,10 +6,8 @@ A plan is compiled code for one TensorRT version and one kind of GPU. This modul
 from __future__ import annotations
 
 from deepfake_preprocess.contract.manifest import Manifest
+from deepfake_preprocess.contract.version_files import PLAN_FILE
 from deepfake_preprocess.errors import RepositoryError
-
-PLAN_FILE = "model.plan"
-"""The file that Triton's `tensorrt` backend loads."""
 
 REBUILD = "build it again on the machine that serves it: `deepfake build-engines`, or `docker compose run engines`"
 

@@ -14,22 +14,11 @@ from deepfake_preprocess.contract.triton_config import (
     CONFIG_NAME,
     CPU_CONFIG_NAME,
     EMBEDDED_CONFIG_NAME,
-    PRODUCTION_BACKENDS,
     read_config,
 )
 from deepfake_preprocess.errors import RepositoryError
 
 CONFIG_NAMES: Final = (CONFIG_NAME, EMBEDDED_CONFIG_NAME, CPU_CONFIG_NAME)
-
-MODEL_FILE: Final = PRODUCTION_BACKENDS["onnxruntime"]
-FP32_FILE: Final = "fp32.onnx"
-"""For CPUs on which INT8 would be slower than FP32, where a version has it."""
-BF16_FILE: Final = "bf16.xml"
-"""What OpenVINO computes in BF16 where the first layers stay in FP32; the weights are in `BF16_WEIGHTS`."""
-BF16_WEIGHTS: Final = "bf16.bin"
-ENGINE_SOURCE: Final = "engine.onnx"
-"""What TensorRT plans are built from, where a version has it; they are built from `model.onnx` otherwise. TensorRT
-refuses INT8 in the form for CPUs, so such a version holds the next best precision as well."""
 
 EXPORT_FIRST: Final = "put a model there with `deepfake export`"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from deepfake_preprocess.contract.forms import ServedForm
-from deepfake_preprocess.contract.manifest import MODEL_FILE
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
+from deepfake_preprocess.contract.version_files import MODEL_FILE, PLAN_FILE
 from deepfake_preprocess.errors import OptionError, RepositoryError
 
 CONFIG_NAME = "config.pbtxt"
@@ -25,7 +25,7 @@ EMBEDDED_CONFIG_NAME = "configs/embedded.pbtxt"
 CPU_CONFIG_NAME = "configs/cpu.pbtxt"
 """For NVIDIA's container on a host without a GPU, selected by the same option."""
 
-PRODUCTION_BACKENDS = {"onnxruntime": MODEL_FILE, "tensorrt": "model.plan"}
+PRODUCTION_BACKENDS = {"onnxruntime": MODEL_FILE, "tensorrt": PLAN_FILE}
 """Backends of NVIDIA's container that we write configurations for, and the file each one loads."""
 EMBEDDED_BACKEND = "deepfake_cpu"
 """Our Python-based backend, which runs an engine inside the embedded server (see `deepfake_serve._backend`)."""

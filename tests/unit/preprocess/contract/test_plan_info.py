@@ -9,8 +9,9 @@ import pytest
 from engines import ENGINE
 
 from deepfake_preprocess.contract.manifest import EngineInfo, Manifest
-from deepfake_preprocess.contract.plan_info import PLAN_FILE, check_plan
+from deepfake_preprocess.contract.plan_info import check_plan
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.version_files import PLAN_FILE
 from deepfake_preprocess.errors import RepositoryError
 
 SPEC = ModelSpec(name="tiny", architecture="timm:test_efficientnet", training_data="none")
