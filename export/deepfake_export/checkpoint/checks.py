@@ -18,6 +18,22 @@ SHOWN = 4
 """How many names of each kind a message shows."""
 
 
+def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors hold plain numbers; `CheckpointError` for quantized ones and those of the meta device."""
+    empty = tuple(name for name, value in tensors.items() if value.is_meta)
+    if empty:
+        raise CheckpointError(
+            f"{path} holds no values in {len(empty)} tensor(s) ({first_names(empty)}), only their shapes: it was "
+            "saved from the meta device; save it once the weights are loaded"
+        )
+    packed = tuple(name for name, value in tensors.items() if value.is_quantized or value.layout != torch.strided)
+    if packed:
+        raise CheckpointError(
+            f"{path} holds quantized or sparse weights in {len(packed)} tensor(s) ({first_names(packed)}); take the "
+            "checkpoint from before that: the export makes its own INT8"
+        )
+
+
 def check_finite(path: Path, network: nn.Module) -> None:
     """Check that all weights are numbers; `CheckpointError` where some are NaN or Inf."""
     broken = tuple(

@@ -9,7 +9,7 @@ import dataclasses
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from deepfake_export.checkpoint.hints import (
     describe_probe,
     head_layers,
     leaves_little_out,
+    read_choosing,
     read_on_meta,
     repaired,
 )
 from deepfake_export.checkpoint.reading import read_checkpoint
 from deepfake_export.checkpoint.readings import Reading, weight_sets
+from deepfake_export.checkpoint.remarks import find_fake_index, find_strings, with_metadata
 from deepfake_export.published.networks import PUBLISHED
 from deepfake_export.published.recipes import RECIPES, Recipe
 from deepfake_preprocess.contract.spec import IMAGENET_MEAN, IMAGENET_STD, Head, ModelSpec
@@ -41,6 +43,7 @@ OWN_CODE = "python:for_export:detector"
 """The architecture of a spec whose network was not recognized."""
 MAX_SHOWN = 6
 TRAINING_CODE = "the file cannot say; take it from the training code"
+FAKE_IS_ONE = f"that class 1, or a positive value, means fake; {TRAINING_CODE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ def guess_spec(checkpoint: str | Path) -> SpecGuess:
         why = {"architecture": f"{SURE}: the file brings its network along", **_guesses("head", "size", "pixels")}
         return SpecGuess(ModelSpec(name, "torchscript"), True, why, ("it is a TorchScript file",))
     data = read_checkpoint(path)
+    remarks = with_metadata(path, data)
     sets = list(weight_sets(data))
     if not sets:
         raise CheckpointError(f"{path} holds no weights; {describe_content(data)}")
@@ -93,17 +97,17 @@ def guess_spec(checkpoint: str | Path) -> SpecGuess:
     for recipe in marked.values():
         near = _near_recipe(path, data, name, recipe)
         if near is not None:
-            return near
-    for spec in _candidates(name, tensors):
-        found = read_on_meta(path, data, spec)
+            return _with_remarks(near, remarks)
+    for candidate in _candidates(name, tensors, find_strings(remarks)):
+        spec, found = read_choosing(path, data, candidate)
         if found is not None and leaves_little_out(found):
-            return _recognized(repaired(spec, found, data), found, tensors)
+            return _with_remarks(_recognized(repaired(spec, found, data), found, tensors), remarks)
     outputs = {value.shape[0] for item, value in list(tensors.items())[-2:] if value.ndim <= 2}
     if recognize(tensors) and len(outputs) == 1 and (count := outputs.pop()) > 2:
         raise CheckpointError(
             f"{path} is {recognize(tensors)[0]} with {count} outputs, and a detector has 1 or 2; train one from it"
         )
-    return _unknown(name, tensors)
+    return _with_remarks(_unknown(name, tensors), remarks)
 
 
 def recipe_guess(name: str) -> SpecGuess:
@@ -137,7 +141,7 @@ def _flow(value: Any) -> str:
 
 def _guesses(*which: str) -> dict[str, str]:
     every = {
-        "head": {"head": f"{GUESS}: that class 1, or a positive value, means fake; {TRAINING_CODE}"},
+        "head": {"head": f"{GUESS}: {FAKE_IS_ONE}"},
         "size": {"input_height_px": f"{GUESS}: {TRAINING_CODE}"},
         "pixels": {
             "color_order": f"{GUESS}: BGR where they read with OpenCV and do not convert",
@@ -171,8 +175,8 @@ def _near_recipe(path: Path, data: Any, name: str, recipe: Recipe) -> SpecGuess 
     return None
 
 
-def _candidates(name: str, tensors: Mapping[str, Tensor]) -> Iterator[ModelSpec]:
-    """Yield specs whose networks may have these tensors."""
+def _candidates(name: str, tensors: Mapping[str, Tensor], mentioned: Collection[str]) -> Iterator[ModelSpec]:
+    """Yield specs whose networks may have these tensors, first those that the file mentions by name."""
     heads = [Head("sigmoid"), Head("softmax"), *head_layers(tensors)]
     if any("_blocks." in item for item in tensors):
         names = [item for item in PUBLISHED if item.startswith("efficientnet_pytorch_")]
@@ -180,7 +184,7 @@ def _candidates(name: str, tensors: Mapping[str, Tensor]) -> Iterator[ModelSpec]
             native = int(require_extra("deepfake_export.published.efficientnet", extra="export").NATIVE_PX[item[-2:]])
             for head in heads[:2]:
                 yield ModelSpec(name, f"published:{item}", head=head, input_height_px=native, input_width_px=native)
-    for architecture in recognize(tensors):
+    for architecture in sorted(recognize(tensors), key=lambda item: item.partition(":")[2] not in mentioned):
         fixed, size, mean, std = _defaults(architecture)
         for head in heads:
             for px in dict.fromkeys((size, *SIZES) if fixed else (size,)):
@@ -206,8 +210,8 @@ def _recognized(spec: ModelSpec, found: Reading, tensors: Mapping[str, Tensor]) 
     if others and spec.architecture_family != "published":
         more = f", and {len(others) - MAX_SHOWN} more" if len(others) > MAX_SHOWN else ""
         certainty["architecture"] = (
-            f"{GUESS} between networks of these names and shapes, which differ in padding or activations: "
-            f"{', '.join(others[:MAX_SHOWN])}{more}"
+            f"{GUESS} between networks of these names and shapes, which differ in padding, activations, or the mean "
+            f"and input size that they were published with: {', '.join(others[:MAX_SHOWN])}{more}"
         )
     kind = f"{SURE}: {spec.head.num_logits} output(s)"
     certainty["head"] = f"{kind}; {certainty['head']}"
@@ -217,8 +221,24 @@ def _recognized(spec: ModelSpec, found: Reading, tensors: Mapping[str, Tensor]) 
     if fixed:
         certainty["input_height_px"] = f"{SURE}: the position embedding is of this size"
     if spec.ignore_keys:
-        certainty["ignore_keys"] = f"{GUESS}: the network has no place for {first_names(found.in_the_way)}"
+        certainty["ignore_keys"] = (
+            f"{GUESS}: the network has no place for {first_names(found.in_the_way)}"
+            if found.in_the_way
+            else f"{GUESS}: what it leaves out fits as well, and only the training code can say which is meant"
+        )
     return SpecGuess(spec, True, certainty, tuple(found.describe()))
+
+
+def _with_remarks(guess: SpecGuess, remarks: Mapping[str, Any]) -> SpecGuess:
+    """Return the guess with what the file says in words: which class is fake, and which network it is."""
+    spec, certainty = guess.spec, dict(guess.certainty)
+    if spec.architecture_name in find_strings(remarks) and certainty["architecture"].startswith(GUESS):
+        certainty["architecture"] = f"{SURE}: every name and shape fits, and the file names it"
+    if (found := find_fake_index(remarks)) is not None:
+        index, where = found
+        spec = dataclasses.replace(spec, head=dataclasses.replace(spec.head, fake_index=index))
+        certainty["head"] = certainty["head"].replace(f"{GUESS}: {FAKE_IS_ONE}", f"{SURE}: in the file, {where}")
+    return dataclasses.replace(guess, spec=spec, certainty=certainty)
 
 
 def _unknown(name: str, tensors: Mapping[str, Tensor]) -> SpecGuess:

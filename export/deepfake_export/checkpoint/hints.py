@@ -13,7 +13,7 @@ from torch import Tensor
 from deepfake_export.checkpoint.architectures import build_light, build_network, build_renaming
 from deepfake_export.checkpoint.checks import SIZES, first_names
 from deepfake_export.checkpoint.fingerprints import recognize
-from deepfake_export.checkpoint.readings import WEIGHTS_KEYS, Reading, best_reading, weight_sets
+from deepfake_export.checkpoint.readings import Reading, SeveralFitError, best_reading, weight_sets
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import DeepfakeError
 
@@ -48,7 +48,7 @@ def describe_content(data: Any) -> str:
     if not isinstance(data, Mapping):
         return f"it holds a {type(data).__name__}, and a mapping from names to tensors is needed"
     keys = first_names(tuple(str(key) for key in data)) or "none"
-    return f"its keys are {keys}; looked under {', '.join(WEIGHTS_KEYS)}"
+    return f"its keys are {keys}, and under none of them are tensors with the names of layers"
 
 
 def describe_probe(tensors: Mapping[str, Tensor]) -> str | None:
@@ -93,10 +93,26 @@ def repaired(spec: ModelSpec, found: Reading, data: Any) -> ModelSpec:
 def read_on_meta(path: Path, data: Any, spec: ModelSpec) -> Reading | None:
     """Read a file for a spec without memory for the network; None where that cannot be built or is ambiguous."""
     try:
-        network = build_light(lambda: build_network(spec, code_dir=path.absolute().parent))
-        return best_reading(path, data, network, spec.ignore_keys, build_renaming(spec))
+        return _read_light(path, data, spec)
     except (DeepfakeError, RuntimeError):
         return None
+
+
+def read_choosing(path: Path, data: Any, spec: ModelSpec) -> tuple[ModelSpec, Reading | None]:
+    """Read as `read_on_meta`, of several networks that fit the first; with the spec that leaves the others out."""
+    try:
+        return spec, _read_light(path, data, spec)
+    except SeveralFitError as several:
+        others = tuple(f"{place}*" for place in several.places[1:])
+        spec = dataclasses.replace(spec, ignore_keys=(*spec.ignore_keys, *others))
+        return spec, read_on_meta(path, data, spec)
+    except (DeepfakeError, RuntimeError):
+        return spec, None
+
+
+def _read_light(path: Path, data: Any, spec: ModelSpec) -> Reading | None:
+    network = build_light(lambda: build_network(spec, code_dir=path.absolute().parent))
+    return best_reading(path, data, network, spec.ignore_keys, build_renaming(spec))
 
 
 def _hint(path: Path, data: Any, found: Reading, spec: ModelSpec) -> str:

@@ -29,9 +29,10 @@ class Inert(dict[Any, Any]):
 
     path = ""
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *arguments: object) -> None:
         if ATTACK.fullmatch(self.path):
             raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {self.path}")
+        vars(self).update({str(index): item for index, item in enumerate(arguments)})
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
@@ -74,15 +75,23 @@ def read_inertly(path: Path, harmless: Mapping[str, Any]) -> Any:
         return Unpickler(file, **options).load()
 
     reader = SimpleNamespace(__name__="inert", Unpickler=Unpickler, load=load)
-    return _plain(torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False))
+    with path.open("rb") as file:
+        return _plain(torch.load(file, map_location="cpu", pickle_module=reader, weights_only=False), set())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, seen: set[int]) -> Any:
+    """Return modules as `ModuleTensors`, other objects as mappings of what they hold; each of them once."""
     if isinstance(value, Inert):
-        return ModuleTensors(value) if "_modules" in vars(value) else None
+        if "_modules" in vars(value):
+            return ModuleTensors(value)
+        if id(value) in seen:  # objects may hold each other
+            return None
+        seen.add(id(value))
+        held = {key: _plain(item, seen) for key, item in {**value, **vars(value)}.items()}
+        return {key: item for key, item in held.items() if item is not None} or None
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+        return {key: _plain(item, seen) for key, item in value.items()}
+    return [_plain(item, seen) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _named_tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

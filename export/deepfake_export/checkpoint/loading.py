@@ -5,6 +5,7 @@ What does not fit is reported; nothing is skipped silently.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import torch
 from torch import nn
 
 from deepfake_export.checkpoint.architectures import build_network, build_renaming
-from deepfake_export.checkpoint.checks import check_finite, check_outputs
+from deepfake_export.checkpoint.checks import check_finite, check_outputs, check_values
+from deepfake_export.checkpoint.foreign import describe_foreign
 from deepfake_export.checkpoint.hints import describe_content, why_unfit
 from deepfake_export.checkpoint.reading import read_checkpoint
 from deepfake_export.checkpoint.readings import Reading, best_reading
+from deepfake_export.checkpoint.remarks import contradiction, with_metadata
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError
 
@@ -41,9 +44,10 @@ def load_checkpoint(path: Path, spec: ModelSpec, *, in_channels: int = 3) -> tup
             raise CheckpointError(f"{path} holds no weights; {describe_content(data)}")
         if found.problems:
             raise CheckpointError(why_unfit(path, data, found, spec, network.state_dict()))
+        check_values(path, found.tensors)
         # Not strict, only because batch norm's counters may be missing; everything else is known to fit.
         network.load_state_dict(dict(found.tensors), strict=False)
-        reading = found
+        reading = dataclasses.replace(found, remark=contradiction(with_metadata(path, data), spec.head))
     network.float().eval()
     check_finite(path, network)
     check_outputs(path, network, spec, in_channels)
@@ -57,7 +61,9 @@ def _load_torchscript(path: Path) -> nn.Module:
             warnings.filterwarnings("ignore", message=r"`torch\.jit", category=FutureWarning)
             return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return, no-untyped-call]
     except (RuntimeError, ValueError) as exc:
-        raise CheckpointError(
-            f"{path} is not a TorchScript file; for a plain state dict name the network in the spec, for example "
+        what = describe_foreign(path)
+        what = what or (
+            "not a TorchScript file; for a plain state dict name the network in the spec, for example "
             "'architecture: timm:efficientnet_b0'"
-        ) from exc
+        )
+        raise CheckpointError(f"{path} is {what}") from exc

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from deepfake_export.checkpoint.foreign import describe_foreign, is_safetensors
 from deepfake_export.checkpoint.inert import read_inertly
 from deepfake_preprocess.errors import CheckpointError
 
-HDF5_MARK = b"\x89HDF"
 PATH_CLASSES = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 
 HARMLESS_GLOBALS: list[Any] = [
@@ -35,14 +35,18 @@ Python 3.13 has moved its paths."""
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return what the file holds, tensors and plain data; `CheckpointError` where it is damaged or refers to code."""
-    if path.suffix == ".safetensors":
+    """Return what the file holds, tensors and plain data; `CheckpointError` where it is damaged or refers to code.
+
+    What the file is, its content says; people give either kind the other's suffix.
+    """
+    if is_safetensors(path):
         return _read_safetensors(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS_GLOBALS):
             # Guesses about what is wrong with the file; `_why_unreadable` says it better.
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # by its path, what is called .safetensors is read as that
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
         refused = exc
     # The reader raises a dozen kinds for damaged files (EOFError, KeyError, struct.error, ...).
@@ -77,12 +81,11 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _why_unreadable(path: Path, exc: Exception) -> str:
-    with path.open("rb") as file:
-        if file.read(len(HDF5_MARK)) == HDF5_MARK:
-            return f"{path} is an HDF5 file, as Keras writes them; weights of a PyTorch network are needed"
+    if what := describe_foreign(path):
+        return f"{path} is {what}"
+    if path.suffix == ".safetensors":
+        return f"{path} is not a valid safetensors file, or was not copied or downloaded to the end; get it again"
     text = str(exc)
-    if "TorchScript archive" in text:
-        return f"{path} is a TorchScript file; set 'architecture: torchscript' in the spec"
     refused = re.search(r"(?i:unsupported global):?\s+(?:GLOBAL\s+)?([\w.]+)", text)
     if refused:
         return (

@@ -21,15 +21,26 @@ from deepfake_export.checkpoint.inert import ModuleTensors
 from deepfake_export.checkpoint.layers import head_path
 from deepfake_preprocess.errors import CheckpointError
 
-EMA_KEYS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
-WEIGHTS_KEYS = (*EMA_KEYS, "state_dict", "model_state_dict", "model", "network", "net", "weights")
-"""Where training scripts put the weights, in the order they are tried. Averaged (EMA) weights come first, as in
-timm: where a script keeps them, they are what it validates and publishes."""
+WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model", "network", "net", "weights")
+"""Where training scripts put the weights, in the order they are tried; what they call otherwise is tried last."""
+AVERAGED_KEY = re.compile(r"(?i)(^|_)(ema|swa|averaged)(_|$)")
+"""Where they put averaged weights. These come first, as in timm: where a script keeps them, they are what it
+validates and publishes."""
+TRAINING_KEY = re.compile(r"(?i)optim|sched|scaler")
+"""Where a script puts tensors that are no weights, by the shape of weights."""
 
 WRAPPER_PREFIXES = ("module.", "model.", "ema_model.", "network.", "net.")
 """What DataParallel, Lightning and other wrappers put before every name."""
 COMPILED_MARK = "_orig_mod."
 """What `torch.compile` puts into names, at any depth."""
+
+
+class SeveralFitError(CheckpointError):
+    """Several networks or heads in a file fit; `places` are their prefixes."""
+
+    def __init__(self, message: str, places: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.places = places
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,7 @@ class Reading:
         in_the_way: the unexpected ones by their names in the file.
         renamed_head: where the file keeps the head, if not where the network does; with its dot, like `prefix`.
         wrapper: where the network keeps what the file holds, if it is a module around that; with its dot.
+        remark: what the file says that the spec contradicts, as a sentence without a full stop.
     """
 
     weights_key: str = ""
@@ -57,6 +69,7 @@ class Reading:
     wrong_shape: tuple[str, ...] = ()
     renamed_head: str = ""
     wrapper: str = ""
+    remark: str = ""
 
     @property
     def problems(self) -> int:
@@ -77,6 +90,8 @@ class Reading:
         if self.ignored:
             names = ", ".join(self.ignored[:SHOWN])
             found.append(f"{len(self.ignored)} tensor(s) outside of the network were left out ({names})")
+        if self.remark:
+            found.append(self.remark)
         return found
 
 
@@ -97,7 +112,7 @@ def best_reading(
         rename: from the names of the published network to those of `network`, whatever stands before them.
 
     Raises:
-        CheckpointError: several networks or heads in the file fit, and any choice would be a guess.
+        SeveralFitError: several networks or heads in the file fit, and any choice would be a guess.
     """
     expected = network.state_dict()
     readings: list[Reading] = []
@@ -123,7 +138,7 @@ def _elsewhere(
     ``classifier.weight``), where the architecture has the head inside; or the network next to other ones.
 
     Raises:
-        CheckpointError: several networks or heads in the file fit, and any choice would be a guess.
+        SeveralFitError: several networks or heads in the file fit, and any choice would be a guess.
     """
     inside = f"{head}." if head else "\n"
     head_names = [name for name in expected if name.startswith(inside)]
@@ -159,9 +174,10 @@ def _elsewhere(
         bodies = sorted({body for body, _ in fitting})
         places = bodies if len(bodies) > 1 else sorted({head for _, head in fitting})
         ignore = ", ".join(f"'{place}*'" for place in places[1:])
-        raise CheckpointError(
+        raise SeveralFitError(
             f"{path} holds several networks or heads that fit ({', '.join(map(repr, places))}), and which is meant "
-            f"cannot be known; leave the others out in the spec, for example with ignore_keys: [{ignore}]"
+            f"cannot be known; leave the others out in the spec, for example with ignore_keys: [{ignore}]",
+            tuple(places),
         )
     return list(fitting.values()) or hindered
 
@@ -181,19 +197,45 @@ def _prefixes_of(
     ]
 
 
-def weight_sets(data: Any, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield every set of named tensors in the file with its key path, likeliest first."""
+def weight_sets(data: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every set of named tensors in the file with its key path, likeliest first.
+
+    The last one, with an empty key path, holds the file's own tensors; in a file without any, those of all its
+    mappings, whose keys become part of the names (``backbone.conv_stem.weight``).
+    """
+    sets = list(_sets_under_known_keys(data))
+    yield from sets
+    if all(key for key, _ in sets):
+        spread = dict(_spread(data))
+        if any("." in name for name in spread):
+            yield "", spread
+
+
+def _sets_under_known_keys(data: Any, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
     if not isinstance(data, Mapping):
         return
     if isinstance(data, ModuleTensors):
         key += f"{' ' if key else ''}(a module {data.class_name}, whose code was not run)"
-    for inner in WEIGHTS_KEYS:
-        yield from weight_sets(data.get(inner), f"{key}.{inner}" if key else inner)
+    averaged = [name for name in data if isinstance(name, str) and AVERAGED_KEY.search(name)]
+    for inner in (*averaged, *WEIGHTS_KEYS):
+        yield from _sets_under_known_keys(data.get(inner), f"{key}.{inner}" if key else inner)
     tensors = {
         str(name).replace(COMPILED_MARK, ""): value for name, value in data.items() if isinstance(value, Tensor)
     }
     if tensors:
         yield key, tensors
+
+
+def _spread(data: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in all mappings of a file, and in lists of mappings, with their key paths as names."""
+    listed = {} if not isinstance(data, list | tuple) else {str(n): item for n, item in enumerate(data)}
+    for name, value in (data if isinstance(data, Mapping) else listed).items():
+        if TRAINING_KEY.search(str(name)):
+            continue
+        if not isinstance(value, Tensor):
+            yield from _spread(value, f"{prefix}{name}.")
+        elif not listed:
+            yield f"{prefix}{name}".replace(COMPILED_MARK, ""), value
 
 
 def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:

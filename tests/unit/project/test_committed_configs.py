@@ -8,7 +8,7 @@ import re
 import yaml
 from checkout import ROOT
 
-from deepfake_export.checkpoint.readings import EMA_KEYS, WEIGHTS_KEYS, WRAPPER_PREFIXES
+from deepfake_export.checkpoint.readings import WEIGHTS_KEYS, WRAPPER_PREFIXES
 from deepfake_export.demo.checkpoint import DEMOS
 from deepfake_export.demo.untrained import UNTRAINED_SPEC
 from deepfake_export.ensemble.spec import EnsembleSpec
@@ -57,7 +57,7 @@ def test_the_table_lists_every_field():
 
 
 def test_the_keys_and_prefixes_are_those_of_the_loader():
-    for name in (*EMA_KEYS, *WEIGHTS_KEYS, *WRAPPER_PREFIXES):
+    for name in (*WEIGHTS_KEYS, *WRAPPER_PREFIXES):
         assert f"`{name}`" in PAGE
 
 

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from deepfake_client.cli.main import main
@@ -77,6 +78,27 @@ def test_networks_of_the_same_shapes_are_all_named():
     assert guess.spec.architecture == "timm:efficientnet_b0"
     assert guess.certainty["architecture"].startswith("guess between networks of these names and shapes")
     assert "timm:tf_efficientnet_b0" in guess.certainty["architecture"]
+
+
+def test_what_the_file_says_in_words_is_taken():
+    weights = timm.create_model("efficientnet_b0", num_classes=2).state_dict()
+    arguments = {"model_name": "tf_efficientnet_b0", "class_to_idx": {"fake": 0, "real": 1}}
+    torch.save({"state_dict": weights, "hyper_parameters": arguments}, "c.pt")
+    guess = guess_spec("c.pt")
+    assert (guess.spec.architecture, guess.spec.head.fake_index) == ("timm:tf_efficientnet_b0", 0)
+    assert guess.certainty["architecture"] == "sure: every name and shape fits, and the file names it"
+    assert "sure: in the file, class_to_idx is {'fake': 0, 'real': 1}" in guess.certainty["head"]
+    save_file(weights, "c.safetensors", metadata={"id2label": '{"0": "Fake", "1": "Real"}'})
+    assert guess_spec("c.safetensors").spec.head.fake_index == 0
+
+
+def test_of_several_networks_that_fit_one_is_a_guess():
+    weights = timm.create_model("test_efficientnet", num_classes=1).state_dict()
+    torch.save({"student": weights, "teacher": weights}, "c.pt")
+    guess = guess_spec("c.pt")
+    assert (guess.spec.architecture, guess.spec.ignore_keys) == ("timm:test_efficientnet", ("teacher.*",))
+    assert guess.certainty["ignore_keys"].startswith("guess: what it leaves out fits as well")
+    load_network("c.pt", guess.spec)
 
 
 def test_what_is_beside_the_network_is_left_out():

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import io
 import os
 import pickle
 import sys
+import tarfile
 import types
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
@@ -21,6 +25,8 @@ from safetensors.torch import save_file
 
 from deepfake_export import load_network
 from deepfake_export.checkpoint.loading import load_checkpoint
+from deepfake_export.checkpoint.reading import read_checkpoint
+from deepfake_export.checkpoint.readings import weight_sets
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import CheckpointError, SpecError
@@ -90,8 +96,17 @@ def assert_same(network: torch.nn.Module, weights: dict) -> None:
         (lambda w: {"model": {"state_dict": prefixed(w, "module.")}}, "model.state_dict", "module."),
         (lambda w: {"state_dict": w, "args": argparse.Namespace(lr=0.1), "auc": np.float64(0.9)}, "state_dict", ""),
         (lambda w: {k: v for k, v in w.items() if not k.endswith("num_batches_tracked")}, "", ""),
+        (lambda w: {"generator": w, "optimizer": {"state": {0: {"exp_avg.0": torch.ones(4, 3)}}}}, "", "generator."),
+        (lambda w: {"module": prefixed(w, "_orig_mod."), "ds_config": {}}, "", "module."),
+        (lambda w: {"state": {"model": prefixed(w, "module.")}}, "", "state.model.module."),
+        (lambda w: [prefixed(w, "module."), 3], "", "0.module."),
+        (lambda w: {"params": {name: value * 0 for name, value in w.items()}, "params_ema": w}, "params_ema", ""),
+        (lambda w: {"model": {name: value * 0 for name, value in w.items()}, "swa_model": w}, "swa_model", ""),
     ],
-    ids=["plain", "ddp", "lightning", "compiled", "all-wrappers", "nested", "nested-2", "twice", "extras", "old"],
+    ids=[
+        *("plain", "ddp", "lightning", "compiled", "all-wrappers", "nested", "nested-2", "twice", "extras", "old"),
+        *("any-key", "deepspeed", "composer", "list", "averaged", "swa"),
+    ],
 )
 def test_weights_are_found_however_they_are_wrapped(weights, wrap, weights_key, prefix):
     torch.save(wrap(weights), "c.pt")
@@ -107,6 +122,41 @@ def test_averaged_weights_are_preferred_and_reported(weights):
     network, reading = load_checkpoint(Path("c.pt"), SPEC)
     assert reading.weights_key == "state_dict_ema"
     assert_same(network, averaged)
+
+
+def test_body_and_head_may_be_saved_as_two_state_dicts(weights):
+    head = {name.removeprefix("5."): value for name, value in weights.items() if name.startswith("5.")}
+    body = {name: value for name, value in weights.items() if not name.startswith("5.")}
+    torch.save({"encoder": body, "head": head, "epoch": 3}, "c.pt")
+    network, reading = load_checkpoint(Path("c.pt"), SPEC)
+    assert (reading.prefix, reading.renamed_head) == ("encoder.", "head.")
+    assert_same(network, weights)
+
+
+def test_of_two_state_dicts_that_fit_one_is_chosen_by_leaving_the_other_out(weights):
+    torch.save({"student": weights, "teacher": {name: value * 0 for name, value in weights.items()}}, "c.pt")
+    with pytest.raises(CheckpointError, match=r"\('student\.', 'teacher\.'\).* ignore_keys: \['teacher\.\*'\]"):
+        load_network("c.pt", SPEC)
+    assert_same(load_network("c.pt", with_spec(ignore_keys=("teacher.*",))).network, weights)
+
+
+@pytest.mark.parametrize(
+    ("classes", "fake_index"),
+    [
+        ({"class_to_idx": {"fake": 0, "real": 1}}, 0),
+        ({"hyper_parameters": {"data": {"class_names": ["Real", "Deepfakes"]}}}, 1),
+        ({"args": argparse.Namespace(id2label={0: "manipulated_sequences", 1: "original_sequences"})}, 0),
+        ({"classes": ["cat", "dog"]}, None),
+        ({"classes": ["not real", "fake or real"]}, None),
+        ({"classes": ["real", "fake"], "label_names": ["fake", "real"]}, None),
+        ({"classes": ["real", "fake", "background"]}, None),
+    ],
+)
+def test_classes_that_the_file_names_are_compared_with_the_spec(weights, classes, fake_index):
+    torch.save({"model": weights, **classes}, "c.pt")
+    for index in (0, 1):
+        notes = load_network("c.pt", with_spec(head=Head("sigmoid", index))).notes
+        assert any("every verdict" in note for note in notes) == (fake_index not in (None, index))
 
 
 def test_tensors_of_the_training_wrapper_are_left_out_and_reported(weights):
@@ -201,9 +251,82 @@ def test_a_pickled_module_is_read_without_its_code(weights, monkeypatch, zipped,
     assert "their_models" not in sys.modules
 
 
+class Held:
+    """What training code wraps around a network and pickles whole; it holds itself, too."""
+
+    def __init__(self, module):
+        self.learner, self.ema = self, module
+
+
+@pytest.mark.parametrize("hold", [Held, lambda module: {"model": None, "ema": Held(module)}, torch.compile])
+def test_a_module_in_an_object_of_unknown_code_is_found(hold):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten(), torch.nn.Linear(1800, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(hold(network), "c.pt")
+    (_, tensors), *_ = weight_sets(read_checkpoint(Path("c.pt")))
+    assert {name.removeprefix("0.") if hold is torch.compile else name for name in tensors} == set(
+        network.state_dict()
+    )
+
+
+def test_the_content_says_what_a_file_is_and_not_its_suffix(weights):
+    torch.save(weights, "c.safetensors")
+    assert_same(load_network("c.safetensors", SPEC).network, weights)
+    save_file(weights, "c.pth")
+    assert_same(load_network("c.pth", SPEC).network, weights)
+
+
+def test_tensors_without_plain_numbers_are_refused(weights):
+    weight = weights["0.weight"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PyTorch will give them up; files stay
+        quantized = torch.quantize_per_tensor(weight, 0.01, 0, torch.qint8)
+    for value, message in (
+        (weight.to("meta"), r"no values in 1 tensor\(s\) \(0\.weight\)"),
+        (quantized, "quantized or sparse"),
+        (weight.to_sparse(), "quantized or sparse"),
+    ):
+        torch.save(weights | {"0.weight": value}, "c.pt")
+        with pytest.raises(CheckpointError, match=message):
+            load_network("c.pt", SPEC)
+
+
+def packed(kind: str) -> bytes:
+    """Return a file with another kind of content, as people give them in place of a checkpoint."""
+    file = io.BytesIO()
+    if kind == "tar":
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo("best.pth"))
+    elif kind == "onnx":
+        nodes = [onnx.helper.make_node("Relu", ["x"], ["y"])]
+        values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+        model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", values[:1], values[1:]))
+        file.write(model.SerializeToString())
+    elif kind == "npz":
+        np.savez(file, a=np.ones(3))
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(kind, "content")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (packed("onnx"), "is an ONNX model, which is what an export makes"),
+        (packed("c/archive_format"), "is a program of torch.export"),
+        (packed("best.pth"), "is a zip archive of best.pth; unpack it"),
+        (packed("tar"), "is a tar archive of best.pth; unpack it"),
+        (packed("npz"), "is a file of NumPy arrays"),
+        (packed("model.weights.h5"), "is a Keras file"),
+        (b"\x1f\x8b\x08", "is a gzip archive"),
+        (b"\n<!DOCTYPE html><html>Virus scan warning", "is a web page"),
+        (
+            b'{"weight_map": {"a": "1.safetensors", "c": "2.safetensors"}}',
+            "part in .'1.safetensors', '2.safetensors'",
+        ),
+        (b'{"model_type": "vit"}', "is a JSON file without weights"),
         (b"", "is empty"),
         (b"this is no checkpoint", "not a file that torch.save wrote"),
         (b"\x80\x02garbage", "not a file that torch.save wrote"),
@@ -211,7 +334,10 @@ def test_a_pickled_module_is_read_without_its_code(weights, monkeypatch, zipped,
         (pickle.dumps({"epoch": 1}), "not a file that torch.save wrote"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes them"),
     ],
-    ids=["empty", "text", "garbage", "lfs-pointer", "plain-pickle", "keras"],
+    ids=[
+        *("onnx", "torch-export", "zip", "tar", "numpy", "keras-3", "gzip", "web-page", "index-of-parts", "json"),
+        *("empty", "text", "garbage", "lfs-pointer", "plain-pickle", "keras"),
+    ],
 )
 def test_files_that_are_no_checkpoints(content, message):
     Path("c.pt").write_bytes(content)
