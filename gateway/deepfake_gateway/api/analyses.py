@@ -12,8 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, address_of, analysis_json, listed_json
-from deepfake_gateway.api.parts import CursorOf, DeskOf, SettingsOf, WaitOf
-from deepfake_gateway.intake.fetching import Fetcher
+from deepfake_gateway.api.parts import CursorOf, DeskOf, FetcherOf, SettingsOf, WaitOf
 from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import Problem, repeated, responses
 from deepfake_gateway.intake.upload import received
@@ -75,6 +74,7 @@ async def begin(
     request: Request,
     desk: DeskOf,
     settings: SettingsOf,
+    fetcher: FetcherOf,
     wait_s: WaitOf,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     priority: Annotated[Literal["interactive", "bulk"], Query()] = "interactive",
@@ -98,7 +98,7 @@ async def begin(
         request,
         desk.media.new_upload(),
         max_bytes=settings.max_upload_bytes,
-        fetcher=Fetcher(settings),
+        fetcher=fetcher,
         check=lambda fields: desk.check_options(options(fields)),
     ) as upload:
         submitted = await desk.submit(

@@ -13,8 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import BatchDocument, batch_json
-from deepfake_gateway.api.parts import DeskOf, SettingsOf
-from deepfake_gateway.intake.fetching import Fetcher
+from deepfake_gateway.api.parts import DeskOf, FetcherOf, SettingsOf
 from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import responses
 from deepfake_gateway.intake.sink import printable_of
@@ -74,7 +73,7 @@ _BODY: Final = {
     },
     openapi_extra=_BODY,
 )
-async def begin(request: Request, desk: DeskOf, settings: SettingsOf) -> Response:
+async def begin(request: Request, desk: DeskOf, settings: SettingsOf, fetcher: FetcherOf) -> Response:
     """Analyze many files with the same options, behind everything that somebody waits for.
 
     Send multipart with several ``file``, or where this service is set to fetch files, JSON with ``urls``.
@@ -87,7 +86,7 @@ async def begin(request: Request, desk: DeskOf, settings: SettingsOf) -> Respons
         request,
         desk.media.new_upload,
         max_bytes=settings.max_upload_bytes,
-        fetcher=Fetcher(settings),
+        fetcher=fetcher,
         check=lambda fields: desk.check_options(options(fields)),
     ) as (files, fields):
         name = printable_of(fields.get("name", ""))[:255]

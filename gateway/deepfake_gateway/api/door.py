@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final
 from urllib.parse import quote
@@ -73,14 +76,17 @@ class Door:
         upload = None
         try:
             key = await self._caller(scope, headers)
-            scope.setdefault("state", {}).update(key=key, desk=self._desk.of(key))
             caller = key.id if key else (scope.get("client") or ("",))[0]
             is_counted = key is not None or not self._is_local
             if is_counted:
                 left.update(self._counted(scope["path"], caller))
+            bounded = caller if is_counted else None
+            scope.setdefault("state", {}).update(
+                key=key, desk=self._desk.of(key), on_its_way=partial(self._uploads.one, bounded)
+            )
             if scope["method"] not in SAFE_METHODS:
                 most = None if scope["path"] in _TAKES_FILES else MAX_BODY_BYTES
-                upload = _Upload(self._uploads, caller if is_counted else None, receive, self._metrics, most)
+                upload = _Upload(self._uploads, bounded, receive, self._metrics, most)
         except (Problem, SQLAlchemyError) as exc:
             problem = exc if isinstance(exc, Problem) else not_stored(exc)
             self._metrics.refused(problem)
@@ -160,6 +166,15 @@ class _Uploads:
                 {"Retry-After": "2"}, reason="uploads_in_all",
             )  # fmt: skip
         self._by_caller[caller] += 1
+
+    @contextmanager
+    def one(self, caller: str | None) -> Iterator[None]:
+        """Count a file that is fetched for a caller, for as long as it comes; Problem as `begin`."""
+        self.begin(caller)
+        try:
+            yield
+        finally:
+            self.end(caller)
 
     def end(self, caller: str | None) -> None:
         """Count a body as there."""

@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 
+from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.news import Wait
 from deepfake_gateway.intake.problems import Problem, json_of
 from deepfake_gateway.intake.submission import Desk, without_medium
@@ -52,8 +53,13 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
+def _fetcher(request: Request) -> Fetcher:
+    return Fetcher(request.app.state.settings, request.state.on_its_way)
+
+
 DeskOf: TypeAlias = Annotated[Desk, Depends(_desk)]
 SettingsOf: TypeAlias = Annotated[Settings, Depends(_settings)]
+FetcherOf: TypeAlias = Annotated[Fetcher, Depends(_fetcher)]
 
 
 class JsonRoute(APIRoute):

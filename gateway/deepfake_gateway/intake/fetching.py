@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Final
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -21,9 +21,13 @@ _REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 
 class Fetcher:
-    """Fetches files from http and https addresses that `Addresses` allows, as far as the settings let it."""
+    """Fetches files from http and https addresses that `Addresses` allows, as far as the settings let it.
 
-    def __init__(self, settings: Settings) -> None:
+    Each counts among the uploads `on_its_way`, which raises Problem 429 or 503 where these are too many.
+    """
+
+    def __init__(self, settings: Settings, on_its_way: Callable[[], AbstractContextManager[None]]) -> None:
+        self._on_its_way = on_its_way
         self._is_on, self._timeout_s = settings.url_intake, settings.url_timeout_s
         self._addresses = Addresses.of(settings.allowed_networks)
 
@@ -32,11 +36,15 @@ class Fetcher:
 
         Raises:
             Problem: 403 where addresses are not taken, 413 for a file that is too large, 422 for an address that is
-                not allowed or gives no file.
+                not allowed or gives no file, 429 or 503 where too many uploads are on their way.
         """
         if not self._is_on:
             detail = "this service takes no addresses; send the file itself, or have `url_intake` set"
             raise Problem(403, detail, reason="url_intake")
+        with self._on_its_way():
+            await self._fetch(url, sink)
+
+    async def _fetch(self, url: str, sink: Sink) -> None:
         try:
             async with self._addresses.session(self._timeout_s) as session, _answer(session, url) as answer:
                 if answer.status != 200:
@@ -55,6 +63,11 @@ class Fetcher:
         except TimeoutError:
             raise Problem(
                 422, f"the address gave no whole file within {self._timeout_s:g} s; send the file itself"
+            ) from None
+        except aiohttp.ClientPayloadError:
+            raise Problem(
+                422,
+                "the server at the address broke off before all of the file was there; try again, or send the file",
             ) from None
         except aiohttp.ClientConnectorError as exc:
             # What was refused for its address says so itself.

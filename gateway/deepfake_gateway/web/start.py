@@ -80,7 +80,7 @@ async def fetch(request: Request, url: Annotated[str, Form(max_length=MAX_URL)])
     desk, settings, _ = _parts(request)
     sink = Sink(desk.media.new_upload(), settings.max_upload_bytes)
     try:
-        await Fetcher(settings).fetch(url, sink)
+        await Fetcher(settings, request.state.on_its_way).fetch(url, sink)
         submitted = await desk.submit(sink.finished(("url",)), {})
     finally:
         sink.discard()

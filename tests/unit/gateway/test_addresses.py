@@ -4,14 +4,17 @@ import asyncio
 import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import aiohttp
 import gateways
+import http_files
 import pytest
 
 from deepfake_gateway.addresses import Addresses, AddressRefusedError
+from deepfake_gateway.store.keys import Keys
 
 WAIT = {"Prefer": "wait=60"}
 
@@ -106,14 +109,44 @@ def test_what_is_too_large_broken_or_compressed_is_refused(gateway, tmp_path):
         "/zip": (200, {"Content-Encoding": "gzip"}, b"x"),
         "/gone": (404, {}, b""),
         "/empty": (200, {}, b""),
+        "/short": (200, {"Content-Length": "100"}, b"half"),
     }
     with serving(pages) as (address, _):
         statuses = {
             path: gateway.post("/v1/analyses", json={"url": f"{address}{path}"}).status_code for path in pages
         }
-    assert statuses == {"/large": 413, "/endless": 413, "/zip": 422, "/gone": 422, "/empty": 422}
+    assert statuses == {"/large": 413, "/endless": 413, "/zip": 422, "/gone": 422, "/empty": 422, "/short": 422}
     assert list((tmp_path / "data" / "incoming").iterdir()) == []
     assert gateway.post("/v1/analyses", json={"num_frames": 3}).status_code == 422
+
+
+def test_a_file_that_is_fetched_is_an_upload_on_its_way_and_bounded_as_one(tmp_path, clip):
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slowly(handler):
+        asked.set()
+        go_on.wait(60)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(clip)
+
+    def ask(path, body):
+        return gateway.post(path, json=body, headers={**WAIT, **key})
+
+    settings = {"url_intake": True, "allowed_networks": ["127.0.0.0/8"], "uploads_at_once": 1}
+    with http_files.serving() as site, gateways.gateway(tmp_path / "data", **settings) as gateway:
+        key = {"X-Api-Key": Keys(gateway.desk.store.engine).create("test", ["analyze"])[1]}
+        site.files = {"/slow.mp4": slowly, "/clip.mp4": clip}
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(ask, "/v1/analyses", {"url": f"{site.url}/slow.mp4"})
+            assert asked.wait(60)
+            second = ask("/v1/analyses", {"url": f"{site.url}/clip.mp4"})
+            go_on.set()
+            assert first.result().status_code == 200
+        assert (second.status_code, second.headers["retry-after"]) == (429, "2")
+        assert "on their way" in second.json()["detail"]
+        assert site.asked == ["/slow.mp4"], "nothing was fetched for the one that was refused"
+        assert ask("/v1/analyses", {"url": f"{site.url}/clip.mp4"}).status_code == 200
 
 
 def test_addresses_are_off_by_default(tmp_path):
