@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 from rich.console import Console
@@ -18,30 +18,19 @@ LOG_EVERY_S: Final = 30.0
 @contextmanager
 def shown_progress(screen: Console, tally: Tally) -> Iterator[None]:
     """Show a scan's progress while the context lasts."""
-    ended = threading.Event()
-    if screen.is_terminal:
-        with screen.status("scanning") as status:
+    with screen.status("scanning") if screen.is_terminal else nullcontext() as status:
+        show: Callable[[str], None] = screen.print if status is None else status.update
+        every_s = LOG_EVERY_S if status is None else EVERY_S
+        ended = threading.Event()
 
-            def draw() -> None:
-                while not ended.wait(EVERY_S):
-                    status.update(tally.line())
+        def show_again() -> None:
+            while not ended.wait(every_s):
+                show(tally.line())
 
-            yield from _beside(draw, ended)
-        return
-
-    def log() -> None:
-        while not ended.wait(LOG_EVERY_S):
-            screen.print(tally.line())
-
-    yield from _beside(log, ended)
-
-
-def _beside(show: object, ended: threading.Event) -> Iterator[None]:
-    assert callable(show)
-    thread = threading.Thread(target=show, name="scan-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+        thread = threading.Thread(target=show_again, name="scan-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

@@ -48,11 +48,6 @@ class Counts:
     labels: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def failed(self) -> int:
-        """Inputs without a verdict."""
-        return self.failures.total()
-
 
 def done_ids(storage: Storage) -> IdSet:
     """Return the ids of all results; a result that is there twice is removed once.

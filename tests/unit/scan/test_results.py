@@ -57,7 +57,7 @@ def test_a_part_has_a_row_and_a_line_for_each_input(storage):
     assert everything(storage) == [(1, "1.mp4"), (2, "2.mp4"), (3, "3.mp4")]
     assert write_part(storage, [row(1), failed(2), row(3)], faces=False) == name
     counts = count(storage)
-    assert (counts.rows, counts.parts, counts.failed) == (3, 1, 1)
+    assert (counts.rows, counts.parts, counts.failures.total()) == (3, 1, 1)
 
 
 def test_what_is_there_twice_is_removed_once(storage):
@@ -73,7 +73,7 @@ def test_parts_are_joined_and_nothing_is_lost(storage):
     before = everything(storage)
     assert compact(storage, rows=8) == (6, 2)
     assert everything(storage) == before
-    assert (count(storage).rows, count(storage).failed) == (12, 6)
+    assert (count(storage).rows, count(storage).failures.total()) == (12, 6)
     assert forget_failed(storage) == 6
     assert [number for number, _ in everything(storage)] == [0, 2, 4, 6, 8, 10]
 
