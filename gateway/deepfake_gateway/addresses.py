@@ -9,14 +9,20 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final, Self
 from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 MAX_URL: Final = 2048
+_LOOKUPS: Final = ThreadPoolExecutor(64, "lookup")
+"""Looks names up. One whose servers give no answer takes ten seconds and more, and a few of those must not take all
+threads that everything else is done in."""
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 
 
@@ -61,9 +67,8 @@ class Addresses:
 
         Raises AddressRefusedError where there is none.
         """
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await _looked_up(host, port)
         except (OSError, UnicodeError) as exc:  # the latter for what is no name
             raise AddressRefusedError(f"there is no host {host[:100]!r}; check the address") from exc
         refused: AddressRefusedError | None = None
@@ -82,7 +87,7 @@ class Addresses:
         It takes no proxy of the environment, keeps no cookies, and decompresses nothing.
         """
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(socket_factory=self._socket, limit=8),
+            connector=aiohttp.TCPConnector(socket_factory=self._socket, limit=8, resolver=_Resolver()),
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -93,6 +98,31 @@ class Addresses:
         family, kind, protocol, _, place = info
         self.check(str(place[0]))
         return socket.socket(family, kind, protocol)
+
+
+class _Resolver(AbstractResolver):
+    """Looks names up for aiohttp."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """See `AbstractResolver.resolve`."""
+        return [
+            ResolveResult(
+                hostname=host, host=str(place[0]), port=int(place[1]), family=kind, proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for kind, _, protocol, _, place in await _looked_up(host, port, family, socket.AI_ADDRCONFIG)
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        """See `AbstractResolver.close`; the threads are for all."""
+
+
+async def _looked_up(host: str, port: int, family: int = 0, flags: int = 0) -> list[Any]:
+    """Return what a name leads to, as `socket.getaddrinfo` does."""
+    look_up = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, flags=flags)
+    return await asyncio.get_running_loop().run_in_executor(_LOOKUPS, look_up)
 
 
 def checked_url(url: str, schemes: Collection[str]) -> SplitResult:

@@ -175,7 +175,7 @@ def test_of_several_addresses_of_a_name_only_those_allowed_are_connected_to(monk
     """Also where a name leads elsewhere than when it was looked up first."""
     allowed = Addresses.of(["127.0.0.2/32"])
 
-    async def looked_up(loop, host, port, **_):
+    def looked_up(host, port, *_, **__):
         return [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.1", "127.0.0.2")
         ]
@@ -186,12 +186,44 @@ def test_of_several_addresses_of_a_name_only_those_allowed_are_connected_to(monk
             with pytest.raises(aiohttp.ClientConnectorError):  # nothing listens at the one that is allowed
                 await session.get(f"http://several.example:{port}/")
 
-    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", looked_up)
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
     with socket.create_server(("127.0.0.1", 0)) as private:
         asyncio.run(ask(private.getsockname()[1]))
         private.setblocking(False)
         with pytest.raises(BlockingIOError):
             private.accept()
+
+
+async def resolved():
+    await Addresses().resolve("silent.example", 80)
+
+
+async def connected():
+    async with Addresses().session(60) as session:
+        await session.get("http://silent.example/")
+
+
+@pytest.mark.parametrize("look_up", [resolved, connected])
+def test_names_whose_servers_give_no_answer_hold_up_nothing_else(monkeypatch, look_up):
+    go_on = threading.Event()
+
+    def silent(*_, **__):
+        go_on.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    async def everything_else():
+        lookups = [asyncio.create_task(look_up()) for _ in range(40)]  # more than there are threads by default
+        try:
+            async with asyncio.timeout(30):
+                await asyncio.sleep(0.1)
+                return await asyncio.to_thread(lambda: "done")
+        finally:
+            go_on.set()
+            failures = await asyncio.gather(*lookups, return_exceptions=True)
+            assert all(isinstance(failure, OSError) for failure in failures)
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    assert asyncio.run(everything_else()) == "done"
 
 
 def test_a_host_that_is_no_name_is_refused(tmp_path):
