@@ -14,7 +14,7 @@ from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, address_of, analysis_json, listed_json
 from deepfake_gateway.api.parts import CursorOf, DeskOf, FetcherOf, SettingsOf, WaitOf
 from deepfake_gateway.intake.options import OptionsForm, form_properties
-from deepfake_gateway.intake.problems import Problem, repeated, responses
+from deepfake_gateway.intake.problems import OF_BODIES, Problem, repeated, responses
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.jobs.queue import Priority
 from deepfake_gateway.store.places import next_cursor, place_of
@@ -66,7 +66,7 @@ _UPLOAD: Final = {
     responses={
         200: {"model": AnalysisDocument, "description": "It is over: an earlier result, or it ended while waiting."},
         202: {"model": AnalysisDocument, "description": "It is queued; `Location` is where it is."},
-        **responses(400, 403, 408, 409, 413, 415, 422, 429, 503),
+        **responses(*OF_BODIES, 404, 409),
     },
     openapi_extra=_UPLOAD,
 )
@@ -119,7 +119,7 @@ async def begin(
     return JSONResponse(analysis_json(analysis), status, headers)
 
 
-@router.get("/v1/analyses", responses={200: {"model": AnalysesDocument}, **responses(422)})
+@router.get("/v1/analyses", responses={200: {"model": AnalysesDocument}, **responses()})
 async def list_analyses(
     desk: DeskOf,
     cursor: CursorOf = None,

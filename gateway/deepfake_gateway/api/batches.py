@@ -15,7 +15,7 @@ from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import BatchDocument, batch_json
 from deepfake_gateway.api.parts import DeskOf, FetcherOf, SettingsOf
 from deepfake_gateway.intake.options import OptionsForm, form_properties
-from deepfake_gateway.intake.problems import responses
+from deepfake_gateway.intake.problems import OF_BODIES, responses
 from deepfake_gateway.intake.sink import printable_of
 from deepfake_gateway.intake.upload import MAX_FILES, received_together
 from deepfake_preprocess.support.text import table_cell
@@ -69,7 +69,7 @@ _BODY: Final = {
     status_code=202,
     responses={
         202: {"model": BatchDocument, "description": "They are queued; `Location` is where they are."},
-        **responses(400, 403, 408, 413, 415, 422, 429, 503),
+        **responses(*OF_BODIES),
     },
     openapi_extra=_BODY,
 )
@@ -95,7 +95,7 @@ async def begin(request: Request, desk: DeskOf, settings: SettingsOf, fetcher: F
     return JSONResponse(document, 202, {"Location": document["links"]["self"]})
 
 
-@router.get("/v1/batches/{batch_id}", responses={200: {"model": BatchDocument}, **responses(404, 422)})
+@router.get("/v1/batches/{batch_id}", responses={200: {"model": BatchDocument}, **responses(404)})
 async def read(batch_id: str, desk: DeskOf) -> Response:
     """Read a batch: how many files came out how, and each of them."""
     return JSONResponse(batch_json(await asyncio.to_thread(desk.find_batch, batch_id)))
@@ -103,7 +103,7 @@ async def read(batch_id: str, desk: DeskOf) -> Response:
 
 @router.get(
     "/v1/batches/{batch_id}/report",
-    responses={200: {"content": {"text/csv": {}}, "description": "A line for each file."}, **responses(404, 422)},
+    responses={200: {"content": {"text/csv": {}}, "description": "A line for each file."}, **responses(404)},
     response_class=Response,
 )
 async def report(batch_id: str, desk: DeskOf, format: Annotated[str, Query(pattern="^csv$")] = "csv") -> Response:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 
 from deepfake_gateway.api.parts import DeskOf, SettingsOf
-from deepfake_gateway.intake.problems import Problem, responses
+from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.settings import Settings
@@ -28,7 +28,7 @@ def _file(name: str, *fields: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
-_REFUSALS: Final = responses(400, 413, 415, 422, 429, 503)
+_REFUSALS: Final = responses(*OF_BODIES, 404)
 
 
 @router.get("/health")

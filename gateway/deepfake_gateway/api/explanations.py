@@ -19,7 +19,7 @@ from deepfake_gateway.api.documents import (
 )
 from deepfake_gateway.api.parts import SEALED, DeskOf, JsonRoute, SettingsOf, WaitOf, made
 from deepfake_gateway.intake.options import ExplanationForm
-from deepfake_gateway.intake.problems import Problem, responses
+from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses
 from deepfake_gateway.intake.submission import Desk, without_verdict
 from deepfake_gateway.jobs.evidence import listed_faces
 from deepfake_gateway.jobs.explaining import explainer_of, heatmap_file
@@ -33,7 +33,7 @@ _PICTURE: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-@router.get("/v1/analyses/{analysis_id}/crops", responses={**responses(404, 409, 422)})
+@router.get("/v1/analyses/{analysis_id}/crops", responses=responses(404, 409))
 async def list_crops(analysis_id: str, desk: DeskOf) -> CropsDocument:
     """List the faces that the verdict rests on most, of which there are pictures."""
     analysis = await _done(desk, analysis_id)
@@ -44,7 +44,7 @@ async def list_crops(analysis_id: str, desk: DeskOf) -> CropsDocument:
 
 @router.get(
     "/v1/analyses/{analysis_id}/crops/{name}.png",
-    responses={**_PICTURE, **responses(404, 409, 422, 503)},
+    responses={**_PICTURE, **responses(404, 409)},
     response_class=Response,
 )
 async def crop(analysis_id: str, name: CropName, desk: DeskOf) -> Response:
@@ -63,7 +63,7 @@ async def crop(analysis_id: str, name: CropName, desk: DeskOf) -> Response:
     responses={
         200: {"model": ExplanationDocument, "description": "It is over: made before, or while waiting."},
         202: {"model": ExplanationDocument, "description": "It is queued; `Location` is where it is."},
-        **responses(400, 404, 409, 413, 415, 422, 429, 503),
+        **responses(*OF_BODIES, 404, 409),
     },
 )
 async def explain(
@@ -81,7 +81,7 @@ async def explain(
 
 
 @router.get(
-    "/v1/analyses/{analysis_id}/explanations", responses={200: {"model": ExplanationsDocument}, **responses(404, 422)}
+    "/v1/analyses/{analysis_id}/explanations", responses={200: {"model": ExplanationsDocument}, **responses(404)}
 )
 async def list_explanations(analysis_id: str, desk: DeskOf) -> Response:
     """List the explanations of an analysis, the newest first."""
@@ -92,7 +92,7 @@ async def list_explanations(analysis_id: str, desk: DeskOf) -> Response:
 
 @router.get(
     "/v1/analyses/{analysis_id}/explanations/{explanation_id}",
-    responses={200: {"model": ExplanationDocument}, **responses(404, 422)},
+    responses={200: {"model": ExplanationDocument}, **responses(404)},
 )
 async def read_explanation(analysis_id: str, explanation_id: str, desk: DeskOf) -> Response:
     """Read an explanation: its state, and at the end its faces with their heatmaps."""
@@ -102,7 +102,7 @@ async def read_explanation(analysis_id: str, explanation_id: str, desk: DeskOf) 
 
 @router.get(
     "/v1/analyses/{analysis_id}/heatmaps/{explanation_id}/{name}.png",
-    responses={**_PICTURE, **responses(404, 422)},
+    responses={**_PICTURE, **responses(404)},
     response_class=Response,
 )
 async def heatmap(analysis_id: str, explanation_id: str, name: CropName, desk: DeskOf) -> Response:

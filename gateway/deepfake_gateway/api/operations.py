@@ -29,7 +29,7 @@ LEAST_FREE_BYTES: Final = 2**28
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/v1/models", responses=responses(503))
+@router.get("/v1/models", responses=responses())
 async def models(desk: DeskOf) -> ModelsDocument:
     """List the detectors that the server offers."""
     try:
@@ -41,7 +41,7 @@ async def models(desk: DeskOf) -> ModelsDocument:
     )
 
 
-@router.get("/v1/usage", responses={200: {"model": UsageDocument}, **responses(422)})
+@router.get("/v1/usage", responses={200: {"model": UsageDocument}, **responses()})
 async def usage(
     desk: DeskOf,
     first: Annotated[date | None, Query(alias="from", description="30 days before `to` by default")] = None,

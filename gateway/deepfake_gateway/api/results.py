@@ -90,7 +90,7 @@ async def media(analysis_id: str, request: Request, desk: DeskOf) -> Response:
             "content": {"text/html": {}, "application/json": {}, "text/csv": {}, "application/pdf": {}},
             "description": "The report.",
         },
-        **responses(404, 409, 422, 503),
+        **responses(404, 409),
     },
     response_class=Response,
 )

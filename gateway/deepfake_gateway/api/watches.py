@@ -21,7 +21,7 @@ from deepfake_gateway.api.parts import (
     looks,
     still_served,
 )
-from deepfake_gateway.intake.problems import responses
+from deepfake_gateway.intake.problems import OF_BODIES, responses
 from deepfake_gateway.intake.watching import WatchForm
 from deepfake_gateway.jobs.watching import rolling_of
 from deepfake_gateway.store.places import next_cursor, place_of
@@ -138,7 +138,7 @@ def watched_json(watch: Watch) -> dict[str, Any]:
     status_code=202,
     responses={
         202: {"model": WatchDocument, "description": "It is queued; `Location` is where it is."},
-        **responses(400, 403, 413, 415, 422, 429, 503),
+        **responses(*OF_BODIES),
     },
 )
 async def begin(form: WatchForm, desk: DeskOf) -> Response:
@@ -150,7 +150,7 @@ async def begin(form: WatchForm, desk: DeskOf) -> Response:
     return JSONResponse(document, 202, {"Location": document["links"]["self"], "Retry-After": "1"})
 
 
-@router.get("/v1/watches", responses={200: {"model": WatchesDocument}, **responses(422)})
+@router.get("/v1/watches", responses={200: {"model": WatchesDocument}, **responses()})
 async def list_watches(
     desk: DeskOf,
     cursor: CursorOf = None,

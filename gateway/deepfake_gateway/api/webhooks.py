@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deepfake_gateway.addresses import MAX_URL, Addresses, AddressRefusedError, checked_url
 from deepfake_gateway.api.parts import DeskOf, JsonRoute, SettingsOf
-from deepfake_gateway.intake.problems import Problem, responses
+from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.store.webhooks import Webhook
 
@@ -66,7 +66,7 @@ class DeliveriesDocument(BaseModel):
 @router.post(
     "/v1/webhooks",
     status_code=201,
-    responses={201: {"model": WebhookDocument, "description": "It is there."}, **responses(400, 409, 413, 415, 422)},
+    responses={201: {"model": WebhookDocument, "description": "It is there."}, **responses(*OF_BODIES, 409)},
 )
 async def add(desk: DeskOf, settings: SettingsOf, form: Annotated[WebhookForm, Body()]) -> Response:
     """Have an address told when an analysis is over, by a signed POST (Standard Webhooks)."""
@@ -100,7 +100,7 @@ async def delete(webhook_id: str, desk: DeskOf) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/v1/webhooks/{webhook_id}/deliveries", responses=responses(404, 422))
+@router.get("/v1/webhooks/{webhook_id}/deliveries", responses=responses(404))
 async def deliveries(webhook_id: str, desk: DeskOf) -> DeliveriesDocument:
     """Show the last 100 messages, and what became of them."""
     await _find(desk, webhook_id)

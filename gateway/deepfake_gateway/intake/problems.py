@@ -72,10 +72,14 @@ def problem_answer(problem: Problem) -> JSONResponse:
     return JSONResponse(problem.document(), problem.status, problem.headers, media_type=PROBLEM_TYPE)
 
 
+OF_BODIES: Final = (400, 408, 413, 415)
+"""How a route that takes a body may refuse: broken, too slow, too large, compressed."""
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return how a route may refuse, for OpenAPI."""
+    """Return how a route may refuse, for OpenAPI: besides what any may, such as a query that says a thing twice."""
     schema = ProblemDocument.model_json_schema()
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {PROBLEM_TYPE: {"schema": schema}}}
-        for status in sorted({*statuses, 401, 403, 429, 503})
+        for status in sorted({*statuses, 401, 403, 422, 429, 503})
     }

@@ -1,5 +1,7 @@
 """Requests that Schemathesis makes from the interface's own description: no answer differs from what it says."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import gateways
 import httpx
 import hypothesis
@@ -88,3 +90,31 @@ def test_every_refusal_for_want_of_a_key_or_a_scope_is_as_described(tmp_path):
             for result in schema.get_all_operations():
                 asking(result.ok(), 1, {}, headers, seen)()
             assert expected <= seen
+
+
+def test_what_any_request_may_be_refused_for_is_described(gateway):
+    for path, operations in gateway.get("/openapi.json").json()["paths"].items():
+        if path.endswith("/health") or path.startswith("/v1/health/"):
+            continue  # these say whether it lives
+        for method, operation in operations.items():
+            refusals = [(gateway.request(method, f"{path}?a=1&a=2"), 422)]
+            if "requestBody" in operation:
+                zipped = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+                refusals.append((gateway.request(method, path, content=b"{}", headers=zipped), 415))
+                assert "408" in operation["responses"], "where it comes too slowly"
+            for answer, status in refusals:
+                assert (answer.status_code, path) == (status, path)
+                assert list(operation["responses"][str(status)]["content"]) == [answer.headers["content-type"]]
+
+
+def test_an_analysis_that_is_deleted_while_it_is_waited_for_is_404_as_described(gateway, clip):
+    gateway.queue.slow = True
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(gateway.post, "/v1/analyses", content=clip, headers={"Prefer": "wait=60"})
+        assert gateway.queue.working.wait(60)
+        (item,) = gateway.get("/v1/analyses").json()["items"]
+        assert gateway.delete(item["links"]["self"]).status_code == 204
+        answer = waiting.result()
+    assert (answer.status_code, "it was deleted" in answer.json()["detail"]) == (404, True)
+    described = gateway.get("/openapi.json").json()["paths"]["/v1/analyses"]["post"]["responses"]
+    assert "404" in described
