@@ -37,6 +37,7 @@ from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.tracing import set_up_traces
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
+from deepfake_preprocess.cli.signals import terminated_as_interrupted
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.limits import started_here
@@ -143,7 +144,7 @@ def gateway(
 
 def _run(settings: Settings, repository: Path | None, screen: Console) -> None:
     """Serve until a signal; with a repository, a private Triton of it."""
-    with _terminated_as_interrupted(), ExitStack() as stack:
+    with terminated_as_interrupted(), ExitStack() as stack:
         try:
             if repository is not None:
                 settings = settings.model_copy(update={"url": _start_triton(stack, screen, repository)})
@@ -283,15 +284,3 @@ def _run_worker(settings: Settings, screen: Console) -> None:
     with _worker(settings):
         screen.print(f"The worker {escape(settings.worker_name)} takes analyses; stop with Ctrl-C")
         threading.Event().wait()
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C, as service managers send it."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

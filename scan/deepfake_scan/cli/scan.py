@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Annotated, Final, NoReturn
 
@@ -20,11 +18,13 @@ from deepfake_client.cli.groups import AnalysisOptions, ServerOptions
 from deepfake_client.cli.main import print_error
 from deepfake_client.client import DeepfakeClient
 from deepfake_preprocess.cli.options import JsonOption
+from deepfake_preprocess.cli.signals import terminated_as_interrupted
 from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.support.limits import yield_cores
 from deepfake_preprocess.support.machine import usable_cores
 from deepfake_scan.cli.progress import shown_progress
 from deepfake_scan.cli.status import compact_results, print_plan, print_status, print_summary
+from deepfake_scan.engines import ENGINES
 from deepfake_scan.engines.local import scan_here
 from deepfake_scan.engines.on_ray import scan_on_ray
 from deepfake_scan.metrics import served_metrics
@@ -36,7 +36,6 @@ from deepfake_scan.work import entry
 from deepfake_scan.work.task import Limits, Setup
 
 RUN_PANEL: Final = "Run"
-ENGINES: Final = ("local", "ray")
 NICE: Final = 10
 """Niceness of this program, which hands out work. Those that do the work yield more, so that they never wait for
 it."""
@@ -148,7 +147,7 @@ def scan(
     limits = Limits(memory_bytes=int(input_gib * 2**30), seconds=input_seconds)
     job = Scan(sources=sources, column=column, retry_failed=retry_failed)
     tally = Tally()
-    with _terminated_as_interrupted(), ExitStack() as stack:
+    with terminated_as_interrupted(), ExitStack() as stack:
         connection = replace(stack.enter_context(server.serving(screen.status)), bulk=True)
         yield_cores(_niceness(engine), session=NICE)
         with DeepfakeClient(connection, model=server.model) as client:
@@ -198,13 +197,3 @@ def _finish(
         screen.print(escape("what is done is kept; the same command does the rest"), style="yellow")
     code = EXIT_INTERRUPTED if state == "interrupted" else EXIT_SOME_INPUTS_FAILED if tally.failed else 0
     raise typer.Exit(error.exit_code if error is not None else code)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C, as schedulers send it."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
