@@ -14,8 +14,8 @@ from deepfake_bench.server.serving import embedded_server
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.machine import usable_cores
+from deepfake_scan.engines import ENGINES
 
-ENGINES = ("local", "ray")
 COLUMNS = (
     ("way", "{way}"),
     ("clips/s", "{clips_per_s:.2f}"),

@@ -26,6 +26,7 @@ from deepfake_bench.compare.environments import PeerUnavailableError, peer_pytho
 from deepfake_bench.compare.peer_list import PEERS_DIR, Peer
 from deepfake_bench.load.counters import Counters, share_between
 from deepfake_bench.load.generator import Load
+from deepfake_bench.load.measure import RAMP_S
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.load.senders import Crops, LoadTarget, RequestFailedError, connected
 from deepfake_bench.machine import processes
@@ -37,7 +38,6 @@ POLL_INTERVAL_S = 0.1
 MAX_FAILURES_OF_ITS_OWN = 30
 """So many answers in a row that the peer's code failed (HTTP 500), and it will not get better."""
 REQUEST_TIMEOUT_S = 10.0
-RAMP_S = 0.5
 
 Probabilities = npt.NDArray[np.float32]
 

@@ -18,6 +18,7 @@ from deepfake_bench.gpu.roofline import Ceilings, bound_s
 from deepfake_bench.machine.stopwatch import measure
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops
+from deepfake_export.proof.parity import REFERENCE_BATCH
 from deepfake_export.proof.running import batches_of
 from deepfake_export.proof.tolerances import PLAN_PROBABILITY_ABS, TOLERANCES
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -36,7 +37,6 @@ LIMITS = {
 are nearer to the threshold than this; how many do is in the results."""
 VERIFIED_CROPS = 32
 """Different crops; larger batches repeat them. Float32 on a CPU takes its time."""
-REFERENCE_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.packets.decoder import Decoder, DecodeStats
 from deepfake_preprocess.media.packets.extent import Extent
 from deepfake_preprocess.media.packets.packet_references import reference_test
-from deepfake_preprocess.media.packets.reading import MOV, PacketReader, Timing
+from deepfake_preprocess.media.packets.reading import MIN_SEEK_S, MOV, PacketReader, Timing
 from deepfake_preprocess.media.pictures.shown import Shown
 from deepfake_preprocess.media.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
 
@@ -41,7 +41,6 @@ _MAX_HELD_PACKETS = 300
 _MAX_HELD_BYTES = 32 * 2**20
 # Restarting the decoder stalls its threads for about a few frames; jumping over fewer packets does not pay off.
 _MIN_JUMP_PACKETS = 8
-_MIN_SEEK_S = 1
 # Containers whose index names every keyframe. MPEG-TS has none, and FLV's gave times that were off.
 _INDEXED = frozenset({MOV, "matroska,webm"})
 # The fast mode is used only if it decodes at most this share of the time span that uniform sampling decodes.
@@ -83,7 +82,7 @@ class Decoding:
         self._stream = reader.stream
         self._shown = shown
         self._start, self._step, self._time_base = reader.start, reader.step, reader.time_base
-        self._min_seek = int(_MIN_SEEK_S / self._time_base)  # ticks, reckoned once: it is asked for every packet
+        self._min_seek = int(MIN_SEEK_S / self._time_base)  # ticks, reckoned once: it is asked for every packet
         context = self._stream.codec_context
         self._decoder = Decoder(context, stats, start=self._start, step=self._step, time_base=self._time_base)
         self._may_skip = context.name in SKIPPING_CODECS and not _has_temporal_layers(context)

@@ -26,8 +26,8 @@ MOV: Final = "mov,mp4,m4a,3gp,3g2,mj2"
 _MAX_REORDERED: Final = 16
 # Places in a row that the demuxer may refuse.
 _MAX_REFUSALS: Final = 16
-# Less than this is read faster than it is passed over.
-_MIN_SEEK_S: Final = 1
+MIN_SEEK_S: Final = 1
+"""Less than this is read faster than it is passed over."""
 # AVI stores when packets are decoded, and FFmpeg tells from those of MPEG-4 only when they are shown.
 REORDERED_IN_AVI: Final = frozenset({"h264", "hevc"})
 
@@ -145,7 +145,7 @@ class PacketReader:
         index, ahead = self.stream.index_entries, self.peek()
         if self.may_seek and ahead is not None and ahead.dts is not None and len(index):
             last = index[len(index) - 1].timestamp
-            if (last - ahead.dts) * self.time_base > _MIN_SEEK_S:
+            if (last - ahead.dts) * self.time_base > MIN_SEEK_S:
                 self.land(last)
         while self.read() is not None:
             pass

@@ -78,7 +78,7 @@ def coded_clip(request, tmp_path_factory):
     "sampling", [Sampling(3), Sampling(16), Sampling(1000), Sampling(None, 1.5), Sampling(None, 1e4)], ids=str
 )
 def test_samples_are_frames_of_a_plain_decode(coded_clip, sampling, monkeypatch):
-    monkeypatch.setattr(decoding, "_MIN_SEEK_S", 0.1)  # so that a short clip makes it seek
+    monkeypatch.setattr(decoding, "MIN_SEEK_S", 0.1)  # so that a short clip makes it seek
     path, whole = coded_clip
     frames, stats = sample(path, sampling)
     with open_media(path) as clip:
