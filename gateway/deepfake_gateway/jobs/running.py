@@ -47,7 +47,11 @@ class SandboxedWork:
             async with local_file(self._media, analysis.id) as path:
                 verdict: dict[str, Any] = (await self._pool.run({**task, "path": str(path)}, on_progress))["verdict"]
         except FileNotFoundError:
-            detail = f"{analysis.file_name} was removed before it was analyzed; send it again"
+            # A deleted analysis has no job any more; what is left is a folder that is not the gateway's.
+            detail = (
+                f"{analysis.file_name} is not where this worker looks for it; whoever runs the service lets gateway "
+                "and workers share `data_dir`, or sets `blobs`"
+            )
             raise TaskError(errors.MediaNotFoundError.__name__, detail) from None
         return verdict
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from deepfake_gateway.jobs.running import run_job
+from deepfake_gateway.jobs.running import SandboxedWork, run_job
 from deepfake_gateway.jobs.waking import Waking
 from deepfake_gateway.sandbox.process import SandboxError, TaskError
+from deepfake_gateway.store.media import MediaFolder
 from deepfake_gateway.store.records import Analysis, Status, Store
 
 VERDICT = {
@@ -149,3 +150,12 @@ def test_a_worker_that_is_free_is_woken_by_an_analysis_that_waits(store):
     over.set()
     following.join(timeout=30)
     assert not following.is_alive()
+
+
+def test_a_worker_with_another_folder_than_the_gateway_says_so(store, tmp_path):
+    work = SandboxedWork(None, MediaFolder(tmp_path / "another"))
+    asyncio.run(run_job(store, "a", work, server_wait_s=0))
+    failed = store.get("a")
+    assert (failed.status, failed.error_type) == (Status.FAILED, "MediaNotFoundError")
+    assert "a.mp4 is not where this worker looks for it" in failed.error_detail
+    assert "share `data_dir`" in failed.error_detail
