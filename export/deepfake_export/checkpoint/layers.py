@@ -1,4 +1,4 @@
-"""Heads (and small networks) that a spec writes out layer by layer, in the words of `head.layers`.
+"""Heads (and small networks) that a spec writes out layer by layer, in the words of `head.layers`; where heads are.
 
 Each entry is one entry of the training code's `nn.Sequential`: the numbers in the checkpoint's names
 (``classifier.0.weight``, ``classifier.3.weight``) are those of the list. Layers are built for the shape that reaches

@@ -22,18 +22,17 @@ class HeadFit:
 
     Args:
         detector: called with crops.
-        head: the part of it whose last linear layer is fitted.
+        layer: the linear layer of it that gives the logit.
         penalty: factor of half the squared weights that is added to the sum of the losses.
 
     Raises:
-        OptionError: the last layer does not give a single logit.
+        OptionError: the layer does not give a single logit.
     """
 
-    def __init__(self, detector: nn.Module, head: nn.Module, penalty: float) -> None:
-        linear = [module for module in head.modules() if isinstance(module, nn.Linear)]
-        if not linear or linear[-1].out_features != 1:
+    def __init__(self, detector: nn.Module, layer: nn.Linear, penalty: float) -> None:
+        if layer.out_features != 1:
             raise OptionError("only a head that ends in one logit can be trained alone; train 'norms_and_head'")
-        self._detector, self._layer, self._penalty = detector, linear[-1], penalty
+        self._detector, self._layer, self._penalty = detector, layer, penalty
         self.features = torch.zeros(0, self._layer.in_features)
         self.labels = torch.zeros(0, 1)
 

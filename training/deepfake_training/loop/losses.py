@@ -27,7 +27,8 @@ def alignment(features: Tensor, labels: Tensor) -> Tensor:
         features: float ``[N, F]``, of any length; their directions are compared.
         labels: float ``[N, 1]``.
     """
-    squared = _squared_distances(features)
+    directions = functional.normalize(features, dim=-1)
+    squared = 2 - 2 * directions @ directions.T
     same = labels == labels.T
     same.fill_diagonal_(False)
     return (squared * same).sum() / same.sum().clamp(min=1)
@@ -42,8 +43,3 @@ def uniformity(features: Tensor) -> Tensor:
     if len(directions) < 2:
         return directions.sum() * 0
     return torch.pdist(directions).square().mul(-2).exp().mean().log()
-
-
-def _squared_distances(features: Tensor) -> Tensor:
-    directions = functional.normalize(features, dim=-1)
-    return 2 - 2 * directions @ directions.T

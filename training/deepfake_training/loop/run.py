@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from deepfake_export.checkpoint.layers import head_path, last_linear
+from deepfake_export.checkpoint.layers import last_linear
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.errors import OptionError, TrainingError
 from deepfake_preprocess.support.ranking import roc_auc
@@ -118,8 +118,7 @@ class TrainingRun:
             self._optimizer.add_param_group({"params": [*self._distillation.parameters()], "lr": rate})
         self._head_fit = None
         if config.trained == "head":
-            head = network.get_submodule(head_path(network))
-            self._head_fit = HeadFit(self.detector, head, config.weight_decay)
+            self._head_fit = HeadFit(self.detector, last_linear(network)[1], config.weight_decay)
         self._crops = min(config.crops_per_epoch or len(self.train_set), len(self.train_set))
         self._batches = -(-self._crops // config.batch_size)
         self._updates = -(-self._batches // config.accumulate)

@@ -2,7 +2,7 @@
 
 Color: matrix (BT.601, BT.709, BT.2020) and range are those that the stream names. Where it names none, FFmpeg's rule
 applies (BT.601, limited range), whatever the size, because the readers that training sets are made with follow it.
-HDR is not its concern (see `media.shown`).
+HDR is not its concern (see `pictures.shown`).
 """
 
 from __future__ import annotations
