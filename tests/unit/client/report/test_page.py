@@ -124,6 +124,13 @@ def test_a_page_holds_the_verdict_and_everything_behind_it(shown: Verdict, tmp_p
         assert min(image.shape[:2]) > 300
 
 
+def test_a_page_s_sections_are_named_by_their_headings(shown: Verdict, tmp_path: Path) -> None:
+    text = report.write_page(shown, tmp_path, CONTEXT).read_text(encoding="utf-8")
+    named = re.findall(r'<section aria-labelledby="(\w+)">\n<h2 id="(\w+)">', text)
+    assert len(named) == text.count("<section") == 6
+    assert all(section == heading for section, heading in named)
+
+
 def test_a_page_shows_the_heatmaps_it_is_given(shown: Verdict, tmp_path: Path) -> None:
     picks = suspicious_faces(shown, per_track=SHOWN_PER_TRACK, at_most=MAX_SHOWN)
     png = b"\x89PNG of a heatmap"
