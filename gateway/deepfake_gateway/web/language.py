@@ -57,18 +57,30 @@ class Language:
         return f"{format_datetime(datetime.fromtimestamp(seconds, UTC), 'medium', locale=self.locale)} UTC"
 
     def size(self, count: int) -> str:
-        """Return a number of bytes in megabytes, or gigabytes from one on."""
-        if count >= 2**30:
-            return f"{format_decimal(count / 2**30, format='0.#', locale=self.locale)} GB"
-        return f"{self.number(count / 2**20, 1)} MB"
+        """Return a number of bytes in the unit that files of this size are told in."""
+        if count < 1000:
+            return f"{count} B"
+        if count < 999.5 * 2**10:
+            return f"{self.whole(round(count / 2**10))} kB"
+        if count < 999.95 * 2**20:
+            return f"{self.number(count / 2**20, 1)} MB"
+        return f"{format_decimal(count / 2**30, format='0.#', locale=self.locale)} GB"
 
     def clock(self, seconds: float, *, tenths: bool = False) -> str:
-        """Return a time in a file as minutes and seconds."""
-        seconds = max(0.0, seconds)
-        if not tenths:
-            return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
-        minutes, rest = divmod(round(seconds, 1), 60)
-        return f"{int(minutes)}:{format_decimal(rest, format='00.0', locale=self.locale)}"
+        """Return a time in a file as minutes and seconds, from an hour on with hours."""
+        ticks = round(10 * max(0.0, seconds)) if tenths else 10 * int(max(0.0, seconds))
+        minutes, rest = divmod(ticks, 600)
+        second = format_decimal(rest / 10, format="00.0" if tenths else "00", locale=self.locale)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{second}" if hours else f"{minutes}:{second}"
+
+    def duration(self, seconds: float, digits: int = 1) -> str:
+        """Return how long something takes: seconds with so many digits behind the point, minutes and hours without."""
+        if round(seconds, digits) < 60:
+            return f"{self.number(seconds, digits)} s"
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _catalog(code: str) -> gettext.NullTranslations:

@@ -54,7 +54,7 @@ def _running(say: Language, analysis: Analysis, seen: Json | None) -> Progress:
     words = f"{percent} %"
     if done and done < expected and analysis.started_at is not None:
         left_s = (time.time() - analysis.started_at) * (expected - done) / done
-        words += ", " + say.say("%(seconds)s s left", seconds=say.whole(max(1, round(left_s))))
+        words += ", " + say.say("%(time)s left", time=say.duration(max(1.0, left_s), 0))
     return Progress(analysis, words, so_far, percent)
 
 

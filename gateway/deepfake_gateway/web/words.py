@@ -259,9 +259,9 @@ def facts_of(say: Language, verdict: Json) -> list[tuple[str, str]]:
         if detail:
             facts[-1] = (facts[-1][0], f"{facts[-1][1]}: {detail}")
     if verdict["unread_s"]:
-        unread = say.say("%(seconds)s s of the file", seconds=say.number(verdict["unread_s"], 1))
+        unread = say.say("%(time)s of the file", time=say.duration(verdict["unread_s"]))
         facts.append((say.say("Not readable"), unread))
-    facts.append((say.say("Took"), f"{say.number(verdict['timing_s']['total'], 1)} s"))
+    facts.append((say.say("Took"), say.duration(verdict["timing_s"]["total"])))
     return facts
 
 

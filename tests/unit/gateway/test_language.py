@@ -61,3 +61,33 @@ def test_numbers_are_written_as_people_of_the_language_do():
     assert (german.number(1234.5), english.number(1234.5)) == ("1.234,50", "1,234.50")
     assert (german.clock(59.96, tenths=True), english.clock(61.24, tenths=True)) == ("1:00,0", "1:01.2")
     assert german.say_of("%(number)s frame", "%(number)s frames", 1) == "1 Bild"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clock", "exact", "duration"),
+    [
+        (0.0, "0:00", "0:00.0", "0.0 s"),
+        (59.96, "0:59", "1:00.0", "1 min 0 s"),
+        (401.5, "6:41", "6:41.5", "6 min 42 s"),
+        (3599.96, "59:59", "1:00:00.0", "1 h 0 min"),
+        (3725.24, "1:02:05", "1:02:05.2", "1 h 2 min"),
+        (36_061.0, "10:01:01", "10:01:01.0", "10 h 1 min"),
+    ],
+)
+def test_times_have_hours_where_they_reach_them(seconds, clock, exact, duration):
+    english = language("en")
+    assert english.clock(seconds) == clock
+    assert english.clock(seconds, tenths=True) == exact
+    assert english.duration(seconds) == duration
+    assert english.duration(3.4, 0) == "3 s"
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        (5, "5 B"), (6929, "7 kB"), (2**20 - 1, "1.0 MB"), (41_999, "41 kB"), (7_718_488, "7.4 MB"),
+        (2**30 - 1, "1 GB"), (5 * 2**29, "2.5 GB"),
+    ],
+)  # fmt: skip
+def test_a_file_s_size_is_never_nothing(count, size):
+    assert language("en").size(count) == size

@@ -47,7 +47,7 @@ export class Timeline {
       view.addEventListener("scroll", () => { for (const other of this.views) other.scrollLeft = view.scrollLeft; });
     }
     document.addEventListener("keydown", (event) => {
-      const typing = event.target.closest("select, textarea, video, input:not([type=range])");
+      const typing = event.target.closest("select, textarea, video, .scroll, input:not([type=range])");
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!step || typing || event.altKey || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
@@ -118,6 +118,7 @@ export class Timeline {
     const rest = ((tenths % 600) / 10).toLocaleString(document.documentElement.lang, {
       minimumIntegerDigits: 2, minimumFractionDigits: 1,
     });
-    return `${Math.floor(tenths / 600)}:${rest}`;
+    const minutes = Math.floor(tenths / 600), hours = Math.floor(minutes / 60);
+    return hours ? `${hours}:${String(minutes % 60).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
   }
 }
