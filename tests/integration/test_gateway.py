@@ -1,5 +1,6 @@
 """`deepfake gateway` as people start it: with a worker, sandboxes and a real Triton, and what may be killed of it."""
 
+import hashlib
 import json
 import signal
 import time
@@ -45,7 +46,10 @@ def test_the_verdict_is_that_of_the_client(gateway, embedded_triton, clip, tmp_p
     for verdict in (own, analysis["verdict"]):
         del verdict["timing_s"], verdict["source"]
     assert analysis["verdict"] == own
-    assert "<!doctype html>" in httpx.get(f"{gateway.address}{analysis['links']['report']}", timeout=120).text
+    page = httpx.get(f"{gateway.address}{analysis['links']['report']}", timeout=120).text
+    assert hashlib.sha256(clip.read_bytes()).hexdigest() in page
+    assert "Analyzed on" in page
+    assert 'href="confidence_timeline.png"' not in page, "nothing lies beside it"
 
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(clip.read_bytes()[:300])

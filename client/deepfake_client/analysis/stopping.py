@@ -79,7 +79,7 @@ class StopRule:
     def suffices(self, frames: Sequence[FrameResult], tracks: Sequence[Track], *, num_passes: int) -> bool:
         """Return whether the answer of the frames so far, after `num_passes`, stands at the confidence asked for."""
         plan = passes(self.num_frames)
-        counted = {track.track for track in tracks if track.counted and not track.background}
+        counted = {track.track for track in tracks if track.takes_part}
         if not counted or num_passes >= len(plan):
             return False
         # For FAKE any of the tracks may err; an error of one end of an interval is half of both ends'.

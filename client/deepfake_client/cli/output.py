@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
@@ -308,7 +309,8 @@ class Report:
             verdict.source, self._directory, heatmaps=self._explain is not None, pdf=self._pdf
         ):
             return
-        context = self._report.ReportContext(spec, self._options)
+        analyzed_at = None if result.reused else datetime.now(UTC)
+        context = self._report.ReportContext(spec, self._options, analyzed_at=analyzed_at)
         pictures = self._pictures.pop(verdict.source, None)
         self._pages.append(self._writer.submit(self._write_page, verdict, context, pictures))
 
@@ -334,6 +336,7 @@ class Report:
     def _write_page(self, verdict: Verdict, context: ReportContext, pictures: Pictures | None) -> Path:
         pictures = pictures or self._report.pictures_of_source(verdict, context.spec)
         heatmaps = self._heatmaps(verdict, pictures)
+        context = replace(context, file=self._report.file_facts(verdict.source))
         return self._report.write_page(verdict, self._directory, context, heatmaps, pictures=pictures, pdf=self._pdf)
 
     def _heatmaps(self, verdict: Verdict, pictures: Pictures) -> Heatmaps | None:

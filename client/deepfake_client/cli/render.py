@@ -10,6 +10,7 @@ from rich.text import Text
 
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.result.verdict import Interval, Label, ModelIdentity, Verdict
+from deepfake_client.result.words import side_words
 from deepfake_preprocess.support.text import visible
 
 LABEL_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
@@ -96,18 +97,18 @@ def _bar(score: float, threshold: float) -> Text:
 def track_table(verdict: Verdict) -> Table:
     """Return a table with one row for each face that was followed."""
     table = Table(box=None, header_style="bold")
-    for name in ("face", "verdict", "fake", "95%", "agreeing", "frames", "from", "to"):
+    for name in ("face", "verdict", "fake", "95%", "frames", "of them", "from", "to"):
         table.add_column(name, justify="left" if name == "verdict" else "right")
     for track in verdict.tracks:
         table.add_row(
             str(track.track + 1),
             Text(track.label.value, style=LABEL_STYLE[track.label])
-            if track.counted and not track.background
+            if track.takes_part
             else Text("background" if track.counted else "left out", style="dim"),
             f"{track.fake_probability:.4f}",
             _range(track.interval),
-            f"{track.consistency.agreeing_share:.0%}",
             str(track.num_frames),
+            side_words(track, verdict.threshold),
             f"{track.first_pts_seconds:.2f} s",
             f"{track.last_pts_seconds:.2f} s",
         )

@@ -5,44 +5,121 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
 
 from deepfake_client.analysis.aggregation import num_frames_needed
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.report.plots import track_styles
-from deepfake_client.result.verdict import FaceScore, Label, Verdict
-from deepfake_client.result.words import in_plain_words
+from deepfake_client.result.times import clock, day_and_time
+from deepfake_client.result.verdict import FaceScore, Label, Track, Verdict
+from deepfake_client.result.words import in_plain_words, side_words
+from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.sampling import Sampling
+
+READING: Final = (
+    "Each face gets a score of its own, made of its frames. The video is as fake as its most suspicious face that "
+    "was seen often enough. A picture on the wall, which never moves by itself, and a face that is much poorer than "
+    "others are background and do not decide.",
+    "FAKE means that this score reaches the threshold. It is a reason to look closer, no proof. REAL means that the "
+    "model saw nothing that it knows; a forgery of another kind than it was trained on may pass, and so may one "
+    "between the frames that were looked at.",
+    "The 95% interval says how far the score may lie elsewhere, given how the frames differ. An interval across the "
+    "threshold is a close call. It does not say how often the model errs.",
+    "Frames above or below: the share of a face's frames on the side of the threshold where its score lies. The "
+    "longest fake run is the most frames in a row on the fake side. A fake that shows in all frames is another thing "
+    "than one bad frame.",
+    "Faces that are tiny, blurred, turned away or cut off count less, or not at all; the reason is in the tables.",
+)
+"""How to read a report."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """By which a file can be known again, whatever it is called.
+
+    Attributes:
+        size_bytes: how many bytes it has.
+        sha256: lower-case hexadecimal SHA-256 of them.
+    """
+
+    size_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReportContext:
-    """What a report says in addition to the verdict: the contract of the model, and how the input was analyzed."""
+    """What a report says in addition to the verdict.
+
+    Attributes:
+        spec: the contract of the model.
+        options: how the input was analyzed.
+        file: what was analyzed; None for what is no file, or is not known any more.
+        analyzed_at: when the verdict was made, an aware time; None where nobody knows.
+    """
 
     spec: ModelSpec
     options: AnalyzeOptions
+    file: FileFacts | None = None
+    analyzed_at: datetime | None = None
+
+
+def file_facts(source: str) -> FileFacts | None:
+    """Read a file and return its facts; None for what is no file, such as an address, or cannot be read."""
+    path = Path(source)
+    try:
+        return FileFacts(path.stat().st_size, sha256_file(path)) if path.is_file() else None
+    except OSError:
+        return None
+
+
+def origin(context: ReportContext) -> list[str]:
+    """Say when which bytes were analyzed, as far as it is known, as sentences."""
+    told = []
+    if context.analyzed_at is not None:
+        told.append(f"Analyzed on {day_and_time(context.analyzed_at)}.")
+    if context.file is not None:
+        told.append(f"File: {context.file.size_bytes:,} bytes, SHA-256 {context.file.sha256}.")
+    return told
 
 
 def headline(verdict: Verdict) -> str:
-    """Say in a sentence what was found, or why nothing was."""
+    """Say in one or two sentences what was found, or why nothing was."""
     if verdict.reason is not None:
         detail = _sentence(verdict.detail)
         return f"No verdict: {verdict.reason.value.replace('_', ' ')}. {detail}".strip()
     face = (verdict.deciding_track or 0) + 1
     score, threshold = f"{verdict.fake_probability:.3f}", f"the threshold of {verdict.threshold:g}"
+    found = f"No face that counts looks fake: the highest score ({score}, face {face}) is below {threshold}."
     if verdict.label is Label.FAKE:
-        return f"Face {face} looks fake: its fake probability of {score} reaches {threshold}."
-    return f"No face that counts looks fake: the highest score ({score}, face {face}) is below {threshold}."
+        found = f"Face {face} looks fake: the fake probability of {score} reaches {threshold}."
+    return f"{found} {_closeness(verdict)}".strip()
+
+
+def _closeness(verdict: Verdict) -> str:
+    """Say what an interval across the threshold means."""
+    interval = verdict.interval
+    if interval is None or not interval.low < verdict.threshold <= interval.high:
+        return ""
+    if len(verdict.frames) == 1:
+        return "One picture does not show how far this score may lie elsewhere."
+    return "It is a close call: the score may as well lie on the other side."
+
+
+def judged_first(track: Track) -> tuple[bool, float]:
+    """Sort faces that take part in the verdict before others, and then the most suspicious first."""
+    return not track.takes_part, -track.fake_probability
 
 
 def track_rows(verdict: Verdict) -> list[dict[str, Any]]:
-    """Return what is known of each face, most suspicious first: its track, color, concerns and what was left out."""
+    """Return what is known of each face, those that were judged first: track, color, concerns, what was left out."""
     styles = track_styles(verdict)
     rows = []
     usable = Counter(face.track for frame in verdict.frames for face in frame.faces if face.takes_part)
     needed = num_frames_needed(len(verdict.frames), max(usable.values(), default=0))
-    for track in sorted(verdict.tracks, key=lambda track: (not track.counted, -track.fake_probability)):
+    for track in sorted(verdict.tracks, key=judged_first):
         faces = [face for frame in verdict.frames for face in frame.faces if face.track == track.track]
         unscored = sum(face.fake_probability is None for face in faces)
         left_out = len(faces) - unscored - usable[track.track]
@@ -50,6 +127,7 @@ def track_rows(verdict: Verdict) -> list[dict[str, Any]]:
             {
                 "track": track,
                 "color": styles[track.track][0],
+                "side": side_words(track, verdict.threshold),
                 "concerns": _concerns(faces),
                 "left_out": left_out,
                 "unscored": unscored,
@@ -80,10 +158,32 @@ def sampling_text(sampling: Sampling) -> str:
     return f"{sampling.num_frames} frames, {where}"
 
 
-def warnings(verdict: Verdict) -> list[str]:
+def frames_text(verdict: Verdict, sampling: Sampling) -> str:
+    """Say which frames were asked for, and at which times some were looked at."""
+    times = [frame.pts_seconds for frame in verdict.frames]
+    text = f"{sampling_text(sampling)}; {len(times)} looked at"
+    if len(times) > 1:
+        step = (times[-1] - times[0]) / (len(times) - 1)
+        text += f", from {clock(times[0])} to {clock(times[-1])}, one every {clock(step)} on average"
+    return text + (f"; {verdict.frames_saved} not needed any more" if verdict.frames_saved else "")
+
+
+def warnings(verdict: Verdict, spec: ModelSpec) -> list[str]:
     """Return what should be known before the score is used, as sentences."""
     detail = [verdict.detail] if verdict.detail and verdict.reason is None else []
-    return [f"{_sentence(text).removesuffix('.')}." for text in (*verdict.notes(), *detail)]
+    texts = (*_own_threshold(verdict, spec), *verdict.notes(), *detail)
+    return [f"{_sentence(text).removesuffix('.')}." for text in texts]
+
+
+def _own_threshold(verdict: Verdict, spec: ModelSpec) -> list[str]:
+    """Say that the threshold is not the one that the model was made for."""
+    if verdict.threshold == spec.threshold:
+        return []
+    text = f"the threshold of {verdict.threshold:g} was chosen by hand; the model's own is {spec.threshold:g}"
+    if verdict.fake_probability is None:
+        return [text]
+    reaches = "reaches" if verdict.fake_probability >= spec.threshold else "does not reach"
+    return [f"{text}, which the score {reaches}"]
 
 
 def _sentence(text: str) -> str:

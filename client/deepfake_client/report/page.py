@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,28 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from deepfake_client.report.facts import ReportContext, headline, sampling_text, stages, track_rows, warnings
-from deepfake_client.report.pictures import Pictures, data_uri, jpeg_uri, moments, pictures_of_source, with_box
+from deepfake_client.report.facts import (
+    READING,
+    ReportContext,
+    frames_text,
+    headline,
+    origin,
+    stages,
+    track_rows,
+    warnings,
+)
+from deepfake_client.report.pictures import (
+    Pictures,
+    data_uri,
+    jpeg_uri,
+    moments,
+    pictures_of_source,
+    ranked,
+    with_box,
+)
 from deepfake_client.report.plots import timeline_svg, track_styles, write_frame_analysis, write_timeline
 from deepfake_client.result.outcome import Outcome
+from deepfake_client.result.times import clock, day_and_time
 from deepfake_client.result.verdict import Label, Verdict
 from deepfake_client.result.words import in_plain_words
 from deepfake_preprocess.support.extras import require_extra
@@ -46,6 +65,7 @@ _templates = jinja2.Environment(
 _templates.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
 _templates.filters["percent"] = lambda value: f"{100 * value:.2f}%"
 _templates.filters["seconds"] = lambda value: f"{value:.2f} s"
+_templates.filters["clock"] = clock
 _templates.filters["words"] = lambda value: str(value).replace("_", " ")
 _templates.filters["plain"] = visible
 _templates.filters["told"] = lambda text: visible(in_plain_words(str(text)))
@@ -107,26 +127,41 @@ def write_page(
     if pdf:
         make = require_extra("deepfake_client.report.pdf", extra="pdf").pdf_of
         write_whole(folder / PDF_NAME, make(verdict, context, pictures))
-    page = _templates.get_template("page.html.j2").render(
+    write_whole(path, page_of(verdict, context, pictures, heatmaps, has_files=True))
+    return path
+
+
+def page_of(
+    verdict: Verdict,
+    context: ReportContext,
+    pictures: Pictures,
+    heatmaps: Heatmaps | None = None,
+    *,
+    has_files: bool = False,
+) -> str:
+    """Return the page of one verdict as HTML; with `has_files` it leads to the plots and the JSON beside it."""
+    return _templates.get_template("page.html.j2").render(
         verdict=verdict,
         name=Path(verdict.source).name or verdict.source,
         headline=headline(verdict),
         timeline=Markup(timeline_svg(verdict)),
         timeline_narrow=Markup(timeline_svg(verdict, narrow=True)),
         timeline_text=_timeline_text(verdict),
-        faces=_face_cards(pictures, heatmaps),
+        faces=_face_cards(pictures, verdict, heatmaps),
         places=_places(pictures, verdict),
         heatmaps=heatmaps,
         pictures=pictures,
         tracks=track_rows(verdict),
         context=context,
-        sampling=sampling_text(context.options.sampling),
-        warnings=warnings(verdict),
+        origin=origin(context),
+        frames=frames_text(verdict, context.options.sampling),
+        warnings=warnings(verdict, context.spec),
         stages=stages(verdict),
+        reading=READING,
+        has_files=has_files,
+        made_at=day_and_time(datetime.now(UTC)),
         version=metadata.version("deepfake-serving"),
     )
-    write_whole(path, page)
-    return path
 
 
 def write_index(outcomes: Sequence[Outcome], directory: Path) -> Path:
@@ -139,6 +174,7 @@ def write_index(outcomes: Sequence[Outcome], directory: Path) -> Path:
     count = len(outcomes)
     page = _templates.get_template("index.html.j2").render(
         heading=f"{count} file" if count == 1 else f"{count} files",
+        made_at=day_and_time(datetime.now(UTC)),
         rows=rows,
         failures=[outcome for outcome in outcomes if outcome.error is not None],
         counts=counts,
@@ -163,7 +199,7 @@ def _timeline_text(verdict: Verdict) -> str:
     """Say in words what the plot shows."""
     lines = [
         f"face {track.track + 1}: {track.fake_probability:.3f} over {track.num_frames} frames from "
-        f"{track.first_pts_seconds:.2f} to {track.last_pts_seconds:.2f} seconds"
+        f"{clock(track.first_pts_seconds)} to {clock(track.last_pts_seconds)}"
         for track in verdict.tracks
     ]
     return f"Fake probability of each face over time, threshold {verdict.threshold:g}. " + (
@@ -171,14 +207,21 @@ def _timeline_text(verdict: Verdict) -> str:
     )
 
 
-def _face_cards(pictures: Pictures, heatmaps: Heatmaps | None) -> list[dict[str, Any]]:
+def _face_cards(pictures: Pictures, verdict: Verdict, heatmaps: Heatmaps | None) -> list[dict[str, Any]]:
     overlays = {} if heatmaps is None else heatmaps.overlays
     cards = []
-    for item in sorted(pictures.faces, key=lambda item: -(item.pick.face.fake_probability or 0.0)):
+    for item, takes_part in ranked(pictures, verdict):
         frame, face = item.pick.frame, item.pick.face
         png = overlays.get((frame.index, face.track))
-        overlay = None if png is None else data_uri("image/png", png)
-        cards.append({"uri": jpeg_uri(item.crop), "overlay": overlay, "face": face, "pts_seconds": frame.pts_seconds})
+        cards.append(
+            {
+                "uri": jpeg_uri(item.crop),
+                "overlay": None if png is None else data_uri("image/png", png),
+                "face": face,
+                "takes_part": takes_part,
+                "pts_seconds": frame.pts_seconds,
+            }
+        )
     return cards
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,9 +20,19 @@ from fpdf.enums import XPos, YPos
 from fpdf.fonts import FontFace, TTFFont
 from numpy.typing import NDArray
 
-from deepfake_client.report.facts import ReportContext, headline, sampling_text, stages, track_rows, warnings
-from deepfake_client.report.pictures import Pictures, jpeg, moments, with_box
+from deepfake_client.report.facts import (
+    READING,
+    ReportContext,
+    frames_text,
+    headline,
+    origin,
+    stages,
+    track_rows,
+    warnings,
+)
+from deepfake_client.report.pictures import Pictures, jpeg, moments, ranked, with_box
 from deepfake_client.report.plots import timeline_png, track_styles
+from deepfake_client.result.times import clock, day_and_time
 from deepfake_client.result.verdict import FrameResult, Label, Verdict
 from deepfake_client.result.words import in_plain_words
 from deepfake_preprocess.support.text import visible
@@ -39,16 +50,6 @@ _COLORS: Final = {Label.FAKE: (198, 47, 60), Label.REAL: (47, 125, 79), Label.IN
 _WHITE: Final = (255, 255, 255)
 _NO_LETTER: Final = "□"
 _FACES_IN_ROW, _PLACES_IN_ROW = 6, 3
-_READING: Final = (
-    "Each face gets a score of its own, made of its frames. The video is as fake as its most suspicious face that "
-    "was seen often enough. A picture on the wall, which never moves by itself, and a face that is much poorer than "
-    "others are background and do not decide.",
-    "FAKE means that this score reaches the threshold. It is a reason to look closer, no proof. REAL means that the "
-    "model saw nothing that it knows; a forgery of another kind than it was trained on may pass.",
-    "The 95% interval says how far the score may lie elsewhere, given how the frames differ. An interval across the "
-    "threshold is a close call.",
-    "Faces that are tiny, blurred, turned away or cut off count less, or not at all; the reason is in the tables.",
-)
 
 
 def pdf_of(verdict: Verdict, context: ReportContext, pictures: Pictures) -> bytes:
@@ -65,10 +66,12 @@ def pdf_of(verdict: Verdict, context: ReportContext, pictures: Pictures) -> byte
     paper.paragraph(name, size=15, bold=True)
     if verdict.source != Path(verdict.source).name:
         paper.paragraph(visible(verdict.source), soft=True)
+    for sentence in origin(context):
+        paper.paragraph(sentence, size=8, soft=True)
     _verdict_box(paper, verdict)
     if not context.spec.trained:
         paper.paragraph(f"These scores mean nothing. {context.spec.training_data or ''}", bold=True)
-    for warning in warnings(verdict):
+    for warning in warnings(verdict, context.spec):
         paper.paragraph(visible(warning))
     paper.heading("Scores over time")
     paper.picture(timeline_png(verdict), paper.epw, "Fake probability of each face over time")
@@ -96,6 +99,7 @@ class _Paper(FPDF):
         self.set_title(title)
         self.set_lang("en")
         self.set_creator(f"deepfake-serving {metadata.version('deepfake-serving')}")
+        self._made_at = day_and_time(datetime.now(UTC))
         self.set_draw_color(*_LINE)
         self.set_font("body", size=9)
         self.add_page()
@@ -105,7 +109,7 @@ class _Paper(FPDF):
         self.set_y(-_MARGIN_MM + 4)
         self.set_font("body", size=7)
         self.set_text_color(*_SOFT)
-        self.cell(0, 4, f"Made by {self.creator}, page {self.page_no()}", align="R")
+        self.cell(0, 4, f"Made by {self.creator} on {self._made_at}, page {self.page_no()}", align="R")
 
     def paragraph(
         self, text: str, *, size: float = 9, bold: bool = False, soft: bool = False, width: float = 0
@@ -200,22 +204,24 @@ def _faces(paper: _Paper, verdict: Verdict, pictures: Pictures) -> None:
     if not pictures.faces:
         paper.paragraph(visible(in_plain_words(pictures.problem) or "No face was scored."))
         return
-    paper.paragraph("As the model saw them, highest score first.", soft=True)
-    ranked = sorted(pictures.faces, key=lambda item: -(item.pick.face.fake_probability or 0.0))
-    _grid(paper, [(item.crop, _face_words(item)) for item in ranked], _FACES_IN_ROW)
+    paper.paragraph("As the model saw them: the faces that were judged first, highest score first.", soft=True)
+    crops = [(item.crop, _face_words(item, takes_part)) for item, takes_part in ranked(pictures, verdict)]
+    _grid(paper, crops, _FACES_IN_ROW)
     styles = track_styles(verdict)
     shown = []
     for track, item in moments(pictures):
         red, green, blue = bytes.fromhex(styles[track][0].removeprefix("#"))
-        words = f"face {track + 1} at {item.pick.frame.pts_seconds:.2f} s"
+        words = f"face {track + 1} at {clock(item.pick.frame.pts_seconds)}"
         shown.append((with_box(item, (red, green, blue)), words))
     _grid(paper, shown, _PLACES_IN_ROW, "Where they are")
 
 
-def _face_words(item: Evidence) -> str:
+def _face_words(item: Evidence, takes_part: bool) -> str:
     face = item.pick.face
     score = "–" if face.fake_probability is None else f"{face.fake_probability:.3f}"
-    words = f"{score}, face {face.track + 1}\nat {item.pick.frame.pts_seconds:.2f} s"
+    words = f"{score}, face {face.track + 1}\nat {clock(item.pick.frame.pts_seconds)}"
+    if not takes_part:
+        words += "\ndid not decide"
     if face.weight < 1:
         words += f"\nweight {face.weight:.2f}: {', '.join(_words(item.value) for item in face.concerns)}"
     return words
@@ -250,11 +256,11 @@ def _tracks(paper: _Paper, verdict: Verdict) -> None:
         paper.paragraph("None.")
         return
     paper.paragraph(
-        "One row for each face, most suspicious first. A face that was seen too rarely or too poorly is left out; a "
-        "picture on the wall is background.",
+        "One row for each face, those that were judged first, the most suspicious on top. A face that was seen too "
+        "rarely or too poorly is left out; a picture on the wall is background.",
         soft=True,
     )
-    heads = ("Face", "Verdict", "Probability, 95% interval", "Frames", "Seconds", "Frames agreeing", "Variance",
+    heads = ("Face", "Verdict", "Probability, 95% interval", "Frames", "Seen", "Frames above or below", "Variance",
              "Longest fake run", "Concerns (frames)")  # fmt: skip
     paper.rows(heads, (_track_row(row) for row in rows), (9, 22, 24, 20, 24, 17, 18, 15, 29))
 
@@ -269,8 +275,8 @@ def _track_row(row: dict[str, Any]) -> tuple[str, ...]:
         "background: does not decide" if track.background else label,
         f"{track.fake_probability:.3f}\n{track.interval.low:.3f} to {track.interval.high:.3f}",
         "\n".join(frames),
-        f"{track.first_pts_seconds:.2f} to {track.last_pts_seconds:.2f}",
-        f"{100 * track.consistency.agreeing_share:.0f}%",
+        f"{clock(track.first_pts_seconds)} to {clock(track.last_pts_seconds)}",
+        row["side"],
         f"{track.consistency.score_variance:.4f}",
         str(track.consistency.longest_run),
         row["concerns"],
@@ -283,7 +289,6 @@ def _about(paper: _Paper, verdict: Verdict, context: ReportContext) -> None:
     threshold = f"{verdict.threshold:g}"
     if verdict.threshold != spec.threshold:
         threshold += f" (the model's own: {spec.threshold:g})"
-    saved = f", {verdict.frames_saved} not needed any more" if verdict.frames_saved else ""
     took = "; ".join(f"{stage} {seconds:.2f} s" for stage, seconds, _ in stages(verdict))
     facts = {
         "Model": f"{model.name} version {model.version}",
@@ -291,14 +296,14 @@ def _about(paper: _Paper, verdict: Verdict, context: ReportContext) -> None:
         "Trained on": spec.training_data or "not stated; nobody can say what the scores are worth",
         "Architecture": f"{spec.architecture}, crops of {spec.input_width_px} × {spec.input_height_px} pixels",
         "Threshold": threshold,
-        "Frames": f"{sampling_text(context.options.sampling)}; {len(verdict.frames)} looked at{saved}",
+        "Frames": frames_text(verdict, context.options.sampling),
         "Score of a face": f"{_words(context.options.aggregation)} over a face's frames; the most suspicious face "
         "that is not background decides",
         "Time": f"{verdict.timing_s.total:.2f} s in all. Stages overlap: {took}",
     }
     paper.rows((), (tuple(map(visible, item)) for item in facts.items()), (30, 148))
     paper.heading("How to read this")
-    for sentence in _READING:
+    for sentence in READING:
         paper.paragraph(sentence)
 
 
@@ -317,7 +322,7 @@ def _frames(paper: _Paper, verdict: Verdict) -> None:
 
 
 def _frame_rows(frame: FrameResult) -> Iterator[tuple[str, ...]]:
-    moment = str(frame.index), f"{frame.pts_seconds:.2f} s"
+    moment = str(frame.index), clock(frame.pts_seconds)
     if not frame.faces:
         yield (*moment, "no face", "", "", "", "", "")
     for face in frame.faces:

@@ -80,6 +80,13 @@ def with_box(item: Evidence, color_rgb: tuple[int, int, int]) -> NDArray[np.uint
     return image
 
 
+def ranked(pictures: Pictures, verdict: Verdict) -> list[tuple[Evidence, bool]]:
+    """Return the faces, each with whether it takes part: those that do come first, then the most suspicious."""
+    taking_part = {track.track for track in verdict.tracks if track.takes_part}
+    found = [(item, item.pick.face.track in taking_part) for item in pictures.faces]
+    return sorted(found, key=lambda one: (not one[1], -(one[0].pick.face.fake_probability or 0.0)))
+
+
 def moments(pictures: Pictures) -> list[tuple[int, Evidence]]:
     """Return the number of each face's track and the face in the frame in which it is most suspicious."""
     return sorted({item.pick.face.track: item for item in reversed(pictures.faces)}.items())

@@ -16,8 +16,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from deepfake_client.report.pictures import Shot
+from deepfake_client.result.times import clock
 from deepfake_client.result.verdict import FaceScore, Verdict
 
 COLORS = ("#0077bb", "#ee7733", "#009988", "#aa3377", "#33bbee", "#887700")
@@ -28,6 +30,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 """Markers of the tracks: color is never the only difference."""
 _INK = "#1f2328"
 _FAKE_COLOR, _REAL_COLOR = "#c62f3c", "#2f7d4f"
+LONG_S = 120.0
+"""From here on, times are named by minutes and seconds."""
+MOST_TICKS, MOST_TICKS_NARROW = 8, 4
+_TICKS_S = (30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
 _DPI = 120
 _CAUTION_CHARACTERS = 150
 _STYLE: dict[Any, Any] = {
@@ -126,7 +132,7 @@ def _timeline(verdict: Verdict, *, narrow: bool = False) -> Figure:
     _draw_interval(axes, verdict, styles)
     _draw_tracks(axes, verdict, styles)
     axes.set_ylim(-0.04, 1.04)
-    axes.set_xlabel("time in seconds")
+    _name_times(axes, verdict, MOST_TICKS_NARROW if narrow else MOST_TICKS)
     axes.set_ylabel("fake probability")
     axes.grid(axis="y", color=OTHER_COLOR, alpha=0.25, linewidth=0.6)
     _widen_single_moment(axes, verdict)
@@ -177,6 +183,18 @@ def _draw_tracks(axes: Axes, verdict: Verdict, styles: dict[int, tuple[str, str]
         axes.plot(bare, [-0.02] * len(bare), "|", color=OTHER_COLOR, markersize=7, label="no face")
 
 
+def _name_times(axes: Axes, verdict: Verdict, most: int) -> None:
+    """Name the times of the lower axis: seconds, or minutes where there are several."""
+    last = verdict.frames[-1].pts_seconds if verdict.frames else 0.0
+    if last < LONG_S:
+        axes.set_xlabel("time in seconds")
+        return
+    step = next((step for step in _TICKS_S if last <= step * most), last / most)
+    axes.xaxis.set_major_locator(MultipleLocator(step))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds, 0)))
+    axes.set_xlabel(f"time from the start, in {'hours, ' if last >= 3600 else ''}minutes and seconds")
+
+
 def _widen_single_moment(axes: Axes, verdict: Verdict) -> None:
     times = {frame.pts_seconds for frame in verdict.frames}
     if len(times) < 2:
@@ -186,7 +204,7 @@ def _widen_single_moment(axes: Axes, verdict: Verdict) -> None:
 
 def _draw_shot(axes: Axes, shot: Shot, threshold: float) -> None:
     axes.imshow(shot.image_rgb)
-    axes.set_title(f"{shot.result.pts_seconds:.2f} s (face: score)", fontsize=9, loc="left")
+    axes.set_title(f"{clock(shot.result.pts_seconds)} (face: score)", fontsize=9, loc="left")
     for face in shot.result.faces:
         color = _color_of(face, threshold)
         left, top, right, bottom = (value * shot.scale for value in face.box_xyxy)
@@ -208,10 +226,10 @@ def _draw_bars(axes: Axes, verdict: Verdict) -> None:
         axes.bar(position, highest.fake_probability or 0.0, width=0.8, color=_color_of(highest, verdict.threshold))
     axes.axhline(verdict.threshold, color=_INK, linestyle="--", linewidth=1)
     ticks = range(0, len(verdict.frames), max(1, len(verdict.frames) // 12))
-    axes.set_xticks(list(ticks), [f"{verdict.frames[tick].pts_seconds:.1f}" for tick in ticks])
+    axes.set_xticks(list(ticks), [clock(verdict.frames[tick].pts_seconds, 1) for tick in ticks])
     axes.set_ylim(0, 1.02)
     axes.set_xlim(-0.7, max(1, len(verdict.frames)) - 0.3)
-    axes.set_xlabel("frames that were looked at, by time in seconds")
+    axes.set_xlabel("frames that were looked at, by time from the start")
     axes.set_ylabel("highest fake probability")
 
 

@@ -154,6 +154,11 @@ class Track(JsonData):
     look: tuple[float, ...] = field(default=(), metadata={"exclude": True}, compare=False)
     """Mean of the `analysis.abstaining.LOOKS` of its faces of weight above 0; not in JSON."""
 
+    @property
+    def takes_part(self) -> bool:
+        """Whether the verdict rests on it, too: it counts and is not background."""
+        return self.counted and not self.background
+
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity(JsonData):
@@ -253,4 +258,16 @@ class Verdict(JsonData):
             for count, what in counts
             if count
         ]
-        return [*self.input_notes, *unread, *counted]
+        return [*self.input_notes, *unread, *counted, *self._by_chance()]
+
+    def _by_chance(self) -> list[str]:
+        deciding = next((track for track in self.tracks if track.track == self.deciding_track), None)
+        if deciding is None or self.fake_probability is None:
+            return []
+        score, own = f"{self.fake_probability:.3f}", f"{deciding.fake_probability:.3f}"
+        if score == own:
+            return []
+        return [
+            f"the score of {score} is the {own} of face {deciding.track + 1}, less what the highest of several "
+            "faces' scores exceeds by chance"
+        ]

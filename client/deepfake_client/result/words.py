@@ -1,4 +1,4 @@
-"""What the library calls a parameter, and what a page calls it, whose readers know neither code nor command line.
+"""What the library calls a parameter or a figure, and what pages call it, whose readers know no code.
 
 Messages name parameters in backquotes (`num_frames`); the commands have a table of their own, of options.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Final
+
+from deepfake_client.result.verdict import Track
 
 PLAIN_NAMES: Final[Mapping[str, str]] = {
     "aggregation": "the way a face's frames become its score",
@@ -43,3 +45,14 @@ PLAIN_NAMES: Final[Mapping[str, str]] = {
 def in_plain_words(text: str) -> str:
     """Return a text of the library in words for everybody."""
     return re.sub(r"`([a-z0-9_.]+)`", lambda found: PLAIN_NAMES.get(found[1], found[0]), text)
+
+
+def agreeing_percent(agreeing_share: float) -> int:
+    """Return the share of frames on the score's side in percent; 100 is all of them."""
+    return 100 if agreeing_share == 1 else min(99, round(100 * agreeing_share))
+
+
+def side_words(track: Track, threshold: float) -> str:
+    """Return how many of a face's frames lie on the side of the threshold where its score lies."""
+    side = "above" if track.fake_probability >= threshold else "below"
+    return f"{agreeing_percent(track.consistency.agreeing_share)}% {side}"

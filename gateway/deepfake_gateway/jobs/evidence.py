@@ -111,6 +111,9 @@ class Evidence:
             "name": analysis.file_name,
             "options": analysis.options,
             "verdict": analysis.verdict,
+            "size_bytes": analysis.size_bytes,
+            "sha256": analysis.sha256,
+            "analyzed_at": analysis.finished_at or analysis.created_at,
             **about,
         }
         try:

@@ -13,12 +13,11 @@ import json
 import os
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from deepfake_client.analysis.pipeline import Progress
@@ -123,20 +122,21 @@ def _analyze(
 def _report(
     client: DeepfakeClient, medium: BinaryIO, task: dict[str, Any], limits: Limits, say: Say
 ) -> dict[str, Any]:
-    from deepfake_client.report import ReportContext, take_pictures, write_page
+    from deepfake_client.report import FileFacts, ReportContext, page_of, take_pictures
 
     verdict = Verdict.from_dict(task["verdict"])
     spec = client.model().spec
     with open_source(medium, name=task["name"]) as media:
         pictures = take_pictures(verdict, media, spec)
-    context = ReportContext(spec, options_of(task["options"]))
+    analyzed_at = datetime.fromtimestamp(task["analyzed_at"], UTC)
+    file = FileFacts(task["size_bytes"], task["sha256"])
+    context = ReportContext(spec, options_of(task["options"]), file, analyzed_at)
     if task["format"] == "pdf":
         from deepfake_client.report.pdf import pdf_of
 
         report = pdf_of(verdict, context, pictures)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            report = write_page(verdict, Path(folder), context, pictures=pictures).read_bytes()
+        report = page_of(verdict, context, pictures).encode()
     return {"report": base64.b64encode(report).decode("ascii")}
 
 

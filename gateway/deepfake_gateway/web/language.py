@@ -75,7 +75,7 @@ class Language:
         return f"{hours}:{minutes:02d}:{second}" if hours else f"{minutes}:{second}"
 
     def duration(self, seconds: float, digits: int = 1) -> str:
-        """Return how long something takes: seconds with so many digits behind the point, minutes and hours without."""
+        """Return how long something takes: seconds with so many digits behind the point, or minutes and hours."""
         if round(seconds, digits) < 60:
             return f"{self.number(seconds, digits)} s"
         minutes, rest = divmod(round(seconds), 60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -91,12 +92,16 @@ def test_ctrl_c_keeps_what_is_done_in_every_form(
 
     monkeypatch.setattr(InterruptingClient, "interrupt_after", 10**9)
     missing = next(Path("report").glob("a.png-*/report.html"))
+    hashed = hashlib.sha256(Path("images/a.png").read_bytes()).hexdigest()
+    assert "Analyzed on" in missing.read_text()
+    assert hashed in missing.read_text()
     missing.unlink()
     code, out, err = run(capsys, "images", "--jsonl", "--csv", "run.csv", "--report", "report", "--resume")
     assert code == exit_codes.EXIT_INCONCLUSIVE
     assert [json.loads(line)["source"] for line in out.splitlines()] == [f"images/{name}.png" for name in "abc"]
     assert len(read_csv(Path("run.csv").read_text())) == 3
-    assert missing.exists(), "a page that is not there is written"
+    assert hashed in missing.read_text(), "a page that is not there is written"
+    assert "Analyzed on" not in missing.read_text(), "nobody kept when that was"
     assert len(list(Path("report").glob("*/report.html"))) == 3
 
 

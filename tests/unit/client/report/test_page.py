@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import re
 import shutil
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -138,9 +141,11 @@ def test_a_page_shows_the_heatmaps_it_is_given(shown: Verdict, tmp_path: Path) -
     path = report.write_page(shown, tmp_path, CONTEXT, report.Heatmaps(overlays, "grad-cam on bn2"))
     assert_self_contained(path)
     page = read(path)
-    assert page.alts.count("The same face with the areas that made the model say fake") == len(picks) - 1 == 3
+    assert page.alts.count("The same face with a heatmap of what raised its score") == len(picks) - 1 == 3
     assert page.urls.count("data:image/png;base64," + base64.b64encode(png).decode()) == 3
     assert "grad-cam on bn2" in page.text
+    assert "a face with a low score has red areas, too" in page.text
+    assert "A heatmap is coarse, may lie beside the face, and proves no manipulation" in page.text
     assert "There are no heatmaps" not in page.text
 
 
@@ -180,6 +185,78 @@ def test_an_inconclusive_input_has_a_page_too(clip: Path, tmp_path: Path, reason
     assert "INCONCLUSIVE" in text
     assert reason.value.replace("_", " ") in text
     assert "no fake probability" in text
+
+
+def test_a_page_that_is_passed_on_says_when_which_file_was_analyzed_and_leads_nowhere(shown: Verdict) -> None:
+    when = datetime(2026, 11, 30, 12, 16, tzinfo=timezone(timedelta(hours=1)))
+    context = dataclasses.replace(CONTEXT, file=report.FileFacts(401_197, "ab" * 32), analyzed_at=when)
+    page = Page(report.page_of(shown, context, report.Pictures()))
+    assert all(url.startswith(("data:", "#")) for url in page.urls)
+    for fact in (
+        "Analyzed on 30 November 2026, 11:16 UTC.", f"File: 401,197 bytes, SHA-256 {'ab' * 32}.",
+        "4 looked at, from 0.00 s to 0.60 s, one every 0.20 s on average", "100% above",
+    ):  # fmt: skip
+        assert fact in page.text, fact
+    assert re.search(r"Made by deepfake-serving \S+ on \d+ \w+ 20\d\d, \d\d:\d\d UTC\.", page.text)
+
+
+def test_what_is_analyzed_is_known_by_its_bytes(clip: Path, tmp_path: Path) -> None:
+    expected = report.FileFacts(clip.stat().st_size, hashlib.sha256(clip.read_bytes()).hexdigest())
+    assert report.file_facts(str(clip)) == expected
+    for no_file in (str(tmp_path), "https://example.org/clip.mp4", "-", "no\0file"):
+        assert report.file_facts(no_file) is None, no_file
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact"),
+    [
+        ({"threshold": 0.95}, "The threshold of 0.95 was chosen by hand; the model's own is 0.5, which the score"),
+        ({"threshold": 0.95}, "which the score reaches."),
+        ({"threshold": 0.4, "score": 0.45}, "the model's own is 0.5, which the score does not reach."),
+        ({"score": 0.55}, "It is a close call: the score may as well lie on the other side."),
+        ({"score": 0.55, "num_frames": 1}, "One picture does not show how far this score may lie elsewhere."),
+        ({"score": 0.45}, "is below the threshold of 0.5. It is a close call"),
+    ],
+)  # fmt: skip
+def test_what_a_label_hides_is_said(changes: dict[str, Any], fact: str) -> None:
+    text = Page(report.page_of(verdict(**changes), CONTEXT, report.Pictures())).text
+    assert fact in text
+    assert "close call:" not in Page(report.page_of(verdict(), CONTEXT, report.Pictures())).text
+
+
+def test_the_score_of_one_of_several_faces_says_why_it_is_not_the_video_s(shown: Verdict) -> None:
+    lower = dataclasses.replace(shown, fake_probability=0.85)
+    text = Page(report.page_of(lower, CONTEXT, report.Pictures())).text
+    assert "The score of 0.850 is the 0.900 of face 1, less what the highest of several faces' scores exceeds" in text
+    assert "less what the highest" not in Page(report.page_of(shown, CONTEXT, report.Pictures())).text
+
+
+def test_faces_that_do_not_decide_stand_last_and_say_so(shown: Verdict, tmp_path: Path) -> None:
+    fake, real = shown.tracks
+    poster = dataclasses.replace(fake, background=True)
+    person = dataclasses.replace(real, counted=True)
+    text = report.write_page(
+        dataclasses.replace(shown, tracks=(poster, person), deciding_track=1), tmp_path, CONTEXT
+    ).read_text(encoding="utf-8")
+    cards = re.findall(r'<li class="(\w+)">\n<img src="[^"]*" alt="Face (\d)', text)
+    assert cards == [("REAL", "2")] * 2 + [("INCONCLUSIVE", "1")] * (len(cards) - 2)
+    assert text.count("did not decide") == len(cards) - 2 > 0
+    rows = re.findall(r'<th scope="row" data-name="Face">.*?</span>(\d)</th>', text)
+    assert rows == ["2", "1"]
+
+
+def test_the_axis_of_a_long_video_has_minutes(shown: Verdict, tmp_path: Path) -> None:
+    def timeline(last_s: float) -> str:
+        frames = (*shown.frames[:-1], dataclasses.replace(shown.frames[-1], pts_seconds=last_s))
+        longer = dataclasses.replace(shown, frames=frames)
+        return Page(report.page_of(longer, CONTEXT, report.Pictures())).text
+
+    assert "time in seconds" in timeline(100.0)
+    hour = timeline(3600.0)
+    assert "time from the start, in hours, minutes and seconds" in hour
+    assert "30:00" in hour
+    assert "1:00:00" in hour
+    assert "time from the start, in minutes and seconds" in timeline(200.0)
 
 
 def test_an_image_has_a_page_too(tmp_path: Path) -> None:

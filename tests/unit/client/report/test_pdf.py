@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pypdfium2
@@ -11,7 +13,7 @@ from media import make_clip
 from verdicts import inconclusive, verdict
 
 from deepfake_client import AnalyzeOptions
-from deepfake_client.report import Pictures, ReportContext, pictures_of_source
+from deepfake_client.report import FileFacts, Pictures, ReportContext, pictures_of_source
 from deepfake_client.report.pdf import pdf_of
 from deepfake_client.result.verdict import Reason, Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -39,7 +41,7 @@ def test_it_holds_the_verdict_and_everything_behind_it(clip: Path) -> None:
     text, pages, shots = read(verdict(str(clip)))
     for fact in (
         "two faces.mp4", "FAKE", "fake probability 0.900, 95% interval 0.800 to 1.000, threshold 0.5",
-        "Face 1 looks fake: its fake probability of 0.900 reaches the threshold of 0.5.",
+        "Face 1 looks fake: the fake probability of 0.900 reaches the threshold of 0.5.",
         "Caution: a score is a reason to look closer, and no proof. Not for decisions about people.",
         "2 damaged parts of the file, with what depends on it, were left out.", "3 not needed any more",
         "blurred (1), tiny (1)", "1 left out", "seen too poorly, not always scored", "tiny version 1", "0" * 64,
@@ -50,6 +52,20 @@ def test_it_holds_the_verdict_and_everything_behind_it(clip: Path) -> None:
     assert pages <= 3
     assert shots == 6, "the plot, the faces, and a whole frame"
     assert "These scores mean nothing" not in text
+
+
+def test_it_stands_alone() -> None:
+    when = datetime(2026, 11, 30, 11, 16, tzinfo=UTC)
+    context = dataclasses.replace(CONTEXT, file=FileFacts(401_197, "ab" * 32), analyzed_at=when)
+    text, _, _ = read(verdict(threshold=0.95), context, Pictures())
+    for fact in (
+        "Analyzed on 30 November 2026, 11:16 UTC.", f"File: 401,197 bytes, SHA-256 {'ab' * 32}.",
+        "4 looked at, from 0.00 s to 0.60 s, one every 0.20 s on average", "100% below",
+        "The threshold of 0.95 was chosen by hand; the model's own is 0.5, which the score reaches.",
+        "Frames above or below: the share of a face's frames",
+    ):  # fmt: skip
+        assert fact.replace(" ", "") in text.replace(" ", ""), fact
+    assert re.search(r"Made by deepfake-serving \S+ on \d+ \w+ 20\d\d, \d\d:\d\d UTC, page 1", text)
 
 
 @pytest.mark.parametrize("reason", [Reason.NO_FACE, Reason.UNDECODABLE])
