@@ -149,5 +149,7 @@ def violations():
 
 def _violations(page):
     page.evaluate(AXE)
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    found = page.evaluate(
+        "axe.run(document, {resultTypes: ['violations'], rules: {'target-size': {enabled: true}}})"
+    )["violations"]
     return [(rule["id"], node["target"], node["failureSummary"]) for rule in found for node in rule["nodes"]]

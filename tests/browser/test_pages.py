@@ -134,7 +134,11 @@ def test_several_files_are_dropped_followed_and_found_again(open_page, clip, vio
     expect(page.locator("#found tbody tr")).to_have_count(1)
     assert "name=dropped%202" in page.url
     page.get_by_label("Verdict").select_option("INCONCLUSIVE")
-    expect(page.get_by_text("Nothing fits.")).to_be_visible()
+    expect(page.locator("#found").get_by_text("Nothing fits.")).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text("Nothing fits.")
+    page.get_by_label("Verdict").select_option("")
+    expect(page.get_by_role("status")).to_have_text("1 result")
+    assert f"zone={page.evaluate('Intl.DateTimeFormat().resolvedOptions().timeZone')}".replace("/", "%2F") in page.url
 
 
 def test_an_upload_can_be_canceled(open_page, clip):
@@ -185,6 +189,89 @@ def test_what_is_deleted_elsewhere_is_followed_no_more(open_page, service, clip)
     open_page.complaints.clear()  # the browser itself tells of the refusal
 
 
+def test_a_service_that_does_not_answer_is_said_until_it_does(open_page, service, clip):
+    worker = service.worker()
+    worker.suspend()
+    try:
+        page = open_page(service.send(clip, num_frames=6)["links"]["page"])
+        page.route("**/progress", lambda route: route.abort())
+        expect(page.get_by_role("alert")).to_have_text(
+            "The service does not answer. This page tries again by itself."
+        )
+        page.unroute("**/progress")
+        expect(page.get_by_role("alert")).to_be_hidden()
+        page.route("**/progress", lambda route: route.fulfill(status=502, body="Bad gateway"))
+        expect(page.get_by_role("alert")).to_be_visible()
+        page.unroute("**/progress")
+    finally:
+        worker.resume()
+    expect(page.locator(".verdict")).to_be_visible()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    open_page.complaints.clear()  # the browser itself tells of each failure
+
+
+def test_a_link_is_shared_with_and_without_a_clipboard(open_page, results):
+    page = open_page(results["result"])
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Share link").click()
+    expect(page.get_by_role("status").first).to_have_text("Link copied. It opens on this machine only.")
+    expect(page.locator(".shared")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as without https
+    page.reload()
+    shown = []
+    page.on("dialog", lambda dialog: (shown.append((dialog.type, dialog.default_value)), dialog.dismiss()))
+    page.get_by_role("button", name="Share link").click()
+    expect(page.locator(".shared")).to_be_empty()
+    assert shown == [("prompt", page.url)]
+
+
+def test_a_wide_table_is_scrolled_by_keys(open_page, results):
+    page = open_page(results["result"], **PHONE)
+    page.get_by_text("All numbers").tap()
+    table = page.get_by_role("group", name="Faces")
+    table.focus()
+    page.keyboard.press("ArrowRight")
+    until(page, "document.querySelector('#numbers .scroll').scrollLeft > 0")
+    assert time_of(page) == 0
+
+
+def test_what_is_passed_on_has_its_day_and_place(open_page, results):
+    page = open_page(results["result"], timezone_id="Asia/Tokyo")
+    sent = page.locator("dd time")
+    expect(sent).to_have_text(re.compile(r"^\w{3} \d+, 20\d\d, \d+:\d\d:\d\d [AP]M GMT\+9$"))
+    page.goto("/history")
+    expect(page.locator("td time").first).to_have_text(re.compile(r"^\w{3} \d+, 20\d\d, \d+:\d\d [AP]M$"))
+
+
+def test_on_paper_a_result_is_light_and_without_controls(open_page, results):
+    page = open_page(results["result"], color_scheme="dark")
+    page.emulate_media(media="print")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    ink = page.evaluate("getComputedStyle(document.querySelector('.verdict text')).fill")
+    assert (ground, ink) == ("rgb(255, 255, 255)", "rgb(22, 32, 43)")
+    for role in ("button", "navigation", "slider"):
+        assert not [item for item in page.get_by_role(role).all() if item.is_visible()], role
+    expect(page.get_by_text("File's SHA-256")).to_be_visible()
+    expect(page.locator(".plot").first).to_be_visible()
+    expect(page.locator(".moments img").first).to_be_visible()
+    assert has_nothing_sideways(page)
+
+
+def test_a_moment_leads_to_its_time_by_keys_and_without_javascript(open_page, results):
+    page = open_page(results["result"])
+    until(page, "document.querySelector('video').readyState >= 2")
+    moment = page.get_by_role("link", name=re.compile("Face 1: show 0:0")).first
+    address, at = moment.get_attribute("href"), float(moment.get_attribute("data-seek"))
+    moment.focus()
+    page.keyboard.press("Enter")
+    until(page, f"Math.abs(document.querySelector('video').currentTime - {at}) < 0.01")
+    assert page.url.endswith(results["result"])
+    assert address.endswith(f"/media#t={at}")
+    assert page.request.get(address).headers["content-type"] == "video/mp4"
+
+
 def test_without_javascript_a_file_is_sent_and_its_result_shown(open_page, clip):
     page = open_page(java_script_enabled=False)
     page.set_input_files("#file", clip)
@@ -225,7 +312,9 @@ def test_a_live_source_is_followed_and_ended(open_page, tmp_path, violations):
 
 
 @pytest.mark.parametrize(
-    "look", [{"color_scheme": "light"}, {"color_scheme": "dark", **PHONE}], ids=["desktop", "phone"]
+    "look",
+    [{"color_scheme": "light"}, {"viewport": {"width": 768, "height": 1024}}, {"color_scheme": "dark", **PHONE}],
+    ids=["desktop", "tablet", "phone"],
 )
 def test_every_page_is_accessible_and_fits(open_page, results, violations, look):
     page = open_page(**look)
@@ -240,3 +329,16 @@ def test_every_page_is_accessible_and_fits(open_page, results, violations, look)
             found[path] = problems
         assert has_nothing_sideways(page), path
     assert found == {}
+
+
+@pytest.mark.parametrize(
+    "look", [{"color_scheme": "light"}, {"color_scheme": "dark", **PHONE}], ids=["desktop", "phone"]
+)
+def test_a_report_is_accessible_and_leads_nowhere(open_page, results, violations, look):
+    page = open_page("about:blank", **look)
+    report = page.request.get(results["result"].replace("/analyses/", "/v1/analyses/") + "/report")
+    page.set_content(report.text())  # its policy as an answer lets nothing run in it
+    expect(page.get_by_role("region", name="How this was made")).to_be_visible()
+    assert page.get_by_role("link").count() == 0
+    assert violations(page) == []
+    assert has_nothing_sideways(page)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from deepfake_client.analysis.aggregation import num_frames_needed
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.report.plots import track_styles
-from deepfake_client.result.times import clock, day_and_time
+from deepfake_client.result.times import day_and_time, duration, stretch
 from deepfake_client.result.verdict import FaceScore, Label, Track, Verdict
 from deepfake_client.result.words import in_plain_words, side_words
 from deepfake_preprocess.contract.manifest import sha256_file
@@ -28,7 +28,7 @@ READING: Final = (
     "between the frames that were looked at.",
     "The 95% interval says how far the score may lie elsewhere, given how the frames differ. An interval across the "
     "threshold is a close call. It does not say how often the model errs.",
-    "Frames above or below: the share of a face's frames on the side of the threshold where its score lies. The "
+    "Above or below: the share of a face's frames on the side of the threshold where its score lies. The "
     "longest fake run is the most frames in a row on the fake side. A fake that shows in all frames is another thing "
     "than one bad frame.",
     "Faces that are tiny, blurred, turned away or cut off count less, or not at all; the reason is in the tables.",
@@ -127,6 +127,7 @@ def track_rows(verdict: Verdict) -> list[dict[str, Any]]:
             {
                 "track": track,
                 "color": styles[track.track][0],
+                "seen": stretch(track.first_pts_seconds, track.last_pts_seconds),
                 "side": side_words(track, verdict.threshold),
                 "concerns": _concerns(faces),
                 "left_out": left_out,
@@ -164,7 +165,7 @@ def frames_text(verdict: Verdict, sampling: Sampling) -> str:
     text = f"{sampling_text(sampling)}; {len(times)} looked at"
     if len(times) > 1:
         step = (times[-1] - times[0]) / (len(times) - 1)
-        text += f", from {clock(times[0])} to {clock(times[-1])}, one every {clock(step)} on average"
+        text += f", from {stretch(times[0], times[-1])}, one every {duration(step)} on average"
     return text + (f"; {verdict.frames_saved} not needed any more" if verdict.frames_saved else "")
 
 

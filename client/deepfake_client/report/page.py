@@ -41,7 +41,7 @@ from deepfake_client.report.pictures import (
 )
 from deepfake_client.report.plots import timeline_svg, track_styles, write_frame_analysis, write_timeline
 from deepfake_client.result.outcome import Outcome
-from deepfake_client.result.times import clock, day_and_time
+from deepfake_client.result.times import clock, day_and_time, stretch
 from deepfake_client.result.verdict import Label, Verdict
 from deepfake_client.result.words import in_plain_words
 from deepfake_preprocess.support.extras import require_extra
@@ -199,7 +199,7 @@ def _timeline_text(verdict: Verdict) -> str:
     """Say in words what the plot shows."""
     lines = [
         f"face {track.track + 1}: {track.fake_probability:.3f} over {track.num_frames} frames from "
-        f"{clock(track.first_pts_seconds)} to {clock(track.last_pts_seconds)}"
+        f"{stretch(track.first_pts_seconds, track.last_pts_seconds)}"
         for track in verdict.tracks
     ]
     return f"Fake probability of each face over time, threshold {verdict.threshold:g}. " + (

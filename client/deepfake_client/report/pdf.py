@@ -260,7 +260,7 @@ def _tracks(paper: _Paper, verdict: Verdict) -> None:
         "rarely or too poorly is left out; a picture on the wall is background.",
         soft=True,
     )
-    heads = ("Face", "Verdict", "Probability, 95% interval", "Frames", "Seen", "Frames above or below", "Variance",
+    heads = ("Face", "Verdict", "Probability, 95% interval", "Frames", "Seen", "Above or below", "Variance",
              "Longest fake run", "Concerns (frames)")  # fmt: skip
     paper.rows(heads, (_track_row(row) for row in rows), (9, 22, 24, 20, 24, 17, 18, 15, 29))
 
@@ -275,7 +275,7 @@ def _track_row(row: dict[str, Any]) -> tuple[str, ...]:
         "background: does not decide" if track.background else label,
         f"{track.fake_probability:.3f}\n{track.interval.low:.3f} to {track.interval.high:.3f}",
         "\n".join(frames),
-        f"{clock(track.first_pts_seconds)} to {clock(track.last_pts_seconds)}",
+        row["seen"],
         row["side"],
         f"{track.consistency.score_variance:.4f}",
         str(track.consistency.longest_run),

@@ -192,7 +192,7 @@ def _name_times(axes: Axes, verdict: Verdict, most: int) -> None:
     step = next((step for step in _TICKS_S if last <= step * most), last / most)
     axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds, 0)))
-    axes.set_xlabel(f"time from the start, in {'hours, ' if last >= 3600 else ''}minutes and seconds")
+    axes.set_xlabel(f"time from the start, in {'hours, ' if last + step > 3600 else ''}minutes and seconds")
 
 
 def _widen_single_moment(axes: Axes, verdict: Verdict) -> None:
@@ -200,6 +200,8 @@ def _widen_single_moment(axes: Axes, verdict: Verdict) -> None:
     if len(times) < 2:
         center = next(iter(times), 0.0)
         axes.set_xlim(center - 0.5, center + 0.5)
+        axes.set_xticks([center], [clock(center)])
+        axes.set_xlabel("time of the one picture")
 
 
 def _draw_shot(axes: Axes, shot: Shot, threshold: float) -> None:

@@ -16,6 +16,21 @@ def clock(seconds: float, digits: int = 2) -> str:
     return f"{hours}:{minutes:02d}:{second}" if hours else f"{minutes}:{second}"
 
 
+def stretch(first_s: float, last_s: float) -> str:
+    """Return from when to when in a file something lasts; the unit stands once."""
+    first, last = clock(first_s), clock(last_s)
+    return f"{first.removesuffix(' s') if last.endswith(' s') else first} to {last}"
+
+
+def duration(seconds: float) -> str:
+    """Return how long something takes: seconds with two digits, from a minute on minutes and hours in full."""
+    if round(seconds, 2) < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
 def day_and_time(moment: datetime) -> str:
     """Return a moment as day and time of day in UTC."""
     moment = moment.astimezone(UTC)

@@ -50,7 +50,9 @@ def difference_of(say: Language, one: Analysis, two: Analysis) -> str:
 
 def rows_of(say: Language, one: Analysis, two: Analysis) -> list[tuple[str, str, str]]:
     """Return the names and both values of what differs."""
-    first, second = ([*numbers_of(say, side, _verdict(side)), *facts_of(say, _verdict(side))] for side in (one, two))
+    first, second = (
+        [*numbers_of(say, side, _verdict(side)), *facts_of(say, side, _verdict(side))] for side in (one, two)
+    )
     values, others = dict(first), dict(second)
     times = {say.say("Took"), say.say("Time by stage")}
     return [

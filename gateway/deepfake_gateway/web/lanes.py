@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Final
 
+from deepfake_client.result.words import agreeing_percent
 from deepfake_gateway.web.language import Language
 from deepfake_gateway.web.words import concern_words, label_words
 
@@ -55,7 +56,7 @@ class Lane:
     band_height: float
     threshold_y: float
     numbers: tuple[str, ...]
-    """Score, interval, frames, agreeing share, variance, longest run, and time seen: for the table of all numbers."""
+    """Score, interval, frames, their side, variance, longest run, and time seen: for the table of all numbers."""
 
     def of_points(self, points: tuple[Point, ...], first: float, last: float) -> Lane:
         """Return the lane with other points, and its band from `first` to `last`, in percent of its width."""
@@ -82,7 +83,7 @@ def span_of(verdict: Json) -> float:
     """Return the seconds that a lane is wide: up to the last frame, and a little more."""
     times = [frame["pts_seconds"] for frame in verdict["frames"]]
     if len(times) < 2:
-        return max(1.0, *times) if times else 1.0
+        return max(1.0, 2 * times[0]) if times else 1.0
     step = (times[-1] - times[0]) / (len(times) - 1)
     return float(times[-1] + step / 2) or 1.0
 
@@ -110,11 +111,13 @@ def _lane(say: Language, verdict: Json, track: Json, span_s: float) -> Lane:
     seen = [
         (frame, face) for frame in verdict["frames"] for face in frame["faces"] if face["track"] == track["track"]
     ]
-    points = tuple(_point(say, frame, face, span_s) for frame, face in seen if face["fake_probability"] is not None)
+    points = tuple(
+        _point(say, verdict, frame, face, span_s) for frame, face in seen if face["fake_probability"] is not None
+    )
     judged = track["counted"] and not track["background"]
     number, score = track["track"] + 1, say.number(track["fake_probability"])
     low, high = track["interval"]["low"], track["interval"]["high"]
-    first, last = (100 * track[f"{end}_pts_seconds"] / span_s for end in ("first", "last"))
+    first, last = (_place(verdict, track[f"{end}_pts_seconds"], span_s) for end in ("first", "last"))
     tag = f"{label_words(say, track['label'])} {score}" if judged else say.say("did not decide")
     frames = say.say_of("%(number)s frame", "%(number)s frames", track["num_frames"])
     interval = say.say("%(low)s to %(high)s", low=say.number(low), high=say.number(high))
@@ -143,7 +146,7 @@ def _lane(say: Language, verdict: Json, track: Json, span_s: float) -> Lane:
             say.number(track["fake_probability"], 4),
             say.say("%(low)s to %(high)s", low=say.number(low, 4), high=say.number(high, 4)),
             say.whole(track["num_frames"]),
-            say.whole(round(100 * consistency["agreeing_share"])) + " %",
+            _side(say, verdict, track),
             say.number(consistency["score_variance"], 4),
             say.whole(consistency["longest_run"]),
             " – ".join(say.clock(track[f"{end}_pts_seconds"], tenths=True) for end in ("first", "last")),
@@ -152,12 +155,10 @@ def _lane(say: Language, verdict: Json, track: Json, span_s: float) -> Lane:
 
 
 def _small(say: Language, verdict: Json, track: Json, frames: str) -> str:
-    percent = round(100 * track["consistency"]["agreeing_share"])
-    if track["fake_probability"] >= verdict["threshold"]:
-        side = say.say("%(percent)s%% above the threshold", percent=percent)
-    else:
-        side = say.say("%(percent)s%% below the threshold", percent=percent)
-    if track["track"] == verdict["deciding_track"]:
+    side, decides = _side(say, verdict, track), track["track"] == verdict["deciding_track"]
+    if len(verdict["frames"]) == 1 and track["counted"] and not track["background"]:
+        return say.say("decides") if decides else ""
+    if decides:
         return say.say("decides; %(frames)s, %(side)s", frames=frames, side=side)
     if track["counted"] and not track["background"]:
         start = say.clock(track["first_pts_seconds"])
@@ -167,14 +168,28 @@ def _small(say: Language, verdict: Json, track: Json, frames: str) -> str:
     return say.say("%(frames)s; seen too rarely or too poorly to count", frames=frames)
 
 
-def _point(say: Language, frame: Json, face: Json, span_s: float) -> Point:
+def _side(say: Language, verdict: Json, track: Json) -> str:
+    percent = agreeing_percent(track["consistency"]["agreeing_share"])
+    if track["fake_probability"] >= verdict["threshold"]:
+        return say.say("%(percent)s%% above the threshold", percent=percent)
+    return say.say("%(percent)s%% below the threshold", percent=percent)
+
+
+def _place(verdict: Json, seconds: float, span_s: float) -> float:
+    """Return where a time is, in percent from the left; a single frame stands in the middle."""
+    return 100 * seconds / span_s if len(verdict["frames"]) > 1 else 50.0
+
+
+def _point(say: Language, verdict: Json, frame: Json, face: Json, span_s: float) -> Point:
     words = ", ".join(concern_words(say, concern) for concern in face["concerns"])
     left_out = not face["weight"]
     title = f"{say.clock(frame['pts_seconds'], tenths=True)}: {say.number(face['fake_probability'])}"
     if words:
         how = say.say("left out: %(why)s", why=words) if left_out else say.say("counts less: %(why)s", why=words)
         title += f" ({how})"
-    return Point(round(100 * frame["pts_seconds"] / span_s, 2), height_of(face["fake_probability"]), left_out, title)
+    return Point(
+        round(_place(verdict, frame["pts_seconds"], span_s), 2), height_of(face["fake_probability"]), left_out, title
+    )
 
 
 def _stretches(say: Language, seen: list[tuple[Json, Json]], span_s: float) -> list[Stretch]:

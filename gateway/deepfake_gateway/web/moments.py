@@ -55,12 +55,20 @@ async def moments_values(desk: Desk, say: Language, settings: Settings, analysis
 
 
 def moments_of(say: Language, verdict: Json, analysis_id: str, explanation: StoredExplanation | None) -> list[Json]:
-    """Return the most suspicious faces, those of the deciding one first: time, score, picture and heatmap."""
+    """Return the most suspicious faces: time, score, picture and heatmap.
+
+    The face that decides comes first, then others that were judged, and last those that were not.
+    """
     drawn = {face["name"]: face for face in (explanation.faces if explanation else None) or []}
     base = f"/v1/analyses/{analysis_id}"
-    faces = sorted(listed_faces(verdict), key=lambda face: face["track"] != verdict["deciding_track"])
+    judged = {track["track"] for track in verdict["tracks"] if track["counted"] and not track["background"]}
+    faces = sorted(
+        listed_faces(verdict),
+        key=lambda face: (face["track"] != verdict["deciding_track"], face["track"] not in judged),
+    )
     moments = []
     for face in faces:
+        kind = "fake" if face["fake_probability"] >= verdict["threshold"] else "real"
         heat = drawn.get(face["name"])
         moments.append(
             {
@@ -68,7 +76,7 @@ def moments_of(say: Language, verdict: Json, analysis_id: str, explanation: Stor
                 "track": face["track"],
                 "pts_seconds": face["pts_seconds"],
                 "score": face["fake_probability"],
-                "kind": "fake" if face["fake_probability"] >= verdict["threshold"] else "real",
+                "kind": kind if face["track"] in judged else "inc",
                 "crop": f"{base}/crops/{face['name']}.png",
                 "heatmap": heat and explanation and f"{base}/heatmaps/{explanation.id}/{face['name']}.png",
                 "part": _part(say, heat["regions"]) if heat else "",

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -23,6 +24,7 @@ from deepfake_gateway.web import comparing, lanes, live, moments, signing, start
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.progress import progress_of
 from deepfake_gateway.web.rendering import render
+from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError
 
 PAGE: Final = 25
@@ -84,6 +86,7 @@ async def _result_values(
     same_file = Filters(sha256=analysis.sha256, status="done")
     found = await asyncio.to_thread(desk.store.page, same_file, limit=OTHERS + 1)
     shown = await moments.moments_values(desk, say, settings, analysis)
+    spec = await _spec(desk, verdict)
     span_s = lanes.span_of(verdict)
     return {
         "analysis": analysis,
@@ -91,7 +94,8 @@ async def _result_values(
         "makes_pdf": makes_pdf(),
         "headline": words.headline(say, verdict),
         "advice": words.advice(say, verdict["reason"]),
-        "facts": words.facts_of(say, verdict),
+        "by_hand": words.threshold_by_hand(say, analysis, verdict, None if spec is None else spec.threshold),
+        "facts": words.facts_of(say, analysis, verdict),
         "numbers": words.numbers_of(say, analysis, verdict),
         "lanes": lanes.lanes_of(say, verdict),
         "span_s": span_s,
@@ -99,22 +103,18 @@ async def _result_values(
         "thumbs": {moment["track"]: moment["crop"] for moment in reversed(shown["moments"])},
         **shown,
         "others": [other for other in found if other.id != analysis.id][:OTHERS],
-        "training_data": await _training_data(desk, verdict),
+        "training_data": (spec and spec.training_data) or "",
     }
 
 
-async def _training_data(desk: Desk, verdict: dict[str, Any]) -> str:
-    """Return what the model's spec says about its training, while that model is served."""
+async def _spec(desk: Desk, verdict: dict[str, Any]) -> ModelSpec | None:
+    """Return the spec of the model that judged, while that model is served."""
     try:
         models = await desk.models()
     except DeepfakeError:
-        return ""
-    wanted = verdict["model"]
-    return next(
-        (model.spec.training_data or "" for model in models if model.name == wanted["name"]
-         and model.spec.checkpoint_sha256 == wanted["checkpoint_sha256"]),
-        "",
-    )  # fmt: skip
+        return None
+    wanted = verdict["model"]["name"], verdict["model"]["checkpoint_sha256"]
+    return next((model.spec for model in models if (model.name, model.spec.checkpoint_sha256) == wanted), None)
 
 
 @router.get("/analyses/{analysis_id}/progress")
@@ -183,7 +183,7 @@ async def compare(
 
 
 class Asked(BaseModel):
-    """What the history is searched for; empty for all."""
+    """What the history is searched for; empty for all. Days are those of the time zone `zone`, by default UTC."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -193,23 +193,30 @@ class Asked(BaseModel):
     model: str = Field("", max_length=255)
     since: str = Field("", pattern=r"^(\d{4}-\d\d-\d\d)?$")
     until: str = Field("", pattern=r"^(\d{4}-\d\d-\d\d)?$")
+    zone: str = Field("", max_length=64)
     after: str = Field("", pattern=f"{CURSOR}|^$")
 
     def filters(self) -> Filters:
-        """Return the filters of the list; days are those of UTC."""
+        """Return the filters of the list."""
         return Filters(
             name=self.name or None,
             label=self.label or None,
             status=self.status or None,
             model=self.model or None,
-            since=_seconds(self.since),
-            until=_seconds(self.until, days=1),
+            since=_seconds(self.since, self.zone),
+            until=_seconds(self.until, self.zone, days=1),
         )
 
 
-def _seconds(day: str, *, days: int = 0) -> float | None:
+def _seconds(day: str, zone: str, *, days: int = 0) -> float | None:
+    if not day:
+        return None
     try:
-        return (datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days)).timestamp() if day else None
+        tzinfo = ZoneInfo(zone) if zone else UTC
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise Problem(422, f"the time zone {zone!r} is not known here; leave it out for UTC") from None
+    try:
+        return (datetime.fromisoformat(day).replace(tzinfo=tzinfo) + timedelta(days)).timestamp()
     except (ValueError, OverflowError):
         raise Problem(422, f"{day} is no day; give it as YYYY-MM-DD") from None
 

@@ -74,10 +74,10 @@ _KINDS: Final = mark("Send a video (MP4, WebM, MOV, MKV, AVI) or a picture (JPEG
 _SHORTER: Final = mark("Send a shorter part, or a smaller version of it.")
 ADVICE: Final = {
     "no_face": (_FRONT, _MORE),
-    "too_few_frames": (_LONGER, _MORE),
+    "too_few_frames": (_MORE, _LONGER),
     "poor_faces": (_SHARPER, _FRONT),
     "near_threshold": (_LONGER, _SHARPER, _ASK),
-    "out_of_distribution": (_ORIGINAL,),
+    "out_of_distribution": (_SHARPER, _ORIGINAL),
     "undecodable": (_CONVERT,),
     "server_unavailable": (_LATER, _TELL),
     "server_error": (_LATER, _TELL),
@@ -174,9 +174,22 @@ def advice(say: Language, cause: str | None) -> list[str]:
 
 
 def headline(say: Language, verdict: Json) -> str:
-    """Return in one or two sentences what was found."""
+    """Return in a few sentences what was found, and whether it is a close call."""
     if verdict["reason"] is not None:
         return say.say(REASONS.get(verdict["reason"], REASONS["server_error"]))
+    return f"{_found(say, verdict)} {_closeness(say, verdict)}".strip()
+
+
+def _closeness(say: Language, verdict: Json) -> str:
+    """Say what an interval across the threshold means."""
+    if not verdict["interval"]["low"] < verdict["threshold"] <= verdict["interval"]["high"]:
+        return ""
+    if len(verdict["frames"]) == 1:
+        return say.say("One picture does not show how far this score may lie elsewhere.")
+    return say.say("It is a close call: the score may as well lie on the other side of the threshold.")
+
+
+def _found(say: Language, verdict: Json) -> str:
     deciding, threshold = verdict["deciding_track"], verdict["threshold"]
     faces = _taking_part(verdict, deciding)
     over = sum(face["fake_probability"] >= threshold for face in faces)
@@ -187,29 +200,27 @@ def headline(say: Language, verdict: Json) -> str:
     ]  # fmt: skip
     if verdict["label"] == "FAKE":
         first = say.say_of(
-            "Face %(face)s looks manipulated in %(over)s of %(number)s frame that shows it well.",
+            "Face %(face)s looks manipulated.",
             "Face %(face)s looks manipulated in %(over)s of the %(number)s frames that show it well.",
             len(faces), face=deciding + 1, over=say.whole(over),
         )  # fmt: skip
         return f"{first} {_others(say, others)}".strip()
     if others:
         return say.say_of(
-            "No face looks manipulated overall; the most suspicious one does in %(over)s of %(number)s frame "
-            "that shows it well.",
+            "No face looks manipulated overall.",
             "No face looks manipulated overall; the most suspicious one does in %(over)s of the %(number)s frames "
             "that show it well.",
             len(faces), over=say.whole(over),
         )  # fmt: skip
     if over:
         return say.say_of(
-            "The face does not look manipulated overall, though it does in %(over)s of %(number)s frame "
-            "that shows it well.",
+            "The face does not look manipulated overall.",
             "The face does not look manipulated overall, though it does in %(over)s of the %(number)s frames "
             "that show it well.",
             len(faces), over=say.whole(over),
         )  # fmt: skip
     return say.say_of(
-        "The face does not look manipulated in the %(number)s frame that shows it well.",
+        "The face does not look manipulated.",
         "The face does not look manipulated in any of the %(number)s frames that show it well.",
         len(faces),
     )
@@ -235,7 +246,54 @@ def _taking_part(verdict: Json, track: int | None) -> list[Json]:
     ]  # fmt: skip
 
 
-def facts_of(say: Language, verdict: Json) -> list[tuple[str, str]]:
+def threshold_by_hand(say: Language, analysis: Analysis, verdict: Json, own: float | None) -> str:
+    """Say that the threshold was chosen by whoever sent the file; `own` is the model's, None where unknown."""
+    chosen = analysis.options.get("threshold")
+    if chosen is None or chosen == own:
+        return ""
+    if own is None:
+        return say.say("The threshold was chosen by hand.")
+    words = say.say("The threshold was chosen by hand; the model's own is %(own)s.", own=say.number(own))
+    if verdict["fake_probability"] is None:
+        return words
+    if verdict["fake_probability"] >= own:
+        return f"{words} " + say.say("The score reaches that one.")
+    return f"{words} " + say.say("The score does not reach that one.")
+
+
+def _frames(say: Language, verdict: Json) -> str:
+    """Say how many frames were looked at, and when."""
+    times = [frame["pts_seconds"] for frame in verdict["frames"]]
+    count = say.whole(len(times))
+    if len(times) < 2:
+        words = say.say("%(count)s looked at", count=count)
+    else:
+        step = (times[-1] - times[0]) / (len(times) - 1)
+        words = say.say(
+            "%(count)s looked at, from %(first)s to %(last)s, one every %(step)s on average",
+            count=count, step=say.duration(step, 2 if step < 1 else 1),
+            first=say.clock(times[0], tenths=True), last=say.clock(times[-1], tenths=True),
+        )  # fmt: skip
+    if verdict["frames_saved"]:
+        words += ", " + say.say("%(count)s more were not needed", count=say.whole(verdict["frames_saved"]))
+    return words
+
+
+def _score(say: Language, verdict: Json) -> str:
+    """Say why the score is not the one of the face that decides; nothing where it is."""
+    own = next(
+        (track["fake_probability"] for track in verdict["tracks"] if track["track"] == verdict["deciding_track"]),
+        None,
+    )
+    if own is None or say.number(own) == say.number(verdict["fake_probability"]):
+        return ""
+    return say.say(
+        "%(score)s: the %(own)s of face %(face)s, less what the highest of several faces' scores exceeds by chance",
+        score=say.number(verdict["fake_probability"]), own=say.number(own), face=verdict["deciding_track"] + 1,
+    )  # fmt: skip
+
+
+def facts_of(say: Language, analysis: Analysis, verdict: Json) -> list[tuple[str, str]]:
     """Return what was looked at, as names and values."""
     faces = [face for frame in verdict["frames"] for face in frame["faces"]]
     concerns: dict[str, int] = {}
@@ -247,13 +305,14 @@ def facts_of(say: Language, verdict: Json) -> list[tuple[str, str]]:
     detail = ", ".join(f"{say.whole(count)} {words}" for words, count in concerns.items())
     judged = sum(track["counted"] and not track["background"] for track in verdict["tracks"])
     others = len(verdict["tracks"]) - judged
-    frames = say.say("%(count)s looked at", count=say.whole(len(verdict["frames"])))
-    if verdict["frames_saved"]:
-        frames += ", " + say.say("%(count)s more were not needed", count=say.whole(verdict["frames_saved"]))
     counted = say.say("%(count)s judged", count=say.whole(judged))
     if others:
         counted += ", " + say.say_of("%(number)s did not decide", "%(number)s did not decide", others)
-    facts = [(say.say("Frames"), frames), (say.say("Faces"), counted)]
+    facts = [(say.say("Frames"), _frames(say, verdict)), (say.say("Faces"), counted)]
+    if analysis.media_type.startswith("image/"):
+        del facts[0]
+    if score := _score(say, verdict):
+        facts.append((say.say("Score"), score))
     if left_out:
         facts.append((say.say("Left out"), say.say_of("%(number)s face", "%(number)s faces", left_out)))
         if detail:
@@ -262,6 +321,8 @@ def facts_of(say: Language, verdict: Json) -> list[tuple[str, str]]:
         unread = say.say("%(time)s of the file", time=say.duration(verdict["unread_s"]))
         facts.append((say.say("Not readable"), unread))
     facts.append((say.say("Took"), say.duration(verdict["timing_s"]["total"])))
+    facts.append((say.say("File's size"), f"{say.size(analysis.size_bytes)}, {analysis.media_type}"))
+    facts.append((say.say("File's SHA-256"), analysis.sha256))
     return facts
 
 
@@ -278,8 +339,6 @@ def numbers_of(say: Language, analysis: Analysis, verdict: Json) -> list[tuple[s
     model, sampling = verdict["model"], analysis.options["sampling"]
     frames = sampling["num_frames"] if sampling["num_frames"] is not None else f"{sampling['fps']} fps"
     numbers = [
-        (say.say("File's SHA-256"), analysis.sha256),
-        (say.say("File's size"), f"{say.size(analysis.size_bytes)}, {analysis.media_type}"),
         (say.say("Model"), f"{model['name']}, {model['version']}"),
         (say.say("Checkpoint's SHA-256"), model["checkpoint_sha256"] or "–"),
         (say.say("Threshold"), say.number(verdict["threshold"], 4)),

@@ -2,12 +2,17 @@
 
 import html
 import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import gateways
 import http_files
 import pytest
+import verdicts
 
-from deepfake_gateway.web import pages, words
+from deepfake_gateway.store.schema import ANALYSES
+from deepfake_gateway.web import lanes, moments, pages, words
 from deepfake_gateway.web.language import language
 
 NAME = '"><script>alert(1)</script>.mp4'
@@ -53,7 +58,8 @@ def test_the_result_shows_verdict_scale_and_lanes(gateway, clip):
          "frames that show it well."),
         ([(0.3, 0.9), (0.1, 0.1)], "Face 1 looks manipulated in 1 of the 2 frames that show it well. Face 2 does "
          "not."),
-        ([(0.8,)], "Face 1 looks manipulated in 1 of 1 frame that shows it well."),
+        ([(0.8,)], "Face 1 looks manipulated."),
+        ([(0.2,)], "The face does not look manipulated."),
     ],
 )  # fmt: skip
 def test_the_headline_says_what_was_found_of_which_face(scores, sentence):
@@ -72,9 +78,91 @@ def test_the_headline_says_what_was_found_of_which_face(scores, sentence):
     ]
     verdict = {
         "label": tracks[0]["label"], "reason": None, "deciding_track": 0, "threshold": 0.6, "tracks": tracks,
-        "frames": frames,
+        "frames": frames, "interval": {"low": 0.65, "high": 0.95},
     }  # fmt: skip
     assert words.headline(language("en"), verdict) == sentence
+    close = {**verdict, "interval": {"low": 0.55, "high": 0.6}}
+    said = words.headline(language("en"), close).removeprefix(f"{sentence} ")
+    one = len(frames) == 1
+    assert said.startswith("One picture does not show how far" if one else "It is a close call: the")
+    assert words.headline(language("en"), {**verdict, "interval": {"low": 0.6, "high": 0.9}}) == sentence
+
+
+def analysis_of(verdict_of, **changes):
+    values = {"sha256": "ab" * 32, "size_bytes": 6929, "media_type": "video/mp4", "options": {}} | changes
+    return SimpleNamespace(verdict=verdict_of.to_dict(), **values)
+
+
+def test_what_was_looked_at_has_its_times_and_the_file_its_hash():
+    analysis = analysis_of(verdicts.verdict())
+    facts = dict(words.facts_of(language("en"), analysis, analysis.verdict))
+    assert facts["Frames"] == (
+        "4 looked at, from 0:00.0 to 0:00.6, one every 0.20 s on average, 3 more were not needed"
+    )
+    assert (facts["File's size"], facts["File's SHA-256"]) == ("7 kB, video/mp4", "ab" * 32)
+    assert "Score" not in facts
+    long = verdicts.verdict()
+    frames = tuple(replace(frame, pts_seconds=1200.0 * number) for number, frame in enumerate(long.frames))
+    analysis = analysis_of(replace(long, frames=frames, fake_probability=0.85, frames_saved=0))
+    facts = dict(words.facts_of(language("en"), analysis, analysis.verdict))
+    assert facts["Frames"] == "4 looked at, from 0:00.0 to 1:00:00.0, one every 20 min 0 s on average"
+    assert facts["Score"] == (
+        "0.85: the 0.90 of face 1, less what the highest of several faces' scores exceeds by chance"
+    )
+    picture = analysis_of(verdicts.verdict(num_frames=1), media_type="image/png")
+    assert "Frames" not in dict(words.facts_of(language("en"), picture, picture.verdict))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "own", "said"),
+    [
+        (None, 0.5, ""),
+        (0.5, 0.5, ""),
+        (0.95, 0.5, "The threshold was chosen by hand; the model's own is 0.50. The score reaches that one."),
+        (0.3, 0.93, "The threshold was chosen by hand; the model's own is 0.93. The score does not reach that one."),
+        (0.3, None, "The threshold was chosen by hand."),
+    ],
+)
+def test_a_threshold_that_was_chosen_by_hand_is_said(chosen, own, said):
+    analysis = analysis_of(verdicts.verdict(), options={"threshold": chosen})
+    assert words.threshold_by_hand(language("en"), analysis, analysis.verdict, own) == said
+
+
+def test_a_picture_s_face_stands_in_the_middle_of_its_lane_without_a_time():
+    verdict = verdicts.verdict(num_frames=1).to_dict()
+    lane = lanes.lanes_of(language("en"), verdict)[0]
+    assert ([point.x for point in lane.points], lane.small) == ([50.0], "decides")
+
+
+def test_moments_of_faces_that_did_not_decide_come_last_and_have_no_color_of_a_verdict():
+    shown = verdicts.verdict()
+    fake, real = shown.tracks
+    shown = replace(shown, tracks=(replace(fake, background=True), replace(real, counted=True)), deciding_track=1)
+    found = moments.moments_of(language("en"), shown.to_dict(), "x", None)
+    kinds = [(moment["face"], moment["kind"]) for moment in found]
+    assert kinds == sorted(kinds, reverse=True)
+    assert set(kinds) == {(2, "real"), (1, "inc")}
+
+
+def test_days_of_the_history_are_those_of_the_place(gateway, clip):
+    result = send(gateway, clip)
+    begun = datetime(2026, 3, 28, 23, 30, tzinfo=UTC).timestamp()
+    with gateway.app.state.whole_desk.store.engine.begin() as connection:
+        connection.execute(
+            ANALYSES.update().where(ANALYSES.c.id == result.rpartition("/")[2]).values(created_at=begun)
+        )
+
+    def is_found(**asked):
+        return result in gateway.get("/history", params=asked).text
+
+    assert is_found(since="2026-03-28", until="2026-03-28")
+    assert not is_found(since="2026-03-29")
+    berlin = {"zone": "Europe/Berlin"}
+    assert is_found(since="2026-03-29", until="2026-03-29", **berlin)
+    assert not is_found(until="2026-03-28", **berlin)
+    assert gateway.get("/history", params={"since": "2026-03-28", "zone": "../x"}).status_code == 422
+    assert gateway.get("/history", params={"since": "2026-03-28", "zone": "Nowhere"}).status_code == 422
+    assert "1 result<" in gateway.get("/history").text
 
 
 def test_several_files_are_one_batch_with_a_page(gateway, clip):

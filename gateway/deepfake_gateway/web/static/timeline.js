@@ -34,6 +34,7 @@ export class Timeline {
     document.addEventListener("click", (event) => {  // moments are loaded anew when their heatmaps are there
       const button = event.target.closest("[data-seek]");
       if (!button) return;
+      event.preventDefault();
       this.seek(Number(button.dataset.seek));
       this.media.scrollIntoView?.({ block: "nearest" });
     });

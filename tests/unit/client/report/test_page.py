@@ -194,7 +194,7 @@ def test_a_page_that_is_passed_on_says_when_which_file_was_analyzed_and_leads_no
     assert all(url.startswith(("data:", "#")) for url in page.urls)
     for fact in (
         "Analyzed on 30 November 2026, 11:16 UTC.", f"File: 401,197 bytes, SHA-256 {'ab' * 32}.",
-        "4 looked at, from 0.00 s to 0.60 s, one every 0.20 s on average", "100% above",
+        "4 looked at, from 0.00 to 0.60 s, one every 0.20 s on average", "100% above",
     ):  # fmt: skip
         assert fact in page.text, fact
     assert re.search(r"Made by deepfake-serving \S+ on \d+ \w+ 20\d\d, \d\d:\d\d UTC\.", page.text)
@@ -257,6 +257,9 @@ def test_the_axis_of_a_long_video_has_minutes(shown: Verdict, tmp_path: Path) ->
     assert "30:00" in hour
     assert "1:00:00" in hour
     assert "time from the start, in minutes and seconds" in timeline(200.0)
+    one = report.page_of(verdict(num_frames=1), CONTEXT, report.Pictures())
+    assert "time of the one picture" in one
+    assert "time in seconds" not in one
 
 
 def test_an_image_has_a_page_too(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_it_stands_alone() -> None:
     text, _, _ = read(verdict(threshold=0.95), context, Pictures())
     for fact in (
         "Analyzed on 30 November 2026, 11:16 UTC.", f"File: 401,197 bytes, SHA-256 {'ab' * 32}.",
-        "4 looked at, from 0.00 s to 0.60 s, one every 0.20 s on average", "100% below",
+        "4 looked at, from 0.00 to 0.60 s, one every 0.20 s on average", "100% below",
         "The threshold of 0.95 was chosen by hand; the model's own is 0.5, which the score reaches.",
-        "Frames above or below: the share of a face's frames",
+        "Above or below: the share of a face's frames",
     ):  # fmt: skip
         assert fact.replace(" ", "") in text.replace(" ", ""), fact
     assert re.search(r"Made by deepfake-serving \S+ on \d+ \w+ 20\d\d, \d\d:\d\d UTC, page 1", text)

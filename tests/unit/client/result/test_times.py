@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from verdicts import verdict
 
-from deepfake_client.result.times import clock
+from deepfake_client.result.times import clock, duration, stretch
 from deepfake_client.result.words import agreeing_percent, side_words
 
 
@@ -18,6 +18,20 @@ from deepfake_client.result.words import agreeing_percent, side_words
 )  # fmt: skip
 def test_a_time_has_minutes_and_hours_where_it_reaches_them(seconds: float, exact: str, whole: str) -> None:
     assert (clock(seconds), clock(seconds, 0)) == (exact, whole)
+
+
+def test_a_stretch_has_its_unit_once_and_a_long_duration_is_told_in_full() -> None:
+    assert [stretch(0.5, 2), stretch(59, 61), stretch(3599, 3601)] == [
+        "0.50 to 2.00 s",
+        "59.00 s to 1:01.00",
+        "59:59.00 to 1:00:01.00",
+    ]
+    assert [duration(seconds) for seconds in (0.3, 59.999, 284.67, 3725)] == [
+        "0.30 s",
+        "1 min 0 s",
+        "4 min 45 s",
+        "1 h 2 min",
+    ]
 
 
 def test_all_frames_are_100_percent_and_fewer_are_not() -> None:
