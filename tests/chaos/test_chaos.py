@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import psutil
 import pytest
-from media import make_clip
+from media import make_kinds
 from serve_command import DEEPFAKE, Server
 from server_processes import FAULTS
 from tiny_model import write_tiny_repository
@@ -130,11 +130,7 @@ def assert_same(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, 
 def clips(tmp_path: Path) -> Path:
     folder = tmp_path / "clips"
     folder.mkdir()
-    kinds = [
-        make_clip(tmp_path / f"{faces}{still}.mp4", size_wh=(320, 180), duration_s=1, faces=faces, moving=not still)
-        for faces in (1, 2)
-        for still in (0, 1)
-    ]
+    kinds = make_kinds(tmp_path, duration_s=1)
     for number in range(NUM_CLIPS):
         shutil.copy(kinds[number % len(kinds)], folder / f"clip{number:02}.mp4")
     return folder

@@ -8,8 +8,6 @@ meanwhile does not.
 from __future__ import annotations
 
 import collections
-import gzip
-import json
 import os
 import random
 import shutil
@@ -22,14 +20,13 @@ from typing import Any
 
 import psutil
 import pytest
-from media import make_clip
+from media import make_kinds
+from scan_results import results
 from serve_command import DEEPFAKE, Server
 from server_processes import FAULTS
 from tiny_model import write_tiny_repository
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
-from deepfake_scan.results.parts import part_names, read_json, read_part
-from deepfake_scan.storage import open_storage
 
 NUM_KILLS = int(os.environ.get("CHAOS_FAULTS", "5"))
 NUM_CLIPS = int(os.environ.get("CHAOS_CLIPS", "100"))
@@ -141,24 +138,9 @@ def largest_mib(scan: Scan) -> int:
     return max(sizes) >> 20
 
 
-def results(output: Path) -> dict[str, dict[str, Any]]:
-    """Return the JSON of each result by its address, which is there once."""
-    storage, found = open_storage(str(output)), {}
-    for name in part_names(storage):
-        lines = gzip.decompress(read_json(storage, name)).splitlines()
-        for address, line in zip(read_part(storage, name, ["address"]).column(0).to_pylist(), lines, strict=True):
-            assert address not in found
-            found[address] = json.loads(line)
-    return found
-
-
 def test_no_result_of_a_scan_is_lost_doubled_or_changed_by_kills(tmp_path: Path) -> None:
     chance = random.Random(SEED)
-    kinds = [
-        make_clip(tmp_path / f"{faces}{still}.mp4", size_wh=(320, 180), duration_s=0.4, faces=faces, moving=not still)
-        for faces in (1, 2)
-        for still in (0, 1)
-    ]
+    kinds = make_kinds(tmp_path, duration_s=0.4)
     clips = tmp_path / "clips"
     clips.mkdir()
     for number in range(NUM_CLIPS):

@@ -19,7 +19,7 @@ import jsonschema
 import numpy as np
 import pytest
 from checkout import ROOT
-from media import make_clip, write_video
+from media import make_clip, make_kinds, write_video
 from server_processes import FAULTS
 
 from deepfake_serve import EmbeddedTriton
@@ -107,11 +107,7 @@ def test_a_run_over_100_clips_outlives_a_restart_of_the_server(tiny_repository: 
     """The server is killed while the run goes on, and serves again: the same run ends with every verdict."""
     folder = tmp_path / "clips"
     folder.mkdir()
-    kinds = [
-        make_clip(tmp_path / f"{faces}{still}.mp4", size_wh=(320, 180), duration_s=1, faces=faces, moving=not still)
-        for faces in (1, 2)
-        for still in (0, 1)
-    ]
+    kinds = make_kinds(tmp_path, duration_s=1)
     expected = [str(folder / f"clip{number:03}.mp4") for number in range(100)]
     for number, path in enumerate(expected):
         shutil.copy(kinds[number % len(kinds)], path)

@@ -1,6 +1,5 @@
 """`deepfake scan` on a real Triton: every input once, the verdicts of `analyze`, whatever ends a run."""
 
-import gzip
 import json
 import shutil
 import signal
@@ -13,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from media import make_clip
 from object_store import AZURE, put, served_bucket
+from scan_results import results
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 from deepfake_client.cli.main import main
-from deepfake_scan.results.parts import part_names, read_json, read_part
+from deepfake_scan.results.parts import part_names, read_part
 from deepfake_scan.results.upkeep import done_ids
 from deepfake_scan.storage import open_storage
 
@@ -44,18 +44,6 @@ def scan(*arguments, url):
     with pytest.raises(SystemExit) as ended:
         main(["scan", *map(str, arguments), "--url", url, *OPTIONS])
     return ended.value.code
-
-
-def results(output):
-    """The JSON of every result by its address, which may be there once only."""
-    storage = open_storage(str(output))
-    found = {}
-    for name in part_names(storage):
-        lines = gzip.decompress(read_json(storage, name)).splitlines()
-        for address, line in zip(read_part(storage, name, ["address"]).column(0).to_pylist(), lines, strict=True):
-            assert address not in found
-            found[address] = json.loads(line)
-    return found
 
 
 def without_times(verdict):

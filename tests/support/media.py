@@ -160,6 +160,17 @@ def make_clip(
     return path
 
 
+def make_kinds(folder: Path, *, duration_s: float) -> list[Path]:
+    """Write four small clips that differ: one face or two, moving or still. Returns their paths."""
+    return [
+        make_clip(
+            folder / f"{faces}{still}.mp4", size_wh=(320, 180), duration_s=duration_s, faces=faces, moving=not still
+        )
+        for faces in (1, 2)
+        for still in (0, 1)
+    ]
+
+
 def make_audio_only(path: Path, *, duration_s: float = 0.5) -> Path:
     """Write an MP4 with a sound track and no picture."""
     write_video(path, [], audio_s=duration_s)
