@@ -230,3 +230,11 @@ def test_other_machines_are_served_with_keys_or_by_a_word_only(tmp_path):
     settings.check_open(has_keys=True)
     Settings.of(host="0.0.0.0", allow_open=True).check_open(has_keys=False)
     Settings.of().check_open(has_keys=False)
+
+
+def test_behind_a_proxy_with_tls_the_session_is_for_tls_only(tmp_path):
+    with gateways.listening_gateway(tmp_path) as (address, queue):
+        key = Keys(queue.store.engine).create("page", ["analyze"])[1]
+        for scheme, is_secure in (("https", True), ("http", False)):
+            answer = httpx.post(f"{address}/sign-in", data={"key": key}, headers={"X-Forwarded-Proto": scheme})
+            assert ("; Secure" in answer.headers["set-cookie"]) is is_secure
