@@ -70,7 +70,18 @@ class Mixing(nn.Module):
 
 class FixedBatch(Mixing):
     def forward(self, crops):
-        return self.net(crops.mean(dim=(2, 3)).reshape(2, 3))
+        return torch.stack([self.net(crop.mean(dim=(1, 2))) for crop in crops])
+
+class Squeezed(Mixing):
+    def forward(self, crops):
+        return self.net(crops.mean(dim=(2, 3))).squeeze()
+
+class Deciding(Mixing):
+    def forward(self, crops):
+        logits = self.net(crops.mean(dim=(2, 3)))
+        if logits.mean() > 0:
+            logits = logits * 2
+        return logits
 """
 
 
@@ -248,8 +259,23 @@ def test_a_tampered_model_fails_and_nothing_is_added(nets, tmp_path, monkeypatch
 def test_a_network_whose_rows_influence_each_other_is_refused(nets, tmp_path):
     torch.save(nets["Mixing"]().state_dict(), "c.pt")
     spec = dataclasses.replace(SPEC, architecture="python:export_nets:Mixing")
-    with pytest.raises(ParityError, match="one crop's probability in different batches"):
+    with pytest.raises(CheckpointError, match="score of a crop depends on the other crops of its batch"):
         export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=4))
+
+
+def test_a_network_that_squeezes_all_of_its_output_is_served_at_every_batch_size(nets, tmp_path):
+    torch.save(nets["Squeezed"]().state_dict(), "c.pt")
+    spec = dataclasses.replace(SPEC, architecture="python:export_nets:Squeezed")
+    result = export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=4))
+    assert result.manifest.parity["batch_sizes"] == [1, 3, 4]
+
+
+def test_a_network_that_decides_by_its_values_is_refused_with_the_line(nets, tmp_path, capfd):
+    torch.save(nets["Deciding"]().state_dict(), "c.pt")
+    spec = dataclasses.replace(SPEC, architecture="python:export_nets:Deciding")
+    with pytest.raises(ExportError, match=r"in export_nets\.py, line \d+: if logits\.mean\(\) > 0:\)"):
+        export_checkpoint(ExportRequest("c.pt", tmp_path / "m", spec=spec, max_batch_size=4))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_network_that_bakes_its_batch_size_in_is_refused(nets, tmp_path):
@@ -292,6 +318,17 @@ def test_the_command_finds_the_spec_and_prints_what_is_next(exported, checkpoint
     data = json.loads(printed.stdout)
     assert (data["model"], data["version"], data["created"]) == ("tiny", 1, False)
     assert data["parity"]["passed"]
+
+
+def test_what_a_networks_code_prints_is_no_part_of_the_result(nets, tmp_path):
+    Path("printing.py").write_text("print('loading')\nfrom export_nets import Squeezed as Net\n")
+    torch.save(nets["Squeezed"]().state_dict(), "c.pt")
+    Path("c.yaml").write_text(dataclasses.replace(SPEC, architecture="python:printing:Net").to_yaml())
+    printed = CliRunner().invoke(
+        app_of(export), ["c.pt", "-r", str(tmp_path / "m"), "--json"], catch_exceptions=False
+    )
+    assert json.loads(printed.stdout)["model"] == "tiny"
+    assert "loading" in printed.stderr
 
 
 def test_the_command_says_where_it_looked_for_a_spec(tmp_path):

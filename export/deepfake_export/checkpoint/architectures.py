@@ -127,6 +127,11 @@ def _build_python(spec: ModelSpec, code_dir: Path | None) -> nn.Module:
     with _importable_from(places):
         try:
             module = importlib.import_module(module_name)
+        except SystemExit as exc:
+            raise SpecError(
+                f"field 'architecture' is {spec.architecture!r}, but {module_name!r} is a program, which ended when "
+                "it was imported; put what only the program does behind if __name__ == '__main__':"
+            ) from exc
         # Whatever the module's own code raises when it is run.
         except Exception as exc:
             where = " or ".join(map(str, places))
@@ -147,7 +152,7 @@ def _call(spec: ModelSpec, build: Callable[[], object]) -> nn.Module:
     """Run a builder; whatever it raises is about the architecture that the spec asked for."""
     try:
         network = build()
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise SpecError(
             f"field 'architecture' is {spec.architecture!r}, which cannot be built for {spec.input_width_px}x"
             f"{spec.input_height_px} px and {spec.head.num_logits} output(s) ({type(exc).__name__}: {exc})"

@@ -14,6 +14,8 @@ from deepfake_preprocess.errors import CheckpointError
 
 SIZES = (224, 256, 299, 320, 336, 380, 384, 448, 512, 192, 160, 128, 112, 96, 64, 48, 32)
 """Input sizes that networks are commonly made for, the most common first."""
+STEADY = 1e-3
+"""How far outputs of the same crop may lie apart; rounding in batches of other sizes is a hundredth of that."""
 SHOWN = 4
 """How many names of each kind a message shows."""
 
@@ -49,16 +51,21 @@ def check_finite(path: Path, network: nn.Module) -> None:
 
 
 def check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels: int) -> None:
-    """Run two gray crops through the network: a wrong input size or head is a `CheckpointError` here already."""
-    crops = torch.full((2, in_channels, spec.input_height_px, spec.input_width_px), 0.1)
+    """Run two crops through the network, and one alone: what cannot be served is a `CheckpointError` here already.
+
+    That is a wrong input size or head, and outputs that depend on chance or on the other crops of a batch.
+    """
+    noise = torch.rand(
+        in_channels, spec.input_height_px, spec.input_width_px, generator=torch.Generator().manual_seed(0)
+    )
+    crops = torch.stack((2 * noise - 1, noise))  # of another mean and contrast
     try:
         with torch.inference_mode():
             outputs = network(crops)
     except Exception as exc:
-        reason = str(exc).strip().splitlines()[-1] if str(exc).strip() else type(exc).__name__
         raise CheckpointError(
             f"{path}: the network does not run on {spec.input_width_px}x{spec.input_height_px} px crops "
-            f"({type(exc).__name__}: {reason}); {_why_not_run(network, in_channels, exc)}"
+            f"({_reason(exc)}); {_why_not_run(network, in_channels, exc)}"
         ) from exc
     allowed = [(2, spec.head.num_logits)] + ([(2,)] if spec.head.num_logits == 1 else [])
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
@@ -68,6 +75,52 @@ def check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels: 
             f"{[2, spec.head.num_logits]}; correct 'head' in the spec, or return that from a module "
             "around the network (docs/export.md shows one)"
         )
+    _check_steady(path, network, crops, outputs)
+
+
+def _check_steady(path: Path, network: nn.Module, crops: Tensor, outputs: Tensor) -> None:
+    """Check that a crop's outputs are the same once more, and alone."""
+    if not outputs.isfinite().all():  # the proof refuses that
+        return
+    try:
+        with torch.inference_mode():
+            alone = network(crops[:1])
+            if _alike(alone, outputs[0]):
+                return
+            again = network(crops)
+    except Exception as exc:
+        raise CheckpointError(
+            f"{path}: the network runs on 2 crops and not on one ({_reason(exc)}{blamed_line(exc)}); take fixed "
+            "batch sizes out of its forward(), and squeeze() without a dimension, which takes a batch of one away"
+        ) from exc
+    if not torch.equal(again, outputs):
+        raise CheckpointError(
+            f"{path}: the network gives the same crop another score each time; dropout or noise in its forward() is "
+            "active where it should not be: write F.dropout(x, training=self.training)"
+        )
+    raise CheckpointError(
+        f"{path}: the network's score of a crop depends on the other crops of its batch; take statistics of each "
+        "crop alone, as x.mean((1, 2, 3)) for x.mean(), and batch norm with running statistics"
+    )
+
+
+def _alike(some: Tensor, others: Tensor) -> bool:
+    """Return whether outputs are the same but for rounding, in whatever shape."""
+    some, others = some.float().flatten(), others.float().flatten()
+    return some.shape == others.shape and torch.allclose(some, others, rtol=STEADY, atol=STEADY)
+
+
+def _reason(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {str(exc).strip().splitlines()[-1]}" if str(exc).strip() else type(exc).__name__
+
+
+def blamed_line(exc: BaseException) -> str:
+    """Return where in the network's code an error arose, as ``, in net.py, line 3: ...``; empty where nowhere."""
+    passed_by = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+    for frame in reversed(traceback.extract_tb(exc.__traceback__)):
+        if not frame.filename.startswith(passed_by) or "published" in Path(frame.filename).parts:
+            return f", in {Path(frame.filename).name}, line {frame.lineno}: {frame.line}"
+    return ""
 
 
 def _why_not_run(network: nn.Module, in_channels: int, exc: Exception) -> str:
@@ -85,10 +138,9 @@ def _why_not_run(network: nn.Module, in_channels: int, exc: Exception) -> str:
     if running:
         sizes = " or ".join(map(str, running[:SHOWN]))
         return f"it runs at {sizes} px: set the input size that it was trained with in the spec"
-    frame = traceback.extract_tb(exc.__traceback__)[-1]
     return (
-        f"it runs at no usual size, so the code of the network is the cause ({Path(frame.filename).name}, line "
-        f"{frame.lineno}: {frame.line}): put a module around it that takes [N, {in_channels}, H, W] and returns "
+        f"it runs at no usual size, so the code of the network is the cause{blamed_line(exc)}; put a module "
+        f"around it that takes [N, {in_channels}, H, W] and returns "
         "logits (docs/export.md shows one)"
     )
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -123,7 +125,8 @@ def _run(request: ExportRequest, *, quiet: bool) -> ExportResult:
             if not quiet:
                 console.print(f"[dim]{shown(step)}[/dim]", soft_wrap=True)
 
-        return export_checkpoint(request, on_step=show)
+        with redirect_stdout(sys.stderr):  # what a network's own code prints is no part of the result
+            return export_checkpoint(request, on_step=show)
 
 
 def _command_line(context: typer.Context) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import torch
 
+from deepfake_export.checkpoint.checks import blamed_line
 from deepfake_export.graph.onnx_nodes import keep_layer, last_operator
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
@@ -181,12 +182,18 @@ def _check(model: Any, spec: ModelSpec) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the exporter prints, warns and logs about itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),  # the whole graph, where it cannot be made
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -198,5 +205,5 @@ def _last_line(exc: BaseException) -> str:
     """Return the innermost cause's first line; the exporter wraps it in pages of advice."""
     while exc.__cause__ is not None:
         exc = exc.__cause__
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return f"{type(exc).__name__}: {lines[0][:200]}" if lines else type(exc).__name__
+    lines = [" ".join(line.split()) for line in str(exc).splitlines() if line.strip()]
+    return (f"{type(exc).__name__}: {lines[0][:200]}" if lines else type(exc).__name__) + blamed_line(exc)

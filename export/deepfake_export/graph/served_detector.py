@@ -60,6 +60,7 @@ class ServedDetector(nn.Module):
             fake, real = self._fake_index, 1 - self._fake_index
             logit = outputs[:, fake : fake + 1] - outputs[:, real : real + 1]
         else:
-            logit = outputs.unsqueeze(1) if outputs.ndim == 1 else outputs
+            # `squeeze()` at the end of a network leaves no dimension of a batch of one.
+            logit = outputs.reshape(-1, 1) if outputs.ndim < 2 else outputs
             logit = logit if self._fake_index == 1 else -logit
         return logit if self._temperature == 1.0 else logit / self._temperature

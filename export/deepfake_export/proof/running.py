@@ -47,7 +47,7 @@ def batches_of(crops: UInt8Array, batch_size: int) -> Sequence[UInt8Array]:
 class LocalEngine:
     """An ONNX file in an engine of this process; loaded on first use, for one of both uses at a time.
 
-    Both raise an `ExportError` where the engine cannot load the file.
+    Both raise an `ExportError` where the engine cannot load or run the file.
     """
 
     def __init__(self, path: Path, *, engine: str = ONNX_RUNTIME, precision: str = "fp32") -> None:
@@ -60,7 +60,13 @@ class LocalEngine:
         """Return the outputs of a batch, computed on all cores."""
         if self._network is None:
             self._served, self._network = None, self._open()
-        probability, logit = self._network(faces)
+        try:
+            probability, logit = self._network(faces)
+        except Exception as exc:  # whatever the engine's native code raises
+            raise ExportError(
+                f"the graph does not run on {len(faces)} crop(s) ({str(exc).splitlines()[0][:200]}); what the "
+                "network's forward() does may depend on the size of the batch, as squeeze() without a dimension"
+            ) from exc
         return probability, logit
 
     def seconds(self, faces: UInt8Array, repeats: int) -> float:

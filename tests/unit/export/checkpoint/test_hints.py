@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,48 @@ def test_code_that_fails_is_not_taken_for_an_input_size():
     with pytest.raises(CheckpointError, match=r"KeyError: 'image'.*wrapped\.py, line 7.*module around it") as caught:
         load_network("c.pt", dataclasses.replace(SPEC, architecture="python:wrapped:Net"))
     assert "set the input size" not in str(caught.value)
+
+
+UNSTEADY = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 1)
+    def forward(self, x):
+        return self.fc({expression})
+"""
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("nn.functional.dropout(x.mean((2, 3)))", "gives the same crop another score each time; dropout or noise"),
+        ("x.mean((2, 3)) - x.mean()", "score of a crop depends on the other crops of its batch"),
+        (
+            "x.mean((2, 3)).reshape(2, 3)",
+            r"on 2 crops and not on one \(RuntimeError.*, in unsteady.py, line 10:",
+        ),
+        ("x.mean((2, 3), x.shape)", r"no usual size, .* the cause, in unsteady\.py, line 10: return self\.fc"),
+    ],
+    ids=["dropout", "mean", "batch-of-two", "wrong-code"],
+)
+def test_scores_by_chance_or_by_the_batch_are_refused_with_the_cause(expression, message, monkeypatch):
+    monkeypatch.delitem(sys.modules, "unsteady", raising=False)
+    Path("unsteady.py").write_text(UNSTEADY.format(expression=expression))
+    torch.save({"fc.weight": torch.ones(1, 3), "fc.bias": torch.ones(1)}, "c.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load_network("c.pt", dataclasses.replace(SPEC, architecture="python:unsteady:Net"))
+
+
+def test_a_program_in_place_of_a_module_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "program", raising=False)
+    Path("program.py").write_text("import sys\nsys.exit(2)\n")
+    torch.save({"fc.weight": torch.ones(1, 3), "fc.bias": torch.ones(1)}, "c.pt")
+    with pytest.raises(SpecError, match=r"'program' is a program, which ended when it was imported.*__main__"):
+        load_network("c.pt", dataclasses.replace(SPEC, architecture="python:program:Net"))
 
 
 def test_a_size_that_runs_is_named():

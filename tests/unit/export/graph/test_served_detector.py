@@ -60,10 +60,13 @@ def test_probability_is_that_of_fake_whatever_the_head(kind, fake_index):
     torch.testing.assert_close(logit.sigmoid(), probability)
 
 
-def test_one_logit_per_crop_may_come_without_its_axis():
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_one_logit_per_crop_may_come_without_its_axis(count, squeeze):
     class Flat(torch.nn.Module):
         def forward(self, crops):
-            return crops.mean(dim=(1, 2, 3))
+            logits = crops.mean(dim=(1, 2, 3))
+            return logits.squeeze() if squeeze else logits
 
-    probability, _ = ServedDetector(Flat(), spec_of())(torch.from_numpy(generate_crops(3, SIZE_WH)))
-    assert probability.shape == (3, 1)
+    probability, _ = ServedDetector(Flat(), spec_of())(torch.from_numpy(generate_crops(count, SIZE_WH)))
+    assert probability.shape == (count, 1)

@@ -30,6 +30,15 @@ def test_a_file_that_cannot_be_loaded_is_said_and_does_not_end_the_process(engin
             engine.run(CROPS)
 
 
+def test_a_batch_that_the_graph_cannot_take_is_said(tmp_path, monkeypatch):
+    def refuse(faces):
+        raise RuntimeError("axis 1 is not in valid range\nmore")
+
+    monkeypatch.setattr("deepfake_export.proof.running.open_network", lambda *_, **__: refuse)
+    with pytest.raises(ExportError, match=r"does not run on 2 crop\(s\) \(axis 1 is not in valid range\)"):
+        LocalEngine(tmp_path / "model.onnx").run(CROPS)
+
+
 def test_a_process_that_ends_is_an_error_with_its_signal(engine):
     os.kill(engine.pid, signal.SIGABRT)
     with pytest.raises(ExportError, match=r"ONNX Runtime ended its process .* \(signal SIGABRT\)"):
