@@ -253,7 +253,7 @@ def _unknown(name: str, tensors: Mapping[str, Tensor]) -> SpecGuess:
         "docs/export.md shows one",
     )
     certainty = {"architecture": f"{GUESS}: to be written", **_guesses("head", "size", "pixels")}
-    return SpecGuess(dataclasses.replace(ModelSpec(name, OWN_CODE)), False, certainty, notes)
+    return SpecGuess(ModelSpec(name, OWN_CODE), False, certainty, notes)
 
 
 def _is_torchscript(path: Path) -> bool:
