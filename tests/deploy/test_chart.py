@@ -272,3 +272,15 @@ def test_the_page_s_upgrade_renders_at_each_step_and_ends_where_it_says():
     assert tracks == [both[1:], both, both, both[:1]]
     (service,) = [i for i in release if (i["kind"], i["metadata"]["name"]) == ("Service", "release-triton")]
     assert service["spec"]["selector"]["deepfake-serving/track"] == "next"
+
+
+def test_the_gateway_believes_an_ingress_and_nobody_else_what_it_says_of_the_caller():
+    for is_there in (True, False):
+        values = {"media": {"claim": "media"}, "gateway": {"ingress": {"enabled": is_there}}}
+        (gateway,) = [
+            item for item in rendered(values)
+            if (item["kind"], item["metadata"]["name"]) == ("Deployment", "release-gateway")
+        ]  # fmt: skip
+        environment = {item["name"]: item.get("value") for item in container_of(gateway)["env"]}
+        assert environment.get("FORWARDED_ALLOW_IPS") == ("*" if is_there else None)
+        assert environment["DEEPFAKE_GATEWAY_LOG_FORMAT"] == "json"
