@@ -38,7 +38,7 @@ class Addresses:
 
     @classmethod
     def of(cls, networks: Iterable[str]) -> Self:
-        """Return the rules with networks such as ``192.168.1.0/24``; ValueError for what is none."""
+        """Return the rules with networks such as ``192.168.1.0/24``; ValueError for anything else."""
         return cls(tuple(ip_network(network) for network in networks))
 
     def check(self, address: str) -> None:

@@ -19,7 +19,7 @@ HOST = "127.0.0.1"
 STOP_TIMEOUT_S = 10.0
 LOG_TAIL_LINES = 3
 MARK = "DEEPFAKE_BENCH_STARTED"
-"""Environment variable that tells by which `start_process` a process was started, at whatever remove."""
+"""Environment variable by which descendants are recognized; each `start_process` gives it another value."""
 
 T = TypeVar("T")
 
@@ -72,12 +72,12 @@ def running(root: psutil.Process) -> Iterator[None]:
 
 
 class MarkedProcess(subprocess.Popen[str]):
-    """A process whose descendants are told by the `mark` in their environment, even where their parents ended."""
+    """A process whose descendants are recognized by the `mark` in their environment, even if orphaned."""
 
     mark: str
 
     def left(self) -> list[psutil.Process]:
-        """Return those of this process and its descendants that run, also where they are no children any more."""
+        """Return this process and its descendants as far as they run, also those that have another parent by now."""
         return [
             item for item in psutil.process_iter(["environ"]) if (item.info["environ"] or {}).get(MARK) == self.mark
         ]

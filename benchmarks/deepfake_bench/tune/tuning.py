@@ -222,7 +222,7 @@ class Tuning:
         return time.monotonic() > self._until
 
     def _objection(self) -> str:
-        """Return why the best setting is none after all: in turn with the present one, and under other luck."""
+        """Return why the best setting does not hold: in turn with the present one, with other random numbers."""
         replays: dict[str, list[Measurement]] = {"best": [], "start": []}
         with ExitStack() as stack:
             sides = {}

@@ -140,7 +140,7 @@ def _blur_along(gray: NDArray[np.float32], *, axis: int) -> float:
     edge = _BLUR_WINDOW_PX // 2
     inner = (slice(edge, -edge), slice(edge, -edge))
     change = np.abs(np.diff(gray[inner], axis=axis))
-    # Of a plain surface nothing can be said; faces that a detector finds in a photograph are none.
+    # Nothing can be said of a plain surface; a face that is found in a photograph never is one.
     if float(change.mean()) < _MIN_CHANGE:
         return 0.0
     change_left = np.abs(np.diff(cv2.blur(gray, window)[inner], axis=axis))

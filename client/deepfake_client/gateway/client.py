@@ -95,7 +95,7 @@ class AsyncGatewayClient:
         await self.close()
 
     async def close(self) -> None:
-        """End all connections. What the service was asked for and not waited for, it goes on with."""
+        """End all connections. The service finishes what it was asked for, even if nobody waited for it."""
         await self._http.close()
 
     async def model(self) -> GatewayModel:

@@ -106,7 +106,7 @@ async def made(evidence: Awaitable[T]) -> T:
 
 
 def last_event(header: str | None) -> int:
-    """Return the number in ``Last-Event-ID``; 0, from the beginning on, for what is none of ours."""
+    """Return the number in ``Last-Event-ID``; 0 (from the beginning on) for one that is not ours."""
     return int(header) if header and re.fullmatch(r"[0-9]{1,18}", header) else 0
 
 

@@ -190,7 +190,7 @@ def _write(writer: asyncio.StreamWriter, head: dict[str, Any], payload: bytes = 
 
 
 async def _message(reader: asyncio.StreamReader, largest: Callable[[], int]) -> tuple[dict[str, Any], bytes]:
-    """Read one message; ValueError for what is none, or is too large."""
+    """Read one message; ValueError for anything else, and for one that is too large."""
     line = await reader.readline()
     if not line.endswith(b"\n"):
         raise asyncio.IncompleteReadError(line, None)

@@ -229,14 +229,14 @@ class Store:
             return [Analysis.of(row) for row in connection.execute(query)]
 
     def count_by(self, *names: str) -> dict[tuple[Any, ...], int]:
-        """Return how many analyses there are of each combination of columns, whosesoever."""
+        """Return how many analyses there are of each combination of columns, of all tenants."""
         columns = [ANALYSES.c[name] for name in names]
         query = sa.select(*columns, sa.func.count()).group_by(*columns)
         with self.engine.connect() as connection:
             return {tuple(row[:-1]): row[-1] for row in connection.execute(query)}
 
     def has_queued(self) -> bool:
-        """Return whether an analysis waits, whosesoever."""
+        """Return whether an analysis of any tenant waits."""
         query = sa.select(ANALYSES.c.id).where(ANALYSES.c.status == Status.QUEUED.value).limit(1)
         with self.engine.connect() as connection:
             return connection.execute(query).first() is not None
@@ -359,7 +359,7 @@ class Store:
             return [Event(row.id, row.kind, json.loads(row.data)) for row in connection.execute(query)]
 
     def latest_events(self, limit: int) -> dict[int, str]:
-        """Return the numbers of the latest events, each with the id of its analysis, whosesoever."""
+        """Return the numbers of the latest events, each with the id of its analysis, of all tenants."""
         query = sa.select(EVENTS.c.id, EVENTS.c.analysis_id).order_by(EVENTS.c.id.desc()).limit(limit)
         with self.engine.connect() as connection:
             return {row.id: row.analysis_id for row in connection.execute(query)}
@@ -368,7 +368,7 @@ class Store:
     def changes(self) -> Iterator[HasChanged | None]:
         """Yield how to ask whether anything was stored; None where the database tells only by a query.
 
-        SQLite counts what other connections store, and tells it from shared memory, in some microseconds.
+        SQLite counts what other connections store; asking for that takes some microseconds, in shared memory.
         """
         if self.engine.dialect.name != "sqlite":
             yield None
