@@ -161,6 +161,9 @@ def test_what_is_refused_is_listed_with_its_reason_and_runs_no_more(open_page, c
     page.route("**/v1/analyses", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
     page.set_input_files("#file", clip)
     expect(refused.locator("li").first).to_contain_text("The service gives no answer now (502): try again later.")
+    page.route("**/v1/analyses", lambda route: route.fulfill(status=401, json={"detail": "this wants a Bearer key"}))
+    page.set_input_files("#file", clip)
+    expect(refused.locator("li").first).to_contain_text("You are signed out. Load this page anew to sign in")
     page.evaluate("document.querySelector('template.row').dataset.maxBytes = 1000")
     page.set_input_files("#file", clip)
     expect(refused.locator("li").first).to_contain_text("clip.mp4: Larger than")
@@ -172,7 +175,7 @@ def test_what_is_refused_is_listed_with_its_reason_and_runs_no_more(open_page, c
     page.get_by_text("Options").click()
     page.set_input_files("#file", clip)
     expect(page.get_by_label("Frames to look at")).to_be_focused()
-    expect(refused.locator("li")).to_have_count(3)
+    expect(refused.locator("li")).to_have_count(4)
 
 
 def test_what_is_deleted_elsewhere_is_followed_no_more(open_page, service, clip):
@@ -294,10 +297,13 @@ def test_a_live_source_is_followed_and_ended(open_page, tmp_path, violations):
         site.files["/live.ts"] = endless
         page = open_page("/live", **PHONE)
         page.get_by_label("Address of the source").fill(f"{site.url}/live.ts")
+        page.get_by_label("Threshold").fill("0.7")
         page.get_by_role("button", name="Watch").tap()
         expect(page.get_by_role("img", name=re.compile("Face 1: (FAKE|REAL)"))).to_be_visible()
         expect(page.get_by_role("img", name="Where the faces are in the picture")).to_be_visible()
         expect(page.locator(".axis text").last).to_be_visible()
+        expect(page.locator(".verdict")).to_contain_text("The threshold was chosen by hand.")
+        expect(page.get_by_role("status").first).to_have_text(re.compile(r"live\.ts: (FAKE|REAL|INCONCLUSIVE)$"))
         assert violations(page) == []
         assert has_nothing_sideways(page)
         page.get_by_role("button", name="End").tap()

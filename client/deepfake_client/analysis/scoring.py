@@ -319,6 +319,10 @@ def _as_points(landmarks_xy: NDArray[np.float32] | None) -> tuple[tuple[float, f
     return None if landmarks_xy is None else tuple((float(x), float(y)) for x, y in landmarks_xy)
 
 
+def _frames(count: int, kind: str = "") -> str:
+    return f"{count} {kind}frame" + ("" if count == 1 else "s")
+
+
 def _reason(
     scored: Sequence[ScoredFrame],
     frames: Sequence[FrameResult],
@@ -330,12 +334,12 @@ def _reason(
     if failure is not None:
         reason = Reason.SERVER_ERROR if isinstance(failure, InferenceError) else Reason.SERVER_UNAVAILABLE
         answered = sum(frame.probabilities is not None for frame in scored)
-        return reason, f"after {answered} scored frames: {failure}"
+        return reason, f"after {_frames(answered, 'scored ')}: {failure}"
     if not scored:
         return Reason.UNDECODABLE, "the file opens, but no frame of it could be decoded; it may be damaged"
     faces = [face for frame in frames for face in frame.faces]
     if not faces:
-        return Reason.NO_FACE, f"no face was found in {len(scored)} frames; is a face visible and large enough?"
+        return Reason.NO_FACE, f"no face was found in {_frames(len(scored))}; is a face visible and large enough?"
     sightings = Counter(face.track for face in faces)
     longest = max(sightings.values())
     if longest >= num_frames_needed(len(frames), longest, complete=complete, at_least=rules.least_sightings):
@@ -349,7 +353,7 @@ def _reason(
     if rules.least_sightings > MIN_TRACK_FRAMES:
         advice = f"a face counts once it was scored on {rules.least_sightings}: wait, or raise `fps`"
     return Reason.TOO_FEW_FRAMES, (
-        f"no face was found on enough of the {len(frames)} frames: the most frequent one on {longest}; {advice}"
+        f"no face was found often enough: the most frequent one on {longest} of {_frames(len(frames))}; {advice}"
     )
 
 

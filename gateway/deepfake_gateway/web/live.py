@@ -129,6 +129,7 @@ async def _values(watch_id: str, request: Request) -> Json:
     return {
         **values,
         "headline": words.headline(say, verdict),
+        "by_hand": words.threshold_by_hand(say, watch.options, verdict),
         "lanes": [_lane(say, verdict, lane, past, span_s) for lane in lanes.lanes_of(say, verdict)],
         "ticks": _ticks(say, past, span_s),
         "places": _places(verdict),

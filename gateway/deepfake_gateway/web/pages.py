@@ -94,7 +94,7 @@ async def _result_values(
         "makes_pdf": makes_pdf(),
         "headline": words.headline(say, verdict),
         "advice": words.advice(say, verdict["reason"]),
-        "by_hand": words.threshold_by_hand(say, analysis, verdict, None if spec is None else spec.threshold),
+        "by_hand": words.threshold_by_hand(say, analysis.options, verdict, None if spec is None else spec.threshold),
         "facts": words.facts_of(say, analysis, verdict),
         "numbers": words.numbers_of(say, analysis, verdict),
         "lanes": lanes.lanes_of(say, verdict),

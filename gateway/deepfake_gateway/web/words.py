@@ -246,9 +246,9 @@ def _taking_part(verdict: Json, track: int | None) -> list[Json]:
     ]  # fmt: skip
 
 
-def threshold_by_hand(say: Language, analysis: Analysis, verdict: Json, own: float | None) -> str:
+def threshold_by_hand(say: Language, options: Json, verdict: Json, own: float | None = None) -> str:
     """Say that the threshold was chosen by whoever sent the file; `own` is the model's, None where unknown."""
-    chosen = analysis.options.get("threshold")
+    chosen = options.get("threshold")
     if chosen is None or chosen == own:
         return ""
     if own is None:

@@ -124,8 +124,8 @@ def test_what_was_looked_at_has_its_times_and_the_file_its_hash():
     ],
 )
 def test_a_threshold_that_was_chosen_by_hand_is_said(chosen, own, said):
-    analysis = analysis_of(verdicts.verdict(), options={"threshold": chosen})
-    assert words.threshold_by_hand(language("en"), analysis, analysis.verdict, own) == said
+    verdict = verdicts.verdict().to_dict()
+    assert words.threshold_by_hand(language("en"), {"threshold": chosen}, verdict, own) == said
 
 
 def test_a_picture_s_face_stands_in_the_middle_of_its_lane_without_a_time():

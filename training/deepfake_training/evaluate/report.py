@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from deepfake_client.result.times import day_and_time
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
 from deepfake_training.evaluate.evaluation import Evaluation, LabeledScores, RobustnessPoint
@@ -37,7 +40,9 @@ def write_report(evaluation: Evaluation, directory: str | Path) -> list[Path]:
             plots.append(directory / f"{name}.png")
             figure.savefig(plots[-1], dpi=110)
         pictures = "".join(f"\n![{path.stem}]({path.name})" for path in plots)
-        write_whole(text, f"{as_markdown(evaluation)}{pictures}\n")
+        version, made_at = metadata.version("deepfake-serving"), day_and_time(datetime.now(UTC))
+        made = f"Made by deepfake-serving {version} on {made_at}."
+        write_whole(text, f"{as_markdown(evaluation)}{pictures}\n\n{made}\n")
     except OSError as exc:
         raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory") from exc
     return [data, text, *plots]

@@ -75,6 +75,7 @@ class DropArea extends HTMLElement {
     request.addEventListener("load", () => {
       const answer = answerOf(request);
       if (answer?.links) whenSent(answer, row);
+      else if (request.status === 401) refused(state.dataset.signedOut);
       else if (answer?.detail) refused(answer.detail, "en");
       else refused(state.dataset.odd.replace("{}", request.status));
     });

@@ -72,6 +72,13 @@ def test_a_poor_face_beside_a_good_one_says_nothing() -> None:
 def test_too_few_sightings_are_not_called_poor() -> None:
     result = judgment([frame(n, *([(0, 0.9, 1)] if n < 2 else [])) for n in range(10)])
     assert result.reason is Reason.TOO_FEW_FRAMES
+    assert result.detail.startswith("no face was found often enough: the most frequent one on 2 of 10 frames; sample")
+
+
+def test_one_frame_is_told_as_one() -> None:
+    assert "was found in 1 frame;" in judgment([frame(0)]).detail
+    failed = judge([frame(0, (0, 0.9, 1))], RULES, failure=ServerUnavailableError("it went away"))
+    assert failed.detail == "after 1 scored frame: it went away"
 
 
 def test_a_failed_server_is_the_reason_whatever_was_seen() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -240,6 +241,7 @@ def test_a_report_is_json_markdown_and_plots(tmp_path: Path) -> None:
     text = (tmp_path / "evaluation.md").read_text()
     assert "| ROC-AUC | 0.750 [" in text
     assert "f3 (fake): no_face" in text
+    assert re.search(r"Made by deepfake-serving \S+ on \d+ \w+ 20\d\d, \d\d:\d\d UTC\.$", text.rstrip())
     assert "| jpeg | 50 | 0.800 | 0.500 | 1 |" in text
 
 
