@@ -10,14 +10,16 @@ import dataclasses
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfake_export.network import load_network
 from deepfake_export.repository.configs import refresh_configs
-from deepfake_export.repository.locks import locked
+from deepfake_export.repository.locks import NO_SPACE, locked
 from deepfake_export.repository.staging import find_identical, publish, staged
 from deepfake_export.request import REQUEST_KEY, ExportJob, ExportRequest, what_changed
 from deepfake_export.spec_file import PinnedCheckpoint, pin_checkpoint
@@ -28,6 +30,7 @@ from deepfake_preprocess.contract.version_files import BF16_FILE, BF16_WEIGHTS, 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.engines import ONNX_RUNTIME
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.files import write_whole
 
 if TYPE_CHECKING:
     from deepfake_export.proof.comparison import Proof
@@ -199,8 +202,8 @@ def _export_and_prove(job: ExportJob, version_dir: Path) -> tuple[Proof, tuple[S
     model_path = version_dir / MODEL_FILE
     job.on_step("Exporting to ONNX")
     export_onnx(job.detector, model_path, job.spec, verbose=job.request.verbose)
-    with tempfile.TemporaryDirectory(prefix="deepfake-export-") as work_dir:
-        proof = prove_precisions(job, model_path, Path(work_dir))
+    with _work_dir(version_dir) as work_dir:
+        proof = prove_precisions(job, model_path, work_dir)
         if job.request.artifacts is not None:
             _keep_artifacts(Path(job.request.artifacts), job.spec.name, proof.accurate)
         accurate, promoted = proof.accurate, proof.promoted
@@ -221,6 +224,22 @@ def _export_and_prove(job: ExportJob, version_dir: Path) -> tuple[Proof, tuple[S
         elif promoted.path != model_path:
             shutil.copyfile(promoted.path, model_path)
     return proof, forms_of(proof, files)
+
+
+@contextmanager
+def _work_dir(version_dir: Path) -> Iterator[Path]:
+    """Give a temporary directory; an `OptionError` says where its disk is full, and not the repository's."""
+    with tempfile.TemporaryDirectory(prefix="deepfake-export-") as name:
+        try:
+            yield Path(name)
+        except OSError as exc:
+            here, there = shutil.disk_usage(name), shutil.disk_usage(version_dir)
+            if exc.errno not in NO_SPACE or here.total == there.total or here.free >= there.free:
+                raise
+            raise OptionError(
+                f"no space is left for temporary files in {tempfile.gettempdir()}; what is served is unchanged. Free "
+                "some, or set TMPDIR to another directory"
+            ) from exc
 
 
 def _write_report(job: ExportJob, checkpoint: PinnedCheckpoint, proof: Proof, version_dir: Path) -> Mapping[str, Any]:
@@ -258,7 +277,7 @@ def _keep_artifacts(directory: Path, name: str, paths: Mapping[str, Path]) -> No
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for precision, path in paths.items():
-            shutil.copyfile(path, directory / f"{name}.{precision}.onnx")
+            write_whole(directory / f"{name}.{precision}.onnx", partial(shutil.copyfile, path))
     except OSError as exc:
         raise OptionError(
             f"`artifacts` is {str(directory)!r}, which cannot be written ({exc.strerror}); name another directory"

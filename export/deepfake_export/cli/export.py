@@ -21,6 +21,7 @@ from rich.table import Table
 
 from deepfake_export.api import ExportResult, export_checkpoint
 from deepfake_export.proof.gate import BEST
+from deepfake_export.repository.listing import size_bytes
 from deepfake_export.request import ExportRequest
 from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_preprocess.cli.console import results_console, shown
@@ -163,7 +164,7 @@ def _summary_rows(result: ExportResult) -> list[tuple[str, str]]:
         ("model", str(result.version_dir)),
         ("network", f"{spec.architecture}, {spec.input_width_px}x{spec.input_height_px} px, {spec.head.kind} head"),
         ("engine", str(result.manifest.served_forms[0])),
-        ("size", f"{figures['size_bytes'] / 1e6:.1f} MB"),
+        ("size", f"{size_bytes(result.version_dir) / 1e6:.1f} MB"),
         (
             "probability",
             f"differs by at most {probability['max_abs']:.1e} from PyTorch (limit {probability['limit']:.2g})",

@@ -13,7 +13,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final, Literal
 
-from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.errors import CheckpointError, OptionError
 from deepfake_preprocess.support.extras import require_extra
 
 Demo = Literal["accurate", "fast", "tiny"]
@@ -59,6 +59,13 @@ def write_demo_checkpoint(directory: str | Path, demo: Demo = "accurate") -> tup
     """
     directory, ours = Path(directory), DEMOS[demo]
     checkpoint, spec = directory / f"{ours.name}.safetensors", directory / f"{ours.name}.yaml"
+    if ours.composed:  # first: what cannot be fetched leaves no spec without its checkpoint
+        tower = require_extra("deepfake_export.demo.clip_tower", extra="export")
+        try:
+            with as_file(_DATA / checkpoint.name) as trained:
+                tower.write_detector(trained, checkpoint)
+        except CheckpointError as exc:
+            raise CheckpointError(f"{exc}; the demo checkpoint `tiny` needs no network") from exc
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name in (spec.name, ours.card, *([] if ours.composed else [checkpoint.name])):
@@ -66,8 +73,4 @@ def write_demo_checkpoint(directory: str | Path, demo: Demo = "accurate") -> tup
                 shutil.copyfile(path, directory / name)
     except OSError as exc:
         raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory") from exc
-    if ours.composed:
-        tower = require_extra("deepfake_export.demo.clip_tower", extra="export")
-        with as_file(_DATA / checkpoint.name) as trained:
-            tower.write_detector(trained, checkpoint)
     return checkpoint, spec

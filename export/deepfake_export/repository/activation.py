@@ -71,9 +71,11 @@ def activate(
             raise RepositoryError(f"{model_dir} holds no version {version}, only: {present}")
         manifest, problems = check_version(model_dir / str(version), served=False)
         for damage in (problem for problem in problems if not problem.harmless):
+            others = ", ".join(str(item) for item in versions if item != version)
+            another = f"serve another one ({others}), or " if others else ""
             raise RepositoryError(
-                f"version {version} of {model!r} cannot be served: {damage.file} {damage.what}; serve another one "
-                f"({present}), or export the model again"
+                f"version {version} of {model!r} cannot be served: {damage.file} {damage.what}; {another}"
+                "export the model again"
             )
         assert manifest is not None  # or it would be among the problems
         refresh_configs(model_dir, manifest, max_batch_size=current_batch_size(model_dir, manifest), options=options)
