@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, address_of, analysis_json, listed_json
-from deepfake_gateway.api.parts import CursorOf, DeskOf, FetcherOf, SettingsOf, WaitOf
+from deepfake_gateway.api.parts import KNOWN_QUERY, CursorOf, DeskOf, FetcherOf, SettingsOf, WaitOf
 from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import OF_BODIES, Problem, repeated, responses
 from deepfake_gateway.intake.upload import received
@@ -119,7 +119,7 @@ async def begin(
     return JSONResponse(analysis_json(analysis), status, headers)
 
 
-@router.get("/v1/analyses", responses={200: {"model": AnalysesDocument}, **responses()})
+@router.get("/v1/analyses", responses={200: {"model": AnalysesDocument}, **responses()}, dependencies=[KNOWN_QUERY])
 async def list_analyses(
     desk: DeskOf,
     cursor: CursorOf = None,

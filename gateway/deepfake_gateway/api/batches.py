@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import BatchDocument, batch_json
-from deepfake_gateway.api.parts import DeskOf, FetcherOf, SettingsOf
+from deepfake_gateway.api.parts import KNOWN_QUERY, DeskOf, FetcherOf, SettingsOf
 from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import OF_BODIES, responses
 from deepfake_gateway.intake.sink import printable_of
@@ -67,6 +67,7 @@ _BODY: Final = {
 @router.post(
     "/v1/batches",
     status_code=202,
+    dependencies=[KNOWN_QUERY],
     responses={
         202: {"model": BatchDocument, "description": "They are queued; `Location` is where they are."},
         **responses(*OF_BODIES),
@@ -104,6 +105,7 @@ async def read(batch_id: str, desk: DeskOf) -> Response:
 @router.get(
     "/v1/batches/{batch_id}/report",
     responses={200: {"content": {"text/csv": {}}, "description": "A line for each file."}, **responses(404)},
+    dependencies=[KNOWN_QUERY],
     response_class=Response,
 )
 async def report(batch_id: str, desk: DeskOf, format: Annotated[str, Query(pattern="^csv$")] = "csv") -> Response:

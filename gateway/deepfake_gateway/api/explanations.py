@@ -17,7 +17,7 @@ from deepfake_gateway.api.documents import (
     crop_json,
     explanation_json,
 )
-from deepfake_gateway.api.parts import SEALED, DeskOf, JsonRoute, SettingsOf, WaitOf, made
+from deepfake_gateway.api.parts import KNOWN_QUERY, SEALED, DeskOf, JsonRoute, SettingsOf, WaitOf, made
 from deepfake_gateway.intake.options import ExplanationForm
 from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses
 from deepfake_gateway.intake.submission import Desk, without_verdict
@@ -60,6 +60,7 @@ async def crop(analysis_id: str, name: CropName, desk: DeskOf) -> Response:
 @router.post(
     "/v1/analyses/{analysis_id}/explanations",
     status_code=202,
+    dependencies=[KNOWN_QUERY],
     responses={
         200: {"model": ExplanationDocument, "description": "It is over: made before, or while waiting."},
         202: {"model": ExplanationDocument, "description": "It is queued; `Location` is where it is."},

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake_gateway.api.documents import ModelsDocument, UsageDocument, model_document, usage_json
 from deepfake_gateway.api.metrics import WORKER_SILENT_S
-from deepfake_gateway.api.parts import DeskOf, SettingsOf
+from deepfake_gateway.api.parts import KNOWN_QUERY, DeskOf, SettingsOf
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.settings import Settings
@@ -41,7 +41,7 @@ async def models(desk: DeskOf) -> ModelsDocument:
     )
 
 
-@router.get("/v1/usage", responses={200: {"model": UsageDocument}, **responses()})
+@router.get("/v1/usage", responses={200: {"model": UsageDocument}, **responses()}, dependencies=[KNOWN_QUERY])
 async def usage(
     desk: DeskOf,
     first: Annotated[date | None, Query(alias="from", description="30 days before `to` by default")] = None,

@@ -62,6 +62,17 @@ SettingsOf: TypeAlias = Annotated[Settings, Depends(_settings)]
 FetcherOf: TypeAlias = Annotated[Fetcher, Depends(_fetcher)]
 
 
+def _known_query(request: Request) -> None:
+    """Raise Problem 422 for a parameter of the query that the route does not have: it would be passed over."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    if unknown := [name for name in request.query_params if name not in known]:
+        there_are = f"there are {', '.join(known)}" if known else "what this address takes is in the body"
+        raise Problem(422, f"there is no parameter `{unknown[0][:80]}` in the address; {there_are}")
+
+
+KNOWN_QUERY: Final = Depends(_known_query)
+
+
 class JsonRoute(APIRoute):
     """A route whose body is JSON in which no object repeats a name."""
 

@@ -14,7 +14,16 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from deepfake_gateway.api.documents import analysis_json
-from deepfake_gateway.api.parts import SEALED, STREAM_HEADERS, DeskOf, followed, last_event, made, still_served
+from deepfake_gateway.api.parts import (
+    KNOWN_QUERY,
+    SEALED,
+    STREAM_HEADERS,
+    DeskOf,
+    followed,
+    last_event,
+    made,
+    still_served,
+)
 from deepfake_gateway.api.ranges import ranged
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import without_verdict
@@ -92,6 +101,7 @@ async def media(analysis_id: str, request: Request, desk: DeskOf) -> Response:
         },
         **responses(404, 409),
     },
+    dependencies=[KNOWN_QUERY],
     response_class=Response,
 )
 async def report(

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from deepfake_client.result.verdict import Interval, Verdict
 from deepfake_gateway.api.documents import Document, ErrorDocument, error_json, time_text
 from deepfake_gateway.api.parts import (
+    KNOWN_QUERY,
     STREAM_HEADERS,
     CursorOf,
     DeskOf,
@@ -136,6 +137,7 @@ def watched_json(watch: Watch) -> dict[str, Any]:
 @router.post(
     "/v1/watches",
     status_code=202,
+    dependencies=[KNOWN_QUERY],
     responses={
         202: {"model": WatchDocument, "description": "It is queued; `Location` is where it is."},
         **responses(*OF_BODIES),
@@ -150,7 +152,7 @@ async def begin(form: WatchForm, desk: DeskOf) -> Response:
     return JSONResponse(document, 202, {"Location": document["links"]["self"], "Retry-After": "1"})
 
 
-@router.get("/v1/watches", responses={200: {"model": WatchesDocument}, **responses()})
+@router.get("/v1/watches", responses={200: {"model": WatchesDocument}, **responses()}, dependencies=[KNOWN_QUERY])
 async def list_watches(
     desk: DeskOf,
     cursor: CursorOf = None,

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from deepfake_gateway.addresses import MAX_URL, Addresses, AddressRefusedError, checked_url
-from deepfake_gateway.api.parts import DeskOf, JsonRoute, SettingsOf
+from deepfake_gateway.api.parts import KNOWN_QUERY, DeskOf, JsonRoute, SettingsOf
 from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.store.webhooks import Webhook
@@ -66,6 +66,7 @@ class DeliveriesDocument(BaseModel):
 @router.post(
     "/v1/webhooks",
     status_code=201,
+    dependencies=[KNOWN_QUERY],
     responses={201: {"model": WebhookDocument, "description": "It is there."}, **responses(*OF_BODIES, 409)},
 )
 async def add(desk: DeskOf, settings: SettingsOf, form: Annotated[WebhookForm, Body()]) -> Response:

@@ -472,6 +472,32 @@ def test_a_long_name_is_cut(gateway):
     assert (answer.status_code, "shorter name" in answer.json()["detail"]) == (422, True)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "known"),
+    [
+        ("GET", "analyses?stauts=failed", "there are cursor, limit, label, status"),
+        ("GET", "analyses/ID/report?fromat=csv", "there are format"),
+        ("GET", "watches?status=done", "there are cursor, limit"),
+        ("GET", "usage?first=2026-01-01", "there are from, to"),
+        ("POST", "batches?num_frames=16", "is in the body"),
+        ("POST", "analyses/ID/explanations?method=hires-cam", "is in the body"),
+        ("POST", "watches?step_s=2", "is in the body"),
+        ("POST", "webhooks?url=x", "is in the body"),
+    ],
+)
+def test_a_parameter_that_there_is_not_is_not_passed_over(gateway, clip, method, path, known):
+    analysis = send(gateway, clip, num_frames=2).json()["id"]
+    body = (
+        {"files": {"file": ("a.mp4", clip)}} if path.startswith("batches") else {"json": {"url": "http://1.1.1.1/"}}
+    )
+    asked = {} if method == "GET" or "ID" in path else body
+    answer = gateway.request(method, f"/v1/{path.replace('ID', analysis)}", **asked)
+    name = path.partition("?")[2].partition("=")[0]
+    assert answer.status_code == 422
+    assert f"there is no parameter `{name}` in the address" in answer.json()["detail"]
+    assert known in answer.json()["detail"]
+
+
 def test_refusals_name_what_is_allowed_as_it_is_written(gateway):
     assert "'REAL', 'FAKE' or 'INCONCLUSIVE'" in gateway.get("/v1/analyses?label=fake").json()["detail"]
     for body in (b"{", b"[" * 100_000):
