@@ -475,8 +475,8 @@ def test_a_long_name_is_cut(gateway):
 @pytest.mark.parametrize(
     ("method", "path", "known"),
     [
-        ("GET", "analyses?stauts=failed", "there are cursor, limit, label, status"),
-        ("GET", "analyses/ID/report?fromat=csv", "there are format"),
+        ("GET", "analyses?state=failed", "there are cursor, limit, label, status"),
+        ("GET", "analyses/ID/report?kind=csv", "there are format"),
         ("GET", "watches?status=done", "there are cursor, limit"),
         ("GET", "usage?first=2026-01-01", "there are from, to"),
         ("POST", "batches?num_frames=16", "is in the body"),
