@@ -18,6 +18,13 @@ DRAWN = """canvas => {
   [blank.width, blank.height] = [canvas.width, canvas.height];
   return canvas.toDataURL() !== blank.toDataURL();
 }"""
+# As wide as WCAG 2.2, 1.4.12, asks pages to bear.
+SPACED = """() => {
+  const sheet = new CSSStyleSheet();
+  const spacing = ["line-height: 1.5", "letter-spacing: .12em", "word-spacing: .16em"];
+  sheet.replaceSync(`* { ${spacing.map((one) => `${one} !important`).join("; ")} }`);
+  document.adoptedStyleSheets = [sheet];
+}"""
 DROP = """async ([element, files]) => {
   const transfer = new DataTransfer();
   for (const [name, data] of files) {
@@ -319,8 +326,13 @@ def test_a_live_source_is_followed_and_ended(open_page, tmp_path, violations):
 
 @pytest.mark.parametrize(
     "look",
-    [{"color_scheme": "light"}, {"viewport": {"width": 768, "height": 1024}}, {"color_scheme": "dark", **PHONE}],
-    ids=["desktop", "tablet", "phone"],
+    [
+        {"color_scheme": "light"},
+        {"viewport": {"width": 768, "height": 1024}},
+        {"viewport": {"width": 320, "height": 740}},
+        {"color_scheme": "dark", **PHONE},
+    ],
+    ids=["desktop", "tablet", "zoomed", "phone"],
 )
 def test_every_page_is_accessible_and_fits(open_page, results, violations, look):
     page = open_page(**look)
@@ -334,6 +346,8 @@ def test_every_page_is_accessible_and_fits(open_page, results, violations, look)
         if problems := violations(page):
             found[path] = problems
         assert has_nothing_sideways(page), path
+        page.evaluate(SPACED)
+        assert has_nothing_sideways(page), f"{path} with wide spacing"
     assert found == {}
 
 
