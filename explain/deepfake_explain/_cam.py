@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from deepfake_client.explain.types import METHODS
 from deepfake_explain._target_layer import TargetLayer
 from deepfake_preprocess.contract.spec import Head
+from deepfake_preprocess.errors import ExplainError
 
 CAMS: dict[str, type[BaseCAM]] = {
     "grad-cam": GradCAM,
@@ -45,15 +46,29 @@ def heatmaps_of(
 
     Each map is scaled to its own largest value. The network, in eval mode and without `requires_grad`, must not be
     used elsewhere meanwhile.
+
+    Raises:
+        ExplainError: the method needs gradients, and none reach the layer.
     """
     target = ClassifierOutputTarget if head.kind == "softmax" else BinaryClassifierOutputTarget
     with _gradients_end_at(layer.module):
         cam: Any = CAMS[method](network, [layer.module], reshape_transform=layer.reshape)
+
+        def check_output(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            if cam.uses_gradients and not output.requires_grad:
+                raise ExplainError(
+                    f"no gradient of the score reaches layer {layer.name!r}, so {method} cannot explain it: the "
+                    "network's forward() cuts it off, as by detach() or numpy(); take that out, or take eigen-cam"
+                )
+            return output.reshape(-1, 1) if output.ndim < 2 else output  # `[N]`, and what squeeze() leaves
+
+        listening = network.register_forward_hook(check_output)
         # Not as a context manager: that one swallows an IndexError and prints it.
         try:
             maps = cam(inputs, [target(head.fake_index)] * len(inputs))
             outputs: Tensor = cam.outputs.detach()
         finally:
+            listening.remove()
             cam.activations_and_grads.release()
     return np.asarray(maps, dtype=np.float32), outputs
 

@@ -142,6 +142,40 @@ def test_layers_that_run_twice_and_networks_without_a_map():
         find_target_layer(spatial_layers(flat, sample), None)
 
 
+class Small(nn.Module):
+    """Ends as code from outside does."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.conv, self.fc, self.end = nn.Conv2d(3, 4, 3), nn.Linear(4, 1), end
+
+    def forward(self, x):
+        return self.end(self.fc(self.conv(x).relu().mean((2, 3))))
+
+
+def test_a_network_that_squeezes_its_output_is_explained_crop_by_crop():
+    spec = spec_of()
+    torch.manual_seed(0)
+    whole = Small(nn.Identity())
+    squeezing = Small(torch.squeeze)
+    squeezing.load_state_dict(whole.state_dict())
+    for count in (1, 2):
+        crops = crops_of(count)
+        expected = CheckpointExplainer(whole, spec).explain(crops, ExplainOptions())
+        for explained, other in zip(
+            CheckpointExplainer(squeezing, spec).explain(crops, ExplainOptions()), expected, strict=True
+        ):
+            np.testing.assert_array_equal(explained.heatmap, other.heatmap)
+
+
+def test_a_score_without_a_gradient_is_refused_with_what_to_do():
+    explainer = CheckpointExplainer(Small(torch.Tensor.detach), spec_of())
+    crops = crops_of(1)
+    with pytest.raises(ExplainError, match=r"no gradient of the score reaches layer 'conv'.*eigen-cam"):
+        explainer.explain(crops, ExplainOptions())
+    assert explainer.explain(crops, ExplainOptions("eigen-cam"))[0].heatmap.max() > 0
+
+
 def test_torchscript_is_refused_with_what_to_do():
     with pytest.warns(FutureWarning, match=r"torch\.jit"):
         script = torch.jit.trace(tiny_network(), torch.zeros(1, 3, SIDE_PX, SIDE_PX))
