@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from deepfake_export.blame import blamed_line
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError
 
@@ -112,15 +112,6 @@ def _alike(some: Tensor, others: Tensor) -> bool:
 
 def _reason(exc: Exception) -> str:
     return f"{type(exc).__name__}: {str(exc).strip().splitlines()[-1]}" if str(exc).strip() else type(exc).__name__
-
-
-def blamed_line(exc: BaseException) -> str:
-    """Return where in the network's code an error arose, as ``, in net.py, line 3: ...``; empty where nowhere."""
-    passed_by = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
-    for frame in reversed(traceback.extract_tb(exc.__traceback__)):
-        if not frame.filename.startswith(passed_by) or "published" in Path(frame.filename).parts:
-            return f", in {Path(frame.filename).name}, line {frame.lineno}: {frame.line}"
-    return ""
 
 
 def _why_not_run(network: nn.Module, in_channels: int, exc: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import torch
 
-from deepfake_export.checkpoint.checks import blamed_line
+from deepfake_export.blame import blamed_line
 from deepfake_export.graph.onnx_nodes import keep_layer, last_operator
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.contract.spec import INPUT_NAME, LOGIT_NAME, PROBABILITY_NAME, ModelSpec
