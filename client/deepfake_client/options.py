@@ -11,7 +11,7 @@ from deepfake_preprocess.media.live import LiveOptions
 from deepfake_preprocess.media.sampling import Sampling
 
 Aggregation: TypeAlias = Literal["mean", "median", "trimmed", "top_k", "vote", "confident", "log_odds"]
-"""A rule that makes one score of a face's frames; `deepfake_client.analysis.aggregation` has them."""
+"""A rule that makes one score of a face's frames; `deepfake_client.analysis.judging.aggregation` has them."""
 AGGREGATIONS: Final[tuple[Aggregation, ...]] = get_args(Aggregation)
 
 OnSlow: TypeAlias = Literal["drop", "wait"]

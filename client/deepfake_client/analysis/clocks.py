@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from deepfake_client.analysis.scoring import Judgment
+from deepfake_client.analysis.judging.scoring import Judgment
 from deepfake_client.result.verdict import Interval, Timing, Verdict
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.media.live import LiveSource

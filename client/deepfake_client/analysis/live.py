@@ -18,8 +18,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
 from deepfake_client.analysis.clocks import Clocks, verdict_of
+from deepfake_client.analysis.judging.scoring import Rules, ScoredFrame, judge
 from deepfake_client.analysis.pipeline import MAX_FRAMES_IN_FLIGHT, Analysis, Stages, frames_in_flight
-from deepfake_client.analysis.scoring import Rules, ScoredFrame, judge
 from deepfake_client.analysis.track_ids import StableIds
 from deepfake_client.options import WatchOptions
 from deepfake_client.result.verdict import Verdict

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_client.analysis.clocks import Clocks, verdict_of
-from deepfake_client.analysis.scoring import Rules, ScoredFrame, judge
+from deepfake_client.analysis.judging.scoring import Rules, ScoredFrame, judge
 from deepfake_client.analysis.stopping import MAX_FRAMES, StopRule
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.verdict import Label, Verdict

@@ -12,7 +12,7 @@ at last all others. After each pass but the last there is one look:
 Looking several times would let chance stop it sooner or later, so the allowed error is spent in equal parts over all
 looks (alpha spending: K. Lan and D. DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 1983,
 in its plainest form, Bonferroni's), and for FAKE over the tracks as well. The interval is that of
-`analysis.consistency`. Frames at equal distances represent a video at least as well as frames at random do
+`analysis.judging.consistency`. Frames at equal distances represent a video at least as well as frames at random do
 when the resemblance of frames fades with their distance (W. Cochran, "Sampling Techniques", 3rd ed., 8.5).
 """
 
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepfake_client.analysis.aggregation import Strategy, num_frames_needed, scores_by_track
-from deepfake_client.analysis.consistency import interval
+from deepfake_client.analysis.judging.aggregation import Strategy, num_frames_needed, scores_by_track
+from deepfake_client.analysis.judging.consistency import interval
 from deepfake_client.result.verdict import FrameResult, Track
 from deepfake_preprocess.media.sampling import PartOf, Sampling
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from deepfake_client.analysis.scoring import Judgment
+from deepfake_client.analysis.judging.scoring import Judgment
 from deepfake_client.result.verdict import FrameResult
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from deepfake_client.analysis.aggregation import num_frames_needed
+from deepfake_client.analysis.judging.aggregation import num_frames_needed
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.report.plots import track_styles
 from deepfake_client.result.times import day_and_time, duration, stretch

@@ -152,7 +152,7 @@ class Track(JsonData):
     """How far its looks lie from the clips that the model was calibrated on: above 1 they are unlike those; null for
     a model without such a calibration."""
     look: tuple[float, ...] = field(default=(), metadata={"exclude": True}, compare=False)
-    """Mean of the `analysis.abstaining.LOOKS` of its faces of weight above 0; not in JSON."""
+    """Mean of the `analysis.judging.abstaining.LOOKS` of its faces of weight above 0; not in JSON."""
 
     @property
     def takes_part(self) -> bool:

@@ -148,7 +148,7 @@ class Histogram(JsonData):
 class Looks(JsonData):
     """What the faces of the calibration's clips look like, so that others are noticed.
 
-    The names are those of `deepfake_client.analysis.abstaining.LOOKS`, and each clip counts with its mean.
+    The names are those of `deepfake_client.analysis.judging.abstaining.LOOKS`, and each clip counts with its mean.
 
     Attributes:
         mean: of all clips, by look.

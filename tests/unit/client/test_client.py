@@ -41,9 +41,10 @@ from deepfake_client import (
     Transport,
     open_media,
 )
-from deepfake_client.analysis import pipeline, scoring
+from deepfake_client.analysis import pipeline
+from deepfake_client.analysis.judging import scoring
+from deepfake_client.analysis.judging.scoring import Judgment, ScoredFrame
 from deepfake_client.analysis.pipeline import BULK_CROPS_PER_REQUEST, CROPS_PER_REQUEST
-from deepfake_client.analysis.scoring import Judgment, ScoredFrame
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face, FaceDetector
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from math import exp
 
-from deepfake_client.analysis.abstaining import abstention
-from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
+from deepfake_client.analysis.judging.abstaining import abstention
+from deepfake_client.analysis.judging.aggregation import STRATEGIES, score_tracks
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import CALIBRATED_AGGREGATION, AnalyzeOptions
 from deepfake_client.result.verdict import FaceScore, FrameResult, Reason, Verdict

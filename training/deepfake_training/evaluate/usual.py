@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 from sklearn.covariance import LedoitWolf
 
-from deepfake_client.analysis.abstaining import unlikeness
+from deepfake_client.analysis.judging.abstaining import unlikeness
 from deepfake_client.result.verdict import Track, Verdict
 from deepfake_preprocess.contract.spec import Calibration, Histogram, Looks
 from deepfake_preprocess.errors import OptionError

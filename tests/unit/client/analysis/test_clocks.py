@@ -6,7 +6,7 @@ import pytest
 import verdicts
 
 from deepfake_client.analysis.clocks import Clocks, verdict_of
-from deepfake_client.analysis.scoring import Judgment
+from deepfake_client.analysis.judging.scoring import Judgment
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.opening import Media

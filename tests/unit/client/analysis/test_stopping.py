@@ -24,7 +24,7 @@ from deepfake_client import (
     ServerUnavailableError,
     Verdict,
 )
-from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
+from deepfake_client.analysis.judging.aggregation import STRATEGIES, score_tracks
 from deepfake_client.analysis.stopping import StopRule, passes
 from deepfake_client.result.verdict import FaceScore, FrameResult
 from deepfake_client.transport.testing import FakeTransport

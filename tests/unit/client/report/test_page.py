@@ -19,7 +19,7 @@ from media import astronaut, make_clip
 from verdicts import face, inconclusive, verdict
 
 from deepfake_client import AnalyzeOptions, report
-from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
+from deepfake_client.analysis.judging.aggregation import STRATEGIES, score_tracks
 from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, suspicious_faces
 from deepfake_client.report.page import folder_name
 from deepfake_client.result.outcome import Outcome

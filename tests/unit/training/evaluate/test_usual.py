@@ -9,7 +9,7 @@ import pytest
 import verdicts
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.abstaining import LOOKS, unlikeness
+from deepfake_client.analysis.judging.abstaining import LOOKS, unlikeness
 from deepfake_client.result.verdict import Verdict
 from deepfake_preprocess.contract.spec import Calibration
 from deepfake_preprocess.errors import OptionError

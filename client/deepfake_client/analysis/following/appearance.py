@@ -2,7 +2,7 @@
 
 Color histograms change little while things and camera move, and much at a cut (Swain and Ballard, "Color
 indexing", IJCV 1991; J. Boreczky and L. Rowe, "Comparison of video shot boundary detection techniques", 1996).
-This module decides nothing; `deepfake_client.analysis.tracking` does.
+This module decides nothing; `deepfake_client.analysis.following.tracking` does.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 from media import astronaut
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.motion import MIN_PATCHES, moves, patch_of
+from deepfake_client.analysis.judging.motion import MIN_PATCHES, moves, patch_of
 from deepfake_preprocess.faces.detector import Face
 from deepfake_preprocess.media.frame import ArrayFrame
 

@@ -12,9 +12,9 @@ from media import astronaut, write_video
 from numpy.typing import NDArray
 
 from deepfake_client import AnalyzeOptions, Concern, DeepfakeClient, Label, Reason, Sampling, ServerUnavailableError
-from deepfake_client.analysis.aggregation import STRATEGIES
-from deepfake_client.analysis.quality import Quality
-from deepfake_client.analysis.scoring import FaceAppearance, Rules, ScoredFrame, judge
+from deepfake_client.analysis.judging.aggregation import STRATEGIES
+from deepfake_client.analysis.judging.quality import Quality
+from deepfake_client.analysis.judging.scoring import FaceAppearance, Rules, ScoredFrame, judge
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_preprocess.faces.detector import Face
 

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.appearance import Colors, likeness
-from deepfake_client.analysis.assignment import assign
+from deepfake_client.analysis.following.appearance import Colors, likeness
+from deepfake_client.analysis.following.assignment import assign
 from deepfake_preprocess.faces.boxes import iou
 
 MIN_IOU = 0.2
@@ -106,7 +106,7 @@ class Tracker:
     def update(self, faces: Sequence[Detection], *, pts_seconds: float, picture: Colors | None = None) -> list[int]:
         """Return the track id of each face of the next frame, which is not before the last one, in the order given.
 
-        Without the frame's colors (`analysis.appearance.picture_colors`) no cut is seen.
+        Without the frame's colors (`analysis.following.appearance.picture_colors`) no cut is seen.
         """
         same_shot = [_alike(track.picture, picture, SAME_SHOT, unknown=True) for track in self._open]
         affinity = np.zeros((len(self._open), len(faces)))

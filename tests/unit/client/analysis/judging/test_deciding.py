@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from deepfake_client import Concern, Label, Reason
-from deepfake_client.analysis import deciding
-from deepfake_client.analysis.aggregation import STRATEGIES
-from deepfake_client.analysis.quality import Quality
-from deepfake_client.analysis.scoring import FaceAppearance, Judgment, Rules, ScoredFrame, judge
+from deepfake_client.analysis.judging import deciding
+from deepfake_client.analysis.judging.aggregation import STRATEGIES
+from deepfake_client.analysis.judging.quality import Quality
+from deepfake_client.analysis.judging.scoring import FaceAppearance, Judgment, Rules, ScoredFrame, judge
 from deepfake_preprocess.faces.detector import Face
 
 COLORS = np.sqrt(np.full(8, 1 / 8, dtype=np.float32))

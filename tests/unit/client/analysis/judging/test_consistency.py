@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from deepfake_client.analysis.aggregation import STRATEGIES
-from deepfake_client.analysis.consistency import consistency, interval, student_t_quantile
+from deepfake_client.analysis.judging.aggregation import STRATEGIES
+from deepfake_client.analysis.judging.consistency import consistency, interval, student_t_quantile
 
 NAMES = st.sampled_from(sorted(STRATEGIES))
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.abstaining import Look, abstention, look_of, unlikeness
-from deepfake_client.analysis.aggregation import (
+from deepfake_client.analysis.following.appearance import Colors, face_colors, picture_colors
+from deepfake_client.analysis.following.tracking import Detection, Tracker
+from deepfake_client.analysis.judging.abstaining import Look, abstention, look_of, unlikeness
+from deepfake_client.analysis.judging.aggregation import (
     MIN_TRACK_FRAMES,
     STRATEGIES,
     Strategy,
     num_frames_needed,
     score_tracks,
 )
-from deepfake_client.analysis.appearance import Colors, face_colors, picture_colors
-from deepfake_client.analysis.deciding import Decision, decide
-from deepfake_client.analysis.motion import MIN_STILL_PATCHES, Patch, patch_of
-from deepfake_client.analysis.quality import Quality, assess, inner_face
-from deepfake_client.analysis.tracking import Detection, Tracker
+from deepfake_client.analysis.judging.deciding import Decision, decide
+from deepfake_client.analysis.judging.motion import MIN_STILL_PATCHES, Patch, patch_of
+from deepfake_client.analysis.judging.quality import Quality, assess, inner_face
 from deepfake_client.options import CALIBRATED_AGGREGATION, AnalyzeOptions, WatchOptions
 from deepfake_client.result.verdict import Concern, FaceScore, FrameResult, Interval, Label, Reason, Track
 from deepfake_preprocess.contract.spec import Calibration, ModelSpec

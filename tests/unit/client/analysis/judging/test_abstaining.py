@@ -9,9 +9,9 @@ import pytest
 from media import astronaut
 
 from deepfake_client import AnalyzeOptions, Label, Reason
-from deepfake_client.analysis.abstaining import COLORED, LOOKS, look_of
-from deepfake_client.analysis.quality import Quality
-from deepfake_client.analysis.scoring import FaceAppearance, Judgment, Rules, ScoredFrame, judge
+from deepfake_client.analysis.judging.abstaining import COLORED, LOOKS, look_of
+from deepfake_client.analysis.judging.quality import Quality
+from deepfake_client.analysis.judging.scoring import FaceAppearance, Judgment, Rules, ScoredFrame, judge
 from deepfake_preprocess.contract.spec import Calibration, Looks, ModelSpec
 from deepfake_preprocess.faces.detector import Face
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from math import exp, log, sqrt
 from statistics import NormalDist, median, median_low
 
-from deepfake_client.analysis.aggregation import Strategy, scores_by_track
-from deepfake_client.analysis.consistency import interval
-from deepfake_client.analysis.motion import Patch, moves
+from deepfake_client.analysis.judging.aggregation import Strategy, scores_by_track
+from deepfake_client.analysis.judging.consistency import interval
+from deepfake_client.analysis.judging.motion import Patch, moves
 from deepfake_client.result.verdict import FrameResult, Interval, Track
 
 POOR_WEIGHT = 0.25

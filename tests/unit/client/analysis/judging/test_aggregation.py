@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepfake_client import AGGREGATIONS, AnalyzeOptions
-from deepfake_client.analysis.aggregation import STRATEGIES, score_tracks
+from deepfake_client.analysis.judging.aggregation import STRATEGIES, score_tracks
 from deepfake_client.result.verdict import FaceScore, FrameResult, Label
 from deepfake_preprocess.errors import OptionError
 

@@ -1,12 +1,12 @@
 """From the scores of single faces to the score of a track.
 
 A video is as fake as its most suspicious face: tracks are scored one by one, so one manipulated face among several
-real ones is not averaged away. Which of them decides is for `analysis.deciding`.
+real ones is not averaged away. Which of them decides is for `analysis.judging.deciding`.
 
 Within a track the default is the mean of the frames' probabilities: it is the figure that papers and benchmarks of
 the field report for a video, moves little with any one frame, and keeps the meaning of a calibrated probability.
 
-Every rule takes weights (see `analysis.quality`). A face of weight 0 takes no part; weights that are all 1
+Every rule takes weights (see `analysis.judging.quality`). A face of weight 0 takes no part; weights that are all 1
 give the plain rule. But for `confident`, which counts frames, only the weights' proportions matter.
 """
 
@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_client.analysis.consistency import consistency, interval
+from deepfake_client.analysis.judging.consistency import consistency, interval
 from deepfake_client.result.verdict import FrameResult, Label, Track
 
 MIN_TRACK_FRAMES = 4

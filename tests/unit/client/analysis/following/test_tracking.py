@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from deepfake_client.analysis.assignment import assign
-from deepfake_client.analysis.tracking import MAX_MISSED_FRAMES, Detection, Tracker
+from deepfake_client.analysis.following.assignment import assign
+from deepfake_client.analysis.following.tracking import MAX_MISSED_FRAMES, Detection, Tracker
 
 FACES = np.sqrt(np.eye(4, dtype=np.float32) * 0.97 + 0.01)
 """Colors of four faces that look nothing like each other."""

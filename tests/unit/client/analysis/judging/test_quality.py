@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from media import astronaut
 
-from deepfake_client.analysis.appearance import face_colors, likeness, picture_colors
-from deepfake_client.analysis.quality import assess, blur, pose_deg
+from deepfake_client.analysis.following.appearance import face_colors, likeness, picture_colors
+from deepfake_client.analysis.judging.quality import assess, blur, pose_deg
 from deepfake_client.result.verdict import Concern
 from deepfake_preprocess.contract.spec import Crop, ModelSpec
 from deepfake_preprocess.faces.crop import crop_face

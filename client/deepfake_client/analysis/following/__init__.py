@@ -1,0 +1,1 @@
+"""Following faces from frame to frame: which detection belongs to which track."""

@@ -1,0 +1,1 @@
+"""From faces and their scores to a verdict: what counts, how much, and what decides."""
