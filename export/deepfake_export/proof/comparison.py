@@ -92,7 +92,7 @@ class ArtifactProof(JsonData):
         tolerance = TOLERANCES[self.precision]
         found = list(self.parity.problems)
         videos, limit = self.videos, tolerance.allowed_flips(self.videos.count)
-        if videos.verdict_flips > limit:
+        if limit is not None and videos.verdict_flips > limit:
             found.append(f"{videos.verdict_flips} of {videos.count} videos' verdicts change (limit {limit})")
         if (auc := self.auc) is not None and not abs(auc.difference) <= tolerance.auc_abs:
             change = f"{auc.checkpoint:.4f} to {auc.artifact:.4f}"

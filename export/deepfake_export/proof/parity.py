@@ -55,7 +55,6 @@ class ParityReport(JsonData):
         batch_sizes: batch sizes that all crops were run at.
         batch_dependence: largest difference of one crop's probability between batch sizes.
         verdict_flips: crops whose verdict at the threshold changed.
-        verdict_flips_near_threshold: those of them so near to the threshold that either verdict is right.
         latency_ms: median time of a batch on this machine, by batch size; for orientation, not a benchmark.
         reason: why the limits are what they are.
         logit_mean_limit: for the mean of `logit`, where the crops are generated; None on faces, whose verdicts count.
@@ -73,7 +72,6 @@ class ParityReport(JsonData):
     batch_dependence: float
     batch_dependence_limit: float
     verdict_flips: int
-    verdict_flips_near_threshold: int
     threshold: float
     reference_logit_range: tuple[float, float]
     size_bytes: int
@@ -103,10 +101,9 @@ class ParityReport(JsonData):
                 f"{LOGIT_NAME} of generated faces differs by {of_logit:.3g} on average (limit {limit_of_logit:.3g}; "
                 "of faces of your own, verdicts would count)"
             )
-        exempt = self.verdict_flips_near_threshold if tolerance.flip_share is None else 0
         allowed = tolerance.allowed_flips(self.num_crops)
-        if self.verdict_flips - exempt > allowed:
-            found.append(f"{self.verdict_flips - exempt} of {self.num_crops} verdicts change (limit {allowed})")
+        if allowed is not None and self.verdict_flips > allowed:
+            found.append(f"{self.verdict_flips} of {self.num_crops} verdicts change (limit {allowed})")
         return found
 
     @property
@@ -155,7 +152,6 @@ def measure_parity(
     probability_error = np.abs(probability - reference_probability)
     logit_error = np.abs(logit - reference_logit)
     flipped = ((probability >= threshold) != (reference_probability >= threshold)).any(axis=0)
-    near = np.abs(reference_probability - threshold) <= tolerance.probability_abs
     logit_limit = tolerance.logit_limit(float(np.abs(reference_logit).max()))
     report = ParityReport(
         artifact=name,
@@ -169,7 +165,6 @@ def measure_parity(
         batch_dependence=float(np.abs(probability - probability[0]).max()),
         batch_dependence_limit=tolerance.batch_abs,
         verdict_flips=int(flipped.sum()),
-        verdict_flips_near_threshold=int((flipped & near).sum()),
         threshold=threshold,
         reference_logit_range=(float(reference_logit.min()), float(reference_logit.max())),
         size_bytes=size_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -97,16 +98,21 @@ def test_an_output_that_depends_on_the_batch_is_refused():
         require_parity(report)
 
 
-def test_flips_count_only_away_from_the_threshold():
-    probability, _ = exact(CROPS)
-    middle = float(np.sort(probability.ravel())[3])
-    near = measure(shifted(-1e-5), threshold=middle)
-    assert (near.verdict_flips, near.verdict_flips_near_threshold) == (1, 1)
-    require_parity(near)
-    far = measure(shifted(-10.0), threshold=0.01)
-    assert far.verdict_flips > far.verdict_flips_near_threshold
-    with pytest.raises(ParityError, match=r"\d of 7 verdicts change"):
-        require_parity(far)
+def test_a_verdict_that_changes_within_fp32s_tolerance_is_no_problem():
+    middle = float(np.sort(exact(CROPS)[0].ravel())[3])
+    report = measure(shifted(-1e-5), threshold=middle)
+    assert report.verdict_flips == 1
+    require_parity(report)
+
+
+@pytest.mark.parametrize(("allowed", "passes"), [(1, True), (0, False)])
+def test_of_other_precisions_a_share_of_the_verdicts_may_change_however_near_they_are(monkeypatch, allowed, passes):
+    tolerance = dataclasses.replace(TOLERANCES["bf16"], flip_share=allowed / len(CROPS))
+    monkeypatch.setitem(TOLERANCES, "bf16", tolerance)
+    middle = float(np.sort(exact(CROPS)[0].ravel())[3])
+    report = measure(shifted(-1e-5), threshold=middle, precision="bf16", sha256="of faces")
+    assert report.verdict_flips == 1
+    assert report.problems == ([] if passes else ["1 of 7 verdicts change (limit 0)"])
 
 
 def test_a_wrong_shape_is_refused():
