@@ -1,5 +1,6 @@
 """The public names of `deepfake_serve`, and the modules that they are loaded from on first use."""
 
+from deepfake_serve._ports import Ports
 from deepfake_serve._repository import ServedModel, check_repository
 from deepfake_serve._shares import CpuShare, model_share
 from deepfake_serve.server import EmbeddedTriton
@@ -7,6 +8,7 @@ from deepfake_serve.server import EmbeddedTriton
 __all__ = [
     "CpuShare",
     "EmbeddedTriton",
+    "Ports",
     "ServedModel",
     "check_repository",
     "model_share",

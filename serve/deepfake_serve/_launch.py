@@ -1,22 +1,20 @@
-"""What a start of the embedded server needs: free ports, room, the backends laid out, environment and command line.
+"""What a start of the embedded server needs: room, the backends laid out, environment and command line.
 
 Nothing here starts a process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import deepfake_preprocess
 import deepfake_serve
 from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
-from deepfake_preprocess.errors import OptionError, ServerStartError
+from deepfake_preprocess.errors import ServerStartError
 from deepfake_serve._plan import HOST, SHARED_MEMORY, STOP_TIMEOUT_S, Plan
 from deepfake_serve._pulse import FOLDER_VARIABLE
 from deepfake_serve._repository import ServedModel
@@ -25,34 +23,6 @@ from deepfake_serve._shares import CpuShare
 
 MIN_SHARED_MEMORY_MB = 16
 POLL_REPOSITORY_S = 1
-
-
-@contextlib.contextmanager
-def reserved_ports(wanted: Mapping[str, int]) -> Iterator[dict[str, socket.socket]]:
-    """Yield a socket for each name, bound to the port given, or to a free one for 0.
-
-    None of them listens, so Triton can; as long as one is open, the system gives its port to nobody else.
-    """
-    given = [port for port in wanted.values() if port]
-    for name, port in wanted.items():
-        if not 0 <= port <= 65535:
-            raise OptionError(f"`{name}` is {port}; allowed: 1 to 65535, or 0 for a free port")
-        if port and given.count(port) > 1:
-            raise OptionError(f"`{name}` is {port}, as another port is; give each its own")
-    with contextlib.ExitStack() as stack:
-        reserved: dict[str, socket.socket] = {}
-        # Given ones first, so that no free one takes them.
-        for name, port in sorted(wanted.items(), key=lambda item: item[1] == 0):
-            reserved[name] = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            # As Triton binds: a port whose last connections are just closing is free.
-            reserved[name].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                reserved[name].bind((HOST, port))
-            except OSError as exc:
-                raise ServerStartError(
-                    f"port {port} cannot be used ({exc.strerror}); choose another `{name}`, or 0 for a free one"
-                ) from exc
-        yield reserved
 
 
 def check_shared_memory(models: Sequence[ServedModel], shares: Mapping[str, CpuShare]) -> None:
@@ -136,7 +106,7 @@ def command_line(
         f"exit-timeout-secs={int(STOP_TIMEOUT_S)}",
         "allow-gpu-metrics=false",
         *(f"{kind}-address={HOST}" for kind in ("grpc", "http", "metrics")),
-        *(f"{name.replace('_', '-')}={port}" for name, port in ports.items()),
+        *(f"{name}-port={port}" for name, port in ports.items()),
     ]
     return [str(runtime.tritonserver), *(f"--{flag}" for flag in (*flags, *more_flags))]
 

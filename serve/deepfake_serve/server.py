@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self, TextIO
 
 from deepfake_preprocess.contract.model_dir import hold_version
 from deepfake_preprocess.errors import ServerStartError
@@ -30,12 +30,12 @@ from deepfake_serve._launch import (
     check_shared_memory,
     command_line,
     environment_of,
-    reserved_ports,
     shared_memory_mb,
     supervisor_command,
     write_backends,
 )
 from deepfake_serve._plan import HOST, STOP_TIMEOUT_S, Plan
+from deepfake_serve._ports import Ports
 from deepfake_serve._repository import ServedModel, check_repository
 from deepfake_serve._runtime import TritonRuntime, ensure_runtime
 from deepfake_serve._shares import CpuShare, model_share
@@ -62,7 +62,7 @@ class EmbeddedTriton:
         grpc_url: ``127.0.0.1:PORT``, as gRPC clients take it; known after the start.
         http_url: ``http://127.0.0.1:PORT``.
         metrics_url: ``http://127.0.0.1:PORT/metrics``, in Prometheus' format.
-        log_path: file that receives Triton's log; None when it goes to standard error.
+        log_path: file that receives Triton's log; None when it goes to an open file.
         models: what is served, after the start.
         shares: instances and threads of each model, by its name, after the start.
     """
@@ -72,13 +72,10 @@ class EmbeddedTriton:
         repository: str | Path,
         *,
         models: Sequence[str] = (),
-        grpc_port: int = 0,
-        http_port: int = 0,
-        metrics_port: int = 0,
+        ports: Ports = Ports(),
         instances: int | None = None,
         threads: int | None = None,
-        log_path: str | Path | None = None,
-        log_to_stderr: bool = False,
+        log: str | Path | TextIO | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
         announce: Announce | None = None,
         flags: Sequence[str] = (),
@@ -88,13 +85,10 @@ class EmbeddedTriton:
         Args:
             repository: model repository, as `deepfake export` writes it.
             models: names of the models to serve; all of them where empty.
-            grpc_port: port to listen on; 0 takes a free one.
-            http_port: port to listen on; 0 takes a free one.
-            metrics_port: port to listen on; 0 takes a free one.
+            ports: to listen on; by default free ones.
             instances: copies of each model; by default as many as fit the cores.
             threads: threads of each copy; by default what is left per copy.
-            log_path: file for Triton's log, overwritten; by default a temporary one.
-            log_to_stderr: pass Triton's log through instead of writing a file.
+            log: file for Triton's log, overwritten, or one that is open, as `sys.stderr`; by default a temporary one.
             start_timeout_s: how long models may take to load.
             announce: called with one line before Triton is fetched, and where a model is served in another form than
                 the repository names; by default it goes to standard error.
@@ -102,10 +96,9 @@ class EmbeddedTriton:
         """
         self._repository = Path(repository)
         self._model_names = tuple(models)
-        self._ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+        self._ports = ports
         self._instances, self._threads = instances, threads
-        self._wanted_log_path = None if log_path is None else Path(log_path)
-        self._log_to_stderr = log_to_stderr
+        self._log = log
         self._start_timeout_s = start_timeout_s
         self._announce = announce
         self._flags = tuple(flags)
@@ -133,20 +126,20 @@ class EmbeddedTriton:
 
         Raises:
             RepositoryError: the repository cannot be served.
-            OptionError: a port or number is out of range.
+            OptionError: a number is out of range.
             ServerStartError: a port is taken, Triton cannot be fetched, or it did not become ready.
         """
         if self._process is not None:
             raise ServerStartError("this embedded Triton was started already; stop it first, or make another one")
         models = check_repository(self._repository, self._model_names)
         shares = self._shares_of(models)
-        with reserved_ports(self._ports) as reserved:
+        with self._ports.reserved() as reserved:
             check_shared_memory(models, shares)
             runtime = ensure_runtime(announce=self._announce)
             ports = {name: listener.getsockname()[1] for name, listener in reserved.items()}
-            self.grpc_url = f"{HOST}:{ports['grpc_port']}"
-            self.http_url = f"http://{HOST}:{ports['http_port']}"
-            self.metrics_url = f"http://{HOST}:{ports['metrics_port']}/metrics"
+            self.grpc_url = f"{HOST}:{ports['grpc']}"
+            self.http_url = f"http://{HOST}:{ports['http']}"
+            self.metrics_url = f"http://{HOST}:{ports['metrics']}/metrics"
             self._tell_notes(models)
             try:
                 self._held = _hold(models)
@@ -223,7 +216,7 @@ class EmbeddedTriton:
             return None
 
     def log_tail(self) -> str:
-        """Return the last lines of Triton's log, without its tables; empty when it goes to standard error."""
+        """Return the last lines of Triton's log, without its tables; empty when it goes to an open file."""
         if self.log_path is None or not self.log_path.is_file():
             return self._last_tail
         with self.log_path.open(encoding="utf-8", errors="replace") as stream:
@@ -249,11 +242,11 @@ class EmbeddedTriton:
         self._plan = plan = Plan(
             command=command_line(runtime, run_dir, ports, shm_prefix, shm_mb, self._flags),
             parent_pid=os.getpid(),
-            http_port=ports["http_port"],
+            http_port=ports["http"],
             shm_prefix=shm_prefix,
             run_dir=str(run_dir),
             start_timeout_s=self._start_timeout_s,
-            notify=not self._log_to_stderr,
+            notify=self._log is not sys.stderr,
         )
         self._view = View(run_dir)
         self._marks = self._view.show(self.models, self.shares)
@@ -261,19 +254,20 @@ class EmbeddedTriton:
         plan.pulses.mkdir()
         write_backends(runtime, run_dir / "backends")
         plan.write(run_dir / "supervisor.json")
-        stderr = sys.__stderr__.fileno() if sys.__stderr__ is not None else subprocess.DEVNULL
         with contextlib.ExitStack() as stack:
-            log = stderr
-            if not self._log_to_stderr:
-                self.log_path = self._wanted_log_path or run_dir / "triton.log"
+            log: IO[Any]
+            if self._log is None or isinstance(self._log, str | Path):
+                self.log_path = Path(self._log or run_dir / "triton.log")
                 self.log_path.parent.mkdir(parents=True, exist_ok=True)
-                log = stack.enter_context(self.log_path.open("wb")).fileno()
+                log = stack.enter_context(self.log_path.open("wb"))
+            else:
+                log = self._log
             self._process = subprocess.Popen(
                 supervisor_command(run_dir / "supervisor.json"),
                 env=environment_of(runtime, plan),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=stderr,
+                stderr=sys.__stderr__ or subprocess.DEVNULL,
                 pass_fds=reserved,
                 # Ctrl-C in a terminal goes to the whole group; the server must hear of it only from us.
                 start_new_session=True,
@@ -337,7 +331,7 @@ class EmbeddedTriton:
         if self.log_path is None:
             return f"{what}; its log above says why"
         tail = self.log_tail()
-        kept = f" ({self.log_path})" if self._wanted_log_path else ""
+        kept = f" ({self.log_path})" if self._log else ""
         # Triton's errors begin with E and the date; the last one is the most complete.
         errors = re.findall(r'^E\d{4} .*?\] "(.*?)(?:\\n|"$)', tail, re.MULTILINE)
         reason = f": {errors[-1]}" if errors else ""

@@ -20,8 +20,8 @@ from tiny_model import TINY_SPEC, write_tiny_repository
 from tritonclient.utils import InferenceServerException
 
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY
-from deepfake_serve import EmbeddedTriton
-from deepfake_serve._launch import environment_of, reserved_ports, write_backends
+from deepfake_serve import EmbeddedTriton, Ports
+from deepfake_serve._launch import environment_of, write_backends
 from deepfake_serve._plan import Plan
 from deepfake_serve._runtime import ensure_runtime
 
@@ -91,7 +91,7 @@ class Composed:
         plan = Plan([], os.getpid(), 0, self._prefix, str(scratch), 60.0, notify=False)
         plan.pulses.mkdir(parents=True)
         write_backends(runtime, scratch / "backends")
-        with reserved_ports({"http": 0, "grpc": 0, "metrics": 0}) as reserved:
+        with Ports().reserved() as reserved:
             ports = {f"--{name}-port={item.getsockname()[1]}" for name, item in reserved.items()}
             self.grpc_url = f"127.0.0.1:{reserved['grpc'].getsockname()[1]}"
         flags = [flag for flag in service["command"][1:] if not re.match(r"--(http|grpc|metrics)-port=", flag)]

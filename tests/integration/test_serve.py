@@ -30,7 +30,7 @@ from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.contract.manifest import Manifest, file_hashes
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError, RepositoryError, ServerStartError
-from deepfake_serve import EmbeddedTriton
+from deepfake_serve import EmbeddedTriton, Ports
 from deepfake_serve._launch import MIN_SHARED_MEMORY_MB
 from deepfake_serve._shares import CpuShare
 
@@ -115,7 +115,7 @@ def test_only_the_outputs_that_were_asked_for_come_back(client):
 
 def test_answers_leave_nothing_in_the_log(tiny_repository, tmp_path):
     log = tmp_path / "triton.log"
-    with EmbeddedTriton(tiny_repository, log_path=log) as triton:
+    with EmbeddedTriton(tiny_repository, log=log) as triton:
         started = log.read_text()
         with tritonclient.grpc.InferenceServerClient(triton.grpc_url) as own:
             for count in (1, 3):
@@ -288,8 +288,8 @@ def test_a_taken_port_is_one_clear_sentence(tiny_repository):
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(ServerStartError, match=rf"port {port} .*another `http_port`, or 0") as caught:
-            EmbeddedTriton(tiny_repository, http_port=port).start()
+        with pytest.raises(ServerStartError, match=rf"port {port} .*another `ports.http`, or 0") as caught:
+            EmbeddedTriton(tiny_repository, ports=Ports(http=port)).start()
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 4
 
@@ -316,10 +316,10 @@ def test_it_cannot_be_started_twice(embedded_triton):
         embedded_triton.start()
 
 
-@pytest.mark.parametrize("ports", [{"grpc_port": 65536}, {"http_port": -1}, {"grpc_port": 18001, "http_port": 18001}])
-def test_impossible_ports_are_refused(tiny_repository, ports):
-    with pytest.raises(OptionError, match=r"_port` is"):
-        EmbeddedTriton(tiny_repository, **ports).start()
+@pytest.mark.parametrize("ports", [{"grpc": 65536}, {"http": -1}, {"grpc": 18001, "http": 18001}])
+def test_impossible_ports_are_refused(ports):
+    with pytest.raises(OptionError, match=r"`ports\.\w+` is"):
+        Ports(**ports)
 
 
 # --- how it ends
@@ -357,7 +357,7 @@ def test_a_killed_supervisor_takes_the_server_with_it(tiny_repository):
 
 def test_the_server_dies_with_its_parent(tiny_repository):
     code = (
-        "import sys, signal; from deepfake_serve import EmbeddedTriton\n"
+        "import sys, signal; from deepfake_serve import EmbeddedTriton, Ports\n"
         f"triton = EmbeddedTriton({str(tiny_repository)!r}); triton.start()\n"
         "print(triton.pid, triton.log_path.parent, flush=True); signal.pause()"
     )

@@ -41,7 +41,7 @@ from deepfake_client.transport import http as transport_http
 from deepfake_client.transport import shm as transport_shm
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_preprocess.contract import triton_config
-from deepfake_serve import EmbeddedTriton
+from deepfake_serve import EmbeddedTriton, Ports
 
 PROTOCOLS = ("grpc", "http", "grpc-shm")
 FACES = np.random.default_rng(3).integers(0, 256, (8, 24, 32, 3), dtype=np.uint8)
@@ -75,8 +75,10 @@ def counted(triton: EmbeddedTriton, metric: str) -> float:
 def on_the_same_ports(triton: EmbeddedTriton, repository: Path) -> EmbeddedTriton:
     return EmbeddedTriton(
         repository,
-        grpc_port=int(triton.grpc_url.rpartition(":")[2]),
-        http_port=int(triton.http_url.rpartition(":")[2]),
+        ports=Ports(
+            grpc=int(triton.grpc_url.rpartition(":")[2]),
+            http=int(triton.http_url.rpartition(":")[2]),
+        ),
     )
 
 

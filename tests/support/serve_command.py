@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from server_processes import assert_all_end, shm_prefix, tritonserver_of
 
-from deepfake_serve._launch import reserved_ports
+from deepfake_serve import Ports
 
 DEEPFAKE = [sys.executable, "-c", "from deepfake_client.cli.main import main; raise SystemExit(main())"]
 
@@ -21,7 +21,7 @@ class Server:
     """`deepfake serve` under a service manager, which starts it again when it ends."""
 
     def __init__(self, repository: Path) -> None:
-        with reserved_ports({"grpc": 0, "http": 0, "metrics": 0}) as reserved:
+        with Ports().reserved() as reserved:
             ports = {name: item.getsockname()[1] for name, item in reserved.items()}
         self.urls = {"grpc": f"127.0.0.1:{ports['grpc']}", "http": f"http://127.0.0.1:{ports['http']}"}
         self.urls["grpc-shm"] = self.urls["grpc"]

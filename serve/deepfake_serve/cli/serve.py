@@ -21,6 +21,7 @@ from deepfake_preprocess.contract.repository import empty_models
 from deepfake_preprocess.contract.triton_config import EMBEDDED_CONFIG_NAME
 from deepfake_preprocess.errors import DeepfakeError, ServerStartError
 from deepfake_preprocess.support.wheels import cache_dir
+from deepfake_serve._ports import Ports
 from deepfake_serve._runtime import TRITON_VERSION
 from deepfake_serve.server import EmbeddedTriton
 
@@ -74,13 +75,10 @@ def serve(
     triton = EmbeddedTriton(
         repository,
         models=models or (),
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
+        ports=Ports(grpc=grpc_port, http=http_port, metrics=metrics_port),
         instances=instances,
         threads=threads,
-        log_path=None if verbose else cache_dir() / "logs" / f"serve-{grpc_port or os.getpid()}.log",
-        log_to_stderr=verbose,
+        log=sys.stderr if verbose else cache_dir() / "logs" / f"serve-{grpc_port or os.getpid()}.log",
     )
     with _signals() as load_again:
         try:
