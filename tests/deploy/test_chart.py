@@ -137,6 +137,7 @@ def test_the_steps_leave_a_copy_that_serves_the_version_of_the_track(track, vers
     spec = replace(TINY_SPEC, name="deepfake_clip_b16")
     for number in (3, 4):
         write_tiny_repository(tmp_path / "source", replace(spec, version=number, threshold=number / 10))
+    (tmp_path / "source/lost+found").mkdir()
     (tmp_path / "models").mkdir()
     for step in steps_of(find("canary", "Deployment", f"triton-{track}"))[:3]:
         command = [
@@ -147,6 +148,7 @@ def test_the_steps_leave_a_copy_that_serves_the_version_of_the_track(track, vers
             assert deepfake(capsys, *command[2:])[0] == 0
         else:
             subprocess.run(command, check=True)
+    assert [path.name for path in (tmp_path / "models").iterdir() if path.is_dir()] == ["deepfake_clip_b16"]
     assert served_threshold(tmp_path / "models") == (version, version / 10)
     assert served_threshold(tmp_path / "source") == (4, 0.4)
     # A claim that is damaged does not get as far as Triton.

@@ -27,8 +27,9 @@
 {{- $values := .root.Values }}
 {{- $image := gt (int $values.triton.gpus) 0 | ternary $values.images.engines $values.images.gateway }}
 {{- $names := list "copy" "verify" }}
+{{- /* Models alone: a volume may also have lost+found, which cannot be read, and which Triton would take for a model. */}}
 {{- $commands := dict
-  "copy" (list "cp" "--recursive" "--no-preserve=ownership" "/source/." "/models")
+  "copy" (list "sh" "-ec" "for config in /source/*/config.pbtxt; do cp --recursive --no-preserve=ownership \"${config%/*}\" /models; done")
   "verify" (list "deepfake" "repository" "verify" "--repository" "/models")
   "engines" (list "deepfake" "build-engines" "--repository" "/models" "--timing-cache" "/cache/timing.cache") }}
 {{- with .version }}
