@@ -24,5 +24,8 @@ FROM gateway AS cpu
 # Fetched here: the container writes nothing but /data and /tmp.
 ENV DEEPFAKE_CACHE_DIR=/opt/deepfake
 USER root
+# The engine of most exports that were measured (`--precisions auto`); without it FP32 is served in their place.
+COPY constraints.txt /src/
+RUN pip install --no-cache-dir -c /src/constraints.txt openvino && rm -rf /src
 RUN python -c "from deepfake_serve._runtime import ensure_runtime; ensure_runtime()" && chmod -R a+rX /opt/deepfake
 USER gateway

@@ -196,6 +196,18 @@ def test_the_gateways_are_bounded_and_run_our_command_with_options_it_has(name, 
         assert f"http://localhost:{settings.port}/v1/health/live" in " ".join(service["healthcheck"]["test"])
 
 
+def test_what_env_names_reaches_the_services_that_need_it(monkeypatch):
+    """The model of a repository that holds several, and who draws heatmaps."""
+    named = {f"{PREFIX}MODEL": "mine", f"{PREFIX}EXPLAIN_URL": "http://explain:8005"}
+    services = read_compose(**named)["services"]
+    for name in ("gateway", "worker"):
+        settings = options_of_gateway(services[name], monkeypatch)
+        assert (settings.model, settings.explain_url) == ("mine", "http://explain:8005")
+        assert options_of_gateway(SERVICES[name], monkeypatch).model is None
+    assert options_of_gateway(services["gateway-cpu"], monkeypatch).model == "mine"
+    assert f"http://explain:{flags_of(SERVICES['explain']['command'])['port'][0]}" == named[f"{PREFIX}EXPLAIN_URL"]
+
+
 def test_gateway_and_worker_share_triton_a_database_and_a_folder(monkeypatch):
     web, worker = (options_of_gateway(SERVICES[name], monkeypatch) for name in ("gateway", "worker"))
     assert (web.role, worker.role) == ("web", "worker")
@@ -230,6 +242,9 @@ def test_the_service_without_a_gpu_serves_nothing_but_the_gateway():
     assert len(service["ports"]) == 1
     assert service["tmpfs"] == ["/tmp:exec"]
     assert service["shm_size"]
+    # It runs the form that an export promoted, and not FP32 in its place.
+    dockerfile = (ROOT / service["build"]["dockerfile"]).read_text(encoding="utf-8")
+    assert re.search(r"pip install .* openvino\b", dockerfile.partition(f" AS {service['build']['target']}\n")[2])
 
 
 def test_tritons_flags_are_documented_and_are_those_of_a_production_server():
@@ -352,7 +367,8 @@ def test_prometheus_takes_the_configuration_and_every_query(tmp_path):
 
 def test_the_documentation_names_every_variable_and_only_commands_that_exist():
     page = (ROOT / "docs/production.md").read_text(encoding="utf-8")
-    variables = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    variables = set(re.findall(r"\$\{(\w+)", text)) | set(re.findall(r"^ +([A-Z_]+):$", text, re.MULTILINE))
     rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
     assert set(re.findall(r"`([A-Z_]+)`", rows)) == variables
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL))

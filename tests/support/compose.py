@@ -30,9 +30,19 @@ def interpolate(text: str, variables: dict[str, str]) -> str:
 
 
 def read_compose(**variables: str) -> dict[str, Any]:
-    """Return docker-compose.yml with its variables replaced; comments are not replaced in."""
+    """Return docker-compose.yml with its variables replaced; comments are not replaced in.
+
+    What a service's environment names without a value is taken from the variables, or is not there.
+    """
     text = "\n".join(
         line for line in COMPOSE_PATH.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")
     )
     data: dict[str, Any] = yaml.safe_load(interpolate(text, {"DEEPFAKE_ADMIN_TOKEN": TOKEN, **variables}))
+    for service in data["services"].values():
+        if "environment" in service:
+            named = {
+                name: variables.get(name) if value is None else value
+                for name, value in service["environment"].items()
+            }
+            service["environment"] = {name: value for name, value in named.items() if value is not None}
     return data
