@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import re
+import shutil
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,6 +16,7 @@ import obstore
 import otlp_receiver
 import postgres
 import pytest
+from checkout import ROOT
 from gateway_process import Running
 from http_files import serving
 from media import make_clip
@@ -130,6 +134,23 @@ def test_a_job_that_was_taken_off_its_queue_and_never_begun_is_taken_up_again(ga
     assert [data["status"] for kind, data in events if kind == "end"] == ["done"]
     queue.close()
     store.close()
+
+
+@pytest.mark.debian("sqlite3")
+def test_what_was_backed_up_while_it_ran_goes_on_elsewhere(gateway, embedded_triton, clip, tmp_path):
+    done, under_way = gateway.send(clip, wait_s=90), gateway.send(clip, fps=25, threshold=0.41)
+    folder, backup = gateway.log.parent, tmp_path / "data"
+    backup.mkdir()
+    (command,) = re.findall(r"^(sqlite3 .*)$", (ROOT / "docs/gateway.md").read_text(encoding="utf-8"), re.MULTILINE)
+    command = command.replace("/var/lib/gateway", str(folder)).replace("/backup", str(backup))
+    subprocess.run(["sh", "-c", command], check=True)
+    shutil.copytree(folder / "media", backup / "media")
+    restored = Running(embedded_triton.grpc_url, backup)
+    try:
+        assert httpx.get(f"{restored.address}{done['links']['self']}").json()["verdict"] == done["verdict"]
+        assert [data["status"] for kind, data in restored.events(under_way) if kind == "end"] == ["done"]
+    finally:
+        restored.stop()
 
 
 def test_a_killed_gateway_leaves_nothing_and_goes_on_with_its_next_start_and_so_does_ctrl_c(

@@ -10,6 +10,7 @@ PROGRAMS = {  # package: names of its program, the first that is there counts
     "nodejs": ("node",),
     "postgresql": ("postgres",),
     "prometheus": ("prometheus",),
+    "sqlite3": ("sqlite3",),
 }
 POSTGRESQL = Path("/usr/lib/postgresql")  # Debian puts its servers here, and not on the path
 
