@@ -21,7 +21,7 @@ from deepfake_export.network import load_network
 from deepfake_export.repository.configs import refresh_configs
 from deepfake_export.repository.locks import NO_SPACE, locked
 from deepfake_export.repository.staging import find_identical, publish, staged
-from deepfake_export.request import REQUEST_KEY, ExportJob, ExportRequest, what_changed
+from deepfake_export.request.request import REQUEST_KEY, ExportJob, ExportRequest, what_changed
 from deepfake_export.spec_file import PinnedCheckpoint, pin_checkpoint
 from deepfake_export.tensorrt.plans import EngineMaker, add_plan, find_maker
 from deepfake_preprocess.contract.forms import ServedForm
@@ -158,7 +158,7 @@ def _add_version(
 
     on_step(f"Loading {checkpoint.path.name} into {checkpoint.spec.architecture}")
     loaded = load_network(checkpoint)
-    if request.calibration is not None:
+    if request.faces.calibration is not None:
         on_step("Cutting out faces")
     crops, calibration = request.read_crops(checkpoint.spec)
     repository = Path(request.repository)
@@ -208,7 +208,7 @@ def _export_and_prove(job: ExportJob, version_dir: Path) -> tuple[Proof, tuple[S
             _keep_artifacts(Path(job.request.artifacts), job.spec.name, proof.accurate)
         accurate, promoted = proof.accurate, proof.promoted
         files = {promoted.precision: MODEL_FILE}
-        if promoted.precision == "int8" and job.request.int8_target == "cpu":
+        if promoted.precision == "int8" and job.request.precisions.int8_target == "cpu":
             shutil.copyfile(accurate.get("fp16", model_path), version_dir / ENGINE_SOURCE)
             # For a CPU on which INT8 would be slower, or without the engine.
             if serving_needs(promoted) or promoted.engine != ONNX_RUNTIME:
@@ -259,8 +259,8 @@ def _write_report(job: ExportJob, checkpoint: PinnedCheckpoint, proof: Proof, ve
 
 def _why_served(request: ExportRequest, promotion: Mapping[str, Any]) -> tuple[str, ...]:
     """Return why the engine and precision are served, where there was something to choose."""
-    if request.left_out:
-        return (request.left_out,)
+    if request.precisions.left_out:
+        return (request.precisions.left_out,)
     return (promotion["reason"],) if len(promotion.get("artifacts", ())) > 1 else ()
 
 

@@ -22,7 +22,7 @@ from tiny_model import write_tiny_repository
 from deepfake_client.cli import main as cli
 from deepfake_client.explain.service import ServiceExplainer
 from deepfake_client.explain.types import ExplainOptions
-from deepfake_export import ExportRequest, export_checkpoint
+from deepfake_export import ExportRequest, PrecisionOptions, export_checkpoint
 from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.proof import speed
 from deepfake_export.proof.crops import generate_crops
@@ -156,7 +156,9 @@ def test_the_service_allows_what_the_served_precision_allows(folder, tmp_path, m
     monkeypatch.setattr(speed, "MIN_ROUND_S", 0.001)  # nobody looks at how fast it is
     repository = tmp_path / "repository"
     checkpoint = folder / "small.safetensors"
-    request = ExportRequest(checkpoint, repository, max_batch_size=4, precisions=("fp16",), promote="fp16")
+    request = ExportRequest(
+        checkpoint, repository, max_batch_size=4, precisions=PrecisionOptions(("fp16",), promote="fp16")
+    )
     assert export_checkpoint(request).manifest.precision == "fp16"
     crops = generate_crops(12, SPEC.input_size_wh, seed=3)
     with EmbeddedTriton(repository) as triton, service(checkpoint, triton) as url:

@@ -17,7 +17,7 @@ import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from deepfake_export import ExportRequest, export_checkpoint, load_network
+from deepfake_export import ExportRequest, FaceOptions, export_checkpoint, load_network
 from deepfake_export.cli.demo_checkpoint import demo_checkpoint
 from deepfake_export.cli.export import export
 from deepfake_export.demo.untrained import UNTRAINED_SPEC, build_untrained_network
@@ -229,7 +229,9 @@ def test_torchscript_checkpoints_and_crops_of_the_user(nets, tmp_path):
     (tmp_path / "faces").mkdir()
     for index, crop in enumerate(generate_crops(3, (80, 80))):
         cv2.imwrite(str(tmp_path / f"faces/{index}.png"), crop)
-    result = export_checkpoint(ExportRequest("ts.pt", tmp_path / "m", spec=spec, max_batch_size=2, crops="faces"))
+    result = export_checkpoint(
+        ExportRequest("ts.pt", tmp_path / "m", spec=spec, max_batch_size=2, faces=FaceOptions(crops="faces"))
+    )
     assert result.manifest.parity["passed"]
     assert result.manifest.parity["num_crops"] == 3
     assert "'faces'" in result.manifest.parity["crops"]
@@ -290,7 +292,9 @@ def test_options_out_of_range(checkpoint, tmp_path):
     with pytest.raises(OptionError, match="`max_batch_size` is 0"):
         export_checkpoint(ExportRequest(checkpoint, tmp_path, spec=SPEC, max_batch_size=0))
     with pytest.raises(OptionError, match="no such directory of crops"):
-        export_checkpoint(ExportRequest(checkpoint, tmp_path, spec=SPEC, crops=tmp_path / "absent"))
+        export_checkpoint(
+            ExportRequest(checkpoint, tmp_path, spec=SPEC, faces=FaceOptions(crops=tmp_path / "absent"))
+        )
 
 
 def test_an_export_beside_a_running_one_is_refused(checkpoint, tmp_path):

@@ -19,7 +19,7 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
-from deepfake_export import ExportRequest, export_checkpoint
+from deepfake_export import ExportRequest, FaceOptions, PrecisionOptions, export_checkpoint
 from deepfake_export.cli.export import export as export_command
 from deepfake_export.graph.onnx_export import MAX_IR_VERSION, OPSET, export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
@@ -34,7 +34,7 @@ from deepfake_export.proof.running import EngineProcess, LocalEngine, engine_for
 from deepfake_export.proof.tolerances import TOLERANCES
 from deepfake_export.repository.activation import activate
 from deepfake_export.repository.configs import refresh_configs
-from deepfake_export.request import what_changed
+from deepfake_export.request.request import what_changed
 from deepfake_export.tensorrt import plans as engines
 from deepfake_export.tensorrt.engine import build_engine
 from deepfake_export.tensorrt.gpu import Gpu
@@ -167,11 +167,9 @@ def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector)
             "m",
             spec=SPEC,
             max_batch_size=4,
-            precisions=("int8", "fp16"),
-            engines=("onnxruntime",),
-            calibration="faces",
-            promote="int8",
             artifacts="all",
+            precisions=PrecisionOptions(("int8", "fp16"), engines=("onnxruntime",), promote="int8"),
+            faces=FaceOptions("faces"),
         )
     )
     manifest = Manifest.read(result.version_dir)
@@ -212,10 +210,8 @@ def test_a_precision_asked_for_is_served_with_a_full_report(workplace, detector)
             "m",
             spec=SPEC,
             max_batch_size=4,
-            precisions=("fp16", "int8"),
-            engines=("onnxruntime",),
-            calibration="faces",
-            promote="int8",
+            precisions=PrecisionOptions(("fp16", "int8"), engines=("onnxruntime",), promote="int8"),
+            faces=FaceOptions("faces"),
         )
     )
     assert (again.version, again.created) == (1, False)
@@ -231,21 +227,23 @@ def test_another_request_makes_a_new_version_and_says_what_has_changed(workplace
     def export(**options):
         return export_checkpoint(ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=4, **options))
 
+    own = FaceOptions(crops="crops")
     assert export().version == 1
-    proved = export(crops="crops")
+    proved = export(faces=own)
     assert (proved.version, proved.created) == (2, True)
     assert "this export differs in the crops of the proof, so this is a new version" in proved.notes[-1]
-    assert not export(crops="crops").created
+    assert not export(faces=own).created
     write_crops(workplace / "crops", CROPS[4:8])
-    assert (export(crops="crops").version, export(crops="crops").created) == (3, False)
-    larger = export_checkpoint(ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=5, crops="crops"))
+    assert (export(faces=own).version, export(faces=own).created) == (3, False)
+    larger = export_checkpoint(ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=5, faces=own))
     assert "differs in a larger `max_batch_size`," in larger.notes[-1]
 
 
 def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatch):
     write_crops(workplace / "crops", CROPS[:4])
     (workplace / "labels.csv").write_text("")
-    base = ExportRequest("c.pt", "m", precisions=("fp32", "int8"), calibration="faces")
+    int8, faces = PrecisionOptions(("fp32", "int8")), FaceOptions("faces")
+    base = ExportRequest("c.pt", "m", precisions=int8, faces=faces)
     done = {"request": base.identity(), "batch_sizes": [1, 3, 8]}
 
     def changed(max_batch_size=8, **options):
@@ -254,13 +252,15 @@ def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatc
     assert changed() == changed(max_batch_size=4) == ()
     # Where files are kept or read from decides nothing.
     assert changed(spec="other.yaml", artifacts="all", command="deepfake export") == ()
-    assert changed(precisions=("fp32", "fp16", "int8")) == ("`precisions`",)
-    assert changed(promote="int8", int8_target="tensorrt") == ("`promote`", "`int8_target`")
-    assert changed(int8_finetune=5) == ("`int8_finetune`",)
-    assert changed(labels="labels.csv", crops="crops") == ("the labels", "the crops of the proof")
+    assert changed(precisions=PrecisionOptions(("fp32", "fp16", "int8"))) == ("`precisions`",)
+    served = PrecisionOptions(("int8",), promote="int8", int8_target="tensorrt")
+    assert changed(precisions=served) == ("`promote`", "`int8_target`")
+    assert changed(precisions=PrecisionOptions(("int8",), int8_finetune=5)) == ("`int8_finetune`",)
+    labeled = FaceOptions("faces", "labels.csv", "crops")
+    assert changed(faces=labeled) == ("the labels", "the crops of the proof")
     assert changed(max_batch_size=9) == ("a larger `max_batch_size`",)
     # Without INT8 its form decides nothing.
-    fp16 = dataclasses.replace(base, precisions=("fp32", "fp16"))
+    fp16 = PrecisionOptions(("fp32", "fp16"))
     assert fp16.identity() == dataclasses.replace(fp16, int8_target="tensorrt").identity()
     with monkeypatch.context() as patched:
         patched.setitem(TOLERANCES, "int8", dataclasses.replace(TOLERANCES["int8"], flip_share=0.01))
@@ -268,38 +268,38 @@ def test_everything_that_decides_is_in_a_requests_identity(workplace, monkeypatc
     write_crops(workplace / "faces", CROPS[::-1])
     assert changed() == ("the calibration set",)
     with pytest.raises(OptionError, match=r"no\.csv: there is no such file of labels"):
-        changed(labels="no.csv")
+        changed(faces=FaceOptions("faces", "no.csv"))
 
 
 def test_auto_is_what_promises_speed_on_this_cpu_with_the_reason(monkeypatch):
-    monkeypatch.setattr("deepfake_export.request.is_installed", lambda engine: True)
-    monkeypatch.setattr("deepfake_export.request.cpu_features", lambda: frozenset({"avx2"}))
-    plain = ExportRequest("c.pt", "m", precisions=("auto",))
-    assert plain.precisions == ("fp32",)
+    monkeypatch.setattr("deepfake_export.request.precisions.is_installed", lambda engine: True)
+    monkeypatch.setattr("deepfake_export.request.precisions.cpu_features", lambda: frozenset({"avx2"}))
+    plain = PrecisionOptions(("auto",))
+    assert plain.names == ("fp32",)
     assert "this CPU has no instructions" in plain.left_out
-    assert ExportRequest("c.pt", "m", precisions=("auto", "fp16")).precisions == ("fp32", "fp16")
-    monkeypatch.setattr("deepfake_export.request.cpu_features", lambda: frozenset({"avx2", "avx512_bf16"}))
-    fast = ExportRequest("c.pt", "m", precisions=("auto",))
-    assert (fast.precisions, fast.left_out) == (("fp32", "bf16"), "")
-    monkeypatch.setattr("deepfake_export.request.cpu_features", lambda: frozenset({"avx512_vnni"}))
-    bytes_only = ExportRequest("c.pt", "m", precisions=("auto",))
-    assert (bytes_only.precisions, bytes_only.int8_of_products_only) == (("fp32", "int8"), True)
-    named = ExportRequest("c.pt", "m", precisions=("auto", "int8"), calibration="faces")
-    assert (named.precisions, named.int8_of_products_only) == (("fp32", "int8"), False)
+    assert PrecisionOptions(("auto", "fp16")).names == ("fp32", "fp16")
+    monkeypatch.setattr("deepfake_export.request.precisions.cpu_features", lambda: frozenset({"avx2", "avx512_bf16"}))
+    fast = PrecisionOptions(("auto",))
+    assert (fast.names, fast.left_out) == (("fp32", "bf16"), "")
+    monkeypatch.setattr("deepfake_export.request.precisions.cpu_features", lambda: frozenset({"avx512_vnni"}))
+    bytes_only = PrecisionOptions(("auto",))
+    assert (bytes_only.names, bytes_only.int8_of_products_only) == (("fp32", "int8"), True)
+    named = PrecisionOptions(("auto", "int8"))
+    assert (named.names, named.int8_of_products_only) == (("fp32", "int8"), False)
     with pytest.raises(OptionError, match="INT8 needs faces to calibrate on"):
-        ExportRequest("c.pt", "m", precisions=("auto", "int8"))
-    monkeypatch.setattr("deepfake_export.request.is_installed", lambda engine: engine == "onnxruntime")
-    missing = ExportRequest("c.pt", "m", precisions=("auto",))
-    assert missing.precisions == ("fp32",)
+        ExportRequest("c.pt", "m", precisions=PrecisionOptions(("auto", "int8")))
+    monkeypatch.setattr("deepfake_export.request.precisions.is_installed", lambda engine: engine == "onnxruntime")
+    missing = PrecisionOptions(("auto",))
+    assert missing.names == ("fp32",)
     assert "OpenVINO is not installed; run: pip install" in missing.left_out
 
 
 def test_auto_makes_int8_without_calibration_of_matrix_products_alone(workplace, monkeypatch):
     pytest.importorskip("openvino")
-    monkeypatch.setattr("deepfake_export.request.cpu_features", lambda: frozenset({"avx512_vnni"}))
+    monkeypatch.setattr("deepfake_export.request.precisions.cpu_features", lambda: frozenset({"avx512_vnni"}))
 
     def made(spec):
-        request = ExportRequest("c.pt", "m", spec=spec, max_batch_size=2, precisions=("auto",))
+        request = ExportRequest("c.pt", "m", spec=spec, max_batch_size=2, precisions=PrecisionOptions(("auto",)))
         result = export_checkpoint(request)
         report = json.loads((result.version_dir / "report.json").read_text())
         return report["artifacts"], (result.version_dir / "report.md").read_text()
@@ -343,7 +343,9 @@ def test_an_engine_that_crashes_is_one_artifact_that_fails(workplace, monkeypatc
         return real(engine, *values)
 
     monkeypatch.setattr(EngineProcess, use, crashing)
-    request = ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=4, engines=("onnxruntime", "openvino"))
+    request = ExportRequest(
+        "c.pt", "m", spec=SPEC, max_batch_size=4, precisions=PrecisionOptions(engines=("onnxruntime", "openvino"))
+    )
     promotion = export_checkpoint(request).manifest.promotion
     assert promotion["promoted"] == "fp32"
     why = "OpenVINO ended its process while it ran the network (signal SIGSEGV)"
@@ -355,7 +357,12 @@ def test_the_server_answers_with_the_promoted_files_results(workplace):
     """Every engine that is installed is measured, and the one that is promoted computes in the server."""
     pytest.importorskip("openvino")
     request = ExportRequest(
-        "c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("int8", "bf16"), calibration="faces", promote="int8"
+        "c.pt",
+        "m",
+        spec=SPEC,
+        max_batch_size=4,
+        precisions=PrecisionOptions(("int8", "bf16"), promote="int8"),
+        faces=FaceOptions("faces"),
     )
     result = export_checkpoint(request)
     manifest = result.manifest
@@ -396,7 +403,9 @@ def test_bf16_that_does_not_pass_is_tried_with_its_first_layers_in_fp32(workplac
     monkeypatch.setattr(selection, "FP32_SHARES", (0.25,))
     # Of so small a network the other layers' error is beyond what generated faces allow.
     monkeypatch.setattr("deepfake_export.proof.tolerances.SCORE_DENSITY", 0.01)
-    request = ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("bf16",), promote="bf16")
+    request = ExportRequest(
+        "c.pt", "m", spec=SPEC, max_batch_size=4, precisions=PrecisionOptions(("bf16",), promote="bf16")
+    )
     result = export_checkpoint(request)
     assert result.manifest.forms[0] == ServedForm("openvino", "bf16", "bf16.xml", result.manifest.forms[0].needs)
     assert {form.file for form in result.manifest.forms[1:]} == {"model.onnx"}
@@ -430,7 +439,12 @@ def test_a_plan_of_int8_for_the_cpu_is_built_from_the_next_best_precision(workpl
     """NVIDIA's parser refuses the CPU's form, so the version brings what a plan is built from."""
     result = export_checkpoint(
         ExportRequest(
-            "c.pt", "m", spec=SPEC, max_batch_size=4, precisions=("fp16", "int8"), calibration="faces", promote="int8"
+            "c.pt",
+            "m",
+            spec=SPEC,
+            max_batch_size=4,
+            precisions=PrecisionOptions(("fp16", "int8"), promote="int8"),
+            faces=FaceOptions("faces"),
         )
     )
     library = load_tensorrt_rtx()
@@ -476,8 +490,10 @@ def test_int8_with_a_wrong_calibration_is_rejected_and_fp32_served(workplace):
     assert [path.name for path in (workplace / "all").iterdir()] == ["tiny.fp32.onnx"]
     page = (workplace / "m/tiny/1/report.md").read_text()
     assert "rejected" in page
-    command = "deepfake export c.pt --repository m --max-batch-size 2 --precisions int8 --promote int8"
-    assert f"{command} --calibration black --crops crops --artifacts all --force" in page
+    command = (
+        "deepfake export c.pt --repository m --max-batch-size 2 --artifacts all --precisions int8 --promote int8"
+    )
+    assert f"{command} --calibration black --crops crops --force" in page
 
 
 def test_a_network_that_cannot_be_halved_is_served_in_fp32_with_the_reason(workplace):
@@ -486,7 +502,9 @@ def test_a_network_that_cannot_be_halved_is_served_in_fp32_with_the_reason(workp
     torch.save(namespace["Fp32Only"]().state_dict(), "f.pt")
     spec = dataclasses.replace(SPEC, architecture="python:precision_nets:Fp32Only")
     result = export_checkpoint(
-        ExportRequest("f.pt", "m", spec=spec, max_batch_size=2, precisions=("fp16",), engines=("onnxruntime",))
+        ExportRequest(
+            "f.pt", "m", spec=spec, max_batch_size=2, precisions=PrecisionOptions(("fp16",), engines=("onnxruntime",))
+        )
     )
     assert result.manifest.precision == "fp32"
     assert "the exported graph is not valid ONNX" in result.manifest.promotion["rejected"]["fp16"]
@@ -500,18 +518,18 @@ def test_options_that_do_not_fit(workplace):
         export_checkpoint(ExportRequest("c.pt", "m", spec=SPEC, max_batch_size=2, **options))
 
     with pytest.raises(OptionError, match="INT8 needs faces to calibrate on"):
-        export(precisions=("int8",))
+        export(precisions=PrecisionOptions(("int8",)))
     with pytest.raises(OptionError, match="'int4' is unknown"):
-        export(precisions=("int4",))
+        PrecisionOptions(("int4",))
     with pytest.raises(OptionError, match="`promote` is 'int8'; allowed with these precisions: best, fp32, fp16"):
-        export(precisions=("fp16",), promote="int8")
+        PrecisionOptions(("fp16",), promote="int8")
     with pytest.raises(OptionError, match="`int8_target` is 'npu'; allowed: cpu, tensorrt"):
-        export(int8_target="npu")
+        PrecisionOptions(int8_target="npu")
     with pytest.raises(OptionError, match="`labels` belong to the files of a calibration set"):
-        export(labels="labels.csv")
+        FaceOptions(labels="labels.csv")
     write_crops(workplace / "few", CROPS[:15])
     with pytest.raises(OptionError, match="only 15 face crops"):
-        export(precisions=("int8",), calibration="few")
+        export(precisions=PrecisionOptions(("int8",)), faces=FaceOptions("few"))
     assert not (workplace / "m/tiny").exists()
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from deepfake_client.explain.types import ExplainOptions, ServedScores
 from deepfake_explain import CheckpointExplainer
-from deepfake_export import ExportRequest, export_checkpoint
+from deepfake_export import ExportRequest, FaceOptions, PrecisionOptions, export_checkpoint
 from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops
@@ -61,11 +61,9 @@ def test_every_precision_passes_the_gate_and_nvidias_parser(folder: Path, tmp_pa
             tmp_path / "models",
             spec=tiny_clip.SPEC,
             max_batch_size=4,
-            precisions=("fp16", "int8"),
-            calibration=folder / "faces",
-            promote="int8",
-            int8_target="tensorrt",
             artifacts=tmp_path,
+            precisions=PrecisionOptions(("fp16", "int8"), promote="int8", int8_target="tensorrt"),
+            faces=FaceOptions(folder / "faces"),
         )
     )
     report = json.loads((exported.version_dir / "report.json").read_text())

@@ -17,8 +17,8 @@ from deepfake_bench.load.measure import Measurement, Stopping, measure_level
 from deepfake_bench.load.process import LoadProcesses
 from deepfake_bench.machine.results import write_results
 from deepfake_bench.server.serving import Server, embedded_server, running_server
-from deepfake_client.cli.grouping import with_groups
 from deepfake_client.cli.groups import ConnectionOptions
+from deepfake_preprocess.cli.grouping import with_groups
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 

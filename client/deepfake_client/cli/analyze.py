@@ -22,7 +22,6 @@ from rich.markup import escape
 
 from deepfake_client.analysis.many import DEFAULT_CONCURRENCY
 from deepfake_client.cli.exit_codes import EXIT_FAKE, EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, EXIT_SOME_INPUTS_FAILED
-from deepfake_client.cli.grouping import Group, with_groups
 from deepfake_client.cli.groups import (
     AnalysisOptions,
     ExplainerChoice,
@@ -44,6 +43,7 @@ from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
 from deepfake_client.sources.inputs import expand, open_source
+from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerError, ServerUnavailableError
 from deepfake_preprocess.media.opening import Media

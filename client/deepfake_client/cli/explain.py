@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_client.cli.grouping import with_groups
 from deepfake_client.cli.groups import AnalysisOptions, ExplainerOptions, ServerOptions
 from deepfake_client.cli.terminal import json_text
 from deepfake_client.explain.encoding import encode_png
@@ -21,6 +20,7 @@ from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOption
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.sources.inputs import open_source
+from deepfake_preprocess.cli.grouping import with_groups
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.text import visible
 

@@ -1,4 +1,4 @@
-"""The groups of options that several commands share, each declared once (see `cli.grouping`).
+"""The groups of options that several commands share, each declared once (see `deepfake_preprocess.cli.grouping`).
 
 Commands of other packages use these, too.
 """
@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar, Final, Protocol, TypeAlias
 
 import typer
 
-from deepfake_client.cli.grouping import Group, with_groups
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.explain.findings import open_explainer
 from deepfake_client.explain.types import DEFAULT_SERVICE_URL, Explainer
@@ -25,6 +24,7 @@ from deepfake_client.transport.address import DEFAULT_URLS, PROTOCOLS
 from deepfake_client.transport.connection import DEFAULT_TIMEOUT_S, Connection
 from deepfake_client.transport.retry import Retry
 from deepfake_client.transport.tls import Tls
+from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.sampling import SAMPLING_MODES, Sampling

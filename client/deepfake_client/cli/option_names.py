@@ -12,7 +12,7 @@ from typing import Final
 
 _NAMED_ALIKE: Final = """
     aggregation allow_open artifacts calibration checkpoint column compact concurrency crops device engine fake
-    false_alarms force fps gateway host idle_s instances int8_target labels layer max_batch_size
+    false_alarms force fps gateway host idle_s instances int8_finetune int8_target labels layer max_batch_size
     max_latency_s method metrics_port min_change min_face_px min_face_share model num_frames on_slow output plan
     port precisions promote protocol real reconnects repository role service source_ca source_proxy spec split
     status step_s threshold timeout_s tls tls.ca tls.key top until_sure url verbose window_s

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepfake_client.cli.grouping import with_groups
 from deepfake_client.cli.groups import ConnectionOptions
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.cli.terminal import json_text
@@ -19,6 +18,7 @@ from deepfake_client.transport.connect import connect
 from deepfake_client.transport.connection import Connection
 from deepfake_client.transport.protocol import Health, ServedModel
 from deepfake_preprocess.cli.console import results_console
+from deepfake_preprocess.cli.grouping import with_groups
 from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.errors import ModelContractError, ServerUnavailableError
 from deepfake_preprocess.support.text import visible

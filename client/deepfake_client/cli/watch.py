@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from deepfake_client.cli.exit_codes import EXIT_INCONCLUSIVE
-from deepfake_client.cli.grouping import Group, with_groups
 from deepfake_client.cli.groups import (
     ANALYSIS_PANEL,
     AggregationOption,
@@ -28,6 +27,7 @@ from deepfake_client.cli.render import headline, track_table
 from deepfake_client.cli.terminal import json_text
 from deepfake_client.options import WatchOptions
 from deepfake_client.result.verdict import Label, Verdict
+from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.support.text import visible
 
 _DEFAULTS = WatchOptions()

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_client.async_client import AsyncDeepfakeClient
-from deepfake_client.cli.grouping import with_groups
 from deepfake_client.cli.groups import ConnectionOptions, ModelOption
 from deepfake_client.transport.retry import NO_RETRY
 from deepfake_explain.explainer import CheckpointExplainer
 from deepfake_explain.service.admission import Limits
 from deepfake_explain.service.app import build_app
+from deepfake_preprocess.cli.grouping import with_groups
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.support.limits import yield_cores
 from deepfake_preprocess.support.sockets import listening

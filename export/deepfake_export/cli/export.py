@@ -22,62 +22,69 @@ from rich.table import Table
 from deepfake_export.api import ExportResult, export_checkpoint
 from deepfake_export.proof.gate import BEST
 from deepfake_export.repository.listing import size_bytes
-from deepfake_export.request import ExportRequest
+from deepfake_export.request.faces import FaceOptions
+from deepfake_export.request.precisions import PrecisionOptions
+from deepfake_export.request.request import ExportRequest
 from deepfake_export.tensorrt.options import EngineOptions
 from deepfake_preprocess.cli.console import results_console, shown
+from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
 
 
+def _precisions(
+    precisions: Annotated[
+        str,
+        typer.Option(help="Precisions to measure, as fp32,fp16,bf16,int8; auto: what promises speed on this CPU."),
+    ] = "fp32",
+    promote: Annotated[
+        str, typer.Option(help="What to serve: best (the fastest that passes), fp32, fp16, bf16 or int8.")
+    ] = BEST,
+    int8_target: Annotated[str, typer.Option(help="Form of INT8: cpu, or tensorrt to build an engine from.")] = "cpu",
+    int8_finetune: Annotated[
+        float,
+        typer.Option(metavar="MINUTES", help="Let the weights learn INT8, where rounding is not enough."),
+    ] = 0.0,
+) -> PrecisionOptions:
+    return PrecisionOptions(
+        [item.strip().lower() for item in precisions.split(",") if item.strip()],
+        promote=promote,
+        int8_target=int8_target,
+        int8_finetune=int8_finetune,
+    )
+
+
+def _faces(
+    calibration: Annotated[
+        Path | None, typer.Option(help="Directory of your clips or face images; 500 faces or more are best.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV 'path,real|fake' for --calibration. Default: folders 'real' and 'fake'.")
+    ] = None,
+    crops: Annotated[
+        Path | None, typer.Option(help="Directory of face crops for the proof. Default: generated images.")
+    ] = None,
+) -> FaceOptions:
+    return FaceOptions(calibration, labels, crops)
+
+
+@with_groups
 def export(
     context: typer.Context,
+    precisions: Annotated[PrecisionOptions, Group(_precisions, "Precisions")],
+    faces: Annotated[FaceOptions, Group(_faces, "Faces")],
     checkpoint: Annotated[
         Path, typer.Argument(help="Weights (.safetensors, or of torch.save), or an ensemble's .yaml.")
     ],
     spec: Annotated[
-        Path | None,
-        typer.Option("--spec", help="Model spec (YAML). Default: the .yaml of the checkpoint's name next to it."),
+        Path | None, typer.Option(help="Model spec (YAML). Default: the .yaml of the checkpoint's name next to it.")
     ] = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     max_batch_size: Annotated[
-        int, typer.Option("--max-batch-size", help="Largest batch the server will form.")
+        int, typer.Option(help="Largest batch the server will form.")
     ] = PRODUCTION_MAX_BATCH_SIZE,
-    precisions: Annotated[
-        str,
-        typer.Option(
-            "--precisions",
-            help="Precisions to measure, as fp32,fp16,bf16,int8; auto: what promises speed on this CPU.",
-        ),
-    ] = "fp32",
-    promote: Annotated[
-        str,
-        typer.Option("--promote", help="What to serve: best (the fastest that passes), fp32, fp16, bf16 or int8."),
-    ] = BEST,
-    int8_target: Annotated[
-        str, typer.Option("--int8-target", help="Form of INT8: cpu, or tensorrt to build an engine from.")
-    ] = "cpu",
-    int8_finetune: Annotated[
-        float,
-        typer.Option(
-            "--int8-finetune",
-            metavar="MINUTES",
-            help="Let the weights learn INT8, where rounding is not enough.",
-        ),
-    ] = 0.0,
-    calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", help="Directory of your clips or face images; 500 faces or more are best."),
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option("--labels", help="CSV 'path,real|fake' for --calibration. Default: folders 'real' and 'fake'."),
-    ] = None,
-    crops: Annotated[
-        Path | None,
-        typer.Option("--crops", help="Directory of face crops for the proof. Default: generated images."),
-    ] = None,
     artifacts: Annotated[
-        Path | None, typer.Option("--artifacts", help="Directory for the ONNX files of all precisions that pass.")
+        Path | None, typer.Option(help="Directory for the ONNX files of all precisions that pass.")
     ] = None,
     tensorrt: Annotated[
         bool,
@@ -93,13 +100,8 @@ def export(
         repository,
         spec=spec,
         max_batch_size=max_batch_size,
-        precisions=[item.strip().lower() for item in precisions.split(",") if item.strip()],
-        promote=promote,
-        int8_target=int8_target,
-        int8_finetune=int8_finetune,
-        calibration=calibration,
-        labels=labels,
-        crops=crops,
+        precisions=precisions,
+        faces=faces,
         artifacts=artifacts,
         tensorrt=EngineOptions() if tensorrt else None,
         force=force,

@@ -14,7 +14,7 @@ from deepfake_export.graph.onnx_export import export_onnx
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.parity import measure_parity, reference_outputs, require_parity
 from deepfake_export.proof.running import LocalEngine
-from deepfake_export.request import ExportJob
+from deepfake_export.request.request import ExportJob
 
 
 def prove_members(job: ExportJob) -> dict[str, dict[str, Any]]:

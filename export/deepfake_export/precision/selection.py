@@ -24,7 +24,7 @@ from deepfake_export.proof.gate import decide
 from deepfake_export.proof.parity import measure_parity, reference_outputs, require_parity
 from deepfake_export.proof.running import Engine, Outputs, Runner, UInt8Array, engine_for
 from deepfake_export.proof.speed import measure_speed
-from deepfake_export.request import ExportJob
+from deepfake_export.request.request import ExportJob
 from deepfake_preprocess.contract.forms import ENGINE_NAMES
 from deepfake_preprocess.contract.triton_config import EMBEDDED_MAX_BATCH_SIZE
 from deepfake_preprocess.errors import ExportError
@@ -39,16 +39,17 @@ def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
     """
     job.on_step(f"Running the checkpoint in float32 PyTorch on {len(job.crops)} crops")
     reference = reference_outputs(job.detector, job.crops.crops)
+    wanted = job.request.precisions
     artifacts: list[ArtifactProof] = []
     with ExitStack() as stack:
         running: dict[str, Engine] = {}
-        for precision in job.request.precisions:
+        for precision in wanted.names:
             # BF16 is FP32's file, computed otherwise.
             own_file = precision not in ("fp32", "bf16")
             path = work_dir / f"model.{precision}.onnx" if own_file else fp32_path
-            engines = job.request.engines_of(precision)
-            of_products = precision == "int8" and job.request.int8_target == "cpu" and is_of_products(fp32_path)
-            if precision == "int8" and job.request.int8_of_products_only and not of_products:
+            engines = wanted.engines_of(precision)
+            of_products = precision == "int8" and wanted.int8_target == "cpu" and is_of_products(fp32_path)
+            if precision == "int8" and wanted.int8_of_products_only and not of_products:
                 continue
             try:
                 details = _make(job, precision, fp32_path, path, of_products=of_products)
@@ -64,9 +65,9 @@ def prove_precisions(job: ExportJob, fp32_path: Path, work_dir: Path) -> Proof:
                 if proved.path is not None:
                     running[proved.name] = engine
         measured = _with_speed(job, artifacts, running)
-    decision = decide([item.entrant() for item in measured], job.request.promote)
-    if job.request.left_out:
-        decision = dataclasses.replace(decision, reason=job.request.left_out)
+    decision = decide([item.entrant() for item in measured], wanted.promote)
+    if wanted.left_out:
+        decision = dataclasses.replace(decision, reason=wanted.left_out)
     return Proof(tuple(measured), decision, reference[0][:, 0])
 
 
@@ -157,7 +158,7 @@ def _make(
 
 def _make_int8(job: ExportJob, crops: UInt8Array, fp32_path: Path, path: Path) -> dict[str, Any]:
     """Round the checkpoint; where layers must stay in FP32, and time is given, fine-tune it and round once more."""
-    target, minutes = job.request.int8_target, job.request.int8_finetune
+    target, minutes = job.request.precisions.int8_target, job.request.precisions.int8_finetune
     rounded = quantize_int8(fp32_path, path, job.spec, crops, target=target, on_step=job.on_step)
     if not minutes:
         return rounded.to_dict()

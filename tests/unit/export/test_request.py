@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deepfake_export.request import DECIDES, REQUEST_KEY, what_changed
+from deepfake_export.request.request import DECIDES, REQUEST_KEY, what_changed
 
 FP32: dict[str, Any] = {**dict.fromkeys(DECIDES), "precisions": ["fp32"], "engines": ["onnxruntime"]}
 COMPARED = {**FP32, "precisions": ["fp32", "bf16"], "engines": ["onnxruntime", "openvino"], "cpu": ["avx512_bf16"]}

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepfake_client.cli.grouping import with_groups
 from deepfake_client.cli.groups import SamplingOptions, ServerOptions
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.cli.terminal import json_text
 from deepfake_client.options import AnalyzeOptions
 from deepfake_preprocess.cli.console import results_console
+from deepfake_preprocess.cli.grouping import with_groups
 from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError

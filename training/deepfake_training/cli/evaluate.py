@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text
 
-from deepfake_client.cli.grouping import Group, with_groups
 from deepfake_client.cli.groups import AggregationOption, SamplingOptions, ServerChoice, ServerOptions
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
 from deepfake_preprocess.cli.console import results_console
+from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media

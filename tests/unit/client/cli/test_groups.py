@@ -6,8 +6,8 @@ import typer
 from typer.testing import CliRunner
 
 from deepfake_client import Connection, Tls
-from deepfake_client.cli.grouping import with_groups
 from deepfake_client.cli.groups import ConnectionOptions
+from deepfake_preprocess.cli.grouping import with_groups
 from deepfake_preprocess.errors import OptionError
 
 SEEN: list[tuple[str, Connection, bool]] = []

@@ -23,7 +23,9 @@ from deepfake_export.precision.int8 import Int8Export
 from deepfake_export.precision.ranges import RangeMeter
 from deepfake_export.proof.crops import CropSet, generate_crops
 from deepfake_export.proof.parity import reference_outputs
-from deepfake_export.request import ExportJob, ExportRequest
+from deepfake_export.request.faces import FaceOptions
+from deepfake_export.request.precisions import PrecisionOptions
+from deepfake_export.request.request import ExportJob, ExportRequest
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import ExportError, OptionError
 
@@ -203,7 +205,9 @@ def test_fine_tuning_comes_nearer_to_the_checkpoint_on_crops_that_it_never_saw(
 
 
 def test_an_export_fine_tunes_where_layers_must_stay_in_fp32(detector, fp32_path, tmp_path, monkeypatch):
-    request = ExportRequest("c.pt", "m", precisions=("int8",), calibration="faces", int8_finetune=0.4)
+    request = ExportRequest(
+        "c.pt", "m", precisions=PrecisionOptions(("int8",), int8_finetune=0.4), faces=FaceOptions("faces")
+    )
     crops = CropSet(CROPS, "faces", tuple(f"{index}.png" for index in range(len(CROPS))))
     job = ExportJob(request, SPEC, detector, crops, crops, lambda step: None)
     path = tmp_path / "model.int8.onnx"
@@ -234,7 +238,9 @@ def test_an_export_fine_tunes_where_layers_must_stay_in_fp32(detector, fp32_path
 
 def test_where_fine_tuning_fails_what_was_rounded_is_measured(detector, fp32_path, tmp_path, monkeypatch):
     monkeypatch.setattr(int8, "_is_good", lambda *_: False)
-    request = ExportRequest("c.pt", "m", precisions=("int8",), calibration="faces", int8_finetune=1.0)
+    request = ExportRequest(
+        "c.pt", "m", precisions=PrecisionOptions(("int8",), int8_finetune=1.0), faces=FaceOptions("faces")
+    )
     few = CropSet(CROPS[:20], "faces")
     job = ExportJob(request, SPEC, detector, few, few, lambda step: None)
     made = selection._make_int8(job, few.crops, fp32_path, tmp_path / "int8.onnx")
@@ -258,6 +264,6 @@ def test_files_for_the_proof_are_not_learned_from():
 
 def test_minutes_that_do_not_fit():
     with pytest.raises(OptionError, match="`int8_finetune` is -1; allowed: minutes from 0 to 1440"):
-        ExportRequest("c.pt", "m", precisions=("int8",), calibration="faces", int8_finetune=-1)
+        PrecisionOptions(("int8",), int8_finetune=-1)
     with pytest.raises(OptionError, match="`int8_finetune` is for INT8; add int8 to `precisions`"):
-        ExportRequest("c.pt", "m", int8_finetune=5)
+        PrecisionOptions(int8_finetune=5)
