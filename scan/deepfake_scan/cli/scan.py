@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Final, NoReturn
 
 import typer
@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepfake_client.cli.exit_codes import EXIT_INTERRUPTED, EXIT_SOME_INPUTS_FAILED
-from deepfake_client.cli.grouping import with_groups
 from deepfake_client.cli.groups import AnalysisOptions, ServerOptions
 from deepfake_client.cli.main import print_error
 from deepfake_client.client import DeepfakeClient
+from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.cli.signals import terminated_as_interrupted
 from deepfake_preprocess.errors import DeepfakeError, OptionError
@@ -39,13 +39,36 @@ RUN_PANEL: Final = "Run"
 NICE: Final = 10
 """Niceness of this program, which hands out work. Those that do the work yield more, so that they never wait for
 it."""
-UPKEEP_PANEL: Final = "Instead of a scan"
+
+
+def _limits(
+    input_gib: Annotated[float, typer.Option(help="Memory that one input may take, in GiB.")] = 4.0,
+    input_seconds: Annotated[float, typer.Option(help="Time that one input may take.")] = 600.0,
+) -> Limits:
+    return Limits(memory_bytes=int(input_gib * 2**30), seconds=input_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What is done instead of a scan, where one of them is asked for."""
+
+    status: Annotated[bool, typer.Option("--status", help="Count the results of OUTPUT.")] = False
+    compact: Annotated[bool, typer.Option("--compact", help="Join the small parts of OUTPUT.")] = False
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLIPS[,CROPS]",
+            help="Cores and servers for that many clips a day; CROPS: what one of your servers scores in a second.",
+        ),
+    ] = None
 
 
 @with_groups
 def scan(
     server: ServerOptions,
     options: AnalysisOptions,
+    limits: Annotated[Limits, Group(_limits, RUN_PANEL)],
+    upkeep: Annotated[Upkeep, Group(Upkeep, "Instead of a scan")],
     sources: Annotated[
         list[str] | None,
         typer.Argument(
@@ -70,30 +93,10 @@ def scan(
     cores: Annotated[
         int | None, typer.Option(min=1, help="Cores to use here.", show_default="all", rich_help_panel=RUN_PANEL)
     ] = None,
-    input_gib: Annotated[
-        float, typer.Option(help="Memory that one input may take, in GiB.", rich_help_panel=RUN_PANEL)
-    ] = 4.0,
-    input_seconds: Annotated[
-        float, typer.Option(help="Time that one input may take.", rich_help_panel=RUN_PANEL)
-    ] = 600.0,
     metrics_port: Annotated[
         int | None,
         typer.Option(
             min=0, max=65535, help="Serve Prometheus metrics here; 0 takes a free port.", rich_help_panel=RUN_PANEL
-        ),
-    ] = None,
-    status: Annotated[
-        bool, typer.Option("--status", help="Count the results of OUTPUT.", rich_help_panel=UPKEEP_PANEL)
-    ] = False,
-    compact: Annotated[
-        bool, typer.Option("--compact", help="Join the small parts of OUTPUT.", rich_help_panel=UPKEEP_PANEL)
-    ] = False,
-    plan: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CLIPS[,CROPS]",
-            help="Cores and servers for that many clips a day; CROPS: what one of your servers scores in a second.",
-            rich_help_panel=UPKEEP_PANEL,
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -128,23 +131,22 @@ def scan(
       5    some inputs have no verdict; their rows say why
       130  interrupted; what is done is kept
     """
-    if plan is not None:
-        print_plan(parse_plan(plan), as_json=as_json)
+    if upkeep.plan is not None:
+        print_plan(parse_plan(upkeep.plan), as_json=as_json)
         return
     if output is None:
         raise OptionError("name the folder or the bucket prefix of the results as `output`")
     if engine not in ENGINES:
         raise OptionError(f"`engine` is {engine!r}; allowed: {', '.join(ENGINES)}")
     storage = open_storage(output)
-    if status or compact:
+    if upkeep.status or upkeep.compact:
         if sources:
             raise OptionError("`status` and `compact` look at `output` alone; leave out the sources")
-        (compact_results if compact else print_status)(storage, as_json=as_json)
+        (compact_results if upkeep.compact else print_status)(storage, as_json=as_json)
         return
     if not sources:
         raise OptionError("name what is to be scanned: a folder, a pattern, a bucket prefix or a manifest")
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
-    limits = Limits(memory_bytes=int(input_gib * 2**30), seconds=input_seconds)
     job = Scan(sources=sources, column=column, retry_failed=retry_failed)
     tally = Tally()
     with terminated_as_interrupted(), ExitStack() as stack:
