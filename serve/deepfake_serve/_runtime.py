@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfake_preprocess.errors import ServerStartError
+from deepfake_preprocess.support.text import reason_of
 from deepfake_preprocess.support.wheels import Announce, Wheel, locked, unpacked
 
 TRITON_VERSION = "2.51.0"
@@ -90,7 +91,7 @@ def ensure_runtime(*, announce: Announce | None = None) -> TritonRuntime:
                     _complete_backend(runtime)
     except OSError as exc:
         raise ServerStartError(
-            f"Triton's Python backend cannot be put into {target} ({exc.strerror or exc}); make the folder writable"
+            f"Triton's Python backend cannot be put into {target} ({reason_of(exc)}); make the folder writable"
         ) from exc
     return runtime
 

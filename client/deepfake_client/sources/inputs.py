@@ -23,6 +23,7 @@ from deepfake_preprocess.media.frames_source import GivenFrame, open_array, open
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.media.remote import is_url, open_url, without_password
 from deepfake_preprocess.media.suffixes import MEDIA_SUFFIXES
+from deepfake_preprocess.support.text import reason_of
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Media | NDArray[np.uint8] | Iterable[GivenFrame]
 """One input: a path, an address (http, https, rtsp), an encoded file in memory, a seekable binary file object, what
@@ -165,8 +166,7 @@ def check_path(source: str | os.PathLike[str]) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise MediaNotFoundError(f"there is no file {path!r}; check the path") from exc
     except (OSError, ValueError) as exc:
-        reason = getattr(exc, "strerror", None) or str(exc)
-        raise MediaOpenError(f"{_shortened(path)!r} cannot be opened ({reason}); check the path") from exc
+        raise MediaOpenError(f"{_shortened(path)!r} cannot be opened ({reason_of(exc)}); check the path") from exc
     if stat.S_ISFIFO(state.st_mode) or stat.S_ISSOCK(state.st_mode):
         raise MediaOpenError(f"{path} is a pipe, which may never end; save it to a file")
     return state
@@ -206,7 +206,7 @@ def input_errors(name: str) -> Iterator[None]:
         raise
     except Exception as exc:
         raise MediaOpenError(
-            f"{name} cannot be read, because reading it raised {type(exc).__name__}: {' '.join(str(exc).split())}; "
+            f"{name} cannot be read, because reading it raised {type(exc).__name__}: {reason_of(exc)}; "
             "mend what it reads from"
         ) from exc
 

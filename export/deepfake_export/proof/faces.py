@@ -27,6 +27,7 @@ from deepfake_preprocess.faces.detector import FaceDetector, faces_in
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.media.suffixes import VIDEO_SUFFIXES, media_of
+from deepfake_preprocess.support.text import reason_of
 
 FRAMES_PER_VIDEO = 16
 """Enough for the median of a verdict; neighboring frames of one clip add hardly any new range."""
@@ -124,7 +125,10 @@ def _read_labels(path: Path, directory: Path) -> dict[str, int]:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise OptionError(f"{path}: the labels cannot be read ({exc})") from exc
+        raise OptionError(
+            f"{path}: the labels cannot be read ({reason_of(exc)}); write them as CSV, a line "
+            "'path,real' or 'path,fake' for each file"
+        ) from exc
     if rows and rows[0][1:2] == ["label"]:
         rows = rows[1:]
     found = {}

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from deepfake_preprocess.errors import SpecError
+from deepfake_preprocess.support.text import reason_of
 
 
 def read_mapping(path: Path) -> Mapping[str, Any]:
@@ -18,9 +19,9 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise SpecError(f"{path}: there is no such spec file; write one as in docs/model-spec.md") from None
     except (OSError, UnicodeDecodeError) as exc:
-        raise SpecError(f"{path}: the file cannot be read: {exc}") from exc
+        raise SpecError(f"{path}: the file cannot be read ({reason_of(exc)})") from exc
     except yaml.YAMLError as exc:
-        raise SpecError(f"{path}: the file is not valid YAML: {' '.join(str(exc).split())}") from exc
+        raise SpecError(f"{path}: the file is not valid YAML: {reason_of(exc)}") from exc
     if not isinstance(data, Mapping):
         raise SpecError(f"{path}: the file must be a YAML mapping, got {type(data).__name__}")
     return data

@@ -17,6 +17,7 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.contract.version_files import MODEL_FILE
 from deepfake_preprocess.errors import RepositoryError
 from deepfake_preprocess.support.json_data import JsonData
+from deepfake_preprocess.support.text import reason_of
 
 MANIFEST_NAME = "manifest.json"
 
@@ -119,7 +120,9 @@ class Manifest(JsonData):
                 f"{version_dir} has no {MANIFEST_NAME}; put models there with `deepfake export`"
             ) from None
         except (OSError, ValueError, RepositoryError) as exc:
-            raise RepositoryError(f"{path}: the manifest is damaged ({exc}); export the model again") from exc
+            raise RepositoryError(
+                f"{path}: the manifest is damaged ({reason_of(exc)}); export the model again"
+            ) from exc
 
     def verify(self, version_dir: Path) -> None:
         """Check that the manifest is that of the directory, and that it holds exactly these files, unchanged.

@@ -9,6 +9,7 @@ from typing import TypeVar
 import av
 
 from deepfake_preprocess.errors import DeepfakeError, MediaNotFoundError, MediaOpenError
+from deepfake_preprocess.support.text import reason_of
 
 ItemT = TypeVar("ItemT")
 
@@ -29,10 +30,11 @@ def foreign_errors(name: str) -> Iterator[None]:
             raise MediaNotFoundError(f"there is no file {name!r}; check the path") from exc
         if isinstance(exc, PermissionError) and not isinstance(exc, av.error.FFmpegError):
             raise MediaOpenError(f"{name} may not be read; change its permissions") from exc
-        reason = " ".join((getattr(exc, "strerror", None) or str(exc) or type(exc).__name__).split())
+        # What FFmpeg says of a damaged file ("Input/output error") helps nobody; the rest may be the caller's.
+        reason = "" if isinstance(exc, av.error.FFmpegError) else f" ({reason_of(exc)})"
         raise MediaOpenError(
-            f"{name} cannot be read as a video or an image ({reason}): it is another kind of file, damaged, or cut "
-            "short; check that it plays, or convert it to MP4 with H.264"
+            f"{name} cannot be read as a video or an image{reason}: it is another kind of file, damaged, or cut off; "
+            "copy or download it again, and if it plays, convert it to MP4 with H.264"
         ) from exc
 
 

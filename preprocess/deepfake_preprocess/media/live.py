@@ -37,6 +37,7 @@ from deepfake_preprocess.media.remote import (
 )
 from deepfake_preprocess.media.sampling import Sampling
 from deepfake_preprocess.media.video import crop_of, open_stream
+from deepfake_preprocess.support.text import reason_of
 
 _POLL_S: Final = 0.05
 _MAX_GAP_S: Final = 60.0
@@ -263,10 +264,9 @@ def _open_camera(path: str, timeout_s: float) -> av.container.InputContainer:
     try:
         return av.open(path, mode="r", format="v4l2", timeout=(timeout_s, timeout_s))
     except (av.error.FFmpegError, OSError, ValueError) as exc:
-        reason = getattr(exc, "strerror", None) or str(exc)
         raise MediaOpenError(
-            f"the camera {path} cannot be opened ({reason}); check that it is a video camera, that it is free, and "
-            "that you may read it"
+            f"the camera {path} cannot be opened ({reason_of(exc)}); check that it is a video camera, that it is "
+            "free, and that you may read it"
         ) from exc
 
 

@@ -24,6 +24,7 @@ from deepfake_preprocess.media.foreign import foreign_errors
 from deepfake_preprocess.media.opening import CONTAINERS, Media, video_media
 from deepfake_preprocess.media.video import Video
 from deepfake_preprocess.support.proxies import is_loopback, through_proxy
+from deepfake_preprocess.support.text import reason_of
 
 TIMEOUT_S: Final = 10.0
 """Limit for opening an address, and for each read from it."""
@@ -204,7 +205,7 @@ def url_errors(name: str, timeout_s: float) -> Iterator[None]:
             "and not of a page around it"
         ) from exc
     except (av.error.FFmpegError, OSError) as exc:
-        reason = getattr(exc, "strerror", None) or str(exc)
-        raise MediaOpenError(
-            f"{name} cannot be read ({reason}); check the host's name and the network{proxy}"
-        ) from exc
+        # What FFmpeg calls an unknown host, a connection that breaks off, and more.
+        vague = exc.errno == errno.EIO or isinstance(exc, av.error.EOFError)
+        reason = "" if vague else f" ({reason_of(exc)})"
+        raise MediaOpenError(f"{name} cannot be read{reason}; check the host's name and the network{proxy}") from exc

@@ -25,6 +25,14 @@ def visible(text: str) -> str:
     return re.sub(r"(?<=\s)\s", lambda space: f"\\x{ord(space[0]):02x}", "".join(shown))
 
 
+def reason_of(error: BaseException) -> str:
+    """Return in one line why something failed: what the system says, or else the error, or its name.
+
+    Without the file, which `OSError` repeats: a message of ours names it.
+    """
+    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+
+
 def table_cell(value: Any) -> Any:
     """Return what stands for a value in a table that spreadsheets open: text that one would run as a formula is text.
 

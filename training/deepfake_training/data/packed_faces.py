@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.faces.detector import Face
+from deepfake_preprocess.support.text import reason_of
 from deepfake_training.data.fakes.mesh import NUM_POINTS, Mesh, fit_mesh
 from deepfake_training.data.labels import FAKE
 
@@ -107,7 +108,7 @@ class PackedFaces:
             save_file(arrays, path, metadata={"format": FORMAT_VERSION, **texts})
         except (OSError, SafetensorError) as exc:
             raise OptionError(
-                f"{path}: the packed faces cannot be written ({exc}); free space, or name another file"
+                f"{path}: the packed faces cannot be written ({reason_of(exc)}); free space, or name another file"
             ) from exc
 
     @classmethod
@@ -130,4 +131,4 @@ class PackedFaces:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as exc:
             if isinstance(exc, OptionError):
                 raise
-            raise OptionError(f"{path} is damaged ({exc}); pack the faces again") from exc
+            raise OptionError(f"{path} is damaged ({reason_of(exc)}); pack the faces again") from exc

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.text import reason_of
 
 PARTS: Final = ("train", "held_out")
 KEYS: Final = ("crops", "labels", "tokens", "logits")
@@ -80,7 +81,9 @@ class TaughtCrops(Dataset[TaughtItem]):
                     count, height, width, _ = file.get_slice("crops").get_shape()
                     self.width = int(file.get_slice("tokens").get_shape()[1])
             except (SafetensorError, OSError) as exc:
-                raise OptionError(f"{path} holds no crops with a teacher's answers ({exc}); delete it") from exc
+                raise OptionError(
+                    f"{path} holds no crops with a teacher's answers ({reason_of(exc)}); delete it"
+                ) from exc
             if width < self._size_wh[0] or height < self._size_wh[1]:
                 raise OptionError(
                     f"{path} holds crops of {width} x {height} px, which the spec's {spec.input_width_px} x "

@@ -14,6 +14,7 @@ from typing import cast, get_args
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.suffixes import media_of
+from deepfake_preprocess.support.text import reason_of
 from deepfake_training.data.labels import LabelName
 
 SEPARATOR = ";"
@@ -73,7 +74,9 @@ def read_table(table: str | Path) -> list[LabeledFile]:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise OptionError(f"{table} cannot be read as CSV ({exc}); give it the columns path and label") from exc
+        raise OptionError(
+            f"{table} cannot be read as CSV ({reason_of(exc)}); give it the columns path and label"
+        ) from exc
     clips = []
     for number, row in enumerate(rows, start=2):
         name, label = (row.get("path") or "").strip(), (row.get("label") or "").strip().lower()

@@ -11,6 +11,7 @@ from deepfake_client.result.verdict import Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
+from deepfake_preprocess.support.text import reason_of
 from deepfake_training.evaluate.usual import FIGURES, Drift, drift_of
 
 REPORT = "drift.json"
@@ -29,7 +30,9 @@ def read_verdicts(paths: Iterable[str | Path]) -> list[Verdict]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
-            raise OptionError(f"{path} cannot be read as results ({exc}); name a file of `deepfake analyze`") from exc
+            raise OptionError(
+                f"{path} cannot be read as results ({reason_of(exc)}); name a file of `deepfake analyze`"
+            ) from exc
         try:
             verdicts += [found.verdict for found in map(Outcome.from_dict, _items(text)) if found.verdict is not None]
         except (ValueError, AttributeError, OptionError) as exc:

@@ -22,6 +22,7 @@ from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 from deepfake_preprocess.support.files import Content, write_whole
+from deepfake_preprocess.support.text import reason_of
 
 LAST = "last.pt"
 BEST = "best.safetensors"
@@ -65,7 +66,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as exc:
-        raise CheckpointError(f"{path} is damaged ({exc}); resume from another epoch") from exc
+        raise CheckpointError(f"{path} is damaged ({reason_of(exc)}); resume from another epoch") from exc
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by a training run; name the {LAST} of a run")
     return state
@@ -79,7 +80,7 @@ def save_whole(path: Path, content: Content) -> None:
     except Exception as exc:
         good = f"the last good one ({path}) is untouched" if path.exists() else "there is none before it"
         raise TrainingError(
-            f"{path} cannot be written ({exc}); {good}; free space, then resume the run in {path.parent}"
+            f"{path} cannot be written ({reason_of(exc)}); {good}; free space, then resume the run in {path.parent}"
         ) from exc
 
 

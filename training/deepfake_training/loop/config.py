@@ -15,6 +15,7 @@ import yaml
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.json_data import Bounds, JsonData
+from deepfake_preprocess.support.text import reason_of
 from deepfake_training.data.augment import Augmentation, Share
 from deepfake_training.data.dataset import FaceDataset, Mixture
 from deepfake_training.data.labels import REAL
@@ -166,7 +167,7 @@ class TrainConfig(JsonData):
         try:
             data = yaml.load(Path(path).read_text(encoding="utf-8"), _Yaml) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-            raise OptionError(f"{path}: the configuration cannot be read ({' '.join(str(exc).split())})") from exc
+            raise OptionError(f"{path}: the configuration cannot be read ({reason_of(exc)})") from exc
         if isinstance(data, dict):
             for change in changes:
                 _apply(change, data)

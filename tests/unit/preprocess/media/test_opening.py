@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import gc
 import io
 import math
@@ -455,7 +456,7 @@ BAD_FILES = {
     "pipe": "is a pipe or a device",
     "noise": "cannot be read as a video or an image",
     "sound only": "no video stream",
-    "no index": "cut short",
+    "no index": "damaged, or cut off; copy or download it again",
     "playlist": "cannot be read as a video or an image",
     "damaged image": "damaged",
     "wide image": "17000x2 pixels; at most 16384",
@@ -481,8 +482,17 @@ def test_unusable_files_are_refused_at_once_with_one_sentence(tmp_path, kind, ca
 def test_no_foreign_error_gets_out(foreign):
     if not issubclass(foreign, av.error.FFmpegError):
         pytest.skip("no FFmpeg error")
-    with pytest.raises((MediaOpenError, MediaNotFoundError)), foreign_errors("clip.mp4"):
-        raise foreign(1, "something")
+    with pytest.raises((MediaOpenError, MediaNotFoundError)) as caught, foreign_errors("clip.mp4"):
+        raise foreign(errno.EIO, "Input/output error")
+    assert "Input/output" not in str(caught.value)
+
+
+def test_what_the_callers_own_object_says_is_kept():
+    with (
+        pytest.raises(MediaOpenError, match=r"clip\.mp4 cannot be read .*\(the bucket is gone\): "),
+        foreign_errors("clip.mp4"),
+    ):
+        raise RuntimeError("the bucket\nis gone")
 
 
 def test_streams_that_cannot_be_rewound_are_refused():
