@@ -7,15 +7,18 @@ more by `inert`, where everything unknown is an empty shell.
 from __future__ import annotations
 
 import argparse
+import codecs
 import pickle
 import re
 import warnings
+from collections import OrderedDict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
+from deepfake_export.checkpoint.averages import with_named_averages
 from deepfake_export.checkpoint.foreign import describe_foreign, is_safetensors
 from deepfake_export.checkpoint.inert import read_inertly
 from deepfake_preprocess.errors import CheckpointError
@@ -25,22 +28,46 @@ PATH_CLASSES = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 HARMLESS_GLOBALS: list[Any] = [
     argparse.Namespace,
     np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
+    np.ndarray,
+    *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"),
     *((PurePosixPath, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name in PATH_CLASSES),
-    *((np.float64(0).__reduce__()[0], f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
+    *(
+        (function, f"{module}.{name}")
+        for module in ("numpy.core", "numpy._core")
+        for name, function in (
+            ("multiarray.scalar", np.float64(0).__reduce__()[0]),
+            ("multiarray._reconstruct", np.zeros(1).__reduce__()[0]),
+            ("numeric._frombuffer", np.zeros(1).__reduce_ex__(5)[0]),
+        )
+    ),
+    (codecs.encode, "_codecs.encode"),
 ]
-"""Plain data that training scripts save with the weights: arguments (timm does), paths in them, metrics as NumPy
-scalars. PyTorch's documentation allows NumPy's in its example. NumPy 2 reads the names of both its generations, and
-Python 3.13 has moved its paths."""
+"""Plain data that training scripts save: arguments (timm does), paths in them, metrics as scalars of NumPy, and its
+arrays, whose bytes are pickled as text. PyTorch's documentation allows NumPy's in its example. NumPy 2 reads the
+names of both its generations, and Python 3.13 has moved its paths."""
 
 
 def read_checkpoint(path: Path) -> Any:
     """Return what the file holds, tensors and plain data; `CheckpointError` where it is damaged or refers to code.
 
-    What the file is, its content says; people give either kind the other's suffix.
+    What the file is, its content says; people give either kind the other's suffix. Arrays are returned as tensors,
+    and averaged weights by their names.
     """
     if is_safetensors(path):
         return _read_safetensors(path)
+    return with_named_averages(path, _with_tensors(_read_pickle(path)))
+
+
+def _with_tensors(data: Any) -> Any:
+    """Return what a file holds with NumPy's arrays of numbers as tensors."""
+    if isinstance(data, np.ndarray) and data.dtype.kind in "biuf":
+        return torch.tensor(data.astype(data.dtype.newbyteorder("=")))
+    if type(data) in (dict, OrderedDict):
+        return {key: _with_tensors(value) for key, value in data.items()}
+    return [_with_tensors(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _read_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS_GLOBALS):
             # Guesses about what is wrong with the file; `_why_unreadable` says it better.

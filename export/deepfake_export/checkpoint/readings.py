@@ -23,7 +23,7 @@ from deepfake_preprocess.errors import CheckpointError
 
 WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model", "network", "net", "weights")
 """Where training scripts put the weights, in the order they are tried; what they call otherwise is tried last."""
-AVERAGED_KEY = re.compile(r"(?i)(^|_)(ema|swa|averaged)(_|$)")
+AVERAGED_KEY = re.compile(r"(?i)(^|_)(ema|swa|averaged|shadow)(_|$)")
 """Where they put averaged weights. These come first, as in timm: where a script keeps them, they are what it
 validates and publishes."""
 TRAINING_KEY = re.compile(r"(?i)optim|sched|scaler")

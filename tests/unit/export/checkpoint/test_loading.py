@@ -124,6 +124,73 @@ def test_averaged_weights_are_preferred_and_reported(weights):
     assert_same(network, averaged)
 
 
+def listed(weights: dict, change: float = 0.0) -> list[torch.Tensor]:
+    """What `torch_ema` and `diffusers` keep of a model: copies of `model.parameters()`, without names or buffers."""
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return [value + change for name, value in weights.items() if not name.endswith(buffers)]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "weights_key"),
+    [
+        (
+            lambda model, averages: {
+                "ema": {"decay": 0.99, "num_updates": 7, "shadow_params": averages, "collected_params": None},
+                "model": model,
+            },
+            "ema.shadow_params",
+        ),
+        (lambda model, averages: {"ema": tuple(averages), "state_dict": prefixed(model, "module.")}, "ema"),
+        (lambda model, averages: {"shadow_params": averages, "net": {"weights": model}}, "shadow_params"),
+    ],
+    ids=["torch_ema", "tuple", "beside"],
+)
+def test_averages_without_names_get_those_of_the_model_and_its_buffers(weights, wrap, weights_key):
+    torch.save(wrap(weights, listed(weights, 0.25)), "c.pt")
+    network, reading = load_checkpoint(Path("c.pt"), SPEC)
+    assert reading.weights_key == weights_key
+    assert any(name.endswith("running_mean") for name in weights)
+    assert_same(network, dict(zip(dict(network.named_parameters()), listed(weights, 0.25), strict=True)))
+    assert_same(network, {name: value for name, value in weights.items() if name.endswith(("_mean", "_var"))})
+
+
+@pytest.mark.parametrize(
+    ("wrap", "place"),
+    [
+        (lambda model, averages: {"ema": {"shadow_params": averages[1:]}, "model": model}, "ema.shadow_params"),
+        (lambda model, averages: {"decay": 0.9, "shadow_params": averages}, "shadow_params"),
+    ],
+    ids=["of other parameters", "alone"],
+)
+def test_averages_that_no_state_dict_names_are_refused_with_what_to_do(weights, wrap, place):
+    torch.save(wrap(weights, listed(weights)), "c.pt")
+    what_to_do = r"ema\.copy_to\(model\.parameters\(\)\), and save model\.state_dict\(\) alone"
+    with pytest.raises(CheckpointError, match=f"without names under '{place}' .*{what_to_do}"):
+        load_checkpoint(Path("c.pt"), SPEC)
+
+
+@pytest.mark.parametrize(("protocol", "numpy_1"), [(2, False), (5, False), (2, True)])
+def test_arrays_of_numpy_are_read_as_tensors(weights, protocol, numpy_1):
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    first = next(iter(arrays))
+    arrays[first] = arrays[first].astype(">f4")  # as another machine wrote it
+    saved = {"state_dict": arrays, "labels": np.array(["real", "fake"]), "losses": np.ones(3, np.float64)}
+    torch.save(saved, "c.pt", pickle_protocol=protocol)
+    if numpy_1:
+        with_the_names_of_numpy_1(Path("c.pt"))
+    network, reading = load_checkpoint(Path("c.pt"), SPEC)
+    assert reading.weights_key == "state_dict"
+    assert_same(network, {name: value for name, value in weights.items() if not name.endswith("tracked")})
+
+
+def with_the_names_of_numpy_1(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for name, content in parts.items():
+            file.writestr(name, content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+
+
 def test_body_and_head_may_be_saved_as_two_state_dicts(weights):
     head = {name.removeprefix("5."): value for name, value in weights.items() if name.startswith("5.")}
     body = {name: value for name, value in weights.items() if not name.startswith("5.")}
