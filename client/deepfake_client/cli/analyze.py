@@ -30,7 +30,6 @@ from deepfake_client.cli.groups import (
     VerdictOptions,
     VerdictSource,
 )
-from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.main import print_error
 from deepfake_client.cli.output import MANY_PANEL, Output, OutputChoice, Report, Result
 from deepfake_client.cli.progress import RunProgress
@@ -40,6 +39,7 @@ from deepfake_client.explain.findings import ExplainedFace
 from deepfake_client.explain.types import Explainer
 from deepfake_client.gateway.client import GatewayClient
 from deepfake_client.options import AnalyzeOptions
+from deepfake_client.result.journal import Journal
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
 from deepfake_client.sources.inputs import expand, open_source

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.main import get_command
 
+from deepfake_client.cli.exit_codes import EXIT_INTERRUPTED
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.cli.terminal import ReaderGoneError, checked_stdout
 from deepfake_preprocess.errors import DeepfakeError
@@ -171,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command(args=args, prog_name="deepfake")
     except ReaderGoneError as exc:
         sys.exit(exc.exit_code)  # without a word, as other programs
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)  # while the command's code was loaded, which may take seconds
     except DeepfakeError as exc:
         print_error(exc)
         sys.exit(exc.exit_code)

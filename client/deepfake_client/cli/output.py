@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 import typer
 from rich.console import Console
 
-from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.render import print_summary, print_verdict
 from deepfake_client.cli.terminal import json_text
 from deepfake_client.explain.evidence import Evidence
 from deepfake_client.explain.findings import ExplainedFace, overlays_png
 from deepfake_client.options import AnalyzeOptions
+from deepfake_client.result.journal import Journal
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.table import COLUMNS, outcome_row
 from deepfake_client.result.verdict import ModelIdentity, Verdict

@@ -70,10 +70,13 @@ def check_outputs(path: Path, network: nn.Module, spec: ModelSpec, in_channels: 
     allowed = [(2, spec.head.num_logits)] + ([(2,)] if spec.head.num_logits == 1 else [])
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else None
     if shape not in allowed:
+        fitting = {(2,): "sigmoid", (2, 1): "sigmoid", (2, 2): "softmax"}.get(shape or ())
+        fix = "return that from a module around the network (docs/export.md shows one)"
+        if fitting:
+            fix = f"write 'head: {{kind: {fitting}}}' in the spec"
         raise CheckpointError(
             f"{path}: for 2 crops the network gives {_shown_output(outputs)}, but head {spec.head.kind!r} needs "
-            f"{[2, spec.head.num_logits]}; correct 'head' in the spec, or return that from a module "
-            "around the network (docs/export.md shows one)"
+            f"{[2, spec.head.num_logits]}; {fix}"
         )
     _check_steady(path, network, crops, outputs)
 

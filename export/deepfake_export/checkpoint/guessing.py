@@ -80,6 +80,7 @@ def guess_spec(checkpoint: str | Path) -> SpecGuess:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", path.stem).lstrip("_.-")[:64] or "detector"
     if _is_torchscript(path):
         why = {"architecture": f"{SURE}: the file brings its network along", **_guesses("head", "size", "pixels")}
+        why["head"] = f"{GUESS}: one output, two are softmax; and {FAKE_IS_ONE}"
         return SpecGuess(ModelSpec(name, "torchscript"), True, why, ("it is a TorchScript file",))
     data = read_checkpoint(path)
     remarks = with_metadata(path, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.text import visible
+from deepfake_training.cli.keeping import ResultsOption, kept
 from deepfake_training.evaluate.clips import labeled_files
 from deepfake_training.evaluate.evaluation import save_spec
 from deepfake_training.evaluate.metrics import Estimate
@@ -47,6 +49,7 @@ def calibrate(
             metavar="FILE", help="Write the result into this spec, too, for the next export of its checkpoint."
         ),
     ] = None,
+    results: ResultsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +79,9 @@ def calibrate(
         if not dry_run:
             # Before minutes of work.
             repository.check_served(server.repository, served)
-        scored = score_files(files, client, AnalyzeOptions(sampling=sampling, abstain=False), on_file=show)
+        options = AnalyzeOptions(sampling=sampling, abstain=False)
+        with kept(results, asdict(options), console) as journal:
+            scored = score_files(files, client, options, on_file=show, journal=journal)
     result = calibrate_model(scored, served, false_alarms=false_alarms)
     written = None
     if not dry_run:

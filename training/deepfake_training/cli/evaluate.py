@@ -21,6 +21,7 @@ from rich.text import Text
 from deepfake_client.cli.groups import AggregationOption, SamplingOptions, ServerChoice, ServerOptions
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
+from deepfake_client.result.journal import Journal
 from deepfake_preprocess.cli.console import results_console
 from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.contract.spec import ModelSpec
@@ -28,6 +29,7 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.text import visible
+from deepfake_training.cli.keeping import ResultsOption, kept
 from deepfake_training.evaluate.clips import LabeledFile, labeled_files, read_table, split_files
 from deepfake_training.evaluate.drift import drift_as_text, drift_of_results, write_drift
 from deepfake_training.evaluate.evaluation import (
@@ -40,7 +42,7 @@ from deepfake_training.evaluate.evaluation import (
     robustness_point,
     save_spec,
 )
-from deepfake_training.evaluate.report import as_markdown, write_report
+from deepfake_training.evaluate.report import as_markdown, make_directory, write_report
 from deepfake_training.evaluate.robustness import DEGRADATIONS, kinds_of, view_of
 from deepfake_training.evaluate.scoring import ScoredFile, score_files
 
@@ -68,6 +70,12 @@ class Reporting:
     def options(self, aggregation: str = "mean") -> EvaluateOptions:
         """Return how scores are measured that were made by this aggregation."""
         return EvaluateOptions(aggregation=aggregation, rule=self.rule, resamples=self.bootstrap, seed=self.seed)
+
+    def prepare(self) -> None:
+        """Make the directory and read the spec: what is wrong with them must not come up after hours of scoring."""
+        make_directory(self.output_dir)
+        if self.write_spec is not None:
+            ModelSpec.from_yaml(self.write_spec)
 
     def finish(self, evaluation: Evaluation) -> None:
         """Write the report, print the figures, and write the spec, unless they speak against it."""
@@ -129,6 +137,7 @@ class _Scoring:
     client: DeepfakeClient
     analysis: AnalyzeOptions
     console: Console
+    journal: Journal | None
 
     def score(
         self, files: Sequence[LabeledFile], title: str = "", view: Callable[[Media], Media] | None = None
@@ -139,7 +148,9 @@ class _Scoring:
             def show(number: int, _: ScoredFile) -> None:
                 status.update(f"scored {number} of {len(files)} files{title}")
 
-            return score_files(files, self.client, self.analysis, view=view, on_file=show)
+            # Degraded files are other files.
+            journal = self.journal if view is None else None
+            return score_files(files, self.client, self.analysis, view=view, on_file=show, journal=journal)
 
     def curves(self, files: Sequence[LabeledFile], kinds: Sequence[str]) -> dict[str, tuple[RobustnessPoint, ...]]:
         """Return the robustness by kind of degradation, at the model's own threshold."""
@@ -168,6 +179,7 @@ def evaluate_command(
         typer.Option(metavar="FILE", help="Spec of --checkpoint.", show_default="the .yaml of the same name"),
     ] = None,
     aggregation: AggregationOption = "mean",
+    results: ResultsOption = None,
     robustness: Annotated[
         list[str] | None,
         typer.Option(metavar="KIND", help=f"Sweep {', '.join(DEGRADATIONS)}, or all; repeatable."),
@@ -208,6 +220,7 @@ def evaluate_command(
     if named.split is not None and kinds:
         raise OptionError("--robustness sweeps all files at the model's own threshold; leave out --split")
     options = reporting.options(aggregation)
+    reporting.prepare()
     choosing, files = named.parts()
     opened: AbstractContextManager[DeepfakeClient] = server.client(console.status)
     if checkpoint is not None:
@@ -215,16 +228,21 @@ def evaluate_command(
         opened = DeepfakeClient(module.CheckpointTransport(checkpoint, spec))
     with opened as client:
         analysis = AnalyzeOptions(sampling=sampling, aggregation=aggregation, abstain=False)
-        scoring = _Scoring(client, analysis, console)
-        measure = partial(evaluate_apart, scoring.score(choosing, " to choose on")) if choosing else evaluate_files
-        evaluation = measure(
-            scoring.score(files),
-            client.model().spec,
-            options,
-            through="server" if checkpoint is None else "checkpoint",
-            settings={"frames per video": sampling.num_frames or f"{sampling.fps:g} per second"},
-        )
-        curves = scoring.curves(files, kinds)
+        through = "server" if checkpoint is None else "checkpoint"
+        settings = dataclasses.asdict(analysis) | ({} if checkpoint is None else {"through": through})
+        with kept(results, settings, console) as journal:
+            scoring = _Scoring(client, analysis, console, journal)
+            measure = (
+                partial(evaluate_apart, scoring.score(choosing, " to choose on")) if choosing else evaluate_files
+            )
+            evaluation = measure(
+                scoring.score(files),
+                client.model().spec,
+                options,
+                through=through,
+                settings={"frames per video": sampling.num_frames or f"{sampling.fps:g} per second"},
+            )
+            curves = scoring.curves(files, kinds)
     reporting.finish(dataclasses.replace(evaluation, robustness=curves))
 
 
@@ -261,6 +279,7 @@ def evaluate_run(
 
       deepfake evaluate-run runs/first --num-crops 2000 --write-spec runs/first/best.yaml
     """
+    reporting.prepare()
     held_out = require_extra("deepfake_training.evaluate.held_out", extra="train")
     packed_faces = require_extra("deepfake_training.data.packed_faces", extra="train")
     faces = packed_faces.PackedFaces.load(pack) if pack is not None else None

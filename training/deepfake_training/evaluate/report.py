@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +20,20 @@ from deepfake_preprocess.support.files import write_whole
 from deepfake_training.evaluate.evaluation import Evaluation, LabeledScores, RobustnessPoint
 from deepfake_training.evaluate.metrics import CALIBRATION_BINS, FIGURES, Estimate, calibration_bins
 from deepfake_training.evaluate.robustness import DEGRADATIONS
+
+
+def make_directory(directory: Path) -> None:
+    """Make the directory of a report, unless it is there; `OptionError` where it cannot be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory):
+            pass
+    except OSError as exc:
+        raise _not_written(directory, exc) from exc
+
+
+def _not_written(directory: Path, exc: OSError) -> OptionError:
+    return OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory")
 
 
 def write_report(evaluation: Evaluation, directory: str | Path) -> list[Path]:
@@ -44,7 +59,7 @@ def write_report(evaluation: Evaluation, directory: str | Path) -> list[Path]:
         made = f"Made by deepfake-serving {version} on {made_at}."
         write_whole(text, f"{as_markdown(evaluation)}{pictures}\n\n{made}\n")
     except OSError as exc:
-        raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory") from exc
+        raise _not_written(directory, exc) from exc
     return [data, text, *plots]
 
 

@@ -14,9 +14,11 @@ from deepfake_client.analysis.judging.abstaining import abstention
 from deepfake_client.analysis.judging.aggregation import STRATEGIES, score_tracks
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import CALIBRATED_AGGREGATION, AnalyzeOptions
+from deepfake_client.result.journal import Journal
+from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import FaceScore, FrameResult, Reason, Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import InputError, OptionError
+from deepfake_preprocess.errors import InputError, OptionError, ServerUnavailableError
 from deepfake_preprocess.media.opening import Media, open_media
 from deepfake_preprocess.support.json_data import JsonData
 from deepfake_training.data.labels import FAKE, REAL, LabelName
@@ -113,6 +115,7 @@ def score_files(
     *,
     view: Callable[[Media], Media] | None = None,
     on_file: Callable[[int, ScoredFile], None] | None = None,
+    journal: Journal | None = None,
 ) -> list[ScoredFile]:
     """Analyze every file; one that cannot be opened is kept as inconclusive.
 
@@ -122,26 +125,51 @@ def score_files(
         options: how each file is analyzed.
         view: makes of each opened file what is analyzed, for example a degraded version.
         on_file: called after each file with its number, from 1.
+        journal: keeps each result, and spares those that it has.
 
     Raises:
-        ServerError: the server cannot be reached.
+        ServerError: the server cannot be reached, or failed; files without its scores would make a wrong figure.
     """
     scored = []
     for number, file in enumerate(files, start=1):
-        name = str(file.path)
-        try:
-            with open_media(file.path, name=name) as media:
-                verdict = client.analyze(view(media) if view is not None else media, options=options)
-        except OptionError:
-            raise
-        except InputError as exc:
-            result = ScoredFile(name, file.label, None, str(exc), file.source)
-        else:
-            reason = "" if verdict.reason is None else f"{verdict.reason.value}: {verdict.detail}"
-            result = ScoredFile(
-                name, file.label, verdict.fake_probability, reason, file.source, verdict.frames, verdict
-            )
-        scored.append(result)
+        outcome = None if journal is None else journal.reusable(str(file.path), client.model().identity)
+        if outcome is None:
+            outcome = _analyze(file, client, options, view, journal)
+        scored.append(_scored(file, outcome))
         if on_file is not None:
-            on_file(number, result)
+            on_file(number, scored[-1])
     return scored
+
+
+def _analyze(
+    file: LabeledFile,
+    client: DeepfakeClient,
+    options: AnalyzeOptions,
+    view: Callable[[Media], Media] | None,
+    journal: Journal | None,
+) -> Outcome:
+    name = str(file.path)
+    if journal is not None:
+        journal.begin(name)
+    try:
+        with open_media(file.path, name=name) as media:
+            verdict = client.analyze(view(media) if view is not None else media, options=options)
+    except OptionError:
+        raise
+    except InputError as exc:
+        outcome = Outcome(name, error=exc)
+    else:
+        outcome = Outcome(name, verdict=verdict)
+        if outcome.server_failed:
+            raise ServerUnavailableError(f"the server failed on {name} {verdict.detail}")
+    if journal is not None:
+        journal.append(outcome)
+    return outcome
+
+
+def _scored(file: LabeledFile, outcome: Outcome) -> ScoredFile:
+    name, verdict = str(file.path), outcome.verdict
+    if verdict is None:
+        return ScoredFile(name, file.label, None, str(outcome.error), file.source)
+    reason = "" if verdict.reason is None else f"{verdict.reason.value}: {verdict.detail}"
+    return ScoredFile(name, file.label, verdict.fake_probability, reason, file.source, verdict.frames, verdict)

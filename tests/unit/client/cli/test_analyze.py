@@ -15,8 +15,8 @@ from verdicts import MODEL, inconclusive, verdict
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient
 from deepfake_client.cli.analyze import MAX_SERVER_FAILURES, Run
-from deepfake_client.cli.journal import Journal
 from deepfake_client.cli.progress import RunProgress
+from deepfake_client.result.journal import Journal
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Reason
 from deepfake_client.sources import inputs

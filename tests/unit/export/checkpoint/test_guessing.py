@@ -135,7 +135,10 @@ def test_torchscript_is_recognized():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(nn.Linear(2, 1)), "c.pt")
-    assert guess_spec("c.pt").spec.architecture == "torchscript"
+    guess = guess_spec("c.pt")
+    assert guess.spec.architecture == "torchscript"
+    # How many outputs it has, only running it shows.
+    assert guess.certainty["head"].startswith("guess: one output")
 
 
 def test_published_specs_are_listed_and_written(capsys):

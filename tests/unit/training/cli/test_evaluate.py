@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from drawn_faces import QUICK, TINY, make_faces
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from deepfake_client.cli.main import main
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_training.evaluate.checkpoint import CheckpointTransport
 from deepfake_training.evaluate.robustness import DEGRADATIONS
 from deepfake_training.loop.run import TrainingRun
 
@@ -51,6 +53,31 @@ def test_a_checkpoint_is_evaluated_and_its_spec_written(tmp_path: Path) -> None:
     assert dataclasses.replace(spec, threshold=0.5, temperature=1.0) == TINY
 
 
+def test_an_interrupted_evaluation_goes_on_where_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for label in ("real", "fake"):
+        cv2.imwrite(str(tmp_path / f"{label}.png"), media.picture(240, 240)[..., ::-1])
+    checkpoint = tmp_path / "tiny.safetensors"
+    save_file(build_network(TINY).state_dict(), checkpoint)
+    checkpoint.with_suffix(".yaml").write_text(TINY.to_yaml())
+    scored: list[int] = []
+
+    def score(self: CheckpointTransport, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        scored.append(len(faces))
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        return np.full(len(faces), 0.5, np.float32)
+
+    monkeypatch.setattr(CheckpointTransport, "score", score)
+    places = ("--real", tmp_path / "real.png", "--fake", tmp_path / "fake.png", "-o", tmp_path / "out")
+    command = ("evaluate", *places, "--checkpoint", checkpoint, "--results", tmp_path / "kept.jsonl")
+    assert call(*command) == 130
+    assert "the same command goes on from there" in capfd.readouterr().err
+    assert call(*command) == 0
+    assert len(scored) == 3
+
+
 def test_a_run_is_evaluated_on_the_faces_that_its_configuration_names(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +103,9 @@ def test_a_run_is_evaluated_on_the_faces_that_its_configuration_names(
         (("--rule", "best"), "threshold rule 'best' is unknown"),
         (("--robustness", "rain"), "degradation 'rain' is unknown"),
         (("--real", ".", "--checkpoint", "x", "--embedded"), "leave out --embedded"),
+        # Before anything is scored.
+        (("--real", ".", "-o", "face.png/out"), "face.png/out cannot be written (Not a directory)"),
+        (("--real", ".", "--write-spec", "net.yaml"), "net.yaml"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 from drawn_faces import QUICK, TINY, make_faces
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
 from deepfake_client import AnalyzeOptions
 from deepfake_client.client import DeepfakeClient
+from deepfake_client.result.journal import Journal
 from deepfake_client.result.verdict import FaceScore, FrameResult
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_preprocess.contract.spec import Head
-from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.errors import OptionError, ServerUnavailableError
 from deepfake_preprocess.media.sampling import Sampling
 from deepfake_training.data.labels import LabelName
 from deepfake_training.evaluate.calibration import apply_temperature, find_temperature, find_threshold
@@ -274,6 +276,30 @@ def test_files_are_scored_through_the_clients_pipeline(clips: Path) -> None:
     assert by_name["wall.png"].reason.startswith("no_face")
     assert "damaged" in by_name["broken.jpg"].reason
     assert blurred[0].fake_probability not in (None, bright)
+
+
+def test_what_was_scored_before_the_server_failed_is_not_scored_again(clips: Path) -> None:
+    files, options = (
+        labeled_files([clips / "real"], [clips / "fake"]),
+        AnalyzeOptions(sampling=Sampling(num_frames=2)),
+    )
+    asked: list[int] = []
+
+    def answer(faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        asked.append(len(faces))
+        if len(asked) == 2:
+            raise ServerUnavailableError("the server went away")
+        return np.full(len(faces), 0.5, np.float32)
+
+    with DeepfakeClient(FakeTransport(answer)) as client:
+        # Figures of those that happened to be scored would be wrong ones.
+        with Journal(clips / "kept.jsonl", {}) as journal, pytest.raises(ServerUnavailableError, match=r"dark\.png"):
+            score_files(files, client, options, journal=journal)
+        with Journal(clips / "kept.jsonl", {}) as journal:
+            scored = score_files(files, client, options, journal=journal)
+        assert len(asked) == 3, "bright, dark in vain, and dark; a wall and a broken file have no face"
+    assert [item.fake_probability for item in scored] == [0.5, None, 0.5, None]
+    assert [item.label for item in scored] == ["real", "fake", "fake", "fake"]
 
 
 def test_a_checkpoint_answers_as_its_graph_does(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from verdicts import MODEL, inconclusive, verdict
 
-from deepfake_client.cli.journal import Journal
+from deepfake_client.result.journal import Journal
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import ModelIdentity, Reason
 from deepfake_preprocess.errors import MediaOpenError, OptionError
