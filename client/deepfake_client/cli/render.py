@@ -10,7 +10,7 @@ from rich.text import Text
 
 from deepfake_client.cli.option_names import with_options
 from deepfake_client.result.verdict import Interval, Label, ModelIdentity, Verdict
-from deepfake_client.result.words import side_words
+from deepfake_client.result.words import REASON_WORDS, concern_words, side_words
 from deepfake_preprocess.support.text import visible
 
 LABEL_STYLE = {Label.REAL: "bold green", Label.FAKE: "bold red", Label.INCONCLUSIVE: "bold yellow"}
@@ -42,7 +42,7 @@ def print_summary(
     for verdict in verdicts:
         label = Text(verdict.label.value, style=LABEL_STYLE[verdict.label])
         if verdict.reason is not None:
-            label.append(f" {verdict.reason.value}", style="dim not bold")
+            label.append(f" {REASON_WORDS[verdict.reason]}", style="dim not bold")
         table.add_row(
             label,
             "-" if verdict.fake_probability is None else f"{verdict.fake_probability:.4f}",
@@ -66,7 +66,7 @@ def headline(verdict: Verdict) -> Text:
         if len(verdict.tracks) > 1:
             line.append(f"  face {(verdict.deciding_track or 0) + 1}")
     elif verdict.reason is not None:
-        line.append(f"  {verdict.reason.value}")
+        line.append(f"  {REASON_WORDS[verdict.reason]}")
     line.append(f"   {visible(verdict.source)}", style="dim")
     return line
 
@@ -83,8 +83,7 @@ def _frame_table(verdict: Verdict) -> Table:
             score = face.fake_probability
             bar = Text("not scored", style="dim") if score is None else _bar(score, verdict.threshold)
             if face.weight < 1:
-                reasons = ", ".join(concern.value.replace("_", " ") for concern in face.concerns)
-                bar.append(f"  weight {face.weight:.2f}: {reasons}", style="dim")
+                bar.append(f"  weight {face.weight:.2f}: {concern_words(face.concerns)}", style="dim")
             table.add_row(str(frame.index), time, str(face.track + 1), "" if score is None else f"{score:.4f}", bar)
     return table
 

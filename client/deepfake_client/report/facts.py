@@ -14,7 +14,7 @@ from deepfake_client.options import AnalyzeOptions
 from deepfake_client.report.plots import track_styles
 from deepfake_client.result.times import day_and_time, duration, stretch
 from deepfake_client.result.verdict import FaceScore, Label, Track, Verdict
-from deepfake_client.result.words import in_plain_words, side_words
+from deepfake_client.result.words import CONCERN_WORDS, REASON_SENTENCES, sentence, side_words
 from deepfake_preprocess.contract.manifest import sha256_file
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.sampling import Sampling
@@ -88,8 +88,7 @@ def origin(context: ReportContext) -> list[str]:
 def headline(verdict: Verdict) -> str:
     """Say in one or two sentences what was found, or why nothing was."""
     if verdict.reason is not None:
-        detail = _sentence(verdict.detail)
-        return f"No verdict: {verdict.reason.value.replace('_', ' ')}. {detail}".strip()
+        return REASON_SENTENCES[verdict.reason]
     face = (verdict.deciding_track or 0) + 1
     score, threshold = f"{verdict.fake_probability:.3f}", f"the threshold of {verdict.threshold:g}"
     found = f"No face that counts looks fake: the highest score ({score}, face {face}) is below {threshold}."
@@ -147,7 +146,7 @@ def _reasons(*, rare: bool, poor: bool, unscored: bool) -> str:
 
 def _concerns(faces: Sequence[FaceScore]) -> str:
     """Return the concerns of a track's faces with the number of frames, most frequent first."""
-    counts = Counter(concern.value.replace("_", " ") for face in faces for concern in face.concerns)
+    counts = Counter(CONCERN_WORDS[concern] for face in faces for concern in face.concerns)
     return ", ".join(f"{name} ({count})" for name, count in counts.most_common()) or "none"
 
 
@@ -171,9 +170,8 @@ def frames_text(verdict: Verdict, sampling: Sampling) -> str:
 
 def warnings(verdict: Verdict, spec: ModelSpec) -> list[str]:
     """Return what should be known before the score is used, as sentences."""
-    detail = [verdict.detail] if verdict.detail and verdict.reason is None else []
-    texts = (*_own_threshold(verdict, spec), *verdict.notes(), *detail)
-    return [f"{_sentence(text).removesuffix('.')}." for text in texts]
+    texts = (*_own_threshold(verdict, spec), *verdict.notes(), *filter(None, [verdict.detail]))
+    return [sentence(text) for text in texts]
 
 
 def _own_threshold(verdict: Verdict, spec: ModelSpec) -> list[str]:
@@ -185,11 +183,6 @@ def _own_threshold(verdict: Verdict, spec: ModelSpec) -> list[str]:
         return [text]
     reaches = "reaches" if verdict.fake_probability >= spec.threshold else "does not reach"
     return [f"{text}, which the score {reaches}"]
-
-
-def _sentence(text: str) -> str:
-    plain = in_plain_words(text)
-    return f"{plain[:1].upper()}{plain[1:]}"
 
 
 def stages(verdict: Verdict) -> list[tuple[str, float, float]]:

@@ -43,7 +43,7 @@ from deepfake_client.report.plots import timeline_svg, track_styles, write_frame
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.times import clock, day_and_time, stretch
 from deepfake_client.result.verdict import Label, Verdict
-from deepfake_client.result.words import in_plain_words
+from deepfake_client.result.words import REASON_WORDS, concern_words, in_plain_words
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_preprocess.support.files import write_whole
 from deepfake_preprocess.support.text import visible
@@ -66,7 +66,8 @@ _templates.filters["score"] = lambda value: "–" if value is None else f"{value
 _templates.filters["percent"] = lambda value: f"{100 * value:.2f}%"
 _templates.filters["seconds"] = lambda value: f"{value:.2f} s"
 _templates.filters["clock"] = clock
-_templates.filters["words"] = lambda value: str(value).replace("_", " ")
+_templates.filters["reason"] = REASON_WORDS.__getitem__
+_templates.filters["concerns"] = concern_words
 _templates.filters["plain"] = visible
 _templates.filters["told"] = lambda text: visible(in_plain_words(str(text)))
 

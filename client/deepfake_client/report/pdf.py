@@ -34,7 +34,7 @@ from deepfake_client.report.pictures import Pictures, jpeg, moments, ranked, wit
 from deepfake_client.report.plots import timeline_png, track_styles
 from deepfake_client.result.times import clock, day_and_time
 from deepfake_client.result.verdict import FrameResult, Label, Verdict
-from deepfake_client.result.words import in_plain_words
+from deepfake_client.result.words import concern_words, in_plain_words
 from deepfake_preprocess.support.text import visible
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def _face_words(item: Evidence, takes_part: bool) -> str:
     if not takes_part:
         words += "\ndid not decide"
     if face.weight < 1:
-        words += f"\nweight {face.weight:.2f}: {', '.join(_words(item.value) for item in face.concerns)}"
+        words += f"\nweight {face.weight:.2f}: {concern_words(face.concerns)}"
     return words
 
 
@@ -297,8 +297,8 @@ def _about(paper: _Paper, verdict: Verdict, context: ReportContext) -> None:
         "Architecture": f"{spec.architecture}, crops of {spec.input_width_px} × {spec.input_height_px} pixels",
         "Threshold": threshold,
         "Frames": frames_text(verdict, context.options.sampling),
-        "Score of a face": f"{_words(context.options.aggregation)} over a face's frames; the most suspicious face "
-        "that is not background decides",
+        "Score of a face": f"{context.options.aggregation.replace('_', ' ')} over a face's frames; the most "
+        "suspicious face that is not background decides",
         "Time": f"{verdict.timing_s.total:.2f} s in all. Stages overlap: {took}",
     }
     paper.rows((), (tuple(map(visible, item)) for item in facts.items()), (30, 148))
@@ -331,11 +331,7 @@ def _frame_rows(frame: FrameResult) -> Iterator[tuple[str, ...]]:
             str(face.track + 1),
             "–" if face.fake_probability is None else f"{face.fake_probability:.3f}",
             f"{face.weight:.2f}",
-            ", ".join(_words(concern.value) for concern in face.concerns),
+            concern_words(face.concerns),
             f"{face.detection_confidence:.3f}",
             ", ".join(f"{side:.0f}" for side in face.box_xyxy),
         )
-
-
-def _words(value: str) -> str:
-    return value.replace("_", " ")

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request
 
+from deepfake_client.result.words import REASON_WORDS
 from deepfake_gateway.api.parts import DeskOf, SettingsOf
 from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses
 from deepfake_gateway.intake.submission import Desk
@@ -130,7 +131,7 @@ def _model(verdict: dict[str, Any]) -> str:
 def _reason(analysis: Analysis) -> str:
     if analysis.verdict is None:
         return analysis.error_detail or f"the analysis is {analysis.status.value}"
-    return str(analysis.verdict["detail"] or analysis.verdict["reason"].replace("_", " "))
+    return str(analysis.verdict["detail"] or REASON_WORDS[analysis.verdict["reason"]])
 
 
 async def _analyzed(

@@ -11,6 +11,7 @@ from markupsafe import escape
 from pydantic import ValidationError
 
 from deepfake_client.explain.types import METHODS
+from deepfake_client.result.words import mark
 from deepfake_gateway.intake.options import ExplanationForm
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk, without_verdict
@@ -21,7 +22,7 @@ from deepfake_gateway.store.explanations import StoredExplanation
 from deepfake_gateway.store.records import Analysis
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.rendering import render
-from deepfake_gateway.web.words import Json, mark
+from deepfake_gateway.web.words import Json
 
 PARTS: Final = {
     "outside face": mark("outside the face"),

@@ -14,8 +14,9 @@ from fastapi.responses import HTMLResponse
 from markupsafe import Markup, escape
 from starlette.datastructures import URL
 
+from deepfake_client.result.words import sentence
 from deepfake_gateway.web.language import COOKIE, LANGUAGES, QUERY, Language, language, language_of
-from deepfake_gateway.web.words import label_words, problem_words, sentence, state_words, watch_state_words
+from deepfake_gateway.web.words import label_words, problem_words, state_words, watch_state_words
 
 SYMBOLS: Final = {"FAKE": "\u25b2", "REAL": "\u25cf", "INCONCLUSIVE": "\u25a0"}
 KINDS: Final = {"FAKE": "fake", "REAL": "real", "INCONCLUSIVE": "inc"}

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
-from deepfake_client.result.words import in_plain_words
+from deepfake_client.result.words import CONCERN_WORDS, REASON_SENTENCES, REASON_WORDS, mark
 from deepfake_gateway.store.records import Analysis
 from deepfake_gateway.web.language import Language
 
 Json = dict[str, Any]
-
-
-def mark(text: str) -> str:
-    """Return a text as it is, and let it be found for translation."""
-    return text
-
 
 LABELS: Final = {"FAKE": mark("FAKE"), "REAL": mark("REAL"), "INCONCLUSIVE": mark("INCONCLUSIVE")}
 STATES: Final = {
@@ -24,32 +17,6 @@ STATES: Final = {
     "done": mark("done"),
     "failed": mark("no result"),
     "canceled": mark("canceled"),
-}
-CONCERNS: Final = {
-    "tiny": mark("too small"),
-    "blurred": mark("blurred"),
-    "extreme_pose": mark("turned away"),
-    "cut_off": mark("cut off"),
-}
-REASONS: Final = {
-    "no_face": mark("No face was found, so there is nothing to judge."),
-    "too_few_frames": mark("The face was seen on too few frames to say anything."),
-    "poor_faces": mark("Faces were found, but too small, blurred or turned away to say anything."),
-    "near_threshold": mark("The score lies where real and manipulated faces look alike to this detector."),
-    "out_of_distribution": mark("The face looks unlike any that this detector was checked on."),
-    "undecodable": mark("Not one picture could be read from this file."),
-    "server_unavailable": mark("The judging server went away before there was an answer."),
-    "server_error": mark("The judging server failed before there was an answer."),
-}
-SHORT_REASONS: Final = {
-    "no_face": mark("no face found"),
-    "too_few_frames": mark("too few frames with the face"),
-    "poor_faces": mark("faces too small, blurred or turned away"),
-    "near_threshold": mark("too near the threshold"),
-    "out_of_distribution": mark("unlike any face that was checked"),
-    "undecodable": mark("no picture could be read"),
-    "server_unavailable": mark("the judging server went away"),
-    "server_error": mark("the judging server failed"),
 }
 SHORT_ERRORS: Final = {
     "MediaOpenError": mark("cannot be read as a video or picture"),
@@ -155,17 +122,17 @@ def state_words(say: Language, status: str) -> str:
 
 def concern_words(say: Language, concern: str) -> str:
     """Return why a face counts less, in words."""
-    return say.say(CONCERNS.get(concern, concern))
+    return say.say(CONCERN_WORDS[concern])
 
 
 def short_reason(say: Language, reason: str) -> str:
     """Return why a verdict is INCONCLUSIVE, in a few words."""
-    return say.say(SHORT_REASONS.get(reason, reason))
+    return say.say(REASON_WORDS[reason])
 
 
 def short_error(say: Language, error_type: str | None) -> str:
     """Return why an analysis failed, in a few words."""
-    return say.say(SHORT_ERRORS.get(error_type or "", SHORT_REASONS["server_error"])) if error_type else ""
+    return say.say(SHORT_ERRORS.get(error_type or "", REASON_WORDS["server_error"])) if error_type else ""
 
 
 def advice(say: Language, cause: str | None) -> list[str]:
@@ -176,7 +143,7 @@ def advice(say: Language, cause: str | None) -> list[str]:
 def headline(say: Language, verdict: Json) -> str:
     """Return in a few sentences what was found, and whether it is a close call."""
     if verdict["reason"] is not None:
-        return say.say(REASONS.get(verdict["reason"], REASONS["server_error"]))
+        return say.say(REASON_SENTENCES[verdict["reason"]])
     return f"{_found(say, verdict)} {_closeness(say, verdict)}".strip()
 
 
@@ -324,14 +291,6 @@ def facts_of(say: Language, analysis: Analysis, verdict: Json) -> list[tuple[str
     facts.append((say.say("File's size"), f"{say.size(analysis.size_bytes)}, {analysis.media_type}"))
     facts.append((say.say("File's SHA-256"), analysis.sha256))
     return facts
-
-
-def sentence(text: str) -> str:
-    """Return a message of the library as a sentence in plain words; it stays English."""
-    text = in_plain_words(text)
-    if re.match(r"[a-z]+([\s,;:]|$)", text):  # and not a file's name
-        text = text[0].upper() + text[1:]
-    return text if not text or text.endswith((".", "?", "!")) else f"{text}."
 
 
 def numbers_of(say: Language, analysis: Analysis, verdict: Json) -> list[tuple[str, str]]:

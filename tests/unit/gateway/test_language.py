@@ -1,6 +1,7 @@
 """The languages of the page: which one is shown, and that none lacks a text."""
 
 import re
+from itertools import chain
 
 import gateways
 import pytest
@@ -11,13 +12,15 @@ from checkout import ROOT
 from deepfake_gateway.web.language import LANGUAGES, language
 
 WEB = ROOT / "gateway/deepfake_gateway/web"
+FOLDERS = (WEB, ROOT / "client/deepfake_client/result")
 KEYWORDS = DEFAULT_KEYWORDS | {"mark": None, "say": None, "say_of": (1, 2)}
 METHODS = [("**.py", "python"), ("templates/**.j2", "jinja2")]
 
 
 def texts():
-    found = extract_from_dir(str(WEB), METHODS, {"templates/**.j2": {"silent": "false"}}, KEYWORDS)
-    return {message for _, _, message, _, _ in found}
+    options = {"templates/**.j2": {"silent": "false"}}
+    found = (extract_from_dir(str(folder), METHODS, options, KEYWORDS) for folder in FOLDERS)
+    return {message for _, _, message, _, _ in chain.from_iterable(found)}
 
 
 @pytest.mark.parametrize("code", [code for code in LANGUAGES if code != "en"])

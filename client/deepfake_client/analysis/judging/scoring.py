@@ -27,6 +27,7 @@ from deepfake_client.analysis.judging.motion import MIN_STILL_PATCHES, Patch, pa
 from deepfake_client.analysis.judging.quality import Quality, assess, inner_face
 from deepfake_client.options import CALIBRATED_AGGREGATION, AnalyzeOptions, WatchOptions
 from deepfake_client.result.verdict import Concern, FaceScore, FrameResult, Interval, Label, Reason, Track
+from deepfake_client.result.words import CONCERN_WORDS
 from deepfake_preprocess.contract.spec import Calibration, ModelSpec
 from deepfake_preprocess.errors import InferenceError, ServerError
 from deepfake_preprocess.faces.detector import Face
@@ -369,4 +370,4 @@ def _note_on_quality(frames: Sequence[FrameResult]) -> str:
 def _concerns(faces: Sequence[FaceScore]) -> str:
     """Return how often each concern occurs, the most frequent first."""
     counts = Counter(concern for face in faces for concern in face.concerns)
-    return ", ".join(f"{number} {concern.value.replace('_', ' ')}" for concern, number in counts.most_common())
+    return ", ".join(f"{number} {CONCERN_WORDS[concern]}" for concern, number in counts.most_common())

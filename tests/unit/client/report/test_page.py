@@ -24,6 +24,7 @@ from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, suspici
 from deepfake_client.report.page import folder_name
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Concern, Reason, Verdict
+from deepfake_client.result.words import REASON_SENTENCES
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import MediaOpenError
 from deepfake_preprocess.media.sampling import Sampling
@@ -111,7 +112,7 @@ def test_a_page_holds_the_verdict_and_everything_behind_it(shown: Verdict, tmp_p
         "<b>random</b>", "2 damaged parts of the file, with what depends on it, were left out.",
         "3 not needed any more", "1 frame was left out",
         "Caution: a score is a reason to look closer, and no proof. Not for decisions about people.",
-        "blurred (1), tiny (1)", "1 left out", "1 not scored", "detect faces", "4 frames, evenly spaced",
+        "blurred (1), too small (1)", "1 left out", "1 not scored", "detect faces", "4 frames, evenly spaced",
         "seen too poorly, not always scored",
     ):  # fmt: skip
         assert fact in page.text, fact
@@ -183,7 +184,8 @@ def test_an_inconclusive_input_has_a_page_too(clip: Path, tmp_path: Path, reason
     assert_self_contained(path)
     text = read(path).text
     assert "INCONCLUSIVE" in text
-    assert reason.value.replace("_", " ") in text
+    assert REASON_SENTENCES[reason] in text
+    assert "A sentence." in text
     assert "no fake probability" in text
 
 

@@ -16,6 +16,7 @@ from deepfake_client import AnalyzeOptions
 from deepfake_client.report import FileFacts, Pictures, ReportContext, pictures_of_source
 from deepfake_client.report.pdf import pdf_of
 from deepfake_client.result.verdict import Reason, Verdict
+from deepfake_client.result.words import REASON_SENTENCES
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.media.sampling import Sampling
 
@@ -44,7 +45,7 @@ def test_it_holds_the_verdict_and_everything_behind_it(clip: Path) -> None:
         "Face 1 looks fake: the fake probability of 0.900 reaches the threshold of 0.5.",
         "Caution: a score is a reason to look closer, and no proof. Not for decisions about people.",
         "2 damaged parts of the file, with what depends on it, were left out.", "3 not needed any more",
-        "blurred (1), tiny (1)", "1 left out", "seen too poorly, not always scored", "tiny version 1", "0" * 64,
+        "blurred (1), too small (1)", "1 left out", "seen too poorly, not always scored", "tiny version 1", "0" * 64,
         "faces of <b>films</b>", "4 frames, evenly spaced", "detect faces 0.40 s", "How to read this",
         "face 1 at 0.00 s",
     ):  # fmt: skip
@@ -72,7 +73,8 @@ def test_it_stands_alone() -> None:
 def test_an_inconclusive_input_has_one_too(reason: Reason) -> None:
     text, _, _ = read(inconclusive("gone.mp4", reason), pictures=Pictures())
     assert "INCONCLUSIVE" in text
-    assert f"No verdict: {reason.value.replace('_', ' ')}. A sentence" in text
+    assert REASON_SENTENCES[reason] in text
+    assert "A sentence." in text
 
 
 def test_any_name_can_be_written_and_an_untrained_model_is_warned_of() -> None:
