@@ -58,12 +58,14 @@ class ReportContext:
         options: how the input was analyzed.
         file: what was analyzed; None for what is no file, or is not known any more.
         analyzed_at: when the verdict was made, an aware time; None where nobody knows.
+        kept_until: when the service that analyzed the file removes it, an aware time; None where nobody removes it.
     """
 
     spec: ModelSpec
     options: AnalyzeOptions
     file: FileFacts | None = None
     analyzed_at: datetime | None = None
+    kept_until: datetime | None = None
 
 
 def file_facts(source: str) -> FileFacts | None:
@@ -76,12 +78,14 @@ def file_facts(source: str) -> FileFacts | None:
 
 
 def origin(context: ReportContext) -> list[str]:
-    """Say when which bytes were analyzed, as far as it is known, as sentences."""
+    """Say when which bytes were analyzed, and until when they are kept, as far as it is known, as sentences."""
     told = []
     if context.analyzed_at is not None:
         told.append(f"Analyzed on {day_and_time(context.analyzed_at)}.")
     if context.file is not None:
         told.append(f"File: {context.file.size_bytes:,} bytes, SHA-256 {context.file.sha256}.")
+    if context.kept_until is not None:
+        told.append(f"The service that analyzed the file keeps it until {day_and_time(context.kept_until)}.")
     return told
 
 

@@ -15,8 +15,10 @@ from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, a
 from deepfake_gateway.api.parts import KNOWN_QUERY, CursorOf, DeskOf, FetcherOf, SettingsOf, WaitOf
 from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import OF_BODIES, Problem, repeated, responses
+from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.jobs.queue import Priority
+from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.places import next_cursor, place_of
 from deepfake_gateway.store.records import Analysis, Filters, Status
 
@@ -116,12 +118,13 @@ async def begin(
         headers["Preference-Applied"] = f"wait={wait_s:g}"
     if status == 202:
         headers["Retry-After"] = "1"
-    return JSONResponse(analysis_json(analysis), status, headers)
+    return JSONResponse(analysis_json(analysis, settings), status, headers)
 
 
 @router.get("/v1/analyses", responses={200: {"model": AnalysesDocument}, **responses()}, dependencies=[KNOWN_QUERY])
 async def list_analyses(
     desk: DeskOf,
+    settings: SettingsOf,
     cursor: CursorOf = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     label: Literal["REAL", "FAKE", "INCONCLUSIVE"] | None = None,
@@ -141,7 +144,7 @@ async def list_analyses(
         until=_seconds(until),
     )
     found = await asyncio.to_thread(desk.store.page, filters, after=place_of(cursor), limit=limit + 1)
-    items: list[Any] = [listed_json(analysis) for analysis in found[:limit]]
+    items: list[Any] = [listed_json(analysis, settings) for analysis in found[:limit]]
     return JSONResponse({"items": items, "next_cursor": next_cursor(found, limit)})
 
 
@@ -151,16 +154,16 @@ def _seconds(moment: datetime | None) -> float | None:
 
 
 @router.get("/v1/analyses/{analysis_id}", responses={200: {"model": AnalysisDocument}, **responses(404)})
-async def read(analysis_id: str, desk: DeskOf) -> Response:
+async def read(analysis_id: str, desk: DeskOf, settings: SettingsOf) -> Response:
     """Read an analysis: its state, its progress, and at the end its verdict."""
     analysis = await asyncio.to_thread(desk.find, analysis_id)
-    return JSONResponse(await _with_progress(desk, analysis))
+    return JSONResponse(await _with_progress(desk, settings, analysis))
 
 
 @router.post("/v1/analyses/{analysis_id}/cancel", responses={200: {"model": AnalysisDocument}, **responses(404, 409)})
-async def cancel(analysis_id: str, desk: DeskOf) -> Response:
+async def cancel(analysis_id: str, desk: DeskOf, settings: SettingsOf) -> Response:
     """End an analysis without a result; what decodes its medium is ended with it."""
-    return JSONResponse(analysis_json(await asyncio.to_thread(desk.cancel, analysis_id)))
+    return JSONResponse(analysis_json(await asyncio.to_thread(desk.cancel, analysis_id), settings))
 
 
 @router.delete("/v1/analyses/{analysis_id}", status_code=204, responses=responses(404))
@@ -170,8 +173,8 @@ async def delete(analysis_id: str, desk: DeskOf) -> Response:
     return Response(status_code=204)
 
 
-async def _with_progress(desk: DeskOf, analysis: Analysis) -> dict[str, Any]:
+async def _with_progress(desk: Desk, settings: Settings, analysis: Analysis) -> dict[str, Any]:
     progress = None
     if analysis.status is Status.RUNNING:
         progress = await asyncio.to_thread(desk.store.last_progress, analysis.id)
-    return analysis_json(analysis, progress)
+    return analysis_json(analysis, settings, progress)

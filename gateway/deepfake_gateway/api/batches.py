@@ -92,14 +92,14 @@ async def begin(request: Request, desk: DeskOf, settings: SettingsOf, fetcher: F
     ) as (files, fields):
         name = printable_of(fields.get("name", ""))[:255]
         batch = await desk.submit_together(files, options(fields), name)
-    document = batch_json(batch)
+    document = batch_json(batch, settings)
     return JSONResponse(document, 202, {"Location": document["links"]["self"]})
 
 
 @router.get("/v1/batches/{batch_id}", responses={200: {"model": BatchDocument}, **responses(404)})
-async def read(batch_id: str, desk: DeskOf) -> Response:
+async def read(batch_id: str, desk: DeskOf, settings: SettingsOf) -> Response:
     """Read a batch: how many files came out how, and each of them."""
-    return JSONResponse(batch_json(await asyncio.to_thread(desk.find_batch, batch_id)))
+    return JSONResponse(batch_json(await asyncio.to_thread(desk.find_batch, batch_id), settings))
 
 
 @router.get(

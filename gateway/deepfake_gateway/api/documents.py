@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deepfake_client.explain.types import Region
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.protocol import ServedModel
+from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.batches import Batch, BatchItem
 from deepfake_gateway.store.explanations import StoredExplanation
 from deepfake_gateway.store.keys import PREFIX
@@ -34,6 +35,8 @@ class FileDocument(Document):
     """By its first bytes, never by its name."""
     size_bytes: int
     sha256: str
+    expires_at: datetime | None
+    """When the file is removed, with its report, faces and heatmaps; null while the analysis is not over."""
 
 
 class ProgressDocument(Document):
@@ -63,6 +66,8 @@ class AnalysisDocument(Document):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    expires_at: datetime | None
+    """When the analysis is removed with its verdict; null while it is not over."""
     file: FileDocument
     options: dict[str, Any]
     """All options of the analysis, also those that were not given."""
@@ -84,6 +89,8 @@ class ListedAnalysis(Document):
     id: str
     status: Status
     created_at: datetime
+    expires_at: datetime | None
+    """When it is removed with its verdict; null while it is not over."""
     file: FileDocument
     label: str | None
     fake_probability: float | None
@@ -258,7 +265,7 @@ class ModelsDocument(Document):
     models: list[ModelDocument]
 
 
-def analysis_json(analysis: Analysis, progress: dict[str, Any] | None = None) -> dict[str, Any]:
+def analysis_json(analysis: Analysis, settings: Settings, progress: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return an `AnalysisDocument` as JSON data; the verdict is passed on as it was stored."""
     return {
         "id": analysis.id,
@@ -266,7 +273,8 @@ def analysis_json(analysis: Analysis, progress: dict[str, Any] | None = None) ->
         "created_at": time_text(analysis.created_at),
         "started_at": time_text(analysis.started_at),
         "finished_at": time_text(analysis.finished_at),
-        "file": _file(analysis),
+        "expires_at": time_text(settings.result_until(analysis.finished_at)),
+        "file": _file(analysis, settings),
         "options": analysis.options,
         "progress": progress if analysis.status is Status.RUNNING else None,
         "verdict": analysis.verdict,
@@ -276,13 +284,14 @@ def analysis_json(analysis: Analysis, progress: dict[str, Any] | None = None) ->
     }
 
 
-def listed_json(analysis: Analysis) -> dict[str, Any]:
+def listed_json(analysis: Analysis, settings: Settings) -> dict[str, Any]:
     """Return a `ListedAnalysis` as JSON data."""
     return {
         "id": analysis.id,
         "status": analysis.status.value,
         "created_at": time_text(analysis.created_at),
-        "file": _file(analysis),
+        "expires_at": time_text(settings.result_until(analysis.finished_at)),
+        "file": _file(analysis, settings),
         "label": analysis.label,
         "fake_probability": analysis.fake_probability,
         "reason": analysis.reason,
@@ -292,7 +301,7 @@ def listed_json(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def batch_json(batch: Batch) -> dict[str, Any]:
+def batch_json(batch: Batch, settings: Settings) -> dict[str, Any]:
     """Return a `BatchDocument` as JSON data."""
     address = f"/v1/batches/{batch.id}"
     analyses = [item.analysis for item in batch.items if item.analysis is not None]
@@ -305,7 +314,7 @@ def batch_json(batch: Batch) -> dict[str, Any]:
         "items": [
             {
                 "file_name": item.file_name,
-                "analysis": None if item.analysis is None else listed_json(item.analysis),
+                "analysis": None if item.analysis is None else listed_json(item.analysis, settings),
                 "refusal": item.refusal,
             }
             for item in batch.items
@@ -402,12 +411,13 @@ def _links(analysis: Analysis) -> dict[str, str]:
     return links
 
 
-def _file(analysis: Analysis) -> dict[str, Any]:
+def _file(analysis: Analysis, settings: Settings) -> dict[str, Any]:
     return {
         "name": analysis.file_name,
         "media_type": analysis.media_type,
         "size_bytes": analysis.size_bytes,
         "sha256": analysis.sha256,
+        "expires_at": time_text(settings.media_until(analysis.finished_at)),
     }
 
 

@@ -19,6 +19,7 @@ from deepfake_gateway.api.parts import (
     SEALED,
     STREAM_HEADERS,
     DeskOf,
+    SettingsOf,
     followed,
     last_event,
     made,
@@ -44,7 +45,11 @@ router = APIRouter(tags=["results"])
     response_class=StreamingResponse,
 )
 async def events(
-    analysis_id: str, request: Request, desk: DeskOf, last_event_id: Annotated[str | None, Header()] = None
+    analysis_id: str,
+    request: Request,
+    desk: DeskOf,
+    settings: SettingsOf,
+    last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Follow an analysis: ``status`` and ``progress`` events, and ``end`` with the analysis itself.
 
@@ -55,7 +60,7 @@ async def events(
 
     def state() -> tuple[bool, dict[str, Any]]:
         analysis = store.get(analysis_id)
-        return (True, {}) if analysis is None else (analysis.status.is_final, analysis_json(analysis))
+        return (True, {}) if analysis is None else (analysis.status.is_final, analysis_json(analysis, settings))
 
     stream = followed(
         state,
@@ -107,6 +112,7 @@ async def media(analysis_id: str, request: Request, desk: DeskOf) -> Response:
 async def report(
     analysis_id: str,
     desk: DeskOf,
+    settings: SettingsOf,
     format: Annotated[
         Literal["html", "json", "csv", "pdf"], Query(description="``pdf`` where the extra of this name is installed")
     ] = "html",
@@ -124,12 +130,13 @@ async def report(
     if format == "pdf":
         if not makes_pdf():
             raise Problem(422, "this service makes no PDF, for its extra `pdf` is not installed; ask for html")
-        return Response(
-            await made(desk.evidence.report(analysis, "pdf")), media_type="application/pdf", headers=headers
-        )
-    page = await made(desk.evidence.report(analysis, "html"))
-    headers = {"Content-Security-Policy": SEALED}
-    return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+        media_type = "application/pdf"
+    else:
+        media_type, headers = "text/html; charset=utf-8", {"Content-Security-Policy": SEALED}
+    kept_until = settings.media_until(analysis.finished_at)
+    return Response(
+        await made(desk.evidence.report(analysis, format, kept_until)), media_type=media_type, headers=headers
+    )
 
 
 def csv_of(verdict: dict[str, Any]) -> str:

@@ -83,13 +83,18 @@ class Evidence:
         self._media, self._run = media, run
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
-    async def report(self, analysis: Analysis, form: ReportForm) -> bytes:
-        """Return the report as a file. MediumGoneError, TaskError or SandboxError where it cannot be made."""
+    async def report(self, analysis: Analysis, form: ReportForm, kept_until: float | None) -> bytes:
+        """Return the report as a file, which says until when the medium is kept.
+
+        Raises MediumGoneError, TaskError or SandboxError where it cannot be made.
+        """
         name = f"report.{form}"
         async with self._alone(analysis.id):
             report = await asyncio.to_thread(self._media.read, analysis.id, name)
             if report is None:
-                report = base64.b64decode((await self._made("report", analysis, format=form))["report"])
+                report = base64.b64decode(
+                    (await self._made("report", analysis, format=form, kept_until=kept_until))["report"]
+                )
                 await asyncio.to_thread(self._media.put, analysis.id, name, report)
         return report
 
@@ -105,7 +110,7 @@ class Evidence:
                 known = await asyncio.to_thread(self._keep, analysis.id, made)
             return await asyncio.to_thread(self._load, analysis.id, known)
 
-    async def _made(self, kind: str, analysis: Analysis, **about: str) -> dict[str, Any]:
+    async def _made(self, kind: str, analysis: Analysis, **about: Any) -> dict[str, Any]:
         task = {
             "kind": kind,
             "name": analysis.file_name,

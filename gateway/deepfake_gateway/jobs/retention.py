@@ -28,7 +28,8 @@ def purge(store: Store, media: Media, queue: Queue, settings: Settings) -> None:
         if analysis is None:
             over = media.kept_since(analysis_id) < now - BROKEN_OFF_S
         else:
-            over = analysis.finished_at is not None and analysis.finished_at <= now - 3600 * settings.media_hours
+            until = settings.media_until(analysis.finished_at)
+            over = until is not None and until <= now
         if over:
             media.delete(analysis_id)
     for analysis_id in store.finished_before(now - 86_400 * settings.results_days):

@@ -128,9 +128,9 @@ def _report(
     spec = client.model().spec
     with open_source(medium, name=task["name"]) as media:
         pictures = take_pictures(verdict, media, spec)
-    analyzed_at = datetime.fromtimestamp(task["analyzed_at"], UTC)
+    analyzed_at, kept_until = (datetime.fromtimestamp(task[name], UTC) for name in ("analyzed_at", "kept_until"))
     file = FileFacts(task["size_bytes"], task["sha256"])
-    context = ReportContext(spec, options_of(task["options"]), file, analyzed_at)
+    context = ReportContext(spec, options_of(task["options"]), file, analyzed_at, kept_until)
     if task["format"] == "pdf":
         from deepfake_client.report.pdf import pdf_of
 

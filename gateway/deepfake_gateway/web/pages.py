@@ -104,6 +104,8 @@ async def _result_values(
         **shown,
         "others": [other for other in found if other.id != analysis.id][:OTHERS],
         "training_data": (spec and spec.training_data) or "",
+        "media_until": settings.media_until(analysis.finished_at),
+        "result_until": settings.result_until(analysis.finished_at),
     }
 
 

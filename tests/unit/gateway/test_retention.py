@@ -2,12 +2,39 @@
 
 import os
 import time
+from datetime import datetime, timedelta
 
+import gateways
 import sqlalchemy as sa
 
 from deepfake_gateway.jobs.retention import purge
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.schema import ANALYSES
+
+
+def test_everybody_is_told_until_when_a_file_and_its_result_are_kept(clip, tmp_path):
+    with gateways.gateway(tmp_path / "data", media_hours=6, results_days=2) as gateway:
+        gateway.queue.hold.clear()
+        waiting = gateway.post("/v1/analyses", content=clip).json()
+        assert (waiting["expires_at"], waiting["file"]["expires_at"]) == (None, None)
+        gateway.queue.hold.set()
+        gateway.get(waiting["links"]["events"])  # until it is over
+        analysis = gateway.get(waiting["links"]["self"]).json()
+        finished = datetime.fromisoformat(analysis["finished_at"])
+        file_until, until = (datetime.fromisoformat(one["expires_at"]) for one in (analysis["file"], analysis))
+        assert (file_until - finished, until - finished) == (timedelta(hours=6), timedelta(days=2))
+        listed = gateway.get("/v1/analyses").json()["items"][0]
+        assert (listed["expires_at"], listed["file"]) == (analysis["expires_at"], analysis["file"])
+        page = gateway.get(f"/analyses/{analysis['id']}").text
+        for moment in (file_until, until):
+            assert f'<time datetime="{moment.isoformat()}"' in page
+        report = gateway.get(analysis["links"]["report"]).text
+        assert f"keeps it until {file_until.day} {file_until:%B %Y, %H:%M} UTC." in report
+
+
+def test_a_file_does_not_outlive_its_result():
+    settings = Settings(media_hours=100, results_days=2)
+    assert settings.media_until(0.0) == settings.result_until(0.0) == 2 * 86_400
 
 
 def test_files_go_before_results_and_what_runs_stays(gateway, clip, tmp_path):
