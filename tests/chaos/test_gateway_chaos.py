@@ -108,7 +108,7 @@ def kills(server: Server, gateway: Gateway, database: Postgres) -> dict[str, Cal
     return {
         "database": lambda: database.process.kill(),
         "gateway": lambda: gateway.process.kill(),
-        "worker": lambda: gateway.below("deepfake_gateway.jobs.worker").kill(),
+        "worker": lambda: gateway.below("deepfake_gateway.worker").kill(),
         "sandbox": lambda: gateway.below("deepfake_gateway.sandbox.entry").kill(),
         "Triton": lambda: tritonserver_of(server.supervisor()).kill(),
         "supervisor of Triton": lambda: psutil.Process(server.supervisor()).kill(),

@@ -223,7 +223,7 @@ def test_a_benchmark_that_is_terminated_leaves_no_process(clips, shared_tiny_rep
             assert process.poll() is None
         started = psutil.Process(process.pid).children(recursive=True)
         # Below them the gateway and its worker, and Triton and its supervisor.
-        assert {"deepfake_gateway.jobs.worker", "gateway"} <= {word for item in started for word in item.cmdline()}
+        assert {"deepfake_gateway.worker", "gateway"} <= {word for item in started for word in item.cmdline()}
         assert "tritonserver" in [item.name() for item in started]
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM

@@ -66,7 +66,7 @@ class Running:
         return found
 
     def worker(self):
-        return self.until(lambda: self.running("deepfake_gateway.jobs.worker"))[0]
+        return self.until(lambda: self.running("deepfake_gateway.worker"))[0]
 
     def send(self, clip, *, wait_s=0, **fields):
         headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}

@@ -21,6 +21,7 @@ from deepfake_client.explain.types import Explanation
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_gateway.app import build_app
 from deepfake_gateway.intake.connections import server_of
+from deepfake_gateway.intake.gathering import Gathering
 from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import patient, run_explanation
 from deepfake_gateway.jobs.queue import Job
@@ -55,7 +56,9 @@ class ThreadQueue:
         self.working, self.canceled = threading.Event(), threading.Event()
 
     def enqueue(self, connection, job, job_id, priority):
-        run = {Job.ANALYZE: self._run, Job.EXPLAIN: self._explain, Job.WATCH: self._watch}[job]
+        run = {Job.ANALYZE: self._run, Job.EXPLAIN: self._explain, Job.WATCH: self._watch, Job.GATHER: self._gather}[
+            job
+        ]
         thread = threading.Thread(target=run, args=(job_id,))
         self.threads.append(thread)
         thread.start()
@@ -88,6 +91,12 @@ class ThreadQueue:
         while watches.get(watch_id) is None:
             time.sleep(0.005)
         asyncio.run(run_watch(watches, watch_id, self.follow, server_wait_s=0))
+
+    def _gather(self, batch_id):
+        self.hold.wait()
+        while self.desk.batches.get(batch_id) is None:
+            time.sleep(0.005)
+        asyncio.run(Gathering(self.desk, self.settings).run(batch_id))
 
     async def follow(self, watch, on_progress):
         """Watch a face for some seconds, and with `slow` wait for more."""
@@ -175,7 +184,8 @@ def _parts(data_dir, settings):
     queue = ThreadQueue(store, None)
     sandboxes = InThread()
     app = build_app(settings, store, queue, ask_models, sandboxes)
-    queue.media = app.state.whole_desk.media
+    queue.desk, queue.settings = app.state.whole_desk, settings
+    queue.media = queue.desk.media
     return app, queue, sandboxes
 
 

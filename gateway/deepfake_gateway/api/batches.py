@@ -16,8 +16,8 @@ from deepfake_gateway.api.documents import BatchDocument, batch_json
 from deepfake_gateway.api.parts import KNOWN_QUERY, DeskOf, FetcherOf, SettingsOf
 from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import OF_BODIES, responses
-from deepfake_gateway.intake.sink import printable_of
-from deepfake_gateway.intake.upload import MAX_FILES, received_together
+from deepfake_gateway.intake.sink import MAX_NAME, printable_of
+from deepfake_gateway.intake.upload import MAX_FILES, media_type_in, named_together, received_together
 from deepfake_preprocess.support.text import table_cell
 
 router = APIRouter(tags=["batches"])
@@ -25,7 +25,7 @@ router = APIRouter(tags=["batches"])
 _OPTIONS: Final[dict[str, Any]] = OptionsForm.model_json_schema()["properties"]
 _FIELDS: Final = form_properties()
 _FILE: Final = {"type": "string", "contentMediaType": "application/octet-stream", "minLength": 1}
-_NAME: Final = {"type": "string", "maxLength": 255}
+_NAME: Final = {"type": "string", "maxLength": MAX_NAME}
 _BODY: Final = {
     "requestBody": {
         "required": True,
@@ -77,21 +77,23 @@ _BODY: Final = {
 async def begin(request: Request, desk: DeskOf, settings: SettingsOf, fetcher: FetcherOf) -> Response:
     """Analyze many files with the same options, behind everything that somebody waits for.
 
-    Send multipart with several ``file``, or where this service is set to fetch files, JSON with ``urls``.
+    Send multipart with several ``file``, or where this service is set to fetch files, JSON with ``urls``: these are
+    fetched after the answer, and each item says what became of its own.
     """
 
-    def options(fields: Mapping[str, str]) -> dict[str, str]:
-        return {name: value for name, value in fields.items() if name != "name"}
+    def parts(fields: Mapping[str, str]) -> tuple[dict[str, str], str]:
+        options = {name: value for name, value in fields.items() if name != "name"}
+        return options, printable_of(fields.get("name", ""))[:MAX_NAME]
 
-    async with received_together(
-        request,
-        desk.media.new_upload,
-        max_bytes=settings.max_upload_bytes,
-        fetcher=fetcher,
-        check=lambda fields: desk.check_options(options(fields)),
-    ) as (files, fields):
-        name = printable_of(fields.get("name", ""))[:255]
-        batch = await desk.submit_together(files, options(fields), name)
+    if media_type_in(request) == "application/json":
+        urls, fields = await named_together(request)
+        batch = await desk.submit_addresses(urls, *parts(fields), fetcher.check)
+    else:
+        async with received_together(request, desk.media.new_upload, max_bytes=settings.max_upload_bytes) as (
+            files,
+            fields,
+        ):
+            batch = await desk.submit_together(files, *parts(fields))
     document = batch_json(batch, settings)
     return JSONResponse(document, 202, {"Location": document["links"]["self"]})
 
@@ -117,7 +119,9 @@ async def report(batch_id: str, desk: DeskOf, format: Annotated[str, Query(patte
     for item in batch.items:
         found = item.analysis
         if found is None:
-            row: list[Any] = [item.file_name, "", "", "", "", "", "", item.refusal or "deleted"]
+            status = "" if item.url is None else "awaited"
+            problem = item.refusal or ("deleted" if item.url is None else "")
+            row: list[Any] = [item.file_name, "", status, "", "", "", "", problem]
         else:
             row = [
                 item.file_name, found.id, found.status.value, found.label, found.fake_probability, found.reason,

@@ -112,9 +112,12 @@ class BatchItemDocument(Document):
     """One file of a batch."""
 
     file_name: str
+    """As the sender named it; the address of one that is awaited or could not be fetched."""
+    is_awaited: bool
+    """Whether it is yet to be fetched from its address."""
     analysis: ListedAnalysis | None
     refusal: str | None
-    """Why it was not taken; where this and `analysis` are null, the analysis was deleted."""
+    """Why it was not taken; where this and `analysis` are null and it is not awaited, the analysis was deleted."""
 
 
 class BatchDocument(Document):
@@ -124,9 +127,9 @@ class BatchDocument(Document):
     name: str
     created_at: datetime
     is_over: bool
-    """Whether nothing waits or runs any more."""
+    """Whether nothing is fetched, waits or runs any more."""
     counts: dict[str, int]
-    """Files by label where there is one, else by status; ``refused`` and ``deleted`` beside them."""
+    """Files by label where there is one, else by status; ``awaited``, ``refused`` and ``deleted`` beside them."""
     items: list[BatchItemDocument]
     """In the order in which they were sent."""
     links: dict[str, str]
@@ -309,11 +312,13 @@ def batch_json(batch: Batch, settings: Settings) -> dict[str, Any]:
         "id": batch.id,
         "name": batch.name,
         "created_at": time_text(batch.created_at),
-        "is_over": all(analysis.status.is_final for analysis in analyses),
+        "is_over": all(analysis.status.is_final for analysis in analyses)
+        and all(item.url is None for item in batch.items),
         "counts": dict(Counter(map(_outcome, batch.items))),
         "items": [
             {
                 "file_name": item.file_name,
+                "is_awaited": item.url is not None,
                 "analysis": None if item.analysis is None else listed_json(item.analysis, settings),
                 "refusal": item.refusal,
             }
@@ -324,6 +329,8 @@ def batch_json(batch: Batch, settings: Settings) -> dict[str, Any]:
 
 
 def _outcome(item: BatchItem) -> str:
+    if item.url is not None:
+        return "awaited"
     if item.analysis is None:
         return "deleted" if item.refusal is None else "refused"
     return item.analysis.label or item.analysis.status.value

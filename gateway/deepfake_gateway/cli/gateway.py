@@ -21,13 +21,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.transport.connect import connect
-from deepfake_client.transport.protocol import ServedModel
 from deepfake_gateway.app import build_app
 from deepfake_gateway.cli.keys import keys
 from deepfake_gateway.cli.webhooks import webhooks
 from deepfake_gateway.intake.connections import server_of
+from deepfake_gateway.intake.submission import ask_models
 from deepfake_gateway.jobs.queue import DurableQueue
 from deepfake_gateway.logs import set_up_logs
 from deepfake_gateway.sandbox.limits import limits_of
@@ -191,18 +190,6 @@ def _serve(settings: Settings, screen: Console) -> None:
         server_of(app).run(sockets=[listener])
 
 
-async def ask_models(settings: Settings) -> list[ServedModel]:
-    """Return what the server offers, the model in use first."""
-    async with AsyncDeepfakeClient(settings.connection, model=settings.model) as client:
-        default = await client.model()
-    transport = connect(settings.connection)
-    try:
-        names = [name for name in await transport.list_models() if name != default.name]
-        return [default, *[await transport.describe(name) for name in names]]
-    finally:
-        await transport.close()
-
-
 class _Kept:
     """A process that is started again when it dies."""
 
@@ -250,7 +237,7 @@ def _worker(settings: Settings) -> Iterator[None]:
                 f"the worker {settings.worker_name!r} is running on {settings.data_dir} already; stop it, or give "
                 "this one a `worker_name` of its own"
             ) from None
-        with _Kept("worker", ["-m", "deepfake_gateway.jobs.worker"], settings.as_environment()):
+        with _Kept("worker", ["-m", "deepfake_gateway.worker"], settings.as_environment()):
             yield
 
 

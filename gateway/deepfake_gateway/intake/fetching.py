@@ -31,6 +31,16 @@ class Fetcher:
         self._is_on, self._timeout_s = settings.url_intake, settings.url_timeout_s
         self._addresses = Addresses.of(settings.allowed_networks)
 
+    def check(self, url: str) -> None:
+        """Raise Problem 403 where addresses are not taken, 422 for one that is none, or holds a password."""
+        if not self._is_on:
+            detail = "this service takes no addresses; send the file itself, or have `url_intake` set"
+            raise Problem(403, detail, reason="url_intake")
+        try:
+            _check(url)
+        except AddressRefusedError as exc:
+            raise Problem(422, str(exc)) from None
+
     async def fetch(self, url: str, sink: Sink) -> None:
         """Write what is at an address; it is checked once more at every redirect.
 
@@ -38,9 +48,7 @@ class Fetcher:
             Problem: 403 where addresses are not taken, 413 for a file that is too large, 422 for an address that is
                 not allowed or gives no file, 429 or 503 where too many uploads are on their way.
         """
-        if not self._is_on:
-            detail = "this service takes no addresses; send the file itself, or have `url_intake` set"
-            raise Problem(403, detail, reason="url_intake")
+        self.check(url)
         with self._on_its_way():
             await self._fetch(url, sink)
 
@@ -76,13 +84,17 @@ class Fetcher:
             raise Problem(422, f"the address cannot be fetched ({type(exc).__name__}); check it") from None
 
 
+def _check(url: str) -> None:
+    parts = checked_url(url, ("http", "https"))
+    if parts.username or parts.password:
+        raise AddressRefusedError("the address holds a password, which would be stored; send the file itself")
+
+
 @asynccontextmanager
 async def _answer(session: aiohttp.ClientSession, url: str) -> AsyncIterator[aiohttp.ClientResponse]:
     """Yield the first answer that is no redirect."""
     for _ in range(MAX_REDIRECTS + 1):
-        parts = checked_url(url, ("http", "https"))
-        if parts.username or parts.password:
-            raise AddressRefusedError("the address holds a password, which would be stored; send the file itself")
+        _check(url)
         headers = {"Accept-Encoding": "identity"}
         async with session.get(url, allow_redirects=False, headers=headers) as answer:
             if answer.status not in _REDIRECTS:

@@ -15,12 +15,14 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from deepfake_client.async_client import AsyncDeepfakeClient
+from deepfake_client.transport.connect import connect
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.intake.news import News, Wait
 from deepfake_gateway.intake.options import ExplanationForm, stored_options
 from deepfake_gateway.intake.problems import Problem
-from deepfake_gateway.intake.sink import Upload
+from deepfake_gateway.intake.sink import MAX_NAME, Upload, printable_of
 from deepfake_gateway.intake.watching import WatchDesk, WatchForm
 from deepfake_gateway.jobs.evidence import Evidence, listed_faces
 from deepfake_gateway.jobs.queue import Job, Priority, Queue
@@ -36,6 +38,7 @@ from deepfake_gateway.store.watches import Watch
 from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_gateway.tracing import current_traceparent
 from deepfake_preprocess.errors import DeepfakeError
+from deepfake_preprocess.media.remote import without_password
 
 MODEL_ASKED_EVERY_S: Final = 2.0
 LOOK_S: Final = 0.05
@@ -136,8 +139,9 @@ class Desk:
         *,
         idempotency_key: str | None = None,
         priority: Priority = Priority.INTERACTIVE,
+        is_awaited: bool = False,
     ) -> Submitted:
-        """Take an upload in.
+        """Take an upload in; one that `is_awaited` as part of a batch waited already, and may go on doing so.
 
         Raises:
             Problem: 409 for a key that was used for another upload, 422 for options, 429 while too many wait.
@@ -145,7 +149,9 @@ class Desk:
         options = stored_options(fields, max_frames=self._max_frames)
         known = await asyncio.to_thread(self._mine.knows, upload.sha256, options)
         checkpoint = await self._checkpoint_in_use() if known else None
-        return await asyncio.to_thread(self._submit, upload, options, checkpoint, idempotency_key, priority)
+        return await asyncio.to_thread(
+            self._submit, upload, options, checkpoint, idempotency_key, priority, is_awaited
+        )
 
     async def submit_again(self, analysis_id: str, fields: Mapping[str, Any]) -> Submitted:
         """Take the file of an analysis in once more, with other options.
@@ -171,6 +177,7 @@ class Desk:
         checkpoint: str | None,
         idempotency_key: str | None,
         priority: Priority,
+        is_awaited: bool,
     ) -> Submitted:
         mine = self._mine
         if idempotency_key is not None and (before := mine.with_idempotency_key(idempotency_key)):
@@ -180,8 +187,8 @@ class Desk:
             return Submitted(earlier, is_new=False)
         if earlier is None:
             self._check_quota()
-            if self._waiting() >= self._max_queued:
-                raise self._full("analyses")
+            if not is_awaited:
+                self._check_room(1)
         analysis = Analysis(
             id=secrets.token_hex(16),
             created_at=time.time(),
@@ -233,21 +240,58 @@ class Desk:
             Problem: 422 for options, 429 where not all of them may wait.
         """
         self.check_options(fields)
-        if await asyncio.to_thread(self._waiting) + len(files) > self._max_queued:
-            raise self._full("analyses")
+        await asyncio.to_thread(self._check_room, len(files))
         items = []
         for file in files:
             if isinstance(file, tuple):
-                items.append(BatchItem(file[0], None, file[1].detail))
+                items.append(BatchItem(file[0], refusal=file[1].detail))
                 continue
             try:
                 submitted = await self.submit(file, fields, priority=Priority.BULK)
             except Problem as problem:
-                items.append(BatchItem(file.file_name, None, problem.detail))
+                items.append(BatchItem(file.file_name, refusal=problem.detail))
             else:
-                items.append(BatchItem(file.file_name, submitted.analysis, None))
-        batch = Batch(secrets.token_hex(16), time.time(), name, tuple(items))
-        await asyncio.to_thread(self.batches.add, batch, self.tenant)
+                items.append(BatchItem(file.file_name, submitted.analysis))
+        return await asyncio.to_thread(self._begin_batch, name, fields, items)
+
+    async def submit_addresses(
+        self, urls: Sequence[str], fields: Mapping[str, str], name: str, check: Callable[[str], None]
+    ) -> Batch:
+        """Take files in that a worker will fetch, as one batch, behind everything that somebody waits for.
+
+        What `check` refuses as no address is an item that says why.
+
+        Raises:
+            Problem: 403 where no addresses are taken, 422 for options, 429 where not all of them may wait.
+        """
+        self.check_options(fields)
+        items = []
+        for url in urls:
+            shown = printable_of(without_password(url))[:MAX_NAME]
+            try:
+                check(url)
+            except Problem as problem:
+                if problem.status == 403:
+                    raise
+                items.append(BatchItem(shown, refusal=problem.detail))
+            else:
+                items.append(BatchItem(shown, url=url))
+        await asyncio.to_thread(self._check_room, len(items))
+        return await asyncio.to_thread(self._begin_batch, name, fields, items)
+
+    def _begin_batch(self, name: str, fields: Mapping[str, str], items: Sequence[BatchItem]) -> Batch:
+        batch = Batch(
+            id=secrets.token_hex(16),
+            created_at=time.time(),
+            name=name,
+            items=tuple(items),
+            fields=dict(fields),
+            tenant=self.tenant,
+            key_id=None if self._key is None else self._key.id,
+            request_id=REQUEST_ID.get() or None,
+            traceparent=current_traceparent(),
+        )
+        self.batches.add(batch, partial(self._enqueue, Job.GATHER, Priority.BULK))
         return batch
 
     async def begin_watch(self, form: WatchForm) -> Watch:
@@ -275,9 +319,12 @@ class Desk:
                  "RateLimit-Reset": left_s}, reason="seconds_per_day",
             )  # fmt: skip
 
-    def _waiting(self) -> int:
+    def _check_room(self, num_files: int) -> None:
+        """Raise Problem 429 where so many may not wait beside those that do, or that are yet to be fetched."""
         counts = self.store.count_by("status")
-        return sum(counts.get((status.value,), 0) for status in UNFINISHED)
+        waiting = sum(counts.get((status.value,), 0) for status in UNFINISHED) + self.batches.awaited()
+        if waiting + num_files > self._max_queued:
+            raise self._full("analyses")
 
     def _full(self, what: str) -> Problem:
         detail = f"{self._max_queued} {what} are waiting, as many as may; try again later"
@@ -381,6 +428,18 @@ class Desk:
                 checkpoint = models[0].spec.checkpoint_sha256 if models else None
             self._checkpoint["in use"] = time.monotonic(), checkpoint
         return checkpoint
+
+
+async def ask_models(settings: Settings) -> list[ServedModel]:
+    """Return what the server offers, the model in use first."""
+    async with AsyncDeepfakeClient(settings.connection, model=settings.model) as client:
+        default = await client.model()
+    transport = connect(settings.connection)
+    try:
+        names = [name for name in await transport.list_models() if name != default.name]
+        return [default, *[await transport.describe(name) for name in names]]
+    finally:
+        await transport.close()
 
 
 async def _once_over(find: Callable[[], JobT], within_s: float, wait: Wait) -> JobT:

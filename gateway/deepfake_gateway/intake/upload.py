@@ -19,16 +19,13 @@ from starlette.requests import ClientDisconnect, Request
 from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.problems import Problem, json_of, repeated
 from deepfake_gateway.intake.sink import (
-    MAX_NAME,
     Sink,
     Upload,
     extended_name,
     file_name_of,
-    printable_of,
     safe_name,
     too_large,
 )
-from deepfake_preprocess.media.remote import without_password
 
 MAX_FIELD_BYTES: Final = 4096
 MAX_FIELDS: Final = 32
@@ -91,6 +88,11 @@ async def received(
         yield sink.finished(file_fields)
     finally:
         sink.discard()
+
+
+def media_type_in(request: Request) -> str:
+    """Return what a request's body says that it is."""
+    return parse_options_header(request.headers.get("content-type", ""))[0].decode("latin-1")
 
 
 def _check_length(request: Request, max_bytes: int) -> None:
@@ -231,28 +233,23 @@ async def _read_files(
 
 @asynccontextmanager
 async def received_together(
-    request: Request,
-    new_path: Callable[[], Path],
-    *,
-    max_bytes: int,
-    fetcher: Fetcher | None = None,
-    check: Check | None = None,
+    request: Request, new_path: Callable[[], Path], *, max_bytes: int
 ) -> AsyncIterator[tuple[list[Upload | tuple[str, Problem]], dict[str, str]]]:
-    """Write the files of a form, or with a `fetcher` those whose addresses a JSON object has as ``urls``.
+    """Write the files of a form.
 
-    Yields each file, or its name and why it cannot be used, and the other fields, which are given to `check` before
-    any file is fetched. Files are removed at the end unless they were moved.
+    Yields each file, or its name and why it cannot be used, and the other fields. Files are removed at the end unless
+    they were moved.
 
     Raises:
         Problem: 400 for a broken body, 413 for a file that is too large, 415 and 422 for what has no files.
     """
     kind, parameters = parse_options_header(request.headers.get("content-type", ""))
+    if kind != b"multipart/form-data":
+        raise Problem(415, "a batch is multipart/form-data with several `file`, or JSON with `urls`")
     sinks: list[Sink] = []
-    refused: dict[int, tuple[str, Problem]] = {}
 
     async def begin(name: str) -> Sink:
-        if len(sinks) >= MAX_FILES:
-            raise Problem(413, f"the batch has more than {MAX_FILES} files; send several batches")
+        _check_count(len(sinks) + 1)
         if sinks:
             sinks[-1].close()
         sinks.append(Sink(new_path(), max_bytes))
@@ -260,33 +257,33 @@ async def received_together(
         return sinks[-1]
 
     try:
-        if kind == b"multipart/form-data":
-            fields = await _read_files(request, parameters.get(b"boundary", b""), ("file", "files"), begin)
-        elif kind == b"application/json" and fetcher is not None:
-            data = await _json_object(request)
-            urls = data.pop("urls", None)
-            if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
-                raise Problem(422, 'the JSON has no `urls`; send {"urls": [...]} and options beside it')
-            fields = _as_fields(data)
-            if check is not None:
-                check(fields)
-            for number, url in enumerate(urls):
-                shown = printable_of(without_password(url))[:MAX_NAME]
-                sink = await begin(shown)
-                try:
-                    await fetcher.fetch(url, sink)
-                except Problem as problem:
-                    if problem.status == 403:  # none of them will be taken
-                        raise
-                    refused[number] = shown, problem
-        else:
-            raise Problem(415, "a batch is multipart/form-data with several `file`, or JSON with `urls`")
-        if not sinks:
-            raise Problem(422, "there is no file; send several as `file` of multipart/form-data, or JSON with `urls`")
-        yield [refused.get(number) or _one_of_many(sink) for number, sink in enumerate(sinks)], fields
+        fields = await _read_files(request, parameters.get(b"boundary", b""), ("file", "files"), begin)
+        _check_count(len(sinks))
+        yield [_one_of_many(sink) for sink in sinks], fields
     finally:
         for sink in sinks:
             sink.discard()
+
+
+async def named_together(request: Request) -> tuple[list[str], dict[str, str]]:
+    """Return the addresses that a JSON object has as ``urls``, and its other fields as a form would have them.
+
+    Raises:
+        Problem: 400 for a broken body, 413 for one that is too large, 422 for what has no addresses.
+    """
+    data = await _json_object(request)
+    urls = data.pop("urls", None)
+    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+        raise Problem(422, 'the JSON has no `urls`; send {"urls": [...]} and options beside it')
+    _check_count(len(urls))
+    return urls, _as_fields(data)
+
+
+def _check_count(num_files: int) -> None:
+    if num_files > MAX_FILES:
+        raise Problem(413, f"the batch has more than {MAX_FILES} files; send several batches")
+    if not num_files:
+        raise Problem(422, "there is no file; send several as `file` of multipart/form-data, or JSON with `urls`")
 
 
 def _one_of_many(sink: Sink) -> Upload | tuple[str, Problem]:

@@ -23,6 +23,7 @@ class Job(StrEnum):
     ANALYZE = "analyze"
     EXPLAIN = "explain"
     WATCH = "watch"
+    GATHER = "gather"
 
 
 class Priority(IntEnum):

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
 from deepfake_gateway.store.records import Analysis
-from deepfake_gateway.store.schema import ANALYSES, BATCH_ITEMS, BATCHES
+from deepfake_gateway.store.schema import ANALYSES, AWAITED, BATCH_ITEMS, BATCHES
 
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """One file of a batch: its analysis, or why it has none; neither where the analysis was deleted."""
+    """One file of a batch: its analysis, why it has none, or where it is yet to be fetched from.
+
+    None of them where the analysis was deleted.
+    """
 
     file_name: str
-    analysis: Analysis | None
-    refusal: str | None
+    analysis: Analysis | None = None
+    refusal: str | None = None
+    url: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Files that were sent together."""
+    """Files that were sent together; the `fields` are options of those that are yet to be fetched."""
 
     id: str
     created_at: float
     name: str
     items: tuple[BatchItem, ...]
+    fields: dict[str, str] = field(default_factory=dict)
+    tenant: str = ""
+    key_id: str | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
 
 
 class Batches:
@@ -36,23 +48,40 @@ class Batches:
         self._engine = engine
         self._of_mine = sa.true() if tenant is None else BATCHES.c.tenant == tenant
 
-    def add(self, batch: Batch, tenant: str) -> None:
-        """Record a batch whose analyses are recorded already."""
-        values = {"id": batch.id, "created_at": batch.created_at, "name": batch.name, "tenant": tenant}
+    def add(self, batch: Batch, enqueue: Callable[[sa.Connection, str], None]) -> None:
+        """Record a batch, and queue it where files of it are yet to be fetched, both or neither."""
+        values = {column.name: getattr(batch, column.name) for column in BATCHES.columns}
+        rows = [
+            {
+                "batch_id": batch.id,
+                "position": position,
+                "file_name": item.file_name,
+                "analysis_id": None if item.analysis is None else item.analysis.id,
+                "refusal": item.refusal,
+                "url": item.url,
+            }
+            for position, item in enumerate(batch.items)
+        ]
         with self._engine.begin() as connection:
-            connection.execute(BATCHES.insert().values(values))
-            rows = [
-                {
-                    "batch_id": batch.id,
-                    "position": position,
-                    "file_name": item.file_name,
-                    "analysis_id": None if item.analysis is None else item.analysis.id,
-                    "refusal": item.refusal,
-                }
-                for position, item in enumerate(batch.items)
-            ]
-            if rows:
-                connection.execute(BATCH_ITEMS.insert(), rows)
+            connection.execute(BATCHES.insert().values({**values, "fields": json.dumps(batch.fields)}))
+            connection.execute(BATCH_ITEMS.insert(), rows)
+            if any(item.url is not None for item in batch.items):
+                enqueue(connection, batch.id)
+
+    def settle(self, batch_id: str, position: int, analysis: Analysis | None, refusal: str | None) -> None:
+        """Record that a file was fetched and has an analysis, or why not; its address is forgotten."""
+        values: dict[str, Any] = {"url": None, "refusal": refusal}
+        if analysis is not None:
+            values |= {"analysis_id": analysis.id, "file_name": analysis.file_name}
+        one = (BATCH_ITEMS.c.batch_id == batch_id) & (BATCH_ITEMS.c.position == position)
+        with self._engine.begin() as connection:
+            connection.execute(BATCH_ITEMS.update().where(one).values(values))
+
+    def awaited(self) -> int:
+        """Return how many files of all tenants are yet to be fetched."""
+        query = sa.select(sa.func.count()).where(AWAITED)
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def get(self, batch_id: str) -> Batch | None:
         """Return a batch with its analyses as they are now, without their verdicts; None where there is none."""
@@ -67,10 +96,12 @@ class Batches:
                 ANALYSES.c.id.in_(sa.select(BATCH_ITEMS.c.analysis_id).where(of_batch))
             )
             found = {item.id: Analysis.of(item) for item in connection.execute(query)}
-        return Batch(
-            row.id, row.created_at, row.name,
-            tuple(BatchItem(item.file_name, found.get(item.analysis_id), item.refusal) for item in items),
-        )  # fmt: skip
+        values = row._asdict()
+        values["fields"] = json.loads(values["fields"])
+        values["items"] = tuple(
+            BatchItem(item.file_name, found.get(item.analysis_id), item.refusal, item.url) for item in items
+        )
+        return Batch(**values)
 
     def latest(self, count: int) -> list[Batch]:
         """Return the latest `count` batches, the newest first."""

@@ -87,6 +87,12 @@ class Keys:
         with self._engine.connect() as connection:
             return [Key.of(row) for row in connection.execute(sa.select(KEYS).order_by(KEYS.c.created_at))]
 
+    def get(self, key_id: str) -> Key | None:
+        """Return the key of an id, also one that is valid no more; None where there is none."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(KEYS).where(KEYS.c.id == key_id)).first()
+        return None if row is None else Key.of(row)
+
     def revoke(self, key_id: str) -> bool:
         """End a key and its sessions at once; returns whether there was one that was not revoked."""
         with self._engine.begin() as connection:

@@ -91,6 +91,10 @@ BATCHES = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False, index=True),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
+    sa.Column("fields", sa.Text, nullable=False, server_default="{}"),  # JSON: options as they were sent
+    sa.Column("key_id", sa.String(8)),
+    sa.Column("request_id", sa.String(64)),
+    sa.Column("traceparent", sa.String(64)),
     sa.Index("ix_batches_tenant", "tenant", "created_at"),
 )
 
@@ -103,7 +107,10 @@ BATCH_ITEMS = sa.Table(
     # No foreign key: the batch goes on naming a file whose analysis was deleted.
     sa.Column("analysis_id", sa.String(32), index=True),
     sa.Column("refusal", sa.Text),
+    sa.Column("url", sa.Text),  # of a file that is yet to be fetched
 )
+AWAITED: Final = BATCH_ITEMS.c.url.is_not(None)
+sa.Index("ix_batch_items_awaited", BATCH_ITEMS.c.batch_id, sqlite_where=AWAITED, postgresql_where=AWAITED)
 
 KEYS = sa.Table(
     "keys",

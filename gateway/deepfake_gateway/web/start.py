@@ -107,17 +107,24 @@ async def _batch_values(desk: Desk, say: Language, found: Batch) -> dict[str, An
     known = [item.analysis for item in found.items if item.analysis is not None]
     items = [await progress_of(desk, say, analysis) for analysis in known]
     outcomes = Counter(_outcome(item) for item in items)
-    without = Counter(item.refusal is not None for item in found.items if item.analysis is None)
-    others = ((say.say("not accepted"), without[True]), (say.say("deleted"), without[False]))
+    others = [item for item in found.items if item.analysis is None]
+    awaited = sum(item.url is not None for item in others)
+    refused = sum(item.refusal is not None for item in others)
+    without = (
+        (say.say("to be fetched"), awaited),
+        (say.say("not accepted"), refused),
+        (say.say("deleted"), len(others) - awaited - refused),
+    )
     finished = sum(item.analysis.status.is_final for item in items)
     return {
         "batch": found,
         "items": sorted(items, key=_urgency),
-        "refused": [item for item in found.items if item.analysis is None],
+        "others": others,
         "counts": [(outcome, _words(say, outcome), outcomes[outcome]) for outcome in ORDER if outcomes[outcome]]
-        + [("", words, count) for words, count in others if count],
+        + [("", words, count) for words, count in without if count],
         "finished": finished,
-        "is_over": finished == len(items),
+        "expected": len(items) + awaited,
+        "is_over": finished == len(items) + awaited,
     }
 
 

@@ -1,6 +1,6 @@
 """The worker: a process that takes analyses off the queue until it is stopped.
 
-Started as ``python -m deepfake_gateway.jobs.worker``, with its settings in the environment. What it was working on
+Started as ``python -m deepfake_gateway.worker``, with its settings in the environment. What it was working on
 when it was killed, it takes up again when it is started under the same name.
 """
 
@@ -20,10 +20,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake_client.transport.connect import connect
 from deepfake_gateway.addresses import Addresses
+from deepfake_gateway.intake.gathering import Gathering
+from deepfake_gateway.intake.submission import Desk, ask_models
 from deepfake_gateway.jobs.delivering import deliver_all
 from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import ServiceExplain, patient, run_explanation
-from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, DurableQueue, Job
+from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, DurableQueue, Job, Queue
 from deepfake_gateway.jobs.retention import PURGE_EVERY_S, purge
 from deepfake_gateway.jobs.running import SandboxedWork, run_job, stored
 from deepfake_gateway.jobs.waking import Waking
@@ -43,7 +45,7 @@ from deepfake_preprocess.support.limits import end_with_parent
 
 logger = logging.getLogger(__name__)
 
-PICK_UP_S: Final = {Job.ANALYZE: 0.25, Job.EXPLAIN: 0.5, Job.WATCH: 1.0}
+PICK_UP_S: Final = {Job.ANALYZE: 0.25, Job.EXPLAIN: 0.5, Job.WATCH: 1.0, Job.GATHER: 1.0}
 """How often a queue is looked at: somebody waits, and a look costs some 3 ms of CPU time."""
 WOKEN_S: Final = 1.0
 """The same where `Waking` says when analyses wait: those that a dead worker began wait as well."""
@@ -52,6 +54,8 @@ SELDOM_S: Final = 10.0
 SEEN_EVERY_S: Final = 2.0
 LOST_LOOK_S: Final = 10.0
 """A job that twice in a row is this worker's and not under way is taken up again."""
+BATCHES_AT_ONCE: Final = 8
+"""Batches whose files a worker fetches at once, so that a large one does not hold up the others."""
 EXPLAIN_CONCURRENCY: Final = 1
 """The explain service takes one face at a time."""
 
@@ -72,6 +76,8 @@ async def work(settings: Settings) -> None:
     # A pool of its own, so that somebody who looks at a result does not wait behind long analyses.
     looking = SandboxPool(EXPLAIN_CONCURRENCY, limits_of(settings), transport, settings.model)
     evidence = Evidence(media, looking.run)
+    queue = await stored(DurableQueue, settings.database_url)
+    gathering = Gathering(Desk(store, media, queue, partial(ask_models, settings), looking.run, settings), settings)
 
     async def analyze(analysis_id: str) -> None:
         await run_job(store, analysis_id, sandboxed, server_wait_s=settings.server_wait_s)
@@ -91,6 +97,7 @@ async def work(settings: Settings) -> None:
                 server_wait_s=settings.server_wait_s,
             ),
         ),
+        Job.GATHER: (BATCHES_AT_ONCE, gathering.run),
     }
     under_way: dict[str, Job] = {}
 
@@ -100,7 +107,7 @@ async def work(settings: Settings) -> None:
     await asyncio.to_thread(_launch, settings, jobs, loop, under_way, Waking(store, is_free))
     beside = [
         asyncio.create_task(_take_up_lost(settings.worker_name, under_way)),
-        asyncio.create_task(_purge_now_and_then(store, media, settings)),
+        asyncio.create_task(_purge_now_and_then(store, media, queue, settings)),
         asyncio.create_task(deliver_all(Webhooks(store.engine), Addresses.of(settings.allowed_networks))),
     ]
     while not stop.is_set():
@@ -119,8 +126,7 @@ async def work(settings: Settings) -> None:
     os._exit(0)
 
 
-async def _purge_now_and_then(store: Store, media: Media, settings: Settings) -> None:
-    queue = await stored(DurableQueue, settings.database_url)
+async def _purge_now_and_then(store: Store, media: Media, queue: Queue, settings: Settings) -> None:
     while True:
         try:
             await asyncio.to_thread(purge, store, media, queue, settings)
@@ -174,7 +180,12 @@ def _launch(
         DBOS.workflow(name=job.value)(_on_loop(job, run, loop, under_way))
     DBOS.listen_queues([job.value for job in jobs if job is not Job.ANALYZE])
     DBOS.launch()
-    begun = {Job.ANALYZE: True, Job.EXPLAIN: settings.explain_url is not None, Job.WATCH: settings.url_intake}
+    begun = {
+        Job.ANALYZE: True,
+        Job.EXPLAIN: settings.explain_url is not None,
+        Job.WATCH: settings.url_intake,
+        Job.GATHER: settings.url_intake,
+    }
     for job, (concurrency, _) in jobs.items():
         pick_up_s = PICK_UP_S[job] if begun[job] else SELDOM_S
         if job is Job.ANALYZE and waking.wakes:

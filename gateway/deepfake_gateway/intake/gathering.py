@@ -1,0 +1,95 @@
+"""The job of a batch whose files are named by their addresses: each is fetched, and handed in like an upload.
+
+A worker that died goes on with the files that are yet to be fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from contextlib import nullcontext
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from deepfake_client.transport.request_id import REQUEST_ID
+from deepfake_gateway.intake.fetching import Fetcher
+from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.intake.sink import Sink
+from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.jobs.queue import Priority
+from deepfake_gateway.jobs.running import stored
+from deepfake_gateway.logs import first_line
+from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.batches import Batch
+from deepfake_gateway.store.keys import Keys
+from deepfake_gateway.store.media import MediaAwayError
+from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.tracing import traced
+from deepfake_preprocess.support.pauses import Pauses
+
+logger = logging.getLogger(__name__)
+
+
+class Gathering:
+    """Fetches the files of batches: so many at once as uploads of a key, and of all together, may be on their way."""
+
+    def __init__(self, desk: Desk, settings: Settings) -> None:
+        self._desk, self._keys = desk, Keys(desk.store.engine)
+        self._max_bytes = settings.max_upload_bytes
+        self._fetcher = Fetcher(settings, nullcontext)
+        self._of_all = asyncio.Semaphore(settings.uploads_in_all)
+        self._of_key: defaultdict[str | None, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(settings.uploads_at_once)
+        )
+
+    async def run(self, batch_id: str) -> None:
+        """Bring the files of a batch in, or note why they cannot be."""
+        batch = await stored(self._desk.batches.get, batch_id)
+        if batch is None:
+            return
+        key = None if batch.key_id is None else await stored(self._keys.get, batch.key_id)
+        desk = self._desk.of(key)
+        REQUEST_ID.set(batch.request_id or "")
+        with traced("gather", {"deepfake.batch": batch_id}, parent=batch.traceparent):
+            await asyncio.gather(
+                *(
+                    self._bring(desk, batch, position, item.url)
+                    for position, item in enumerate(batch.items)
+                    if item.url is not None
+                )
+            )
+
+    async def _bring(self, desk: Desk, batch: Batch, position: int, url: str) -> None:
+        pauses = Pauses()
+        async with self._of_key[batch.key_id], self._of_all:
+            while True:
+                try:
+                    analysis, refusal = await self._brought(desk, batch, position, url), None
+                    break
+                except Problem as problem:
+                    analysis, refusal = None, problem.detail
+                    break
+                except (OperationalError, InterfaceError, MediaAwayError) as exc:
+                    logger.warning(
+                        "a file cannot be taken in now (%s); next try in %g s", first_line(exc), pauses.next_s
+                    )
+                await pauses.take()
+        await stored(self._desk.batches.settle, batch.id, position, analysis, refusal)
+
+    async def _brought(self, desk: Desk, batch: Batch, position: int, url: str) -> Analysis:
+        """Return the analysis of a file: that of before the worker died, or a new one."""
+        only = f"batch {batch.id} {position}"
+        before = await asyncio.to_thread(desk.store.with_idempotency_key, only)
+        if before is not None:
+            return before
+        sink = Sink(desk.media.new_upload(), self._max_bytes)
+        try:
+            await self._fetcher.fetch(url, sink)
+            upload = sink.finished(("urls",))
+            submitted = await desk.submit(
+                upload, batch.fields, idempotency_key=only, priority=Priority.BULK, is_awaited=True
+            )
+        finally:
+            sink.discard()
+        return submitted.analysis
