@@ -70,6 +70,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,  # a client that follows none would lose its body
         # Spans go where `set_up_traces` says; metrics and logs have ways of their own.
         telemetry={"metrics": False, "logs": False, "operation_spans": False, "exclude": _is_noise},
     )
@@ -110,9 +111,11 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, Problem):  # of the body, which FastAPI reads itself
         return await _on_problem(request, error.__cause__)
+    path = request.url.path
+    advice = "leave out the slash at its end" if path.endswith("/") else "/docs lists what there is"
     detail = {
-        404: f"there is nothing at {request.url.path[:100]}; /docs lists what there is",
-        405: f"{request.url.path[:100]} does not take {request.method}; /docs lists what it takes",
+        404: f"there is nothing at {path[:100]}; {advice}",
+        405: f"{path[:100]} does not take {request.method}; /docs lists what it takes",
         400: "the body cannot be read; send what /docs shows for it",
     }.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})

@@ -179,6 +179,15 @@ def test_the_list_is_paged_and_filtered(gateway, clip):
         assert (answer.status_code, "`cursor` is" in answer.json()["detail"]) == (422, True)
 
 
+@pytest.mark.parametrize("path", ["/v1/analyses/", "/v1/batches/", "/predict/video/", "/history/", "/health/"])
+def test_no_address_ends_with_a_slash_and_none_leads_elsewhere(gateway, clip, path):
+    for method in ("GET", "POST"):
+        answer = gateway.request(method, path, content=clip)
+        assert answer.status_code == 404
+        assert answer.json()["detail"] == f"there is nothing at {path}; leave out the slash at its end"
+    assert gateway.get("/v1/analyses").json()["items"] == []
+
+
 def test_reports(gateway, clip, monkeypatch):
     analysis = send(gateway, clip, num_frames=3).json()
 
