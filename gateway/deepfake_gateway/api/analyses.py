@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
@@ -21,6 +20,7 @@ from deepfake_gateway.jobs.queue import Priority
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.places import next_cursor, place_of
 from deepfake_gateway.store.records import Analysis, Filters, Status
+from deepfake_gateway.store.threads import in_media, in_store
 
 NOT_OPTIONS: Final = frozenset({"file_name", "priority"})
 """Fields and query parameters of an upload that are not options of the analysis."""
@@ -143,7 +143,7 @@ async def list_analyses(
         since=_seconds(since),
         until=_seconds(until),
     )
-    found = await asyncio.to_thread(desk.store.page, filters, after=place_of(cursor), limit=limit + 1)
+    found = await in_store(desk.store.page, filters, after=place_of(cursor), limit=limit + 1)
     items: list[Any] = [listed_json(analysis, settings) for analysis in found[:limit]]
     return JSONResponse({"items": items, "next_cursor": next_cursor(found, limit)})
 
@@ -156,25 +156,25 @@ def _seconds(moment: datetime | None) -> float | None:
 @router.get("/v1/analyses/{analysis_id}", responses={200: {"model": AnalysisDocument}, **responses(404)})
 async def read(analysis_id: str, desk: DeskOf, settings: SettingsOf) -> Response:
     """Read an analysis: its state, its progress, and at the end its verdict."""
-    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    analysis = await in_store(desk.find, analysis_id)
     return JSONResponse(await _with_progress(desk, settings, analysis))
 
 
 @router.post("/v1/analyses/{analysis_id}/cancel", responses={200: {"model": AnalysisDocument}, **responses(404, 409)})
 async def cancel(analysis_id: str, desk: DeskOf, settings: SettingsOf) -> Response:
     """End an analysis without a result; what decodes its medium is ended with it."""
-    return JSONResponse(analysis_json(await asyncio.to_thread(desk.cancel, analysis_id), settings))
+    return JSONResponse(analysis_json(await in_store(desk.cancel, analysis_id), settings))
 
 
 @router.delete("/v1/analyses/{analysis_id}", status_code=204, responses=responses(404))
 async def delete(analysis_id: str, desk: DeskOf) -> Response:
     """Remove an analysis with its medium, reports and result from disk."""
-    await asyncio.to_thread(desk.delete, analysis_id)
+    await in_media(desk.delete, analysis_id)
     return Response(status_code=204)
 
 
 async def _with_progress(desk: Desk, settings: Settings, analysis: Analysis) -> dict[str, Any]:
     progress = None
     if analysis.status is Status.RUNNING:
-        progress = await asyncio.to_thread(desk.store.last_progress, analysis.id)
+        progress = await in_store(desk.store.last_progress, analysis.id)
     return analysis_json(analysis, settings, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import OF_BODIES, responses
 from deepfake_gateway.intake.sink import MAX_NAME, printable_of
 from deepfake_gateway.intake.upload import MAX_FILES, media_type_in, named_together, received_together
+from deepfake_gateway.store.threads import in_store
 from deepfake_preprocess.support.text import table_cell
 
 router = APIRouter(tags=["batches"])
@@ -101,7 +101,7 @@ async def begin(request: Request, desk: DeskOf, settings: SettingsOf, fetcher: F
 @router.get("/v1/batches/{batch_id}", responses={200: {"model": BatchDocument}, **responses(404)})
 async def read(batch_id: str, desk: DeskOf, settings: SettingsOf) -> Response:
     """Read a batch: how many files came out how, and each of them."""
-    return JSONResponse(batch_json(await asyncio.to_thread(desk.find_batch, batch_id), settings))
+    return JSONResponse(batch_json(await in_store(desk.find_batch, batch_id), settings))
 
 
 @router.get(
@@ -112,7 +112,7 @@ async def read(batch_id: str, desk: DeskOf, settings: SettingsOf) -> Response:
 )
 async def report(batch_id: str, desk: DeskOf, format: Annotated[str, Query(pattern="^csv$")] = "csv") -> Response:
     """Return a table with a line for each file."""
-    batch = await asyncio.to_thread(desk.find_batch, batch_id)
+    batch = await in_store(desk.find_batch, batch_id)
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["file_name", "analysis", "status", "label", "fake_probability", "reason", "model", "problem"])

@@ -31,6 +31,7 @@ from deepfake_gateway.intake.problems import Problem, problem_answer
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import SESSION_COOKIE, Key, Keys
+from deepfake_gateway.store.threads import in_store
 
 SIGN_IN: Final = "/sign-in"
 SLOW_START_S: Final = 30.0
@@ -103,14 +104,14 @@ class Door:
         path, method = scope["path"], scope["method"]
         if path in _PUBLIC or path.startswith("/static/"):
             return None
-        self._required = self._required or await asyncio.to_thread(self._keys.are_required)
+        self._required = self._required or await in_store(self._keys.are_required)
         if not self._required:
             return None
         token = _cookie(headers)
         if text := _text_of(headers):
-            key = await asyncio.to_thread(self._keys.of_text, text)
+            key = await in_store(self._keys.of_text, text)
         else:
-            key = None if token is None else await asyncio.to_thread(self._keys.of_session, token)
+            key = None if token is None else await in_store(self._keys.of_session, token)
         if key is None:
             detail = (
                 "the key is not valid: it is mistyped, expired or revoked; ask whoever runs this service for another"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Body, Path
@@ -24,6 +23,7 @@ from deepfake_gateway.intake.submission import Desk, without_verdict
 from deepfake_gateway.jobs.evidence import listed_faces
 from deepfake_gateway.jobs.explaining import explainer_of, heatmap_file
 from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.store.threads import in_media, in_store
 
 router = APIRouter(tags=["explanations"], route_class=JsonRoute)
 
@@ -37,7 +37,7 @@ _PICTURE: Final[dict[int | str, dict[str, Any]]] = {
 async def list_crops(analysis_id: str, desk: DeskOf) -> CropsDocument:
     """List the faces that the verdict rests on most, of which there are pictures."""
     analysis = await _done(desk, analysis_id)
-    await asyncio.to_thread(desk.medium_bytes, analysis_id)
+    await in_media(desk.medium_bytes, analysis_id)
     faces = listed_faces(analysis.verdict or {})
     return CropsDocument.model_validate({"items": [crop_json(analysis_id, face) for face in faces]})
 
@@ -71,7 +71,7 @@ async def explain(
     analysis_id: str, desk: DeskOf, wait_s: WaitOf, form: Annotated[ExplanationForm | None, Body()] = None
 ) -> Response:
     """Draw where the model saw the fake: heatmaps of faces, each compared with its served score."""
-    explanation = await asyncio.to_thread(desk.explain, analysis_id, form or ExplanationForm())
+    explanation = await in_media(desk.explain, analysis_id, form or ExplanationForm())
     if wait_s:
         explanation = await desk.explained(explanation, wait_s)
     document = explanation_json(explanation)
@@ -86,8 +86,8 @@ async def explain(
 )
 async def list_explanations(analysis_id: str, desk: DeskOf) -> Response:
     """List the explanations of an analysis, the newest first."""
-    await asyncio.to_thread(desk.find, analysis_id)
-    found = await asyncio.to_thread(desk.explanations.of_analysis, analysis_id)
+    await in_store(desk.find, analysis_id)
+    found = await in_store(desk.explanations.of_analysis, analysis_id)
     return JSONResponse({"items": [explanation_json(explanation) for explanation in found]})
 
 
@@ -97,8 +97,8 @@ async def list_explanations(analysis_id: str, desk: DeskOf) -> Response:
 )
 async def read_explanation(analysis_id: str, explanation_id: str, desk: DeskOf) -> Response:
     """Read an explanation: its state, and at the end its faces with their heatmaps."""
-    await asyncio.to_thread(desk.find, analysis_id)
-    return JSONResponse(explanation_json(await asyncio.to_thread(desk.find_explanation, analysis_id, explanation_id)))
+    await in_store(desk.find, analysis_id)
+    return JSONResponse(explanation_json(await in_store(desk.find_explanation, analysis_id, explanation_id)))
 
 
 @router.get(
@@ -108,9 +108,9 @@ async def read_explanation(analysis_id: str, explanation_id: str, desk: DeskOf) 
 )
 async def heatmap(analysis_id: str, explanation_id: str, name: CropName, desk: DeskOf) -> Response:
     """Return a heatmap over its crop, a PNG file."""
-    await asyncio.to_thread(desk.find, analysis_id)
-    await asyncio.to_thread(desk.find_explanation, analysis_id, explanation_id)
-    png = await asyncio.to_thread(desk.media.read, analysis_id, heatmap_file(explanation_id, name))
+    await in_store(desk.find, analysis_id)
+    await in_store(desk.find_explanation, analysis_id, explanation_id)
+    png = await in_media(desk.media.read, analysis_id, heatmap_file(explanation_id, name))
     if png is None:
         raise Problem(404, f"the explanation has no heatmap {name!r}; its `faces` say which there are")
     return _picture(png)
@@ -130,7 +130,7 @@ async def explainer(settings: SettingsOf) -> ExplainerDocument:
 
 
 async def _done(desk: Desk, analysis_id: str) -> Analysis:
-    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    analysis = await in_store(desk.find, analysis_id)
     if analysis.verdict is None:
         raise without_verdict(analysis)
     return analysis

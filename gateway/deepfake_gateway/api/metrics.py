@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Final
@@ -17,6 +16,7 @@ from deepfake_gateway.api.parts import DeskOf
 from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.store.counters import COUNTED, amounts
 from deepfake_gateway.store.records import Status, Store
+from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.store.watches import Watches
 
 WORKER_SILENT_S: Final = 10.0
@@ -32,7 +32,7 @@ async def metrics(request: Request, desk: DeskOf) -> Response:
     here: RequestMetrics = request.app.state.metrics
     stored = CollectorRegistry(auto_describe=False)
     stored.register(_StoreMetrics(desk.store))
-    text = await asyncio.to_thread(generate_latest, stored)
+    text = await in_store(generate_latest, stored)
     return Response(text + generate_latest(here.registry), media_type=CONTENT_TYPE_LATEST)
 
 

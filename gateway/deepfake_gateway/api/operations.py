@@ -19,6 +19,7 @@ from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.media import Media, MediaAwayError
 from deepfake_gateway.store.records import Store
+from deepfake_gateway.store.threads import ANSWER_S, in_media, in_store
 from deepfake_gateway.store.usage import today
 from deepfake_preprocess.errors import DeepfakeError
 
@@ -53,7 +54,7 @@ async def usage(
     if not 0 <= (last - first).days < MOST_USAGE_DAYS:
         detail = f"`from` is {first} and `to` is {last}; give up to {MOST_USAGE_DAYS} days, the earlier one first"
         raise Problem(422, detail)
-    return JSONResponse(usage_json(first, last, await asyncio.to_thread(desk.usage.between, first, last)))
+    return JSONResponse(usage_json(first, last, await in_store(desk.usage.between, first, last)))
 
 
 @router.get("/v1/health/live")
@@ -68,13 +69,8 @@ async def live() -> dict[str, bool]:
 )
 async def ready(desk: DeskOf, settings: SettingsOf) -> Response:
     """Say whether an upload would be analyzed now: server, database, worker, disk, and where media are kept."""
-    checks = {
-        "server": await _server(desk),
-        "store": await asyncio.to_thread(_store, desk.store),
-        "worker": await asyncio.to_thread(_worker, desk.store),
-        "disk": _disk(settings),
-        "media": await asyncio.to_thread(_media, desk.media),
-    }
+    asked = await asyncio.gather(_server(desk), _store(desk.store), _worker(desk.store), _media(desk.media))
+    checks = {"disk": _disk(settings), **dict(zip(("server", "store", "worker", "media"), asked, strict=True))}
     is_ready = all(problem is None for problem in checks.values())
     body = {"ready": is_ready, "checks": {name: problem or "ok" for name, problem in checks.items()}}
     return JSONResponse(body, 200 if is_ready else 503)
@@ -87,17 +83,17 @@ async def _server(desk: Desk) -> str | None:
         return str(exc)
 
 
-def _store(store: Store) -> str | None:
+async def _store(store: Store) -> str | None:
     try:
-        store.count_by("status")
+        await in_store(store.count_by, "status")
     except SQLAlchemyError as exc:
         return f"the database gives no answer ({type(exc).__name__})"
     return None
 
 
-def _worker(store: Store) -> str | None:
+async def _worker(store: Store) -> str | None:
     try:
-        return None if store.workers_alive(WORKER_SILENT_S) else "no worker runs"
+        return None if await in_store(store.workers_alive, WORKER_SILENT_S) else "no worker runs"
     except SQLAlchemyError:
         return "the database gives no answer"
 
@@ -107,9 +103,12 @@ def _disk(settings: Settings) -> str | None:
     return None if free >= LEAST_FREE_BYTES else f"{free >> 20} MiB are free; remove analyses, or use a larger disk"
 
 
-def _media(media: Media) -> str | None:
+async def _media(media: Media) -> str | None:
     try:
-        media.check()
+        async with asyncio.timeout(ANSWER_S):
+            await in_media(media.check)
     except MediaAwayError as exc:
         return str(exc)
+    except TimeoutError:
+        return f"where media are kept gives no answer within {ANSWER_S:g} s"
     return None

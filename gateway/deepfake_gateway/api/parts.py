@@ -27,6 +27,7 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import Key, Keys
 from deepfake_gateway.store.places import CURSOR
 from deepfake_gateway.store.records import Event, Status
+from deepfake_gateway.store.threads import in_store
 
 MAX_WAIT_S: Final = 300.0
 SEALED: Final = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src 'self'"
@@ -151,7 +152,7 @@ async def followed(
     async with news as wait:
         while True:
             try:
-                found = await asyncio.to_thread(events, after)
+                found = await in_store(events, after)
                 for event in found:
                     after, heard = event.id, time.monotonic()
                     yield _event(event.kind, event.data, event.id)
@@ -159,12 +160,12 @@ async def followed(
                 if found and not has_ended and checked < 0:
                     checked = time.monotonic()  # its latest event says that it is under way
                 if has_ended or time.monotonic() - checked >= CHECK_S:
-                    if not await asyncio.to_thread(is_served):
+                    if not await in_store(is_served):
                         return
-                    is_over, document = await asyncio.to_thread(state)
+                    is_over, document = await in_store(state)
                     checked = time.monotonic()
                     if is_over:
-                        for event in await asyncio.to_thread(events, after):  # that came with the end
+                        for event in await in_store(events, after):  # that came with the end
                             after = event.id
                             yield _event(event.kind, event.data, event.id)
                         yield _event("end", document, after)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.store.threads import in_media
 
 
 def ranged(
@@ -52,4 +53,9 @@ def ranged(
     given = {**headers, "Accept-Ranges": "bytes", "Content-Length": str(stop - start)}
     if found:
         given["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-    return StreamingResponse(pieces(start, stop), 206 if found else 200, given, media_type)
+    return StreamingResponse(_one_by_one(pieces(start, stop)), 206 if found else 200, given, media_type)
+
+
+async def _one_by_one(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while piece := await in_media(next, pieces, b""):
+        yield piece

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 from functools import partial
@@ -30,6 +29,7 @@ from deepfake_gateway.intake.problems import Problem, responses
 from deepfake_gateway.intake.submission import without_verdict
 from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.store.media import UNKNOWN
+from deepfake_gateway.store.threads import in_media, in_store
 
 _MEDIA: Final[dict[str, Any]] = {"video/*": {}, "image/*": {}, UNKNOWN: {}}
 
@@ -55,7 +55,7 @@ async def events(
 
     After a broken connection, send the last event's id as ``Last-Event-ID``, as browsers do.
     """
-    await asyncio.to_thread(desk.find, analysis_id)
+    await in_store(desk.find, analysis_id)
     store = desk.store
 
     def state() -> tuple[bool, dict[str, Any]]:
@@ -84,8 +84,8 @@ async def events(
 )
 async def media(analysis_id: str, request: Request, desk: DeskOf) -> Response:
     """Return the file that was analyzed, or a range of it; as a picture or a video, or else as a download."""
-    analysis = await asyncio.to_thread(desk.find, analysis_id)
-    size = await asyncio.to_thread(desk.medium_bytes, analysis_id)
+    analysis = await in_store(desk.find, analysis_id)
+    size = await in_media(desk.medium_bytes, analysis_id)
     disposition = "attachment" if analysis.media_type == UNKNOWN else "inline"
     headers = {
         "Content-Disposition": f"{disposition}; filename*=UTF-8''{quote(analysis.file_name, safe='')}",
@@ -118,7 +118,7 @@ async def report(
     ] = "html",
 ) -> Response:
     """Return the report: a page that needs nothing else, the same as PDF, the verdict as JSON, its faces as CSV."""
-    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    analysis = await in_store(desk.find, analysis_id)
     if analysis.verdict is None:
         raise without_verdict(analysis)
     stem = quote(Path(analysis.file_name).stem or "report", safe="")

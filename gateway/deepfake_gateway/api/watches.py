@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -27,6 +26,7 @@ from deepfake_gateway.intake.watching import WatchForm
 from deepfake_gateway.jobs.watching import rolling_of
 from deepfake_gateway.store.places import next_cursor, place_of
 from deepfake_gateway.store.records import Status
+from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.store.watches import Watch
 
 LOOK_S: Final = 0.25
@@ -159,7 +159,7 @@ async def list_watches(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Response:
     """List live sources, newest first, also those that are watched no more."""
-    found = await asyncio.to_thread(desk.live.store.page, after=place_of(cursor), limit=limit + 1)
+    found = await in_store(desk.live.store.page, after=place_of(cursor), limit=limit + 1)
     items: list[Any] = [watched_json(watch) for watch in found[:limit]]
     return JSONResponse({"items": items, "next_cursor": next_cursor(found, limit)})
 
@@ -167,7 +167,7 @@ async def list_watches(
 @router.get("/v1/watches/{watch_id}", responses={200: {"model": WatchDocument}, **responses(404)})
 async def read(watch_id: str, desk: DeskOf) -> Response:
     """Read a watch: its state and its latest verdict."""
-    return JSONResponse(watch_json(await asyncio.to_thread(desk.live.find, watch_id)))
+    return JSONResponse(watch_json(await in_store(desk.live.find, watch_id)))
 
 
 @router.get(
@@ -186,7 +186,7 @@ async def events(
     After a broken connection, send the last event's id as ``Last-Event-ID``, as browsers do; the verdicts of the
     last minutes are kept.
     """
-    await asyncio.to_thread(desk.live.find, watch_id)
+    await in_store(desk.live.find, watch_id)
     watches = desk.live.store
 
     def state() -> tuple[bool, dict[str, Any]]:
@@ -206,11 +206,11 @@ async def events(
 @router.post("/v1/watches/{watch_id}/cancel", responses={200: {"model": WatchDocument}, **responses(404, 409)})
 async def cancel(watch_id: str, desk: DeskOf) -> Response:
     """End a watch; its latest verdict stays."""
-    return JSONResponse(watch_json(await asyncio.to_thread(desk.live.cancel, watch_id)))
+    return JSONResponse(watch_json(await in_store(desk.live.cancel, watch_id)))
 
 
 @router.delete("/v1/watches/{watch_id}", status_code=204, responses=responses(404))
 async def delete(watch_id: str, desk: DeskOf) -> Response:
     """Remove a watch with its verdicts; one that runs is ended."""
-    await asyncio.to_thread(desk.live.delete, watch_id)
+    await in_store(desk.live.delete, watch_id)
     return Response(status_code=204)

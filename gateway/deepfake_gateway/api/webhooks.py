@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
@@ -14,6 +13,7 @@ from deepfake_gateway.addresses import MAX_URL, Addresses, AddressRefusedError, 
 from deepfake_gateway.api.parts import KNOWN_QUERY, DeskOf, JsonRoute, SettingsOf
 from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses
 from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.store.webhooks import Webhook
 
 MOST: Final = 10
@@ -79,10 +79,10 @@ async def add(desk: DeskOf, settings: SettingsOf, form: Annotated[WebhookForm, B
         raise Problem(422, str(exc)) from None
     if parts.username or parts.password:
         raise Problem(422, "the address holds a password, which would be stored; messages are signed instead")
-    known = await asyncio.to_thread(desk.webhooks.all)  # an administrator's are all
+    known = await in_store(desk.webhooks.all)  # an administrator's are all
     if sum(one.tenant == desk.tenant for one in known) >= MOST:
         raise Problem(409, f"there are {MOST} webhooks, as many as may; delete one")
-    webhook = await asyncio.to_thread(desk.webhooks.add, form.url, desk.tenant)
+    webhook = await in_store(desk.webhooks.add, form.url, desk.tenant)
     document = _document(webhook, secret=webhook.secret)
     return JSONResponse(document.model_dump(mode="json"), 201, {"Location": f"/v1/webhooks/{webhook.id}/deliveries"})
 
@@ -90,14 +90,14 @@ async def add(desk: DeskOf, settings: SettingsOf, form: Annotated[WebhookForm, B
 @router.get("/v1/webhooks", responses=responses())
 async def list_webhooks(desk: DeskOf) -> WebhooksDocument:
     """List the webhooks, without their secrets."""
-    return WebhooksDocument(items=[_document(one) for one in await asyncio.to_thread(desk.webhooks.all)])
+    return WebhooksDocument(items=[_document(one) for one in await in_store(desk.webhooks.all)])
 
 
 @router.delete("/v1/webhooks/{webhook_id}", status_code=204, responses=responses(404))
 async def delete(webhook_id: str, desk: DeskOf) -> Response:
     """Tell an address no more."""
     await _find(desk, webhook_id)
-    await asyncio.to_thread(desk.webhooks.delete, webhook_id)
+    await in_store(desk.webhooks.delete, webhook_id)
     return Response(status_code=204)
 
 
@@ -105,7 +105,7 @@ async def delete(webhook_id: str, desk: DeskOf) -> Response:
 async def deliveries(webhook_id: str, desk: DeskOf) -> DeliveriesDocument:
     """Show the last 100 messages, and what became of them."""
     await _find(desk, webhook_id)
-    found = await asyncio.to_thread(desk.webhooks.deliveries, webhook_id)
+    found = await in_store(desk.webhooks.deliveries, webhook_id)
     return DeliveriesDocument(
         items=[
             DeliveryDocument(
@@ -119,7 +119,7 @@ async def deliveries(webhook_id: str, desk: DeskOf) -> DeliveriesDocument:
 
 
 async def _find(desk: Desk, webhook_id: str) -> Webhook:
-    webhook = await asyncio.to_thread(desk.webhooks.get, webhook_id)
+    webhook = await in_store(desk.webhooks.get, webhook_id)
     if webhook is None:
         raise Problem(404, f"there is no webhook {webhook_id[:64]!r}; GET /v1/webhooks lists those there are")
     return webhook

@@ -25,6 +25,7 @@ from deepfake_gateway.store.batches import Batch
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.media import MediaAwayError
 from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.tracing import traced
 from deepfake_preprocess.support.pauses import Pauses
 
@@ -80,7 +81,7 @@ class Gathering:
     async def _brought(self, desk: Desk, batch: Batch, position: int, url: str) -> Analysis:
         """Return the analysis of a file: that of before the worker died, or a new one."""
         only = f"batch {batch.id} {position}"
-        before = await asyncio.to_thread(desk.store.with_idempotency_key, only)
+        before = await in_store(desk.store.with_idempotency_key, only)
         if before is not None:
             return before
         sink = Sink(desk.media.new_upload(), self._max_bytes)

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake_gateway.store.records import HasChanged, Store
+from deepfake_gateway.store.threads import in_store
 
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.05, 0.25
 LATE_PART: Final = 20
@@ -71,7 +72,7 @@ class News:
         while self._waiting:
             try:
                 with ExitStack() as stack:
-                    has_changed = await asyncio.to_thread(stack.enter_context, self._store.changes())
+                    has_changed = await in_store(stack.enter_context, self._store.changes())
                     while self._waiting:
                         await self._look_once(has_changed)
             except SQLAlchemyError as exc:
@@ -85,7 +86,7 @@ class News:
             waited_s = time.monotonic() - self._latest_at
             pause_s = min(LONGEST_LOOK_S, max(pause_s, waited_s / LATE_PART))
         if has_changed is None or has_changed():
-            latest = await asyncio.to_thread(self._store.latest_events, OVERLAP)
+            latest = await in_store(self._store.latest_events, OVERLAP)
             for analysis_id in {latest[number] for number in latest.keys() - self._known}:
                 for changed in self._waiting.get(analysis_id, ()):
                     changed.set()

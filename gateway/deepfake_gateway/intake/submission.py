@@ -33,6 +33,7 @@ from deepfake_gateway.store.explanations import Explanations, StoredExplanation
 from deepfake_gateway.store.keys import Key
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
+from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_gateway.store.usage import Usage
 from deepfake_gateway.store.watches import Watch
 from deepfake_gateway.store.webhooks import Webhooks
@@ -147,11 +148,9 @@ class Desk:
             Problem: 409 for a key that was used for another upload, 422 for options, 429 while too many wait.
         """
         options = stored_options(fields, max_frames=self._max_frames)
-        known = await asyncio.to_thread(self._mine.knows, upload.sha256, options)
+        known = await in_store(self._mine.knows, upload.sha256, options)
         checkpoint = await self._checkpoint_in_use() if known else None
-        return await asyncio.to_thread(
-            self._submit, upload, options, checkpoint, idempotency_key, priority, is_awaited
-        )
+        return await in_media(self._submit, upload, options, checkpoint, idempotency_key, priority, is_awaited)
 
     async def submit_again(self, analysis_id: str, fields: Mapping[str, Any]) -> Submitted:
         """Take the file of an analysis in once more, with other options.
@@ -159,10 +158,10 @@ class Desk:
         Raises:
             Problem: 404 for an unknown analysis and where its file was removed, and as `submit`.
         """
-        before = await asyncio.to_thread(self.find, analysis_id)
+        before = await in_store(self.find, analysis_id)
         path = self.media.new_upload()
         try:
-            await asyncio.to_thread(self.media.send_again, analysis_id, path)
+            await in_media(self.media.send_again, analysis_id, path)
             upload = Upload(path, before.file_name, before.size_bytes, before.sha256, before.media_type)
             return await self.submit(upload, fields)
         except FileNotFoundError:
@@ -240,7 +239,7 @@ class Desk:
             Problem: 422 for options, 429 where not all of them may wait.
         """
         self.check_options(fields)
-        await asyncio.to_thread(self._check_room, len(files))
+        await in_store(self._check_room, len(files))
         items = []
         for file in files:
             if isinstance(file, tuple):
@@ -252,7 +251,7 @@ class Desk:
                 items.append(BatchItem(file.file_name, refusal=problem.detail))
             else:
                 items.append(BatchItem(file.file_name, submitted.analysis))
-        return await asyncio.to_thread(self._begin_batch, name, fields, items)
+        return await in_store(self._begin_batch, name, fields, items)
 
     async def submit_addresses(
         self, urls: Sequence[str], fields: Mapping[str, str], name: str, check: Callable[[str], None]
@@ -276,8 +275,8 @@ class Desk:
                 items.append(BatchItem(shown, refusal=problem.detail))
             else:
                 items.append(BatchItem(shown, url=url))
-        await asyncio.to_thread(self._check_room, len(items))
-        return await asyncio.to_thread(self._begin_batch, name, fields, items)
+        await in_store(self._check_room, len(items))
+        return await in_store(self._begin_batch, name, fields, items)
 
     def _begin_batch(self, name: str, fields: Mapping[str, str], items: Sequence[BatchItem]) -> Batch:
         batch = Batch(
@@ -296,7 +295,7 @@ class Desk:
 
     async def begin_watch(self, form: WatchForm) -> Watch:
         """Begin to watch a live source; Problem as `WatchDesk.begin`, and 429 where the key's quota is used up."""
-        await asyncio.to_thread(self._check_quota)
+        await in_store(self._check_quota)
         return await self.live.begin(form)
 
     def find_batch(self, batch_id: str) -> Batch:
@@ -445,7 +444,7 @@ async def ask_models(settings: Settings) -> list[ServedModel]:
 async def _once_over(find: Callable[[], JobT], within_s: float, wait: Wait) -> JobT:
     give_up_at = time.monotonic() + within_s
     while True:
-        found = await asyncio.to_thread(find)
+        found = await in_store(find)
         left_s = give_up_at - time.monotonic()
         if found.status.is_final or left_s <= 0:
             return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from copy import copy
@@ -18,6 +17,7 @@ from deepfake_gateway.jobs.queue import Job, Priority, Queue
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import Key
 from deepfake_gateway.store.records import Status
+from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.store.watches import Watch, Watches
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.remote import without_password
@@ -133,7 +133,7 @@ class WatchDesk:
             tenant="" if self._key is None else self._key.tenant,
             key_id=None if self._key is None else self._key.id,
         )
-        await asyncio.to_thread(self._add, watch)
+        await in_store(self._add, watch)
         return watch
 
     def _add(self, watch: Watch) -> None:

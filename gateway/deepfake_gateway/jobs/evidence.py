@@ -23,6 +23,7 @@ from deepfake_client.result.verdict import Verdict
 from deepfake_gateway.sandbox.process import RunTask
 from deepfake_gateway.store.media import Media, local_file
 from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.store.threads import in_media
 from deepfake_preprocess.media.image import read_image
 
 _CROPS: Final = "crops/crops.json"
@@ -90,12 +91,12 @@ class Evidence:
         """
         name = f"report.{form}"
         async with self._alone(analysis.id):
-            report = await asyncio.to_thread(self._media.read, analysis.id, name)
+            report = await in_media(self._media.read, analysis.id, name)
             if report is None:
                 report = base64.b64decode(
                     (await self._made("report", analysis, format=form, kept_until=kept_until))["report"]
                 )
-                await asyncio.to_thread(self._media.put, analysis.id, name, report)
+                await in_media(self._media.put, analysis.id, name, report)
         return report
 
     async def crops(self, analysis: Analysis) -> dict[str, Crop]:
@@ -104,11 +105,11 @@ class Evidence:
         Raises as `report` does.
         """
         async with self._alone(analysis.id):
-            known = await asyncio.to_thread(self._media.read, analysis.id, _CROPS)
+            known = await in_media(self._media.read, analysis.id, _CROPS)
             if known is None:
                 made = (await self._made("crops", analysis))["crops"]
-                known = await asyncio.to_thread(self._keep, analysis.id, made)
-            return await asyncio.to_thread(self._load, analysis.id, known)
+                known = await in_media(self._keep, analysis.id, made)
+            return await in_media(self._load, analysis.id, known)
 
     async def _made(self, kind: str, analysis: Analysis, **about: Any) -> dict[str, Any]:
         task = {

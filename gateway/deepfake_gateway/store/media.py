@@ -5,7 +5,6 @@ Uploads come to a folder of this machine, and from there to `MediaFolder`, besid
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import shutil
 import time
@@ -14,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, c
 from pathlib import Path
 from typing import Final, Protocol
 
+from deepfake_gateway.store.threads import in_media
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_preprocess.support.files import write_whole
 
@@ -90,7 +90,7 @@ class Media(Protocol):
 async def local_file(media: Media, analysis_id: str) -> AsyncIterator[Path]:
     """Yield the medium of an analysis as a file; see `Media.local`."""
     with ExitStack() as stack:
-        yield await asyncio.to_thread(stack.enter_context, media.local(analysis_id))
+        yield await in_media(stack.enter_context, media.local(analysis_id))
 
 
 class Incoming:

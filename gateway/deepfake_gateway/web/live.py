@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -16,6 +15,7 @@ from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.intake.watching import WatchForm
 from deepfake_gateway.settings import wrong_value
 from deepfake_gateway.store.records import Event, Status
+from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.store.watches import Watch
 from deepfake_gateway.web import lanes, words
 from deepfake_gateway.web.language import Language, language_of
@@ -49,7 +49,7 @@ class Place:
 async def live(request: Request) -> Response:
     """Show the form for an address, and what is and was watched."""
     desk, _ = _parts(request)
-    watches = await asyncio.to_thread(desk.live.store.page, limit=LISTED)
+    watches = await in_store(desk.live.store.page, limit=LISTED)
     minutes = desk.live.max_s // 60
     return render("live.html.j2", request, watches=watches, is_on=desk.live.is_on, minutes=max(1, int(minutes)))
 
@@ -95,7 +95,7 @@ async def part(watch_id: str, request: Request) -> Response:
 async def end(watch_id: str, request: Request) -> Response:
     """End a watch, and show what was seen last."""
     desk, _ = _parts(request)
-    await asyncio.to_thread(desk.live.store.cancel, (await asyncio.to_thread(desk.live.find, watch_id)).id)
+    await in_store(desk.live.store.cancel, (await in_store(desk.live.find, watch_id)).id)
     return RedirectResponse(f"/live/{watch_id}", status_code=303)
 
 
@@ -103,7 +103,7 @@ async def end(watch_id: str, request: Request) -> Response:
 async def delete(watch_id: str, request: Request) -> Response:
     """Remove a watch, and go to the others."""
     desk, _ = _parts(request)
-    await asyncio.to_thread(desk.live.delete, watch_id)
+    await in_store(desk.live.delete, watch_id)
     return RedirectResponse("/live", status_code=303)
 
 
@@ -113,7 +113,7 @@ def _parts(request: Request) -> tuple[Desk, Language]:
 
 async def _values(watch_id: str, request: Request) -> Json:
     desk, say = _parts(request)
-    watch = await asyncio.to_thread(desk.live.find, watch_id)
+    watch = await in_store(desk.live.find, watch_id)
     verdict = watch.verdict
     values: Json = {
         "watch": watch,
@@ -123,7 +123,7 @@ async def _values(watch_id: str, request: Request) -> Json:
     }
     if verdict is None:
         return values
-    events = await asyncio.to_thread(desk.live.store.events, watch_id)
+    events = await in_store(desk.live.store.events, watch_id)
     past = _past(events)
     span_s = max(past[-1]["at_s"] - past[0]["at_s"], 1.0) if past else 1.0
     return {

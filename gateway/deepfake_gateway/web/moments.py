@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Form, Request
@@ -20,6 +19,7 @@ from deepfake_gateway.jobs.explaining import explainer_of
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import StoredExplanation
 from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.rendering import render
 from deepfake_gateway.web.words import Json
@@ -40,7 +40,7 @@ router = APIRouter(include_in_schema=False)
 async def moments_values(desk: Desk, say: Language, settings: Settings, analysis: Analysis) -> dict[str, Any]:
     """Return what the template ``moments.html.j2`` shows of a finished analysis."""
     verdict = analysis.verdict or {}
-    known = await asyncio.to_thread(desk.explanations.of_analysis, analysis.id)
+    known = await in_store(desk.explanations.of_analysis, analysis.id)
     explanation = known[0] if known else None
     moments = moments_of(say, verdict, analysis.id, explanation)
     request = {} if explanation is None else explanation.request
@@ -112,7 +112,7 @@ def _agreement(say: Language, explanation: StoredExplanation | None) -> str:
 async def moments(analysis_id: str, request: Request) -> Response:
     """Show the faces and their heatmaps as a part of the result's page."""
     desk: Desk = request.state.desk
-    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    analysis = await in_store(desk.find, analysis_id)
     if analysis.verdict is None:
         raise without_verdict(analysis)
     values = await moments_values(desk, language_of(request), request.app.state.settings, analysis)
@@ -128,13 +128,13 @@ async def draw(
 ) -> Response:
     """Ask for heatmaps of all faces that are shown."""
     desk: Desk = request.state.desk
-    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    analysis = await in_store(desk.find, analysis_id)
     names = [face["name"] for face in listed_faces(analysis.verdict or {})]
     try:
         form = ExplanationForm.model_validate({"method": method, "layer": layer or None, "crops": names or None})
     except ValidationError:
         raise Problem(422, f"`method` is {method[:40]!r}; it is one of {', '.join(METHODS)}") from None
-    await asyncio.to_thread(desk.explain, analysis_id, form)
+    await in_media(desk.explain, analysis_id, form)
     if "hx-request" in request.headers:
         return await moments(analysis_id, request)
     return RedirectResponse(f"/analyses/{analysis_id}#moments", status_code=303)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,6 +19,7 @@ from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.places import CURSOR, next_cursor, place_of
 from deepfake_gateway.store.records import Analysis, Filters
+from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_gateway.web import comparing, lanes, live, moments, signing, start, words
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.progress import progress_of
@@ -65,8 +65,8 @@ def _address(request: Request) -> str:
 async def result(analysis_id: str, request: Request) -> Response:
     """Show the result of an analysis, or how far it is."""
     desk, say = _parts(request)
-    analysis = await asyncio.to_thread(desk.find, analysis_id)
-    has_media = await asyncio.to_thread(desk.media.size, analysis.id) is not None
+    analysis = await in_store(desk.find, analysis_id)
+    has_media = await in_media(desk.media.size, analysis.id) is not None
     if analysis.verdict is not None:
         values = await _result_values(desk, say, request.app.state.settings, analysis, analysis.verdict)
         return render("result.html.j2", request, has_media=has_media, **values)
@@ -84,7 +84,7 @@ async def _result_values(
     desk: Desk, say: Language, settings: Settings, analysis: Analysis, verdict: dict[str, Any]
 ) -> dict[str, Any]:
     same_file = Filters(sha256=analysis.sha256, status="done")
-    found = await asyncio.to_thread(desk.store.page, same_file, limit=OTHERS + 1)
+    found = await in_store(desk.store.page, same_file, limit=OTHERS + 1)
     shown = await moments.moments_values(desk, say, settings, analysis)
     spec = await _spec(desk, verdict)
     span_s = lanes.span_of(verdict)
@@ -123,7 +123,7 @@ async def _spec(desk: Desk, verdict: dict[str, Any]) -> ModelSpec | None:
 async def progress(analysis_id: str, request: Request) -> Response:
     """Show how far an analysis is, as a part of its page; the page is loaded anew when it is over."""
     desk, say = _parts(request)
-    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    analysis = await in_store(desk.find, analysis_id)
     if analysis.status.is_final:
         return Response(headers={"HX-Refresh": "true"})
     return render("progress_part.html.j2", request, item=await progress_of(desk, say, analysis))
@@ -133,7 +133,7 @@ async def progress(analysis_id: str, request: Request) -> Response:
 async def row(analysis_id: str, request: Request) -> Response:
     """Show an analysis as a row of what runs; one that is over is none, and the page is told so."""
     desk, say = _parts(request)
-    analysis = await asyncio.to_thread(desk.find, analysis_id)
+    analysis = await in_store(desk.find, analysis_id)
     if analysis.status.is_final:
         return Response(headers={"HX-Trigger": "analysis-over"})
     return render("row.html.j2", request, item=await progress_of(desk, say, analysis))
@@ -156,7 +156,7 @@ async def again(
 async def cancel(analysis_id: str, request: Request) -> Response:
     """End an analysis, and go back to the start."""
     desk, _ = _parts(request)
-    await asyncio.to_thread(desk.cancel, analysis_id)
+    await in_store(desk.cancel, analysis_id)
     return RedirectResponse("/", status_code=303)
 
 
@@ -164,7 +164,7 @@ async def cancel(analysis_id: str, request: Request) -> Response:
 async def delete(analysis_id: str, request: Request) -> Response:
     """Remove an analysis, and go to the history."""
     desk, _ = _parts(request)
-    await asyncio.to_thread(desk.delete, analysis_id)
+    await in_media(desk.delete, analysis_id)
     return RedirectResponse("/history", status_code=303)
 
 
@@ -174,7 +174,7 @@ async def compare(
 ) -> Response:
     """Show two results of the same file side by side."""
     desk, say = _parts(request)
-    first, second = [await asyncio.to_thread(desk.find, analysis_id) for analysis_id in (one, two)]
+    first, second = [await in_store(desk.find, analysis_id) for analysis_id in (one, two)]
     return render(
         "compare.html.j2",
         request,
@@ -227,12 +227,12 @@ def _seconds(day: str, zone: str, *, days: int = 0) -> float | None:
 async def history(request: Request, asked: Annotated[Asked, Query()]) -> Response:
     """Show all analyses, newest first, with filters."""
     desk, say = _parts(request)
-    found = await asyncio.to_thread(desk.store.page, asked.filters(), after=place_of(asked.after), limit=PAGE + 1)
+    found = await in_store(desk.store.page, asked.filters(), after=place_of(asked.after), limit=PAGE + 1)
     following = ""
     if cursor := next_cursor(found, PAGE):
         following = urlencode({**asked.model_dump(), "after": cursor})
     items = [await progress_of(desk, say, analysis) for analysis in found[:PAGE]]
-    models = sorted({*await asyncio.to_thread(desk.store.model_names), *filter(None, [asked.model])})
+    models = sorted({*await in_store(desk.store.model_names), *filter(None, [asked.model])})
     return render("history.html.j2", request, items=items, asked=asked, following=following, models=models)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.store.records import Analysis, Filters, Status
+from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.web.language import Language
 from deepfake_gateway.web.words import Json, label_words, short_error, short_reason, state_words
 
@@ -29,11 +29,11 @@ async def progress_of(desk: Desk, say: Language, analysis: Analysis) -> Progress
     """Return how far an analysis is."""
     if analysis.status is Status.QUEUED:
         before = Filters(status=Status.QUEUED.value, until=analysis.created_at)
-        ahead = len(await asyncio.to_thread(desk.store.page, before, limit=MOST_COUNTED))
+        ahead = len(await in_store(desk.store.page, before, limit=MOST_COUNTED))
         words = say.say_of("waits behind %(number)s", "waits behind %(number)s", ahead) if ahead else ""
         return Progress(analysis, words or state_words(say, analysis.status))
     if analysis.status is Status.RUNNING:
-        seen = await asyncio.to_thread(desk.store.last_progress, analysis.id)
+        seen = await in_store(desk.store.last_progress, analysis.id)
         return _running(say, analysis, seen)
     return Progress(analysis, state_words(say, analysis.status), _result(say, analysis))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from deepfake_gateway.store.keys import SESSION_COOKIE, SESSION_S, Keys
+from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.web.rendering import render
 
 router = APIRouter(include_in_schema=False)
@@ -28,10 +28,10 @@ async def sign_in(
 ) -> Response:
     """Begin a session, and show what was asked for."""
     keys: Keys = request.app.state.keys
-    found = await asyncio.to_thread(keys.of_text, key.strip())
+    found = await in_store(keys.of_text, key.strip())
     if found is None:
         return render("sign_in.html.j2", request, 401, next=next, wrong=True)
-    token = await asyncio.to_thread(keys.begin_session, found)
+    token = await in_store(keys.begin_session, found)
     response = RedirectResponse(_own(next), status_code=303)
     # Lax, so that a link in a mail shows a result; a change needs our own page beyond that.
     response.set_cookie(
@@ -44,7 +44,7 @@ async def sign_in(
 async def sign_out(request: Request) -> Response:
     """End the session."""
     keys: Keys = request.app.state.keys
-    await asyncio.to_thread(keys.end_session, request.cookies.get(SESSION_COOKIE, ""))
+    await in_store(keys.end_session, request.cookies.get(SESSION_COOKIE, ""))
     response = RedirectResponse("/sign-in", status_code=303)
     response.delete_cookie(SESSION_COOKIE)
     return response

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from typing import Annotated, Any, Final
 
@@ -17,6 +16,7 @@ from deepfake_gateway.intake.upload import MAX_FILES, received_together
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.batches import Batch
 from deepfake_gateway.store.records import UNFINISHED, Filters
+from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.progress import Progress, progress_of
 from deepfake_gateway.web.rendering import render
@@ -39,15 +39,15 @@ async def start(request: Request) -> Response:
     unfinished = [
         analysis
         for status in reversed(UNFINISHED)
-        for analysis in await asyncio.to_thread(desk.store.page, Filters(status=status.value), limit=RECENT)
+        for analysis in await in_store(desk.store.page, Filters(status=status.value), limit=RECENT)
     ]
-    recent = await asyncio.to_thread(desk.store.page, Filters(), limit=RECENT)
+    recent = await in_store(desk.store.page, Filters(), limit=RECENT)
     return render(
         "start.html.j2",
         request,
         running=[await progress_of(desk, say, analysis) for analysis in unfinished],
         recent=[await progress_of(desk, say, analysis) for analysis in recent if analysis.status.is_final],
-        batches=await asyncio.to_thread(desk.batches.latest, RECENT_BATCHES),
+        batches=await in_store(desk.batches.latest, RECENT_BATCHES),
         max_bytes=settings.max_upload_bytes,
         max_files=MAX_FILES,
         media_hours=f"{settings.media_hours:g}",
@@ -91,7 +91,7 @@ async def fetch(request: Request, url: Annotated[str, Form(max_length=MAX_URL)])
 async def batch(batch_id: str, request: Request) -> Response:
     """Show files that were sent together."""
     desk, _, say = _parts(request)
-    found = await asyncio.to_thread(desk.find_batch, batch_id)
+    found = await in_store(desk.find_batch, batch_id)
     return render("batch.html.j2", request, **await _batch_values(desk, say, found))
 
 
@@ -99,7 +99,7 @@ async def batch(batch_id: str, request: Request) -> Response:
 async def batch_part(batch_id: str, request: Request) -> Response:
     """Show what became of the files of a batch, as a part of its page."""
     desk, _, say = _parts(request)
-    found = await asyncio.to_thread(desk.find_batch, batch_id)
+    found = await in_store(desk.find_batch, batch_id)
     return render("batch_part.html.j2", request, **await _batch_values(desk, say, found))
 
 
