@@ -27,7 +27,7 @@ from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import ServiceExplain, patient, run_explanation
 from deepfake_gateway.jobs.queue import APPLICATION, APPLICATION_VERSION, DurableQueue, Job, Queue
 from deepfake_gateway.jobs.retention import PURGE_EVERY_S, purge
-from deepfake_gateway.jobs.running import SandboxedWork, run_job, stored
+from deepfake_gateway.jobs.running import SandboxedWork, WithinQuota, run_job, stored
 from deepfake_gateway.jobs.waking import Waking
 from deepfake_gateway.jobs.watching import SandboxedWatch, run_watch
 from deepfake_gateway.logs import first_line, set_up_logs
@@ -37,6 +37,7 @@ from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.bucket import media_of
 from deepfake_gateway.store.media import Media, MediaAwayError
 from deepfake_gateway.store.records import Store
+from deepfake_gateway.store.usage import Quotas
 from deepfake_gateway.store.watches import Watches
 from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_gateway.tracing import end_traces, set_up_traces
@@ -72,7 +73,11 @@ async def work(settings: Settings) -> None:
     transport = connect(settings.connection)
     pool = SandboxPool(settings.concurrency, limits_of(settings), transport, settings.model)
     await pool.start()
-    sandboxed, explain = SandboxedWork(pool, media), patient(ServiceExplain(settings), settings.server_wait_s)
+    quotas = Quotas(store.engine, settings.seconds_per_day)
+    sandboxed, explain = (
+        WithinQuota(SandboxedWork(pool, media), quotas),
+        patient(ServiceExplain(settings), settings.server_wait_s),
+    )
     # A pool of its own, so that somebody who looks at a result does not wait behind long analyses.
     looking = SandboxPool(EXPLAIN_CONCURRENCY, limits_of(settings), transport, settings.model)
     evidence = Evidence(media, looking.run)

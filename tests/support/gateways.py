@@ -25,7 +25,7 @@ from deepfake_gateway.intake.gathering import Gathering
 from deepfake_gateway.jobs.evidence import Evidence
 from deepfake_gateway.jobs.explaining import patient, run_explanation
 from deepfake_gateway.jobs.queue import Job
-from deepfake_gateway.jobs.running import run_job
+from deepfake_gateway.jobs.running import WithinQuota, run_job
 from deepfake_gateway.jobs.watching import run_watch
 from deepfake_gateway.sandbox.child import options_of, result_of
 from deepfake_gateway.sandbox.limits import limits_of
@@ -33,6 +33,7 @@ from deepfake_gateway.sandbox.process import TaskError
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.explanations import Explanations
 from deepfake_gateway.store.records import Store
+from deepfake_gateway.store.usage import Quotas
 from deepfake_gateway.store.watches import Watches
 from deepfake_preprocess.errors import DeepfakeError, ExplainDisagreementError, ServerUnavailableError
 from deepfake_preprocess.support.sockets import listening
@@ -75,7 +76,8 @@ class ThreadQueue:
         self.hold.wait()
         while self.store.get(analysis_id) is None:  # until the transaction that queued it is through
             time.sleep(0.005)
-        asyncio.run(run_job(self.store, analysis_id, self.work, server_wait_s=0))
+        quotas = Quotas(self.store.engine, self.settings.seconds_per_day)
+        asyncio.run(run_job(self.store, analysis_id, WithinQuota(self.work, quotas), server_wait_s=0))
 
     def _explain(self, explanation_id):
         self.hold.wait()

@@ -34,7 +34,7 @@ from deepfake_gateway.store.keys import Key
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import UNFINISHED, Analysis, Status, Store
 from deepfake_gateway.store.threads import in_media, in_store
-from deepfake_gateway.store.usage import Usage
+from deepfake_gateway.store.usage import Quotas, Usage
 from deepfake_gateway.store.watches import Watch
 from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_gateway.tracing import current_traceparent
@@ -103,7 +103,7 @@ class Desk:
         # Shared by the desks of all callers.
         self._checkpoint: dict[str, tuple[float, str | None]] = {}
         self._key: Key | None = None
-        self.usage, self._seconds_per_day = Usage(store.engine), settings.seconds_per_day
+        self.usage, self._quotas = Usage(store.engine), Quotas(store.engine, settings.seconds_per_day)
 
     def of(self, key: Key | None) -> Desk:
         """Return the desk of a caller: only what belongs to the key's tenant is there, and its quota counts.
@@ -306,11 +306,8 @@ class Desk:
         return batch
 
     def _check_quota(self) -> None:
-        if self._key is None:
-            return
-        own = self._key.seconds_per_day
-        allowed = self._seconds_per_day if own is None else own
-        if allowed and self.usage.seconds_today(self._key.id) >= allowed:
+        allowed = None if self._key is None else self._quotas.used_up(self._key.id)
+        if allowed is not None:
             left_s = str(86_400 - int(time.time()) % 86_400)
             raise Problem(
                 429, f"this key's {allowed:g} seconds of video for today are used up; send more after midnight (UTC)",

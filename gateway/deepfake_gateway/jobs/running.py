@@ -16,6 +16,7 @@ from deepfake_gateway.logs import first_line
 from deepfake_gateway.sandbox.process import OnProgress, SandboxError, SandboxPool, TaskError
 from deepfake_gateway.store.media import Media, MediaAwayError, local_file
 from deepfake_gateway.store.records import Analysis, Status, Store
+from deepfake_gateway.store.usage import Quotas
 from deepfake_gateway.tracing import traced
 from deepfake_preprocess import errors
 from deepfake_preprocess.support.pauses import Pauses
@@ -54,6 +55,23 @@ class SandboxedWork:
             )
             raise TaskError(errors.MediaNotFoundError.__name__, detail) from None
         return verdict
+
+
+class WithinQuota:
+    """Works as long as the key that an analysis was sent with has seconds of video left: what it costs shows here."""
+
+    def __init__(self, work: Work, quotas: Quotas) -> None:
+        self._work, self._quotas = work, quotas
+
+    async def __call__(self, analysis: Analysis, on_progress: OnProgress) -> dict[str, Any]:
+        """See `Work`."""
+        allowed = await stored(self._quotas.used_up, analysis.key_id)
+        if allowed is not None:
+            detail = (
+                f"this key's {allowed:g} seconds of video for the day are used up; send it again after midnight (UTC)"
+            )
+            raise TaskError("QuotaError", detail)
+        return await self._work(analysis, on_progress)
 
 
 async def run_job(store: Store, analysis_id: str, work: Work, *, server_wait_s: float) -> None:

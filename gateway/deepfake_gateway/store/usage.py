@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.schema import DAILY_USAGE, KEYS
 
 
@@ -52,6 +53,22 @@ class Usage:
         of_today = (DAILY_USAGE.c.key_id == key_id) & (DAILY_USAGE.c.day == today().isoformat())
         with self._engine.connect() as connection:
             return float(connection.execute(sa.select(DAILY_USAGE.c.seconds).where(of_today)).scalar() or 0.0)
+
+
+class Quotas:
+    """How much video each key may have analyzed in a day (UTC): its own bound, else that of all. Safe for threads."""
+
+    def __init__(self, engine: sa.Engine, seconds_per_day: float) -> None:
+        self._keys, self._usage = Keys(engine), Usage(engine)
+        self._seconds_per_day = seconds_per_day
+
+    def used_up(self, key_id: str | None) -> float | None:
+        """Return how many seconds a key may have where it has used them; None where some are left."""
+        key = None if key_id is None else self._keys.get(key_id)
+        if key is None:
+            return None
+        allowed = self._seconds_per_day if key.seconds_per_day is None else key.seconds_per_day
+        return allowed if allowed and self._usage.seconds_today(key.id) >= allowed else None
 
 
 def add_usage(connection: sa.Connection, key_id: str | None, **amounts: float) -> None:

@@ -24,6 +24,7 @@ SHORT_ERRORS: Final = {
     "SandboxError": mark("took too much time or memory"),
     "MediaAwayError": mark("the file could not be fetched"),
     "InternalError": mark("this service failed"),
+    "QuotaError": mark("the key's video for the day is used up"),
 }
 OF_FILE: Final = frozenset({"MediaOpenError", "MediaLimitError", "SandboxError"})
 """Errors that the same file will have again."""
@@ -36,6 +37,7 @@ _ASK: Final = mark("If the answer stays open, ask a person who knows the field."
 _ORIGINAL: Final = mark("Send the original file, before filters and conversions, if you can get it.")
 _LATER: Final = mark("Send the file again in a moment.")
 _AGAIN: Final = mark("Watch the source again in a moment.")
+_TOMORROW: Final = mark("Send the file again after midnight (UTC).")
 _TELL: Final = mark("Tell whoever runs this service, if it goes on.")
 _KINDS: Final = mark("Send a video (MP4, WebM, MOV, MKV, AVI) or a picture (JPEG, PNG, WebP, HEIC).")
 _SHORTER: Final = mark("Send a shorter part, or a smaller version of it.")
@@ -52,6 +54,7 @@ ADVICE: Final = {
     "MediaLimitError": (_SHORTER,),
     "SandboxError": (_SHORTER, _CONVERT),
     "MediaAwayError": (_LATER, _TELL),
+    "QuotaError": (_TOMORROW,),
     "ServerUnavailableError": (_LATER, _TELL),
     "ServerTimeoutError": (_LATER, _TELL),
     "ServerBusyError": (_LATER,),

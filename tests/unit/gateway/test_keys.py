@@ -11,6 +11,7 @@ import pytest
 from deepfake_client.cli.main import main
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import Keys
+from deepfake_gateway.store.usage import add_usage
 from deepfake_preprocess.errors import OptionError
 
 
@@ -134,6 +135,21 @@ def test_seconds_of_video_per_day(gateway, keys, clip):
     assert "are used up" in refused.json()["detail"]
     assert send(gateway, clip, headers, num_frames=4).status_code == 200  # the earlier result costs nothing
     assert send(gateway, clip, bearer(keys), num_frames=6).status_code == 200
+
+
+def test_what_waits_when_the_seconds_are_used_up_is_not_analyzed(gateway, keys, clip):
+    key, text = keys.create("test", ["analyze"], seconds_per_day=10)
+    gateway.headers["X-Api-Key"] = text
+    gateway.queue.hold.clear()
+    links = gateway.post("/v1/analyses?num_frames=3", content=clip).json()["links"]
+    with gateway.desk.store.engine.begin() as connection:  # as by what ran before it
+        add_usage(connection, key.id, seconds=10)
+    gateway.queue.hold.set()
+    gateway.get(links["events"])  # until it is over
+    analysis = gateway.get(links["self"]).json()
+    assert (analysis["status"], analysis["error"]["type"]) == ("failed", "QuotaError")
+    assert analysis["error"]["message"].startswith("this key's 10 seconds of video for the day are used up")
+    assert gateway.queue.runs == 0
 
 
 def test_requests_per_minute_and_uploads_at_once(tmp_path, clip):
