@@ -38,7 +38,7 @@ from deepfake_gateway.tracing import set_up_traces
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, RepositoryOption
 from deepfake_preprocess.cli.signals import terminated_as_interrupted
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.extras import check_extra, require_extra
 from deepfake_preprocess.support.limits import started_here
 from deepfake_preprocess.support.sockets import listening
 
@@ -245,7 +245,7 @@ def _start_explaining(stack: ExitStack, screen: Console, settings: Settings) -> 
     """Start an explain service of the served checkpoint beside Triton, if one is named; returns where it is."""
     if settings.checkpoint is None or settings.explain_url is not None:
         return settings
-    require_extra("pytorch_grad_cam", extra="explain")
+    check_extra("pytorch_grad_cam", extra="explain")
     with listening("127.0.0.1", 0) as probe:
         port = str(probe.getsockname()[1])
     screen.print(f"Heatmaps come from {escape(str(settings.checkpoint))}")

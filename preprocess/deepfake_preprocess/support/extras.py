@@ -6,6 +6,7 @@ import importlib
 import json
 import shlex
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
@@ -19,8 +20,17 @@ def require_extra(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as exc:
-        missing = exc.name or module
-        raise MissingExtraError(f"{missing!r} is not installed; run: {install_command(extra)}", name=missing) from exc
+        raise _missing(exc.name or module, extra) from exc
+
+
+def check_extra(module: str, *, extra: str) -> None:
+    """Raise as `require_extra` does, without importing `module`: what another process needs takes no memory here."""
+    if find_spec(module) is None:
+        raise _missing(module, extra)
+
+
+def _missing(module: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(f"{module!r} is not installed; run: {install_command(extra)}", name=module)
 
 
 def install_command(extra: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
@@ -39,3 +40,10 @@ def test_without_an_installation_the_index_is_named(monkeypatch):
     monkeypatch.setattr(extras, "distribution", not_installed)
     with pytest.raises(MissingExtraError, match="'no_such_module' is not installed; run: pip install 'deep"):
         extras.require_extra("no_such_module.part", extra="report")
+
+
+def test_what_another_process_needs_is_looked_for_and_not_loaded():
+    extras.check_extra("wsgiref", extra="report")
+    assert "wsgiref" not in sys.modules
+    with pytest.raises(MissingExtraError, match="'no_such_module' is not installed; run: pip install"):
+        extras.check_extra("no_such_module", extra="report")
