@@ -11,6 +11,7 @@ from collections import defaultdict
 from contextlib import nullcontext
 
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoAnswerError
 
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.intake.fetching import Fetcher
@@ -62,23 +63,29 @@ class Gathering:
             )
 
     async def _bring(self, desk: Desk, batch: Batch, position: int, url: str) -> None:
-        pauses = Pauses()
+        analysis: Analysis | None = None
+        refusal: str | None = None
         async with self._of_key[batch.key_id], self._of_all:
-            while True:
-                try:
-                    analysis, refusal = await self._brought(desk, batch, position, url), None
-                    break
-                except Problem as problem:
-                    analysis, refusal = None, problem.detail
-                    break
-                except (OperationalError, InterfaceError, MediaAwayError) as exc:
-                    logger.warning(
-                        "a file cannot be taken in now (%s); next try in %g s", first_line(exc), pauses.next_s
-                    )
-                await pauses.take()
+            try:
+                analysis = await self._brought(desk, batch, position, url)
+            except Problem as problem:
+                refusal = problem.detail
+            except Exception as exc:  # a file of which nothing becomes would be waited for forever
+                logger.exception("a file of the batch %s cannot be taken in", batch.id)
+                refusal = f"the gateway failed ({type(exc).__name__}); send it again, and report it if it fails again"
         await stored(self._desk.batches.settle, batch.id, position, analysis, refusal)
 
     async def _brought(self, desk: Desk, batch: Batch, position: int, url: str) -> Analysis:
+        """Return the analysis of a file, however long the database or where media are kept is away."""
+        pauses = Pauses()
+        while True:
+            try:
+                return await self._fetched(desk, batch, position, url)
+            except (OperationalError, InterfaceError, NoAnswerError, MediaAwayError) as exc:
+                logger.warning("a file cannot be taken in (%s); next try in %g s", first_line(exc), pauses.next_s)
+            await pauses.take()
+
+    async def _fetched(self, desk: Desk, batch: Batch, position: int, url: str) -> Analysis:
         """Return the analysis of a file: that of before the worker died, or a new one."""
         only = f"batch {batch.id} {position}"
         before = await in_store(desk.store.with_idempotency_key, only)
