@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from deepfake_gateway.api.parts import DeskOf
 from deepfake_gateway.intake.problems import Problem, responses
+from deepfake_gateway.store.batches import Batches
 from deepfake_gateway.store.counters import COUNTED, amounts
 from deepfake_gateway.store.records import Status, Store
 from deepfake_gateway.store.threads import in_store
@@ -82,6 +83,7 @@ class _StoreMetrics(Collector):
             now.add_metric([status.value], counts.get((status.value,), 0))
         yield now
         yield _gauge("oldest_queued_seconds", "Age of the oldest analysis that waits.", self._store.longest_wait())
+        yield _gauge("awaited", "Files of batches that are yet to be fetched.", Batches(self._store.engine).awaited())
         yield _gauge("workers", "Workers that are alive.", self._store.workers_alive(WORKER_SILENT_S))
         yield _gauge(
             "watches", "Live sources that are watched, or wait for it.", Watches(self._store.engine).unfinished()

@@ -9,8 +9,10 @@ import gateways
 import http_files
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from deepfake_gateway.api.documents import BatchDocument
+from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.schema import BATCH_ITEMS
 
@@ -74,6 +76,7 @@ def test_the_answer_is_there_before_the_files_and_each_says_what_became_of_it(tm
         assert ("3 to be fetched" in page, "1 not accepted" in page, 'max="3"' in page) == (True, True, True)
         awaited = csv.DictReader(gateway.get(batch["links"]["report"]).text.splitlines())
         assert [line["status"] for line in awaited] == ["awaited", "awaited", "awaited", ""]
+        assert "deepfake_gateway_awaited 3.0\n" in gateway.get("/metrics").text
         assert site.asked == []
         gateway.queue.hold.set()
         batch = settled(gateway, batch)
@@ -114,6 +117,25 @@ def test_a_worker_that_died_goes_on_and_begins_nothing_twice(tmp_path, clip, sit
         gateway.queue._gather(before["id"])
         assert settled(gateway, before) == before
     assert sorted(site.asked) == ["/a.mp4", "/b.mp4"]
+
+
+def test_what_nobody_foresaw_is_said_of_the_file_and_stops_no_other(tmp_path, clip, site, monkeypatch):
+    site.files = {"/a.mp4": clip, "/b.mp4": b"no video"}
+    fails = [OSError("surprise"), OperationalError("", {}, Exception("away"))]
+
+    async def fetch(fetcher, url, sink):
+        if fails and url.endswith("b.mp4"):
+            raise fails.pop()
+        await properly(fetcher, url, sink)
+
+    properly = Fetcher.fetch
+    monkeypatch.setattr(Fetcher, "fetch", fetch)
+    with service(tmp_path) as gateway:
+        batch = settled(gateway, send(gateway, site, "/a.mp4", "/b.mp4", num_frames=1).json())
+    assert batch["items"][1]["refusal"].startswith("the gateway failed (OSError)"), (
+        "away is waited for, OSError is not"
+    )
+    assert batch["items"][0]["analysis"]["status"] == "done"
 
 
 def test_files_that_are_yet_to_be_fetched_wait_as_well(tmp_path, clip, site):
