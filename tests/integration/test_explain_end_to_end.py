@@ -22,6 +22,7 @@ from tiny_model import write_tiny_repository
 from deepfake_client.cli import main as cli
 from deepfake_client.explain.service import ServiceExplainer
 from deepfake_client.explain.types import ExplainOptions
+from deepfake_explain import explainer
 from deepfake_export import ExportRequest, PrecisionOptions, export_checkpoint
 from deepfake_export.demo.untrained import build_untrained_network
 from deepfake_export.proof import speed
@@ -96,6 +97,26 @@ def test_a_report_holds_heatmaps_or_says_why_not(folder, triton, tmp_path):
     assert "grad-cam on bn2" in texts["small"]
     assert "There are no heatmaps: the served model was made from checkpoint" in texts["other"]
     assert "There are no heatmaps: no explain service answers at http://127.0.0.1:9" in texts["down"]
+
+
+@pytest.mark.parametrize("command", ["explain", "analyze"])
+def test_what_a_networks_code_prints_is_not_among_the_results(folder, triton, tmp_path, capsys, monkeypatch, command):
+    network_of = explainer.load_network
+
+    def loud(*arguments):
+        loaded = network_of(*arguments)
+        loaded.network.register_forward_hook(lambda *_: print("a network speaks"))
+        return loaded
+
+    monkeypatch.setattr(explainer, "load_network", loud)
+    options = {"explain": ["--json", "-o"], "analyze": ["--jsonl", "--explain", "--report"]}[command]
+    call = [command, folder / "clip.mp4", "--url", triton.grpc_url, "--num-frames", 4, *options, tmp_path]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(item) for item in [*call, "--checkpoint", folder / "small.safetensors"]])
+    assert not stopped.value.code
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)
+    assert "a network speaks" in shown.err
 
 
 def test_heatmaps_are_added_to_the_pages_of_an_earlier_run(folder, triton, tmp_path, monkeypatch):

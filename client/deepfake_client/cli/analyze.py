@@ -43,6 +43,7 @@ from deepfake_client.result.journal import Journal
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Label, ModelIdentity, Verdict
 from deepfake_client.sources.inputs import expand, open_source
+from deepfake_preprocess.cli.console import results_alone
 from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import DeepfakeError, InputError, OptionError, ServerError, ServerUnavailableError
@@ -127,6 +128,7 @@ def _run(run: Run, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
             run.journal = stack.enter_context(run.closing(Journal(outputs.journal_path, asdict(run.options))))
         for item in outputs.printed(run.sources):
             run.outputs.append(stack.enter_context(run.closing(item)))
+        stack.enter_context(results_alone())
         if outputs.report is not None and run.journal is not None:
             explain = None
             if outputs.explain:

@@ -20,6 +20,7 @@ from deepfake_client.explain.types import DEFAULT_METHOD, METHODS, ExplainOption
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.sources.inputs import open_source
+from deepfake_preprocess.cli.console import results_alone
 from deepfake_preprocess.cli.grouping import with_groups
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.text import visible
@@ -66,7 +67,7 @@ def explain(
     _make_directory(output_dir)
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     # Opened before any server is asked: a bad input is reported whether or not one is running.
-    with ExitStack() as stack:
+    with results_alone(), ExitStack() as stack:
         media = stack.enter_context(open_source(path))
         with screen.status("loading the checkpoint" if explainer.checkpoint else "starting"):
             opened = stack.enter_context(closing(explainer.open()))

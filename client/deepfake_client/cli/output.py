@@ -164,9 +164,12 @@ class Output(Protocol):
 class JsonLines:
     """Prints each result as one line."""
 
+    def __init__(self) -> None:
+        self._stdout = sys.stdout
+
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""
-        print(json_text(result.outcome.to_dict()), flush=True)
+        print(json_text(result.outcome.to_dict()), file=self._stdout, flush=True)
 
     def close(self) -> None:
         """See `Output.close`."""
@@ -175,12 +178,15 @@ class JsonLines:
 class Lines:
     """Prints verdict, probability and name of each input, as it is finished."""
 
+    def __init__(self) -> None:
+        self._stdout = sys.stdout
+
     def add(self, result: Result, spec: ModelSpec | None) -> None:
         """See `Output.add`."""
         verdict = result.outcome.verdict
         if verdict is not None:
             score = "-" if verdict.fake_probability is None else f"{verdict.fake_probability:.4f}"
-            print(f"{verdict.label.value}\t{score}\t{visible(verdict.source)}", flush=True)
+            print(f"{verdict.label.value}\t{score}\t{visible(verdict.source)}", file=self._stdout, flush=True)
 
     def close(self) -> None:
         """See `Output.close`."""

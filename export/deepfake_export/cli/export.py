@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +24,7 @@ from deepfake_export.request.faces import FaceOptions
 from deepfake_export.request.precisions import PrecisionOptions
 from deepfake_export.request.request import ExportRequest
 from deepfake_export.tensorrt.options import EngineOptions
-from deepfake_preprocess.cli.console import results_console, shown
+from deepfake_preprocess.cli.console import results_alone, results_console, shown
 from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
 from deepfake_preprocess.contract.triton_config import PRODUCTION_MAX_BATCH_SIZE
@@ -128,7 +126,7 @@ def _run(request: ExportRequest, *, quiet: bool) -> ExportResult:
             if not quiet:
                 console.print(f"[dim]{shown(step)}[/dim]", soft_wrap=True)
 
-        with redirect_stdout(sys.stderr):  # what a network's own code prints is no part of the result
+        with results_alone():
             return export_checkpoint(request, on_step=show)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import IO, Any, Final, cast
 
 from rich.console import Console
@@ -43,6 +46,13 @@ def results_console(*, soft_wrap: bool = False) -> Console:
         return console
     plain = cast("IO[str]", _Unpadded(console.file))
     return Console(file=plain, highlight=False, soft_wrap=soft_wrap, width=PLAIN_WIDTH)
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """Keep standard output for results: what is printed meanwhile, as by a network's code, is on standard error."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def shown(text: object) -> str:

@@ -22,7 +22,7 @@ from deepfake_client.cli.groups import AggregationOption, SamplingOptions, Serve
 from deepfake_client.client import DeepfakeClient
 from deepfake_client.options import AnalyzeOptions
 from deepfake_client.result.journal import Journal
-from deepfake_preprocess.cli.console import results_console
+from deepfake_preprocess.cli.console import results_alone, results_console
 from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
@@ -222,11 +222,7 @@ def evaluate_command(
     options = reporting.options(aggregation)
     reporting.prepare()
     choosing, files = named.parts()
-    opened: AbstractContextManager[DeepfakeClient] = server.client(console.status)
-    if checkpoint is not None:
-        module = require_extra("deepfake_training.evaluate.checkpoint", extra="train")
-        opened = DeepfakeClient(module.CheckpointTransport(checkpoint, spec))
-    with opened as client:
+    with results_alone(), _opened(checkpoint, spec, server, console) as client:
         analysis = AnalyzeOptions(sampling=sampling, aggregation=aggregation, abstain=False)
         through = "server" if checkpoint is None else "checkpoint"
         settings = dataclasses.asdict(analysis) | ({} if checkpoint is None else {"through": through})
@@ -244,6 +240,16 @@ def evaluate_command(
             )
             curves = scoring.curves(files, kinds)
     reporting.finish(dataclasses.replace(evaluation, robustness=curves))
+
+
+def _opened(
+    checkpoint: Path | None, spec: Path | None, server: ServerChoice, console: Console
+) -> AbstractContextManager[DeepfakeClient]:
+    """Return a client of the server, or of a checkpoint in this process."""
+    if checkpoint is None:
+        return server.client(console.status)
+    module = require_extra("deepfake_training.evaluate.checkpoint", extra="train")
+    return DeepfakeClient(module.CheckpointTransport(checkpoint, spec))
 
 
 def _compare(results: Sequence[Path], server: ServerChoice, output_dir: Path) -> None:
@@ -283,6 +289,7 @@ def evaluate_run(
     held_out = require_extra("deepfake_training.evaluate.held_out", extra="train")
     packed_faces = require_extra("deepfake_training.data.packed_faces", extra="train")
     faces = packed_faces.PackedFaces.load(pack) if pack is not None else None
-    with Console(stderr=True, highlight=False, soft_wrap=True).status("scoring the faces that were held out"):
+    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    with results_alone(), screen.status("scoring the faces that were held out"):
         spec, scored = held_out.score_held_out(run, faces, num_crops=num_crops)
     reporting.finish(evaluate_files(scored, spec, reporting.options(), through="checkpoint"))

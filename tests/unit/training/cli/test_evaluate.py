@@ -78,6 +78,36 @@ def test_an_interrupted_evaluation_goes_on_where_it_ended(
     assert len(scored) == 3
 
 
+LOUD = """
+import torch
+
+class Loud(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, crops):
+        print("a network speaks")
+        return crops.mean(dim=(1, 2, 3))[:, None] * self.weight
+"""
+
+
+def test_what_a_networks_code_prints_is_not_among_the_results(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, picture in (("real", media.picture(240, 240)), ("fake", media.picture(240, 240) // 2)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), picture[..., ::-1])
+    (tmp_path / "loud_net.py").write_text(LOUD)
+    (tmp_path / "loud.yaml").write_text(dataclasses.replace(TINY, architecture="python:loud_net:Loud").to_yaml())
+    save_file({"weight": torch.ones(1)}, tmp_path / "loud.safetensors")
+    files = ("--real", tmp_path / "real.png", "--fake", tmp_path / "fake.png", "--bootstrap", "0")
+    assert call("evaluate", *files, "--checkpoint", tmp_path / "loud.safetensors", "-o", tmp_path / "out") == 0
+    shown = capfd.readouterr()
+    assert "a network speaks" in shown.err
+    assert "a network speaks" not in shown.out
+    assert "AUC" in shown.out
+
+
 def test_a_run_is_evaluated_on_the_faces_that_its_configuration_names(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
