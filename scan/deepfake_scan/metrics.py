@@ -9,11 +9,11 @@ from typing import Any
 
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_scan.tally import Tally
+from deepfake_scan.tally import ScanTally
 
 
 @contextmanager
-def served_metrics(tally: Tally, port: int | None) -> Iterator[int | None]:
+def served_metrics(tally: ScanTally, port: int | None) -> Iterator[int | None]:
     """Serve a scan's metrics at ``/metrics`` on a port of every interface (0: a free one, which is yielded)."""
     if port is None:
         yield None
@@ -38,7 +38,7 @@ def served_metrics(tally: Tally, port: int | None) -> Iterator[int | None]:
 class _Collector:
     """Reads the tally when Prometheus asks."""
 
-    def __init__(self, core: Any, tally: Tally) -> None:
+    def __init__(self, core: Any, tally: ScanTally) -> None:
         self._core, self._tally = core, tally
 
     def collect(self) -> Iterator[Any]:

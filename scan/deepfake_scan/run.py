@@ -15,7 +15,7 @@ from deepfake_scan.inputs.manifest import count_rows, is_manifest
 from deepfake_scan.inputs.todo import Todo
 from deepfake_scan.results.upkeep import done_ids, forget_failed
 from deepfake_scan.storage import Storage
-from deepfake_scan.tally import Tally
+from deepfake_scan.tally import ScanTally
 from deepfake_scan.work.task import Setup
 
 FACTS: Final = "scan.json"
@@ -36,7 +36,7 @@ class Scan:
     column: str | None = None
     retry_failed: bool = False
 
-    def todo(self, storage: Storage, setup: Setup, model: ModelIdentity, tally: Tally) -> Todo:
+    def todo(self, storage: Storage, setup: Setup, model: ModelIdentity, tally: ScanTally) -> Todo:
         """Look at the sources and at the results that are there, and return what is left.
 
         Raises:
@@ -52,7 +52,7 @@ class Scan:
         settings = {name: value for name, value in asdict(setup.options).items() if name != "timeout_s"}
         return Todo(inputs, IdMaker(model, settings), done, tally)
 
-    def write_facts(self, storage: Storage, setup: Setup, model: ModelIdentity, tally: Tally, state: str) -> None:
+    def write_facts(self, storage: Storage, setup: Setup, model: ModelIdentity, tally: ScanTally, state: str) -> None:
         """Write what is scanned and how far it has come."""
         facts = {
             "sources": list(self.sources),

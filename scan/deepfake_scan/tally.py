@@ -1,4 +1,4 @@
-"""`Tally`: how far a scan has come, for the screen and for Prometheus. Counts only; it knows no results."""
+"""`ScanTally`: how far a scan has come, for the screen and for Prometheus. Counts only; it knows no results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(slots=True)
-class Tally:
+class ScanTally:
     """How far a scan has come.
 
     Attributes:

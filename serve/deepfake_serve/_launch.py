@@ -17,7 +17,7 @@ from deepfake_preprocess.contract.triton_config import EMBEDDED_BACKEND
 from deepfake_preprocess.errors import ServerStartError
 from deepfake_serve._plan import HOST, SHARED_MEMORY, STOP_TIMEOUT_S, Plan
 from deepfake_serve._pulse import FOLDER_VARIABLE
-from deepfake_serve._repository import ServedModel
+from deepfake_serve._repository import CheckedModel
 from deepfake_serve._runtime import TritonRuntime, library_path
 from deepfake_serve._shares import CpuShare
 
@@ -25,7 +25,7 @@ MIN_SHARED_MEMORY_MB = 16
 POLL_REPOSITORY_S = 1
 
 
-def check_shared_memory(models: Sequence[ServedModel], shares: Mapping[str, CpuShare]) -> None:
+def check_shared_memory(models: Sequence[CheckedModel], shares: Mapping[str, CpuShare]) -> None:
     """Refuse a start for which there is too little room in /dev/shm.
 
     Raises:
@@ -46,7 +46,7 @@ def check_shared_memory(models: Sequence[ServedModel], shares: Mapping[str, CpuS
         )
 
 
-def shared_memory_mb(model: ServedModel) -> int:
+def shared_memory_mb(model: CheckedModel) -> int:
     """Return what an instance may come to need, in MiB: the crops of two of the largest batches, and answers."""
     batch_bytes = int(model.config.max_batch_size) * model.spec.input_height_px * model.spec.input_width_px * 3
     return max(MIN_SHARED_MEMORY_MB, 2 * batch_bytes // 2**20)

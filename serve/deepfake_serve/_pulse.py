@@ -88,7 +88,7 @@ class _Patient:
         return f"{name} has computed one batch for more than {limit_s:.0f} s" if self.computing_s > limit_s else ""
 
 
-class Watch:
+class PulseWatch:
     """The supervisor's end: all backend processes of one server.
 
     Time is that which the supervisor has looked on: where the whole server was paused, nothing has become late.

@@ -24,7 +24,7 @@ from deepfake_serve._forms import choose_form
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class CheckedModel:
     """One checked model version.
 
     Attributes:
@@ -40,7 +40,7 @@ class ServedModel:
     note: str = ""
 
 
-def check_repository(repository: Path, models: Sequence[str] = ()) -> list[ServedModel]:
+def check_repository(repository: Path, models: Sequence[str] = ()) -> list[CheckedModel]:
     """Return of each model named, or of all that have a version, the one that its configuration serves, checked.
 
     Raises:
@@ -50,7 +50,7 @@ def check_repository(repository: Path, models: Sequence[str] = ()) -> list[Serve
     return [_check_model(model_dir) for model_dir in model_dirs(repository, models)]
 
 
-def _check_model(model_dir: Path) -> ServedModel:
+def _check_model(model_dir: Path) -> CheckedModel:
     path = model_dir / triton_config.EMBEDDED_CONFIG_NAME
     config = triton_config.read_config(path)
     version_dir = model_dir / str(served_version(config, versions_of(model_dir), where=path))
@@ -67,4 +67,4 @@ def _check_model(model_dir: Path) -> ServedModel:
         raise RepositoryError(f"{path}: {problem}; export the model again, or restore the file")
     form, note = choose_form(manifest, config, cpu_features())
     triton_config.set_form(config, form)
-    return ServedModel(manifest.spec, version_dir, config, note)
+    return CheckedModel(manifest.spec, version_dir, config, note)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.machine import usable_memory
-from deepfake_serve._repository import ServedModel
+from deepfake_serve._repository import CheckedModel
 
 MAX_INSTANCES = 8
 """Past this, cores go into threads: each instance is a process with a copy of the model, and eight of them
@@ -43,7 +43,7 @@ def cpu_share(cores: int, *, instances: int | None = None, threads: int | None =
 
 
 def model_share(
-    model: ServedModel, cores: int, *, instances: int | None = None, threads: int | None = None
+    model: CheckedModel, cores: int, *, instances: int | None = None, threads: int | None = None
 ) -> CpuShare:
     """Return how the cores are divided for one model: as given, or as tuned for so many cores, or by `cpu_share`.
 
@@ -60,7 +60,7 @@ def model_share(
     return cpu_share(cores, instances=instances, threads=threads)
 
 
-def weight_bytes(model: ServedModel) -> int:
+def weight_bytes(model: CheckedModel) -> int:
     """Return the size of the file that is served; OpenVINO's own format has its weights beside it."""
     path = model.version_dir / model.config.default_model_filename
     return sum(item.stat().st_size for item in {path, path.with_suffix(".bin")} if item.exists())

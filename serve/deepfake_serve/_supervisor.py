@@ -32,7 +32,7 @@ from typing import Self
 
 from deepfake_serve._plan import RESTARTS_VARIABLE, SHARED_MEMORY, STOP_TIMEOUT_S, Plan
 from deepfake_serve._probe import Asking
-from deepfake_serve._pulse import STOPPED_S, Watch, is_stopped
+from deepfake_serve._pulse import STOPPED_S, PulseWatch, is_stopped
 
 ENVIRONMENTS = Path("/tmp")
 ENVIRONMENT_PATTERN = "python_env_*"
@@ -120,7 +120,7 @@ def _keep_running(plan: Plan, parent: int, wakeup: int) -> int:
     restarts, has_served = Restarts(), False
     while True:
         start = time.monotonic()
-        with Run(plan, number=restarts.total) as run:
+        with TritonRun(plan, number=restarts.total) as run:
             end = run.until_end(parent, wakeup)
         if not end.reason:
             return 0
@@ -136,7 +136,7 @@ def _keep_running(plan: Plan, parent: int, wakeup: int) -> int:
             return 0
 
 
-class Run:
+class TritonRun:
     """Triton from one start to its end; after the context nothing of it is left."""
 
     def __init__(self, plan: Plan, *, number: int) -> None:
@@ -155,7 +155,7 @@ class Run:
         assert self._server.stdout is not None
         self._log = self._server.stdout
         self._ended = os.pidfd_open(self._server.pid)
-        self._watch = Watch(plan.pulses)
+        self._watch = PulseWatch(plan.pulses)
         self._asking = Asking(plan, beats=lambda: self._watch.beats)
         self._stopped_s = 0.0
 

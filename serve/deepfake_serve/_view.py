@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepfake_preprocess.contract import triton_config
 from deepfake_preprocess.support.machine import usable_cores
-from deepfake_serve._repository import ServedModel
+from deepfake_serve._repository import CheckedModel
 from deepfake_serve._shares import CpuShare, weight_bytes
 
 MAX_LONE_THREADS = 4
@@ -28,11 +28,11 @@ class View:
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / "repository"
         self._states = run_dir / "states"
-        self._known: list[tuple[ServedModel, CpuShare]] = []
+        self._known: list[tuple[CheckedModel, CpuShare]] = []
         for folder in (self.folder, self._states):
             folder.mkdir()
 
-    def show(self, models: Sequence[ServedModel], shares: Mapping[str, CpuShare]) -> dict[str, str]:
+    def show(self, models: Sequence[CheckedModel], shares: Mapping[str, CpuShare]) -> dict[str, str]:
         """Have exactly these models served, and return for each name the mark that its configuration then has."""
         marks = {model.spec.name: self._state(model, shares[model.spec.name]) for model in models}
         for name, mark in marks.items():
@@ -44,7 +44,7 @@ class View:
                 link.unlink()
         return marks
 
-    def _state(self, model: ServedModel, share: CpuShare) -> str:
+    def _state(self, model: CheckedModel, share: CpuShare) -> str:
         """Lay out one state of a model, where it has not been shown before, and return its mark."""
         if (model, share) in self._known:
             return _mark(self._known.index((model, share)))

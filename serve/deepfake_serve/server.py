@@ -36,7 +36,7 @@ from deepfake_serve._launch import (
 )
 from deepfake_serve._plan import HOST, STOP_TIMEOUT_S, Plan
 from deepfake_serve._ports import Ports
-from deepfake_serve._repository import ServedModel, check_repository
+from deepfake_serve._repository import CheckedModel, check_repository
 from deepfake_serve._runtime import TritonRuntime, ensure_runtime
 from deepfake_serve._shares import CpuShare, model_share
 from deepfake_serve._view import MARK_PARAMETER, View
@@ -111,7 +111,7 @@ class EmbeddedTriton:
         self._told: set[str] = set()
         self.grpc_url = self.http_url = self.metrics_url = ""
         self.log_path: Path | None = None
-        self.models: list[ServedModel] = []
+        self.models: list[CheckedModel] = []
         self.shares: dict[str, CpuShare] = {}
 
     def __enter__(self) -> Self:
@@ -223,13 +223,13 @@ class EmbeddedTriton:
             kept = (line.rstrip() for line in stream if line.strip() and line[0] not in "+|")
             return "\n".join(collections.deque(kept, maxlen=TAIL_LINES))
 
-    def _tell_notes(self, models: Sequence[ServedModel]) -> None:
+    def _tell_notes(self, models: Sequence[CheckedModel]) -> None:
         """Say once of each model why it is not served as the repository says."""
         for note in (model.note for model in models if model.note and model.note not in self._told):
             self._told.add(note)
             (self._announce or on_stderr())(note)
 
-    def _shares_of(self, models: Sequence[ServedModel]) -> dict[str, CpuShare]:
+    def _shares_of(self, models: Sequence[CheckedModel]) -> dict[str, CpuShare]:
         return {
             model.spec.name: model_share(model, usable_cores(), instances=self._instances, threads=self._threads)
             for model in models
@@ -273,7 +273,7 @@ class EmbeddedTriton:
                 start_new_session=True,
             )
 
-    def _ask(self, models: Sequence[ServedModel]) -> None:
+    def _ask(self, models: Sequence[CheckedModel]) -> None:
         """Have the supervisor ask exactly these models whether they answer."""
         assert self._plan is not None
         self._plan.set_questions(
@@ -289,7 +289,7 @@ class EmbeddedTriton:
             if time.monotonic() > deadline:
                 raise ServerStartError(self.failure(f"Triton was not ready within {self._start_timeout_s:g} s"))
 
-    def _wait_until_loaded(self, models: Sequence[ServedModel], marks: Mapping[str, str]) -> None:
+    def _wait_until_loaded(self, models: Sequence[CheckedModel], marks: Mapping[str, str]) -> None:
         """Wait until each model is served in the state of its mark."""
         deadline = time.monotonic() + self._start_timeout_s
         for name, version in ((model.spec.name, model.spec.version) for model in models):
@@ -338,7 +338,7 @@ class EmbeddedTriton:
         return f"{what}{reason}; the end of its log{kept}:\n{tail}"
 
 
-def _hold(models: Sequence[ServedModel]) -> list[int]:
+def _hold(models: Sequence[CheckedModel]) -> list[int]:
     """Mark the versions as in use; none is where one cannot be."""
     held: list[int] = []
     try:

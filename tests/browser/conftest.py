@@ -17,7 +17,7 @@ from playwright.sync_api import expect, sync_playwright
 from tiny_model import write_tiny_repository
 
 from deepfake_client.explain.types import Explanation, Region
-from deepfake_client.explain.wire import EXPLAIN_PATH, Answer
+from deepfake_client.explain.wire import EXPLAIN_PATH, ExplainAnswer
 from deepfake_preprocess.media.image import read_image
 from deepfake_serve import EmbeddedTriton
 
@@ -37,7 +37,7 @@ def explain_service():
         served_probability: float = Form(),
         served_checkpoint_sha256: str = Form(""),
         method: str = Form(),
-    ) -> Answer:
+    ) -> ExplainAnswer:
         pixels = read_image(await crop.read(), name="crop")
         heat = (pixels.mean(axis=2) / 255).astype(np.float32)
         red = pixels.copy()
@@ -46,7 +46,7 @@ def explain_service():
             heat, red, served_probability, served_probability, 1e-4, method, "bn2", served_checkpoint_sha256,
             regions=(Region((4, 4, 9, 9), 0.7, "mouth"),),
         )  # fmt: skip
-        return Answer(explanation=explanation)
+        return ExplainAnswer(explanation=explanation)
 
     return app
 

@@ -33,7 +33,7 @@ from deepfake_preprocess.contract.triton_config import ServingOptions
 from deepfake_preprocess.errors import DeepfakeError, RepositoryError, ServerTimeoutError
 from deepfake_preprocess.support.engines import is_installed
 from deepfake_preprocess.support.machine import usable_cores
-from deepfake_serve import ServedModel, check_repository, model_share
+from deepfake_serve import CheckedModel, check_repository, model_share
 
 FULL_LOAD, FULL_LOAD_S = 32, 1.5
 FIRST_SHARE = 0.6
@@ -264,7 +264,7 @@ def _full_load(load: LoadProcesses) -> float:
     )
 
 
-def _served(repository: Path, name: str | None) -> ServedModel:
+def _served(repository: Path, name: str | None) -> CheckedModel:
     models = check_repository(repository, [name] if name else ())
     if len(models) > 1:
         names = ", ".join(model.spec.name for model in models)
@@ -272,7 +272,7 @@ def _served(repository: Path, name: str | None) -> ServedModel:
     return models[0]
 
 
-def _present_options(model: ServedModel, cores: int) -> ServingOptions:
+def _present_options(model: CheckedModel, cores: int) -> ServingOptions:
     share, parameters = model_share(model, cores), triton_config.config_parameters(model.config)
     return ServingOptions(
         *triton_config.batching_options(model.config),

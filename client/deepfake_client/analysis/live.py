@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from deepfake_client.analysis.clocks import Clocks, verdict_of
 from deepfake_client.analysis.judging.scoring import Rules, ScoredFrame, judge
-from deepfake_client.analysis.pipeline import MAX_FRAMES_IN_FLIGHT, Analysis, Stages, frames_in_flight
+from deepfake_client.analysis.pipeline import MAX_FRAMES_IN_FLIGHT, InputAnalysis, Stages, frames_in_flight
 from deepfake_client.analysis.track_ids import StableIds
 from deepfake_client.options import WatchOptions
 from deepfake_client.result.verdict import Verdict
@@ -130,7 +130,7 @@ class _Window:
         self._shown: Verdict | None = None
         self._is_shown = False
 
-    def add(self, frame: ScoredFrame, analysis: Analysis) -> Verdict | None:
+    def add(self, frame: ScoredFrame, analysis: InputAnalysis) -> Verdict | None:
         """Take the next frame, and return a verdict when it is time for one and it says something new."""
         if frame.probabilities is not None:
             self.failure = None
@@ -190,7 +190,7 @@ async def watch_frames(
     stages = await get_stages()
     feed = _Feed(source, stop, options)
     window = _Window(source, feed, stages, options)
-    analysis: Analysis | None = None
+    analysis: InputAnalysis | None = None
     # In order of time, with the time at which each was started.
     under_way: deque[tuple[float, asyncio.Task[ScoredFrame]]] = deque()
     getting: asyncio.Task[Frame | None] | None = None
@@ -248,6 +248,8 @@ def _may_start(under_way: deque[tuple[float, asyncio.Task[ScoredFrame]]], feed: 
     return not under_way or not feed.drops or time.monotonic() - under_way[0][0] < options.max_latency_s / 2
 
 
-def _analysis(source: LiveSource, frame: Frame, stages: Stages, clocks: Clocks, options: WatchOptions) -> Analysis:
+def _analysis(
+    source: LiveSource, frame: Frame, stages: Stages, clocks: Clocks, options: WatchOptions
+) -> InputAnalysis:
     media = Media(source.name, "video", frame.width_px, frame.height_px, None, None, "", stats=source.stats)
-    return Analysis(media, stages, Sampling(num_frames=None, fps=options.fps), clocks)
+    return InputAnalysis(media, stages, Sampling(num_frames=None, fps=options.fps), clocks)

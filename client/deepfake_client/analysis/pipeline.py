@@ -114,7 +114,7 @@ async def analyze_media(
     """
     clocks = Clocks()
     sampling, rules = options.sampling, Rules.of(options, stages.model.spec)
-    analysis = Analysis(media, stages, sampling, clocks, release)
+    analysis = InputAnalysis(media, stages, sampling, clocks, release)
     if on_progress is not None:
         analysis.on_progress = _ProgressReporter(on_progress, analysis, rules)
     stop_rule = _stop_rule(media, sampling, rules, options.confidence)
@@ -159,7 +159,7 @@ def frames_in_flight(width_px: int, height_px: int) -> int:
     return min(max(FRAME_BYTES_IN_FLIGHT // frame_bytes, MIN_FRAMES_IN_FLIGHT), MAX_FRAMES_IN_FLIGHT)
 
 
-class Analysis:
+class InputAnalysis:
     """One input on its way through the stages."""
 
     def __init__(
@@ -344,7 +344,7 @@ class Analysis:
 class _ProgressReporter:
     """Passes progress on, together with what the frames so far say."""
 
-    def __init__(self, on_progress: OnProgress, analysis: Analysis, rules: Rules) -> None:
+    def __init__(self, on_progress: OnProgress, analysis: InputAnalysis, rules: Rules) -> None:
         self._on_progress, self._analysis, self._rules = on_progress, analysis, rules
         self._judged_at = time.monotonic()
         self._label: Label | None = None

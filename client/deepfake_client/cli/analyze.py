@@ -1,7 +1,7 @@
 """`deepfake analyze`: from paths on the command line to verdicts on the screen, in files and in reports.
 
-`Run` sees to it that every input gets one result whatever the server does meanwhile, that every output gets all
-results, and that what went wrong is said at the end.
+`AnalyzeRun` sees to it that every input gets one result whatever the server does meanwhile, that every output gets
+all results, and that what went wrong is said at the end.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def analyze(
     sources = list(dict.fromkeys(expand(paths, passed_over)))
     screen = Console(stderr=True, soft_wrap=True, highlight=False)
     progress = RunProgress(screen, len(sources), visible=outputs.shows_progress(screen))
-    run = Run(sources, server, options, progress, concurrency=concurrency, resume=outputs.resume)
+    run = AnalyzeRun(sources, server, options, progress, concurrency=concurrency, resume=outputs.resume)
     try:
         _run(run, outputs, explainer)
     except KeyboardInterrupt:
@@ -119,7 +119,7 @@ def analyze(
     raise typer.Exit(run.exit_code(fake_counts=outputs.exit_code))
 
 
-def _run(run: Run, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
+def _run(run: AnalyzeRun, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
     """Open the outputs, drive the run, and close everything in the reverse order."""
     pages: Report | None = None
     with ExitStack() as stack:
@@ -146,7 +146,7 @@ def _run(run: Run, outputs: OutputChoice, explainer: ExplainerChoice) -> None:
 
 
 @dataclass(eq=False)
-class Run(AbstractContextManager["Run"]):
+class AnalyzeRun(AbstractContextManager["AnalyzeRun"]):
     """One run over many inputs, each named once; a context manager, which ends the client and a private server.
 
     The server is asked when the first input has been opened, so inputs that cannot be opened are reported whether

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.types import DEFAULT_SERVICE_URL, ExplainOptions, Explanation, ServedScores
-from deepfake_client.explain.wire import EXPLAIN_PATH, Answer, Problem
+from deepfake_client.explain.wire import EXPLAIN_PATH, ExplainAnswer, ExplainProblem
 from deepfake_client.transport.address import without_version
 from deepfake_preprocess.errors import (
     DeepfakeError,
@@ -101,9 +101,9 @@ class ServiceExplainer:
             ) from exc
         try:
             if status == 200:
-                return Answer.model_validate_json(body).explanation
+                return ExplainAnswer.model_validate_json(body).explanation
             kind = _ERROR_OF.get(status, OptionError if status < 500 else InferenceError)
-            raise kind(f"the explain service at {self.url}: {Problem.model_validate_json(body).detail}")
+            raise kind(f"the explain service at {self.url}: {ExplainProblem.model_validate_json(body).detail}")
         except (ValidationError, EOFError, MediaOpenError) as exc:
             raise InferenceError(
                 f"{self.url} answered with status {status} and something else than an explanation; is it an explain "

@@ -1,4 +1,4 @@
-"""What the explain service answers, as both sides know it: `Answer`, or a `Problem`. Needs pydantic."""
+"""What the explain service answers, as both sides know it: `ExplainAnswer`, or a `ExplainProblem`. Needs pydantic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXPLAIN_PATH: Final = "/v1/explain"
 PROBLEM_TYPE: Final = "application/problem+json"
 
 
-class Answer(BaseModel):
+class ExplainAnswer(BaseModel):
     """An explanation, and for a face in a frame where its crop is in it."""
 
     explanation: Explanation
@@ -21,7 +21,7 @@ class Answer(BaseModel):
     )
 
 
-class Problem(BaseModel):
+class ExplainProblem(BaseModel):
     """Why a request was refused (RFC 9457)."""
 
     type: str = "about:blank"

@@ -47,7 +47,7 @@ class SharedMemoryTransport(GrpcTransport):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
-        self._regions: dict[int, Region] = {}
+        self._regions: dict[int, SharedRegion] = {}
         self._making = threading.Lock()
 
     async def describe(self, model: str) -> ServedModel:
@@ -90,7 +90,7 @@ class SharedMemoryTransport(GrpcTransport):
             await asyncio.sleep(CLOSE_AGAIN_S)
 
     async def _infer_through(
-        self, region: Region, model: ServedModel, faces: NDArray[np.uint8], timeout_s: float | None
+        self, region: SharedRegion, model: ServedModel, faces: NDArray[np.uint8], timeout_s: float | None
     ) -> NDArray[np.float32]:
         timeout_s = timeout_s or self._timeout_s
         with region.holding(faces) as offset:
@@ -99,19 +99,19 @@ class SharedMemoryTransport(GrpcTransport):
             request = encode_infer(model, faces, region.name, offset, timeout_s=timeout_s, bulk=self._bulk)
             return await self._score(model, request, num_faces=len(faces), timeout_s=timeout_s)
 
-    async def region_for(self, crop_bytes: int, *, instead_of: Region | None = None) -> Region:
+    async def region_for(self, crop_bytes: int, *, instead_of: SharedRegion | None = None) -> SharedRegion:
         """Return the region for crops of one size; a new one where there is none, or it is `instead_of`."""
         region = self._regions.get(crop_bytes)
         if region is not None and region is not instead_of:
             return region
         return await asyncio.to_thread(self._make_region, crop_bytes, instead_of)
 
-    def _make_region(self, crop_bytes: int, instead_of: Region | None) -> Region:
+    def _make_region(self, crop_bytes: int, instead_of: SharedRegion | None) -> SharedRegion:
         with self._making:
             # Many requests find out at the same time; the first one does the work.
             region = self._regions.get(crop_bytes)
             if region is None or region is instead_of:
-                region = self._regions[crop_bytes] = Region(crop_bytes, register=self._register)
+                region = self._regions[crop_bytes] = SharedRegion(crop_bytes, register=self._register)
             return region
 
     def _register(self, name: str, byte_size: int) -> None:
@@ -147,7 +147,7 @@ def encode_infer(
     return bytes(request.SerializeToString())
 
 
-class Region:
+class SharedRegion:
     """Memory shared with the server, given out in places for crops of one size. Safe to use from several threads.
 
     Places of requests that were given up are used again at once: the server only reads them, and nobody waits for

@@ -18,7 +18,7 @@ from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.cli.groups import ConnectionOptions, ModelOption
 from deepfake_client.transport.retry import NO_RETRY
 from deepfake_explain.explainer import CheckpointExplainer
-from deepfake_explain.service.admission import Limits
+from deepfake_explain.service.admission import RequestLimits
 from deepfake_explain.service.app import build_app
 from deepfake_preprocess.cli.grouping import with_groups
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
@@ -57,7 +57,7 @@ def explain_serve(
       deepfake explain-serve detector.safetensors --url localhost:8001
       curl -F frame=@frame.png -F box=412,120,560,330 http://127.0.0.1:8005/v1/explain
     """
-    limits = Limits(max_requests=max_requests, max_upload_bytes=max_upload_mb * 2**20, timeout_s=deadline)
+    limits = RequestLimits(max_requests=max_requests, max_upload_bytes=max_upload_mb * 2**20, timeout_s=deadline)
     # Not tried again: who waits has a deadline, and holds one of the few places.
     once = dataclasses.replace(connection, retry=NO_RETRY)
     yield_cores(nice)

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
-from deepfake_client.explain.wire import PROBLEM_TYPE, Problem
+from deepfake_client.explain.wire import PROBLEM_TYPE, ExplainProblem
 from deepfake_preprocess import errors
 
 Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -39,7 +39,7 @@ _STATUS_OF: Final = (
 REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     status: {
         "description": HTTPStatus(status).phrase,
-        "content": {PROBLEM_TYPE: {"schema": Problem.model_json_schema()}},
+        "content": {PROBLEM_TYPE: {"schema": ExplainProblem.model_json_schema()}},
     }
     for status in (400, 409, 413, 415, 422, 502, 503, 504)
 }
@@ -47,7 +47,7 @@ REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """What the service takes on; all numbers are above 0."""
 
     max_requests: int = 32  # let in at a time, whether uploading, waiting or computing
@@ -59,7 +59,7 @@ class Limits:
 class Admission:
     """Keeps the limits of one app, and counts for Prometheus in `registry`."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RequestLimits) -> None:
         self.registry = CollectorRegistry()
         self._limits = limits
         self._places = asyncio.Semaphore(limits.max_requests)
@@ -128,7 +128,7 @@ def problem_of(error: Exception) -> JSONResponse:
     elif not isinstance(error, HTTPException):
         error = HTTPException(next(status for kind, status in _STATUS_OF if isinstance(error, kind)), str(error))
     status = error.status_code
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=error.detail)
+    problem = ExplainProblem(title=HTTPStatus(status).phrase, status=status, detail=error.detail)
     return JSONResponse(problem.model_dump(), status, error.headers, media_type=PROBLEM_TYPE)
 
 

@@ -20,10 +20,10 @@ from starlette.exceptions import HTTPException
 
 from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.explain.types import METHODS, ExplainOptions, ServedScores
-from deepfake_client.explain.wire import EXPLAIN_PATH, Answer
+from deepfake_client.explain.wire import EXPLAIN_PATH, ExplainAnswer
 from deepfake_explain._agreement import check_checkpoint
 from deepfake_explain.explainer import CheckpointExplainer
-from deepfake_explain.service.admission import REFUSALS, Admission, Limits, problem_of
+from deepfake_explain.service.admission import REFUSALS, Admission, RequestLimits, problem_of
 from deepfake_explain.service.intake import ExplainForm, take_face
 from deepfake_preprocess.faces.detector import FaceDetector
 
@@ -32,7 +32,7 @@ def build_app(
     explainer: CheckpointExplainer,
     detector: FaceDetector,
     *,
-    limits: Limits = Limits(),
+    limits: RequestLimits = RequestLimits(),
     connect: Callable[[], AsyncDeepfakeClient] | None = None,
 ) -> FastAPI:
     """Return the service; `connect` makes a client of the server to compare every score with.
@@ -44,7 +44,7 @@ def build_app(
     # One face at a time: batches win nothing on a CPU (docs/decisions.md). Who gives up waiting leaves the queue.
     worker = ThreadPoolExecutor(1, thread_name_prefix="deepfake-explain")
 
-    async def explain(form: Annotated[ExplainForm, Form(media_type="multipart/form-data")]) -> Answer:
+    async def explain(form: Annotated[ExplainForm, Form(media_type="multipart/form-data")]) -> ExplainAnswer:
         """Explain a face: where in its crop the detector sees the fake."""
         in_thread = asyncio.get_running_loop().run_in_executor
         options, served = ExplainOptions(form.method, form.layer, form.faithfulness, form.sanity), form.served
@@ -57,7 +57,7 @@ def build_app(
             served = await _ask(connect(), crop[None])
         task = partial(explainer.explain, crop[None], options, landmarks_xy=[landmarks_xy], served=served)
         (explanation,) = await in_thread(worker, task)
-        return Answer(explanation=explanation, crop_to_frame=crop_to_frame)
+        return ExplainAnswer(explanation=explanation, crop_to_frame=crop_to_frame)
 
     # The pages that show OpenAPI load their scripts from elsewhere.
     app = FastAPI(title="deepfake-serving explain", docs_url=None, redoc_url=None)

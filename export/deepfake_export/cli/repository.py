@@ -15,7 +15,7 @@ from deepfake_export.repository.activation import activate
 from deepfake_export.repository.listing import ModelInfo, VersionInfo, inspect_repository
 from deepfake_export.repository.pruning import Pruning
 from deepfake_export.repository.pruning import prune as prune_model
-from deepfake_export.repository.verification import Problem
+from deepfake_export.repository.verification import RepositoryProblem
 from deepfake_export.tensorrt.plans import plan_target
 from deepfake_preprocess.cli.console import results_console, shown
 from deepfake_preprocess.cli.options import DEFAULT_REPOSITORY, JsonOption, RepositoryOption
@@ -231,7 +231,7 @@ def _form(version: VersionInfo) -> str:
     return f"{version.precision} {version.engine}"
 
 
-def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
+def _print_problems(console: Console, problems: Sequence[RepositoryProblem]) -> None:
     for problem in problems:
         mark = "[dim]note[/]" if problem.harmless else "[red]wrong[/]"
         console.print(f"{mark}  {shown(problem.file)}: {shown(problem.what)}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepfake_export.proof.crops import CropSet
-from deepfake_export.proof.gate import Decision, Entrant
+from deepfake_export.proof.gate import Entrant, Promotion
 from deepfake_export.proof.parity import ParityReport
 from deepfake_export.proof.running import Float32Array
 from deepfake_export.proof.speed import Speed
@@ -109,7 +109,7 @@ class Proof:
     """What was measured, FP32 first, the decision, and probabilities ``[N]`` of the checkpoint in float32 PyTorch."""
 
     artifacts: tuple[ArtifactProof, ...]
-    decision: Decision
+    decision: Promotion
     reference: Float32Array
 
     @property

@@ -51,7 +51,7 @@ class Entrant:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision(JsonData):
+class Promotion(JsonData):
     """What is served.
 
     Attributes:
@@ -83,7 +83,7 @@ def shown(name: str) -> str:
     return f"{precision.upper()} in {ENGINE_NAMES[engine]}" if engine else precision.upper()
 
 
-def decide(entrants: Collection[Entrant], requested: str) -> Decision:
+def decide(entrants: Collection[Entrant], requested: str) -> Promotion:
     """Choose what is served.
 
     Args:
@@ -117,7 +117,7 @@ def decide(entrants: Collection[Entrant], requested: str) -> Decision:
         if item is not chosen:
             slower = item.precision == chosen.precision and f"slower than {shown(chosen.name)}"
             rejected[item.name] = slower or why
-    return Decision(chosen.precision, requested, _reason(chosen, requested, rejected), rejected, chosen.engine)
+    return Promotion(chosen.precision, requested, _reason(chosen, requested, rejected), rejected, chosen.engine)
 
 
 def _speed(entrant: Entrant) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfake_export.repository.staging import begun_models
-from deepfake_export.repository.verification import Problem, check_config, check_leftovers, check_version
+from deepfake_export.repository.verification import RepositoryProblem, check_config, check_leftovers, check_version
 from deepfake_preprocess.contract.forms import ServedForm
 from deepfake_preprocess.contract.manifest import MANIFEST_NAME, Manifest
 from deepfake_preprocess.contract.model_dir import lock_holders, versions_of
@@ -50,7 +50,7 @@ class VersionInfo(JsonData):
     checkpoint_sha256: str | None
     threshold: float | None
     in_use_by: tuple[int, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[RepositoryProblem, ...]
 
     @property
     def status(self) -> str:
@@ -71,10 +71,10 @@ class ModelInfo(JsonData):
     name: str
     served: int | None
     versions: tuple[VersionInfo, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[RepositoryProblem, ...]
 
     @property
-    def all_problems(self) -> tuple[Problem, ...]:
+    def all_problems(self) -> tuple[RepositoryProblem, ...]:
         """What is wrong in its versions and outside of them."""
         return (*(problem for version in self.versions for problem in version.problems), *self.problems)
 
@@ -110,13 +110,13 @@ def _inspect_model(repository: Path, name: str, plan_target: tuple[str, str] | N
             if None not in (production, other) and production != other:
                 what = f"serves version {other}, but {CONFIG_NAME} version {production}: a change was interrupted"
                 fix = f"run `deepfake repository rollback {name} {production}`, or export the model again"
-                problems.append(Problem(name, f"{name}/{config_name}", what, fix))
+                problems.append(RepositoryProblem(name, f"{name}/{config_name}", what, fix))
         if not versions:
             what = (
                 "holds no version: `deepfake serve` passes it over, but NVIDIA's container does not start with it "
                 "in the repository"
             )
-            problems.append(Problem(name, name, what, EXPORT_FIRST))
+            problems.append(RepositoryProblem(name, name, what, EXPORT_FIRST))
     return ModelInfo(
         name,
         production,

@@ -23,7 +23,7 @@ from deepfake_preprocess.support.json_data import JsonData
 
 
 @dataclass(frozen=True, slots=True)
-class Problem(JsonData):
+class RepositoryProblem(JsonData):
     """Something that is wrong in a repository.
 
     Attributes:
@@ -42,7 +42,7 @@ class Problem(JsonData):
 
 def check_version(
     version_dir: Path, *, served: bool, plan_target: tuple[str, str] | None = None
-) -> tuple[Manifest | None, list[Problem]]:
+) -> tuple[Manifest | None, list[RepositoryProblem]]:
     """Return a version's manifest, where it can be read, and what is wrong with its files and its TensorRT plan.
 
     `served` says whether the production configuration names it; of other versions no plan is loaded. `plan_target` is
@@ -63,7 +63,7 @@ def check_version(
         missing = not (version_dir / MANIFEST_NAME).exists()
         what = "is missing, so nothing proves the version intact" if missing else f"cannot be used: {exc}"
         damaged = [(MANIFEST_NAME, what)]
-    found = [Problem(name, f"{where}/{file}", what, fix) for file, what in damaged]
+    found = [RepositoryProblem(name, f"{where}/{file}", what, fix) for file, what in damaged]
     if manifest is not None:
         try:
             engine = manifest.engine
@@ -72,16 +72,16 @@ def check_version(
             check_plan(manifest, tensorrt_version=version, compute_capability=capability)
         except RepositoryError as exc:
             what, _, _ = str(exc).partition(f"; {REBUILD}")
-            found.append(Problem(name, f"{where}/{PLAN_FILE}", what, REBUILD, harmless=not served))
+            found.append(RepositoryProblem(name, f"{where}/{PLAN_FILE}", what, REBUILD, harmless=not served))
     return manifest, found
 
 
-def check_config(model_dir: Path, config_name: str) -> tuple[int | None, list[Problem]]:
+def check_config(model_dir: Path, config_name: str) -> tuple[int | None, list[RepositoryProblem]]:
     """Return the version that a configuration serves, None where it names none that is there; and what is wrong."""
     name, path = model_dir.name, model_dir / config_name
 
-    def problems(found: Sequence[str], fix: str) -> list[Problem]:
-        return [Problem(name, f"{name}/{config_name}", what, fix) for what in found]
+    def problems(found: Sequence[str], fix: str) -> list[RepositoryProblem]:
+        return [RepositoryProblem(name, f"{name}/{config_name}", what, fix) for what in found]
 
     newest = max(versions_of(model_dir), default="VERSION")
     rewrite = f"`deepfake repository rollback {name} {newest}` writes it again"
@@ -112,7 +112,7 @@ def check_config(model_dir: Path, config_name: str) -> tuple[int | None, list[Pr
     return served, problems(found, f"`deepfake repository rollback {name} {served}` writes it again")
 
 
-def check_leftovers(repository: Path, name: str) -> Iterator[Problem]:
+def check_leftovers(repository: Path, name: str) -> Iterator[RepositoryProblem]:
     """Yield what a killed change of a model left behind, or what one under way is making."""
     busy = lock_holders(lock_path(repository, name))
     for path in leftovers(repository, name):
@@ -125,4 +125,4 @@ def check_leftovers(repository: Path, name: str) -> Iterator[Problem]:
             what = "was left behind by a process that was killed; nothing of it is served"
             what += "" if harmless else ", but NVIDIA's container does not start with it in the repository"
             fix = "the next export of the model clears it away, or delete it"
-        yield Problem(name, shown, what, fix, harmless)
+        yield RepositoryProblem(name, shown, what, fix, harmless)

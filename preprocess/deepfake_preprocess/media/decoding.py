@@ -24,7 +24,7 @@ from deepfake_preprocess.media.frame import Frame
 from deepfake_preprocess.media.packets.decoder import Decoder, DecodeStats
 from deepfake_preprocess.media.packets.extent import Extent
 from deepfake_preprocess.media.packets.packet_references import reference_test
-from deepfake_preprocess.media.packets.reading import MIN_SEEK_S, MOV, PacketReader, Timing
+from deepfake_preprocess.media.packets.reading import MIN_SEEK_S, MOV, PacketReader, PacketTimes
 from deepfake_preprocess.media.pictures.shown import Shown
 from deepfake_preprocess.media.sampling import MAX_STRETCH_S, FramePicker, Sampling, early_offsets
 
@@ -120,7 +120,7 @@ class Decoding:
                 start=self._start, duration=duration, time_base=self._time_base, frame=self._step
             )
         may_end_early = extent if sampling.fps is not None else None
-        if reader.timing is not Timing.SHOWN:
+        if reader.timing is not PacketTimes.SHOWN:
             yield from self._by_counting(FramePicker(targets), may_end_early)
             return
         if sampling.mode == "fast" and duration is not None and not extent.times:
@@ -162,7 +162,7 @@ class Decoding:
         times: deque[int] = deque()
         self._decoder.context.skip_frame = "DEFAULT"
         for packet in chain(iter(self.reader.read, None), (None,)):
-            if packet is not None and packet.dts is not None and self.reader.timing is Timing.DECODING:
+            if packet is not None and packet.dts is not None and self.reader.timing is PacketTimes.DECODING:
                 times.append(packet.dts)
                 packet.pts = None
             for picture in self._decoder.decode(packet):

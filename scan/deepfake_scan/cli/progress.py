@@ -9,14 +9,14 @@ from typing import Final
 
 from rich.console import Console
 
-from deepfake_scan.tally import Tally
+from deepfake_scan.tally import ScanTally
 
 EVERY_S: Final = 0.5
 LOG_EVERY_S: Final = 30.0
 
 
 @contextmanager
-def shown_progress(screen: Console, tally: Tally) -> Iterator[None]:
+def shown_progress(screen: Console, tally: ScanTally) -> Iterator[None]:
     """Show a scan's progress while the context lasts."""
     with screen.status("scanning") if screen.is_terminal else nullcontext() as status:
         show: Callable[[str], None] = screen.print if status is None else status.update

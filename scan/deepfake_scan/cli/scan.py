@@ -31,9 +31,9 @@ from deepfake_scan.metrics import served_metrics
 from deepfake_scan.plan import parse_plan
 from deepfake_scan.run import Scan
 from deepfake_scan.storage import open_storage
-from deepfake_scan.tally import Tally
+from deepfake_scan.tally import ScanTally
 from deepfake_scan.work import entry
-from deepfake_scan.work.task import Limits, Setup
+from deepfake_scan.work.task import InputLimits, Setup
 
 RUN_PANEL: Final = "Run"
 NICE: Final = 10
@@ -44,8 +44,8 @@ it."""
 def _limits(
     input_gib: Annotated[float, typer.Option(help="Memory that one input may take, in GiB.")] = 4.0,
     input_seconds: Annotated[float, typer.Option(help="Time that one input may take.")] = 600.0,
-) -> Limits:
-    return Limits(memory_bytes=int(input_gib * 2**30), seconds=input_seconds)
+) -> InputLimits:
+    return InputLimits(memory_bytes=int(input_gib * 2**30), seconds=input_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Upkeep:
 def scan(
     server: ServerOptions,
     options: AnalysisOptions,
-    limits: Annotated[Limits, Group(_limits, RUN_PANEL)],
+    limits: Annotated[InputLimits, Group(_limits, RUN_PANEL)],
     upkeep: Annotated[Upkeep, Group(Upkeep, "Instead of a scan")],
     sources: Annotated[
         list[str] | None,
@@ -148,7 +148,7 @@ def scan(
         raise OptionError("name what is to be scanned: a folder, a pattern, a bucket prefix or a manifest")
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     job = Scan(sources=sources, column=column, retry_failed=retry_failed)
-    tally = Tally()
+    tally = ScanTally()
     with terminated_as_interrupted(), ExitStack() as stack:
         connection = replace(stack.enter_context(server.serving(screen.status)), bulk=True)
         yield_cores(_niceness(engine), session=NICE)
@@ -189,7 +189,7 @@ def _niceness(engine: str) -> int:
 
 
 def _finish(
-    screen: Console, tally: Tally, output: str, state: str, error: DeepfakeError | None, *, as_json: bool
+    screen: Console, tally: ScanTally, output: str, state: str, error: DeepfakeError | None, *, as_json: bool
 ) -> NoReturn:
     """Say what came out, and end with the exit code of it."""
     print_summary(screen, tally, output, state, as_json=as_json)

@@ -20,7 +20,7 @@ from deepfake_scan.plan import Cluster
 from deepfake_scan.results.upkeep import Counts, compact, count
 from deepfake_scan.run import read_facts
 from deepfake_scan.storage import Storage
-from deepfake_scan.tally import Tally, duration
+from deepfake_scan.tally import ScanTally, duration
 
 
 def print_status(storage: Storage, *, as_json: bool) -> None:
@@ -53,7 +53,7 @@ def compact_results(storage: Storage, *, as_json: bool) -> None:
         results_console().print(f"{_parts(before)} before, {after:,} now")
 
 
-def print_summary(screen: Console, tally: Tally, output: str, state: str, *, as_json: bool) -> None:
+def print_summary(screen: Console, tally: ScanTally, output: str, state: str, *, as_json: bool) -> None:
     """Print what a run has done; JSON goes to standard output."""
     seconds = tally.done / tally.per_second if tally.done else 0.0
     if as_json:

@@ -12,17 +12,17 @@ from deepfake_preprocess.errors import ServerError
 from deepfake_preprocess.support.pauses import Pauses
 from deepfake_scan.inputs.todo import Item, Todo
 from deepfake_scan.results.parts import load
-from deepfake_scan.results.sink import Sink
+from deepfake_scan.results.sink import ResultSink
 from deepfake_scan.storage import Storage
-from deepfake_scan.tally import Tally
+from deepfake_scan.tally import ScanTally
 from deepfake_scan.work.pool import Pool
-from deepfake_scan.work.task import Answer, Setup
+from deepfake_scan.work.task import ProcessAnswer, Setup
 
 SERVER_WAIT_S: Final = 600.0
 """How long a scan waits for servers that are away before it ends."""
 
 
-async def analyze_until_served(pool: Pool, address: str) -> Answer:
+async def analyze_until_served(pool: Pool, address: str) -> ProcessAnswer:
     """Analyze an input, again while no server answers; ServerError where none came back, or none can ever answer."""
     pauses, failures = Pauses(SERVER_WAIT_S), 0
     while True:
@@ -39,7 +39,7 @@ async def analyze_until_served(pool: Pool, address: str) -> Answer:
         await pauses.take()
 
 
-async def scan_here(todo: Todo, setup: Setup, storage: Storage, tally: Tally, *, processes: int) -> None:
+async def scan_here(todo: Todo, setup: Setup, storage: Storage, tally: ScanTally, *, processes: int) -> None:
     """Analyze all of `todo`; canceled, it keeps what is done.
 
     Raises:
@@ -50,12 +50,12 @@ async def scan_here(todo: Todo, setup: Setup, storage: Storage, tally: Tally, *,
     def on_part() -> None:
         tally.parts += 1
 
-    sink = Sink(storage, faces=setup.faces, on_row=lambda answer: tally.add(answer.cells), on_part=on_part)
+    sink = ResultSink(storage, faces=setup.faces, on_row=lambda answer: tally.add(answer.cells), on_part=on_part)
     complete = False
     loading = asyncio.create_task(asyncio.to_thread(load))  # while the first inputs are analyzed
     async with Pool(setup, size=processes) as pool:
 
-        async def work(item: Item) -> tuple[Item, Answer]:
+        async def work(item: Item) -> tuple[Item, ProcessAnswer]:
             tally.in_flight += 1
             try:
                 return item, await analyze_until_served(pool, item.input.address)

@@ -24,12 +24,12 @@ from deepfake_preprocess.errors import ServerError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_scan.engines.local import analyze_until_served
 from deepfake_scan.inputs.todo import Item, Todo
-from deepfake_scan.results.parts import Row, write_part
+from deepfake_scan.results.parts import ResultRow, write_part
 from deepfake_scan.results.upkeep import done_ids
 from deepfake_scan.storage import Storage, open_storage
-from deepfake_scan.tally import Tally
+from deepfake_scan.tally import ScanTally
 from deepfake_scan.work.pool import Pool
-from deepfake_scan.work.task import Answer, Setup
+from deepfake_scan.work.task import ProcessAnswer, Setup
 
 ROUND: Final = 50_000
 """Inputs that Ray is given at once: some 15 MB in its object store."""
@@ -67,7 +67,7 @@ class Scanner:
         serves = any(not answer.server for answer in answers)
         kept = [serves and answer.server in ("", errors.InferenceError.__name__) for answer in answers]
         rows = [
-            Row(item["id"], answer.cells, answer.json, finished_at, answer.faces)
+            ResultRow(item["id"], answer.cells, answer.json, finished_at, answer.faces)
             for item, (answer, finished_at), keep in zip(batch, found, kept, strict=True)
             if keep
         ]
@@ -86,17 +86,17 @@ class Scanner:
         names = ("label", "error_type", "server", "why")
         return pa.table({name: pa.array([row[name] for row in told], pa.string()) for name in names})
 
-    async def _analyze(self, address: str) -> tuple[Answer, datetime]:
+    async def _analyze(self, address: str) -> tuple[ProcessAnswer, datetime]:
         """Return what became of an input, and when."""
         try:
             answer = await analyze_until_served(self._pool, address)
         except ServerError as exc:
             outcome = Outcome(address, error=exc)
-            answer = Answer.of(outcome, json.dumps(outcome.to_dict()))
+            answer = ProcessAnswer.of(outcome, json.dumps(outcome.to_dict()))
         return answer, datetime.now(UTC)
 
 
-def scan_on_ray(todo: Todo, setup: Setup, storage: Storage, tally: Tally) -> None:
+def scan_on_ray(todo: Todo, setup: Setup, storage: Storage, tally: ScanTally) -> None:
     """Analyze all of `todo` on the cluster that RAY_ADDRESS names, or on a local one.
 
     Raises:

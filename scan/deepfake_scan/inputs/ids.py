@@ -19,7 +19,7 @@ Ids: TypeAlias = NDArray[np.uint64]
 """uint64 ``[N, 2]``: the halves of N ids."""
 
 
-class Input(NamedTuple):
+class ScanInput(NamedTuple):
     """One thing to analyze; a tuple, since ten million of them are made to find those that are left.
 
     Attributes:
@@ -38,7 +38,7 @@ class IdMaker:
         facts = {"model": [model.name, model.version, model.checkpoint_sha256], "settings": settings}
         self._key = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=32).digest()
 
-    def ids(self, inputs: Sequence[Input]) -> Ids:
+    def ids(self, inputs: Sequence[ScanInput]) -> Ids:
         """Return the ids of some inputs."""
         key, new = self._key, hashlib.blake2b
         digests = [

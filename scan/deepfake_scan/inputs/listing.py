@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from deepfake_preprocess.errors import MediaNotFoundError
 from deepfake_preprocess.media.remote import is_url
 from deepfake_preprocess.media.suffixes import MEDIA_SUFFIXES
-from deepfake_scan.inputs.ids import Input
+from deepfake_scan.inputs.ids import ScanInput
 from deepfake_scan.inputs.manifest import is_manifest, manifest_inputs
 from deepfake_scan.storage import bucket_of, is_bucket, list_objects
 
 
-def each_input(sources: Sequence[str], column: str | None = None) -> Iterator[Input]:
+def each_input(sources: Sequence[str], column: str | None = None) -> Iterator[ScanInput]:
     """Return an iterator of the inputs that `sources` stand for; `column` holds the addresses of manifests.
 
     Each source is looked at by this call, so that one that is missing is found before any work is done.
@@ -31,20 +31,20 @@ def each_input(sources: Sequence[str], column: str | None = None) -> Iterator[In
     return itertools.chain.from_iterable([_checked(source, _inputs(source, column)) for source in sources])
 
 
-def _checked(source: str, inputs: Iterator[Input]) -> Iterable[Input]:
+def _checked(source: str, inputs: Iterator[ScanInput]) -> Iterable[ScanInput]:
     first = next(inputs, None)
     if first is None:
         raise MediaNotFoundError(f"{source}: there is no video or image; check the address")
     return itertools.chain([first], inputs)
 
 
-def _inputs(source: str, column: str | None) -> Iterator[Input]:
+def _inputs(source: str, column: str | None) -> Iterator[ScanInput]:
     if is_manifest(source):
         return manifest_inputs(source, column)
     if is_bucket(source):
         return _in_bucket(source)
     if is_url(source):
-        return iter([Input(source)])
+        return iter([ScanInput(source)])
     if os.path.isdir(source):  # noqa: PTH112 - `Path` takes an empty name for the current folder
         return _in_folder(os.path.abspath(source))  # noqa: PTH100 - links are kept as they are
     if not os.path.exists(source) and glob.has_magic(source):  # noqa: PTH110
@@ -56,7 +56,7 @@ def _inputs(source: str, column: str | None) -> Iterator[Input]:
         raise MediaNotFoundError(f"there is no {source!r}; check the path") from exc
 
 
-def _in_folder(folder: str) -> Iterator[Input]:
+def _in_folder(folder: str) -> Iterator[ScanInput]:
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
@@ -66,11 +66,11 @@ def _in_folder(folder: str) -> Iterator[Input]:
             yield _of_file(entry.path, entry.stat())
 
 
-def _of_file(path: str, state: os.stat_result) -> Input:
-    return Input(path, f"{state.st_size}:{state.st_mtime_ns}")
+def _of_file(path: str, state: os.stat_result) -> ScanInput:
+    return ScanInput(path, f"{state.st_size}:{state.st_mtime_ns}")
 
 
-def _in_bucket(source: str) -> Iterator[Input]:
+def _in_bucket(source: str) -> Iterator[ScanInput]:
     """Yield the objects below a prefix, or those that match a pattern; one that is named in full, whatever it is."""
     bucket = bucket_of(source)
     path = source.removeprefix(bucket).lstrip("/")
@@ -83,7 +83,7 @@ def _in_bucket(source: str) -> Iterator[Input]:
         if glob.has_magic(path):
             wanted = fnmatch.fnmatchcase(entry.path, path) and _is_media(entry.path)
         if wanted:
-            yield Input(f"{bucket}/{entry.path}", f"{entry.size}:{entry.version}")
+            yield ScanInput(f"{bucket}/{entry.path}", f"{entry.size}:{entry.version}")
             if named:
                 return
 

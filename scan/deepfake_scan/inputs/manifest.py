@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 
 from deepfake_preprocess.errors import InputError, MediaNotFoundError, OptionError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_scan.inputs.ids import Input
+from deepfake_scan.inputs.ids import ScanInput
 from deepfake_scan.storage import is_bucket, open_object
 
 SUFFIXES: Final = (".parquet", ".csv", ".jsonl")
@@ -39,7 +39,7 @@ def count_rows(source: str) -> int | None:
         return int(require_extra("pyarrow.parquet", extra="scan").ParquetFile(file).metadata.num_rows)
 
 
-def manifest_inputs(source: str, column: str | None) -> Iterator[Input]:
+def manifest_inputs(source: str, column: str | None) -> Iterator[ScanInput]:
     """Yield the inputs of a manifest; relative paths are meant from its folder.
 
     Raises:
@@ -66,7 +66,7 @@ def _opened(source: str) -> BinaryIO:
         raise MediaNotFoundError(f"the manifest {source} cannot be opened ({exc.strerror}); check the path") from exc
 
 
-def _parquet(file: BinaryIO, source: str, column: str | None, base: str) -> Iterator[Input]:
+def _parquet(file: BinaryIO, source: str, column: str | None, base: str) -> Iterator[ScanInput]:
     parquet = require_extra("pyarrow.parquet", extra="scan")
     table = parquet.ParquetFile(file)
     names = table.schema_arrow.names
@@ -83,7 +83,7 @@ def _parquet(file: BinaryIO, source: str, column: str | None, base: str) -> Iter
         texts = _texts(addresses)
         is_text = pa.types.is_string(addresses.type) and not addresses.null_count
         if is_text and compute.all(compute.match_substring(addresses, "://")).as_py():
-            yield from map(Input, texts, joined)  # as manifests of millions are
+            yield from map(ScanInput, texts, joined)  # as manifests of millions are
         else:
             yield from (_input(*row, base, source) for row in zip(texts, joined, strict=True))
 
@@ -94,7 +94,7 @@ def _texts(column: Any) -> list[Any]:
     return texts
 
 
-def _csv(file: BinaryIO, source: str, column: str | None, base: str) -> Iterator[Input]:
+def _csv(file: BinaryIO, source: str, column: str | None, base: str) -> Iterator[ScanInput]:
     with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         rows = csv.DictReader(text)
         column, versions = _columns(list(rows.fieldnames or ()), column, source)
@@ -102,7 +102,7 @@ def _csv(file: BinaryIO, source: str, column: str | None, base: str) -> Iterator
             yield _input(row[column], _joined(row[name] for name in versions), base, source)
 
 
-def _jsonl(file: BinaryIO, source: str, column: str | None, base: str) -> Iterator[Input]:
+def _jsonl(file: BinaryIO, source: str, column: str | None, base: str) -> Iterator[ScanInput]:
     for line in file:
         if not line.strip():
             continue
@@ -129,9 +129,9 @@ def _joined(facts: Iterable[Any]) -> str:
     return ":".join("" if fact is None else str(fact) for fact in facts)
 
 
-def _input(address: Any, version: str, base: str, source: str) -> Input:
+def _input(address: Any, version: str, base: str, source: str) -> ScanInput:
     if not isinstance(address, str) or not address:
         raise OptionError(f"the manifest {source} has a row without an address; leave such rows out")
     if base and "://" not in address:
         address = os.path.join(base, address)  # noqa: PTH118 - ten million of them
-    return Input(address, version)
+    return ScanInput(address, version)

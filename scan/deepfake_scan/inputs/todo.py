@@ -8,8 +8,8 @@ from itertools import islice
 from queue import Empty, Full, Queue
 from typing import Final, NamedTuple, Self
 
-from deepfake_scan.inputs.ids import IdMaker, IdSet, Input, id_texts
-from deepfake_scan.tally import Tally
+from deepfake_scan.inputs.ids import IdMaker, IdSet, ScanInput, id_texts
+from deepfake_scan.tally import ScanTally
 
 FIRST_CHUNK: Final = 256
 CHUNK: Final = 65_536
@@ -22,14 +22,14 @@ _LOOK_S: Final = 0.2
 class Item(NamedTuple):
     """An input and its id, as 32 hexadecimal digits."""
 
-    input: Input
+    input: ScanInput
     id: str
 
 
 class Todo:
     """An iterator over the inputs that are not `done`; listed in a thread. A context manager, which ends that."""
 
-    def __init__(self, inputs: Iterator[Input], ids: IdMaker, done: IdSet, tally: Tally) -> None:
+    def __init__(self, inputs: Iterator[ScanInput], ids: IdMaker, done: IdSet, tally: ScanTally) -> None:
         self._inputs, self._ids, self._done, self._tally = inputs, ids, done, tally
         self._queue: Queue[Item | BaseException | None] = Queue(AHEAD)
         self._stop = threading.Event()

@@ -30,7 +30,7 @@ _NUMBERS: Final = ("fake_probability", "interval_low", "interval_high", "thresho
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResultRow:
     """One result.
 
     Attributes:
@@ -76,7 +76,7 @@ def part_name(ids: Sequence[str]) -> str:
     return "part-" + hashlib.blake2b("".join(ids).encode(), digest_size=10).hexdigest()
 
 
-def write_part(storage: Storage, rows: Sequence[Row], *, faces: bool) -> str:
+def write_part(storage: Storage, rows: Sequence[ResultRow], *, faces: bool) -> str:
     """Write a part and return its name."""
     pa = require_extra("pyarrow", extra="scan")
     name = part_name([row.id for row in rows])

@@ -1,4 +1,4 @@
-"""`Sink`: takes answers and writes them as parts; a failure of the server is not taken for one of the input."""
+"""`ResultSink`: takes answers and writes them as parts; a failure of the server is not taken for one of the input."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final
 
 from deepfake_preprocess.errors import InferenceError
 from deepfake_scan.inputs.todo import Item
-from deepfake_scan.results.parts import Row, write_part
+from deepfake_scan.results.parts import ResultRow, write_part
 from deepfake_scan.storage import Storage
-from deepfake_scan.work.task import Answer
+from deepfake_scan.work.task import ProcessAnswer
 
 PART_ROWS: Final = 500
 PART_S: Final = 60.0
@@ -21,19 +21,19 @@ MAX_SERVER_FAILURES: Final = 20
 """From this many inputs in a row that the server fails, the fault is the server's; with fewer it is theirs."""
 
 
-class Sink:
+class ResultSink:
     """Collects results and writes parts. `close` writes what is left; nothing else may run then."""
 
     def __init__(
-        self, storage: Storage, *, faces: bool, on_row: Callable[[Answer], None], on_part: Callable[[], None]
+        self, storage: Storage, *, faces: bool, on_row: Callable[[ProcessAnswer], None], on_part: Callable[[], None]
     ) -> None:
         self._storage, self._faces = storage, faces
         self._on_row, self._on_part = on_row, on_part
-        self._rows: list[Row] = []
+        self._rows: list[ResultRow] = []
         self._since = time.monotonic()
-        self._doubtful: list[tuple[Item, Answer]] = []
+        self._doubtful: list[tuple[Item, ProcessAnswer]] = []
 
-    async def add(self, item: Item, answer: Answer) -> None:
+    async def add(self, item: Item, answer: ProcessAnswer) -> None:
         """Take a result.
 
         Raises:
@@ -55,10 +55,10 @@ class Sink:
         if len(self._rows) >= PART_ROWS or time.monotonic() - self._since >= PART_S:
             await self._write()
 
-    def _take(self, item: Item, answer: Answer) -> None:
+    def _take(self, item: Item, answer: ProcessAnswer) -> None:
         if not self._rows:
             self._since = time.monotonic()
-        self._rows.append(Row(item.id, answer.cells, answer.json, datetime.now(UTC), answer.faces))
+        self._rows.append(ResultRow(item.id, answer.cells, answer.json, datetime.now(UTC), answer.faces))
         self._on_row(answer)
 
     async def _write(self) -> None:

@@ -25,7 +25,7 @@ from deepfake_preprocess.errors import DeepfakeError, InputError, MediaCrashErro
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.support.limits import bound_process
 from deepfake_scan.storage import is_bucket, open_object
-from deepfake_scan.work.task import Answer, Setup
+from deepfake_scan.work.task import ProcessAnswer, Setup
 
 NO_FILE: Final = 2**20
 """Bytes of a file that the process may write; it writes none."""
@@ -66,7 +66,7 @@ async def _serve(setup: Setup, lines: TextIO) -> None:
             starved = True
         # The JSON is made here and not in the parent, which has more to do than one process.
         text = json.dumps(outcome.to_dict())
-        found = asdict(Answer.of(outcome, text, faces=setup.faces, starved=starved))
+        found = asdict(ProcessAnswer.of(outcome, text, faces=setup.faces, starved=starved))
         print(json.dumps({"number": task["number"], "answer": found}), file=lines, flush=True)
 
     try:

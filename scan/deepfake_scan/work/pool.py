@@ -17,7 +17,7 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_preprocess.errors import MediaCrashError, MediaLimitError, MediaOpenError
 from deepfake_scan.work.clock import in_time
 from deepfake_scan.work.process import Process, ProcessDiedError
-from deepfake_scan.work.task import Answer, Setup
+from deepfake_scan.work.task import ProcessAnswer, Setup
 
 
 class Pool:
@@ -46,7 +46,7 @@ class Pool:
     ) -> None:
         await asyncio.gather(*(process.close() for process in self._processes if process is not None))
 
-    async def analyze(self, address: str) -> Answer:
+    async def analyze(self, address: str) -> ProcessAnswer:
         """Analyze an input; what it does to its process is part of the answer."""
         async with self._free:
             place = min(range(len(self._busy)), key=self._busy.__getitem__)
@@ -57,7 +57,7 @@ class Pool:
                 self._busy[place] -= 1
             return await self._by_itself(address) if answer is None else answer
 
-    async def _together(self, place: int, address: str) -> Answer | None:
+    async def _together(self, place: int, address: str) -> ProcessAnswer | None:
         """Analyze an input in a process that others share; None where that went wrong."""
         process = await self._alive(place)
         try:
@@ -81,7 +81,7 @@ class Pool:
                 await process.start()
             return process
 
-    async def _by_itself(self, address: str) -> Answer:
+    async def _by_itself(self, address: str) -> ProcessAnswer:
         limits = self._setup.limits
         async with self._alone:
             process = Process(replace(self._setup, concurrency=1))
@@ -100,4 +100,4 @@ class Pool:
             finally:
                 await process.close()
         outcome = Outcome(address, error=error)
-        return Answer.of(outcome, json.dumps(outcome.to_dict()))
+        return ProcessAnswer.of(outcome, json.dumps(outcome.to_dict()))

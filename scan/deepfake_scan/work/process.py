@@ -14,7 +14,7 @@ from typing import Final
 
 from deepfake_preprocess.errors import DeepfakeError
 from deepfake_scan.work.clock import CoreTime
-from deepfake_scan.work.task import Answer, Setup
+from deepfake_scan.work.task import ProcessAnswer, Setup
 
 COMMAND: Final = (sys.executable, "-m", "deepfake_scan.work.entry")
 LONGEST_LINE: Final = 256 * 2**20
@@ -34,7 +34,7 @@ class Process:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._process: asyncio.subprocess.Process | None = None
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._waiting: dict[int, asyncio.Future[ProcessAnswer]] = {}
         self._numbers = itertools.count()
         self._reader: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
@@ -52,7 +52,7 @@ class Process:
         process.stdin.write(base64.b64encode(pickle.dumps(self._setup)) + b"\n")
         self._reader = asyncio.create_task(self._read(process))
 
-    async def analyze(self, address: str) -> Answer:
+    async def analyze(self, address: str) -> ProcessAnswer:
         """Analyze an input; canceling does not end what is under way in the process.
 
         Raises:
@@ -75,7 +75,7 @@ class Process:
             with suppress(ConnectionError):  # then it is dead, which its reader finds out
                 process.stdin.write(json.dumps({"number": number, "address": address}).encode() + b"\n")
                 await process.stdin.drain()
-            result: Answer = await answer
+            result: ProcessAnswer = await answer
         finally:
             self._waiting.pop(number, None)
         return result
@@ -88,7 +88,7 @@ class Process:
                 self._was_ready = True
                 self._ready.set()
             elif (waiting := self._waiting.get(data["number"])) is not None and not waiting.done():
-                waiting.set_result(Answer(**data["answer"]))
+                waiting.set_result(ProcessAnswer(**data["answer"]))
         code = await process.wait()
         self._death = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         self._ready.set()

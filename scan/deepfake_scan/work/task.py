@@ -24,7 +24,7 @@ LEAST_MEMORY_BYTES: Final = 2**29
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class InputLimits:
     """What one input may use.
 
     Attributes:
@@ -61,13 +61,13 @@ class Setup:
     connection: Connection
     model: str | None
     options: AnalyzeOptions
-    limits: Limits = Limits()
+    limits: InputLimits = InputLimits()
     concurrency: int = 2
     faces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProcessAnswer:
     """What became of one input, ready to be stored.
 
     Attributes:

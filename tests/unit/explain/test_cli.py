@@ -11,7 +11,7 @@ from explain_nets import tiny_explainer
 from deepfake_client.cli import main as cli
 from deepfake_client.transport.retry import NO_RETRY
 from deepfake_explain.cli import explain_serve as command
-from deepfake_explain.service.admission import Limits
+from deepfake_explain.service.admission import RequestLimits
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_beside_a_gateway_it_prints_errors_only(serve, capsys):
 
 def test_limits_and_priority_are_options(serve):
     _, given = serve("--max-requests", "3", "--max-upload-mb", "2", "--deadline", "1.5", "--nice", "5")
-    assert given["limits"] == Limits(max_requests=3, max_upload_bytes=2 * 2**20, timeout_s=1.5)
+    assert given["limits"] == RequestLimits(max_requests=3, max_upload_bytes=2 * 2**20, timeout_s=1.5)
     assert given["nice"] == 5
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import deepfake_explain
-from deepfake_client.explain.wire import Answer
+from deepfake_client.explain.wire import ExplainAnswer
 from deepfake_explain import METHODS, PARTS, CheckpointExplainer, ExplainOptions, ServedScores
 from deepfake_explain import explainer as explainer_module
 from deepfake_explain._agreement import check_scores
@@ -353,7 +353,7 @@ def test_each_member_of_an_ensemble_is_explained_and_weighs_what_it_counts(ensem
 
 def test_an_ensembles_explanation_is_written_as_json_and_read_back(ensemble):
     (found,) = ensemble.explain(crops_of(1, side=64))
-    back = Answer.model_validate_json(Answer(explanation=found).model_dump_json()).explanation
+    back = ExplainAnswer.model_validate_json(ExplainAnswer(explanation=found).model_dump_json()).explanation
     assert back.facts() == json.loads(json.dumps(found.facts()))
     for one, other in zip(back.members, found.members, strict=True):
         np.testing.assert_array_equal(one.heatmap, other.heatmap)

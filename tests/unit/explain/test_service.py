@@ -25,10 +25,10 @@ from deepfake_client.async_client import AsyncDeepfakeClient
 from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.service import ServiceExplainer
 from deepfake_client.explain.types import METHODS, ExplainOptions, MemberHeatmap, Region, ServedScores
-from deepfake_client.explain.wire import Answer
+from deepfake_client.explain.wire import ExplainAnswer
 from deepfake_client.transport.testing import FakeTransport
 from deepfake_explain import CheckpointExplainer
-from deepfake_explain.service.admission import Limits
+from deepfake_explain.service.admission import RequestLimits
 from deepfake_explain.service.app import build_app
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.tolerances import TOLERANCES
@@ -49,7 +49,7 @@ from deepfake_preprocess.media.frame import ArrayFrame
 CROPS = generate_crops(6, (SIDE_PX, SIDE_PX), seed=5)
 LANDMARKS = np.array([[18, 20], [30, 20], [24, 27], [19, 33], [29, 33]], np.float32)
 LANDMARKS_TEXT = ",".join(map(str, LANDMARKS.ravel()))
-LIMITS = Limits(max_upload_bytes=2**20, max_pixels=2**20)
+LIMITS = RequestLimits(max_upload_bytes=2**20, max_pixels=2**20)
 
 
 @contextmanager
@@ -166,11 +166,11 @@ def test_a_face_is_cut_out_of_a_frame_as_the_client_does_it(port):
     for fields in (box, {**box, "landmarks": ",".join(map(str, face.landmarks_xy.ravel().tolist()))}):
         answer, data = post(port, fields, frame=encode_png(astronaut()))
         assert answer.status == 200
-        found = Answer.model_validate_json(data)
+        found = ExplainAnswer.model_validate_json(data)
         assert_same(found.explanation, expected)
         np.testing.assert_allclose(found.crop_to_frame, geometry.to_frame)
     _, data = post(port, {**box, "box": "0,0,40,40"}, frame=encode_png(astronaut()))
-    assert not Answer.model_validate_json(data).explanation.part_shares
+    assert not ExplainAnswer.model_validate_json(data).explanation.part_shares
 
 
 def test_landmarks_of_a_crop_are_found_where_its_margin_leaves_the_face():
@@ -179,7 +179,7 @@ def test_landmarks_of_a_crop_are_found_where_its_margin_leaves_the_face():
     (face,) = faces_in(frame, MtcnnDetector())
     with running(explainer) as port:
         _, data = post(port, {"method": "layer-cam"}, crop=encode_png(crop_face(frame, face, explainer.spec)))
-    assert Answer.model_validate_json(data).explanation.part_shares
+    assert ExplainAnswer.model_validate_json(data).explanation.part_shares
 
 
 NO_FACE = encode_png(np.full((200, 300, 3), 90, np.uint8))
@@ -310,7 +310,7 @@ class Held:
 
 def test_more_than_it_takes_is_refused_and_what_was_let_in_is_answered():
     held = Held()
-    with running(held, limits=Limits(max_requests=5)) as port, ThreadPoolExecutor(5) as pool:
+    with running(held, limits=RequestLimits(max_requests=5)) as port, ThreadPoolExecutor(5) as pool:
         first = pool.submit(post, port, crop=CROP)
         assert held.begun.wait(30)
         others = [pool.submit(post, port, crop=encode_png(crop)) for crop in CROPS[1:5]]
@@ -337,7 +337,7 @@ def test_more_than_it_takes_is_refused_and_what_was_let_in_is_answered():
 
 def test_a_request_that_takes_too_long_is_given_up():
     held = Held()
-    with running(held, limits=Limits(timeout_s=0.3)) as port:
+    with running(held, limits=RequestLimits(timeout_s=0.3)) as port:
         answer, data = post(port, crop=CROP)
         assert answer.status == 504
         assert "no explanation within 0.3 s" in problem_of(answer, data)
@@ -490,7 +490,7 @@ def test_an_explanation_with_members_survives_the_wire():
     heat = np.random.default_rng(0).random((3, 5), np.float32)
     member = MemberHeatmap("eyes", heat, "pixels", "bn2", 0.25, 0.123456789)
     found = dataclasses.replace(found, members=(member,), regions=(Region((1, 2, 3, 4), 0.123456789, None),))
-    back = Answer.model_validate_json(Answer(explanation=found).model_dump_json()).explanation
+    back = ExplainAnswer.model_validate_json(ExplainAnswer(explanation=found).model_dump_json()).explanation
     assert_same(back, found)
     np.testing.assert_array_equal(back.members[0].heatmap, heat)
     assert (back.members[0].weight, back.members[0].name) == (member.weight, "eyes")

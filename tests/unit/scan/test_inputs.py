@@ -10,10 +10,10 @@ import pytest
 from verdicts import MODEL
 
 from deepfake_preprocess.errors import MediaNotFoundError, OptionError
-from deepfake_scan.inputs.ids import IdMaker, IdSet, Input, id_texts, ids_of_texts
+from deepfake_scan.inputs.ids import IdMaker, IdSet, ScanInput, id_texts, ids_of_texts
 from deepfake_scan.inputs.listing import each_input
 from deepfake_scan.inputs.todo import Todo
-from deepfake_scan.tally import Tally
+from deepfake_scan.tally import ScanTally
 
 
 def ids_of(numbers):
@@ -43,7 +43,7 @@ def test_a_set_of_ids_agrees_with_a_set_of_python():
 
 def test_ids_follow_from_address_version_model_and_settings():
     def id_of(address="a", version="1", settings=None, model=MODEL):
-        return id_texts(IdMaker(model, settings or {"fps": 1}).ids([Input(address, version)]))[0]
+        return id_texts(IdMaker(model, settings or {"fps": 1}).ids([ScanInput(address, version)]))[0]
 
     assert id_of() == id_of()
     assert len({id_of(), id_of(address="b"), id_of(version="2"), id_of(settings={"fps": 2})}) == 4
@@ -81,7 +81,7 @@ def write_manifest(path, rows):
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 def test_a_manifest_is_read_by_its_column(tmp_path, suffix):
     manifest = write_manifest(tmp_path / f"all.{suffix}", ROWS)
-    expected = [Input(str(tmp_path / "a.mp4"), "x"), Input("https://host/b.mp4", "y")]
+    expected = [ScanInput(str(tmp_path / "a.mp4"), "x"), ScanInput("https://host/b.mp4", "y")]
     assert list(each_input([manifest])) == expected
     assert list(each_input([manifest], "path")) == expected
     with pytest.raises(OptionError, match=r"no column of 'clip', but n, path, etag; name one as `column`"):
@@ -101,17 +101,17 @@ def test_what_is_missing_is_said_before_anything_is_done(tmp_path):
 
 
 def test_what_is_done_or_named_twice_is_left_out():
-    maker, done, tally = IdMaker(MODEL, {}), IdSet(), Tally()
-    done.add(maker.ids([Input("b")]))
-    with Todo(iter([Input("a"), Input("b"), Input("a"), Input("c")]), maker, done, tally) as todo:
+    maker, done, tally = IdMaker(MODEL, {}), IdSet(), ScanTally()
+    done.add(maker.ids([ScanInput("b")]))
+    with Todo(iter([ScanInput("a"), ScanInput("b"), ScanInput("a"), ScanInput("c")]), maker, done, tally) as todo:
         assert [item.input.address for item in todo] == ["a", "c"]
     assert (tally.listed, tally.skipped, tally.total) == (4, 2, 4)
 
 
 def test_an_error_of_the_listing_is_raised_where_inputs_are_taken():
     def inputs():
-        yield Input("a")
+        yield ScanInput("a")
         raise OptionError("the manifest has a row without an address")
 
-    with Todo(inputs(), IdMaker(MODEL, {}), IdSet(), Tally()) as todo, pytest.raises(OptionError):
+    with Todo(inputs(), IdMaker(MODEL, {}), IdSet(), ScanTally()) as todo, pytest.raises(OptionError):
         list(todo)

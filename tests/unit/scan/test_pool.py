@@ -12,7 +12,7 @@ from deepfake_preprocess.errors import OptionError
 from deepfake_scan.work import process
 from deepfake_scan.work.pool import Pool
 from deepfake_scan.work.process import ProcessStartError
-from deepfake_scan.work.task import Limits, Setup
+from deepfake_scan.work.task import InputLimits, Setup
 
 CHILD = """
 import json, os, sys
@@ -36,7 +36,7 @@ for line in sys.stdin:
 @pytest.fixture
 def setup(monkeypatch, tmp_path):
     monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", CHILD, str(tmp_path / "seen")))
-    return Setup(connection=Connection(), model=None, options=AnalyzeOptions(), limits=Limits(seconds=60.0))
+    return Setup(connection=Connection(), model=None, options=AnalyzeOptions(), limits=InputLimits(seconds=60.0))
 
 
 def answers(setup, *addresses, size=1):
@@ -71,7 +71,7 @@ def test_what_goes_wrong_once_is_tried_again(setup):
 
 
 def test_an_input_that_never_ends_is_ended(setup):
-    found, _ = answers(replace(setup, limits=Limits(seconds=0.5)), "endless")
+    found, _ = answers(replace(setup, limits=InputLimits(seconds=0.5)), "endless")
     assert found[0].cells["error_type"] == "MediaLimitError"
     assert "took longer than 0.5 s, twice" in found[0].cells["error"]
 
@@ -90,4 +90,4 @@ def test_a_process_that_cannot_start_is_no_fault_of_an_input(setup, monkeypatch)
 @pytest.mark.parametrize("limit", [{"memory_bytes": 0}, {"seconds": -1.0}])
 def test_limits_are_above_zero(limit):
     with pytest.raises(OptionError, match="allowed: "):
-        Limits(**limit)
+        InputLimits(**limit)

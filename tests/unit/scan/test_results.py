@@ -13,7 +13,7 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.table import outcome_row
 from deepfake_preprocess.errors import InputError, MediaNotFoundError, MediaOpenError, OptionError
 from deepfake_scan.inputs.listing import each_input
-from deepfake_scan.results.parts import Row, part_names, read_json, read_part, write_part
+from deepfake_scan.results.parts import ResultRow, part_names, read_json, read_part, write_part
 from deepfake_scan.results.upkeep import compact, count, done_ids, forget_failed
 from deepfake_scan.storage import open_object, open_storage
 
@@ -31,7 +31,7 @@ def row(number, outcome=None):
     outcome = outcome or Outcome(f"{number}.mp4", verdict=verdict(f"{number}.mp4"))
     tracks = [track.to_dict() for track in outcome.verdict.tracks] if outcome.verdict else None
     cells = outcome_row(outcome)
-    return Row(f"{number:032x}", cells, json.dumps(outcome.to_dict()), datetime.now(UTC), tracks)
+    return ResultRow(f"{number:032x}", cells, json.dumps(outcome.to_dict()), datetime.now(UTC), tracks)
 
 
 def failed(number):

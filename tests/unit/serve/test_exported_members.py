@@ -10,7 +10,7 @@ import deepfake_serve
 
 def test_public_names_are_these():
     assert sorted(deepfake_serve.__all__, key=str.casefold) == [
-        *("check_repository", "CpuShare", "EmbeddedTriton", "model_share", "Ports", "ServedModel"),
+        *("check_repository", "CheckedModel", "CpuShare", "EmbeddedTriton", "model_share", "Ports"),
     ]
     assert [name for name in deepfake_serve.__all__ if not hasattr(deepfake_serve, name)] == []
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from deepfake_serve import _pulse, _supervisor
-from deepfake_serve._pulse import Pulse, Watch
+from deepfake_serve._pulse import Pulse, PulseWatch
 from deepfake_serve._supervisor import End, Restarts
 
 BACKEND = """
@@ -59,16 +59,16 @@ class Backend:
 
 
 @pytest.fixture
-def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PulseWatch]:
     monkeypatch.setenv(_pulse.FOLDER_VARIABLE, str(tmp_path))
-    made = Watch(tmp_path)
+    made = PulseWatch(tmp_path)
     yield made
     made.close()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
-def backend(watch: Watch) -> Iterator[Backend]:
+def backend(watch: PulseWatch) -> Iterator[Backend]:
     made = Backend(limit_s=2.0)
     yield made
     made.close()

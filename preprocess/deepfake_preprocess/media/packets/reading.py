@@ -32,7 +32,7 @@ MIN_SEEK_S: Final = 1
 REORDERED_IN_AVI: Final = frozenset({"h264", "hevc"})
 
 
-class Timing(Enum):
+class PacketTimes(Enum):
     """Which times the packets of a stream have."""
 
     SHOWN = "when each is shown, and when it is decoded"
@@ -98,7 +98,7 @@ class PacketReader:
         self.end = self.start
         self.num_read = 0
         self.jumped = False
-        self.timing = Timing.SHOWN
+        self.timing = PacketTimes.SHOWN
         self.format_name = container.format.name
         self._container = container
         self._at_start = at_start
@@ -129,7 +129,7 @@ class PacketReader:
         packet = self._held.popleft() if self._held else self._next()
         if packet is None:
             return None
-        if self.timing is Timing.REPEATED:
+        if self.timing is PacketTimes.REPEATED:
             packet.pts = packet.dts = None
         self.num_read += 1
         time = self.start + (self.num_read - 1) * self.step if packet.pts is None else packet.pts
@@ -172,27 +172,27 @@ class PacketReader:
                 return packet
             timestamp = index[position].timestamp
 
-    def learn_timing(self) -> Timing:
+    def learn_timing(self) -> PacketTimes:
         """Return which times packets have, judging by the next ones."""
         packets = self._ahead(_MAX_REORDERED + 1)
         # Matroska stores presentation times only. FFmpeg derives the others once it has seen as many packets as the
         # encoder may have reordered.
         first = next((packet for packet in packets if packet.pts is None or packet.dts is not None), None)
         if packets and (first is None or first.pts is None):
-            self.timing = Timing.NONE
+            self.timing = PacketTimes.NONE
         elif self._clock.repeats > len(packets) // 2:
-            self.timing = Timing.REPEATED
+            self.timing = PacketTimes.REPEATED
         elif self.format_name == "avi" and self.stream.codec_context.name in REORDERED_IN_AVI:
-            self.timing = Timing.DECODING
+            self.timing = PacketTimes.DECODING
         else:
-            self.timing = Timing.SHOWN
+            self.timing = PacketTimes.SHOWN
         return self.timing
 
     def survey(self) -> list[int]:
         """Read all that is left; return the time of every packet in ticks, in order."""
         times: set[int] = set()
         while (packet := self.read()) is not None:
-            time = packet.dts if self.timing is Timing.DECODING else packet.pts
+            time = packet.dts if self.timing is PacketTimes.DECODING else packet.pts
             if time is None:
                 time = self.start + (self.num_read - 1) * self.step
             if not packet.is_discard:

@@ -14,7 +14,7 @@ from rich.console import Console
 from verdicts import MODEL, inconclusive, verdict
 
 from deepfake_client import AnalyzeOptions, DeepfakeClient
-from deepfake_client.cli.analyze import MAX_SERVER_FAILURES, Run
+from deepfake_client.cli.analyze import MAX_SERVER_FAILURES, AnalyzeRun
 from deepfake_client.cli.progress import RunProgress
 from deepfake_client.result.journal import Journal
 from deepfake_client.result.outcome import Outcome
@@ -84,10 +84,10 @@ class Server:
         yield self._client
 
 
-def run_of(client: FlakyClient | DeepfakeError | None, sources: list[str], *, resume: bool = False) -> Run:
+def run_of(client: FlakyClient | DeepfakeError | None, sources: list[str], *, resume: bool = False) -> AnalyzeRun:
     server: Any = Server(client)
     progress = RunProgress(Console(), len(sources), visible=False)
-    return Run(sources, server, AnalyzeOptions(), progress, concurrency=1, resume=resume)
+    return AnalyzeRun(sources, server, AnalyzeOptions(), progress, concurrency=1, resume=resume)
 
 
 def run(client: FlakyClient | DeepfakeError | None, sources: list[str]) -> dict[str, Outcome]:

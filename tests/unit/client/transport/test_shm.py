@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepfake_client.transport import shm as transport_shm
-from deepfake_client.transport.shm import Region
+from deepfake_client.transport.shm import SharedRegion
 from deepfake_preprocess.errors import ServerUnavailableError, SharedMemoryError
 
 CROP = (20, 20, 3)
@@ -32,7 +32,7 @@ def test_the_server_maps_the_file_and_its_name_is_gone_at_once(folder):
         path = folder / name
         seen.append((path.stat().st_size, path.stat().st_mode & 0o777, byte_size))
 
-    region = Region(CROP_BYTES, register=register)
+    region = SharedRegion(CROP_BYTES, register=register)
     assert seen == [(12_000, 0o600, 12_000)]
     assert not list(folder.iterdir())
     with region.holding(crops(2, 7)) as offset:
@@ -40,7 +40,7 @@ def test_the_server_maps_the_file_and_its_name_is_gone_at_once(folder):
 
 
 def test_requests_get_places_of_their_own_and_give_them_back():
-    region = Region(CROP_BYTES, register=lambda *_: None)
+    region = SharedRegion(CROP_BYTES, register=lambda *_: None)
     with region.holding(crops(4, 1)) as first, region.holding(crops(6, 2)) as second:
         assert (first, second) == (0, 4 * CROP_BYTES)
         assert region._memory[: 4 * CROP_BYTES] == b"\x01" * 4 * CROP_BYTES, "not overwritten by the second"
@@ -60,12 +60,12 @@ def test_nothing_is_left_when_the_server_does_not_take_it(folder, error):
         raise error
 
     with pytest.raises(type(error)):
-        Region(CROP_BYTES, register=register)
+        SharedRegion(CROP_BYTES, register=register)
     assert not list(folder.iterdir())
 
 
 def test_a_full_file_system_is_named(folder, monkeypatch):
     monkeypatch.setattr(transport_shm, "REGION_BYTES", 2**60)
     with pytest.raises(SharedMemoryError, match=r"has no room .* or set `protocol` to 'grpc'"):
-        Region(2**55, register=lambda *_: None)
+        SharedRegion(2**55, register=lambda *_: None)
     assert not list(folder.iterdir())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepfake_export.proof.gate import Decision, Entrant, check_precisions, decide
+from deepfake_export.proof.gate import Entrant, Promotion, check_precisions, decide
 from deepfake_preprocess.errors import OptionError
 
 FP32 = Entrant("fp32", (), {})
@@ -14,7 +14,7 @@ def entrant(precision: str, ratio: float, *problems: str) -> Entrant:
     return Entrant(precision, problems, {"1": ratio, "8": ratio})
 
 
-def decision(*entrants: Entrant, requested: str = "best") -> Decision:
+def decision(*entrants: Entrant, requested: str = "best") -> Promotion:
     return decide([FP32, *entrants], requested)
 
 
