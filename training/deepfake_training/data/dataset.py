@@ -28,6 +28,7 @@ from deepfake_training.data.augment import Augmentation, Share
 from deepfake_training.data.fakes.appearance import FACES, AppearanceModel
 from deepfake_training.data.fakes.mesh import Portrait, misfit
 from deepfake_training.data.fakes.recipes import Kind, Tools, color_distance, make_fake
+from deepfake_training.data.fakes.shape import ShapeModel
 from deepfake_training.data.fakes.upsampler import Upsampler
 from deepfake_training.data.labels import FAKE, REAL
 from deepfake_training.data.packed_faces import PackedFaces
@@ -55,9 +56,11 @@ class Mixture(JsonData):
             set. 1 where the set has none.
         swap: share of the made ones that are another person's face, in [0, 1].
         mouth: share with another mouth.
-        remade: share with the whole face made anew. What is left of 1 is blended with itself.
-        drawn: share of the swaps, mouths and remade faces that is drawn by an `AppearanceModel` of the real faces, in
-            [0, 1]: as an autoencoder shows them.
+        remade: share with the whole face made anew.
+        animated: share that is a still moved to another expression and pose, as networks animate a picture. What is
+            left of 1 is blended with itself.
+        drawn: share of all but the last that is drawn by an `AppearanceModel` of the real faces, in [0, 1]: as an
+            autoencoder shows them.
         upsampler: file of weights of an `Upsampler`, which then enlarges half of what is remade from little, as
             enhancers of swaps and talking heads do.
         balance: ``sampler`` draws a fake for each real face; ``loss`` and ``none`` take each face of the set once,
@@ -68,22 +71,28 @@ class Mixture(JsonData):
     swap: Share = 0.5
     mouth: Share = 0.12
     remade: Share = 0.13
+    animated: Share = 0.0
     drawn: Share = 0.0
     upsampler: str | None = None
     balance: Literal["sampler", "loss", "none"] = "sampler"
 
     def __post_init__(self) -> None:
         self.check_fields()
-        if self.swap + self.mouth + self.remade > 1:
+        if self.swap + self.mouth + self.remade + self.animated > 1:
             raise OptionError(
-                f"'swap', 'mouth' and 'remade' are shares of the made fakes and add up to "
-                f"{self.swap + self.mouth + self.remade:g}; lower them to 1 at most"
+                f"'swap', 'mouth', 'remade' and 'animated' are shares of the made fakes and add up to "
+                f"{self.swap + self.mouth + self.remade + self.animated:g}; lower them to 1 at most"
             )
 
     def kind(self, rng: np.random.Generator) -> Kind:
         """Draw the kind of a made fake."""
         drawn = rng.random()
-        shares: dict[Kind, float] = {"swap": self.swap, "mouth": self.mouth, "remade": self.remade}
+        shares: dict[Kind, float] = {
+            "swap": self.swap,
+            "mouth": self.mouth,
+            "remade": self.remade,
+            "animated": self.animated,
+        }
         for kind, share in shares.items():
             if drawn < share:
                 return kind
@@ -142,10 +151,12 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
             raise OptionError(
                 f"{faces!r}: there is no fake; name folders of them, or allow self-blending ('mixture.made')"
             )
-        self._appearance = None
-        if mixture.made and mixture.drawn and len(self._real) > 1:
-            some = np.random.default_rng(seed).permutation(self._real)[:FACES].tolist()
+        self._appearance = self._shape = None
+        some = np.random.default_rng(seed).permutation(self._real)[:FACES].tolist()
+        if mixture.made and mixture.drawn and len(some) > 1:
             self._appearance = AppearanceModel(self._portrait(index) for index in some)
+        if mixture.made and mixture.animated and len(some) > 1:
+            self._shape = ShapeModel(faces.mesh(index) for index in some)
         self._upsampler = Upsampler.load(mixture.upsampler) if mixture.upsampler is not None else None
         self.draws: list[Draw] = []
         self.set_epoch(0)
@@ -223,7 +234,8 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
         donor = self._donor(index, real, rng) if kind in ("swap", "mouth") else None
         appearance = self._appearance if rng.random() < self._mixture.drawn else None
         kind = "self" if kind == "swap" and donor is None else kind
-        return make_fake(kind, real, rng, donor=donor, tools=Tools(appearance, self._upsampler))
+        kind = "self" if kind == "animated" and self._shape is None else kind
+        return make_fake(kind, real, rng, donor=donor, tools=Tools(appearance, self._upsampler, self._shape))
 
     def _donor(self, index: int, real: Portrait, rng: np.random.Generator) -> Portrait | None:
         """Draw another person's face, among those that fit best."""

@@ -15,6 +15,7 @@ from deepfake_training.data.fakes.mesh import (
     REGIONS,
     Portrait,
     draw_region,
+    fit_affine,
     fit_mesh,
     landmarks_of,
     mean_mesh,
@@ -22,6 +23,7 @@ from deepfake_training.data.fakes.mesh import (
     warp,
 )
 from deepfake_training.data.fakes.recipes import KINDS, Kind, Tools, make_fake
+from deepfake_training.data.fakes.shape import ShapeModel, animate
 from deepfake_training.data.fakes.upsampler import Upsampler
 
 FACE = Face(np.array(BOX, np.float32), 1.0, np.array(LANDMARKS, np.float32))
@@ -41,6 +43,17 @@ def astronaut() -> Portrait:
 
 def drawn_by(number: int) -> AppearanceModel:
     return AppearanceModel(portrait(seed) for seed in range(number))
+
+
+def shapes() -> ShapeModel:
+    """Faces that differ in how far their mouths are open, and a little in everything else."""
+    rng = np.random.default_rng(7)
+    near = np.exp(-((np.linalg.norm(mean_mesh() - mean_mesh()[13], axis=1, keepdims=True) / 18) ** 2))
+    opened = near * np.sign(mean_mesh()[:, 1:] - mean_mesh()[13, 1])
+    return ShapeModel(
+        np.asarray(mean_mesh() + rng.normal(0, 0.1, (468, 2)) + rng.normal() * 4 * opened * (0, 1), dtype=np.float32)
+        for _ in range(30)
+    )
 
 
 def test_a_face_is_drawn_from_the_first_components_of_many() -> None:
@@ -103,8 +116,9 @@ def test_what_is_remade_may_be_enlarged_by_a_network(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fake_changes_the_face_and_follows_its_random_numbers(kind: Kind) -> None:
     real, donor = astronaut(), portrait(1)
-    fakes = [make_fake(kind, real, np.random.default_rng(seed), donor=donor) for seed in range(6)]
-    assert np.array_equal(fakes[3], make_fake(kind, real, np.random.default_rng(3), donor=donor))
+    tools = Tools(shape=shapes())
+    fakes = [make_fake(kind, real, np.random.default_rng(seed), donor=donor, tools=tools) for seed in range(6)]
+    assert np.array_equal(fakes[3], make_fake(kind, real, np.random.default_rng(3), donor=donor, tools=tools))
     assert all(fake.shape == real.picture.shape and fake.dtype == np.uint8 for fake in fakes)
     assert len({fake.tobytes() for fake in fakes}) == 6
     inside = draw_region(real.mesh, "lower", real.picture.shape[:2]) > 0.5
@@ -123,6 +137,42 @@ def test_the_surroundings_are_those_of_the_real_picture(kind: Kind) -> None:
 def test_a_swap_needs_another_person() -> None:
     with pytest.raises(ValueError, match="hand one in as `donor`"):
         make_fake("swap", portrait(), np.random.default_rng(0))
+
+
+def test_a_still_is_animated_by_other_expressions() -> None:
+    with pytest.raises(ValueError, match="hand a shape model in"):
+        make_fake("animated", portrait(), np.random.default_rng(0))
+
+
+def test_other_expressions_are_those_of_the_set() -> None:
+    mesh = astronaut().mesh
+    mouth, upper = [61, 291, 13, 14], [10, 9, 33, 263]
+    changed = []
+    for seed in range(20):
+        other = shapes().other(mesh, np.random.default_rng(seed))
+        assert other.shape == mesh.shape
+        assert misfit(mesh, other) < 0.1
+        matrix = fit_affine(other, mesh)
+        changed.append(np.linalg.norm(other @ matrix[:, :2].T + matrix[:, 2] - mesh, axis=1))
+    # The set's faces differ in their mouths alone.
+    mean = np.mean(changed, axis=0)
+    assert mean[mouth].mean() > 4 * mean[upper].mean()
+
+
+def test_one_mesh_is_too_few_for_expressions() -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        ShapeModel([mean_mesh()])
+
+
+def test_a_still_moves_with_its_face_and_its_far_surroundings_stay() -> None:
+    real = astronaut()
+    shift = np.array([6, 3], np.float32)
+    moved = animate(real.picture, real.mesh, real.mesh + shift)
+    inside = draw_region(real.mesh + shift, "inner", real.picture.shape[:2]) > 0.5
+    back = np.roll(real.picture, (3, 6), axis=(0, 1)).astype(int)
+    assert np.abs(moved - back)[inside].mean() < 1.5
+    assert np.abs(real.picture - back)[inside].mean() > 6
+    assert np.abs(moved[-8:, -8:].astype(int) - real.picture[-8:, -8:]).max() <= 8
 
 
 def test_the_mean_mesh_is_laid_over_the_landmarks() -> None:

@@ -57,7 +57,7 @@ def test_single_values_can_be_replaced(tmp_path: Path) -> None:
         ("epoch: 3", "field 'epoch' is unknown; allowed: pack, folders, taught, teacher_features"),
         (
             "mixture: {swop: 1}",
-            "field 'mixture.swop' is unknown; allowed: made, swap, mouth, remade, drawn, upsampler",
+            "field 'mixture.swop' is unknown; allowed: made, swap, mouth, remade, animated, drawn, upsampler",
         ),
         ("mixture: {swap: 2}", "field 'mixture.swap' is 2; allowed: a number from 0 to 1"),
         ("augmentation: {jpeg: 1.5}", "field 'augmentation.jpeg' is 1.5; allowed: a number from 0 to 1"),

@@ -81,7 +81,7 @@ def fit_mesh(face: Face) -> Mesh:
     """
     if face.landmarks_xy is None:
         raise ValueError("a fake is made of a face with landmarks")
-    matrix = _fit_affine(landmarks_of(mean_mesh()), face.landmarks_xy)
+    matrix = fit_affine(landmarks_of(mean_mesh()), face.landmarks_xy)
     return np.asarray(mean_mesh() @ matrix[:, :2].T + matrix[:, 2], dtype=np.float32)
 
 
@@ -90,7 +90,7 @@ def misfit(mesh: Mesh, onto: Mesh) -> float:
 
     Points that no affine map brings together mean another pose; a map that squeezes means another view.
     """
-    matrix = _fit_affine(mesh, onto)
+    matrix = fit_affine(mesh, onto)
     left = np.linalg.norm(mesh @ matrix[:, :2].T + matrix[:, 2] - onto, axis=1).mean() / np.ptp(onto[:, 1])
     largest, smallest = np.linalg.svd(matrix[:, :2], compute_uv=False)
     mirrored = np.linalg.det(matrix[:, :2]) <= 0
@@ -120,7 +120,7 @@ def warp(picture: Picture, mesh: Mesh, onto: Mesh, size_hw: tuple[int, int]) -> 
     """
     height, width = size_hw
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    back = _fit_affine(onto, mesh)
+    back = fit_affine(onto, mesh)
     map_x = back[0, 0] * columns + back[0, 1] * rows + back[0, 2]
     map_y = back[1, 0] * columns + back[1, 1] * rows + back[1, 2]
     triangles = _triangles()
@@ -144,7 +144,7 @@ def warp(picture: Picture, mesh: Mesh, onto: Mesh, size_hw: tuple[int, int]) -> 
     return np.asarray(moved, dtype=np.uint8), covered.astype(np.float32)
 
 
-def _fit_affine(points: NDArray[np.float32], onto: NDArray[np.float32]) -> NDArray[np.float32]:
+def fit_affine(points: NDArray[np.float32], onto: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the ``[2, 3]`` affine map that takes `points` nearest to `onto`; narrow for a face in profile."""
     system = np.column_stack([points, np.ones(len(points), dtype=np.float32)])
     solution, *_ = np.linalg.lstsq(system.astype(np.float64), onto.astype(np.float64), rcond=None)

@@ -6,8 +6,10 @@
   detail, in the outline of the face, of its inner part, or in the square that one-shot swaps paste back.
 - ``mouth``: another mouth, or this one with another shape, made anew, as lip synchronization does.
 - ``remade``: the whole face made anew from little and bent a little, as talking heads and reenactment do.
+- ``animated``: a still moved to another expression and pose and made anew, all of it or what is pasted back, as
+  networks do that animate a picture.
 
-With an `AppearanceModel` the new inside of the last three is drawn by it, as a small autoencoder would; with an
+With an `AppearanceModel` the new inside of all but the first is drawn by it, as a small autoencoder would; with an
 `Upsampler` some of what is remade from little is enlarged by it, as enhancers of swaps do.
 
 Everything is drawn from the generator that is handed in: the same generator, the same picture.
@@ -34,10 +36,11 @@ from deepfake_training.data.fakes.blend import (
 )
 from deepfake_training.data.fakes.look import change_look, match_colors, remake
 from deepfake_training.data.fakes.mesh import Mesh, Picture, Portrait, Region, draw_region, warp
+from deepfake_training.data.fakes.shape import ShapeModel, animate
 from deepfake_training.data.fakes.upsampler import Upsampler
 
-Kind = Literal["self", "swap", "mouth", "remade"]
-KINDS: Final[tuple[Kind, ...]] = ("self", "swap", "mouth", "remade")
+Kind = Literal["self", "swap", "mouth", "remade", "animated"]
+KINDS: Final[tuple[Kind, ...]] = ("self", "swap", "mouth", "remade", "animated")
 _SELF_REGIONS: Final[dict[Region, float]] = {"whole": 0.55, "inner": 0.25, "lower": 0.2}
 _SWAP_REGIONS: Final[dict[Region, float]] = {"whole": 0.6, "inner": 0.4}
 _MOUTH_REGIONS: Final[dict[Region, float]] = {"lower": 0.5, "mouth": 0.5}
@@ -50,10 +53,12 @@ class Tools:
     Attributes:
         appearance: draws what is new of a swap, a mouth or a remade face.
         upsampler: enlarges what is remade from little.
+        shape: draws other expressions; ``animated`` needs it.
     """
 
     appearance: AppearanceModel | None = None
     upsampler: Upsampler | None = None
+    shape: ShapeModel | None = None
 
 
 def color_distance(face: Portrait, other: Portrait) -> float:
@@ -84,7 +89,7 @@ def make_fake(
         tools: what it is made with.
 
     Raises:
-        ValueError: a swap without a donor.
+        ValueError: a swap without a donor, or an animated still without a shape model.
     """
     if kind == "self":
         return _self_blend(real, rng)
@@ -94,6 +99,10 @@ def make_fake(
         return _swap(real, donor, rng, tools)
     if kind == "mouth":
         return _new_mouth(real, donor, rng, tools)
+    if kind == "animated":
+        if tools.shape is None:
+            raise ValueError("a still is animated by other expressions; hand a shape model in with `tools`")
+        return _animated(real, tools.shape, rng, tools)
     return _remade(real, rng, tools)
 
 
@@ -193,6 +202,19 @@ def _remade(real: Portrait, rng: np.random.Generator, tools: Tools) -> Picture:
     square = rng.random() < 0.5
     mask = square_mask(real.mesh, size_hw, rng) if square else random_mask(real.mesh, "whole", size_hw, rng)
     return blend(real.picture, inner, mask, real.face_px, rng)
+
+
+def _animated(real: Portrait, shape: ShapeModel, rng: np.random.Generator, tools: Tools) -> Picture:
+    picture, mesh = real
+    size_hw = picture.shape[:2]
+    if tools.appearance is not None and rng.random() < 0.5:
+        picture = tools.appearance.redraw(real, mesh, size_hw, _detail(tools.appearance, rng))
+    onto = shape.other(mesh, rng)
+    moved = remake(animate(picture, mesh, onto), real.face_px, rng, tools.upsampler)
+    if rng.random() < 0.6:
+        return moved
+    mask = square_mask(onto, size_hw, rng) if rng.random() < 0.7 else random_mask(onto, "whole", size_hw, rng)
+    return blend(real.picture, moved, mask, real.face_px, rng)
 
 
 def _moved(picture: Picture, real: Portrait, rng: np.random.Generator, *, strength: float = 1.0) -> Picture:
