@@ -10,7 +10,7 @@ from drawn_faces import BOX, LANDMARKS, draw_face
 from deepfake_preprocess.faces.detector import Face
 from deepfake_training.data.fakes.appearance import AppearanceModel
 from deepfake_training.data.fakes.blend import METHODS, blend
-from deepfake_training.data.fakes.look import match_colors
+from deepfake_training.data.fakes.look import match_colors, paint
 from deepfake_training.data.fakes.mesh import (
     REGIONS,
     Portrait,
@@ -157,6 +157,23 @@ def test_other_expressions_are_those_of_the_set() -> None:
     # The set's faces differ in their mouths alone.
     mean = np.mean(changed, axis=0)
     assert mean[mouth].mean() > 4 * mean[upper].mean()
+
+
+def test_what_is_painted_is_flat_and_keeps_its_edges() -> None:
+    picture, mesh = astronaut()
+    grainy = np.clip(picture + np.random.default_rng(0).normal(0, 8, picture.shape), 0, 255).astype(np.uint8)
+    inside = draw_region(mesh, "whole", picture.shape[:2]) > 0.5
+    edges = inside & (_slope(picture) > 25)
+    for seed in range(12):
+        painted = paint(grainy, np.random.default_rng(seed))
+        assert painted.shape == picture.shape
+        before, after = (_slope(each)[edges].mean() / np.median(_slope(each)[inside]) for each in (grainy, painted))
+        assert after > before
+
+
+def _slope(picture: np.ndarray) -> np.ndarray:
+    gray = picture.astype(float).mean(axis=2)
+    return np.abs(np.diff(gray, axis=1, prepend=gray[:, :1]))
 
 
 def test_one_mesh_is_too_few_for_expressions() -> None:

@@ -6,8 +6,8 @@
   detail, in the outline of the face, of its inner part, or in the square that one-shot swaps paste back.
 - ``mouth``: another mouth, or this one with another shape, made anew, as lip synchronization does.
 - ``remade``: the whole face made anew from little and bent a little, as talking heads and reenactment do.
-- ``animated``: a still moved to another expression and pose and made anew, all of it or what is pasted back, as
-  networks do that animate a picture.
+- ``animated``: a still, at times a painted one, moved to another expression and pose and made anew, all of it or what
+  is pasted back, as networks do that animate a picture.
 
 With an `AppearanceModel` the new inside of all but the first is drawn by it, as a small autoencoder would; with an
 `Upsampler` some of what is remade from little is enlarged by it, as enhancers of swaps do.
@@ -34,7 +34,7 @@ from deepfake_training.data.fakes.blend import (
     soften,
     square_mask,
 )
-from deepfake_training.data.fakes.look import change_look, match_colors, remake
+from deepfake_training.data.fakes.look import change_look, match_colors, paint, remake
 from deepfake_training.data.fakes.mesh import Mesh, Picture, Portrait, Region, draw_region, warp
 from deepfake_training.data.fakes.shape import ShapeModel, animate
 from deepfake_training.data.fakes.upsampler import Upsampler
@@ -207,11 +207,16 @@ def _remade(real: Portrait, rng: np.random.Generator, tools: Tools) -> Picture:
 def _animated(real: Portrait, shape: ShapeModel, rng: np.random.Generator, tools: Tools) -> Picture:
     picture, mesh = real
     size_hw = picture.shape[:2]
-    if tools.appearance is not None and rng.random() < 0.5:
+    painted = rng.random() < 0.4
+    if painted:
+        picture = paint(picture, rng)
+    elif tools.appearance is not None and rng.random() < 0.5:
         picture = tools.appearance.redraw(real, mesh, size_hw, _detail(tools.appearance, rng))
     onto = shape.other(mesh, rng)
-    moved = remake(animate(picture, mesh, onto), real.face_px, rng, tools.upsampler)
-    if rng.random() < 0.6:
+    moved = animate(picture, mesh, onto)
+    if not painted or rng.random() < 0.4:
+        moved = remake(moved, real.face_px, rng, tools.upsampler)
+    if painted or rng.random() < 0.6:
         return moved
     mask = square_mask(onto, size_hw, rng) if rng.random() < 0.7 else random_mask(onto, "whole", size_hw, rng)
     return blend(real.picture, moved, mask, real.face_px, rng)
