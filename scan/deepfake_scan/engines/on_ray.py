@@ -20,7 +20,7 @@ from typing import Any, Final
 from deepfake_client.result.outcome import Outcome
 from deepfake_client.sources.threads import LoopThread
 from deepfake_preprocess import errors
-from deepfake_preprocess.errors import ServerError
+from deepfake_preprocess.errors import ServerError, ServerUnavailableError
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_scan.engines.local import analyze_until_served
 from deepfake_scan.inputs.todo import Item, Todo
@@ -96,19 +96,34 @@ class Scanner:
         return answer, datetime.now(UTC)
 
 
+def _start(ray: Any) -> bool:
+    """Connect to the cluster of RAY_ADDRESS, or start one here; returns whether this process was in none before."""
+    if ray.is_initialized():
+        return False
+    try:
+        # Progress is the command's to show. The dashboard of a cluster is its own.
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as exc:  # of no class of its own
+        ray.shutdown()
+        reason = str(exc).partition("\n")[0].rstrip(". ")
+        what = "Ray did not start here ({}); try again when the machine is less busy, or take the engine `local`"
+        if address := os.environ.get("RAY_ADDRESS"):
+            what = f"there is no Ray cluster at {address} ({{}}); see that RAY_ADDRESS is right and Ray runs there"
+        raise ServerUnavailableError(what.format(reason)) from exc
+    return True
+
+
 def scan_on_ray(todo: Todo, setup: Setup, storage: Storage, tally: ScanTally) -> None:
     """Analyze all of `todo` on the cluster that RAY_ADDRESS names, or on a local one.
 
     Raises:
-        ServerError: the servers are away for good; what is done is kept.
+        ServerError: the servers are away for good, and what is done is kept; or there is no Ray.
         MissingExtraError: Ray is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = require_extra("ray", extra="ray")
     data = require_extra("ray.data", extra="ray")
-    started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    started = _start(ray)
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the command shows the progress
     try:
