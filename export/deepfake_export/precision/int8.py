@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,48 +159,85 @@ def quantize_int8(
     calibration = evenly(crops, CALIBRATION_CROPS)
     on_step(f"Measuring ranges of activations on {len(calibration)} crops")
     ranges = _measure_ranges(model, calibration)
-    search = evenly(crops if judge is None else judge[0], SEARCH_CROPS)
-    reference = _logits(model.SerializeToString(), search) if judge is None else evenly(judge[1], SEARCH_CROPS)
-    density = _density(_logits(model.SerializeToString(), calibration) if judge is None else judge[1], spec.threshold)
-
-    def quantized(chosen: Iterable[Collection[str]], method: str) -> Any:
-        return _quantize(model, ranges[method], {node for nodes in chosen for node in nodes}, form)
-
-    def error_of(chosen: Iterable[Collection[str]], method: str, count: int = SEARCH_CROPS) -> tuple[float, Float]:
-        logits = _logits(quantized(chosen, method).SerializeToString(), evenly(search, count))
-        error = float(np.abs(logits - evenly(reference, count)).mean())
-        return (error if np.isfinite(error) else float("inf")), logits
+    fp32 = model.SerializeToString()
+    judged = evenly(crops if judge is None else judge[0], SEARCH_CROPS)
+    reference = _logits(fp32, judged) if judge is None else evenly(judge[1], SEARCH_CROPS)
+    density = _density(_logits(fp32, calibration) if judge is None else judge[1], spec.threshold)
+    search = _Search(model, form, ranges, judged, reference, density)
 
     on_step(f"Comparing {len(ranges)} ways to choose ranges")
-    everything = {method: error_of(layers.values(), method) for method in ranges}
-    method = min(everything, key=lambda name: everything[name][0])
+    tried = {method: search.error_of(layers.values(), method) for method in ranges}
+    method = min(tried, key=lambda name: tried[name][0])
+    is_whole = search.is_good(tried[method][1])
     errors: dict[str, float] = {}
-    count = 0
-    is_whole = _is_good(everything[method][1], reference, density)
+    num_kept = 0
     # Of a file that was fine-tuned so long that it bears everything, nobody asks which layers are sensitive.
     if judge is None or not is_whole:
-        layers, errors = _measure_layers(layers, lambda nodes: error_of([nodes], method, LAYER_CROPS)[0], on_step)
-        layers = {layer: layers[layer] for layer in sorted(layers, key=lambda layer: -errors[layer])}
-        on_step("Choosing the layers that stay in FP32")
-
-        def is_good(count: int) -> bool:
-            on_step(f"Trying {count} of {len(layers)} layers in FP32")
-            return _is_good(error_of(list(layers.values())[count:], method)[1], reference, density)
-
-        count = 0 if is_whole else _fewest_excluded(len(layers), is_good)
-    made = quantized(list(layers.values())[count:], method)
+        layers, errors = _measure_layers(
+            layers, lambda nodes: search.error_of([nodes], method, LAYER_CROPS)[0], on_step
+        )
+        layers = dict(sorted(layers.items(), key=lambda layer: -errors[layer[0]]))
+    if not is_whole:
+        num_kept = search.fewest_kept(list(layers.values()), method, on_step)
+    made = search.quantized(list(layers.values())[num_kept:], method)
     onnx.helper.set_model_props(made, spec.to_parameters())
     path.write_bytes(made.SerializeToString(deterministic=True))
     return Int8Export(
         target,
         form.reason,
         method,
-        {name: round(error, 6) for name, (error, _) in everything.items()},
+        {name: round(error, 6) for name, (error, _) in tried.items()},
         len(layers),
-        tuple(layers)[:count],
+        tuple(layers)[:num_kept],
         {layer: round(errors[layer], 6) for layer in layers if layer in errors},
         len(calibration),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Search:
+    """Tries which layers to round, and by which method, on a few crops.
+
+    Attributes:
+        model: the FP32 one.
+        ranges: of its tensors, by method.
+        crops: that each choice is judged on.
+        reference: logits ``[N, 1]`` wanted of them.
+        density: see `_density`.
+    """
+
+    model: Any
+    form: QdqForm
+    ranges: Mapping[str, dict[str, Range]]
+    crops: UInt8Array
+    reference: Float
+    density: float
+
+    def quantized(self, layers: Iterable[Collection[str]], method: str) -> Any:
+        """Return the model with the nodes of these layers rounded."""
+        return _quantize(self.model, self.ranges[method], {node for nodes in layers for node in nodes}, self.form)
+
+    def error_of(
+        self, layers: Iterable[Collection[str]], method: str, count: int = SEARCH_CROPS
+    ) -> tuple[float, Float]:
+        """Return the mean absolute error of the logits of `count` crops, infinite if it is not finite, and them."""
+        logits = _logits(self.quantized(layers, method).SerializeToString(), evenly(self.crops, count))
+        error = float(np.abs(logits - evenly(self.reference, count)).mean())
+        return (error if np.isfinite(error) else float("inf")), logits
+
+    def is_good(self, logits: Float) -> bool:
+        """See `_is_good`."""
+        return _is_good(logits, self.reference, self.density)
+
+    def fewest_kept(self, layers: Sequence[Collection[str]], method: str, on_step: Callable[[str], None]) -> int:
+        """Return how many of the layers, worst first, have to stay in FP32."""
+        on_step("Choosing the layers that stay in FP32")
+
+        def suffices(count: int) -> bool:
+            on_step(f"Trying {count} of {len(layers)} layers in FP32")
+            return self.is_good(self.error_of(layers[count:], method)[1])
+
+        return _fewest_excluded(len(layers), suffices)
 
 
 def evenly(rows: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
