@@ -12,7 +12,7 @@ So calibration sees what the server will see: our own detector, and the spec's m
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,8 @@ def read_faces(directory: str | Path, spec: ModelSpec, *, labels: str | Path | N
     detector = MtcnnDetector()
     crops: list[UInt8Array] = []
     sources: list[str] = []
-    without, damaged = [], []
+    without: list[str] = []
+    damaged: list[str] = []
     for path in chosen:
         name = path.relative_to(directory).as_posix()
         try:
@@ -80,31 +81,39 @@ def read_faces(directory: str | Path, spec: ModelSpec, *, labels: str | Path | N
         sources += [name] * len(found)
         if not found:
             without.append(name)
-    width, height = spec.input_size_wh
-    hint = f"images that are crops already must be {width}x{height} px, the model's input size"
-    if not crops:
-        raise OptionError(f"{directory}: no face was found in any of {len(chosen)} files; {hint}")
-    if len(crops) < MIN_CROPS:
-        raise OptionError(
-            f"{directory}: only {len(crops)} face crops were found in {len(chosen)} files; at least {MIN_CROPS} are "
-            f"needed and {RECOMMENDED_CROPS} recommended ({hint})"
-        )
-    notes, count = [], len(crops)
-    if count < RECOMMENDED_CROPS:
-        notes.append(f"{count} face crops are few for calibration and proof; {RECOMMENDED_CROPS} are recommended")
-    if without:
-        notes.append(f"no face was found in {len(without)} of {len(chosen)} files ({', '.join(without[:3])}); {hint}")
-    if damaged:
-        notes.append(f"{len(damaged)} damaged files were left out ({', '.join(damaged[:3])})")
+    notes = _check_number(len(crops), len(chosen), directory, spec, without=without, damaged=damaged)
     return CropSet(
         np.stack(crops),
-        f"{count} face crops from {len(set(sources))} files of the directory {directory.name!r}",
+        f"{len(crops)} face crops from {len(set(sources))} files of the directory {directory.name!r}",
         tuple(sources),
         frozenset(name for name in sources if _is_video(Path(name))),
         _labels_of(sources, label_of),
         hash_files(paths, directory),
-        tuple(notes),
+        notes,
     )
+
+
+def _check_number(
+    count: int, num_files: int, directory: Path, spec: ModelSpec, *, without: Sequence[str], damaged: Sequence[str]
+) -> tuple[str, ...]:
+    """Return what a reader should know about how few faces there are; `OptionError` where they are too few."""
+    width, height = spec.input_size_wh
+    hint = f"images that are crops already must be {width}x{height} px, the model's input size"
+    if not count:
+        raise OptionError(f"{directory}: no face was found in any of {num_files} files; {hint}")
+    if count < MIN_CROPS:
+        raise OptionError(
+            f"{directory}: only {count} face crops were found in {num_files} files; at least {MIN_CROPS} are "
+            f"needed and {RECOMMENDED_CROPS} recommended ({hint})"
+        )
+    notes = []
+    if count < RECOMMENDED_CROPS:
+        notes.append(f"{count} face crops are few for calibration and proof; {RECOMMENDED_CROPS} are recommended")
+    if without:
+        notes.append(f"no face was found in {len(without)} of {num_files} files ({', '.join(without[:3])}); {hint}")
+    if damaged:
+        notes.append(f"{len(damaged)} damaged files were left out ({', '.join(damaged[:3])})")
+    return tuple(notes)
 
 
 def _is_video(path: Path) -> bool:

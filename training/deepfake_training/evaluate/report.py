@@ -65,68 +65,90 @@ def write_report(evaluation: Evaluation, directory: str | Path) -> list[Path]:
 
 def as_markdown(evaluation: Evaluation) -> str:
     """Return the evaluation as a text for people."""
-    per_file, per_frame = evaluation.per_file, evaluation.per_frame
-    counts = per_file.confusion
     about = {**evaluation.model, "through": evaluation.through, **evaluation.settings}
+    sections = (_figures, _left_open, _sources, _without_verdict, _robustness)
     lines = [
         f"# Evaluation of {evaluation.model['name']}",
         "",
         *(f"- {name}: {value}" for name, value in about.items()),
-        "",
-        "Figures with 95% intervals of the bootstrap (files are drawn, with all their frames); that of the reals "
-        "called fake is exact.",
-        *_table(
-            ("", "per file", "per frame"),
-            ("real / fake", *(f"{item.num_real} / {item.num_fake}" for item in (per_file, per_frame))),
-            *((title, getattr(per_file, name), getattr(per_frame, name)) for name, title in FIGURES.items()),
-        ),
-        "",
-        f"Decisions at threshold {per_file.threshold:.4f}.",
-        *_table(
-            ("per file", "called real", "called fake"),
-            ("real", counts.true_negatives, counts.false_positives),
-            ("fake", counts.false_negatives, counts.true_positives),
-        ),
-        "",
-        *(f"- {name}: {'-' if value is None else f'{value:.4f}'}" for name, value in evaluation.found.items()),
+        *(line for section in sections for line in section(evaluation)),
     ]
-    if (found := evaluation.abstaining) is not None:
-        lines += ["", "## With verdicts left open", "", "The figures above decide always; users get these."]
-        lines += _table(
-            ("per file", "share"),
-            ("left open", found.undecided),
-            ("real called fake", found.real_called_fake),
-            ("fake found", found.fake_found),
-            ("fake called real", found.fake_called_real),
-        )
-        lines += [
-            "",
-            f"Left open: {found.near_threshold} near_threshold, {found.out_of_distribution} out_of_distribution.",
-        ]
-    if evaluation.by_source:
-        names = ("roc_auc", "false_positive_rate", "recall", "recall_at_5", "recall_at_10")
-        lines += ["", "## Sources, per file", "", "Fakes of a source without reals are measured against all reals."]
-        lines += _table(
-            ("source", "real / fake", *(FIGURES[name] for name in names)),
-            *(
-                (source, f"{row.num_real} / {row.num_fake}", *(getattr(row, name) for name in names))
-                for source, row in evaluation.by_source.items()
-            ),
-        )
-    if without := evaluation.inconclusive:
-        lines += ["", f"## Without a verdict ({len(without)})", ""]
-        lines += [f"- {item.source} ({item.label}): {item.reason}" for item in without]
-    if evaluation.robustness:
-        rows = [
-            (kind, f"{point.level:g}", Estimate(point.roc_auc), Estimate(point.accuracy), point.inconclusive)
-            for kind, points in evaluation.robustness.items()
-            for point in points
-        ]
-        lines += ["", "## Robustness"]
-        lines += _table(("degradation", "level", "ROC-AUC per file", "accuracy", "without a verdict"), *rows)
     if evaluation.notes:
         lines += ["", "## Notes", "", *(f"- {note}" for note in evaluation.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _figures(evaluation: Evaluation) -> Iterator[str]:
+    per_file, per_frame = evaluation.per_file, evaluation.per_frame
+    counts = per_file.confusion
+    yield ""
+    yield (
+        "Figures with 95% intervals of the bootstrap (files are drawn, with all their frames); that of the reals "
+        "called fake is exact."
+    )
+    yield from _table(
+        ("", "per file", "per frame"),
+        ("real / fake", *(f"{item.num_real} / {item.num_fake}" for item in (per_file, per_frame))),
+        *((title, getattr(per_file, name), getattr(per_frame, name)) for name, title in FIGURES.items()),
+    )
+    yield from ("", f"Decisions at threshold {per_file.threshold:.4f}.")
+    yield from _table(
+        ("per file", "called real", "called fake"),
+        ("real", counts.true_negatives, counts.false_positives),
+        ("fake", counts.false_negatives, counts.true_positives),
+    )
+    yield ""
+    yield from (f"- {name}: {'-' if value is None else f'{value:.4f}'}" for name, value in evaluation.found.items())
+
+
+def _left_open(evaluation: Evaluation) -> Iterator[str]:
+    if (found := evaluation.abstaining) is None:
+        return
+    yield from ("", "## With verdicts left open", "", "The figures above decide always; users get these.")
+    yield from _table(
+        ("per file", "share"),
+        ("left open", found.undecided),
+        ("real called fake", found.real_called_fake),
+        ("fake found", found.fake_found),
+        ("fake called real", found.fake_called_real),
+    )
+    yield ""
+    yield f"Left open: {found.near_threshold} near_threshold, {found.out_of_distribution} out_of_distribution."
+
+
+def _sources(evaluation: Evaluation) -> Iterator[str]:
+    if not evaluation.by_source:
+        return
+    names = ("roc_auc", "false_positive_rate", "recall", "recall_at_5", "recall_at_10")
+    yield from ("", "## Sources, per file", "", "Fakes of a source without reals are measured against all reals.")
+    yield from _table(
+        ("source", "real / fake", *(FIGURES[name] for name in names)),
+        *(
+            (source, f"{row.num_real} / {row.num_fake}", *(getattr(row, name) for name in names))
+            for source, row in evaluation.by_source.items()
+        ),
+    )
+
+
+def _without_verdict(evaluation: Evaluation) -> Iterator[str]:
+    if not (without := evaluation.inconclusive):
+        return
+    yield from ("", f"## Without a verdict ({len(without)})", "")
+    yield from (f"- {item.source} ({item.label}): {item.reason}" for item in without)
+
+
+def _robustness(evaluation: Evaluation) -> Iterator[str]:
+    if not evaluation.robustness:
+        return
+    yield from ("", "## Robustness")
+    yield from _table(
+        ("degradation", "level", "ROC-AUC per file", "accuracy", "without a verdict"),
+        *(
+            (kind, f"{point.level:g}", Estimate(point.roc_auc), Estimate(point.accuracy), point.inconclusive)
+            for kind, points in evaluation.robustness.items()
+            for point in points
+        ),
+    )
 
 
 def _table(heads: Sequence[str], *rows: Sequence[object]) -> Iterator[str]:
