@@ -19,7 +19,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,28 @@ class TritonPythonModel:
         self._output_names = [output["name"] for output in config["output"]]
 
         directory = Path(args["model_repository"])
-        path = directory / args["model_version"] / config["default_model_filename"]
+        self._open_networks(directory / args["model_version"] / config["default_model_filename"], parameters)
+        # Of the server's own, local folder: the weights may be where files cannot be locked.
+        self._lock = (directory / "config.pbtxt").open("rb")
+
+        self._pulse = Pulse()
+        # Requests of one caller may hold more; Triton joins those of several up to this size.
+        preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", ())
+        self._full = max(map(int, preferred), default=int(config["max_batch_size"]))
+        self._buffer, self._other_buffer = (
+            np.zeros((self._full, *self._crop_shape), dtype=np.uint8) for _ in range(2)
+        )
+        full_s = self._warm_up()
+        self._runs_ahead = full_s >= MIN_AHEAD_S
+
+        self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._under_way: Future[list[Array]] | None = None
+        largest_s = full_s * int(config["max_batch_size"]) / self._full
+        _show_restarts()
+        self._pulse.publish(config["name"], max(HUNG_S, HUNG_SHARE * largest_s))
+
+    def _open_networks(self, path: Path, parameters: Mapping[str, str]) -> None:
+        """Open the model file for batches, and once more for requests that come while nobody else wants the cores."""
         self._threads = int(parameters["intra_op_thread_count"])
         self._lone_threads = int(parameters.get("lone_intra_op_thread_count", self._threads))
 
@@ -85,19 +106,13 @@ class TritonPythonModel:
         )
         if self._lone_threads > self._threads:
             self._lone_network = network(self._lone_threads, {1}, spinning=True)
-        # Of the server's own, local folder: the weights may be where files cannot be locked.
-        self._lock = (directory / "config.pbtxt").open("rb")
 
-        # Warm up here: readiness comes after it, so no user pays for the first allocations.
-        self._pulse = Pulse()
-        # Requests of one caller may hold more; Triton joins those of several up to this size.
-        preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", ())
-        self._full = max(map(int, preferred), default=int(config["max_batch_size"]))
-        self._buffer, self._other_buffer = (
-            np.zeros((self._full, *self._crop_shape), dtype=np.uint8) for _ in range(2)
-        )
-        # A full batch is computed in parts of one size, and is never tried as a whole: of a large network that takes
-        # many seconds.
+    def _warm_up(self) -> float:
+        """Make the first allocations before the server is ready, and return the seconds of a full batch.
+
+        A full batch is computed in parts of one size, and is never tried as a whole: of a large network that takes
+        many seconds.
+        """
         full_s = self._seconds_of(self._buffer[:1]) * self._full
         if self._lone_network is not self._network:
             self._infer(self._lone_network, self._buffer[:1])
@@ -105,13 +120,7 @@ class TritonPythonModel:
             part = self._buffer[: self._rows(self._network)]
             self._infer(self._network, part)
             full_s = self._seconds_of(part) * self._full / len(part)
-        self._runs_ahead = full_s >= MIN_AHEAD_S
-
-        self._computing, self._answering = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._under_way: Future[list[Array]] | None = None
-        largest_s = full_s * int(config["max_batch_size"]) / self._full
-        _show_restarts()
-        self._pulse.publish(config["name"], max(HUNG_S, HUNG_SHARE * largest_s))
+        return full_s
 
     def finalize(self) -> None:
         """Answer what was accepted."""
