@@ -8,11 +8,9 @@ costs that epoch, which then runs again from its start.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import log
@@ -41,8 +39,10 @@ from deepfake_training.loop.config import CONFIG, TrainConfig
 from deepfake_training.loop.distilling import Distillation, seen_and_logit
 from deepfake_training.loop.head_fit import HeadFit
 from deepfake_training.loop.losses import alignment, pair_loss, uniformity
+from deepfake_training.loop.memory import advice_on_batch, is_out_of_memory
 from deepfake_training.loop.network import prepare_network, weight_groups
 from deepfake_training.loop.precision import fast_precision
+from deepfake_training.loop.sharpness import uphill
 
 LOG = "log.jsonl"
 CLIP_NORM = 5.0
@@ -305,13 +305,7 @@ class TrainingRun:
             if not is_out_of_memory(exc):
                 raise
             self._optimizer.zero_grad()
-            fits = fitting_batch_size(self.detector, crops.to("cpu"))
-            advice = (
-                f"{fits} fits: a 'batch_size' of {fits} with 'accumulate' of "
-                f"{self.config.accumulate * -(-len(crops) // fits)} computes nearly the same"
-                if fits
-                else "a single crop does not fit either; take a smaller network or input"
-            )
+            advice = advice_on_batch(self.detector, crops.to("cpu"), self.config.accumulate)
             raise TrainingError(f"there is not enough memory for a batch of {len(crops)}; {advice}") from exc
         return value
 
@@ -380,51 +374,3 @@ class TrainingRun:
 
 def _quiet_worker(_: int) -> None:
     cv2.setNumThreads(0)
-
-
-@contextmanager
-def uphill(weights: Sequence[Tensor], loss: Tensor, radius: float) -> Iterator[None]:
-    """Inside, the weights are where the loss within `radius` of them is largest, to first order."""
-    gradients = torch.autograd.grad(loss, weights)
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-    before = [weight.detach().clone() for weight in weights]
-    with torch.no_grad():
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.add_(gradient * (radius / norm.clamp(min=1e-12)))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, value in zip(weights, before, strict=True):
-                weight.copy_(value)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of PyTorch says that memory, of the GPU or of the machine, is used up."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
-def fitting_batch_size(detector: nn.Module, crops: Tensor) -> int:
-    """Return the largest half, quarter, ... of a batch that runs forward and backward; 0 when one crop does not.
-
-    `crops`, uint8 on the CPU, did not fit. The detector gives probability and logit; its gradients are cleared.
-    """
-    device = next(detector.parameters()).device
-    size = len(crops) // 2
-    while size:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            detector(crops[:size].to(device))[1].mean().backward()
-        except (RuntimeError, MemoryError) as exc:
-            if not is_out_of_memory(exc):
-                raise
-            size //= 2
-        else:
-            return size
-        finally:
-            detector.zero_grad()
-    return 0

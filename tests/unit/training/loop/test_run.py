@@ -26,7 +26,9 @@ from deepfake_training.data.augment import Augmentation
 from deepfake_training.data.dataset import Mixture
 from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, LAST, publish, save_last
 from deepfake_training.loop.initial import load_initial
-from deepfake_training.loop.run import LOG, TrainingRun, fitting_batch_size, uphill
+from deepfake_training.loop.memory import fitting_batch_size
+from deepfake_training.loop.run import LOG, TrainingRun
+from deepfake_training.loop.sharpness import uphill
 
 # A run in a process of its own, which kills itself as a power cut would: in the middle of an epoch, without warning.
 KILLED = """
