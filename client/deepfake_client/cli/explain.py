@@ -23,7 +23,7 @@ from deepfake_client.sources.inputs import open_source
 from deepfake_preprocess.cli.console import results_alone
 from deepfake_preprocess.cli.grouping import with_groups
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.support.text import visible
+from deepfake_preprocess.support.text import reason_of, visible
 
 SHEET_NAME = "contact_sheet.png"
 DATA_NAME = "explanation.json"
@@ -93,7 +93,9 @@ def _read_verdict(path: Path) -> Verdict:
     except FileNotFoundError:
         raise OptionError(f"{path}: there is no such file; `deepfake analyze PATH --json` writes verdicts") from None
     except (OSError, ValueError, AttributeError) as exc:
-        raise OptionError(f"{path} is not a verdict of `deepfake analyze PATH --json` for one input ({exc})") from exc
+        raise OptionError(
+            f"{path} is not a verdict of `deepfake analyze PATH --json` for one input ({reason_of(exc)})"
+        ) from exc
     if outcome.verdict is None:
         raise OptionError(f"{path} holds an error and no verdict: {outcome.error}")
     return outcome.verdict

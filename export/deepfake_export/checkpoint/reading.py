@@ -25,6 +25,8 @@ from deepfake_preprocess.errors import CheckpointError
 
 PATH_CLASSES = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 
+DAMAGED_SAFETENSORS = "is not a valid safetensors file, or was not copied or downloaded to the end; get it again"
+
 HARMLESS_GLOBALS: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -104,14 +106,14 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} is not a valid safetensors file ({exc})") from exc
+        raise CheckpointError(f"{path} {DAMAGED_SAFETENSORS}") from exc
 
 
 def _why_unreadable(path: Path, exc: Exception) -> str:
     if what := describe_foreign(path):
         return f"{path} is {what}"
     if path.suffix == ".safetensors":
-        return f"{path} is not a valid safetensors file, or was not copied or downloaded to the end; get it again"
+        return f"{path} {DAMAGED_SAFETENSORS}"
     text = str(exc)
     refused = re.search(r"(?i:unsupported global):?\s+(?:GLOBAL\s+)?([\w.]+)", text)
     if refused:
