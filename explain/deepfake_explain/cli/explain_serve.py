@@ -20,16 +20,25 @@ from deepfake_client.transport.retry import NO_RETRY
 from deepfake_explain.explainer import CheckpointExplainer
 from deepfake_explain.service.admission import RequestLimits
 from deepfake_explain.service.app import build_app
-from deepfake_preprocess.cli.grouping import with_groups
+from deepfake_preprocess.cli.grouping import Group, with_groups
 from deepfake_preprocess.faces.mtcnn import MtcnnDetector
 from deepfake_preprocess.support.limits import yield_cores
 from deepfake_preprocess.support.sockets import listening
+
+
+def _limits(
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests let in at a time; more are refused.")] = 32,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest upload, in MiB.")] = 10,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Deadline of each explanation, in seconds.")] = 30.0,
+) -> RequestLimits:
+    return RequestLimits(max_requests=max_requests, max_upload_bytes=max_upload_mb * 2**20, timeout_s=deadline)
 
 
 @with_groups
 def explain_serve(
     checkpoint: Annotated[Path, typer.Argument(help="The served model's checkpoint, or an ensemble's .yaml.")],
     connection: ConnectionOptions,
+    limits: Annotated[RequestLimits, Group(_limits, "Limits")],
     model: ModelOption = None,
     spec: Annotated[
         Path | None, typer.Option(help="Model spec (YAML). Default: the .yaml with the checkpoint's name next to it.")
@@ -41,9 +50,6 @@ def explain_serve(
     nice: Annotated[
         int, typer.Option(min=0, max=19, help="Lower the priority by this much: serving comes first.")
     ] = 10,
-    max_requests: Annotated[int, typer.Option(min=1, help="Requests let in at a time; more are refused.")] = 32,
-    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest upload, in MiB.")] = 10,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Deadline of each explanation, in seconds.")] = 30.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Serve heatmaps of one detector: POST /v1/explain, GET /v1/model, /health, /metrics and /openapi.json.
@@ -57,7 +63,6 @@ def explain_serve(
       deepfake explain-serve detector.safetensors --url localhost:8001
       curl -F frame=@frame.png -F box=412,120,560,330 http://127.0.0.1:8005/v1/explain
     """
-    limits = RequestLimits(max_requests=max_requests, max_upload_bytes=max_upload_mb * 2**20, timeout_s=deadline)
     # Not tried again: who waits has a deadline, and holds one of the few places.
     once = dataclasses.replace(connection, retry=NO_RETRY)
     yield_cores(nice)
