@@ -71,7 +71,9 @@ class Door:
 
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(left)
+                headers_sent = MutableHeaders(scope=message)
+                for name, value in left.items():
+                    headers_sent.setdefault(name, value)  # a refusal for the day's seconds says those
             await send(message)
 
         upload = None
