@@ -247,10 +247,16 @@ def test_a_wide_table_is_scrolled_by_keys(open_page, results):
     assert time_of(page) == 0
 
 
+def test_a_list_on_a_phone_says_why_there_is_no_score(open_page, results):
+    page = open_page("/history", **PHONE)
+    for name, reason in (("landscape.mp4", "no face found"), ("broken.mp4", "cannot be read as a video or picture")):
+        expect(page.locator("tr", has_text=name).get_by_text(reason)).to_be_visible()
+
+
 def test_what_is_passed_on_has_its_day_and_place(open_page, results):
     page = open_page(results["result"], timezone_id="Asia/Tokyo")
-    sent = page.locator("dd time")
-    expect(sent).to_have_text(re.compile(r"^\w{3} \d+, 20\d\d, \d+:\d\d:\d\d [AP]M GMT\+9$"))
+    exact = re.compile(r"^\w{3} \d+, 20\d\d, \d+:\d\d:\d\d [AP]M GMT\+9$")
+    expect(page.locator("dd time")).to_have_text([exact] * 3)  # sent, and until when file and result are kept
     page.goto("/history")
     expect(page.locator("td time").first).to_have_text(re.compile(r"^\w{3} \d+, 20\d\d, \d+:\d\d [AP]M$"))
 
