@@ -170,6 +170,7 @@ class CheckpointExplainer:
         heat = self._heat(crops, options, self._subjects)
         tolerance = None if served is None else check_scores(heat.probabilities, served)
         checks = self._checks(crops, heat, options)
+        parts = [self._parts(points) for points in ([None] * len(crops) if landmarks_xy is None else landmarks_xy)]
         return [
             Explanation(
                 heatmap=heatmap,
@@ -180,13 +181,12 @@ class CheckpointExplainer:
                 method=options.method,
                 layer=layer,
                 checkpoint_sha256=str(self.spec.checkpoint_sha256),
-                regions=find_regions(heatmap, parts),
-                part_shares=part_shares(heatmap, parts),
+                regions=find_regions(heatmap, parts[index]),
+                part_shares=part_shares(heatmap, parts[index]),
                 members=heat.members[index],
                 checks=checks[index],
             )
             for index, (crop, heatmap) in enumerate(zip(crops, heat.maps, strict=True))
-            for parts in [self._parts(landmarks_xy[index] if landmarks_xy is not None else None)]
         ]
 
     def _heat(self, crops: NDArray[np.uint8], options: ExplainOptions, subjects: Sequence[_Subject]) -> _Heat:

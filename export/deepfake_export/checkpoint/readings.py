@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -145,34 +145,32 @@ def _elsewhere(
     body_names = [name for name in expected if not name.startswith(inside)]
     fitting: dict[tuple[str, str], Reading] = {}
     hindered: list[Reading] = []
-    for body_prefix in _prefixes_of("", body_names[:1], tensors, expected):
-        for head_prefix in _prefixes_of(inside, head_names[:1], tensors, expected):
-            old_names = {name: body_prefix + name for name in body_names} | {
-                name: head_prefix + name.removeprefix(inside) for name in head_names
-            }
-            old_names = {new: old for new, old in old_names.items() if old in tensors}
-            taken = set(old_names.values())
-            # What lies under the same prefixes belongs to the same modules, and may not be left out.
-            others = [name for name in tensors if name not in taken]
-            beside = tuple(name for name in others if name.startswith((body_prefix, head_prefix)))
-            found = _compare(key, "", {new: tensors[old] for new, old in old_names.items()}, expected)
-            if found.problems:
-                continue
-            numbered = re.fullmatch(r"(.*?)\d+\.", head_prefix)
-            if numbered and any(re.match(rf"{re.escape(numbered[1])}\d+\.", name) for name in others):
-                continue  # other layers of the same head
-            if beside:
-                hindered.append(dataclasses.replace(found, unexpected=beside, in_the_way=beside))
-                continue
-            fitting[body_prefix, head_prefix] = dataclasses.replace(
-                found,
-                prefix=body_prefix,
-                ignored=tuple(others),
-                renamed_head=head_prefix if head_prefix != body_prefix + inside else "",
-            )
+    bodies = _prefixes_of("", body_names[:1], tensors, expected)
+    heads = _prefixes_of(inside, head_names[:1], tensors, expected)
+    for body, head_prefix in itertools.product(bodies, heads):
+        old_names = {name: body + name for name in body_names}
+        old_names |= {name: head_prefix + name.removeprefix(inside) for name in head_names}
+        old_names = {new: old for new, old in old_names.items() if old in tensors}
+        found = _compare(key, "", {new: tensors[old] for new, old in old_names.items()}, expected)
+        if found.problems:
+            continue
+        taken = set(old_names.values())
+        others = [name for name in tensors if name not in taken]
+        if _is_layer_among(head_prefix, others):
+            continue
+        # What lies under the same prefixes belongs to the same modules, and may not be left out.
+        if beside := tuple(name for name in others if name.startswith((body, head_prefix))):
+            hindered.append(dataclasses.replace(found, unexpected=beside, in_the_way=beside))
+            continue
+        fitting[body, head_prefix] = dataclasses.replace(
+            found,
+            prefix=body,
+            ignored=tuple(others),
+            renamed_head=head_prefix if head_prefix != body + inside else "",
+        )
     if len(fitting) > 1:
-        bodies = sorted({body for body, _ in fitting})
-        places = bodies if len(bodies) > 1 else sorted({head for _, head in fitting})
+        fitting_bodies, fitting_heads = ({pair[index] for pair in fitting} for index in (0, 1))
+        places = sorted(fitting_bodies if len(fitting_bodies) > 1 else fitting_heads)
         ignore = ", ".join(f"'{place}*'" for place in places[1:])
         raise SeveralFitError(
             f"{path} holds several networks or heads that fit ({', '.join(map(repr, places))}), and which is meant "
@@ -180,6 +178,12 @@ def _elsewhere(
             tuple(places),
         )
     return list(fitting.values()) or hindered
+
+
+def _is_layer_among(head_prefix: str, others: Sequence[str]) -> bool:
+    """Return whether a head ends in a number, and so is one layer of a head that has others."""
+    numbered = re.fullmatch(r"(.*?)\d+\.", head_prefix)
+    return numbered is not None and any(re.match(rf"{re.escape(numbered[1])}\d+\.", name) for name in others)
 
 
 def _prefixes_of(
