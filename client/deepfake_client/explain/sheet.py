@@ -76,7 +76,7 @@ def heat_in_words(explanation: Explanation) -> str:
     named = [_named(region) for region in explanation.regions[:SHOWN_REGIONS] if region.part is not None]
     if not named:
         return "red: what made the model say fake most"
-    return f"red: what made the model say fake most, mainly at {', '.join(named)} of the heat"
+    return f"red: what made the model say fake most; marked areas: {', '.join(named)} of the heat"
 
 
 def _named(region: Region) -> str:
