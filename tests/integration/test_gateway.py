@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -163,6 +164,34 @@ def test_a_killed_gateway_leaves_nothing_and_goes_on_with_its_next_start_and_so_
         assert [data["status"] for kind, data in again.events(analysis) if kind == "end"] == ["done"]
     finally:
         assert again.stop() == 0
+
+
+def test_the_files_of_a_batch_are_fetched_also_after_the_worker_was_killed(embedded_triton, clip, tmp_path):
+    asked, go_on = threading.Event(), threading.Event()
+
+    def late(handler):
+        asked.set()
+        go_on.wait(60)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(clip.read_bytes())
+
+    with serving() as site, ExitStack() as stack:
+        site.files = {"/late.mp4": late, "/clip.mp4": clip.read_bytes()}
+        switch = {"url_intake": "true", "allowed_networks": '["127.0.0.0/8"]'}
+        running = Running(embedded_triton.grpc_url, tmp_path / "data", **switch)
+        stack.callback(running.stop)
+        urls = [f"{site.url}{path}" for path in site.files]
+        links = httpx.post(f"{running.address}/v1/batches", json={"urls": urls, "num_frames": 2}).json()["links"]
+        assert asked.wait(60)
+        running.worker().kill()
+        go_on.set()
+        running.until(lambda: httpx.get(f"{running.address}{links['self']}").json()["is_over"])
+        items = httpx.get(f"{running.address}{links['self']}").json()["items"]
+        assert [(item["file_name"], item["analysis"]["status"]) for item in items] == [
+            ("late.mp4", "done"), ("clip.mp4", "done"),
+        ]  # fmt: skip
+        assert len(httpx.get(f"{running.address}/v1/analyses").json()["items"]) == 2
 
 
 def test_a_live_source_is_watched_also_after_the_worker_was_killed(embedded_triton, tmp_path):
