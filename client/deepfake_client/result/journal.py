@@ -1,4 +1,4 @@
-"""`Journal`: a file of results, one JSON line each, from which an interrupted run goes on (`--resume`).
+"""`Journal`: a file of results, one JSON line each, from which an interrupted run goes on.
 
 Every result is on disk before the next one is begun, so neither a crash nor a full terminal loses it. A line
 that was torn by a crash is dropped; where a source was analyzed several times, the last result counts.
