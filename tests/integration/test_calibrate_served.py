@@ -94,7 +94,9 @@ def test_what_was_found_is_served(
         results, place = tmp_path / "week.jsonl", ("--url", f"grpc://{triton.grpc_url}", "-o", tmp_path)
         results.write_text("".join(json.dumps(line) + "\n" for line in week))
         assert call("evaluate", "--drift", results, *place) == 0
-        assert "no change that chance does not explain" in capfd.readouterr().out
+        said = capfd.readouterr().out
+        assert "no change that chance does not explain" in said
+        assert "fake probability             as before  index 0.00" in said
         for line in week:
             for face in line["frames"][0]["faces"]:
                 face["box_xyxy"] = [4 * end for end in face["box_xyxy"]]

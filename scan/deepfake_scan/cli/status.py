@@ -38,7 +38,9 @@ def print_status(storage: Storage, *, as_json: bool) -> None:
     screen.print(escape(f"{visible(storage.address)}: {counts.rows:,}{of} inputs in {_parts(counts.parts)}"))
     if facts:
         model = facts["model"]
-        screen.print(escape(f"last run {facts['state']} at {facts['changed_at']}, model {model['name']} version "
+        # A run that was killed is "running" for good.
+        state = "not over, begun" if facts["state"] == "running" else facts["state"]
+        screen.print(escape(f"last run {state} at {facts['changed_at']}, model {model['name']} version "
                             f"{model['version']}, of {', '.join(map(visible, facts['sources']))}"))  # fmt: skip
     screen.print(_table(counts.labels, counts.failures))
 

@@ -27,7 +27,9 @@ def test_a_scan_that_has_no_results_yet_has_a_status(tmp_path, capsys):
     facts = {"state": "running", "changed_at": "2026-11-29T12:00:00+00:00", "inputs": 9, "sources": ["in"]}
     (tmp_path / "scan.json").write_text(json.dumps({**facts, "model": model, "settings": {}}))
     assert run("--status", "--output", tmp_path) == 0
-    assert "0 of 9 inputs in 0 parts" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0 of 9 inputs in 0 parts" in said
+    assert "last run not over, begun at 2026-11-29T12:00:00+00:00, model detector version 1, of in" in said
     assert run("--status", "--output", tmp_path, "--json") == 0
     status = json.loads(capsys.readouterr().out)
     assert status["last_run"] == {**facts, "model": model}

@@ -28,7 +28,6 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_preprocess.support.text import visible
 from deepfake_training.cli.keeping import ResultsOption, kept
 from deepfake_training.evaluate.clips import LabeledFile, labeled_files, read_table, split_files
 from deepfake_training.evaluate.drift import drift_as_text, drift_of_results, write_drift
@@ -260,7 +259,7 @@ def _compare(results: Sequence[Path], server: ServerChoice, output_dir: Path) ->
     found = drift_of_results(results, spec)
     written = write_drift(found, output_dir)
     for line in drift_as_text(found):
-        print(visible(line))
+        print(line)
     console.print(f"written: {written}")
     if found.drifted:
         raise typer.Exit(EXIT_DRIFTED)

@@ -11,7 +11,7 @@ from deepfake_client.result.verdict import Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.files import write_whole
-from deepfake_preprocess.support.text import reason_of
+from deepfake_preprocess.support.text import reason_of, visible
 from deepfake_training.evaluate.usual import FIGURES, Drift, drift_of
 
 REPORT = "drift.json"
@@ -69,7 +69,9 @@ def drift_of_results(paths: Sequence[str | Path], spec: ModelSpec) -> Drift:
     own = [item for item in verdicts if (item.model.name, item.model.version) == model]
     found = {(item.model.name, item.model.version) for item in verdicts} - {model}
     others = [f"{name!r} version {version}" for name, version in sorted(found)]
-    notes = [f"{len(verdicts) - len(own)} results are of {', '.join(others)} and were left out"] if others else []
+    notes = []
+    if others:
+        notes.append(f"left out: {len(verdicts) - len(own)} of {len(verdicts)} results, of {', '.join(others)}")
     return drift_of(own, spec.calibration, model=spec.name, version=spec.version, notes=notes)
 
 
@@ -86,7 +88,8 @@ def write_drift(drift: Drift, directory: Path) -> Path:
 
 def drift_as_text(drift: Drift) -> list[str]:
     """Return the comparison as lines for people."""
-    lines = [f"{drift.num_clips} clips of {drift.model} version {drift.version}, compared with its calibration", ""]
+    model = f"{visible(drift.model)} version {drift.version}"
+    lines = [f"{drift.num_clips} clips of {model}, compared with its calibration", ""]
     for figure in drift.figures:
         state = "CHANGED" if figure.drifted else "as before"
         lines.append(f"{FIGURES[figure.figure]:28} {state:10} index {figure.index:.2f}, limit {figure.limit:.2f}")
@@ -95,5 +98,7 @@ def drift_as_text(drift: Drift) -> list[str]:
             for low, high, before, now in zip(ends[:-1], ends[1:], figure.shares, figure.shares_now, strict=True):
                 where = f"{low} to {high}" if low and high else (f"below {high}" if high else f"from {low}")
                 lines.append(f"  {where:26} {before:4.0%} before, {now:4.0%} now")
-    answer = "these clips are not like those of the calibration: look at them, and calibrate again with them"
-    return [*lines, "", answer if drift.drifted else "no change that chance does not explain", *drift.notes]
+    answer = "no change that chance does not explain"
+    if drift.drifted:
+        answer = "these clips are not like those of the calibration: look at them, and calibrate again with them"
+    return [*lines, "", answer, *map(visible, drift.notes)]

@@ -47,7 +47,7 @@ def test_results_of_other_models_are_left_out(tmp_path: Path) -> None:
     path.write_text("\n".join([*lines_of(30), json.dumps(other.to_dict()), ""]))
     drift = drift_of_results([path], SPEC)
     assert (drift.num_clips, drift.drifted) == (30, True)
-    assert drift.notes == ("1 results are of 'tiny' version 7 and were left out",)
+    assert drift.notes == ("left out: 1 of 31 results, of 'tiny' version 7",)
     text = "\n".join(drift_as_text(drift))
     assert "fake probability             CHANGED" in text
     assert "0.2 to 0.4                  33% before, 100% now" in text
