@@ -186,23 +186,17 @@ def test_what_is_refused_is_listed_with_its_reason_and_runs_no_more(open_page, c
 
 
 def test_what_is_deleted_elsewhere_is_followed_no_more(open_page, service, clip):
-    worker = service.worker()
-    worker.suspend()
-    try:
+    with service.paused_worker():
         sent = service.send(clip, num_frames=7)
         page = open_page(sent["links"]["page"])
         expect(page.get_by_role("button", name="Cancel")).to_be_visible()
         assert page.request.delete(sent["links"]["self"]).ok
         expect(page.get_by_role("link", name="Back to the start")).to_be_visible()
-    finally:
-        worker.resume()
     open_page.complaints.clear()  # the browser itself tells of the refusal
 
 
 def test_a_service_that_does_not_answer_is_said_until_it_does(open_page, service, clip):
-    worker = service.worker()
-    worker.suspend()
-    try:
+    with service.paused_worker():
         page = open_page(service.send(clip, num_frames=6)["links"]["page"])
         page.route("**/progress", lambda route: route.abort())
         expect(page.get_by_role("alert")).to_have_text(
@@ -213,8 +207,6 @@ def test_a_service_that_does_not_answer_is_said_until_it_does(open_page, service
         page.route("**/progress", lambda route: route.fulfill(status=502, body="Bad gateway"))
         expect(page.get_by_role("alert")).to_be_visible()
         page.unroute("**/progress")
-    finally:
-        worker.resume()
     expect(page.locator(".verdict")).to_be_visible()
     expect(page.get_by_role("alert")).to_be_hidden()
     open_page.complaints.clear()  # the browser itself tells of each failure

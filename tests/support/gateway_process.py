@@ -6,15 +6,18 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import psutil
 from server_processes import assert_all_end
+
+from deepfake_gateway.settings import DATABASE_NAME
 
 START_S = 90
 
@@ -29,6 +32,7 @@ class Running:
         given = ["--embedded", "--repository", str(server)] if isinstance(server, Path) else ["--url", server]
         command = [sys.executable, "-m", "deepfake_client.cli.main", "gateway", *given, "--port", "0"]
         self.log = data_dir / f"{settings.get('worker_name', 'worker')}.log"
+        self._database = data_dir / DATABASE_NAME
         data_dir.mkdir(exist_ok=True)
         environment = {
             **os.environ,
@@ -67,6 +71,27 @@ class Running:
 
     def worker(self):
         return self.until(lambda: self.running("deepfake_gateway.worker"))[0]
+
+    @contextmanager
+    def paused_worker(self):
+        """Hold the worker, outside of a transaction: with SQLite's lock it would hold up the gateway, too."""
+        worker = self.worker()
+        self.until(lambda: self._is_held_without_lock(worker))
+        try:
+            yield
+        finally:
+            worker.resume()
+
+    def _is_held_without_lock(self, worker):
+        worker.suspend()
+        self.until(lambda: worker.status() == psutil.STATUS_STOPPED)
+        try:
+            with closing(sqlite3.connect(self._database, timeout=1, isolation_level=None)) as database:
+                database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            worker.resume()
+            return False
+        return True
 
     def send(self, clip, *, wait_s=0, **fields):
         headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
