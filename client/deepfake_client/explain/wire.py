@@ -1,4 +1,4 @@
-"""What the explain service answers, as both sides know it: `ExplainAnswer`, or a `ExplainProblem`. Needs pydantic."""
+"""What the explain service answers: an `ExplainAnswer` or an `ExplainProblem`. Needs pydantic."""
 
 from __future__ import annotations
 

@@ -86,15 +86,18 @@ def diagnose(host: str, port: int, tls: Tls | None, *, alpn: str, worked_before:
     encrypted = False
     try:
         with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as plain:
-            # Made only now: it loads certificates for some 20 ms of CPU time, and mostly nothing listens.
-            context = _probing(tls, alpn)
-            plain.getpeername()  # raises if the server has gone since; `wrap_socket` would leave a socket open
-            with context.wrap_socket(plain, server_hostname=host) as secured:
-                if tls is None:
-                    return "speaks TLS; set `tls`, or `tls.ca` for a certificate of your own"
-                encrypted = True
-                secured.settimeout(ALERT_TIMEOUT_S)
-                hung_up = not secured.recv(1)
+            family, address = plain.family, plain.getpeername()
+        # Made only now: it loads certificates for some 20 ms of CPU time, and mostly nothing listens.
+        context = _probing(tls, alpn)
+        # Wrapped before it connects: a connection that breaks while it is wrapped would leave a socket open.
+        with context.wrap_socket(socket.socket(family), server_hostname=host) as secured:
+            secured.settimeout(PROBE_TIMEOUT_S)
+            secured.connect(address)
+            if tls is None:
+                return "speaks TLS; set `tls`, or `tls.ca` for a certificate of your own"
+            encrypted = True
+            secured.settimeout(ALERT_TIMEOUT_S)
+            hung_up = not secured.recv(1)
     except ssl.SSLCertVerificationError as exc:
         return _certificate_sentence(exc, host)
     except ssl.SSLEOFError as exc:

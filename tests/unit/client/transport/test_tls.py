@@ -4,6 +4,7 @@ import gc
 import socket
 import ssl
 import struct
+import threading
 
 import pytest
 
@@ -22,17 +23,24 @@ def test_no_certificates_are_loaded_where_nothing_listens(tls, monkeypatch):
     assert made == []
 
 
-def test_a_server_that_goes_while_certificates_are_loaded_is_absent_and_leaves_no_socket(monkeypatch):
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_server_that_goes_meanwhile_is_absent_and_leaves_no_socket(taken, monkeypatch):
     real = module._probing
     with listening("127.0.0.1", 0) as listener:
 
         def probing(*args):
-            accepted, _ = listener.accept()
-            # A reset, as from a process that was killed.
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            accepted.close()
+            for _ in range(taken):
+                reset(listener.accept()[0])
+            # The next connection is accepted by nobody, and broken off with those that wait.
+            threading.Timer(0.1, listener.close).start()
             return real(*args)
 
         monkeypatch.setattr(module, "_probing", probing)
         assert diagnose("127.0.0.1", listener.getsockname()[1], None, alpn="h2", worked_before=True) is None
     gc.collect()  # an open socket is an error of this test
+
+
+def reset(connection):
+    """Break a connection off as a process does that was killed."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
