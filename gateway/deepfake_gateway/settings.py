@@ -198,13 +198,18 @@ class Settings(BaseSettings):
             return self.database
         return url.set(query={**_PATIENCE, **url.query}).render_as_string(hide_password=False)
 
+    @property
+    def results_s(self) -> float:
+        """How long results are kept, in seconds."""
+        return 86_400 * self.results_days
+
     def result_until(self, finished_at: float | None) -> float | None:
         """When the result of an analysis that ended then is removed; None where it has not ended."""
-        return None if finished_at is None else finished_at + 86_400 * self.results_days
+        return None if finished_at is None else finished_at + self.results_s
 
     def media_until(self, finished_at: float | None) -> float | None:
         """When its file is removed, with what was made of it: with the result at the latest."""
-        return None if finished_at is None else finished_at + min(3600 * self.media_hours, 86_400 * self.results_days)
+        return None if finished_at is None else finished_at + min(3600 * self.media_hours, self.results_s)
 
     @property
     def connection(self) -> Connection:

@@ -32,12 +32,12 @@ def purge(store: Store, media: Media, queue: Queue, settings: Settings) -> None:
             over = until is not None and until <= now
         if over:
             media.delete(analysis_id)
-    for analysis_id in store.finished_before(now - 86_400 * settings.results_days):
+    for analysis_id in store.finished_before(now - settings.results_s):
         media.delete(analysis_id)
         store.delete(analysis_id)
         queue.forget(analysis_id)
         logger.info("analysis %s was removed, its time is over", analysis_id)
     watches = Watches(store.engine)
-    for watch_id in watches.finished_before(now - 86_400 * settings.results_days):
+    for watch_id in watches.finished_before(now - settings.results_s):
         watches.delete(watch_id)
         queue.forget(watch_id)
