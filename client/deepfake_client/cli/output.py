@@ -10,7 +10,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ from deepfake_preprocess.errors import DeepfakeError, OptionError
 from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.media.remote import without_password
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.files import writing
 from deepfake_preprocess.support.text import table_cell, visible
 
 if TYPE_CHECKING:
@@ -225,14 +226,8 @@ class Csv:
             with self._checked():
                 self._file.close()
 
-    @contextmanager
-    def _checked(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            raise OptionError(
-                f"--csv {self._target} cannot be written ({exc.strerror}); free some space, or name another file"
-            ) from exc
+    def _checked(self) -> AbstractContextManager[None]:
+        return writing(f"--csv {self._target}", "free some space, or name another file")
 
 
 class Screen:

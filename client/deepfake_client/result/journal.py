@@ -9,15 +9,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
 from deepfake_client.result.outcome import Input, Outcome
 from deepfake_client.result.verdict import ModelIdentity
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.support.files import write_whole
+from deepfake_preprocess.support.files import write_whole, writing
 
 
 class Journal:
@@ -92,14 +92,8 @@ class Journal:
             if self._superseded:
                 write_whole(self.path, b"".join(map(_encoded, self._lines.values())))
 
-    @contextmanager
-    def _checked(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            raise OptionError(
-                f"results cannot be kept in {self.path} ({exc.strerror}); free some space, or name another file"
-            ) from exc
+    def _checked(self) -> AbstractContextManager[None]:
+        return writing(self.path, "free some space, or name another file")
 
     def _load(self) -> tuple[dict[str, dict[str, Any]], bool]:
         try:

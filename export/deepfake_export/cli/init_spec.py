@@ -17,7 +17,7 @@ from deepfake_preprocess.cli.console import shown
 from deepfake_preprocess.cli.options import JsonOption
 from deepfake_preprocess.errors import OptionError
 from deepfake_preprocess.support.extras import require_extra
-from deepfake_preprocess.support.files import write_whole
+from deepfake_preprocess.support.files import write_whole, writing
 
 
 def init_spec(
@@ -68,10 +68,8 @@ def init_spec(
     else:
         assert checkpoint is not None
         guess = guess_spec(checkpoint)
-    try:
+    with writing(target, "name another --output"):
         write_whole(target, guess.to_yaml())
-    except OSError as exc:
-        raise OptionError(f"{target} cannot be written ({exc.strerror}); name another --output") from exc
     if as_json:
         typer.echo(json.dumps({"written": str(target), **guess.to_dict()}, indent=2, ensure_ascii=False))
         return

@@ -13,8 +13,9 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final, Literal
 
-from deepfake_preprocess.errors import CheckpointError, OptionError
+from deepfake_preprocess.errors import CheckpointError
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.files import writing
 
 Demo = Literal["accurate", "fast", "tiny"]
 _DATA = files("deepfake_export.demo")
@@ -66,11 +67,9 @@ def write_demo_checkpoint(directory: str | Path, demo: Demo = "accurate") -> tup
                 tower.write_detector(trained, checkpoint)
         except CheckpointError as exc:
             raise CheckpointError(f"{exc}; the demo checkpoint `tiny` needs no network") from exc
-    try:
+    with writing(directory, "name another directory"):
         directory.mkdir(parents=True, exist_ok=True)
         for name in (spec.name, ours.card, *([] if ours.composed else [checkpoint.name])):
             with as_file(_DATA / name) as path:
                 shutil.copyfile(path, directory / name)
-    except OSError as exc:
-        raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory") from exc
     return checkpoint, spec

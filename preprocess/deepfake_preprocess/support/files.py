@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from deepfake_preprocess.errors import OptionError
+from deepfake_preprocess.support.text import reason_of
+
 Content: TypeAlias = str | bytes | memoryview | Callable[[Path], object]
 """Text (written as UTF-8), bytes, or a function that writes a file at the path it is given."""
 
@@ -21,6 +24,15 @@ def write_whole(path: Path, content: Content) -> None:
     """
     with prepared(path, content) as put_in_place:
         put_in_place()
+
+
+@contextmanager
+def writing(place: str | Path, advice: str) -> Iterator[None]:
+    """Raise `OptionError` with the place and the advice where what is done inside fails to write."""
+    try:
+        yield
+    except OSError as exc:
+        raise OptionError(f"{place} cannot be written ({reason_of(exc)}); {advice}") from exc
 
 
 @contextmanager

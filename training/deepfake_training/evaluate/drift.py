@@ -10,7 +10,7 @@ from deepfake_client.result.outcome import Outcome
 from deepfake_client.result.verdict import Verdict
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.support.files import write_whole
+from deepfake_preprocess.support.files import write_whole, writing
 from deepfake_preprocess.support.text import reason_of, visible
 from deepfake_training.evaluate.usual import FIGURES, Drift, drift_of
 
@@ -78,11 +78,9 @@ def drift_of_results(paths: Sequence[str | Path], spec: ModelSpec) -> Drift:
 def write_drift(drift: Drift, directory: Path) -> Path:
     """Write ``drift.json`` and return its path; `OptionError` where the directory cannot be written."""
     path = directory / REPORT
-    try:
+    with writing(directory, "name another directory"):
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(drift.to_dict(), indent=2) + "\n")
-    except OSError as exc:
-        raise OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory") from exc
     return path
 
 

@@ -14,9 +14,8 @@ import numpy as np
 from deepfake_client.result.verdict import Reason
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.support.files import write_whole
+from deepfake_preprocess.support.files import write_whole, writing
 from deepfake_preprocess.support.json_data import JsonData
-from deepfake_preprocess.support.text import reason_of
 from deepfake_training.data.labels import LabelName
 from deepfake_training.evaluate.calibration import (
     TEMPERATURES,
@@ -307,10 +306,8 @@ def save_spec(path: Path, spec: ModelSpec) -> None:
     Raises:
         OptionError: it cannot be written; the file is as it was.
     """
-    try:
+    with writing(path, "it is as it was"):
         write_whole(path, spec.to_yaml())
-    except OSError as exc:
-        raise OptionError(f"{path} cannot be written ({reason_of(exc)}); it is as it was") from exc
 
 
 def scores_of(files: Iterable[ScoredFile]) -> LabeledScores:

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from deepfake_client.result.times import day_and_time
-from deepfake_preprocess.errors import OptionError
-from deepfake_preprocess.support.files import write_whole
+from deepfake_preprocess.support.files import write_whole, writing
 from deepfake_training.evaluate.evaluation import Evaluation, LabeledScores, RobustnessPoint
 from deepfake_training.evaluate.metrics import CALIBRATION_BINS, FIGURES, Estimate, calibration_bins
 from deepfake_training.evaluate.robustness import DEGRADATIONS
@@ -24,16 +23,10 @@ from deepfake_training.evaluate.robustness import DEGRADATIONS
 
 def make_directory(directory: Path) -> None:
     """Make the directory of a report, unless it is there; `OptionError` where it cannot be written."""
-    try:
+    with writing(directory, "name another directory"):
         directory.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=directory):
             pass
-    except OSError as exc:
-        raise _not_written(directory, exc) from exc
-
-
-def _not_written(directory: Path, exc: OSError) -> OptionError:
-    return OptionError(f"{directory} cannot be written ({exc.strerror}); name another directory")
 
 
 def write_report(evaluation: Evaluation, directory: str | Path) -> list[Path]:
@@ -48,7 +41,7 @@ def write_report(evaluation: Evaluation, directory: str | Path) -> list[Path]:
     directory = Path(directory)
     data, text = directory / "evaluation.json", directory / "evaluation.md"
     plots = []
-    try:
+    with writing(directory, "name another directory"):
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(data, json.dumps(evaluation.to_dict(), indent=2) + "\n")
         for name, figure in _plots(evaluation):
@@ -58,8 +51,6 @@ def write_report(evaluation: Evaluation, directory: str | Path) -> list[Path]:
         version, made_at = metadata.version("deepfake-serving"), day_and_time(datetime.now(UTC))
         made = f"Made by deepfake-serving {version} on {made_at}."
         write_whole(text, f"{as_markdown(evaluation)}{pictures}\n\n{made}\n")
-    except OSError as exc:
-        raise _not_written(directory, exc) from exc
     return [data, text, *plots]
 
 

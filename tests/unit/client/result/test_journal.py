@@ -142,7 +142,7 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OptionError, match="results cannot be kept in"):
+    with pytest.raises(OptionError, match="cannot be written"):
         Journal(tmp_path / "file" / "run.jsonl", SETTINGS)
 
 
