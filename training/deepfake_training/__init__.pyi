@@ -8,7 +8,7 @@ from deepfake_training.data.taught import TaughtCrops, TaughtFolder
 from deepfake_training.evaluate.calibration import find_temperature, find_threshold
 from deepfake_training.evaluate.checkpoint import CheckpointTransport
 from deepfake_training.evaluate.clips import LabeledFile, labeled_files, read_table, split_files
-from deepfake_training.evaluate.drift import drift_of_results, read_verdicts
+from deepfake_training.evaluate.drift import drift_of_verdicts, read_verdicts
 from deepfake_training.evaluate.evaluation import (
     Abstaining,
     EvaluateOptions,
@@ -69,7 +69,7 @@ __all__ = [
     "calibrate_model",
     "calibrated_spec",
     "drift_of",
-    "drift_of_results",
+    "drift_of_verdicts",
     "evaluate_apart",
     "evaluate_files",
     "find_operating_point",

@@ -30,7 +30,7 @@ from deepfake_preprocess.media.opening import Media
 from deepfake_preprocess.support.extras import require_extra
 from deepfake_training.cli.keeping import ResultsOption, kept
 from deepfake_training.evaluate.clips import LabeledFile, labeled_files, read_table, split_files
-from deepfake_training.evaluate.drift import drift_as_text, drift_of_results, write_drift
+from deepfake_training.evaluate.drift import drift_as_text, drift_of_verdicts, read_verdicts, write_drift
 from deepfake_training.evaluate.evaluation import (
     EvaluateOptions,
     Evaluation,
@@ -254,9 +254,10 @@ def _opened(
 def _compare(results: Sequence[Path], server: ServerChoice, output_dir: Path) -> None:
     """Report whether results have drifted away from the served model's calibration; exit code 1 if so."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    verdicts = read_verdicts(results)  # a wrong path is said whether or not a server runs
     with server.client(console.status) as client:
         spec = client.model().spec
-    found = drift_of_results(results, spec)
+    found = drift_of_verdicts(verdicts, spec)
     written = write_drift(found, output_dir)
     for line in drift_as_text(found):
         print(line)

@@ -56,15 +56,14 @@ def _items(text: str) -> list[dict[str, object]]:
     return found if isinstance(found, list) else [found]
 
 
-def drift_of_results(paths: Sequence[str | Path], spec: ModelSpec) -> Drift:
-    """Compare files of results with the calibration of the model that is served.
+def drift_of_verdicts(verdicts: Sequence[Verdict], spec: ModelSpec) -> Drift:
+    """Compare verdicts with the calibration of the model that is served.
 
-    Results of other models and versions are left out, and said.
+    Those of other models and versions are left out, and said.
 
     Raises:
-        OptionError: a file holds no results, the model has no calibration, or there are too few clips.
+        OptionError: the model has no calibration, or there are too few clips.
     """
-    verdicts = read_verdicts(paths)
     model = spec.name, spec.version
     own = [item for item in verdicts if (item.model.name, item.model.version) == model]
     found = {(item.model.name, item.model.version) for item in verdicts} - {model}

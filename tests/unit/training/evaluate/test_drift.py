@@ -12,7 +12,7 @@ import verdicts
 from deepfake_client.result.outcome import Outcome
 from deepfake_preprocess.contract.spec import Calibration, Histogram, ModelSpec
 from deepfake_preprocess.errors import MediaNotFoundError, OptionError
-from deepfake_training.evaluate.drift import drift_as_text, drift_of_results, read_verdicts
+from deepfake_training.evaluate.drift import drift_as_text, drift_of_verdicts, read_verdicts
 
 CALIBRATION = Calibration(60, 0, 0.05, 0.5, None, (Histogram("score", (0.2, 0.4), (20, 20, 20)),))
 SPEC = ModelSpec("tiny", "torchscript", calibration=CALIBRATION)
@@ -45,7 +45,7 @@ def test_results_of_other_models_are_left_out(tmp_path: Path) -> None:
     other = dataclasses.replace(verdicts.verdict(), model=dataclasses.replace(verdicts.MODEL, version=7))
     path = tmp_path / "week.jsonl"
     path.write_text("\n".join([*lines_of(30), json.dumps(other.to_dict()), ""]))
-    drift = drift_of_results([path], SPEC)
+    drift = drift_of_verdicts(read_verdicts([path]), SPEC)
     assert (drift.num_clips, drift.drifted) == (30, True)
     assert drift.notes == ("left out: 1 of 31 results, of 'tiny' version 7",)
     text = "\n".join(drift_as_text(drift))
