@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from deepfake_client.result.verdict import ModelIdentity
-from deepfake_scan.inputs.ids import IdMaker
+from deepfake_scan.inputs.ids import IdMaker, ScanInput
 from deepfake_scan.inputs.listing import each_input
 from deepfake_scan.inputs.manifest import count_rows, is_manifest
 from deepfake_scan.inputs.todo import Todo
@@ -36,13 +36,14 @@ class Scan:
     column: str | None = None
     retry_failed: bool = False
 
-    def todo(self, storage: Storage, setup: Setup, model: ModelIdentity, tally: ScanTally) -> Todo:
-        """Look at the sources and at the results that are there, and return what is left.
+    def inputs(self) -> Iterator[ScanInput]:
+        """Return what the sources stand for; InputError where one cannot be used."""
+        return each_input(self.sources, self.column)
 
-        Raises:
-            InputError: a source cannot be used, or results be read.
-        """
-        inputs = each_input(self.sources, self.column)
+    def todo(
+        self, inputs: Iterator[ScanInput], storage: Storage, setup: Setup, model: ModelIdentity, tally: ScanTally
+    ) -> Todo:
+        """Look at the results that are there, and return what is left; InputError where they cannot be read."""
         if self.retry_failed:
             forget_failed(storage)
         done = done_ids(storage)

@@ -150,13 +150,15 @@ def scan(
     job = Scan(sources=sources, column=column, retry_failed=retry_failed)
     tally = ScanTally()
     with terminated_as_interrupted(), ExitStack() as stack:
+        with screen.status("looking at the sources"):
+            inputs = job.inputs()  # a wrong path is said whether or not a server runs
         connection = replace(stack.enter_context(server.serving(screen.status)), bulk=True)
         yield_cores(_niceness(engine), session=NICE)
         with DeepfakeClient(connection, model=server.model) as client:
             model = client.model().identity
         setup = Setup(connection=connection, model=model.name, options=options, limits=limits, faces=faces)
         with screen.status("looking at the results that are there"):
-            todo = job.todo(storage, setup, model, tally)
+            todo = job.todo(inputs, storage, setup, model, tally)
         port = stack.enter_context(served_metrics(tally, metrics_port))
         if port is not None:
             screen.print(f"metrics: http://localhost:{port}/metrics")

@@ -1,4 +1,4 @@
-"""What `deepfake scan` says without scanning: about results, and about clusters."""
+"""What `deepfake scan` says without scanning: about results, clusters, and sources that are not there."""
 
 import json
 
@@ -41,3 +41,9 @@ def test_a_plan_is_printed_as_json(capsys):
     (cluster,) = json.loads(capsys.readouterr().out)
     assert cluster["clips_per_day"] == 10_000_000
     assert cluster["servers"] == 6
+
+
+def test_a_wrong_path_is_said_whether_or_not_a_server_runs(tmp_path, capsys):
+    assert run(tmp_path / "clips", "--output", tmp_path / "out", "--url", "localhost:1") == 2
+    assert f"there is no '{tmp_path / 'clips'}'; check the path" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
