@@ -21,15 +21,20 @@ from deepfake_training.data.degradations import (
     blur,
     compress_h264,
     compress_jpeg,
+    enlarge,
     equalize,
     resample,
     sharpen,
+    shrink,
     smooth,
 )
 from deepfake_training.data.fakes.blend import mix
 from deepfake_training.data.fakes.mesh import Mesh, draw_region
 
 Share = Annotated[float, Bounds(ge=0, le=1)]
+
+DISTANT_PX = (28, 110)
+"""Width of a distant face: from hardly a face to that of a caller in a video of 360 lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +72,18 @@ class Augmentation(JsonData):
     def __post_init__(self) -> None:
         self.check_fields()
 
-    def apply(self, picture: Picture, mesh: Mesh, rng: np.random.Generator) -> Picture:
-        """Return the picture, uint8 ``[H, W, 3]`` RGB, changed. Mirroring is left to the caller."""
-        if rng.random() < self.untouched:
+    def apply(self, picture: Picture, mesh: Mesh, rng: np.random.Generator, *, distant: bool = False) -> Picture:
+        """Return the picture, uint8 ``[H, W, 3]`` RGB, changed. Mirroring is left to the caller.
+
+        Args:
+            picture: of one face.
+            mesh: of that face, in its pixels.
+            rng: the same for a picture and the fake that was made of it.
+            distant: shrink the face to `DISTANT_PX` before what a camera and a codec do to it, as in a video call.
+        """
+        if not distant and rng.random() < self.untouched:
             return picture
+        size_wh = (picture.shape[1], picture.shape[0])
         if rng.random() < self.portrait:
             picture = _portrait(picture, mesh, rng)
         if rng.random() < self.color:
@@ -79,7 +92,9 @@ class Augmentation(JsonData):
             picture = equalize(picture, rng.uniform(1, 3))
         if rng.random() < self.smooth:
             picture = smooth(picture, rng.uniform(10, 60), rng.uniform(1, 3))
-        if rng.random() < self.resize:
+        if distant:
+            picture = _at_a_distance(picture, mesh, rng)
+        elif rng.random() < self.resize:
             picture = resample(picture, rng.uniform(0.25, 0.95), rng)
         if rng.random() < self.blur:
             picture = blur(picture, rng.uniform(0.4, 1.8))
@@ -87,12 +102,18 @@ class Augmentation(JsonData):
             picture = _with_noise(picture, rng)
         if rng.random() < self.sharpen:
             picture = sharpen(picture, rng.uniform(0.7, 2), rng.uniform(0.2, 1.5))
-        if rng.random() < self.h264:
+        if distant or rng.random() < self.h264:
             pixel_format = "yuv444p" if rng.random() < 0.2 else "yuv420p"
             picture = compress_h264(picture, int(rng.integers(16, 39)), pixel_format=pixel_format)
         if rng.random() < self.jpeg:
             picture = compress_jpeg(picture, int(rng.integers(35, 99)))
-        return picture
+        return enlarge(picture, size_wh) if distant else picture
+
+
+def _at_a_distance(picture: Picture, mesh: Mesh, rng: np.random.Generator) -> Picture:
+    smallest, largest = np.log(DISTANT_PX)
+    factor = float(np.exp(rng.uniform(smallest, largest))) / float(np.ptp(mesh[:, 0]))
+    return shrink(picture, min(1.0, factor), interpolation=cv2.INTER_AREA)
 
 
 def _portrait(picture: Picture, mesh: Mesh, rng: np.random.Generator) -> Picture:

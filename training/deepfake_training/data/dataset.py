@@ -63,6 +63,11 @@ class Mixture(JsonData):
             autoencoder shows them.
         upsampler: file of weights of an `Upsampler`, which then enlarges half of what is remade from little, as
             enhancers of swaps and talking heads do.
+        distant: share of the faces that are small and compressed at that size, as people at a distance and in video
+            calls are, in [0, 1]; a real face and the fake that is made of it are alike in this, too.
+        distant_real: share of those real faces of which no fake is made, in [0, 1]; with ``sampler`` another real
+            face takes its place. A network often cannot tell what a small face is; with 0.6 four of five are real,
+            so it then says real.
         balance: ``sampler`` draws a fake for each real face; ``loss`` and ``none`` take each face of the set once,
             and one made fake for each real face when `made` is over 0; see `FaceDataset.positive_weight`.
     """
@@ -74,6 +79,8 @@ class Mixture(JsonData):
     animated: Share = 0.0
     drawn: Share = 0.0
     upsampler: str | None = None
+    distant: Share = 0.0
+    distant_real: Share = 0.0
     balance: Literal["sampler", "loss", "none"] = "sampler"
 
     def __post_init__(self) -> None:
@@ -102,7 +109,7 @@ class Mixture(JsonData):
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One crop of an epoch: which face, whether a fake is made of it, and its random numbers.
+    """One crop of an epoch: which face, whether a fake is made of it, its random numbers, and whether it is small.
 
     A real face and the fake that is made of it have the same `seed`: they are degraded and cropped alike.
     """
@@ -110,6 +117,7 @@ class Draw:
     face: int
     made: bool
     seed: tuple[int, ...]
+    distant: bool = False
 
 
 class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -163,24 +171,29 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the crops of an epoch, in random order; pairs of real and fake stay neighbors."""
-        rng = np.random.default_rng([self._seed, epoch])
-        made_share = self._mixture.made if len(self._fake) else 1.0
+        rng, mixture = np.random.default_rng([self._seed, epoch]), self._mixture
+        made_share = mixture.made if len(self._fake) else 1.0
         pairs: list[list[Draw]] = []
         seeds = ((self._seed, epoch, number) for number in itertools.count(1))
-        if self._mixture.balance == "sampler":
+        if mixture.balance == "sampler":
             for index in rng.permutation(self._real).tolist():
-                shared = next(seeds)
-                real = Draw(index, False, shared)
-                if rng.random() < made_share:
-                    pairs.append([real, Draw(index, True, shared)])
+                shared, distant = next(seeds), rng.random() < mixture.distant
+                real = Draw(index, False, shared, distant)
+                if distant and rng.random() < mixture.distant_real:
+                    pairs.append([real, Draw(int(rng.choice(self._real)), False, next(seeds), distant)])
+                elif rng.random() < made_share:
+                    pairs.append([real, Draw(index, True, shared, distant)])
                 else:
-                    pairs.append([real, Draw(int(rng.choice(self._fake)), False, next(seeds))])
+                    pairs.append([real, Draw(int(rng.choice(self._fake)), False, next(seeds), distant)])
         else:
             for index in self._real.tolist():
-                shared = next(seeds)
-                blended = [Draw(index, True, shared)] if made_share else []
-                pairs.append([Draw(index, False, shared), *blended])
-            pairs += [[Draw(index, False, next(seeds))] for index in self._fake.tolist()]
+                shared, distant = next(seeds), rng.random() < mixture.distant
+                is_pair = made_share and not (distant and rng.random() < mixture.distant_real)
+                blended = [Draw(index, True, shared, distant)] if is_pair else []
+                pairs.append([Draw(index, False, shared, distant), *blended])
+            pairs += [
+                [Draw(index, False, next(seeds), rng.random() < mixture.distant)] for index in self._fake.tolist()
+            ]
             pairs = [pairs[place] for place in rng.permutation(len(pairs)).tolist()]
         self.draws = [draw for pair in pairs for draw in pair]
 
@@ -202,7 +215,7 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
             picture = self._make(draw.face, real, np.random.default_rng([*draw.seed, 1]))
         # The same numbers for both of a pair.
         rng = np.random.default_rng([*draw.seed, 0])
-        picture = self._augmentation.apply(picture, mesh, rng)
+        picture = self._augmentation.apply(picture, mesh, rng, distant=draw.distant)
         crop = self._crop(picture, self._faces.face(draw.face), rng)
         return torch.from_numpy(crop), torch.tensor([float(self._label(draw))])
 

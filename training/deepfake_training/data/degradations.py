@@ -48,12 +48,21 @@ def compress_h264(picture: Picture, crf: int, *, pixel_format: str = "yuv420p") 
     return np.ascontiguousarray(frames[0].to_ndarray(format="rgb24")[:height, :width])
 
 
-def rescale(picture: Picture, factor: float) -> Picture:
-    """Shrink by `factor`, in (0, 1], and enlarge again."""
+def shrink(picture: Picture, factor: float, *, interpolation: int) -> Picture:
+    """Shrink by `factor`, in (0, 1], to 8 pixels a side at least."""
     height, width = picture.shape[:2]
     small_wh = (max(8, round(width * factor)), max(8, round(height * factor)))
-    small = cv2.resize(picture, small_wh, interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    return np.asarray(cv2.resize(picture, small_wh, interpolation=interpolation), dtype=np.uint8)
+
+
+def enlarge(picture: Picture, size_wh: tuple[int, int], *, interpolation: int = cv2.INTER_LINEAR) -> Picture:
+    """Enlarge to a size, as a crop is."""
+    return np.asarray(cv2.resize(picture, size_wh, interpolation=interpolation), dtype=np.uint8)
+
+
+def rescale(picture: Picture, factor: float) -> Picture:
+    """Shrink by `factor`, in (0, 1], and enlarge again."""
+    return enlarge(shrink(picture, factor, interpolation=cv2.INTER_AREA), (picture.shape[1], picture.shape[0]))
 
 
 def blur(picture: Picture, sigma_px: float) -> Picture:
@@ -81,11 +90,8 @@ def equalize(picture: Picture, limit: float) -> Picture:
 
 def resample(picture: Picture, factor: float, rng: np.random.Generator) -> Picture:
     """Shrink by a factor in (0, 1] and enlarge again, each with a method of its own."""
-    height, width = picture.shape[:2]
-    small_wh = (max(8, round(width * factor)), max(8, round(height * factor)))
-    small = cv2.resize(picture, small_wh, interpolation=int(rng.choice(_INTERPOLATIONS)))
-    again = cv2.resize(small, (width, height), interpolation=int(rng.choice(_INTERPOLATIONS)))
-    return np.asarray(again, dtype=np.uint8)
+    small = shrink(picture, factor, interpolation=int(rng.choice(_INTERPOLATIONS)))
+    return enlarge(small, (picture.shape[1], picture.shape[0]), interpolation=int(rng.choice(_INTERPOLATIONS)))
 
 
 def add_noise(picture: Picture, sigma: float, rng: np.random.Generator) -> Picture:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import cv2
@@ -50,6 +51,35 @@ def test_a_pair_differs_by_the_blend_alone() -> None:
         # The same crop, mirrored or not: the surroundings agree far better than with another picture.
         other = data[(place + 2) % 12][0]
         assert (real.int() - fake.int()).abs().float().mean() < (real.int() - other.int()).abs().float().mean()
+
+
+def test_a_distant_face_keeps_its_place_and_loses_its_detail() -> None:
+    picture = cv2.resize(draw_face(np.random.default_rng(0)), (480, 480))
+    noisy = np.clip(picture + np.random.default_rng(1).normal(0, 20, picture.shape), 0, 255).astype(np.uint8)
+    box = np.array([100, 100, 380, 380], np.float32)
+    landmarks = np.array([[180, 200], [300, 200], [240, 260], [190, 310], [290, 310]], np.float32)
+    mesh = fit_mesh(Face(box, 1.0, landmarks))
+    plain = Augmentation(portrait=0, color=0, contrast=0, smooth=0, blur=0, noise=0, sharpen=0, jpeg=0)
+    far = plain.apply(noisy, mesh, np.random.default_rng(2), distant=True)
+    assert far.shape == noisy.shape
+    assert np.abs(far.astype(int) - picture).mean() < 12
+    fine = [cv2.Laplacian(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY), cv2.CV_64F).std() for each in (noisy, far)]
+    assert fine[1] < 0.2 * fine[0]
+
+
+@pytest.mark.parametrize("balance", ["sampler", "none"])
+def test_distant_faces_are_small_in_pairs_and_mostly_real_where_that_is_asked(balance: str) -> None:
+    mixture = Mixture(made=1, distant=0.5, distant_real=0.6, balance=balance)  # type: ignore[arg-type]
+    draws = dataset(make_faces(real=200), mixture).draws
+    near, far = ([draw for draw in draws if draw.distant is distant] for distant in (False, True))
+    assert 0.35 < len(far) / len(draws) < 0.65
+    assert sum(draw.made for draw in near) == len(near) / 2
+    # Of ten pairs, four keep their fake; the others have two real faces, or one where nothing is balanced.
+    expected = 0.2 if balance == "sampler" else 0.4 / 1.4
+    assert abs(sum(draw.made for draw in far) / len(far) - expected) < 0.08
+    for real, fake in itertools.pairwise(draws):
+        if fake.made:
+            assert (real.face, real.distant, real.seed) == (fake.face, fake.distant, fake.seed)
 
 
 def test_every_crop_can_be_made_again_and_epochs_differ() -> None:
