@@ -31,11 +31,8 @@ def promising_precisions() -> tuple[tuple[str, ...], str]:
     if best is None:
         return ("fp32",), f"{alone} OpenVINO is faster in BF16 and INT8 only, for which this CPU has no instructions"
     if not is_installed(OPENVINO):
-        return (
-            "fp32",
-        ), f"{alone} this CPU has instructions for {best.upper()}, but OpenVINO is not installed; run: " + (
-            install_command(OPENVINO)
-        )
+        reason = f"this CPU has instructions for {best.upper()}, but OpenVINO is not installed"
+        return ("fp32",), f"{alone} {reason}; run: {install_command(OPENVINO)}"
     return ("fp32", best), ""
 
 

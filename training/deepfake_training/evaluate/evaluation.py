@@ -350,8 +350,8 @@ def _limits(scored: Sequence[ScoredFile]) -> Iterator[str]:
         if not count:
             yield f"there is no {name} file with a verdict; figures that need both classes are missing"
         elif count < FEW:
-            yield f"{count} {name} files prove little; intervals from so few are too narrow"
+            yield f"few {name} files ({count}) prove little; intervals from so few are too narrow"
     without = [item for item in scored if item.fake_probability is None]
     if without:
         fakes = sum(item.label == "fake" for item in without)
-        yield f"{len(without)} files ({fakes} fake) got no verdict; they are listed and not in the figures"
+        yield f"files without a verdict are listed and not in the figures: {len(without)}, of these {fakes} fake"

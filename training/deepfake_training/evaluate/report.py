@@ -74,8 +74,8 @@ def _figures(evaluation: Evaluation) -> Iterator[str]:
     counts = per_file.confusion
     yield ""
     yield (
-        "Figures with 95% intervals of the bootstrap (files are drawn, with all their frames); that of the reals "
-        "called fake is exact."
+        "Figures with 95% intervals of the bootstrap (files are drawn, with all their frames); that per file of "
+        "the reals called fake is exact."
     )
     yield from _table(
         ("", "per file", "per frame"),

@@ -158,7 +158,7 @@ def test_files_without_a_verdict_are_reported_and_left_out() -> None:
     evaluation = evaluation_of()
     assert [item.source for item in evaluation.inconclusive] == ["f3"]
     assert evaluation.per_file.num_fake == 2
-    assert "1 files (1 fake) got no verdict" in " ".join(evaluation.notes)
+    assert "not in the figures: 1, of these 1 fake" in " ".join(evaluation.notes)
 
 
 def test_each_source_is_measured_against_its_own_reals_or_all() -> None:
