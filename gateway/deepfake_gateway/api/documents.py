@@ -112,7 +112,8 @@ class BatchItemDocument(Document):
     """One file of a batch."""
 
     file_name: str
-    """As the sender named it; the address of one that is awaited or could not be fetched."""
+    """As the sender named it; the address of one that is awaited or could not be fetched; empty where the analysis
+    was deleted."""
     is_awaited: bool
     """Whether it is yet to be fetched from its address."""
     analysis: ListedAnalysis | None

@@ -17,7 +17,7 @@ from deepfake_gateway.store.schema import ANALYSES, AWAITED, BATCH_ITEMS, BATCHE
 class BatchItem:
     """One file of a batch: its analysis, why it has none, or where it is yet to be fetched from.
 
-    None of them where the analysis was deleted.
+    None of them, and no name, where the analysis was deleted.
     """
 
     file_name: str
@@ -55,7 +55,7 @@ class Batches:
             {
                 "batch_id": batch.id,
                 "position": position,
-                "file_name": item.file_name,
+                "file_name": item.file_name if item.analysis is None else "",
                 "analysis_id": None if item.analysis is None else item.analysis.id,
                 "refusal": item.refusal,
                 "url": item.url,
@@ -72,7 +72,7 @@ class Batches:
         """Record that a file was fetched and has an analysis, or why not; its address is forgotten."""
         values: dict[str, Any] = {"url": None, "refusal": refusal}
         if analysis is not None:
-            values |= {"analysis_id": analysis.id, "file_name": analysis.file_name}
+            values |= {"analysis_id": analysis.id, "file_name": ""}
         one = (BATCH_ITEMS.c.batch_id == batch_id) & (BATCH_ITEMS.c.position == position)
         with self._engine.begin() as connection:
             connection.execute(BATCH_ITEMS.update().where(one).values(values))
@@ -98,9 +98,7 @@ class Batches:
             found = {item.id: Analysis.of(item) for item in connection.execute(query)}
         values = row._asdict()
         values["fields"] = json.loads(values["fields"])
-        values["items"] = tuple(
-            BatchItem(item.file_name, found.get(item.analysis_id), item.refusal, item.url) for item in items
-        )
+        values["items"] = tuple(_item(item, found.get(item.analysis_id)) for item in items)
         return Batch(**values)
 
     def latest(self, count: int) -> list[Batch]:
@@ -109,3 +107,7 @@ class Batches:
         with self._engine.connect() as connection:
             ids = connection.execute(query).scalars().all()
         return [batch for batch_id in ids if (batch := self.get(batch_id)) is not None]
+
+
+def _item(row: Any, analysis: Analysis | None) -> BatchItem:
+    return BatchItem(row.file_name if analysis is None else analysis.file_name, analysis, row.refusal, row.url)

@@ -103,8 +103,9 @@ BATCH_ITEMS = sa.Table(
     METADATA,
     sa.Column("batch_id", sa.String(32), sa.ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("position", sa.Integer, primary_key=True),
+    # Empty where there is an analysis, which has the name: with it, the name is forgotten.
     sa.Column("file_name", sa.Text, nullable=False),
-    # No foreign key: the batch goes on naming a file whose analysis was deleted.
+    # No foreign key: the batch goes on counting a file whose analysis was deleted.
     sa.Column("analysis_id", sa.String(32), index=True),
     sa.Column("refusal", sa.Text),
     sa.Column("url", sa.Text),  # of a file that is yet to be fetched

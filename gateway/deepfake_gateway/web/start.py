@@ -119,7 +119,7 @@ async def _batch_values(desk: Desk, say: Language, found: Batch) -> dict[str, An
     return {
         "batch": found,
         "items": sorted(items, key=_urgency),
-        "others": others,
+        "others": [item for item in others if item.url or item.refusal],
         "counts": [(outcome, _words(say, outcome), outcomes[outcome]) for outcome in ORDER if outcomes[outcome]]
         + [("", words, count) for words, count in without if count],
         "finished": finished,

@@ -2,7 +2,10 @@
 
 import csv
 
+import sqlalchemy as sa
+
 from deepfake_gateway.api.documents import BatchDocument
+from deepfake_gateway.store.schema import BATCH_ITEMS, BATCHES
 
 WAIT = {"Prefer": "wait=60"}
 
@@ -27,8 +30,34 @@ def test_each_file_has_an_analysis_or_a_reason(gateway, clip):
     assert [line["file_name"] for line in lines] == ["a.mp4", "'=1+1.mp4", "'@c.mp4"]
     assert [line["label"] for line in lines] == [label, "", ""]
 
-    gateway.delete(batch["items"][0]["analysis"]["links"]["self"])
-    assert gateway.get(batch["links"]["self"]).json()["counts"]["deleted"] == 1
+
+def stored(gateway):
+    """Return all that the tables of batches hold, as text."""
+    with gateway.desk.store.engine.connect() as connection:
+        return str([connection.execute(sa.select(table)).all() for table in (BATCHES, BATCH_ITEMS)])
+
+
+def test_of_an_analysis_that_was_deleted_its_batch_keeps_the_count_and_not_the_name(gateway, clip):
+    files = [("secret.mp4", clip), ("other.mp4", clip + b" ")]
+    batches = [send(gateway, *files, num_frames=3).json()]
+    links = [item["analysis"]["links"] for item in batches[0]["items"]]
+    for one in links:
+        gateway.get(one["events"])  # until it is over
+    batches.append(send(gateway, *files, num_frames=3).json())
+    in_both = [item["analysis"]["links"]["self"] for item in batches[1]["items"]]
+    assert in_both == [one["self"] for one in links], "earlier results answer"
+    gateway.delete(links[0]["self"])
+    assert "secret" not in stored(gateway)
+    for batch in batches:
+        now = gateway.get(batch["links"]["self"]).json()
+        assert now["counts"]["deleted"] == 1
+        deleted, other = now["items"]
+        assert deleted == {"file_name": "", "is_awaited": False, "analysis": None, "refusal": None}
+        assert other["file_name"] == other["analysis"]["file"]["name"] == "other.mp4"
+        lines = list(csv.DictReader(gateway.get(batch["links"]["report"]).text.splitlines()))
+        assert [(line["file_name"], line["problem"]) for line in lines] == [("", "deleted"), ("other.mp4", "")]
+        page = gateway.get(batch["links"]["page"]).text
+        assert ("1 deleted" in page, "other.mp4" in page, "secret" in page) == (True, True, False)
 
 
 def test_a_batch_is_refused_as_a_whole_for_what_holds_for_all(gateway, clip, tmp_path):
