@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -25,7 +26,7 @@ from media import make_clip
 from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 from deepfake_gateway.intake.options import stored_options
 from deepfake_gateway.jobs.queue import DurableQueue, Job
-from deepfake_gateway.settings import Settings
+from deepfake_gateway.settings import DATABASE_NAME, Settings
 from deepfake_gateway.store.bucket import media_of
 from deepfake_gateway.store.records import Analysis, Status, Store
 
@@ -192,6 +193,41 @@ def test_the_files_of_a_batch_are_fetched_also_after_the_worker_was_killed(embed
             ("late.mp4", "done"), ("clip.mp4", "done"),
         ]  # fmt: skip
         assert len(httpx.get(f"{running.address}/v1/analyses").json()["items"]) == 2
+
+
+def test_a_batch_that_is_deleted_under_its_worker_leaves_nothing(embedded_triton, clip, tmp_path):
+    asked, go_on = threading.Event(), threading.Event()
+
+    def late(handler):
+        asked.set()
+        go_on.wait(60)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(clip.read_bytes())
+
+    with serving() as site, ExitStack() as stack:
+        site.files = {"/late.mp4": late, "/never.mp4": clip.read_bytes(), "/other.mp4": clip.read_bytes()}
+        switch = {"url_intake": "true", "allowed_networks": '["127.0.0.0/8"]', "uploads_in_all": "1"}
+        running = Running(embedded_triton.grpc_url, tmp_path / "data", **switch)
+        stack.callback(running.stop)
+
+        def send(*paths):
+            body = {"urls": [f"{site.url}{path}" for path in paths], "num_frames": 2}
+            return httpx.post(f"{running.address}/v1/batches", json=body).json()
+
+        batch = send("/late.mp4", "/never.mp4")
+        assert asked.wait(60)
+        assert httpx.delete(f"{running.address}{batch['links']['self']}").status_code == 204
+        go_on.set()
+        other = f"{running.address}{send('/other.mp4')['links']['self']}"
+        running.until(lambda: httpx.get(other).json()["is_over"])
+        names = [item["file"]["name"] for item in httpx.get(f"{running.address}/v1/analyses").json()["items"]]
+        assert (names, site.asked) == (["other.mp4"], ["/late.mp4", "/other.mp4"])
+        database = sqlite3.connect(tmp_path / "data" / DATABASE_NAME)
+        stack.callback(database.close)
+        jobs = database.execute("SELECT count(*) FROM workflow_status WHERE workflow_uuid = ?", [batch["id"]])
+        assert jobs.fetchone() == (0,)
+        assert "Traceback" not in running.log.read_text()
 
 
 def test_a_live_source_is_watched_also_after_the_worker_was_killed(embedded_triton, tmp_path):

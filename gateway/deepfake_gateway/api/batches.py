@@ -17,7 +17,7 @@ from deepfake_gateway.intake.options import OptionsForm, form_properties
 from deepfake_gateway.intake.problems import OF_BODIES, responses
 from deepfake_gateway.intake.sink import MAX_NAME, printable_of
 from deepfake_gateway.intake.upload import MAX_FILES, media_type_in, named_together, received_together
-from deepfake_gateway.store.threads import in_store
+from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_preprocess.support.text import table_cell
 
 router = APIRouter(tags=["batches"])
@@ -102,6 +102,13 @@ async def begin(request: Request, desk: DeskOf, settings: SettingsOf, fetcher: F
 async def read(batch_id: str, desk: DeskOf, settings: SettingsOf) -> Response:
     """Read a batch: how many files came out how, and each of them."""
     return JSONResponse(batch_json(await in_store(desk.find_batch, batch_id), settings))
+
+
+@router.delete("/v1/batches/{batch_id}", status_code=204, responses=responses(404))
+async def delete(batch_id: str, desk: DeskOf) -> Response:
+    """Remove a batch with all its analyses, their media, reports and results; what is awaited is not fetched."""
+    await in_media(desk.delete_batch, batch_id)
+    return Response(status_code=204)
 
 
 @router.get(

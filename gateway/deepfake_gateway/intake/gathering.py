@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoAnswerError
@@ -22,7 +23,7 @@ from deepfake_gateway.jobs.queue import Priority
 from deepfake_gateway.jobs.running import stored
 from deepfake_gateway.logs import first_line
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.batches import Batch
+from deepfake_gateway.store.batches import Batch, key_of
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.media import MediaAwayError
 from deepfake_gateway.store.records import Analysis
@@ -73,10 +74,13 @@ class Gathering:
             except Exception as exc:  # a file of which nothing becomes would be waited for forever
                 logger.exception("a file of the batch %s cannot be taken in", batch.id)
                 refusal = f"the gateway failed ({type(exc).__name__}); send it again, and report it if it fails again"
-        await stored(self._desk.batches.settle, batch.id, position, analysis, refusal)
+        is_wanted = await stored(self._desk.batches.settle, batch.id, position, analysis, refusal)
+        if not is_wanted and analysis is not None and analysis.idempotency_key == key_of(batch.id, position):
+            with suppress(MediaAwayError):  # then `purge` does it
+                await stored(desk.remove, analysis.id)
 
-    async def _brought(self, desk: Desk, batch: Batch, position: int, url: str) -> Analysis:
-        """Return the analysis of a file, however long the database or where media are kept is away."""
+    async def _brought(self, desk: Desk, batch: Batch, position: int, url: str) -> Analysis | None:
+        """Return what `_fetched` does, however long the database or where media are kept is away."""
         pauses = Pauses()
         while True:
             try:
@@ -85,9 +89,15 @@ class Gathering:
                 logger.warning("a file cannot be taken in (%s); next try in %g s", first_line(exc), pauses.next_s)
             await pauses.take()
 
-    async def _fetched(self, desk: Desk, batch: Batch, position: int, url: str) -> Analysis:
-        """Return the analysis of a file: that of before the worker died, or a new one."""
-        only = f"batch {batch.id} {position}"
+    async def _fetched(self, desk: Desk, batch: Batch, position: int, url: str) -> Analysis | None:
+        """Return the analysis of a file: that of before the worker died, or a new one.
+
+        None where the file is awaited no more, for the batch was deleted.
+        """
+        only = key_of(batch.id, position)
+        is_awaited = partial(in_store, self._desk.batches.awaits, batch.id, position)
+        if not await is_awaited():
+            return None
         before = await in_store(desk.store.with_idempotency_key, only)
         if before is not None:
             return before
@@ -95,6 +105,8 @@ class Gathering:
         try:
             await self._fetcher.fetch(url, sink)
             upload = sink.finished(("urls",))
+            if not await is_awaited():
+                return None
             submitted = await desk.submit(
                 upload, batch.fields, idempotency_key=only, priority=Priority.BULK, is_awaited=True
             )

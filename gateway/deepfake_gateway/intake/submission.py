@@ -28,7 +28,7 @@ from deepfake_gateway.jobs.evidence import Evidence, listed_faces
 from deepfake_gateway.jobs.queue import Job, Priority, Queue
 from deepfake_gateway.sandbox.process import RunTask
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.batches import Batch, Batches, BatchItem
+from deepfake_gateway.store.batches import Batch, Batches, BatchItem, key_of
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
 from deepfake_gateway.store.keys import Key
 from deepfake_gateway.store.media import Media
@@ -302,8 +302,21 @@ class Desk:
         """Return a batch; Problem 404 where there is none."""
         batch = self.batches.get(batch_id)
         if batch is None:
-            raise Problem(404, f"there is no batch {batch_id[:64]!r}; the address is wrong")
+            raise Problem(404, f"there is no batch {batch_id[:64]!r}; it was deleted, or the address is wrong")
         return batch
+
+    def delete_batch(self, batch_id: str) -> None:
+        """Remove a batch with its analyses, each as `delete` does; what is yet to be fetched is not any more."""
+        tenant = self.find_batch(batch_id).tenant
+        self.batches.await_no_more(batch_id)  # first, so that none comes while the others go
+        for position, item in enumerate(self.find_batch(batch_id).items):
+            analysis = item.analysis
+            if analysis is None:  # unless a worker died before it noted it
+                analysis = self.store.of_tenant(tenant).with_idempotency_key(key_of(batch_id, position))
+            if analysis is not None:
+                self.remove(analysis.id)
+        self.batches.delete(batch_id)  # last, so that it can be asked for again where media are away
+        self._queue.forget(batch_id)
 
     def _check_quota(self) -> None:
         allowed = None if self._key is None else self._quotas.used_up(self._key.id)
@@ -362,6 +375,10 @@ class Desk:
     def delete(self, analysis_id: str) -> None:
         """Remove an analysis with its medium, its reports and its result from disk; one that runs is ended."""
         self.find(analysis_id)
+        self.remove(analysis_id)
+
+    def remove(self, analysis_id: str) -> None:
+        """Remove what there is of an analysis, as `delete` does."""
         self.store.cancel(analysis_id)
         self.store.delete(analysis_id)
         self.media.delete(analysis_id)

@@ -41,6 +41,11 @@ class Batch:
     traceparent: str | None = None
 
 
+def key_of(batch_id: str, position: int) -> str:
+    """Return the idempotency key of a file of a batch that a worker fetches."""
+    return f"batch {batch_id} {position}"
+
+
 class Batches:
     """The tables of batches; safe for threads. Of a `tenant`, there are only its own."""
 
@@ -68,14 +73,30 @@ class Batches:
             if any(item.url is not None for item in batch.items):
                 enqueue(connection, batch.id)
 
-    def settle(self, batch_id: str, position: int, analysis: Analysis | None, refusal: str | None) -> None:
-        """Record that a file was fetched and has an analysis, or why not; its address is forgotten."""
+    def settle(self, batch_id: str, position: int, analysis: Analysis | None, refusal: str | None) -> bool:
+        """Record that a file was fetched and has an analysis, or why not; its address is forgotten.
+
+        Returns whether it was awaited, or has this analysis already.
+        """
         values: dict[str, Any] = {"url": None, "refusal": refusal}
         if analysis is not None:
             values |= {"analysis_id": analysis.id, "file_name": ""}
-        one = (BATCH_ITEMS.c.batch_id == batch_id) & (BATCH_ITEMS.c.position == position)
+        has_it = sa.false() if analysis is None else BATCH_ITEMS.c.analysis_id == analysis.id
         with self._engine.begin() as connection:
-            connection.execute(BATCH_ITEMS.update().where(one).values(values))
+            change = BATCH_ITEMS.update().where(_at(batch_id, position) & (AWAITED | has_it))
+            return connection.execute(change.values(values)).rowcount > 0
+
+    def awaits(self, batch_id: str, position: int) -> bool:
+        """Return whether a file is yet to be fetched."""
+        query = sa.select(BATCH_ITEMS.c.position).where(_at(batch_id, position) & AWAITED)
+        with self._engine.connect() as connection:
+            return connection.execute(query).first() is not None
+
+    def await_no_more(self, batch_id: str) -> None:
+        """Forget the addresses of files that are yet to be fetched."""
+        with self._engine.begin() as connection:
+            change = BATCH_ITEMS.update().where((BATCH_ITEMS.c.batch_id == batch_id) & AWAITED)
+            connection.execute(change.values(url=None, file_name=""))
 
     def awaited(self) -> int:
         """Return how many files of all tenants are yet to be fetched."""
@@ -107,6 +128,15 @@ class Batches:
         with self._engine.connect() as connection:
             ids = connection.execute(query).scalars().all()
         return [batch for batch_id in ids if (batch := self.get(batch_id)) is not None]
+
+    def delete(self, batch_id: str) -> None:
+        """Forget a batch and its items; their analyses stay."""
+        with self._engine.begin() as connection:
+            connection.execute(BATCHES.delete().where((BATCHES.c.id == batch_id) & self._of_mine))
+
+
+def _at(batch_id: str, position: int) -> sa.ColumnElement[bool]:
+    return (BATCH_ITEMS.c.batch_id == batch_id) & (BATCH_ITEMS.c.position == position)
 
 
 def _item(row: Any, analysis: Analysis | None) -> BatchItem:

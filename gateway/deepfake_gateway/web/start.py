@@ -16,7 +16,7 @@ from deepfake_gateway.intake.upload import MAX_FILES, received_together
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.batches import Batch
 from deepfake_gateway.store.records import UNFINISHED, Filters
-from deepfake_gateway.store.threads import in_store
+from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.progress import Progress, progress_of
 from deepfake_gateway.web.rendering import render
@@ -101,6 +101,14 @@ async def batch_part(batch_id: str, request: Request) -> Response:
     desk, _, say = _parts(request)
     found = await in_store(desk.find_batch, batch_id)
     return render("batch_part.html.j2", request, **await _batch_values(desk, say, found))
+
+
+@router.post("/batches/{batch_id}/delete")
+async def delete_batch(batch_id: str, request: Request) -> Response:
+    """Remove files that were sent together, and go back to the start."""
+    desk, _, _ = _parts(request)
+    await in_media(desk.delete_batch, batch_id)
+    return _shown("/")
 
 
 async def _batch_values(desk: Desk, say: Language, found: Batch) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import csv
 import sqlalchemy as sa
 
 from deepfake_gateway.api.documents import BatchDocument
+from deepfake_gateway.store.media import MediaAwayError
 from deepfake_gateway.store.schema import BATCH_ITEMS, BATCHES
 
 WAIT = {"Prefer": "wait=60"}
@@ -58,6 +59,40 @@ def test_of_an_analysis_that_was_deleted_its_batch_keeps_the_count_and_not_the_n
         assert [(line["file_name"], line["problem"]) for line in lines] == [("", "deleted"), ("other.mp4", "")]
         page = gateway.get(batch["links"]["page"]).text
         assert ("1 deleted" in page, "other.mp4" in page, "secret" in page) == (True, True, False)
+
+
+def test_a_batch_is_deleted_with_its_analyses_and_nothing_else(gateway, clip):
+    stays = gateway.post("/v1/analyses", content=clip, headers=WAIT).json()
+    done = send(gateway, ("a.mp4", clip), num_frames=3).json()["items"][0]["analysis"]
+    gateway.get(done["links"]["events"])
+    gateway.queue.working.clear()
+    gateway.queue.slow = True
+    batch = send(gateway, ("a.mp4", clip), ("b.mp4", clip + b" "), ("c.mp4", b""), num_frames=3).json()
+    assert gateway.queue.working.wait(60)
+    running = batch["items"][1]["analysis"]
+    assert gateway.delete(batch["links"]["self"]).status_code == 204
+    assert gateway.queue.canceled.wait(60), "what runs is ended"
+    for path in (batch["links"]["self"], batch["links"]["page"], done["links"]["self"], running["links"]["self"]):
+        assert gateway.get(path).status_code == 404
+    assert gateway.delete(batch["links"]["self"]).status_code == 404
+    assert gateway.desk.media.kept() == [stays["id"]]
+    assert [item["id"] for item in gateway.get("/v1/analyses").json()["items"]] == [stays["id"]]
+    assert not any(name in stored(gateway) for name in ("b.mp4", "c.mp4"))
+
+
+def test_a_batch_that_was_deleted_by_half_can_be_deleted_again(gateway, clip, monkeypatch):
+    def away(analysis_id):
+        raise MediaAwayError("the bucket gives no answer")
+
+    batch = send(gateway, ("a.mp4", clip), ("b.mp4", clip + b" ")).json()
+    for item in batch["items"]:
+        gateway.get(item["analysis"]["links"]["events"])
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway.desk.media, "delete", away)
+        assert gateway.delete(batch["links"]["self"]).status_code == 503
+    assert gateway.get(batch["links"]["self"]).json()["counts"]["deleted"] == 1
+    assert gateway.delete(batch["links"]["self"]).status_code == 204
+    assert gateway.get("/v1/analyses").json()["items"] == []
 
 
 def test_a_batch_is_refused_as_a_whole_for_what_holds_for_all(gateway, clip, tmp_path):

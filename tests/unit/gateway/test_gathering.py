@@ -1,6 +1,7 @@
 """Batches of addresses: answered at once, and fetched by a worker."""
 
 import csv
+import logging
 import threading
 import time
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from sqlalchemy.exc import OperationalError
 
 from deepfake_gateway.api.documents import BatchDocument
 from deepfake_gateway.intake.fetching import Fetcher
+from deepfake_gateway.intake.submission import Desk
+from deepfake_gateway.store.batches import Batches
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.schema import BATCH_ITEMS
 
@@ -147,6 +150,73 @@ def test_files_that_are_yet_to_be_fetched_wait_as_well(tmp_path, clip, site):
             assert (refused.status_code, "3 analyses are waiting" in refused.json()["detail"]) == (429, True)
         gateway.queue.hold.set()
         assert "refused" not in settled(gateway, batch)["counts"], "each had its place"
+
+
+def test_a_batch_that_is_deleted_while_its_files_come_leaves_nothing(tmp_path, clip, site, caplog):
+    gate = Gate(clip)
+    site.files = {"/0.mp4": gate, "/1.mp4": gate, "/2.mp4": clip, "/3.mp4": clip}
+    with service(tmp_path, uploads_at_once=2) as gateway:
+        batch = send(gateway, site, *site.files, num_frames=1).json()
+        while gate.waiting < 2:
+            time.sleep(0.01)
+        assert gateway.delete(batch["links"]["self"]).status_code == 204
+        assert "deepfake_gateway_awaited 0.0\n" in gateway.get("/metrics").text
+        gate.opened.set()
+        gateway.queue.close()  # its job ends
+        assert gateway.get("/v1/analyses").json()["items"] == []
+        assert gateway.desk.media.kept() == []
+        assert gateway.queue.runs == 0
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+    assert sorted(site.asked) == ["/0.mp4", "/1.mp4"], "what nobody waits for is not asked for"
+    assert list((tmp_path / "data" / "incoming").iterdir()) == []
+
+
+def test_a_file_that_is_handed_in_as_its_batch_is_deleted_goes_with_it(tmp_path, clip, site, monkeypatch):
+    async def submit(desk, *args, **options):
+        gateway.desk.delete_batch(batch["id"])
+        return await properly(desk, *args, **options)
+
+    properly = Desk.submit
+    site.files = {"/a.mp4": clip}
+    with service(tmp_path) as gateway:
+        gateway.queue.hold.clear()
+        batch = send(gateway, site, "/a.mp4", num_frames=1).json()
+        monkeypatch.setattr(Desk, "submit", submit)
+        gateway.queue.hold.set()
+        gateway.queue.threads[0].join()
+        assert gateway.get("/v1/analyses").json()["items"] == []
+        assert gateway.desk.media.kept() == []
+
+
+def test_a_batch_is_deleted_with_an_analysis_that_a_worker_began_and_died_before_it_said_so(tmp_path, clip, site):
+    site.files = {"/a.mp4": clip}
+    with service(tmp_path) as gateway:
+        key = {"X-Api-Key": Keys(gateway.desk.store.engine).create("test", ["analyze"])[1]}
+        gateway.headers.update(key)
+        batch = settled(gateway, send(gateway, site, "/a.mp4", num_frames=1).json())
+        with gateway.desk.store.engine.begin() as connection:
+            connection.execute(sa.update(BATCH_ITEMS).values(url=f"{site.url}/a.mp4", analysis_id=None))
+        assert gateway.delete(batch["links"]["self"]).status_code == 204
+        assert gateway.get("/v1/analyses").json()["items"] == []
+
+
+def test_an_analysis_stays_where_it_was_recorded_and_the_database_did_not_say_so(tmp_path, clip, site, monkeypatch):
+    fails = [OperationalError("", {}, Exception("away"))]
+
+    def settle(batches, *args):
+        result = properly(batches, *args)
+        if fails:
+            raise fails.pop()
+        return result
+
+    properly = Batches.settle
+    monkeypatch.setattr(Batches, "settle", settle)
+    site.files = {"/a.mp4": clip}
+    with service(tmp_path) as gateway:
+        batch = send(gateway, site, "/a.mp4", num_frames=1).json()
+        gateway.queue.threads[0].join()
+        assert settled(gateway, batch)["items"][0]["analysis"]["status"] == "done"
+    assert fails == []
 
 
 def test_a_service_that_takes_no_addresses_any_more_says_so_of_each(tmp_path, clip, site):

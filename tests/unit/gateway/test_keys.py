@@ -96,6 +96,11 @@ def test_a_tenant_sees_only_its_own(gateway, keys, clip):
     for path in ("cancel", "explanations"):
         assert gateway.post(f"/v1/analyses/{sent['id']}/{path}", headers=other).status_code == 404
     assert gateway.delete(f"/v1/analyses/{sent['id']}", headers=other).status_code == 404
+    reader = bearer(keys, "read", tenant="press")
+    for headers, status in ((other, 404), (reader, 403)):
+        assert gateway.delete(batch["links"]["self"], headers=headers).status_code == status
+        assert gateway.post(f"/batches/{batch['id']}/delete", headers=headers).status_code == status
+    assert gateway.get(batch["links"]["self"], headers=mine).json()["items"][0]["analysis"]["id"]
     assert gateway.get("/v1/analyses", headers=other).json()["items"] == []
     assert sent["id"] not in gateway.get("/", headers=other).text
     assert sent["id"] not in gateway.get("/history", headers=other).text

@@ -181,6 +181,11 @@ def test_several_files_are_one_batch_with_a_page(gateway, clip):
     assert f'href="{page}"' in gateway.get("/").text
     assert gateway.get(f"{page}/part").status_code == 200
     assert gateway.get("/batches/none", headers=BROWSER).status_code == 404
+    assert f'action="{page}/delete"' in text
+    assert gateway.post(f"{page}/delete").headers["location"] == "/"
+    assert (gateway.get(page, headers=BROWSER).status_code, page in gateway.get("/").text) == (404, False)
+    assert gateway.get("/v1/analyses").json()["items"] == []
+    assert gateway.post(f"{page}/delete", headers=BROWSER).status_code == 404
 
 
 def test_a_file_is_named_by_its_address_where_that_is_allowed(tmp_path, gateway, clip):
