@@ -127,6 +127,8 @@ class BatchDocument(Document):
     id: str
     name: str
     created_at: datetime
+    expires_at: datetime | None
+    """When it is removed, with the last of its results; null before it is over."""
     is_over: bool
     """Whether nothing is fetched, waits or runs any more."""
     counts: dict[str, int]
@@ -309,12 +311,14 @@ def batch_json(batch: Batch, settings: Settings) -> dict[str, Any]:
     """Return a `BatchDocument` as JSON data."""
     address = f"/v1/batches/{batch.id}"
     analyses = [item.analysis for item in batch.items if item.analysis is not None]
+    is_over = all(one.status.is_final for one in analyses) and all(item.url is None for item in batch.items)
+    last = max([batch.created_at, *(one.finished_at or 0.0 for one in analyses)]) if is_over else None
     return {
         "id": batch.id,
         "name": batch.name,
         "created_at": time_text(batch.created_at),
-        "is_over": all(analysis.status.is_final for analysis in analyses)
-        and all(item.url is None for item in batch.items),
+        "expires_at": time_text(settings.result_until(last)),
+        "is_over": is_over,
         "counts": dict(Counter(map(_outcome, batch.items))),
         "items": [
             {

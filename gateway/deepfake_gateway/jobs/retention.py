@@ -8,6 +8,7 @@ from typing import Final
 
 from deepfake_gateway.jobs.queue import Queue
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.batches import Batches
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.watches import Watches
@@ -37,6 +38,10 @@ def purge(store: Store, media: Media, queue: Queue, settings: Settings) -> None:
         store.delete(analysis_id)
         queue.forget(analysis_id)
         logger.info("analysis %s was removed, its time is over", analysis_id)
+    batches = Batches(store.engine)
+    for batch_id in batches.over_before(now - settings.results_s):
+        batches.delete(batch_id)
+        queue.forget(batch_id)
     watches = Watches(store.engine)
     for watch_id in watches.finished_before(now - settings.results_s):
         watches.delete(watch_id)

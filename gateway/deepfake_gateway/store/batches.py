@@ -134,6 +134,14 @@ class Batches:
         with self._engine.begin() as connection:
             connection.execute(BATCHES.delete().where((BATCHES.c.id == batch_id) & self._of_mine))
 
+    def over_before(self, moment: float, limit: int = 1000) -> list[str]:
+        """Return the ids of batches begun before a time in seconds since 1970 that have and await no analysis."""
+        is_there = sa.exists().where(ANALYSES.c.id == BATCH_ITEMS.c.analysis_id)
+        holds = sa.exists().where((BATCH_ITEMS.c.batch_id == BATCHES.c.id) & (AWAITED | is_there))
+        query = sa.select(BATCHES.c.id).where((BATCHES.c.created_at <= moment) & ~holds)
+        with self._engine.connect() as connection:
+            return list(connection.execute(query.order_by(BATCHES.c.created_at).limit(limit)).scalars())
+
 
 def _at(batch_id: str, position: int) -> sa.ColumnElement[bool]:
     return (BATCH_ITEMS.c.batch_id == batch_id) & (BATCH_ITEMS.c.position == position)

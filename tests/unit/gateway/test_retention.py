@@ -5,11 +5,12 @@ import time
 from datetime import datetime, timedelta
 
 import gateways
+import http_files
 import sqlalchemy as sa
 
 from deepfake_gateway.jobs.retention import purge
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.schema import ANALYSES
+from deepfake_gateway.store.schema import ANALYSES, BATCH_ITEMS, BATCHES
 
 
 def test_everybody_is_told_until_when_a_file_and_its_result_are_kept(clip, tmp_path):
@@ -75,3 +76,61 @@ def test_files_go_before_results_and_what_runs_stays(gateway, clip, tmp_path):
     purge(desk.store, desk.media, gateway.queue, Settings.of(data_dir=tmp_path, media_hours=0))
     assert desk.media.kept() == [waiting]
     gateway.queue.hold.set()
+
+
+def test_a_batch_goes_after_the_last_of_its_analyses_with_all_names(clip, tmp_path):
+    with (
+        http_files.serving() as site,
+        gateways.gateway(
+            tmp_path / "data", url_intake=True, allowed_networks=["127.0.0.1/32"], results_days=2
+        ) as gateway,
+    ):
+        site.files["/late.mp4"] = b"no video"
+        desk, forgotten = gateway.desk, []
+        gateway.queue.forget = forgotten.append
+
+        def sent(*files, days_ago):
+            batch = gateway.post(
+                "/v1/batches", files=[("file", file) for file in files], data={"num_frames": 3}
+            ).json()
+            for item in batch["items"]:
+                if item["analysis"]:
+                    gateway.get(item["analysis"]["links"]["events"])  # until it is over
+            begun_ago(batch, days_ago)
+            return batch
+
+        def begun_ago(batch, days):
+            change = (
+                sa.update(BATCHES).where(BATCHES.c.id == batch["id"]).values(created_at=time.time() - 86_400 * days)
+            )
+            with desk.store.engine.begin() as connection:
+                connection.execute(change)
+
+        def left():
+            purge(desk.store, desk.media, gateway.queue, gateway.queue.settings)
+            return [one for one in batches if gateway.get(one["links"]["self"]).status_code == 200]
+
+        half = sent(("one.mp4", clip), ("two.mp4", clip + b" "), days_ago=3)
+        new, refused = sent(("new.mp4", b""), days_ago=1), sent(("none.mp4", b""), days_ago=3)
+        gateway.queue.hold.clear()
+        awaited = gateway.post("/v1/batches", json={"urls": [f"{site.url}/late.mp4"]}).json()
+        begun_ago(awaited, 3)
+        assert gateway.get(awaited["links"]["self"]).json()["expires_at"] is None
+        batches = [half, new, refused, awaited]
+        assert left() == [half, new, awaited]
+        gateway.delete(half["items"][0]["analysis"]["links"]["self"])
+        assert left() == [half, new, awaited], "one of its analyses is there"
+        now = gateway.get(half["links"]["self"]).json()
+        assert now["expires_at"] == now["items"][1]["analysis"]["expires_at"], "and it goes with that one"
+        with desk.store.engine.begin() as connection:
+            connection.execute(sa.update(ANALYSES).values(finished_at=time.time() - 86_400 * 3))
+        assert left() == [new, awaited]
+        gateway.queue.hold.set()
+        gateway.queue.threads[-1].join()
+        gateway.get(gateway.get(awaited["links"]["self"]).json()["items"][0]["analysis"]["links"]["events"])
+        with desk.store.engine.begin() as connection:
+            connection.execute(sa.update(ANALYSES).values(finished_at=time.time() - 86_400 * 3))
+        assert left() == [new], "nothing of the other is awaited any more"
+        assert {batch["id"] for batch in (half, refused, awaited)} <= set(forgotten)
+        with desk.store.engine.connect() as connection:
+            assert connection.execute(sa.select(BATCH_ITEMS.c.file_name)).scalars().all() == ["new.mp4"]

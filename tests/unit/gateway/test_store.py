@@ -10,11 +10,12 @@ from alembic.runtime.migration import MigrationContext
 
 from deepfake_client.cli.main import main
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.batches import Batch, Batches, BatchItem
 from deepfake_gateway.store.counters import amounts
 from deepfake_gateway.store.migrations.upgrade import VERSION_TABLE
 from deepfake_gateway.store.places import next_cursor, place_of
 from deepfake_gateway.store.records import Analysis, Filters, Status, Store
-from deepfake_gateway.store.schema import METADATA, open_engine
+from deepfake_gateway.store.schema import BATCH_ITEMS, METADATA, open_engine
 from deepfake_gateway.store.usage import Usage, today
 from deepfake_preprocess.errors import OptionError
 
@@ -191,3 +192,40 @@ def test_a_postgres_that_is_cut_off_is_not_waited_for_longer_than_its_address_sa
     given = asked_of_libpq(server)
     assert (given["connect_timeout"], given["tcp_user_timeout"], given["keepalives_idle"]) == ("10", "15000", "15")
     assert asked_of_libpq(f"{server}?tcp_user_timeout=60000")["tcp_user_timeout"] == "60000"
+
+
+def test_a_batch_is_over_once_nothing_of_it_is_awaited_or_analyzed(url):
+    store = Store(url)
+    batches = Batches(store.engine)
+    store.add(analysis(40), lambda _: None)
+
+    def batch(number, *items):
+        batches.add(Batch(id=f"{number:032x}", created_at=float(number), name="", items=items), lambda *_: None)
+        return f"{number:032x}"
+
+    analyzed = batch(41, BatchItem("clip.mp4", analysis(40)), BatchItem("b.mp4", refusal="it is empty"))
+    awaited = batch(
+        42, BatchItem("a", url="http://a/"), BatchItem("b", url="http://b/"), BatchItem("c", url="http://c/")
+    )
+    refused = batch(43, BatchItem("c.mp4", refusal="it is empty"))
+    assert batches.over_before(44.0) == [refused]
+    assert batches.over_before(42.5) == []
+    assert batches.settle(awaited, 0, None, "the address answers 404")
+    assert batches.settle(awaited, 1, analysis(40), None)
+    assert batches.settle(awaited, 1, analysis(40), None), "it may be said twice"
+    batches.await_no_more(awaited)
+    assert not batches.settle(awaited, 2, analysis(40), None), "nobody waits for it any more"
+    assert not batches.settle(awaited, 2, None, "the address answers 404")
+    assert [item.file_name for item in batches.get(awaited).items] == ["a", "clip.mp4", ""]
+    assert batches.over_before(44.0) == [refused]
+    store.delete(analysis(40).id)
+    assert [item.file_name for item in batches.get(awaited).items] == ["a", "", ""]
+    assert batches.over_before(44.0) == [analyzed, awaited, refused]
+    batches.delete(awaited)
+    assert batches.get(awaited) is None
+    with store.engine.connect() as connection:
+        names = (
+            connection.execute(sa.select(BATCH_ITEMS.c.file_name).order_by(BATCH_ITEMS.c.batch_id)).scalars().all()
+        )
+    assert sorted(names) == ["", "b.mp4", "c.mp4"]
+    store.close()
