@@ -173,6 +173,10 @@ DELIVERIES = sa.Table(
     sa.Column(
         "webhook_id", sa.String(32), sa.ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False, index=True
     ),
+    # The body names its file: it goes with the analysis.
+    sa.Column(
+        "analysis_id", sa.String(32), sa.ForeignKey("analyses.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),

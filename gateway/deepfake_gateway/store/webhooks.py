@@ -39,10 +39,11 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One message; it is pending while it has a `next_try_at`."""
+    """One message; it is pending while it has a `next_try_at`, and goes with the analysis that it tells of."""
 
     id: str
     webhook_id: str
+    analysis_id: str
     created_at: float
     body: str
     attempts: int
@@ -164,7 +165,7 @@ def announce(connection: sa.Connection, analysis: Any) -> None:
         now = time.time()
         connection.execute(
             DELIVERIES.insert().values(
-                id=secrets.token_hex(16), webhook_id=webhook_id, created_at=now, body=json.dumps(body), attempts=0,
-                next_try_at=now,
+                id=secrets.token_hex(16), webhook_id=webhook_id, analysis_id=analysis.id, created_at=now,
+                body=json.dumps(body), attempts=0, next_try_at=now,
             )
         )  # fmt: skip

@@ -1,10 +1,13 @@
 """The database: its tables are made step by step, on SQLite and on a real Postgres, whoever starts at once."""
 
+import dataclasses
+import json
 import threading
 
 import postgres
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
@@ -15,8 +18,9 @@ from deepfake_gateway.store.counters import amounts
 from deepfake_gateway.store.migrations.upgrade import VERSION_TABLE
 from deepfake_gateway.store.places import next_cursor, place_of
 from deepfake_gateway.store.records import Analysis, Filters, Status, Store
-from deepfake_gateway.store.schema import BATCH_ITEMS, METADATA, open_engine
+from deepfake_gateway.store.schema import ANALYSES, BATCH_ITEMS, METADATA, open_engine
 from deepfake_gateway.store.usage import Usage, today
+from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_preprocess.errors import OptionError
 
 
@@ -58,6 +62,31 @@ def test_the_steps_make_the_tables_of_the_code_also_when_all_start_at_once(url):
         assert compare_metadata(context, METADATA) == []
     for engine in engines:
         engine.dispose()
+
+
+def test_deliveries_that_were_there_go_with_their_analysis_after_the_step(url, monkeypatch):
+    with monkeypatch.context() as before:
+        whole = command.upgrade
+        before.setattr(command, "upgrade", lambda config, _: whole(config, "0006"))
+        engine = open_engine(url)
+    rows = [
+        {"id": f"delivery{number}", "body": json.dumps({"data": {"id": f"{number:032x}"}})} for number in (1, 2, 3)
+    ]
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO webhooks VALUES ('hook', '', 'https://example.org', 'secret', 1)"))
+        made = "INSERT INTO deliveries VALUES (:id, 'hook', 1, :body, 0, NULL, NULL, NULL)"
+        connection.execute(sa.text(made), rows)
+        known = {column.name for column in ANALYSES.columns}
+        values = {name: value for name, value in dataclasses.asdict(analysis(1)).items() if name in known}
+        for number in (1, 2):
+            row = {**values, "id": f"{number:032x}", "options": "{}", "status": "done"}
+            connection.execute(ANALYSES.insert().values(row))
+    engine.dispose()
+    store = Store(url)
+    assert [entry.id for entry in Webhooks(store.engine).deliveries("hook")] == ["delivery1", "delivery2"]
+    store.delete(f"{1:032x}")
+    assert [entry.id for entry in Webhooks(store.engine).deliveries("hook")] == ["delivery2"]
+    store.engine.dispose()
 
 
 def test_a_database_of_a_later_release_is_refused(url):

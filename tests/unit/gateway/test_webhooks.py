@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from deepfake_gateway.api.webhooks import MOST
 from deepfake_gateway.jobs import delivering
 from deepfake_gateway.jobs.delivering import AT_ONCE, Messages, deliver_all, signed
 from deepfake_gateway.store.keys import Keys
+from deepfake_gateway.store.records import Analysis, Status
 from deepfake_gateway.store.schema import DELIVERIES
 
 LOOPBACK = ["127.0.0.0/8"]
@@ -172,13 +174,28 @@ def test_a_tenant_s_webhooks_are_told_of_its_own_analyses_only(gateway, clip, re
     assert json.loads(next(filter(None, claims))[0][1].body)["data"]["id"] == sent["id"]
 
 
+def test_a_message_goes_with_the_analysis_that_it_tells_of(gateway, receiver, clip):
+    webhook = gateway.post("/v1/webhooks", json={"url": receiver.url}).json()
+    kept, gone = send(gateway, clip), send(gateway, clip + b"\0")
+    assert len(logged(gateway, webhook)) == 2
+    assert gateway.delete(f"/v1/analyses/{gone['id']}").status_code == 204
+    assert deliver(gateway) == 1
+    assert [json.loads(body)["data"]["id"] for _, body in receiver.got] == [kept["id"]]
+    assert len(logged(gateway, webhook)) == 1
+
+
 def due(gateway, url, count=1):
     """Record a webhook of this address, whatever it is, and messages to it; returns its id."""
     webhook = gateway.desk.webhooks.add(url, "")
+    told = Analysis(
+        id=secrets.token_hex(16), created_at=1.0, status=Status.DONE, priority=1, file_name="clip.mp4",
+        media_type="video/mp4", size_bytes=1, sha256="ab" * 32, options={},
+    )  # fmt: skip
+    gateway.desk.store.add(told, lambda _: None)
     with gateway.desk.store.engine.begin() as connection:
         rows = [
-            {"id": f"{webhook.id[:8]}{number}", "webhook_id": webhook.id, "created_at": 1.0, "body": "{}",
-             "attempts": 0, "next_try_at": 1.0}
+            {"id": f"{webhook.id[:8]}{number}", "webhook_id": webhook.id, "analysis_id": told.id,
+             "created_at": 1.0, "body": "{}", "attempts": 0, "next_try_at": 1.0}
             for number in range(count)
         ]  # fmt: skip
         connection.execute(DELIVERIES.insert(), rows)
