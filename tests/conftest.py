@@ -1,6 +1,7 @@
 """Lets tests import the helpers in `support`; and the one rule for tests that need a GPU or a Debian package."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,10 @@ import debian  # noqa: E402 - lies in that folder
 # Before anything loads PyTorch, and for every process that a test starts. The networks are tiny, and several
 # processes share the cores: threads that wait for each other would only take time from the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
