@@ -167,16 +167,22 @@ def test_a_killed_gateway_leaves_nothing_and_goes_on_with_its_next_start_and_so_
         assert again.stop() == 0
 
 
-def test_the_files_of_a_batch_are_fetched_also_after_the_worker_was_killed(embedded_triton, clip, tmp_path):
+def held_back(clip):
+    """An answer of a site that waits: the event that it was asked for, the one that lets it go on, and itself."""
     asked, go_on = threading.Event(), threading.Event()
 
-    def late(handler):
+    def answer(handler):
         asked.set()
         go_on.wait(60)
         handler.send_response(200)
         handler.end_headers()
         handler.wfile.write(clip.read_bytes())
 
+    return asked, go_on, answer
+
+
+def test_the_files_of_a_batch_are_fetched_also_after_the_worker_was_killed(embedded_triton, clip, tmp_path):
+    asked, go_on, late = held_back(clip)
     with serving() as site, ExitStack() as stack:
         site.files = {"/late.mp4": late, "/clip.mp4": clip.read_bytes()}
         switch = {"url_intake": "true", "allowed_networks": '["127.0.0.0/8"]'}
@@ -196,15 +202,7 @@ def test_the_files_of_a_batch_are_fetched_also_after_the_worker_was_killed(embed
 
 
 def test_a_batch_that_is_deleted_under_its_worker_leaves_nothing(embedded_triton, clip, tmp_path):
-    asked, go_on = threading.Event(), threading.Event()
-
-    def late(handler):
-        asked.set()
-        go_on.wait(60)
-        handler.send_response(200)
-        handler.end_headers()
-        handler.wfile.write(clip.read_bytes())
-
+    asked, go_on, late = held_back(clip)
     with serving() as site, ExitStack() as stack:
         site.files = {"/late.mp4": late, "/never.mp4": clip.read_bytes(), "/other.mp4": clip.read_bytes()}
         switch = {"url_intake": "true", "allowed_networks": '["127.0.0.0/8"]', "uploads_in_all": "1"}
