@@ -180,11 +180,12 @@ class FaceDataset(Dataset[tuple[Tensor, Tensor]]):
                 shared, distant = next(seeds), rng.random() < mixture.distant
                 real = Draw(index, False, shared, distant)
                 if distant and rng.random() < mixture.distant_real:
-                    pairs.append([real, Draw(int(rng.choice(self._real)), False, next(seeds), distant)])
+                    other = Draw(int(rng.choice(self._real)), False, next(seeds), distant)
                 elif rng.random() < made_share:
-                    pairs.append([real, Draw(index, True, shared, distant)])
+                    other = Draw(index, True, shared, distant)
                 else:
-                    pairs.append([real, Draw(int(rng.choice(self._fake)), False, next(seeds), distant)])
+                    other = Draw(int(rng.choice(self._fake)), False, next(seeds), distant)
+                pairs.append([real, other])
         else:
             for index in self._real.tolist():
                 shared, distant = next(seeds), rng.random() < mixture.distant
