@@ -96,7 +96,7 @@ class ThreadQueue:
 
     def _gather(self, batch_id):
         self.hold.wait()
-        while self.desk.batches.get(batch_id) is None:
+        while self.desk.batches.store.get(batch_id) is None:
             time.sleep(0.005)
         asyncio.run(Gathering(self.desk, self.settings).run(batch_id))
 

@@ -87,13 +87,13 @@ async def begin(request: Request, desk: DeskOf, settings: SettingsOf, fetcher: F
 
     if media_type_in(request) == "application/json":
         urls, fields = await named_together(request)
-        batch = await desk.submit_addresses(urls, *parts(fields), fetcher.check)
+        batch = await desk.batches.submit_addresses(urls, *parts(fields), fetcher.check)
     else:
         async with received_together(request, desk.media.new_upload, max_bytes=settings.max_upload_bytes) as (
             files,
             fields,
         ):
-            batch = await desk.submit_together(files, *parts(fields))
+            batch = await desk.batches.submit(files, *parts(fields))
     document = batch_json(batch, settings)
     return JSONResponse(document, 202, {"Location": document["links"]["self"]})
 
@@ -101,13 +101,13 @@ async def begin(request: Request, desk: DeskOf, settings: SettingsOf, fetcher: F
 @router.get("/v1/batches/{batch_id}", responses={200: {"model": BatchDocument}, **responses(404)})
 async def read(batch_id: str, desk: DeskOf, settings: SettingsOf) -> Response:
     """Read a batch: how many files came out how, and each of them."""
-    return JSONResponse(batch_json(await in_store(desk.find_batch, batch_id), settings))
+    return JSONResponse(batch_json(await in_store(desk.batches.find, batch_id), settings))
 
 
 @router.delete("/v1/batches/{batch_id}", status_code=204, responses=responses(404))
 async def delete(batch_id: str, desk: DeskOf) -> Response:
     """Remove a batch with all its analyses, their media, reports and results; what is awaited is not fetched."""
-    await in_media(desk.delete_batch, batch_id)
+    await in_media(desk.batches.delete, batch_id)
     return Response(status_code=204)
 
 
@@ -119,7 +119,7 @@ async def delete(batch_id: str, desk: DeskOf) -> Response:
 )
 async def report(batch_id: str, desk: DeskOf, format: Annotated[str, Query(pattern="^csv$")] = "csv") -> Response:
     """Return a table with a line for each file."""
-    batch = await in_store(desk.find_batch, batch_id)
+    batch = await in_store(desk.batches.find, batch_id)
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["file_name", "analysis", "status", "label", "fake_probability", "reason", "model", "problem"])

@@ -18,8 +18,8 @@ from deepfake_gateway.api.documents import (
 )
 from deepfake_gateway.api.parts import KNOWN_QUERY, SEALED, DeskOf, JsonRoute, SettingsOf, WaitOf, made
 from deepfake_gateway.intake.options import ExplanationForm
-from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses
-from deepfake_gateway.intake.submission import Desk, without_verdict
+from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses, without_verdict
+from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import listed_faces
 from deepfake_gateway.jobs.explaining import explainer_of, heatmap_file
 from deepfake_gateway.store.records import Analysis
@@ -71,9 +71,10 @@ async def explain(
     analysis_id: str, desk: DeskOf, wait_s: WaitOf, form: Annotated[ExplanationForm | None, Body()] = None
 ) -> Response:
     """Draw where the model saw the fake: heatmaps of faces, each compared with its served score."""
-    explanation = await in_media(desk.explain, analysis_id, form or ExplanationForm())
+    analysis = await in_store(desk.find, analysis_id)
+    explanation = await in_media(desk.explanations.begin, analysis, form or ExplanationForm())
     if wait_s:
-        explanation = await desk.explained(explanation, wait_s)
+        explanation = await desk.explanations.finished(explanation, wait_s)
     document = explanation_json(explanation)
     headers = {"Location": document["links"]["self"]}
     if wait_s:
@@ -87,7 +88,7 @@ async def explain(
 async def list_explanations(analysis_id: str, desk: DeskOf) -> Response:
     """List the explanations of an analysis, the newest first."""
     await in_store(desk.find, analysis_id)
-    found = await in_store(desk.explanations.of_analysis, analysis_id)
+    found = await in_store(desk.explanations.store.of_analysis, analysis_id)
     return JSONResponse({"items": [explanation_json(explanation) for explanation in found]})
 
 
@@ -98,7 +99,7 @@ async def list_explanations(analysis_id: str, desk: DeskOf) -> Response:
 async def read_explanation(analysis_id: str, explanation_id: str, desk: DeskOf) -> Response:
     """Read an explanation: its state, and at the end its faces with their heatmaps."""
     await in_store(desk.find, analysis_id)
-    return JSONResponse(explanation_json(await in_store(desk.find_explanation, analysis_id, explanation_id)))
+    return JSONResponse(explanation_json(await in_store(desk.explanations.find, analysis_id, explanation_id)))
 
 
 @router.get(
@@ -109,7 +110,7 @@ async def read_explanation(analysis_id: str, explanation_id: str, desk: DeskOf) 
 async def heatmap(analysis_id: str, explanation_id: str, name: CropName, desk: DeskOf) -> Response:
     """Return a heatmap over its crop, a PNG file."""
     await in_store(desk.find, analysis_id)
-    await in_store(desk.find_explanation, analysis_id, explanation_id)
+    await in_store(desk.explanations.find, analysis_id, explanation_id)
     png = await in_media(desk.media.read, analysis_id, heatmap_file(explanation_id, name))
     if png is None:
         raise Problem(404, f"the explanation has no heatmap {name!r}; its `faces` say which there are")

@@ -18,8 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.news import Wait
-from deepfake_gateway.intake.problems import Problem, json_of
-from deepfake_gateway.intake.submission import Desk, without_medium
+from deepfake_gateway.intake.problems import Problem, json_of, without_medium
+from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import MediumGoneError
 from deepfake_gateway.logs import first_line
 from deepfake_gateway.sandbox.process import SandboxError, TaskError

@@ -25,8 +25,7 @@ from deepfake_gateway.api.parts import (
     still_served,
 )
 from deepfake_gateway.api.ranges import ranged
-from deepfake_gateway.intake.problems import Problem, responses
-from deepfake_gateway.intake.submission import without_verdict
+from deepfake_gateway.intake.problems import Problem, responses, without_verdict
 from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.store.media import UNKNOWN
 from deepfake_gateway.store.threads import in_media, in_store

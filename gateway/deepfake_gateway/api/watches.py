@@ -148,7 +148,7 @@ async def begin(form: WatchForm, desk: DeskOf) -> Response:
 
     Each verdict is on its last seconds, and an event.
     """
-    document = watch_json(await desk.begin_watch(form))
+    document = watch_json(await desk.live.begin(form))
     return JSONResponse(document, 202, {"Location": document["links"]["self"], "Retry-After": "1"})
 
 

@@ -48,7 +48,7 @@ class Gathering:
 
     async def run(self, batch_id: str) -> None:
         """Bring the files of a batch in, or note why they cannot be."""
-        batch = await stored(self._desk.batches.get, batch_id)
+        batch = await stored(self._desk.batches.store.get, batch_id)
         if batch is None:
             return
         key = None if batch.key_id is None else await stored(self._keys.get, batch.key_id)
@@ -74,7 +74,7 @@ class Gathering:
             except Exception as exc:  # a file of which nothing becomes would be waited for forever
                 logger.exception("a file of the batch %s cannot be taken in", batch.id)
                 refusal = f"the gateway failed ({type(exc).__name__}); send it again, and report it if it fails again"
-        is_wanted = await stored(self._desk.batches.settle, batch.id, position, analysis, refusal)
+        is_wanted = await stored(self._desk.batches.store.settle, batch.id, position, analysis, refusal)
         if not is_wanted and analysis is not None and analysis.idempotency_key == key_of(batch.id, position):
             with suppress(MediaAwayError):  # then `purge` does it
                 await stored(desk.remove, analysis.id)
@@ -95,7 +95,7 @@ class Gathering:
         None where the file is awaited no more, for the batch was deleted.
         """
         only = key_of(batch.id, position)
-        is_awaited = partial(in_store, self._desk.batches.awaits, batch.id, position)
+        is_awaited = partial(in_store, self._desk.batches.store.awaits, batch.id, position)
         if not await is_awaited():
             return None
         before = await in_store(desk.store.with_idempotency_key, only)

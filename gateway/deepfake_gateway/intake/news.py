@@ -8,11 +8,12 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from deepfake_gateway.store.records import HasChanged, Store
+from deepfake_gateway.store.explanations import StoredExplanation
+from deepfake_gateway.store.records import Analysis, HasChanged, Store
 from deepfake_gateway.store.threads import in_store
 
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.05, 0.25
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 Wait: TypeAlias = Callable[[float], Awaitable[None]]
 """Returns when there may be news, at the latest after that many seconds."""
+
+JobT = TypeVar("JobT", Analysis, StoredExplanation)
 
 
 class News:
@@ -92,3 +95,14 @@ class News:
                     changed.set()
             self._known = set(latest)
         await asyncio.sleep(pause_s)
+
+
+async def once_over(find: Callable[[], JobT], within_s: float, wait: Wait) -> JobT:
+    """Return what is found once it is over, or as it is after `within_s` seconds."""
+    give_up_at = time.monotonic() + within_s
+    while True:
+        found = await in_store(find)
+        left_s = give_up_at - time.monotonic()
+        if found.status.is_final or left_s <= 0:
+            return found
+        await wait(left_s)

@@ -11,6 +11,8 @@ from typing import Any, Final
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from deepfake_gateway.store.records import Analysis, Status
+
 PROBLEM_TYPE: Final = "application/problem+json"
 
 
@@ -49,6 +51,22 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
 def repeated(where: str, name: str) -> Problem:
     """Return the refusal of a request that says the same thing twice: which one is meant, nobody can know."""
     return Problem(422, f"{where} has `{name[:80]}` more than once; give it once")
+
+
+def without_verdict(analysis: Analysis) -> Problem:
+    """Return the refusal of what is made of a verdict, for an analysis that has none yet, or will have none."""
+    status = analysis.status
+    state, advice = f"is {status.value}", "ask again once it is done"
+    if status is Status.FAILED:
+        state, advice = "failed", "its `error` says why"
+    elif status is Status.CANCELED:
+        state, advice = "was canceled", "send the file again"
+    return Problem(409, f"the analysis {state} and has no verdict; {advice}")
+
+
+def without_medium() -> Problem:
+    """Return the refusal of what is made of a medium, for an analysis whose medium was removed."""
+    return Problem(404, "the medium of this analysis was removed; send the file again")
 
 
 def first_repeated(names: Iterable[str]) -> str | None:

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from deepfake_client.options import Aggregation, WatchOptions
 from deepfake_gateway.addresses import MAX_URL, Addresses, AddressRefusedError, checked_url
 from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.intake.room import Room
 from deepfake_gateway.jobs.queue import Job, Priority, Queue
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.keys import Key
+from deepfake_gateway.store.keys import Key, seen_with, tenant_of
 from deepfake_gateway.store.records import Status
 from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.store.watches import Watch, Watches
@@ -74,17 +75,16 @@ class WatchForm(BaseModel):
 class WatchDesk:
     """Where watches begin and end, of all callers; `of` gives that of one."""
 
-    def __init__(self, engine: sa.Engine, queue: Queue, settings: Settings) -> None:
+    def __init__(self, engine: sa.Engine, queue: Queue, room: Room, settings: Settings) -> None:
         self.store = Watches(engine)
-        self._all, self._engine, self._queue, self._settings = self.store, engine, queue, settings
+        self._all, self._engine, self._queue = self.store, engine, queue
+        self._room, self._settings = room, settings
         self._key: Key | None = None
 
     def of(self, key: Key | None) -> Self:
         """Return the desk of a caller, in which there is only what belongs to the key's tenant."""
         desk = copy(self)
-        desk._key = key
-        if key is not None and "admin" not in key.scopes:
-            desk.store = Watches(self._engine, key.tenant)
+        desk._key, desk.store = key, Watches(self._engine, seen_with(key))
         return desk
 
     @property
@@ -102,8 +102,9 @@ class WatchDesk:
 
         Raises:
             Problem: 403 where addresses are not taken, 422 for an address or options that are not allowed, 429 where
-                the key, and 503 where all together have as many watched as may be.
+                the key's quota is used up, or it has as many watched as may be, and 503 where all together have.
         """
+        await in_store(self._room.check_quota, self._key)
         settings = self._settings
         if not self.is_on:
             detail = "this service opens no addresses; send a file, or have `url_intake` set"
@@ -130,7 +131,7 @@ class WatchDesk:
             url=form.url,
             options=options,
             duration_s=duration_s,
-            tenant="" if self._key is None else self._key.tenant,
+            tenant=tenant_of(self._key),
             key_id=None if self._key is None else self._key.id,
         )
         await in_store(self._add, watch)

@@ -1,4 +1,4 @@
-"""What is removed once its time is over: media with what was made of them, results, and uploads that broke off."""
+"""How analyses are removed; and what is, once its time is over: media, results, and uploads that broke off."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ logger = logging.getLogger(__name__)
 PURGE_EVERY_S: Final = 60.0
 BROKEN_OFF_S: Final = 24 * 3600.0
 """An upload, or a medium that no analysis was recorded for, is left over from a gateway that was killed."""
+
+
+def remove(store: Store, media: Media, queue: Queue, analysis_id: str) -> None:
+    """Remove what there is of an analysis: its medium, its reports and its result; one that runs is ended."""
+    store.cancel(analysis_id)
+    store.delete(analysis_id)
+    media.delete(analysis_id)
+    queue.forget(analysis_id)
 
 
 def purge(store: Store, media: Media, queue: Queue, settings: Settings) -> None:

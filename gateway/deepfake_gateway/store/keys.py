@@ -53,6 +53,16 @@ class Key:
         return "expired" if self.expires_at is not None and self.expires_at <= time.time() else "valid"
 
 
+def tenant_of(key: Key | None) -> str:
+    """Return whose becomes what comes with a key; of an open service's callers, who have none, the one."""
+    return "" if key is None else key.tenant
+
+
+def seen_with(key: Key | None) -> str | None:
+    """Return the tenant whose things alone are there for a caller; None where all are."""
+    return None if key is None or "admin" in key.scopes else key.tenant
+
+
 class Keys:
     """The tables of keys and of the page's sessions; safe for threads."""
 

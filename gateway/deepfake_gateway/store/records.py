@@ -139,8 +139,8 @@ class Store:
         self.engine = open_engine(url)
         self._tenant: str | None = None
 
-    def of_tenant(self, tenant: str) -> Self:
-        """Return the same store, in which there are only the analyses of a tenant."""
+    def of_tenant(self, tenant: str | None) -> Self:
+        """Return the same store, in which there are only the analyses of a tenant; with None, those of all."""
         store = copy(self)
         store._tenant = tenant
         return store

@@ -75,7 +75,7 @@ async def begin(
         raise Problem(422, wrong_value(str(error["loc"][0]), error)) from None
     except ValueError:
         raise Problem(422, "the minutes and the threshold are numbers; leave them empty if in doubt") from None
-    watch = await desk.begin_watch(form)
+    watch = await desk.live.begin(form)
     return RedirectResponse(f"/live/{watch.id}", status_code=303)
 
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from deepfake_client.explain.types import METHODS
 from deepfake_client.result.words import mark
 from deepfake_gateway.intake.options import ExplanationForm
-from deepfake_gateway.intake.problems import Problem
-from deepfake_gateway.intake.submission import Desk, without_verdict
+from deepfake_gateway.intake.problems import Problem, without_verdict
+from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import listed_faces
 from deepfake_gateway.jobs.explaining import explainer_of
 from deepfake_gateway.settings import Settings
@@ -40,7 +40,7 @@ router = APIRouter(include_in_schema=False)
 async def moments_values(desk: Desk, say: Language, settings: Settings, analysis: Analysis) -> dict[str, Any]:
     """Return what the template ``moments.html.j2`` shows of a finished analysis."""
     verdict = analysis.verdict or {}
-    known = await in_store(desk.explanations.of_analysis, analysis.id)
+    known = await in_store(desk.explanations.store.of_analysis, analysis.id)
     explanation = known[0] if known else None
     moments = moments_of(say, verdict, analysis.id, explanation)
     request = {} if explanation is None else explanation.request
@@ -134,7 +134,7 @@ async def draw(
         form = ExplanationForm.model_validate({"method": method, "layer": layer or None, "crops": names or None})
     except ValidationError:
         raise Problem(422, f"`method` is {method[:40]!r}; it is one of {', '.join(METHODS)}") from None
-    await in_media(desk.explain, analysis_id, form)
+    await in_media(desk.explanations.begin, analysis, form)
     if "hx-request" in request.headers:
         return await moments(analysis_id, request)
     return RedirectResponse(f"/analyses/{analysis_id}#moments", status_code=303)

@@ -47,7 +47,7 @@ async def start(request: Request) -> Response:
         request,
         running=[await progress_of(desk, say, analysis) for analysis in unfinished],
         recent=[await progress_of(desk, say, analysis) for analysis in recent if analysis.status.is_final],
-        batches=await in_store(desk.batches.latest, RECENT_BATCHES),
+        batches=await in_store(desk.batches.store.latest, RECENT_BATCHES),
         max_bytes=settings.max_upload_bytes,
         max_files=MAX_FILES,
         media_hours=f"{settings.media_hours:g}",
@@ -66,7 +66,7 @@ async def upload(request: Request) -> Response:
     ):
         fields = {name: value for name, value in sent.items() if name in FIELDS}
         if len(files) > 1:
-            batch = await desk.submit_together(files, fields, "")
+            batch = await desk.batches.submit(files, fields, "")
             return _shown(f"/batches/{batch.id}")
         if isinstance(files[0], tuple):
             raise files[0][1]
@@ -91,7 +91,7 @@ async def fetch(request: Request, url: Annotated[str, Form(max_length=MAX_URL)])
 async def batch(batch_id: str, request: Request) -> Response:
     """Show files that were sent together."""
     desk, _, say = _parts(request)
-    found = await in_store(desk.find_batch, batch_id)
+    found = await in_store(desk.batches.find, batch_id)
     return render("batch.html.j2", request, **await _batch_values(desk, say, found))
 
 
@@ -99,7 +99,7 @@ async def batch(batch_id: str, request: Request) -> Response:
 async def batch_part(batch_id: str, request: Request) -> Response:
     """Show what became of the files of a batch, as a part of its page."""
     desk, _, say = _parts(request)
-    found = await in_store(desk.find_batch, batch_id)
+    found = await in_store(desk.batches.find, batch_id)
     return render("batch_part.html.j2", request, **await _batch_values(desk, say, found))
 
 
@@ -107,7 +107,7 @@ async def batch_part(batch_id: str, request: Request) -> Response:
 async def delete_batch(batch_id: str, request: Request) -> Response:
     """Remove files that were sent together, and go back to the start."""
     desk, _, _ = _parts(request)
-    await in_media(desk.delete_batch, batch_id)
+    await in_media(desk.batches.delete, batch_id)
     return _shown("/")
 
 

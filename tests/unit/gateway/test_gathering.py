@@ -173,7 +173,7 @@ def test_a_batch_that_is_deleted_while_its_files_come_leaves_nothing(tmp_path, c
 
 def test_a_file_that_is_handed_in_as_its_batch_is_deleted_goes_with_it(tmp_path, clip, site, monkeypatch):
     async def submit(desk, *args, **options):
-        gateway.desk.delete_batch(batch["id"])
+        gateway.desk.batches.delete(batch["id"])
         return await properly(desk, *args, **options)
 
     properly = Desk.submit
