@@ -64,7 +64,7 @@ class ThreadQueue:
         self.threads.append(thread)
         thread.start()
 
-    def forget(self, analysis_id):
+    def forget(self, *job_ids):
         pass
 
     def close(self):

@@ -124,14 +124,13 @@ class BatchDesk:
         return batch
 
     def delete(self, batch_id: str) -> None:
-        """Remove a batch with its analyses, each as `remove` does; what is yet to be fetched is not any more."""
+        """Remove a batch with its analyses, as `remove` does; what is yet to be fetched is not any more."""
         of_tenant = self._analyses.of_tenant(self.find(batch_id).tenant)
         self.store.await_no_more(batch_id)  # first, so that none comes while the others go
-        for position, item in enumerate(self.find(batch_id).items):
-            analysis = item.analysis
-            if analysis is None:  # unless a worker died before it noted it
-                analysis = of_tenant.with_idempotency_key(key_of(batch_id, position))
-            if analysis is not None:
-                remove(of_tenant, self._media, self._queue, analysis.id)
+        items = self.find(batch_id).items
+        without = [key_of(batch_id, position) for position, item in enumerate(items) if item.analysis is None]
+        unnoted = of_tenant.with_idempotency_keys(without)  # by workers that died before they did
+        noted = [item.analysis.id for item in items if item.analysis is not None]
+        remove(of_tenant, self._media, self._queue, *noted, *unnoted)
         self.store.delete(batch_id)  # last, so that it can be asked for again where media are away
         self._queue.forget(batch_id)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from contextlib import nullcontext, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
+from typing import TypeVar
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoAnswerError
@@ -27,11 +29,13 @@ from deepfake_gateway.store.batches import Batch, key_of
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.media import MediaAwayError
 from deepfake_gateway.store.records import Analysis
-from deepfake_gateway.store.threads import in_store
+from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_gateway.tracing import traced
 from deepfake_preprocess.support.pauses import Pauses
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Gathering:
@@ -68,7 +72,7 @@ class Gathering:
         refusal: str | None = None
         async with self._of_key[batch.key_id], self._of_all:
             try:
-                analysis = await self._brought(desk, batch, position, url)
+                analysis = await _once_there(partial(self._fetched, desk, batch, position, url))
             except Problem as problem:
                 refusal = problem.detail
             except Exception as exc:  # a file of which nothing becomes would be waited for forever
@@ -76,18 +80,7 @@ class Gathering:
                 refusal = f"the gateway failed ({type(exc).__name__}); send it again, and report it if it fails again"
         is_wanted = await stored(self._desk.batches.store.settle, batch.id, position, analysis, refusal)
         if not is_wanted and analysis is not None and analysis.idempotency_key == key_of(batch.id, position):
-            with suppress(MediaAwayError):  # then `purge` does it
-                await stored(desk.remove, analysis.id)
-
-    async def _brought(self, desk: Desk, batch: Batch, position: int, url: str) -> Analysis | None:
-        """Return what `_fetched` does, however long the database or where media are kept is away."""
-        pauses = Pauses()
-        while True:
-            try:
-                return await self._fetched(desk, batch, position, url)
-            except (OperationalError, InterfaceError, NoAnswerError, MediaAwayError) as exc:
-                logger.warning("a file cannot be taken in (%s); next try in %g s", first_line(exc), pauses.next_s)
-            await pauses.take()
+            await _once_there(partial(in_media, desk.remove, analysis.id))
 
     async def _fetched(self, desk: Desk, batch: Batch, position: int, url: str) -> Analysis | None:
         """Return the analysis of a file: that of before the worker died, or a new one.
@@ -113,3 +106,14 @@ class Gathering:
         finally:
             sink.discard()
         return submitted.analysis
+
+
+async def _once_there(do: Callable[[], Awaitable[T]]) -> T:
+    """Return what comes of doing something, however long the database or where media are kept is away."""
+    pauses = Pauses()
+    while True:
+        try:
+            return await do()
+        except (OperationalError, InterfaceError, NoAnswerError, MediaAwayError) as exc:
+            logger.warning("a batch's file has to wait (%s); next try in %g s", first_line(exc), pauses.next_s)
+        await pauses.take()

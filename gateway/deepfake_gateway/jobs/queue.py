@@ -40,8 +40,8 @@ class Queue(Protocol):
         """Queue a job in a transaction of the store's."""
         ...
 
-    def forget(self, job_id: str) -> None:
-        """Take a job off its queue, if it is still there, with all that is known of it."""
+    def forget(self, *job_ids: str) -> None:
+        """Take jobs off their queues, if they are still there, with all that is known of them."""
         ...
 
     def close(self) -> None:
@@ -70,9 +70,9 @@ class DurableQueue:
             job_id,
         )
 
-    def forget(self, job_id: str) -> None:
-        """See `Queue.forget`."""
-        self._client.delete_workflow(job_id)
+    def forget(self, *job_ids: str) -> None:
+        """See `Queue.forget`: all at once."""
+        self._client.delete_workflows(list(job_ids))
 
     def close(self) -> None:
         """See `Queue.close`."""

@@ -20,12 +20,18 @@ BROKEN_OFF_S: Final = 24 * 3600.0
 """An upload, or a medium that no analysis was recorded for, is left over from a gateway that was killed."""
 
 
-def remove(store: Store, media: Media, queue: Queue, analysis_id: str) -> None:
-    """Remove what there is of an analysis: its medium, its reports and its result; one that runs is ended."""
-    store.cancel(analysis_id)
-    store.delete(analysis_id)
-    media.delete(analysis_id)
-    queue.forget(analysis_id)
+def remove(store: Store, media: Media, queue: Queue, *analysis_ids: str) -> None:
+    """Remove what there is of analyses: media, reports and results; those that run are ended.
+
+    The results go last, so that it can be asked for again where media are away.
+    """
+    if not analysis_ids:
+        return
+    store.cancel(*analysis_ids)
+    for analysis_id in analysis_ids:
+        media.delete(analysis_id)
+    queue.forget(*analysis_ids)
+    store.delete(*analysis_ids)
 
 
 def purge(store: Store, media: Media, queue: Queue, settings: Settings) -> None:
@@ -35,16 +41,15 @@ def purge(store: Store, media: Media, queue: Queue, settings: Settings) -> None:
     for analysis_id in media.kept():
         analysis = store.get(analysis_id)
         if analysis is None:
-            over = media.kept_since(analysis_id) < now - BROKEN_OFF_S
+            is_over = media.kept_since(analysis_id) < now - BROKEN_OFF_S
         else:
             until = settings.media_until(analysis.finished_at)
-            over = until is not None and until <= now
-        if over:
+            is_over = until is not None and until <= now
+        if is_over:
             media.delete(analysis_id)
-    for analysis_id in store.finished_before(now - settings.results_s):
-        media.delete(analysis_id)
-        store.delete(analysis_id)
-        queue.forget(analysis_id)
+    over = store.finished_before(now - settings.results_s)
+    remove(store, media, queue, *over)
+    for analysis_id in over:
         logger.info("analysis %s was removed, its time is over", analysis_id)
     batches = Batches(store.engine)
     for batch_id in batches.over_before(now - settings.results_s):

@@ -91,9 +91,8 @@ class Tally:
         connection.execute(new.on_conflict_do_update(index_elements=["name", "labels"], set_=total), rows)
 
 
-def ended(analysis: Any, verdict: Mapping[str, Any] | None) -> Tally:
-    """Return what the end of an analysis counts for; `analysis` is its row, `verdict` the JSON of its verdict."""
-    tally = Tally()
+def count_end(tally: Tally, analysis: Any, verdict: Mapping[str, Any] | None) -> None:
+    """Count the end of an analysis; `analysis` is its row, `verdict` the JSON of its verdict."""
     tally.count("ended", status=analysis.status, label=analysis.label or "")
     if analysis.error_type is not None:
         tally.count("failures", error_type=analysis.error_type)
@@ -114,7 +113,6 @@ def ended(analysis: Any, verdict: Mapping[str, Any] | None) -> Tally:
         if analysis.fake_probability is not None:
             checkpoint = analysis.checkpoint_sha256 or ""
             tally.observe("score", analysis.fake_probability, checkpoint_sha256=checkpoint)
-    return tally
 
 
 def seconds_of(verdict: Mapping[str, Any]) -> float:

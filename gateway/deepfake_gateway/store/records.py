@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from typing import Any, Final, Self, TypeAlias
 
 import sqlalchemy as sa
 
-from deepfake_gateway.store.counters import Tally, ended, seconds_of
+from deepfake_gateway.store.counters import Tally, count_end, seconds_of
 from deepfake_gateway.store.places import Place
 from deepfake_gateway.store.schema import ANALYSES, EVENTS, WORKERS, open_engine
 from deepfake_gateway.store.usage import add_usage
@@ -185,6 +186,12 @@ class Store:
         """Return the analysis that was started under a key, or None."""
         return self._one(sa.select(ANALYSES).where(ANALYSES.c.idempotency_key == key))
 
+    def with_idempotency_keys(self, keys: Collection[str]) -> list[str]:
+        """Return the ids of the analyses that were started under some of the keys."""
+        query = sa.select(ANALYSES.c.id).where(ANALYSES.c.idempotency_key.in_(keys) & self._of_mine())
+        with self.engine.connect() as connection:
+            return list(connection.execute(query).scalars())
+
     def earlier(
         self, sha256: str, options: Mapping[str, Any], checkpoint_sha256: str | None, *, name: str
     ) -> Analysis | None:
@@ -261,13 +268,17 @@ class Store:
         with self.engine.connect() as connection:
             return list(connection.execute(query).scalars())
 
-    def delete(self, analysis_id: str) -> bool:
-        """Forget an analysis and its events; returns whether there was one."""
+    def delete(self, *analysis_ids: str) -> None:
+        """Forget analyses and their events."""
         with self.engine.begin() as connection:
-            return (
-                connection.execute(ANALYSES.delete().where((ANALYSES.c.id == analysis_id) & self._of_mine())).rowcount
-                > 0
-            )
+            connection.execute(ANALYSES.delete().where(self._these(analysis_ids)))
+
+    def _these(self, analysis_ids: Collection[str]) -> sa.ColumnElement[bool]:
+        """Return the condition that a row is to be changed, for it is of these analyses."""
+        these = ANALYSES.c.id.in_(analysis_ids) & self._of_mine()
+        # Many in one order for all, or two transactions would wait for each other.
+        in_order = sa.select(ANALYSES.c.id).where(these).order_by(ANALYSES.c.id).with_for_update()
+        return these if len(analysis_ids) == 1 else ANALYSES.c.id.in_(in_order)
 
     def _one(self, query: sa.Select[Any]) -> Analysis | None:
         with self.engine.connect() as connection:
@@ -278,12 +289,12 @@ class Store:
 
     def start(self, analysis_id: str) -> Analysis | None:
         """Mark an analysis as running, also one that a dead worker was running; None where it is over or gone."""
-        return self._change(analysis_id, Status.RUNNING, started_at=time.time())
+        return self._change_one(analysis_id, Status.RUNNING, started_at=time.time())
 
     def finish(self, analysis_id: str, verdict: dict[str, Any]) -> Analysis | None:
         """Store the verdict of an unfinished analysis and return it so; None where it was over, or gone."""
         model = verdict["model"]
-        return self._change(
+        return self._change_one(
             analysis_id,
             Status.DONE,
             verdict,
@@ -299,40 +310,51 @@ class Store:
 
     def fail(self, analysis_id: str, error_type: str, detail: str) -> Analysis | None:
         """Store why an unfinished analysis has no verdict and return it so; None where it was over, or gone."""
-        return self._change(
+        return self._change_one(
             analysis_id, Status.FAILED, finished_at=_now_or_start(), error_type=error_type, error_detail=detail
         )
 
-    def cancel(self, analysis_id: str) -> bool:
-        """End an unfinished analysis without a result; its worker sees it. Returns whether it was unfinished."""
-        return self._change(analysis_id, Status.CANCELED, finished_at=_now_or_start()) is not None
+    def cancel(self, *analysis_ids: str) -> bool:
+        """End unfinished analyses without a result; their workers see it. Returns whether any was unfinished."""
+        return bool(self._change(analysis_ids, Status.CANCELED, finished_at=_now_or_start()))
 
-    def _change(
+    def _change_one(
         self, analysis_id: str, status: Status, result: dict[str, Any] | None = None, /, **values: Any
     ) -> Analysis | None:
-        """Change an analysis that is unfinished, say so in its events, and count it; `result` is its verdict."""
-        unfinished = (
-            (ANALYSES.c.id == analysis_id)
-            & ANALYSES.c.status.in_([item.value for item in UNFINISHED])
-            & self._of_mine()
-        )
+        changed = self._change([analysis_id], status, result, **values)
+        return Analysis.of(changed[0], result) if changed else None
+
+    def _change(
+        self, analysis_ids: Collection[str], status: Status, result: dict[str, Any] | None = None, /, **values: Any
+    ) -> Sequence[Any]:
+        """Change those of analyses that are unfinished, say so in their events, and count them; returns their rows.
+
+        The `result` is the verdict of the one.
+        """
+        unfinished = self._these(analysis_ids) & ANALYSES.c.status.in_([item.value for item in UNFINISHED])
         with self.engine.begin() as connection:
             change = ANALYSES.update().where(unfinished).values(status=status.value, **values)
-            row = connection.execute(change.returning(*_BUT_VERDICT)).first()
-            if row is None:
-                return None
+            rows = connection.execute(change.returning(*_BUT_VERDICT)).all()
+            if not rows:
+                return rows
+            ids = [row.id for row in rows]
             if status.is_final:
                 connection.execute(
-                    EVENTS.delete().where((EVENTS.c.analysis_id == analysis_id) & (EVENTS.c.kind == "progress"))
+                    EVENTS.delete().where(EVENTS.c.analysis_id.in_(ids) & (EVENTS.c.kind == "progress"))
                 )
-            _add_event(connection, analysis_id, "status", {"status": status.value})
+            _add_events(connection, ids, "status", {"status": status.value})
             if status.is_final:
-                ended(row, result).add_up(connection)
+                tally = Tally()
+                for row in rows:
+                    count_end(tally, row, result)
+                tally.add_up(connection)
                 seconds = 0.0 if result is None else seconds_of(result)
-                add_usage(connection, row.key_id, seconds=seconds, **{status.value: 1})
+                for key_id, count in sorted(Counter(row.key_id or "" for row in rows).items()):
+                    add_usage(connection, key_id, seconds=seconds, **{status.value: count})
             if status in (Status.DONE, Status.FAILED):
-                announce(connection, row)
-            return Analysis.of(row, result)
+                for row in rows:
+                    announce(connection, row)
+            return rows
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -344,7 +366,7 @@ class Store:
         with self.engine.begin() as connection:
             if connection.execute(running).first() is None:
                 return False
-            _add_event(connection, analysis_id, "progress", progress)
+            _add_events(connection, [analysis_id], "progress", progress)
             return True
 
     def events(self, analysis_id: str, *, after: int = 0) -> list[Event]:
@@ -421,8 +443,10 @@ def _now_or_start() -> sa.ColumnElement[float]:
     return sa.case((ANALYSES.c.started_at > now, ANALYSES.c.started_at), else_=now)
 
 
-def _add_event(connection: sa.Connection, analysis_id: str, kind: str, data: Mapping[str, Any]) -> None:
-    connection.execute(EVENTS.insert().values(analysis_id=analysis_id, kind=kind, data=json.dumps(data)))
+def _add_events(connection: sa.Connection, analysis_ids: Collection[str], kind: str, data: Mapping[str, Any]) -> None:
+    text = json.dumps(data)
+    rows = [{"analysis_id": analysis_id, "kind": kind, "data": text} for analysis_id in analysis_ids]
+    connection.execute(EVENTS.insert(), rows)
 
 
 def _done(sha256: str, options: Mapping[str, Any]) -> sa.ColumnElement[bool]:
@@ -438,4 +462,4 @@ def _insert(connection: sa.Connection, analysis: Analysis) -> None:
     verdict = None if analysis.verdict is None else json.dumps(analysis.verdict)
     values |= {"options": canonical(analysis.options), "verdict": verdict, "status": analysis.status.value}
     connection.execute(ANALYSES.insert().values(values))
-    _add_event(connection, analysis.id, "status", {"status": analysis.status.value})
+    _add_events(connection, [analysis.id], "status", {"status": analysis.status.value})

@@ -1,6 +1,7 @@
 """Many files in one request."""
 
 import csv
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 
@@ -82,17 +83,45 @@ def test_a_batch_is_deleted_with_its_analyses_and_nothing_else(gateway, clip):
 
 def test_a_batch_that_was_deleted_by_half_can_be_deleted_again(gateway, clip, monkeypatch):
     def away(analysis_id):
+        delete(analysis_id)
         raise MediaAwayError("the bucket gives no answer")
 
+    delete = gateway.desk.media.delete
     batch = send(gateway, ("a.mp4", clip), ("b.mp4", clip + b" ")).json()
     for item in batch["items"]:
         gateway.get(item["analysis"]["links"]["events"])
     with monkeypatch.context() as patch:
         patch.setattr(gateway.desk.media, "delete", away)
         assert gateway.delete(batch["links"]["self"]).status_code == 503
-    assert gateway.get(batch["links"]["self"]).json()["counts"]["deleted"] == 1
+        assert gateway.delete(batch["items"][0]["analysis"]["links"]["self"]).status_code == 503
+    assert len(gateway.desk.media.kept()) == 1
+    assert "deleted" not in gateway.get(batch["links"]["self"]).json()["counts"]
     assert gateway.delete(batch["links"]["self"]).status_code == 204
     assert gateway.get("/v1/analyses").json()["items"] == []
+    assert gateway.desk.media.kept() == []
+
+
+def test_a_large_batch_is_deleted_in_no_more_transactions_than_a_small_one(gateway, clip):
+    def commits_of(num_files):
+        files, commits = [(f"{number}.mp4", b"%d" % number) for number in range(num_files)], []
+        batch = send(gateway, *files, ("none.mp4", b"")).json()
+        for item in batch["items"][:-1]:
+            gateway.get(item["analysis"]["links"]["events"])  # until it is over
+        with listening_to(gateway.desk.store.engine, "commit", commits.append):
+            gateway.desk.batches.delete(batch["id"])
+        return len(commits)
+
+    assert commits_of(1) == commits_of(7)
+    assert gateway.get("/v1/analyses").json()["items"] == []
+
+
+@contextmanager
+def listening_to(engine, name, hear):
+    sa.event.listen(engine, name, hear)
+    try:
+        yield
+    finally:
+        sa.event.remove(engine, name, hear)
 
 
 def test_a_batch_is_refused_as_a_whole_for_what_holds_for_all(gateway, clip, tmp_path):

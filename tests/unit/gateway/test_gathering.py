@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from contextlib import contextmanager
+from copy import copy
 
 import gateways
 import http_files
@@ -17,6 +18,7 @@ from deepfake_gateway.intake.fetching import Fetcher
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.store.batches import Batches
 from deepfake_gateway.store.keys import Keys
+from deepfake_gateway.store.media import MediaAwayError
 from deepfake_gateway.store.schema import BATCH_ITEMS
 
 SETTINGS = {"url_intake": True, "allowed_networks": ["127.0.0.1/32"]}
@@ -172,6 +174,13 @@ def test_a_batch_that_is_deleted_while_its_files_come_leaves_nothing(tmp_path, c
 
 
 def test_a_file_that_is_handed_in_as_its_batch_is_deleted_goes_with_it(tmp_path, clip, site, monkeypatch):
+    fails = [MediaAwayError("the bucket gives no answer")]
+
+    def delete(analysis_id):
+        if fails:
+            raise fails.pop()
+        media.delete(analysis_id)
+
     async def submit(desk, *args, **options):
         gateway.desk.batches.delete(batch["id"])
         return await properly(desk, *args, **options)
@@ -182,6 +191,8 @@ def test_a_file_that_is_handed_in_as_its_batch_is_deleted_goes_with_it(tmp_path,
         gateway.queue.hold.clear()
         batch = send(gateway, site, "/a.mp4", num_frames=1).json()
         monkeypatch.setattr(Desk, "submit", submit)
+        media = copy(gateway.desk.media)
+        monkeypatch.setattr(gateway.desk.media, "delete", delete)
         gateway.queue.hold.set()
         gateway.queue.threads[0].join()
         assert gateway.get("/v1/analyses").json()["items"] == []

@@ -87,7 +87,7 @@ def test_a_batch_goes_after_the_last_of_its_analyses_with_all_names(clip, tmp_pa
     ):
         site.files["/late.mp4"] = b"no video"
         desk, forgotten = gateway.desk, []
-        gateway.queue.forget = forgotten.append
+        gateway.queue.forget = lambda *ids: forgotten.extend(ids)
 
         def sent(*files, days_ago):
             batch = gateway.post(

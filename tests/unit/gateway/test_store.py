@@ -18,7 +18,7 @@ from deepfake_gateway.store.counters import amounts
 from deepfake_gateway.store.migrations.upgrade import VERSION_TABLE
 from deepfake_gateway.store.places import next_cursor, place_of
 from deepfake_gateway.store.records import Analysis, Filters, Status, Store
-from deepfake_gateway.store.schema import ANALYSES, BATCH_ITEMS, METADATA, open_engine
+from deepfake_gateway.store.schema import ANALYSES, BATCH_ITEMS, COUNTERS, METADATA, open_engine
 from deepfake_gateway.store.usage import Usage, today
 from deepfake_gateway.store.webhooks import Webhooks
 from deepfake_preprocess.errors import OptionError
@@ -221,6 +221,36 @@ def test_a_postgres_that_is_cut_off_is_not_waited_for_longer_than_its_address_sa
     given = asked_of_libpq(server)
     assert (given["connect_timeout"], given["tcp_user_timeout"], given["keepalives_idle"]) == ("10", "15000", "15")
     assert asked_of_libpq(f"{server}?tcp_user_timeout=60000")["tcp_user_timeout"] == "60000"
+
+
+def test_many_are_canceled_and_deleted_as_one_is(url):
+    store = Store(url)
+    for number, key_id in enumerate(("aaaaaaaa", "bbbbbbbb", "bbbbbbbb", None), 50):
+        store.add(analysis(number, key_id=key_id), lambda _: None)
+    store.fail(analysis(50).id, "InternalError", "")
+    store.start(analysis(51).id)
+    store.add_progress(analysis(51).id, {"frames_done": 1})
+    ids = [analysis(number).id for number in (53, 50, 52, 51)]
+    assert store.of_tenant("another").cancel(*ids) is False
+    assert store.cancel(*ids)
+    assert not store.cancel(*ids), "none is unfinished"
+    statuses = [[event.data["status"] for event in store.events(analysis_id)] for analysis_id in ids]
+    assert statuses == [
+        ["queued", "canceled"], ["queued", "failed"], ["queued", "canceled"], ["queued", "running", "canceled"],
+    ]  # fmt: skip
+    used = {day.key_id: (day.failed, day.canceled) for day in Usage(store.engine).between(today(), today())}
+    assert used == {"aaaaaaaa": (1, 0), "bbbbbbbb": (0, 2), None: (0, 1)}
+    with store.engine.connect() as connection:
+        ended = dict(
+            connection.execute(
+                sa.select(COUNTERS.c.labels, COUNTERS.c.amount).where(COUNTERS.c.name == "ended")
+            ).all()
+        )
+    assert ended == {'{"label":"","status":"canceled"}': 3, '{"label":"","status":"failed"}': 1}
+    store.of_tenant("another").delete(*ids)
+    store.delete(*ids[:3])
+    assert [store.get(analysis_id) is None for analysis_id in ids] == [True, True, True, False]
+    store.close()
 
 
 def test_a_batch_is_over_once_nothing_of_it_is_awaited_or_analyzed(url):
