@@ -9,6 +9,7 @@ from typing import Final
 from deepfake_gateway.jobs.queue import Queue
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.batches import Batches
+from deepfake_gateway.store.explanations import Explanations
 from deepfake_gateway.store.media import Media
 from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.watches import Watches
@@ -21,16 +22,17 @@ BROKEN_OFF_S: Final = 24 * 3600.0
 
 
 def remove(store: Store, media: Media, queue: Queue, *analysis_ids: str) -> None:
-    """Remove what there is of analyses: media, reports and results; those that run are ended.
+    """Remove what there is of analyses: media, reports, results and explanations; those that run are ended.
 
-    The results go last, so that it can be asked for again where media are away.
+    The results go last, so that it can be asked for again where media are away. An explanation needs the medium: none
+    is begun once that is gone.
     """
     if not analysis_ids:
         return
     store.cancel(*analysis_ids)
     for analysis_id in analysis_ids:
         media.delete(analysis_id)
-    queue.forget(*analysis_ids)
+    queue.forget(*analysis_ids, *Explanations(store.engine).ids_of(*analysis_ids))
     store.delete(*analysis_ids)
 
 

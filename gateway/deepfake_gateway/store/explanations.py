@@ -100,6 +100,12 @@ class Explanations:
             rows = connection.execute(query.order_by(EXPLANATIONS.c.created_at.desc())).all()
         return [StoredExplanation.of(row) for row in rows]
 
+    def ids_of(self, *analysis_ids: str) -> list[str]:
+        """Return the ids of all explanations of analyses."""
+        query = sa.select(EXPLANATIONS.c.id).where(EXPLANATIONS.c.analysis_id.in_(analysis_ids))
+        with self._engine.connect() as connection:
+            return list(connection.execute(query).scalars())
+
     def unfinished(self) -> int:
         """Return how many explanations wait or are being made."""
         query = sa.select(sa.func.count()).where(_UNFINISHED)

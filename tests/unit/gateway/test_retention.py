@@ -8,8 +8,12 @@ import gateways
 import http_files
 import sqlalchemy as sa
 
-from deepfake_gateway.jobs.retention import purge
+from deepfake_gateway.jobs.queue import DurableQueue, Job
+from deepfake_gateway.jobs.retention import purge, remove
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.bucket import media_of
+from deepfake_gateway.store.explanations import Explanations
+from deepfake_gateway.store.records import Analysis, Status, Store
 from deepfake_gateway.store.schema import ANALYSES, BATCH_ITEMS, BATCHES
 
 
@@ -76,6 +80,39 @@ def test_files_go_before_results_and_what_runs_stays(gateway, clip, tmp_path):
     purge(desk.store, desk.media, gateway.queue, Settings.of(data_dir=tmp_path, media_hours=0))
     assert desk.media.kept() == [waiting]
     gateway.queue.hold.set()
+
+
+def test_jobs_go_with_their_analysis_also_those_of_its_explanations(tmp_path):
+    settings = Settings.of(data_dir=tmp_path)
+    store, media, queue = Store(settings.database_url), media_of(settings), DurableQueue(settings.database_url)
+
+    def jobs_of(analysis_id):
+        """Begin an analysis with an explanation, and return the jobs of both."""
+        analysis = Analysis(
+            id=analysis_id, created_at=time.time(), status=Status.QUEUED, priority=1, file_name="clip.mp4",
+            media_type="video/mp4", size_bytes=1, sha256="0" * 64, options={},
+        )  # fmt: skip
+        store.add(analysis, lambda connection: queue.enqueue(connection, Job.ANALYZE, analysis_id, 1))
+        explanation = Explanations(store.engine).begin(
+            analysis_id, {}, lambda connection, job_id: queue.enqueue(connection, Job.EXPLAIN, job_id, 1)
+        )
+        return {analysis_id, explanation.id}
+
+    def known():
+        with store.engine.connect() as connection:
+            return set(connection.exec_driver_sql("SELECT workflow_uuid FROM workflow_status").scalars())
+
+    deleted, over, stays = jobs_of("a" * 32), jobs_of("b" * 32), jobs_of("c" * 32)
+    assert known() == deleted | over | stays
+    remove(store, media, queue, "a" * 32)
+    assert known() == over | stays
+    store.fail("b" * 32, "InternalError", "")
+    with store.engine.begin() as connection:
+        connection.execute(sa.update(ANALYSES).where(ANALYSES.c.id == "b" * 32).values(finished_at=0))
+    purge(store, media, queue, settings)
+    assert known() == stays
+    queue.close()
+    store.close()
 
 
 def test_a_batch_goes_after_the_last_of_its_analyses_with_all_names(clip, tmp_path):
