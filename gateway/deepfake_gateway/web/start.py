@@ -89,10 +89,11 @@ async def fetch(request: Request, url: Annotated[str, Form(max_length=MAX_URL)])
 
 @router.get("/batches/{batch_id}")
 async def batch(batch_id: str, request: Request) -> Response:
-    """Show files that were sent together."""
+    """Show files that were sent together; with ``?delete`` ask whether to remove them."""
     desk, _, say = _parts(request)
     found = await in_store(desk.batches.find, batch_id)
-    return render("batch.html.j2", request, **await _batch_values(desk, say, found))
+    asks = "delete" in request.query_params
+    return render("batch.html.j2", request, asks=asks, **await _batch_values(desk, say, found))
 
 
 @router.get("/batches/{batch_id}/part")

@@ -188,6 +188,24 @@ def test_several_files_are_one_batch_with_a_page(gateway, clip):
     assert gateway.post(f"{page}/delete", headers=BROWSER).status_code == 404
 
 
+def test_an_unfinished_batch_is_loaded_again_without_javascript_but_not_while_it_asks(gateway, clip):
+    gateway.queue.hold.clear()
+    files = [("file", ("one.mp4", clip)), ("file", ("two.mp4", clip + b" "))]
+    page = gateway.post("/", files=files).headers["location"]
+    again, link, asks = 'http-equiv="refresh"', 'class="no-js" href="?delete#remove"', '<details id="remove" open>'
+
+    def shown(address):
+        text = gateway.get(address).text
+        return [words in text for words in (again, link, asks)]
+
+    assert shown(page) == [True, True, False]
+    assert shown(f"{page}?delete") == [False, False, True]
+    gateway.queue.hold.set()
+    for item in gateway.get(f"/v1{page}").json()["items"]:
+        gateway.get(item["analysis"]["links"]["events"])
+    assert shown(page) == [False, False, False], "it opens by itself"
+
+
 def test_a_file_is_named_by_its_address_where_that_is_allowed(tmp_path, gateway, clip):
     assert "/addresses" not in gateway.get("/").text
     refused = gateway.post("/addresses", data={"url": "https://example.org/clip.mp4"}, headers=BROWSER)
