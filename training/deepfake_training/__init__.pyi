@@ -32,6 +32,7 @@ from deepfake_training.evaluate.usual import Drift, FigureDrift, drift_of
 from deepfake_training.loop.averaging import average_runs
 from deepfake_training.loop.checkpointing import publish
 from deepfake_training.loop.config import TrainConfig
+from deepfake_training.loop.discounting import Discount, discount_blur
 from deepfake_training.loop.distilling import teach
 from deepfake_training.loop.run import EpochResult, TrainingRun
 
@@ -44,6 +45,7 @@ __all__ = [
     "Confusion",
     "Degradation",
     "DetectionMetrics",
+    "Discount",
     "Drift",
     "EpochResult",
     "Estimate",
@@ -68,6 +70,7 @@ __all__ = [
     "average_runs",
     "calibrate_model",
     "calibrated_spec",
+    "discount_blur",
     "drift_of",
     "drift_of_verdicts",
     "evaluate_apart",

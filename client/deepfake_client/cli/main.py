@@ -92,6 +92,11 @@ COMMANDS = {
     "average-runs": Command(
         "deepfake_training.cli.train:average_runs_command", "Take the mean of several runs' best weights.", "train"
     ),
+    "discount-blur": Command(
+        "deepfake_training.cli.discount_blur:discount_blur_command",
+        "Take out of a run's scores what faces without detail score.",
+        "train",
+    ),
     "publish-checkpoint": Command(
         "deepfake_training.cli.train:publish_checkpoint", "Write a run's best weights in half precision.", "train"
     ),

@@ -10,19 +10,14 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import OptionError
-from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, best_of, save_whole
+from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, best_of, save_whole, unjudged
 from deepfake_training.loop.config import CONFIG, TrainConfig
-
-_NOT_FOUND_YET: Final[dict[str, Any]] = {
-    "temperature": 1.0, "threshold": 0.5, "checkpoint_sha256": None, "training_data": "", "caution": ""
-}  # fmt: skip
 
 
 def average_runs(runs: Sequence[str | Path], directory: str | Path) -> Path:
@@ -68,11 +63,11 @@ def average_runs(runs: Sequence[str | Path], directory: str | Path) -> Path:
     }
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(last / CONFIG, directory / CONFIG)
-    save_whole(directory / BEST_SPEC, dataclasses.replace(spec, **_NOT_FOUND_YET).to_yaml())
+    save_whole(directory / BEST_SPEC, unjudged(spec).to_yaml())
     save_whole(directory / BEST, lambda path: save_file(mean, path))
     return directory / BEST
 
 
 def _contract(spec: ModelSpec) -> ModelSpec:
     """Return what must be the same of all networks."""
-    return dataclasses.replace(spec, name="any", version=1, **_NOT_FOUND_YET)
+    return dataclasses.replace(unjudged(spec), name="any", version=1)

@@ -56,6 +56,13 @@ def best_of(run: str | Path) -> tuple[Path, ModelSpec]:
     return path, ModelSpec.from_yaml(path.with_name(BEST_SPEC))
 
 
+def unjudged(spec: ModelSpec) -> ModelSpec:
+    """Return the spec of other weights: without temperature and threshold, which are to be found for them."""
+    return dataclasses.replace(
+        spec, temperature=1.0, threshold=0.5, checkpoint_sha256=None, training_data="", caution=""
+    )
+
+
 def load_state(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of a run, without running code from it."""
     path = Path(path)

@@ -222,14 +222,14 @@ class TrainConfig(JsonData):
         return train_set, validation_set
 
     @classmethod
-    def of_run(cls, directory: str | Path) -> TrainConfig:
-        """Read the configuration of a run.
+    def of_run(cls, directory: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
+        """Read the configuration of a run; with changes as in `from_file`.
 
         Raises:
             OptionError: there is none, or it is damaged.
         """
         try:
-            return cls.from_file(Path(directory) / CONFIG)
+            return cls.from_file(Path(directory) / CONFIG, changes)
         except OptionError as exc:
             raise OptionError(f"{directory} is not the directory of a run: {exc}") from exc
 
