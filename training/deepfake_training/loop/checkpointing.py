@@ -59,7 +59,13 @@ def best_of(run: str | Path) -> tuple[Path, ModelSpec]:
 def unjudged(spec: ModelSpec) -> ModelSpec:
     """Return the spec of other weights: without temperature and threshold, which are to be found for them."""
     return dataclasses.replace(
-        spec, temperature=1.0, threshold=0.5, checkpoint_sha256=None, training_data="", caution=""
+        spec,
+        temperature=1.0,
+        threshold=0.5,
+        calibration=None,
+        checkpoint_sha256=None,
+        training_data="",
+        caution="",
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from drawn_faces import QUICK, TINY, make_faces
 from safetensors.torch import load_file
 
-from deepfake_preprocess.contract.spec import ModelSpec
+from deepfake_preprocess.contract.spec import Calibration, ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_training.evaluate.held_out import score_held_out
 from deepfake_training.loop.averaging import average_runs
@@ -24,9 +24,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two runs, the second with the weights of the first, and others that do not fit."""
     place = tmp_path_factory.mktemp("runs")
     config = dataclasses.replace(QUICK, epochs=1)
+    judged = dataclasses.replace(TINY, temperature=2.0, threshold=0.7, calibration=Calibration(40, 30, 0.05, 0.4))
     made = {
         "first": config,
-        "second": dataclasses.replace(config, seed=4, spec=dataclasses.replace(TINY, temperature=2.0, threshold=0.7)),
+        "second": dataclasses.replace(config, seed=4, spec=judged),
         "other crops": dataclasses.replace(config, spec=dataclasses.replace(TINY, input_width_px=64)),
         "other split": dataclasses.replace(config, split_seed=9),
     }
@@ -44,6 +45,7 @@ def test_the_mean_is_a_run_of_its_own(runs: dict[str, Path], tmp_path: Path) -> 
             torch.testing.assert_close(value, (first[name] + second[name]) / 2)
     spec = ModelSpec.from_yaml(tmp_path / "mean" / BEST_SPEC)
     assert (spec.name, spec.temperature, spec.threshold) == ("tiny", 1.0, 0.5), "to be found for the new weights"
+    assert spec.calibration is None
     assert TrainConfig.of_run(tmp_path / "mean") == TrainConfig.of_run(runs["second"])
     assert len(score_held_out(tmp_path / "mean", make_faces())[1]) == QUICK.validation_crops
 
