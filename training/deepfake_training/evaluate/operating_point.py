@@ -22,7 +22,7 @@ from deepfake_training.evaluate.calibration import THRESHOLDS
 from deepfake_training.evaluate.metrics import Estimate, Float, Int, share_of
 
 MOST_UNDECIDED = 0.25
-"""Mean share of the real and of the fake clips that may be left open: more "don't know" is no answer."""
+"""Share of the real clips, and of the fake ones, that may be left open: more "don't know" is no answer."""
 CONFIDENCE = 0.95
 _GAP = 0.005
 """How far above a real score the threshold lies at most: scores differ a little between precisions."""
@@ -63,7 +63,7 @@ def find_operating_point(labels: Int, scores: Float, rate: float) -> OperatingPo
     """Return the lowest threshold at which a further real clip is called fake with at most this probability.
 
     Scores below it are left open down to where as small a share of the fakes is missed; or, without enough fakes, to
-    where twice the rate of the real clips would lie above; but never more than `MOST_UNDECIDED`.
+    where twice the rate of the real clips would lie above; but never more than `MOST_UNDECIDED` of either.
 
     Args:
         labels: ``[N]``, 1 for fake.
@@ -128,7 +128,7 @@ def _undecided_from(reals: Float, fakes: Float, threshold: float, rate: float) -
     inside = [float(score) for score in np.sort(np.concatenate([reals, fakes])) if start <= score < threshold]
     for low in [start, *inside]:
         shares = [float(((group >= low) & (group < threshold)).mean()) for group in (reals, fakes) if len(group)]
-        if np.mean(shares) <= MOST_UNDECIDED:
+        if max(shares) <= MOST_UNDECIDED:
             return min(low, threshold)
     return threshold
 
