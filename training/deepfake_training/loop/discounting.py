@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -68,8 +70,9 @@ def discount_blur(
     """Write a run's best weights with another last layer as a run of its own, to be evaluated and published like any.
 
     What a linear regression on the last layer's input says of blurred crops is subtracted, less its mean over the
-    crops that it was fitted to, which the run's configuration draws. Its penalty is the one that predicts best on
-    crops that it was not fitted to. Temperature and threshold are none until they are found for the new weights.
+    crops that it was fitted to, which the run's configuration draws; a layer without bias cannot add the mean back.
+    The regression's penalty is the one that predicts best on crops that it was not fitted to. Temperature and
+    threshold are none until they are found for the new weights.
 
     Args:
         run: directory of the run.
@@ -113,7 +116,8 @@ def discount_blur(
     taken, correlation = _predict(features, torch.cat(blurred).numpy() @ weight)
     weights = load_file(path)
     weights[f"{name}.weight"] -= torch.from_numpy(taken).to(weights[f"{name}.weight"])
-    weights[f"{name}.bias"] += float(features.mean(axis=0) @ taken)
+    if layer.bias is not None:
+        weights[f"{name}.bias"] += float(features.mean(axis=0) @ taken)
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run / CONFIG, directory / CONFIG)
     save_whole(directory / BEST_SPEC, unjudged(spec).to_yaml())
@@ -135,20 +139,9 @@ def _predict(features: NDArray[np.float64], wanted: NDArray[np.float64]) -> tupl
 
     Neighbors, a real crop and the fake that was made of it, are left out together.
     """
-    fold = np.arange(len(features)) // 2 % FOLDS
-    guesses = np.empty((len(PENALTIES), len(features)))
-    for left_out in range(FOLDS):
-        known = fold != left_out
-        mean, answers = features[known].mean(axis=0), _ridge(features[known], wanted[known])
-        guesses[:, ~known] = wanted[known].mean() + answers @ (features[~known] - mean).T
-    best = int(np.square(guesses - wanted).mean(axis=1).argmin())
-    return _ridge(features, wanted)[best], float(np.corrcoef(guesses[best], wanted)[0, 1])
-
-
-def _ridge(features: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the weights ``[P, F]`` of ridge regression with each of `PENALTIES`."""
-    apart = features - features.mean(axis=0)
-    variances, axes = np.linalg.eigh(apart.T @ apart / len(apart))
-    along = axes.T @ (apart.T @ (wanted - wanted.mean())) / len(apart)
-    penalties = np.array(PENALTIES)[:, None] * variances.mean()
-    return np.asarray(along / (variances + penalties) @ axes.T)
+    folds = list(GroupKFold(FOLDS).split(features, groups=np.arange(len(features)) // 2))
+    scale = len(features) * features.var(axis=0).mean()
+    found = RidgeCV([penalty * scale for penalty in PENALTIES], cv=folds, scoring="neg_mean_squared_error")
+    found.fit(features, wanted)
+    guesses = cross_val_predict(Ridge(found.alpha_), features, wanted, cv=folds)
+    return found.coef_, float(np.corrcoef(guesses, wanted)[0, 1])

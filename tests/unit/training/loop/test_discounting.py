@@ -86,6 +86,23 @@ def test_only_the_last_layer_changes_and_nothing_found_for_the_old_weights_stays
     assert TrainConfig.of_run(weights.parent) == TrainConfig.of_run(run)
 
 
+def test_a_last_layer_without_bias_has_none_afterwards(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unbiased.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 1, bias=False))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = TrainConfig.of_run(run)
+    spec = dataclasses.replace(config.spec, architecture="python:unbiased:make", head=Head())
+    TrainingRun(config.load_faces(), dataclasses.replace(config, spec=spec), tmp_path / "run").train()
+    discounted = load_file(discount_blur(tmp_path / "run", tmp_path / "new", num_crops=20).weights)
+    assert list(discounted) == ["2.weight"]
+    assert not torch.equal(discounted["2.weight"], load_file(tmp_path / "run" / BEST)["2.weight"])
+
+
 def test_a_number_is_predicted_from_features_that_tell_it() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(200, 6)) * [3, 1, 1, 1, 1, 1] + 5
