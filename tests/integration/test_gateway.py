@@ -27,8 +27,9 @@ from deepfake_client import AnalyzeOptions, DeepfakeClient, Sampling
 from deepfake_gateway.intake.options import stored_options
 from deepfake_gateway.jobs.queue import DurableQueue, Job
 from deepfake_gateway.settings import DATABASE_NAME, Settings
+from deepfake_gateway.store.analysis import Analysis, Status
 from deepfake_gateway.store.bucket import media_of
-from deepfake_gateway.store.records import Analysis, Status, Store
+from deepfake_gateway.store.records import Store
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.jobs.queue import Priority
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Analysis, Filters, Status
 from deepfake_gateway.store.places import next_cursor, place_of
-from deepfake_gateway.store.records import Analysis, Filters, Status
 from deepfake_gateway.store.threads import in_media, in_store
 
 NOT_OPTIONS: Final = frozenset({"file_name", "priority"})

@@ -15,7 +15,7 @@ from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.records import Analysis, Status
+from deepfake_gateway.store.analysis import Analysis, Status
 
 router = APIRouter(tags=["compatibility"])
 

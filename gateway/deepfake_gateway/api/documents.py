@@ -12,10 +12,10 @@ from deepfake_client.explain.types import Region
 from deepfake_client.result.verdict import Verdict
 from deepfake_client.transport.protocol import ServedModel
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Analysis, Status
 from deepfake_gateway.store.batches import Batch, BatchItem
 from deepfake_gateway.store.explanations import StoredExplanation
 from deepfake_gateway.store.keys import PREFIX
-from deepfake_gateway.store.records import Analysis, Status
 from deepfake_gateway.store.usage import DailyUsage
 from deepfake_gateway.store.watches import Watch
 

@@ -22,7 +22,7 @@ from deepfake_gateway.intake.problems import OF_BODIES, Problem, responses, with
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import listed_faces
 from deepfake_gateway.jobs.explaining import explainer_of, heatmap_file
-from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.store.analysis import Analysis
 from deepfake_gateway.store.threads import in_media, in_store
 
 router = APIRouter(tags=["explanations"], route_class=JsonRoute)

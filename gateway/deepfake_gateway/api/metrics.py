@@ -14,9 +14,10 @@ from prometheus_client.registry import Collector
 
 from deepfake_gateway.api.parts import DeskOf
 from deepfake_gateway.intake.problems import Problem, responses
+from deepfake_gateway.store.analysis import Status
 from deepfake_gateway.store.batches import Batches
 from deepfake_gateway.store.counters import COUNTED, amounts
-from deepfake_gateway.store.records import Status, Store
+from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.store.watches import Watches
 

@@ -24,9 +24,9 @@ from deepfake_gateway.jobs.evidence import MediumGoneError
 from deepfake_gateway.logs import first_line
 from deepfake_gateway.sandbox.process import SandboxError, TaskError
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Event, Status
 from deepfake_gateway.store.keys import Key, Keys
 from deepfake_gateway.store.places import CURSOR
-from deepfake_gateway.store.records import Event, Status
 from deepfake_gateway.store.threads import in_store
 
 MAX_WAIT_S: Final = 300.0

@@ -24,8 +24,8 @@ from deepfake_gateway.api.parts import (
 from deepfake_gateway.intake.problems import OF_BODIES, responses
 from deepfake_gateway.intake.watching import WatchForm
 from deepfake_gateway.jobs.watching import rolling_of
+from deepfake_gateway.store.analysis import Status
 from deepfake_gateway.store.places import next_cursor, place_of
-from deepfake_gateway.store.records import Status
 from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.store.watches import Watch
 

@@ -18,10 +18,11 @@ from deepfake_gateway.intake.sink import MAX_NAME, Upload, printable_of
 from deepfake_gateway.jobs.queue import Job, Priority, Queue
 from deepfake_gateway.jobs.retention import remove
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Analysis
 from deepfake_gateway.store.batches import Batch, Batches, BatchItem, key_of
 from deepfake_gateway.store.keys import Key, seen_with, tenant_of
 from deepfake_gateway.store.media import Media
-from deepfake_gateway.store.records import Analysis, Store
+from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.tracing import current_traceparent
 from deepfake_preprocess.media.remote import without_password

@@ -15,9 +15,9 @@ from deepfake_gateway.intake.room import Room
 from deepfake_gateway.jobs.evidence import listed_faces
 from deepfake_gateway.jobs.queue import Job, Priority, Queue
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Analysis
 from deepfake_gateway.store.explanations import Explanations, StoredExplanation
 from deepfake_gateway.store.media import Media
-from deepfake_gateway.store.records import Analysis
 
 LOOK_S: Final = 0.05
 """How often somebody who waits for heatmaps looks for them."""

@@ -25,10 +25,10 @@ from deepfake_gateway.jobs.queue import Priority
 from deepfake_gateway.jobs.running import stored
 from deepfake_gateway.logs import first_line
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Analysis
 from deepfake_gateway.store.batches import Batch, key_of
 from deepfake_gateway.store.keys import Keys
 from deepfake_gateway.store.media import MediaAwayError
-from deepfake_gateway.store.records import Analysis
 from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_gateway.tracing import traced
 from deepfake_preprocess.support.pauses import Pauses

@@ -12,8 +12,9 @@ from typing import Final, TypeAlias, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from deepfake_gateway.store.analysis import Analysis
 from deepfake_gateway.store.explanations import StoredExplanation
-from deepfake_gateway.store.records import Analysis, HasChanged, Store
+from deepfake_gateway.store.records import HasChanged, Store
 from deepfake_gateway.store.threads import in_store
 
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.05, 0.25

@@ -11,7 +11,7 @@ from typing import Any, Final
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from deepfake_gateway.store.records import Analysis, Status
+from deepfake_gateway.store.analysis import Analysis, Status
 
 PROBLEM_TYPE: Final = "application/problem+json"
 

@@ -6,10 +6,11 @@ import time
 
 from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import UNFINISHED
 from deepfake_gateway.store.batches import Batches
 from deepfake_gateway.store.explanations import Explanations
 from deepfake_gateway.store.keys import Key
-from deepfake_gateway.store.records import UNFINISHED, Store
+from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.usage import Quotas
 
 

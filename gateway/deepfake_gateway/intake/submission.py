@@ -29,9 +29,10 @@ from deepfake_gateway.jobs.queue import Job, Priority, Queue
 from deepfake_gateway.jobs.retention import remove
 from deepfake_gateway.sandbox.process import RunTask
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Analysis, Status
 from deepfake_gateway.store.keys import Key, seen_with, tenant_of
 from deepfake_gateway.store.media import Media
-from deepfake_gateway.store.records import Analysis, Status, Store
+from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_gateway.store.usage import Usage
 from deepfake_gateway.store.webhooks import Webhooks

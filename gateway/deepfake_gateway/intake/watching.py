@@ -16,8 +16,8 @@ from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.room import Room
 from deepfake_gateway.jobs.queue import Job, Priority, Queue
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Status
 from deepfake_gateway.store.keys import Key, seen_with, tenant_of
-from deepfake_gateway.store.records import Status
 from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.store.watches import Watch, Watches
 from deepfake_preprocess.errors import OptionError

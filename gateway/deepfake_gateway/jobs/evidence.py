@@ -21,8 +21,8 @@ from deepfake_client.explain.encoding import encode_png
 from deepfake_client.explain.evidence import MAX_SHOWN, SHOWN_PER_TRACK, suspicious_faces
 from deepfake_client.result.verdict import Verdict
 from deepfake_gateway.sandbox.process import RunTask
+from deepfake_gateway.store.analysis import Analysis
 from deepfake_gateway.store.media import Media, local_file
-from deepfake_gateway.store.records import Analysis
 from deepfake_gateway.store.threads import in_media
 from deepfake_preprocess.media.image import read_image
 

@@ -14,8 +14,9 @@ from deepfake_client.result.verdict import Reason
 from deepfake_client.transport.request_id import REQUEST_ID
 from deepfake_gateway.logs import first_line
 from deepfake_gateway.sandbox.process import OnProgress, SandboxError, SandboxPool, TaskError
+from deepfake_gateway.store.analysis import Analysis, Status
 from deepfake_gateway.store.media import Media, MediaAwayError, local_file
-from deepfake_gateway.store.records import Analysis, Status, Store
+from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.usage import Quotas
 from deepfake_gateway.tracing import traced
 from deepfake_preprocess import errors

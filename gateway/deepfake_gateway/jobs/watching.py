@@ -22,7 +22,7 @@ from deepfake_gateway.jobs.running import LOOK_S, MAX_KILLS, stored
 from deepfake_gateway.sandbox.limits import limits_of
 from deepfake_gateway.sandbox.process import OnProgress, Sandbox, SandboxError, TaskError
 from deepfake_gateway.settings import Settings
-from deepfake_gateway.store.records import Status
+from deepfake_gateway.store.analysis import Status
 from deepfake_gateway.store.watches import Watch, Watches
 from deepfake_preprocess.errors import AWAY
 from deepfake_preprocess.support.pauses import Pauses

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.store.analysis import Analysis
 from deepfake_gateway.store.schema import ANALYSES, AWAITED, BATCH_ITEMS, BATCHES
 
 

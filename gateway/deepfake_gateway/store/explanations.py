@@ -12,8 +12,8 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 
 from deepfake_client.transport.request_id import REQUEST_ID
+from deepfake_gateway.store.analysis import UNFINISHED, Status, canonical
 from deepfake_gateway.store.counters import Tally
-from deepfake_gateway.store.records import UNFINISHED, Status, canonical
 from deepfake_gateway.store.schema import EXPLANATIONS
 from deepfake_gateway.tracing import current_traceparent
 

@@ -1,4 +1,4 @@
-"""`Store`: analyses and their events in the database.
+"""`Store`: what happens to analyses, in the database.
 
 Every change of a state is one transaction that can be lost or won, so that an analysis has one result whatever dies
 when.
@@ -13,124 +13,22 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any, Final, Self, TypeAlias
 
 import sqlalchemy as sa
 
+from deepfake_gateway.store.analysis import UNFINISHED, Analysis, Event, Filters, Status, canonical
 from deepfake_gateway.store.counters import Tally, count_end, seconds_of
 from deepfake_gateway.store.places import Place
 from deepfake_gateway.store.schema import ANALYSES, EVENTS, WORKERS, open_engine
 from deepfake_gateway.store.usage import add_usage
 from deepfake_gateway.store.webhooks import announce
 
-
-class Status(StrEnum):
-    """Where an analysis is."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELED = "canceled"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether nothing will change any more."""
-        return self in (Status.DONE, Status.FAILED, Status.CANCELED)
-
-
-UNFINISHED = (Status.QUEUED, Status.RUNNING)
-_OF_VERDICT: Final = (
-    "label", "fake_probability", "reason", "model_name", "model_version", "checkpoint_sha256"
-)  # fmt: skip
-"""Columns that say what the verdict says."""
 _BUT_VERDICT: Final = [column for column in ANALYSES.columns if column.name != "verdict"]
 """A verdict has some 30 kB: reading it costs as much as all else."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Analysis:
-    """One analysis as it is stored; times in seconds since 1970, null before they are reached."""
-
-    id: str
-    created_at: float
-    status: Status
-    priority: int
-    file_name: str
-    media_type: str
-    size_bytes: int
-    sha256: str
-    options: dict[str, Any]
-    idempotency_key: str | None = None
-    started_at: float | None = None
-    finished_at: float | None = None
-    model_name: str | None = None
-    model_version: int | None = None
-    checkpoint_sha256: str | None = None
-    label: str | None = None
-    fake_probability: float | None = None
-    reason: str | None = None
-    verdict: dict[str, Any] | None = None
-    error_type: str | None = None
-    error_detail: str | None = None
-    tenant: str = ""
-    key_id: str | None = None
-    request_id: str | None = None
-    traceparent: str | None = None
-
-    def answered_by(self, earlier: Self) -> Self:
-        """Return this analysis as done, with the verdict that an earlier one has on the same bytes."""
-        assert earlier.verdict is not None
-        return replace(
-            self,
-            status=Status.DONE,
-            finished_at=time.time(),
-            verdict={**earlier.verdict, "source": self.file_name},
-            **{name: getattr(earlier, name) for name in _OF_VERDICT},
-        )
-
-    @classmethod
-    def of(cls, row: Any, verdict: dict[str, Any] | None = None) -> Self:
-        """Return the analysis of a row of SQLAlchemy's; the `verdict` is that of a row without it."""
-        values = row._asdict()
-        values["status"] = Status(values["status"])
-        values["options"] = json.loads(values["options"])
-        text = values.pop("verdict", None)
-        values["verdict"] = verdict if text is None else json.loads(text)
-        return cls(**values)
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened to an analysis; ids increase."""
-
-    id: int
-    kind: str
-    data: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """Which analyses are listed; None for all."""
-
-    label: str | None = None
-    status: str | None = None
-    name: str | None = None
-    model: str | None = None
-    sha256: str | None = None
-    since: float | None = None
-    until: float | None = None
-
-
 HasChanged: TypeAlias = Callable[[], bool]
 """Returns whether anything was stored since it was last asked; True the first time."""
-
-
-def canonical(options: Mapping[str, Any]) -> str:
-    """Return the one text that equal options have."""
-    return json.dumps(options, sort_keys=True, separators=(",", ":"))
 
 
 class Store:

@@ -13,9 +13,9 @@ from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
+from deepfake_gateway.store.analysis import UNFINISHED, Event, Status, canonical
 from deepfake_gateway.store.counters import Tally
 from deepfake_gateway.store.places import Place
-from deepfake_gateway.store.records import UNFINISHED, Event, Status, canonical
 from deepfake_gateway.store.schema import WATCH_EVENTS, WATCHES
 from deepfake_gateway.store.usage import add_usage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepfake_gateway.intake.problems import Problem, without_verdict
-from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.store.analysis import Analysis
 from deepfake_gateway.web.lanes import Lane, lanes_of
 from deepfake_gateway.web.language import Language
 from deepfake_gateway.web.words import Json, facts_of, headline, numbers_of

@@ -14,7 +14,7 @@ from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.intake.watching import WatchForm
 from deepfake_gateway.settings import wrong_value
-from deepfake_gateway.store.records import Event, Status
+from deepfake_gateway.store.analysis import Event, Status
 from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.store.watches import Watch
 from deepfake_gateway.web import lanes, words

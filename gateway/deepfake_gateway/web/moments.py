@@ -17,8 +17,8 @@ from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import listed_faces
 from deepfake_gateway.jobs.explaining import explainer_of
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Analysis
 from deepfake_gateway.store.explanations import StoredExplanation
-from deepfake_gateway.store.records import Analysis
 from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.rendering import render

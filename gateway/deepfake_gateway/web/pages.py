@@ -17,8 +17,8 @@ from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Analysis, Filters
 from deepfake_gateway.store.places import CURSOR, next_cursor, place_of
-from deepfake_gateway.store.records import Analysis, Filters
 from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_gateway.web import comparing, lanes, live, moments, signing, start, words
 from deepfake_gateway.web.language import Language, language_of

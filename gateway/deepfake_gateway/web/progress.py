@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from deepfake_gateway.intake.submission import Desk
-from deepfake_gateway.store.records import Analysis, Filters, Status
+from deepfake_gateway.store.analysis import Analysis, Filters, Status
 from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.web.language import Language
 from deepfake_gateway.web.words import Json, label_words, short_error, short_reason, state_words

@@ -14,8 +14,8 @@ from deepfake_gateway.intake.sink import Sink
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.intake.upload import MAX_FILES, received_together
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import UNFINISHED, Filters
 from deepfake_gateway.store.batches import Batch
-from deepfake_gateway.store.records import UNFINISHED, Filters
 from deepfake_gateway.store.threads import in_media, in_store
 from deepfake_gateway.web.language import Language, language_of
 from deepfake_gateway.web.progress import Progress, progress_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from deepfake_client.result.words import CONCERN_WORDS, REASON_SENTENCES, REASON_WORDS, mark
-from deepfake_gateway.store.records import Analysis
+from deepfake_gateway.store.analysis import Analysis
 from deepfake_gateway.web.language import Language
 
 Json = dict[str, Any]

@@ -11,8 +11,9 @@ from sqlalchemy.exc import OperationalError
 from deepfake_gateway.jobs.running import SandboxedWork, run_job
 from deepfake_gateway.jobs.waking import Waking
 from deepfake_gateway.sandbox.process import SandboxError, TaskError
+from deepfake_gateway.store.analysis import Analysis, Status
 from deepfake_gateway.store.media import MediaFolder
-from deepfake_gateway.store.records import Analysis, Status, Store
+from deepfake_gateway.store.records import Store
 
 VERDICT = {
     "frames": [],

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from deepfake_gateway.jobs.queue import DurableQueue, Job
 from deepfake_gateway.jobs.retention import purge, remove
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Analysis, Status
 from deepfake_gateway.store.bucket import media_of
 from deepfake_gateway.store.explanations import Explanations
-from deepfake_gateway.store.records import Analysis, Status, Store
+from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.schema import ANALYSES, BATCH_ITEMS, BATCHES
 
 

@@ -13,11 +13,12 @@ from alembic.runtime.migration import MigrationContext
 
 from deepfake_client.cli.main import main
 from deepfake_gateway.settings import Settings
+from deepfake_gateway.store.analysis import Analysis, Filters, Status
 from deepfake_gateway.store.batches import Batch, Batches, BatchItem
 from deepfake_gateway.store.counters import amounts
 from deepfake_gateway.store.migrations.upgrade import VERSION_TABLE
 from deepfake_gateway.store.places import next_cursor, place_of
-from deepfake_gateway.store.records import Analysis, Filters, Status, Store
+from deepfake_gateway.store.records import Store
 from deepfake_gateway.store.schema import ANALYSES, BATCH_ITEMS, COUNTERS, METADATA, open_engine
 from deepfake_gateway.store.usage import Usage, today
 from deepfake_gateway.store.webhooks import Webhooks

@@ -18,8 +18,8 @@ from deepfake_gateway.addresses import Addresses
 from deepfake_gateway.api.webhooks import MOST
 from deepfake_gateway.jobs import delivering
 from deepfake_gateway.jobs.delivering import AT_ONCE, Messages, deliver_all, signed
+from deepfake_gateway.store.analysis import Analysis, Status
 from deepfake_gateway.store.keys import Keys
-from deepfake_gateway.store.records import Analysis, Status
 from deepfake_gateway.store.schema import DELIVERIES
 
 LOOPBACK = ["127.0.0.0/8"]
