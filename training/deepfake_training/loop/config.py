@@ -150,6 +150,8 @@ class TrainConfig(JsonData):
         self.check_fields()
         if self.keep == "last" and self.patience:
             raise OptionError("'keep: last' trains to the last epoch; set 'patience' to 0, or 'keep' to best")
+        if self.trained == "head" and self.taught is not None and self.epochs > 1:
+            raise OptionError("a last layer is fitted to taught crops in one pass; set 'epochs' to 1")
 
     @classmethod
     def from_file(cls, path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:

@@ -17,10 +17,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from sklearn.linear_model import Ridge, RidgeCV
-from sklearn.model_selection import GroupKFold, cross_val_predict
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -33,13 +30,11 @@ from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, best_of, save_
 from deepfake_training.loop.config import CONFIG, TrainConfig
 from deepfake_training.loop.distilling import seen_and_logit
 from deepfake_training.loop.precision import fast_precision
+from deepfake_training.loop.ridge import FEWEST, regress
 
 BLURRED_PX: Final = 40
 NUM_CROPS: Final = 1000
 BATCH_SIZE: Final = 8
-FOLDS: Final = 5
-PENALTIES: Final = tuple(float(10 ** (power / 2)) for power in range(-6, 7))
-"""From a thousandth to a thousand times the mean variance of a feature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +96,8 @@ def discount_blur(
     detector = ServedDetector(loaded.network, spec).to(device).eval()
     train, _ = config.split(config.load_faces())
     places = range(min(num_crops, len(train)))
-    if len(places) < 4 * FOLDS:
-        raise OptionError(f"{len(places)} crops are too few for a regression; it takes at least {4 * FOLDS}")
+    if len(places) < FEWEST:
+        raise OptionError(f"{len(places)} crops are too few for a regression; it takes at least {FEWEST}")
     whole: list[Tensor] = []
     blurred: list[Tensor] = []
     for crops, *_ in DataLoader(train, batch_size=BATCH_SIZE, sampler=places, num_workers=workers):
@@ -113,7 +108,8 @@ def discount_blur(
             progress(sum(len(seen) for seen in whole), len(places))
     weight = layer.weight.detach().double().cpu().numpy()[0]
     features = torch.cat(whole).numpy()
-    taken, correlation = _predict(features, torch.cat(blurred).numpy() @ weight)
+    found = regress(features, torch.cat(blurred).numpy() @ weight)
+    taken = found.weights
     weights = load_file(path)
     weights[f"{name}.weight"] -= torch.from_numpy(taken).to(weights[f"{name}.weight"])
     if layer.bias is not None:
@@ -123,7 +119,7 @@ def discount_blur(
     save_whole(directory / BEST_SPEC, unjudged(spec).to_yaml())
     save_whole(directory / BEST, lambda place: save_file(weights, place))
     share = float(np.std(features @ taken) / np.std(features @ weight))
-    return Discount(directory / BEST, correlation, share)
+    return Discount(directory / BEST, found.correlation, share)
 
 
 def _without_detail(crops: Tensor) -> Tensor:
@@ -132,16 +128,3 @@ def _without_detail(crops: Tensor) -> Tensor:
     small = functional.interpolate(pictures, (BLURRED_PX, BLURRED_PX), mode="area")
     large = functional.interpolate(small, pictures.shape[2:], mode="bicubic", align_corners=False)
     return large.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
-
-
-def _predict(features: NDArray[np.float64], wanted: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Return what predicts a number from the features ``[N, F]``, and its correlation with it on what it did not see.
-
-    Neighbors, a real crop and the fake that was made of it, are left out together.
-    """
-    folds = list(GroupKFold(FOLDS).split(features, groups=np.arange(len(features)) // 2))
-    scale = len(features) * features.var(axis=0).mean()
-    found = RidgeCV([penalty * scale for penalty in PENALTIES], cv=folds, scoring="neg_mean_squared_error")
-    found.fit(features, wanted)
-    guesses = cross_val_predict(Ridge(found.alpha_), features, wanted, cv=folds)
-    return found.coef_, float(np.corrcoef(guesses, wanted)[0, 1])

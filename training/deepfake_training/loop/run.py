@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from deepfake_training.data.taught import TaughtCrops, TaughtFolder
 from deepfake_training.loop.checkpointing import load_state, save_best, save_last, save_whole
 from deepfake_training.loop.config import CONFIG, TrainConfig
 from deepfake_training.loop.distilling import Distillation, seen_and_logit
-from deepfake_training.loop.head_fit import HeadFit
+from deepfake_training.loop.head_fit import HeadFit, LabelFit, TaughtFit
 from deepfake_training.loop.losses import alignment, pair_loss, uniformity
 from deepfake_training.loop.memory import advice_on_batch, is_out_of_memory
 from deepfake_training.loop.network import prepare_network, weight_groups
@@ -116,9 +115,13 @@ class TrainingRun:
             self._distillation = Distillation(self._layer, self.train_set.width, **weights).to(self._device)
             rate = config.learning_rate * config.head_rate
             self._optimizer.add_param_group({"params": [*self._distillation.parameters()], "lr": rate})
-        self._head_fit = None
+        self._head_fit: HeadFit | None = None
         if config.trained == "head":
-            self._head_fit = HeadFit(self.detector, last_linear(network)[1], config.weight_decay)
+            layer = last_linear(network)[1]
+            is_taught = isinstance(self.train_set, TaughtCrops)
+            self._head_fit = (
+                TaughtFit(self.detector, layer) if is_taught else LabelFit(self.detector, layer, config.weight_decay)
+            )
         self._crops = min(config.crops_per_epoch or len(self.train_set), len(self.train_set))
         self._batches = -(-self._crops // config.batch_size)
         self._updates = -(-self._batches // config.accumulate)
@@ -250,12 +253,11 @@ class TrainingRun:
     def _fit_head(self, head_fit: HeadFit, on_batch: Callable[[int, int, int, float], None] | None) -> float:
         """Pass the epoch's crops through the network and fit its last layer; return the mean loss."""
         self.detector.eval()
-        shown = self.history[-1].train_loss if self.history else log(2)  # this epoch's is known at its end
-        for batch, (crops, labels, *_) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
+        for batch, (crops, *known) in enumerate(self._loader(self.train_set, range(self._crops)), start=1):
             with fast_precision(self.detector, self._device.type):
-                head_fit.collect(crops.to(self._device), labels)
+                loss = head_fit.collect(crops.to(self._device), *known)
             if on_batch is not None:
-                on_batch(self.epoch + 1, batch, self._batches, shown)
+                on_batch(self.epoch + 1, batch, self._batches, loss)
         loss = head_fit.fit()
         self.ema.set(self.detector)  # type: ignore[no-untyped-call]
         return loss

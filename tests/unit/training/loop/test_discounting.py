@@ -19,7 +19,7 @@ from deepfake_preprocess.contract.spec import Head, ModelSpec
 from deepfake_preprocess.errors import OptionError
 from deepfake_training.loop.checkpointing import BEST, BEST_SPEC
 from deepfake_training.loop.config import TrainConfig
-from deepfake_training.loop.discounting import Discount, _predict, _without_detail, discount_blur
+from deepfake_training.loop.discounting import Discount, _without_detail, discount_blur
 from deepfake_training.loop.run import TrainingRun
 
 CROPS = 160
@@ -101,18 +101,6 @@ def test_a_last_layer_without_bias_has_none_afterwards(
     discounted = load_file(discount_blur(tmp_path / "run", tmp_path / "new", num_crops=20).weights)
     assert list(discounted) == ["2.weight"]
     assert not torch.equal(discounted["2.weight"], load_file(tmp_path / "run" / BEST)["2.weight"])
-
-
-def test_a_number_is_predicted_from_features_that_tell_it() -> None:
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(200, 6)) * [3, 1, 1, 1, 1, 1] + 5
-    truth = np.array([0.5, -1, 0, 0, 0, 0.0])
-    taken, correlation = _predict(features, features @ truth + 0.1 * rng.normal(size=200))
-    np.testing.assert_allclose(taken, truth, atol=0.05)
-    assert correlation > 0.98
-    taken, correlation = _predict(features, rng.normal(size=200))
-    assert abs(correlation) < 0.3
-    assert float(np.abs(taken).max()) < 0.2, "nothing is made of noise"
 
 
 def test_a_crop_without_detail_has_its_colors() -> None:

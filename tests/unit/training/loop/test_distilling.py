@@ -92,6 +92,52 @@ def test_a_student_learns_to_see_what_its_teacher_sees(taught: TrainConfig, tmp_
     assert len(score_held_out(tmp_path)[1]) == config.validation_crops
 
 
+def test_a_last_layer_alone_learns_what_the_teacher_says(teacher: Path, tmp_path: Path) -> None:
+    student = build_network(TEACHER)
+    student.load_state_dict(load_file(teacher))
+    layer = last_linear(student)[1]
+    with torch.no_grad():
+        layer.weight += 5 * torch.randn(layer.weight.shape, generator=torch.manual_seed(1))
+    (tmp_path / "start").mkdir()
+    save_best(tmp_path / "start", student, TEACHER)
+    config = dataclasses.replace(
+        QUICK,
+        taught=str(tmp_path / "taught"),
+        spec=TEACHER,
+        initial_weights=str(tmp_path / "start" / "best.safetensors"),
+        trained="head",
+        epochs=1,
+        crops_per_epoch=None,
+    )
+    teach(make_faces(real=120), config, teacher, num_crops=200)
+    run = TrainingRun(config.load_faces(), config, tmp_path / "run")
+    losses: list[float] = []
+    result = run.train(on_batch=lambda *seen: losses.append(seen[3]))
+    assert result.train_loss < 0.1 * sum(losses) / len(losses)
+    weights = [tmp_path / name / "best.safetensors" for name in ("start", "run")]
+    started, learned = map(load_file, weights)
+    differ = {name for name in started if not torch.equal(started[name], learned[name])}
+    assert differ == {"head.1.weight", "head.1.bias"}
+
+    _, held_out = config.split(config.load_faces())
+    items = [held_out[place] for place in range(len(held_out))]
+    crops, _, _, wanted = (torch.stack(column) for column in zip(*items, strict=True))
+    apart = []
+    for path in weights:
+        detector = ServedDetector(load_network(path).network, TEACHER).eval()
+        with torch.inference_mode():
+            apart.append(float((detector(crops)[1] - wanted).square().mean()))
+    assert apart[1] < 0.2 * apart[0], "crops that it was not fitted to are said alike, too"
+
+
+def test_a_last_layer_is_fitted_in_one_pass_to_enough_taught_crops(taught: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(taught, spec=TEACHER, trained="head", epochs=1)
+    with pytest.raises(OptionError, match="12 taught crops are too few for a regression; it takes 20"):
+        TrainingRun(config.load_faces(), config, tmp_path).train()
+    with pytest.raises(OptionError, match="in one pass; set 'epochs' to 1"):
+        dataclasses.replace(config, epochs=2)
+
+
 def test_the_loss_is_none_where_student_and_teacher_agree() -> None:
     layer = torch.nn.Linear(3, 1)
     loss = Distillation(layer, 3, features=1.0, logit=0.0)
