@@ -89,6 +89,8 @@ class TrainConfig(JsonData):
         trained: ``all`` weights, ``norms_and_head`` (scales and shifts of the norms, and the head), or ``head``: its
             last layer is fitted to all crops so far at the end of each epoch, by logistic regression, to whose summed
             losses `weight_decay` / 2 times the squared weights are added. Each crop passes through the network once.
+            With `taught`, and `epochs` 1, it is fitted to what the teacher says, by ridge regression towards the
+            weights it had.
             A large network that knows much already, such as CLIP, learns a new task by its norms alone and forgets
             nothing (Yermakov et al., arXiv 2508.06248).
         head_rate: the head's learning rate, times that of the rest.
