@@ -108,7 +108,8 @@ class TrainingRun:
         self.validation_set: FaceDataset | TaughtCrops
         self.train_set, self.validation_set = config.split(faces)
         self._layer = self._distillation = None
-        if config.alignment or config.uniformity or isinstance(self.train_set, TaughtCrops):
+        by_steps = config.trained != "head"
+        if by_steps and (config.alignment or config.uniformity or isinstance(self.train_set, TaughtCrops)):
             _, self._layer = last_linear(network)
         if self._layer is not None and isinstance(self.train_set, TaughtCrops):
             weights = {"features": config.teacher_features, "logit": config.teacher_logit}
@@ -116,7 +117,7 @@ class TrainingRun:
             rate = config.learning_rate * config.head_rate
             self._optimizer.add_param_group({"params": [*self._distillation.parameters()], "lr": rate})
         self._head_fit: HeadFit | None = None
-        if config.trained == "head":
+        if not by_steps:
             layer = last_linear(network)[1]
             is_taught = isinstance(self.train_set, TaughtCrops)
             self._head_fit = (
