@@ -32,7 +32,7 @@ export class GatewayClient {
      *
      * @param {Blob | Uint8Array} file
      * @param {AnalyzeOptions & {onProgress?: (progress: Progress) => void, signal?: AbortSignal}} [options] aborting
-     *   cancels at the service, too
+     *   cancels at the service, too: a file that is on its way arrives first (`begin` can be aborted in the midst of it)
      * @returns {Promise<Verdict>} as `deepfake analyze --json` prints it
      * @throws {GatewayError} the service refused the file or an option
      * @throws {AnalysisError} there is no verdict: the file cannot be decoded, or the server failed
@@ -133,10 +133,13 @@ export type ProgressEvent = {
     kind: "progress";
     data: Progress;
 };
+/**
+ * `data` is empty where the analysis was deleted meanwhile
+ */
 export type EndEvent = {
     id: string;
     kind: "end";
-    data: Analysis;
+    data: Partial<Analysis>;
 };
 export type AnalysisEvent = StatusEvent | ProgressEvent | EndEvent;
 export type RollingEvent = {
@@ -144,9 +147,12 @@ export type RollingEvent = {
     kind: "verdict";
     data: RollingVerdict;
 };
+/**
+ * `data` is empty where the watch was deleted meanwhile
+ */
 export type WatchEndEvent = {
     id: string;
     kind: "end";
-    data: Watch;
+    data: Partial<Watch>;
 };
 export type WatchEvent = StatusEvent | RollingEvent | WatchEndEvent;

@@ -17,10 +17,10 @@
 /** @typedef {Partial<Omit<Schemas["WatchForm"], "url">>} WatchOptions */
 /** @typedef {{id: string, kind: "status", data: {status: Analysis["status"], reason?: string}}} StatusEvent */
 /** @typedef {{id: string, kind: "progress", data: Progress}} ProgressEvent */
-/** @typedef {{id: string, kind: "end", data: Analysis}} EndEvent */
+/** @typedef {{id: string, kind: "end", data: Partial<Analysis>}} EndEvent `data` is empty where the analysis was deleted meanwhile */
 /** @typedef {StatusEvent | ProgressEvent | EndEvent} AnalysisEvent */
 /** @typedef {{id: string, kind: "verdict", data: RollingVerdict}} RollingEvent */
-/** @typedef {{id: string, kind: "end", data: Watch}} WatchEndEvent */
+/** @typedef {{id: string, kind: "end", data: Partial<Watch>}} WatchEndEvent `data` is empty where the watch was deleted meanwhile */
 /** @typedef {StatusEvent | RollingEvent | WatchEndEvent} WatchEvent */
 
 const RECONNECT_MS = 500;
@@ -70,22 +70,27 @@ export class GatewayClient {
    *
    * @param {Blob | Uint8Array} file
    * @param {AnalyzeOptions & {onProgress?: (progress: Progress) => void, signal?: AbortSignal}} [options] aborting
-   *   cancels at the service, too
+   *   cancels at the service, too: a file that is on its way arrives first (`begin` can be aborted in the midst of it)
    * @returns {Promise<Verdict>} as `deepfake analyze --json` prints it
    * @throws {GatewayError} the service refused the file or an option
    * @throws {AnalysisError} there is no verdict: the file cannot be decoded, or the server failed
    */
   async analyze(file, { onProgress, signal, ...options } = {}) {
-    let analysis = await this.begin(file, options, { signal });
+    signal?.throwIfAborted();
+    // Not with the signal: of what is broken off while the service takes it, nobody would know the id to cancel.
+    const begun = await this.begin(file, options);
+    /** @type {Partial<Analysis>} */
+    let analysis = begun;
     try {
+      signal?.throwIfAborted();
       if (analysis.status === "queued" || analysis.status === "running") {
-        for await (const event of this.events(analysis.id, { signal })) {
+        for await (const event of this.events(begun.id, { signal })) {
           if (event.kind === "progress") onProgress?.(event.data);
           if (event.kind === "end") analysis = event.data;
         }
       }
     } catch (error) {
-      if (signal?.aborted) await this.cancel(analysis.id).catch(() => undefined);
+      if (signal?.aborted) await this.cancel(begun.id).catch(() => undefined);
       throw error;
     }
     if (analysis.verdict) return analysis.verdict;

@@ -6,7 +6,7 @@ export async function watchFor(seconds: number, url: string, show: (score: numbe
   const watch = await client.watch(url, { duration_s: seconds, step_s: 2 });
   for await (const event of client.watchEvents(watch.id)) {
     if (event.kind === "verdict") show(event.data.fake_probability);
-    if (event.kind === "end") return event.data.error?.message ?? event.data.end_reason ?? event.data.status;
+    if (event.kind === "end") return event.data.error?.message ?? event.data.end_reason ?? "deleted";
   }
   return "";
 }
@@ -24,5 +24,12 @@ export async function verdictOn(file: File): Promise<string> {
     if (error instanceof GatewayError) return `refused (${error.status}): ${error.message}`;
     if (error instanceof AnalysisError) return `${error.kind}: ${error.message}`;
     throw error;
+  }
+}
+
+export async function nameOf(id: string): Promise<string | undefined> {
+  for await (const event of new GatewayClient("http://127.0.0.1:8080").events(id)) {
+    // @ts-expect-error an analysis that was deleted has no file
+    if (event.kind === "end" && event.data.file.name) return event.data.file?.name;
   }
 }

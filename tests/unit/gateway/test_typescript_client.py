@@ -92,6 +92,31 @@ server.close();
 """
 
 
+ABORTED = """
+import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import { GatewayClient } from "CLIENT";
+
+// A service that has the file already when the caller aborts, and answers only then.
+const stop = new AbortController();
+const asked = [];
+const server = createServer(async (request, response) => {
+  for await (const _ of request);
+  asked.push(`${request.method} ${request.url}`);
+  if (asked.length === 1) stop.abort();
+  setTimeout(() => response.end(JSON.stringify({ id: "an-id", status: "queued" })), 50);
+});
+const port = await new Promise((is) => server.listen(0, "127.0.0.1", () => is(server.address().port)));
+const client = new GatewayClient(`http://127.0.0.1:${port}`);
+const file = new Uint8Array([1, 2, 3]);
+await assert.rejects(client.analyze(file, { signal: stop.signal }), { name: "AbortError" });
+assert.deepEqual(asked, ["POST /v1/analyses", "POST /v1/analyses/an-id/cancel"]);
+await assert.rejects(client.analyze(file, { signal: stop.signal }), { name: "AbortError" });
+assert.equal(asked.length, 2); // what was aborted before is not even sent
+server.close();
+"""
+
+
 def test_the_types_are_of_the_current_interface(gateway):
     digest = runpy.run_path(str(FOLDER / "generate.py"))["digest"]
     first_line = (FOLDER / "schema.d.ts").read_text(encoding="utf-8").partition("\n")[0]
@@ -137,9 +162,10 @@ def test_node_gets_a_verdict(tmp_path, clip):
 
 
 @pytest.mark.debian("nodejs")
-def test_node_goes_on_where_the_service_is_started_again(tmp_path):
+@pytest.mark.parametrize("code", [RESTARTED, ABORTED], ids=["restarted", "aborted"])
+def test_node(tmp_path, code):
     script = tmp_path / "script.mjs"
-    script.write_text(RESTARTED.replace("CLIENT", (FOLDER / "client.js").as_uri()))
+    script.write_text(code.replace("CLIENT", (FOLDER / "client.js").as_uri()))
     done = subprocess.run([program("nodejs"), str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
