@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from datetime import UTC, date, datetime
 from typing import Any
@@ -80,7 +81,7 @@ class AnalysisDocument(Document):
     request_id: str | None
     """`X-Request-ID` of the request that began it, which logs and the inference server name it by."""
     links: dict[str, str]
-    """Addresses of what belongs to it."""
+    """Addresses of what belongs to it; what goes with the file is named as long as that is kept."""
 
 
 class ListedAnalysis(Document):
@@ -286,7 +287,7 @@ def analysis_json(analysis: Analysis, settings: Settings, progress: dict[str, An
         "verdict": analysis.verdict,
         "error": error_json(analysis),
         "request_id": analysis.request_id,
-        "links": _links(analysis),
+        "links": _links(analysis, settings),
     }
 
 
@@ -303,7 +304,7 @@ def listed_json(analysis: Analysis, settings: Settings) -> dict[str, Any]:
         "reason": analysis.reason,
         "model": analysis.model_name,
         "error": error_json(analysis),
-        "links": _links(analysis),
+        "links": _links(analysis, settings),
     }
 
 
@@ -410,17 +411,13 @@ def address_of(analysis: Analysis) -> str:
     return f"/v1/analyses/{analysis.id}"
 
 
-def _links(analysis: Analysis) -> dict[str, str]:
-    address = address_of(analysis)
-    links = {
-        "self": address,
-        "events": f"{address}/events",
-        "media": f"{address}/media",
-        "page": f"/analyses/{analysis.id}",
-    }
-    if analysis.status is Status.DONE:
-        links |= {name: f"{address}/{name}" for name in ("report", "crops", "explanations")}
-    return links
+def _links(analysis: Analysis, settings: Settings) -> dict[str, str]:
+    address, is_done = address_of(analysis), analysis.status is Status.DONE
+    names = ["events", *(["explanations"] if is_done else [])]
+    file_until = settings.media_until(analysis.finished_at)
+    if file_until is None or file_until > time.time():
+        names += ["media", *(["report", "crops"] if is_done else [])]
+    return {"self": address, "page": f"/analyses/{analysis.id}", **{name: f"{address}/{name}" for name in names}}
 
 
 def _file(analysis: Analysis, settings: Settings) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class Desk:
         if idempotency_key is not None and (before := mine.with_idempotency_key(idempotency_key)):
             return self._repeated(before, upload, options)
         earlier = mine.earlier(upload.sha256, options, checkpoint, name=upload.file_name)
-        if earlier is not None and earlier.file_name == upload.file_name:
+        if earlier is not None and earlier.file_name == upload.file_name and not self._lacks_medium(earlier):
             return Submitted(earlier, is_new=False)
         if earlier is None:
             self._room.check_quota(self._key)
@@ -205,6 +205,10 @@ class Desk:
             self.media.delete(analysis.id)
             raise
         return Submitted(analysis, is_new=True)
+
+    def _lacks_medium(self, earlier: Analysis) -> bool:
+        """Whether the time of its file is over before that of the result: what is sent again has one anew."""
+        return self._keeps_media and self.media.size(earlier.id) is None
 
     def _repeated(self, before: Analysis, upload: Upload, options: dict[str, Any]) -> Submitted:
         if (before.sha256, before.options) != (upload.sha256, options):

@@ -113,7 +113,8 @@ def test_an_answer_by_an_earlier_result_leaves_no_file_where_none_is_kept(tmp_pa
         first = send(gateway, clip).json()
         answer = send(gateway, clip, "other.mp4").json()
         assert answer["verdict"]["label"] == first["verdict"]["label"]
-        assert gateway.get(answer["links"]["media"]).status_code == 404
+        assert gateway.get(f"{answer['links']['self']}/media").status_code == 404
+        assert send(gateway, clip).json() == first, "a file that is never kept is not missed"
         assert not list((tmp_path / "incoming").iterdir())
 
 

@@ -83,6 +83,30 @@ def test_files_go_before_results_and_what_runs_stays(gateway, clip, tmp_path):
     gateway.queue.hold.set()
 
 
+def test_a_file_that_is_sent_again_once_its_time_is_over_is_there_again(gateway, clip, tmp_path):
+    def sent(name="clip.mp4"):
+        files, wait = {"file": (name, clip)}, {"Prefer": "wait=60"}
+        return gateway.post("/v1/analyses", files=files, headers=wait).json()
+
+    first = sent()
+    assert sent() == first
+    with gateway.desk.store.engine.begin() as connection:
+        connection.execute(sa.update(ANALYSES).values(finished_at=time.time() - 3600 * 25))
+    purge(gateway.desk.store, gateway.desk.media, gateway.queue, Settings.of(data_dir=tmp_path))
+    over = gateway.get(first["links"]["self"]).json()
+    assert over["links"].keys() == {"self", "page", "events", "explanations"}, "what went with the file is not named"
+    assert gateway.get("/v1/analyses").json()["items"][0]["links"] == over["links"]
+
+    again = sent()
+    assert (again["id"] != first["id"], again["verdict"], again["links"].keys()) == (
+        True, first["verdict"], first["links"].keys(),
+    )  # fmt: skip
+    assert gateway.get(again["links"]["media"]).content == clip
+    assert sent() == again
+    assert gateway.queue.runs == 1, "the verdict was there already"
+    assert gateway.post(f"/analyses/{again['id']}/again", data={"num_frames": "3"}).status_code == 303
+
+
 def test_jobs_go_with_their_analysis_also_those_of_its_explanations(tmp_path):
     settings = Settings.of(data_dir=tmp_path)
     store, media, queue = Store(settings.database_url), media_of(settings), DurableQueue(settings.database_url)
