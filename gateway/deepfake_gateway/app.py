@@ -139,10 +139,14 @@ def _allowed(request: Request, known: str) -> str:
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][1:]) or "the request"
-    if first["type"] == "json_invalid":
-        return await _on_problem(request, Problem(422, "the body is not JSON; send what /docs shows for it"))
-    return await _on_problem(request, Problem(422, wrong_value(name, first)))
+    name = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+    if isinstance(first.get("input"), bytes):  # for its type is another, nobody read it
+        problem = Problem(415, "the body is not said to be JSON; send it with `Content-Type: application/json`")
+    elif first["type"] == "json_invalid":
+        problem = Problem(422, "the body is not JSON; send what /docs shows for it")
+    else:
+        problem = Problem(422, wrong_value(name, first))
+    return await _on_problem(request, problem)
 
 
 async def _on_database(request: Request, error: Exception) -> Response:

@@ -41,6 +41,8 @@ def wrong_value(name: str, error: Mapping[str, Any]) -> str:
     """Return what is wrong with a value by an error of pydantic's, in one sentence."""
     if error["type"] == "extra_forbidden":
         return f"there is no `{name}`; leave it out, or correct its name"
+    if error["type"] == "missing":
+        return f"`{name}` is missing; give it"
     message: str = error["msg"]
     return f"`{name}` is {error.get('input')!r:.90}: {message[:1].lower()}{message[1:]}"
 

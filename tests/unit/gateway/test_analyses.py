@@ -514,6 +514,20 @@ def test_refusals_name_what_is_allowed_as_it_is_written(gateway):
         answer = gateway.post("/v1/webhooks", content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code in (400, 422)
         assert "what /docs shows for it" in answer.json()["detail"]
+    assert gateway.get("/compare?one=x").json()["detail"] == "`two` is missing; give it"
+    misspelled = gateway.post("/v1/webhooks", json={"uri": "https://example.org/hook"})
+    assert (misspelled.status_code, misspelled.json()["detail"]) == (422, "`url` is missing; give it")
+    assert gateway.post("/v1/webhooks").json()["detail"] == "`the body` is missing; give it"
+
+
+@pytest.mark.parametrize("path", ["webhooks", "watches", "analyses/0/explanations"])
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", None])
+def test_json_that_is_not_said_to_be_json_is_told_so(gateway, path, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = gateway.post(f"/v1/{path}", content=b'{"url": "https://example.org/hook"}', headers=headers)
+    assert (answer.status_code, "send it with `Content-Type: application/json`" in answer.json()["detail"]) == (
+        415, True,
+    )  # fmt: skip
 
 
 def test_a_fault_of_the_service_is_a_problem_with_the_id_of_its_log(gateway, monkeypatch, caplog):

@@ -92,7 +92,7 @@ def test_it_is_ended_by_hand_and_by_its_time(gateway):
         ({"url": CAMERA, "duration_s": 7200}, 422, "watched for 3600 s at most"),
         ({"url": CAMERA, "window_s": 120, "fps": 60}, 422, "600 frames at most"),
         ({"url": CAMERA, "color": 1}, 422, "there is no `color`"),
-        ({}, 422, "field required"),
+        ({}, 422, "`url` is missing; give it"),
     ],
 )
 def test_what_cannot_be_watched_is_one_sentence(gateway, body, status, words):
