@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BeforeValidator, WithJsonSchema
 
 from deepfake_gateway.addresses import MAX_URL
 from deepfake_gateway.api.documents import AnalysesDocument, AnalysisDocument, address_of, analysis_json, listed_json
 from deepfake_gateway.api.parts import KNOWN_QUERY, CursorOf, DeskOf, FetcherOf, SettingsOf, WaitOf
 from deepfake_gateway.intake.options import OptionsForm, form_properties
-from deepfake_gateway.intake.problems import OF_BODIES, Problem, repeated, responses
+from deepfake_gateway.intake.problems import OF_BODIES, Problem, check_span, repeated, responses
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.intake.upload import received
 from deepfake_gateway.jobs.queue import Priority
@@ -24,6 +26,21 @@ from deepfake_gateway.store.threads import in_media, in_store
 
 NOT_OPTIONS: Final = frozenset({"file_name", "priority"})
 """Fields and query parameters of an upload that are not options of the analysis."""
+
+_MOMENT: Final = WithJsonSchema(
+    {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}
+)
+
+
+def _with_its_day(until: Any) -> Any:
+    """Return the end of a day that is given without a time: it is included, as in the history and the usage."""
+    if not isinstance(until, str) or not re.fullmatch(r"\d{4}-\d\d-\d\d", until):
+        return until
+    try:
+        return datetime.fromisoformat(until) + timedelta(days=1)
+    except OverflowError:
+        return datetime.max
+
 
 router = APIRouter(tags=["analyses"])
 
@@ -131,8 +148,12 @@ async def list_analyses(
     status: Status | None = None,
     name: Annotated[str | None, Query(max_length=255, description="part of the file's name")] = None,
     model: Annotated[str | None, Query(max_length=255)] = None,
-    since: Annotated[datetime | None, Query(description="begun at or after; in UTC unless it says otherwise")] = None,
-    until: Annotated[datetime | None, Query(description="begun before")] = None,
+    since: Annotated[
+        datetime | None, _MOMENT, Query(description="begun at or after; in UTC unless it says otherwise")
+    ] = None,
+    until: Annotated[
+        datetime | None, BeforeValidator(_with_its_day), _MOMENT, Query(description="begun before, or on this day")
+    ] = None,
 ) -> Response:
     """List analyses, newest first."""
     filters = Filters(
@@ -143,6 +164,7 @@ async def list_analyses(
         since=_seconds(since),
         until=_seconds(until),
     )
+    check_span(filters)
     found = await in_store(desk.store.page, filters, after=place_of(cursor), limit=limit + 1)
     items: list[Any] = [listed_json(analysis, settings) for analysis in found[:limit]]
     return JSONResponse({"items": items, "next_cursor": next_cursor(found, limit)})

@@ -11,7 +11,7 @@ from typing import Any, Final
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from deepfake_gateway.store.analysis import Analysis, Status
+from deepfake_gateway.store.analysis import Analysis, Filters, Status
 
 PROBLEM_TYPE: Final = "application/problem+json"
 
@@ -67,6 +67,12 @@ def without_verdict(analysis: Analysis) -> Problem:
 def without_medium() -> Problem:
     """Return the refusal of what is made of a medium, for an analysis whose medium was removed."""
     return Problem(404, "the medium of this analysis was removed; send the file again")
+
+
+def check_span(filters: Filters) -> None:
+    """Raise Problem 422 for a list whose time ends before it begins: nothing is ever in it."""
+    if filters.since is not None and filters.until is not None and filters.since > filters.until:
+        raise Problem(422, "`since` is later than `until`; give the earlier one as `since`")
 
 
 def first_repeated(names: Iterable[str]) -> str | None:

@@ -13,7 +13,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.staticfiles import StaticFiles
 
-from deepfake_gateway.intake.problems import Problem
+from deepfake_gateway.intake.problems import Problem, check_span
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.jobs.evidence import makes_pdf
 from deepfake_gateway.settings import Settings
@@ -199,8 +199,8 @@ class Asked(BaseModel):
     after: str = Field("", pattern=f"{CURSOR}|^$")
 
     def filters(self) -> Filters:
-        """Return the filters of the list."""
-        return Filters(
+        """Return the filters of the list; Problem 422 for days in the wrong order."""
+        filters = Filters(
             name=self.name or None,
             label=self.label or None,
             status=self.status or None,
@@ -208,6 +208,8 @@ class Asked(BaseModel):
             since=_seconds(self.since, self.zone),
             until=_seconds(self.until, self.zone, days=1),
         )
+        check_span(filters)
+        return filters
 
 
 def _seconds(day: str, zone: str, *, days: int = 0) -> float | None:

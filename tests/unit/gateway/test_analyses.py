@@ -401,6 +401,24 @@ def test_moments_without_a_zone_are_of_utc(gateway, clip, monkeypatch):
     assert listed == [1, 0, 1]
 
 
+def test_a_day_that_ends_a_list_is_in_it(gateway, clip):
+    begun = send(gateway, clip, num_frames=2).json()["created_at"]
+    day = begun[:10]
+
+    def listed(path="/v1/analyses", **asked):
+        answer = gateway.get(path, params=asked)
+        return answer.text.count("clip.mp4") > 0 if answer.is_success else answer.json()["detail"]
+
+    for path in ("/v1/analyses", "/history"):
+        assert listed(path, since=day, until=day) is True, path
+        assert listed(path, until="9998-12-31") is True, path
+        assert listed(path, until="2020-01-01") is False, path
+        assert listed(path, since=day, until="2020-01-01").startswith("`since` is later than `until`"), path
+    assert listed(until="9999-12-31") is True
+    assert listed(until=f"{day}T00:00:00") is False, "a moment is one"
+    assert "`until` is '2026-02-30'" in listed(until="2026-02-30")
+
+
 @pytest.mark.parametrize(
     ("disposition", "name"),
     [
