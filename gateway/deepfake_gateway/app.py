@@ -26,7 +26,7 @@ from deepfake_gateway.api import (
     watches,
     webhooks,
 )
-from deepfake_gateway.api.door import Door, not_stored
+from deepfake_gateway.api.door import Door, describe_keys, not_stored
 from deepfake_gateway.api.guard import Guard
 from deepfake_gateway.api.heads import Heads
 from deepfake_gateway.intake.problems import Problem, problem_answer
@@ -51,6 +51,16 @@ curl -F file=@clip.mp4 -H 'Prefer: wait=60' http://127.0.0.1:8080/v1/analyses
 """
 
 
+class _Described(FastAPI):
+    """An application whose OpenAPI document says how a key is sent."""
+
+    def openapi(self) -> dict[str, Any]:
+        """See `FastAPI.openapi`."""
+        document = super().openapi()
+        describe_keys(document)
+        return document
+
+
 def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskModels, sandboxes: Sandboxes) -> FastAPI:
     """Return the web application; it closes store, queue and sandboxes at its end."""
 
@@ -61,7 +71,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
         queue.close()
         store.close()
 
-    app = FastAPI(
+    app = _Described(
         title="deepfake-serving verdict service",
         version=metadata.version("deepfake-serving"),
         description=DESCRIPTION,

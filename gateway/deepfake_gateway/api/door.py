@@ -46,6 +46,10 @@ _METRICS: Final = frozenset({"/metrics"})
 _TAKES_FILES: Final = frozenset(
     {"/", "/v1/analyses", "/v1/batches", "/predict/image", "/predict/video", "/api/v1/analyze-video"}
 )
+_KEYS: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key of `deepfake gateway keys create`."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "The same key."},
+}
 MAX_BODY_BYTES: Final = 2**20
 """Largest body of a request to any other path; it is held in memory."""
 
@@ -147,6 +151,15 @@ class Door:
             detail = f"more than {self._rate.amount} requests came within a minute; wait for {reset_s} s"
             raise Problem(429, detail, {**left, "Retry-After": str(reset_s)}, reason="requests_per_minute")
         return left
+
+
+def describe_keys(document: dict[str, Any]) -> None:
+    """Say in an OpenAPI document how a key is sent: to every path but the public ones, where there are keys."""
+    document["components"]["securitySchemes"] = _KEYS
+    document["security"] = [*({name: []} for name in _KEYS), {}]
+    for path in _PUBLIC & document["paths"].keys():
+        for operation in document["paths"][path].values():
+            operation["security"] = []
 
 
 class _Uploads:
