@@ -75,9 +75,7 @@ class Door:
 
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers_sent = MutableHeaders(scope=message)
-                for name, value in left.items():
-                    headers_sent.setdefault(name, value)  # a refusal for the day's seconds says those
+                MutableHeaders(scope=message).update(left)
             await send(message)
 
         upload = None

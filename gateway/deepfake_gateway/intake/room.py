@@ -30,8 +30,7 @@ class Room:
             left_s = str(86_400 - int(time.time()) % 86_400)
             raise Problem(
                 429, f"this key's {allowed:g} seconds of video for today are used up; send more after midnight (UTC)",
-                {"Retry-After": left_s, "RateLimit-Limit": f"{allowed:g}", "RateLimit-Remaining": "0",
-                 "RateLimit-Reset": left_s}, reason="seconds_per_day",
+                {"Retry-After": left_s}, reason="seconds_per_day",
             )  # fmt: skip
 
     def check_analyses(self, num_files: int) -> None:
