@@ -211,9 +211,10 @@ class Desk:
         return self._keeps_media and self.media.size(earlier.id) is None
 
     def _repeated(self, before: Analysis, upload: Upload, options: dict[str, Any]) -> Submitted:
-        if (before.sha256, before.options) != (upload.sha256, options):
+        if (before.file_name, before.sha256, before.options) != (upload.file_name, upload.sha256, options):
             raise Problem(
-                409, "this Idempotency-Key was used for another file or other options; use a new key for each request"
+                409,
+                "this Idempotency-Key was used for another file, name or options; use a new key for each request",
             )
         return Submitted(before, is_new=False)
 
