@@ -66,8 +66,10 @@ async def received(
     try:
         try:
             if kind == b"multipart/form-data":
+                _check_unnamed(request)
                 await _read_form(request, sink, parameters.get(b"boundary", b""), file_fields)
             elif kind == b"application/json" and fetcher is not None:
+                _check_unnamed(request)
                 url, sink.upload.fields = await _read_json(request)
                 if check is not None:
                     check(sink.upload.fields)
@@ -99,6 +101,14 @@ def _check_length(request: Request, max_bytes: int) -> None:
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_bytes + MAX_FIELDS * MAX_FIELD_BYTES:
         raise too_large(max_bytes)
+
+
+def _check_unnamed(request: Request) -> None:
+    """Refuse a name for a file that has one."""
+    if "file_name" in request.query_params:
+        raise Problem(
+            422, "`file_name` is of a file that is the body itself; a form names its own, and an address does, too"
+        )
 
 
 class _Form:

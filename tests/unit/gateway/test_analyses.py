@@ -123,9 +123,12 @@ def test_an_idempotency_key_stands_for_one_request(gateway, clip):
     gateway.queue.hold.clear()
     first = send(gateway, clip, headers=headers).json()
     assert send(gateway, clip, headers=headers).json()["id"] == first["id"]
-    other = send(gateway, clip, headers=headers, num_frames=3)
-    assert other.status_code == 409
-    assert "new key" in other.json()["detail"]
+    for other in (
+        send(gateway, clip, headers=headers, num_frames=3),
+        send(gateway, clip, "other.mp4", headers),
+        send(gateway, clip + b" ", headers=headers),
+    ):
+        assert (other.status_code, "new key" in other.json()["detail"]) == (409, True)
 
 
 def events_of(text):
@@ -362,6 +365,10 @@ UNCHOSEN = (
         ),
         ({"content": b"x", "params": {"num_frames": "20000"}}, "`num_frames` is 20000, and at most 10000 frames"),
         ({"content": b"x", "params": {"num_frames": "9" * 99}}, "999, and at most 10000 frames"),
+        (
+            {"files": {"file": ("a.mp4", b"x")}, "params": {"file_name": "b.mp4"}},
+            "`file_name` is of a file that is the body itself; a form names its own",
+        ),
         ({"json": []}, "the JSON is not an object; send one with addresses and options"),
     ],
 )
@@ -472,6 +479,12 @@ def test_a_body_that_is_compressed_on_the_way_is_not_taken_for_the_file(gateway,
 def test_an_empty_idempotency_key_is_none(gateway, clip):
     answer = gateway.post("/v1/analyses", content=clip, headers={"Idempotency-Key": ""})
     assert (answer.status_code, "at least 1 character" in answer.json()["detail"]) == (422, True)
+
+
+def test_a_file_that_is_fetched_is_named_by_its_address_alone(tmp_path):
+    with gateways.gateway(tmp_path, url_intake=True) as gateway:
+        named = gateway.post("/v1/analyses?file_name=b.mp4", json={"url": "https://example.org/a.mp4"})
+    assert (named.status_code, "`file_name` is of a file that is the body" in named.json()["detail"]) == (422, True)
 
 
 def test_who_prefers_several_things_may_say_so_in_several_headers(gateway, clip):
