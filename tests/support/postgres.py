@@ -30,7 +30,7 @@ class Postgres:
         self._options = {**as_user, "stdout": self._log, "stderr": self._log, "cwd": self._folder}
         data = str(self._folder / "data")
         command = [program("postgresql", "initdb"), "--no-sync", "-A", "trust", "-U", USER, "-D", data]
-        subprocess.run([*command, "-E", "UTF8", "--locale=C"], check=True, **self._options)
+        subprocess.run([*command, "-E", "UTF8", "--locale=C.UTF-8"], check=True, **self._options)
         with listening("127.0.0.1", 0) as probe:
             self._port = str(probe.getsockname()[1])
         self.url = f"postgresql+psycopg://{USER}@127.0.0.1:{self._port}/{USER}"

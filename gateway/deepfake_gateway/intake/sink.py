@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Final
+from unicodedata import normalize
 from urllib.parse import unquote
 
 from deepfake_gateway.intake.problems import Problem
@@ -136,5 +137,8 @@ def safe_name(name: str) -> str:
 
 
 def printable_of(text: str) -> str:
-    """Return a text without what cannot be printed, which databases and terminals trip over."""
-    return "".join(filter(str.isprintable, text))
+    """Return a text without what cannot be printed, which databases and terminals trip over.
+
+    Its letters are composed (NFC), as they are typed who search for it; macOS takes the names of files apart.
+    """
+    return "".join(filter(str.isprintable, normalize("NFC", text)))

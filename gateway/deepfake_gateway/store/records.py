@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, Final, Self, TypeAlias
+from unicodedata import normalize
 
 import sqlalchemy as sa
 
@@ -122,7 +123,7 @@ class Store:
             if value is not None:
                 query = query.where(ANALYSES.c[name] == value)
         if filters.name is not None:
-            query = query.where(ANALYSES.c.file_name.icontains(filters.name, autoescape=True))
+            query = query.where(ANALYSES.c.file_name.icontains(normalize("NFC", filters.name), autoescape=True))
         if filters.since is not None:
             query = query.where(ANALYSES.c.created_at >= filters.since)
         if filters.until is not None:

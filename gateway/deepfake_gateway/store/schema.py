@@ -257,6 +257,8 @@ def open_engine(url: str) -> sa.Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # SQLite's own knows the letters of ASCII alone, and names are searched by it.
+    connection.create_function("lower", 1, lambda text: text and str(text).lower(), deterministic=True)
     connection.execute(f"PRAGMA busy_timeout={round(BUSY_WAIT_S * 1000)}")  # rides out the moments of two writers
     _switch_to_wal(connection)
     for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):

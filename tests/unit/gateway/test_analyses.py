@@ -437,6 +437,7 @@ def test_a_day_that_ends_a_list_is_in_it(gateway, clip):
         ('attachment; filename="Übung.mp4"'.encode("latin-1"), "Übung.mp4"),
         ("attachment; filename=\"Ubung.mp4\"; filename*=UTF-8''%C3%9Cbung.mp4", "Übung.mp4"),
         ("attachment; filename*=utf-8'de'%C3%9Cbung.mp4; filename=Ubung.mp4", "Übung.mp4"),
+        ("attachment; filename*=utf-8''U%CC%88bung.mp4", "Übung.mp4"),  # as macOS writes it
     ],
 )
 def test_a_name_is_read_as_it_was_meant_or_replaced(gateway, disposition, name):

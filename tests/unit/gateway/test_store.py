@@ -142,6 +142,15 @@ def test_states_are_won_once_and_lists_go_on_where_they_ended(url):
     store.close()
 
 
+def test_names_are_found_however_they_are_written(url):
+    store = Store(url)
+    store.add(dataclasses.replace(analysis(1), file_name="Überwachung 100%.jpg"), lambda _: None)
+    store.add(dataclasses.replace(analysis(2), file_name="clip.mp4"), lambda _: None)
+    for name in ("überwachung", "ÜBERWACHUNG", "U\u0308berwachung", "100%"):  # the third as macOS writes it
+        assert [one.created_at for one in store.page(Filters(name=name))] == [1], name
+    store.close()
+
+
 def test_who_waits_is_told_of_every_change_and_of_nothing_else(url):
     store, other = Store(url), Store(url)
     with store.changes() as has_changed:
