@@ -220,7 +220,19 @@ def publish_checkpoint(
             metavar="SCORE", help="This score becomes 0.5, such as a calibration's threshold; the order stays."
         ),
     ] = None,
+    input_px: Annotated[
+        int | None,
+        typer.Option(metavar="PX", min=16, show_default="as trained", help="Side of the crops; smaller cost less."),
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="What the crops show around the face's box.", show_default="as trained")
+    ] = None,
 ) -> None:
-    """Write the best weights of a run in half precision, with their spec, for others to use."""
-    spec_path, _ = publish(run, output, training_data=training_data, base=changes_of, half_at=half_at)
+    """Write the best weights of a run in half precision, with their spec, for others to use.
+
+    With another size or margin of the crops the scores differ: evaluate what was published.
+    """
+    spec_path, _ = publish(
+        run, output, training_data=training_data, base=changes_of, half_at=half_at, input_px=input_px, margin=margin
+    )
     Console(stderr=True, highlight=False).print(f"{output} ({output.stat().st_size / 1e6:.1f} MB) and {spec_path}")

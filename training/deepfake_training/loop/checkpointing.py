@@ -23,6 +23,7 @@ from deepfake_preprocess.contract.spec import ModelSpec
 from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
 from deepfake_preprocess.support.files import Content, write_whole
 from deepfake_preprocess.support.text import reason_of
+from deepfake_training.loop.initial import with_positions
 
 LAST = "last.pt"
 BEST = "best.safetensors"
@@ -119,6 +120,8 @@ def publish(
     training_data: str = "",
     base: str | Path | None = None,
     half_at: float | None = None,
+    input_px: int | None = None,
+    margin: float | None = None,
 ) -> tuple[Path, ModelSpec]:
     """Write the best weights of a run in half precision, with their spec in a file of the same name.
 
@@ -134,12 +137,16 @@ def publish(
             `base` alone.
         half_at: the score, in (0, 1), that becomes 0.5, such as the threshold of a calibration: all logits are moved
             by as much, so no order changes, and who takes 0.5 for the threshold is right.
+        input_px: side of the crops, instead of that of the training; smaller ones cost less. A vision transformer's
+            positions are laid out anew for it.
+        margin: of the crops (`Crop.margin`), instead of that of the training.
 
     Returns:
         Path of the spec, and the spec with the hash of the file.
 
     Raises:
         OptionError: the run has no best weights, `out` is not a ``.safetensors`` file, or scores cannot be moved.
+        SpecError: the network takes no crops of this size, or there is no such margin.
         CheckpointError: a weight does not fit into half precision.
         TrainingError: the files cannot be written.
     """
@@ -148,6 +155,11 @@ def publish(
         raise OptionError(f"{out} must end in .safetensors")
     best, spec = best_of(run)
     weights = load_file(best)
+    if margin is not None:
+        spec = dataclasses.replace(spec, crop=dataclasses.replace(spec.crop, margin=margin))
+    if input_px is not None:
+        spec = dataclasses.replace(spec, input_height_px=input_px, input_width_px=input_px)
+        weights = with_positions(weights, build_network(spec))
     if half_at is not None:
         _move_scores(weights, spec, half_at)
     if base is not None:

@@ -26,7 +26,7 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
     """
     path = Path(path)
     wanted = network.state_dict()
-    given = _with_positions(_read(path), network, wanted)
+    given = with_positions(_read(path), network)
     same = given.keys() == wanted.keys() and all(given[name].shape == wanted[name].shape for name in wanted)
     head = "nothing" if same else f"{last_linear(network)[0]}."
     without_head = [name for name in wanted if not name.startswith(head)]
@@ -51,14 +51,14 @@ def load_initial(network: nn.Module, path: str | Path) -> str:
     )
 
 
-def _with_positions(given: dict[str, Tensor], network: nn.Module, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights with the positions that the network's input size asks for, by bicubic resampling."""
+def with_positions(given: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Return weights with the positions that a network's input size asks for, by bicubic resampling."""
     from timm.layers.pos_embed import resample_abs_pos_embed
     from timm.models.vision_transformer import VisionTransformer
 
-    if not isinstance(network, VisionTransformer) or _POSITIONS not in given or _POSITIONS not in wanted:
+    if not isinstance(network, VisionTransformer) or network.pos_embed is None or _POSITIONS not in given:
         return given
-    if given[_POSITIONS].shape == wanted[_POSITIONS].shape:
+    if given[_POSITIONS].shape == network.pos_embed.shape:
         return given
     grid = network.patch_embed.grid_size
     resampled = resample_abs_pos_embed(given[_POSITIONS], list(grid), num_prefix_tokens=network.num_prefix_tokens)

@@ -17,11 +17,12 @@ import torch
 from drawn_faces import QUICK, TINY, make_faces
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional
 
 from deepfake_export import load_network
 from deepfake_export.checkpoint.architectures import build_network
 from deepfake_preprocess.contract.spec import ModelSpec
-from deepfake_preprocess.errors import CheckpointError, OptionError, TrainingError
+from deepfake_preprocess.errors import CheckpointError, OptionError, SpecError, TrainingError
 from deepfake_training.data.augment import Augmentation
 from deepfake_training.data.dataset import Mixture
 from deepfake_training.loop.checkpointing import BEST, BEST_SPEC, LAST, publish, save_last
@@ -137,6 +138,24 @@ def test_published_scores_are_moved_so_that_one_becomes_a_half(tmp_path: Path) -
     assert torch.allclose(after - before, torch.tensor(0.2).logit().neg(), atol=2e-3)
     with pytest.raises(OptionError, match="`half_at` is 1; name a score between 0 and 1"):
         publish(tmp_path, tmp_path / "moved.safetensors", half_at=1.0)
+
+
+def test_a_transformer_is_published_for_crops_of_another_size_and_margin(tmp_path: Path) -> None:
+    spec = dataclasses.replace(TINY, architecture="timm:test_vit")
+    TrainingRun(make_faces(), dataclasses.replace(QUICK, spec=spec, epochs=1), tmp_path).train()
+    published = tmp_path / "large.safetensors"
+    _, large = publish(tmp_path, published, input_px=64, margin=0.2)
+    assert (large.input_height_px, large.input_width_px, large.crop.margin) == (64, 64, 0.2)
+    kept, laid_out = load_file(tmp_path / BEST), load_file(published)
+    assert [name for name in kept if kept[name].shape != laid_out[name].shape] == ["pos_embed"]
+    small = kept["pos_embed"][0, 1:].T.reshape(1, -1, 2, 2)
+    larger = laid_out["pos_embed"][0, 1:].T.reshape(1, -1, 4, 4).float()
+    resized = functional.interpolate(small, (4, 4), mode="bicubic", antialias=True)
+    assert torch.allclose(resized, larger, atol=1e-3)
+    with torch.inference_mode():
+        assert load_network(published).network(torch.randn(2, 3, 64, 64)).isfinite().all()
+    with pytest.raises(SpecError, match="margin"):
+        publish(tmp_path, published, margin=-1.0)
 
 
 def test_training_learns_what_is_obvious(tmp_path: Path) -> None:
