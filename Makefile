@@ -121,7 +121,7 @@ check: lint types imports test  ## All that CI runs
 # Of a language's new texts, "msgstr" is empty; they are shown in English until it is filled.
 texts: $(VENV)/.dev  ## Bring the web page's languages up to date with its texts
 	@cd gateway/deepfake_gateway/web && $(abspath $(BIN))/pybabel -q extract -F catalogs/babel.cfg -k mark -k say -k say_of:1,2 \
-	  --no-location --omit-header -o catalogs/texts.pot \
+	  --no-location --omit-header --sort-output -o catalogs/texts.pot \
 	  . ../../../client/deepfake_client/result
 	@for file in gateway/deepfake_gateway/web/catalogs/*.po; do \
 	  $(BIN)/pybabel -q update -i gateway/deepfake_gateway/web/catalogs/texts.pot -o $$file -l $$(basename $$file .po) \
