@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,9 +37,14 @@ class View:
         """Have exactly these models served, and return for each name the mark that its configuration then has."""
         marks = {model.spec.name: self._state(model, shares[model.spec.name]) for model in models}
         for name, mark in marks.items():
-            partial = self._states / "link"
-            partial.symlink_to(self._states / mark, target_is_directory=True)
-            partial.replace(self.folder / name)
+            link, state, partial = self.folder / name, self._states / mark, self._states / "link"
+            if link.is_symlink() and link.readlink() == state:
+                continue
+            # Triton takes a change for one only where it is newer than what it has loaded.
+            for path in (state / triton_config.CONFIG_NAME, state):
+                os.utime(path)
+            partial.symlink_to(state, target_is_directory=True)
+            partial.replace(link)
         for link in self.folder.iterdir():
             if link.name not in marks:
                 link.unlink()
