@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any, Final
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
@@ -26,7 +27,7 @@ from deepfake_gateway.api import (
     watches,
     webhooks,
 )
-from deepfake_gateway.api.door import Door, describe_keys, not_stored
+from deepfake_gateway.api.door import SIGN_IN, Door, describe_keys, not_stored
 from deepfake_gateway.api.guard import Guard
 from deepfake_gateway.api.heads import Heads
 from deepfake_gateway.intake.problems import Problem, problem_answer
@@ -97,7 +98,7 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(SQLAlchemyError, _on_database)
     app.add_exception_handler(MediaAwayError, _on_media)
-    app.add_middleware(Door, desk=desk, keys=keys, settings=settings, metrics=counted)
+    app.add_middleware(Door, desk=desk, keys=keys, settings=settings, metrics=counted, on_refusal=_refusal)
     app.add_middleware(Heads)
     app.add_middleware(Guard, only_local_names=settings.is_local, metrics=counted, on_fault=_on_fault)
     return app
@@ -109,12 +110,20 @@ def _is_noise(scope: MutableMapping[str, Any]) -> bool:
     return path in NOT_TRACED or path.startswith(("/static/", "/v1/health/"))
 
 
+def _refusal(request: Request, problem: Problem) -> Response:
+    """Answer what the door refuses; a person without a session is asked for a key, then shown what was asked for."""
+    is_read = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+    if problem.status == 401 and (is_read or pages.wants_page(request)):
+        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        where = asked if is_read else "/"
+        return RedirectResponse(f"{SIGN_IN}?next={quote(where, safe='')}", status_code=303)
+    return pages.problem_page(request, problem) if pages.wants_page(request) else problem_answer(problem)
+
+
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     request.app.state.metrics.refused(error)
-    if pages.wants_page(request):
-        return pages.problem_page(request, error)
-    return problem_answer(error)
+    return pages.problem_page(request, error) if pages.wants_page(request) else problem_answer(error)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

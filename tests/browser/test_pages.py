@@ -148,6 +148,22 @@ def test_several_files_are_dropped_followed_and_found_again(open_page, clip, vio
     assert f"zone={page.evaluate('Intl.DateTimeFormat().resolvedOptions().timeZone')}".replace("/", "%2F") in page.url
 
 
+def test_what_the_service_knows_already_is_a_row_that_leads_to_it(open_page, clip, results, violations):
+    page = open_page()
+    link = page.locator(".recent tbody tr").filter(has=page.locator(".tag.real, .tag.fake")).first.get_by_role("link")
+    name, place = link.inner_text(), link.get_attribute("href")
+    known = page.evaluate("place => fetch(`/v1${place}`).then(answer => answer.json())", place)
+    page.route("**/v1/analyses", lambda route: route.fulfill(json=known))
+    data = base64.b64encode(clip.read_bytes()).decode()
+    page.evaluate(
+        DROP, [page.locator("drop-area").element_handle(), [[f"again {number}.mp4", data] for number in "12"]]
+    )
+    rows = page.locator(".running tbody tr")
+    expect(rows.locator(".tag.real, .tag.fake")).to_have_count(2)
+    expect(rows.get_by_role("link", name=name)).to_have_count(2)
+    assert violations(page) == []
+
+
 def test_an_upload_can_be_canceled(open_page, clip):
     page = open_page()
     page.route("**/v1/analyses", lambda route: None)  # it is on its way for ever

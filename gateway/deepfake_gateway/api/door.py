@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final
-from urllib.parse import quote
 
 from fastapi import Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import Response
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
@@ -27,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepfake_gateway.api.guard import SAFE_METHODS
 from deepfake_gateway.api.metrics import RequestMetrics
-from deepfake_gateway.intake.problems import Problem, problem_answer
+from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.intake.submission import Desk
 from deepfake_gateway.settings import Settings
 from deepfake_gateway.store.keys import SESSION_COOKIE, Key, Keys
@@ -57,8 +56,18 @@ MAX_BODY_BYTES: Final = 2**20
 class Door:
     """Lets requests in by key, counts them, and says what is left."""
 
-    def __init__(self, app: ASGIApp, *, desk: Desk, keys: Keys, settings: Settings, metrics: RequestMetrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        desk: Desk,
+        keys: Keys,
+        settings: Settings,
+        metrics: RequestMetrics,
+        on_refusal: Callable[[Request, Problem], Response],
+    ) -> None:
         self._app, self._desk, self._keys, self._metrics = app, desk, keys, metrics
+        self._answer = on_refusal
         self._required = False
         self._is_local = settings.is_local
         self._rate = RateLimitItemPerMinute(settings.requests_per_minute) if settings.requests_per_minute else None
@@ -95,7 +104,7 @@ class Door:
         except (Problem, SQLAlchemyError) as exc:
             problem = exc if isinstance(exc, Problem) else not_stored(exc)
             self._metrics.refused(problem)
-            await _refusal(problem, scope)(scope, receive, send)
+            await self._answer(Request(scope), problem)(scope, receive, send)
             return
         try:
             await self._app(scope, receive if upload is None else upload.receive, send_counted)
@@ -262,11 +271,3 @@ def not_stored(error: SQLAlchemyError) -> Problem:
         return Problem(422, "the request has a text or a number that cannot be stored or looked up; correct it")
     detail = f"the database gives no answer ({type(error).__name__}); try again later"
     return Problem(503, detail, {"Retry-After": "5"}, reason="database")
-
-
-def _refusal(error: Problem, scope: Scope) -> Response:
-    request: Any = Request(scope)
-    if error.status == 401 and "text/html" in request.headers.get("accept", "") and request.method == "GET":
-        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        return RedirectResponse(f"{SIGN_IN}?next={quote(asked, safe='')}", status_code=303)
-    return problem_answer(error)

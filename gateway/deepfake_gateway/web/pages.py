@@ -130,11 +130,14 @@ async def progress(analysis_id: str, request: Request) -> Response:
 
 
 @router.get("/analyses/{analysis_id}/row")
-async def row(analysis_id: str, request: Request) -> Response:
-    """Show an analysis as a row of what runs; one that is over is none, and the page is told so."""
+async def row(analysis_id: str, request: Request, known: bool = False) -> Response:
+    """Show an analysis as a row of what runs; one that is over is none, and the page is told so.
+
+    One that was over when its file was sent again is shown all the same: among the recent results it may not be.
+    """
     desk, say = _parts(request)
     analysis = await in_store(desk.find, analysis_id)
-    if analysis.status.is_final:
+    if analysis.status.is_final and not known:
         return Response(headers={"HX-Trigger": "analysis-over"})
     return render("row.html.j2", request, item=await progress_of(desk, say, analysis))
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
+from deepfake_gateway.intake.problems import Problem
 from deepfake_gateway.store.keys import SESSION_COOKIE, SESSION_S, Keys
 from deepfake_gateway.store.threads import in_store
 from deepfake_gateway.web.rendering import render
@@ -31,6 +32,8 @@ async def sign_in(
     found = await in_store(keys.of_text, key.strip())
     if found is None:
         return render("sign_in.html.j2", request, 401, next=next, wrong=True)
+    if not found.scopes & {"read", "analyze", "admin"}:
+        raise Problem(403, "this key may not see results: it has no scope `read`; sign in with one that has")
     token = await in_store(keys.begin_session, found)
     response = RedirectResponse(_own(next), status_code=303)
     # Lax, so that a link in a mail shows a result; a change needs our own page beyond that.

@@ -20,7 +20,7 @@ STATES: Final = {
 }
 SHORT_ERRORS: Final = {
     "MediaOpenError": mark("cannot be read as a video or picture"),
-    "MediaLimitError": mark("larger than is accepted"),
+    "MediaLimitError": mark("larger or longer than is accepted"),
     "SandboxError": mark("took too much time or memory"),
     "MediaAwayError": mark("the file could not be fetched"),
     "InternalError": mark("this service failed"),

@@ -167,6 +167,24 @@ def test_what_waits_when_the_seconds_are_used_up_is_not_analyzed(gateway, keys, 
     assert gateway.queue.runs == 0
 
 
+def test_what_the_door_refuses_to_a_browser_is_a_page(tmp_path, clip):
+    browser = {"Accept": "text/html"}
+    with gateways.gateway(tmp_path / "data", requests_per_minute=3) as gateway:
+        keys = Keys(gateway.desk.store.engine)
+        scraper = keys.create("scraper", ["metrics"])[1]
+        refused = gateway.post("/sign-in", data={"key": scraper}, headers=browser)
+        assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
+        assert "This key may not see results" in refused.text
+        for path in ("/", f"/analyses/{'0' * 32}/again"):
+            sent = gateway.post(path, files={"file": ("clip.mp4", clip)}, headers=browser)
+            assert (sent.status_code, sent.headers["location"]) == (303, "/sign-in?next=%2F")
+        assert gateway.post("/v1/analyses", files={"file": ("clip.mp4", clip)}, headers=browser).status_code == 401
+        gateway.post("/sign-in", data={"key": keys.create("reader", ["read"])[1]}, headers=browser)
+        answers = [gateway.get("/history", headers=browser) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert "<h1>" in answers[-1].text
+
+
 def test_requests_per_minute_and_uploads_at_once(tmp_path, clip):
     with gateways.gateway(tmp_path / "data", requests_per_minute=4, uploads_at_once=1) as gateway:
         keys = Keys(gateway.desk.store.engine)

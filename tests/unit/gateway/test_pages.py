@@ -27,6 +27,15 @@ def send(gateway, clip, **fields):
     return sent.headers["location"]
 
 
+def test_what_was_known_when_it_was_sent_again_is_a_row_and_what_ends_is_none(gateway, clip):
+    result = send(gateway, clip)
+    assert gateway.get(f"{result}/row").text == ""
+    row = gateway.get(f"{result}/row", params={"known": "1"})
+    assert f'<a href="{result}">' in row.text
+    assert "hx-get" not in row.text
+    assert 'class="tag' in row.text
+
+
 def test_pages_hold_to_their_policy(gateway, clip):
     result = send(gateway, clip, threshold="0.9")
     for path in ("/", result, "/history", "/docs", "/no", f"{result}/row", f"{result}/moments", "/?lang=de"):

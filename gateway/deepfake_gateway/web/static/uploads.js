@@ -42,7 +42,7 @@ class DropArea extends HTMLElement {
   sendOne(file, alone) {
     this.post("/v1/analyses", file.name, [file], (answer, row) => {
       if (alone && this.sending === 1) location.assign(answer.links.page);
-      else follow(row, answer.links.page);
+      else follow(row, answer);
     });
   }
 
@@ -122,9 +122,10 @@ const sentence = (words) => {
 };
 
 // The row asks how far its analysis is, and is replaced by one that does so on.
-const follow = (row, page) => {
-  row.setAttribute("hx-get", `${page}/row`);
-  row.setAttribute("hx-trigger", "load, every 2s");
+const follow = (row, { status, links }) => {
+  const runs = ["queued", "running"].includes(status);
+  row.setAttribute("hx-get", `${links.page}/row${runs ? "" : "?known=1"}`);
+  row.setAttribute("hx-trigger", runs ? "load, every 2s" : "load");
   row.setAttribute("hx-swap", "outerHTML");
   htmx.process(row);
 };
