@@ -34,9 +34,12 @@ class CpuShare:
 
 
 def cpu_share(cores: int, *, instances: int | None = None, threads: int | None = None) -> CpuShare:
-    """Divide `cores` so that instances times threads uses them all and no more; given numbers are kept."""
+    """Divide `cores` so that instances times threads uses them all, and no more than two where there is one.
+
+    Given numbers are kept.
+    """
     if instances is None:
-        instances = min(max(1, cores // threads), MAX_INSTANCES) if threads else min(cores, MAX_INSTANCES)
+        instances = min(max(triton_config.MIN_INSTANCES, cores // (threads or 1)), MAX_INSTANCES)
     if threads is None:
         threads = max(1, cores // instances) if instances > 0 else 1
     return CpuShare(instances, threads)
@@ -56,7 +59,8 @@ def model_share(
         fitting = max(1, int(MEMORY_SHARE * usable_memory() / (HELD_COPIES * weight_bytes(model))))
         if fitting < cpu_share(cores).instances:
             # As many as leave the fewest cores over: of seven cores, three instances would use six.
-            instances = max(range(1, fitting + 1), key=lambda count: (count * (cores // count), count))
+            least = min(triton_config.MIN_INSTANCES, fitting)
+            instances = max(range(least, fitting + 1), key=lambda count: (count * (cores // count), count))
     return cpu_share(cores, instances=instances, threads=threads)
 
 

@@ -69,6 +69,9 @@ class View:
             threads=share.threads,
             lone_threads=lone_threads if is_small and lone_threads > share.threads else None,
         )
+        if share.instances == 1:
+            # Asked for, or of a model of which memory holds no second one.
+            triton_config.remove_queue_bounds(config)
         config.parameters[MARK_PARAMETER].string_value = mark
         text = triton_config.config_to_text(config)
         (state / triton_config.CONFIG_NAME).write_text(text, encoding="utf-8")

@@ -197,7 +197,7 @@ def test_a_full_queue_refuses_at_once_and_serves_the_rest(tiny_repository):
 
     edit_config(tiny_repository, one_place)
     with (
-        EmbeddedTriton(tiny_repository, instances=1) as triton,
+        EmbeddedTriton(tiny_repository) as triton,
         tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client,
     ):
         answers, done = send_all(client, crops(32))

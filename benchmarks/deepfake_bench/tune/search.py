@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from deepfake_preprocess.contract.forms import ENGINE_NAMES, ServedForm
-from deepfake_preprocess.contract.triton_config import ServingOptions
+from deepfake_preprocess.contract.triton_config import MIN_INSTANCES, ServingOptions
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32)
 MAX_INSTANCES: Final = 16
@@ -34,13 +34,13 @@ def described(setting: ServingOptions) -> str:
 
 
 def divisions(cores: int) -> list[tuple[int, int]]:
-    """Return instances and threads worth trying: as many threads as cores, and one instance more.
+    """Return instances, two at least, and threads worth trying: as many threads as cores, and one instance more.
 
     The one more computes while another's batch is gathered or handed back.
     """
     threads = sorted({*(2**power for power in range(int(math.log2(cores)) + 1)), cores})
     found = ((cores // each + more, each) for each in threads for more in (0, 1))
-    return [(instances, each) for instances, each in found if instances <= MAX_INSTANCES]
+    return [(instances, each) for instances, each in found if MIN_INSTANCES <= instances <= MAX_INSTANCES]
 
 
 def neighbors(

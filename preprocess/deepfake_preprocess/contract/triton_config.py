@@ -53,10 +53,9 @@ BULK_PRIORITY = 2
 BULK_QUEUE_TIMEOUT_US = 120_000_000
 """Requests of bulk scans wait longer, since others go first."""
 
-PRODUCTION_TENSORRT_INSTANCES = 2
-"""Two execution contexts: the copies of one batch overlap with the computation of the other."""
-CPU_OPENVINO_INSTANCES = 2
-"""And as many streams: the copies of one batch overlap with the computation of the other."""
+MIN_INSTANCES = 2
+"""The copies of one batch overlap with the computation of the other. Besides, where a queue has priorities or bounds,
+Triton (2.51) overlooks requests that come while the only instance computes, for half a second."""
 EMBEDDED_THREADS = 1
 """Threads of each instance; `deepfake serve` replaces this, and the instances, with what fits."""
 
@@ -88,7 +87,7 @@ class ServingOptions:
     queue_delay_us: int = 0
     preferred_batch_size: int | None = None  # size at which a batch is run at once; None runs whatever waits
     # Two of one thread use two cores better than one of two threads (160 against 136 crops/s, EfficientNet-B0).
-    instances: int = 2
+    instances: int = MIN_INSTANCES
     threads: int = EMBEDDED_THREADS
     tuned_for_cores: int | None = None  # number of cores that these were tuned for; None for defaults
     # Which of the version's forms is run; empty for the first one.
@@ -131,13 +130,9 @@ def production_config(
     config = _base_config(spec, max_batch_size, precision, queue_delay_us=PRODUCTION_QUEUE_DELAY_US)
     config.backend = backend
     config.default_model_filename = PRODUCTION_BACKENDS[backend]
-    group = config.instance_group.add()
-    if backend == "tensorrt":
-        group.kind, group.count = type(group).KIND_GPU, PRODUCTION_TENSORRT_INSTANCES
-    else:
-        # With AUTO the same file works on hosts with and without a GPU. One instance: on a CPU, two with ONNX
-        # Runtime's default of all cores are slower than one.
-        group.kind, group.count = type(group).KIND_AUTO, 1
+    group = config.instance_group.add(count=MIN_INSTANCES)
+    # With AUTO the same file works on hosts with and without a GPU.
+    group.kind = type(group).KIND_GPU if backend == "tensorrt" else type(group).KIND_AUTO
     _add_warm_up(config)
     return config_to_text(config)
 
@@ -170,8 +165,8 @@ def cpu_config(
     delay_us = PRODUCTION_QUEUE_DELAY_US if on_openvino else 0
     config = _base_config(spec, max_batch_size, form.precision, queue_delay_us=delay_us)
     config.backend, config.default_model_filename = form.engine, form.file
-    group = config.instance_group.add()
-    group.kind, group.count = type(group).KIND_CPU, CPU_OPENVINO_INSTANCES if on_openvino else 1
+    group = config.instance_group.add(count=MIN_INSTANCES)
+    group.kind = type(group).KIND_CPU
     if on_openvino:
         parameters = {"HINT_BF16": "YES", "ENABLE_BATCH_PADDING": "YES", "NUM_STREAMS": str(group.count)}
         for key, value in parameters.items():
@@ -292,6 +287,13 @@ def set_cpu_share(config: Any, *, instances: int, threads: int, lone_threads: in
     config.parameters[THREADS_PARAMETER].string_value = str(threads)
     if lone_threads is not None:
         config.parameters[LONE_THREADS_PARAMETER].string_value = str(lone_threads)
+
+
+def remove_queue_bounds(config: Any) -> None:
+    """Let a model's queue hold any number of requests for any time, with one priority; see `MIN_INSTANCES`."""
+    batching = config.dynamic_batching
+    for field in ("priority_levels", "default_priority_level", "default_queue_policy", "priority_queue_policy"):
+        batching.ClearField(field)
 
 
 def set_form(config: Any, form: ServedForm) -> None:

@@ -38,7 +38,7 @@ def serve(
     http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.", min=0, max=65535)] = 8000,
     metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0: a free one.", min=0, max=65535)] = 8002,
     instances: Annotated[
-        int | None, typer.Option(help="Copies of each model that run at once. Default: one per core, up to 8.", min=1)
+        int | None, typer.Option(help="Copies of each model that run at once. Default: one per core, 2 to 8.", min=1)
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of each copy. Default: cores divided by instances.", min=1)

@@ -13,17 +13,17 @@ from deepfake_serve._shares import CpuShare, cpu_share, model_share, weight_byte
 @pytest.mark.parametrize(
     ("cores", "given", "expected"),
     [
-        (1, {}, CpuShare(1, 1)),
+        (1, {}, CpuShare(2, 1)),
         (2, {}, CpuShare(2, 1)),
         (16, {}, CpuShare(8, 2)),
         (2, {"instances": 1}, CpuShare(1, 2)),
         (8, {"threads": 4}, CpuShare(2, 4)),
-        (2, {"threads": 4}, CpuShare(1, 4)),
+        (2, {"threads": 4}, CpuShare(2, 4)),
         (2, {"instances": 3}, CpuShare(3, 1)),
         (2, {"instances": 3, "threads": 5}, CpuShare(3, 5)),
     ],
 )
-def test_instances_times_threads_is_the_number_of_cores(cores, given, expected):
+def test_instances_times_threads_is_the_number_of_cores_and_there_are_two_instances_at_least(cores, given, expected):
     assert cpu_share(cores, **given) == expected
 
 
@@ -53,7 +53,8 @@ def test_what_was_tuned_for_so_many_cores_is_used_unless_something_else_is_asked
         (8, 16, CpuShare(8, 1)),
         (8, 15.9, CpuShare(4, 2)),  # seven fit, of which one core would be left over
         (8, 6.1, CpuShare(2, 4)),  # three fit
-        (7, 6.1, CpuShare(1, 7)),
+        (7, 6.1, CpuShare(3, 2)),  # with one, no core would be left over
+        (7, 3.9, CpuShare(1, 7)),
         (2, 3.9, CpuShare(1, 2)),
         (2, 0.1, CpuShare(1, 2)),
         (16, 100, CpuShare(8, 2)),

@@ -69,6 +69,20 @@ def test_no_second_session_for_large_models_or_where_it_has_no_more_threads(tmp_
     assert triton_config.LONE_THREADS_PARAMETER not in triton_config.config_parameters(config)
 
 
+@pytest.mark.parametrize(("instances", "bounded"), [(1, False), (2, True)])
+def test_the_queue_of_a_single_instance_has_no_priorities_and_no_bounds(tmp_path, instances, bounded):
+    """Otherwise requests that come while it computes are overlooked for half a second."""
+    write_model(tmp_path / "repository")
+    view = made_view(tmp_path)
+    view.show(check_repository(tmp_path / "repository"), {"detector": CpuShare(instances, 1)})
+    batching = triton_config.read_config(view.folder / "detector" / "config.pbtxt").dynamic_batching
+    assert list(batching.preferred_batch_size), "requests are joined as ever"
+    queue = batching.default_queue_policy
+    found = [batching.priority_levels, len(batching.priority_queue_policy), queue.max_queue_size]
+    found += [queue.default_timeout_microseconds, queue.allow_timeout_override]
+    assert all(found) if bounded else not any(found)
+
+
 def test_weights_beside_the_file_count_for_the_size_of_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr(_view, "MAX_LONE_MODEL_MB", 1)
     monkeypatch.setattr(_view, "usable_cores", lambda: 2)

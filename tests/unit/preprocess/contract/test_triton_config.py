@@ -166,7 +166,7 @@ def test_every_variant_has_what_production_needs(config):
 
 @pytest.mark.parametrize(
     ("backend", "kind", "count"),
-    [("onnxruntime", "KIND_AUTO", 1), ("tensorrt", "KIND_GPU", triton_config.PRODUCTION_TENSORRT_INSTANCES)],
+    [("onnxruntime", "KIND_AUTO", 2), ("tensorrt", "KIND_GPU", 2)],
 )
 def test_production_states_where_instances_run(tmp_path, backend, kind, count):
     (group,) = parsed(production_config(backend=backend), tmp_path).instance_group
