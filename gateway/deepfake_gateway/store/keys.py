@@ -52,6 +52,10 @@ class Key:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= time.time() else "valid"
 
+    def may(self, scope: str) -> bool:
+        """Return whether the key opens what a scope of `SCOPES` is for: by itself, or by one that includes it."""
+        return bool(self.scopes & {scope, "admin"}) or (scope == "read" and "analyze" in self.scopes)
+
 
 def tenant_of(key: Key | None) -> str:
     """Return whose becomes what comes with a key; of an open service's callers, who have none, the one."""
