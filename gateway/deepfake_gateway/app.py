@@ -33,6 +33,7 @@ from deepfake_gateway.api.heads import Heads
 from deepfake_gateway.intake.problems import Problem, problem_answer
 from deepfake_gateway.intake.submission import AskModels, Desk
 from deepfake_gateway.jobs.queue import Queue
+from deepfake_gateway.origins import admit
 from deepfake_gateway.sandbox.process import Sandboxes
 from deepfake_gateway.settings import Settings, wrong_value
 from deepfake_gateway.store.bucket import media_of
@@ -100,7 +101,15 @@ def build_app(settings: Settings, store: Store, queue: Queue, ask_models: AskMod
     app.add_exception_handler(MediaAwayError, _on_media)
     app.add_middleware(Door, desk=desk, keys=keys, settings=settings, metrics=counted, on_refusal=_refusal)
     app.add_middleware(Heads)
-    app.add_middleware(Guard, only_local_names=settings.is_local, metrics=counted, on_fault=_on_fault)
+    app.add_middleware(
+        Guard,
+        only_local_names=settings.is_local,
+        allowed_origins=settings.allowed_origins,
+        metrics=counted,
+        on_fault=_on_fault,
+    )
+    if settings.allowed_origins:
+        admit(app, settings.allowed_origins)
     return app
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from deepfake_client.transport.connection import Connection
 from deepfake_gateway.addresses import Addresses
 from deepfake_gateway.logs import LogFormat, LogLevel
+from deepfake_gateway.origins import check_origin
 from deepfake_preprocess.errors import OptionError
 
 PREFIX: Final = "DEEPFAKE_GATEWAY_"
@@ -43,7 +44,7 @@ def wrong_value(name: str, error: Mapping[str, Any]) -> str:
         return f"there is no `{name}`; leave it out, or correct its name"
     if error["type"] == "missing":
         return f"`{name}` is missing; give it"
-    message: str = error["msg"]
+    message: str = error["msg"].removeprefix("Value error, ")
     return f"`{name}` is {error.get('input')!r:.90}: {message[:1].lower()}{message[1:]}"
 
 
@@ -102,6 +103,8 @@ class Settings(BaseSettings):
     allowed_networks: tuple[str, ...] = ()
     """Networks such as ``192.168.1.0/24`` that may be reached although they are not public: by fetched files,
     webhooks and live sources."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins such as ``https://app.example`` whose pages may ask this service from a browser, with a key."""
     watch_max_s: float = Field(3600.0, ge=1)
     """Longest time that a live source is watched, in seconds."""
     watches_of_key: int = Field(2, ge=1)
@@ -136,6 +139,13 @@ class Settings(BaseSettings):
     def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
         Addresses.of(networks)
         return networks
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            check_origin(origin)
+        return origins
 
     @classmethod
     def of(cls, file: Path | None = None, **given: Any) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
@@ -44,11 +44,20 @@ class Guard:
 
     A service on this machine without a login is open to every page that this machine's browsers show: so a request
     must name this machine as its host (or it is a page whose name was bound to this address), and a change must come
-    from our own pages, or from no page at all.
+    from our own pages, from one of an allowed origin without cookies, or from no page at all.
     """
 
-    def __init__(self, app: ASGIApp, *, only_local_names: bool, metrics: RequestMetrics, on_fault: OnFault) -> None:
-        self._app, self._only_local_names, self._metrics, self._on_fault = app, only_local_names, metrics, on_fault
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        only_local_names: bool,
+        allowed_origins: Collection[str],
+        metrics: RequestMetrics,
+        on_fault: OnFault,
+    ) -> None:
+        self._app, self._only_local_names, self._allowed_origins = app, only_local_names, allowed_origins
+        self._metrics, self._on_fault = metrics, on_fault
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -94,8 +103,15 @@ class Guard:
         if self._only_local_names and _name_of(host) not in LOCAL_NAMES:
             return Problem(403, "this service answers only under 127.0.0.1 and localhost; ask it there")
         origin = headers.get("origin")
-        if method not in SAFE_METHODS and origin is not None and urlsplit(origin).netloc != host:
-            return Problem(403, "the request comes from a page of another site; send it from this service's own page")
+        if method in SAFE_METHODS or origin is None or urlsplit(origin).netloc == host:
+            return None
+        if origin not in self._allowed_origins:
+            return Problem(
+                403, "the request comes from a page of another site; send it from this service's own page, or have "
+                "whoever runs the service add that site to `allowed_origins`",
+            )  # fmt: skip
+        if "cookie" in headers:
+            return Problem(403, "the page of another site sends cookies; have it send a key, and no credentials")
         return None
 
 

@@ -244,6 +244,33 @@ def test_signing_in_on_the_page(gateway, keys, clip):
     assert gateway.get("/history", headers=browser).status_code == 303
 
 
+def test_pages_of_a_named_site_send_a_key_and_no_cookies(tmp_path, clip):
+    with gateways.gateway(
+        tmp_path / "data", allowed_origins=["https://app.example"], requests_per_minute=3
+    ) as client:
+        text = client.app.state.keys.create("app", ["analyze"])[1]
+        key, named = {"Authorization": f"Bearer {text}"}, {"Origin": "https://app.example"}
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,prefer"}
+        for _ in range(5):  # a browser asks before each, without a key, and it counts for nothing
+            before = client.options("/v1/analyses", headers={**named, **asked})
+            assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, named["Origin"])
+        assert client.options("/v1/analyses", headers={"Origin": "https://evil.example", **asked}).status_code == 400
+        file = {"file": ("clip.mp4", clip)}
+        sent = client.post("/v1/analyses", files=file, headers={**named, **key})
+        assert sent.status_code == 202
+        assert sent.headers["access-control-allow-origin"] == named["Origin"]
+        assert "access-control-allow-credentials" not in sent.headers
+        assert {"location", "retry-after"} <= set(sent.headers["access-control-expose-headers"].lower().split(", "))
+        refused = client.post("/v1/analyses", files=file, headers=named)
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, named["Origin"])
+        with_cookie = client.post("/v1/analyses", files=file, headers={**named, **key, "Cookie": "session=x"})
+        assert (with_cookie.status_code, "no credentials" in with_cookie.json()["detail"]) == (403, True)
+        other = client.post("/v1/analyses", files=file, headers={**key, "Origin": "https://evil.example"})
+        assert (other.status_code, other.headers.get("access-control-allow-origin")) == (403, None)
+        statuses = [client.get("/v1/analyses", headers={**named, **key}).status_code for _ in range(3)]
+        assert statuses == [200, 200, 429]
+
+
 def test_the_commands(tmp_path, capsys):
     place = ["--data-dir", str(tmp_path)]
 

@@ -39,6 +39,24 @@ def test_what_does_not_fit_is_one_sentence(given, message):
         Settings.of(**given)
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*", "null", "", "app.example", "ftp://app.example", "https://", "https://app.example/", "https://app.example/x",
+        "https://app.example?x", "https://App.example", "https://u:p@app.example", "https://app.example:443",
+        "https://app.example:0", "https://*.example",
+    ],
+)  # fmt: skip
+def test_what_no_browser_sends_as_an_origin_is_refused(origin):
+    with pytest.raises(OptionError, match=r"`allowed_origins` .* is not an origin as browsers send it; write"):
+        Settings.of(allowed_origins=[origin])
+
+
+def test_origins_as_browsers_send_them():
+    origins = ("https://app.example", "http://localhost:3000", "http://[::1]:8000", "http://app.example:443")
+    assert Settings.of(allowed_origins=origins).allowed_origins == origins
+
+
 def test_a_list_in_the_environment_that_is_no_json(monkeypatch):
     monkeypatch.setenv("DEEPFAKE_GATEWAY_ALLOWED_NETWORKS", "10.0.0.0/8")
     with pytest.raises(OptionError, match=r"allowed_networks.*as JSON"):
