@@ -62,6 +62,11 @@ class Analysis:
     request_id: str | None = None
     traceparent: str | None = None
 
+    @property
+    def is_image(self) -> bool:
+        """Whether its medium is a picture."""
+        return self.media_type.startswith("image/")
+
     def answered_by(self, earlier: Self) -> Self:
         """Return this analysis as done, with the verdict that an earlier one has on the same bytes."""
         assert earlier.verdict is not None

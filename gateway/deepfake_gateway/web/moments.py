@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Form, Request
@@ -42,8 +43,10 @@ async def moments_values(desk: Desk, say: Language, settings: Settings, analysis
     verdict = analysis.verdict or {}
     known = await in_store(desk.explanations.store.of_analysis, analysis.id)
     explanation = known[0] if known else None
-    moments = moments_of(say, verdict, analysis.id, explanation)
     request = {} if explanation is None else explanation.request
+    # Another request may have asked for some of the faces only.
+    alike = [item for item in known if _manner(item.request) == _manner(request)]
+    moments = moments_of(say, verdict, analysis.id, alike)
     return {
         "moments": moments,
         "several": len({moment["track"] for moment in moments}) > 1,
@@ -55,12 +58,19 @@ async def moments_values(desk: Desk, say: Language, settings: Settings, analysis
     }
 
 
-def moments_of(say: Language, verdict: Json, analysis_id: str, explanation: StoredExplanation | None) -> list[Json]:
-    """Return the most suspicious faces: time, score, picture and heatmap.
+def _manner(request: Json) -> Json:
+    """Return what a request for heatmaps says of how, and not of which."""
+    return {name: value for name, value in request.items() if name != "crops"}
+
+
+def moments_of(
+    say: Language, verdict: Json, analysis_id: str, explanations: Sequence[StoredExplanation]
+) -> list[Json]:
+    """Return the most suspicious faces: time, score, picture and heatmap, the first of `explanations` that has it.
 
     The face that decides comes first, then others that were judged, and last those that were not.
     """
-    drawn = {face["name"]: face for face in (explanation.faces if explanation else None) or []}
+    drawn = {face["name"]: (item.id, face) for item in reversed(explanations) for face in item.faces or []}
     base = f"/v1/analyses/{analysis_id}"
     judged = {track["track"] for track in verdict["tracks"] if track["counted"] and not track["background"]}
     faces = sorted(
@@ -70,7 +80,7 @@ def moments_of(say: Language, verdict: Json, analysis_id: str, explanation: Stor
     moments = []
     for face in faces:
         kind = "fake" if face["fake_probability"] >= verdict["threshold"] else "real"
-        heat = drawn.get(face["name"])
+        explanation_id, heat = drawn.get(face["name"], (None, None))
         moments.append(
             {
                 "face": face["track"] + 1,
@@ -79,8 +89,9 @@ def moments_of(say: Language, verdict: Json, analysis_id: str, explanation: Stor
                 "score": face["fake_probability"],
                 "kind": kind if face["track"] in judged else "inc",
                 "crop": f"{base}/crops/{face['name']}.png",
-                "heatmap": heat and explanation and f"{base}/heatmaps/{explanation.id}/{face['name']}.png",
+                "heatmap": heat and f"{base}/heatmaps/{explanation_id}/{face['name']}.png",
                 "part": _part(say, heat["regions"]) if heat else "",
+                "is_blank": heat is not None and not heat["regions"],
             }
         )
     return moments
@@ -104,7 +115,7 @@ def _agreement(say: Language, explanation: StoredExplanation | None) -> str:
     return f"{words} " + say.say(
         "The scores behind the heatmaps agree with those of the verdict: they differ by at most %(difference)s "
         "(allowed: %(tolerance)s).",
-        difference=say.number(max(differences), 5), tolerance=say.number(face["tolerance"], 4),
+        difference=say.number(max(1e-5, *differences), 5), tolerance=say.number(face["tolerance"], 4),
     )  # fmt: skip
 
 

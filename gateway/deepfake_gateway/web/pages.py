@@ -75,7 +75,7 @@ async def result(analysis_id: str, request: Request) -> Response:
         request,
         item=await progress_of(desk, say, analysis),
         has_media=has_media,
-        advice=words.advice(say, analysis.error_type),
+        advice=words.advice(say, analysis.error_type, is_image=analysis.is_image),
         is_of_file=analysis.error_type in words.OF_FILE,
     )
 
@@ -93,7 +93,7 @@ async def _result_values(
         "verdict": verdict,
         "makes_pdf": makes_pdf(),
         "headline": words.headline(say, verdict),
-        "advice": words.advice(say, verdict["reason"]),
+        "advice": words.advice(say, verdict["reason"], is_image=analysis.is_image),
         "by_hand": words.threshold_by_hand(say, analysis.options, verdict, None if spec is None else spec.threshold),
         "facts": words.facts_of(say, analysis, verdict),
         "numbers": words.numbers_of(say, analysis, verdict),

@@ -33,6 +33,7 @@ _MORE: Final = mark("Look at more frames: open “Analyze again” below and set
 _LONGER: Final = mark("Send a longer part with the face in it.")
 _SHARPER: Final = mark("Send a sharper or larger version, as close to the original as you can get it.")
 _CONVERT: Final = mark("If the file is damaged, download it or convert it again.")
+_OF_VIDEOS: Final = frozenset({_MORE, _LONGER})
 _ASK: Final = mark("If the answer stays open, ask a person who knows the field.")
 _ORIGINAL: Final = mark("Send the original file, before filters and conversions, if you can get it.")
 _LATER: Final = mark("Send the file again in a moment.")
@@ -138,9 +139,10 @@ def short_error(say: Language, error_type: str | None) -> str:
     return say.say(SHORT_ERRORS.get(error_type or "", REASON_WORDS["server_error"])) if error_type else ""
 
 
-def advice(say: Language, cause: str | None) -> list[str]:
+def advice(say: Language, cause: str | None, *, is_image: bool) -> list[str]:
     """Return what would help, as sentences; `cause` is a verdict's reason or an error's type."""
-    return [say.say(text) for text in ADVICE.get(cause or "", (_LATER, _TELL) if cause else ())]
+    texts = ADVICE.get(cause or "", (_LATER, _TELL) if cause else ())
+    return [say.say(text) for text in texts if not (is_image and text in _OF_VIDEOS)]
 
 
 def headline(say: Language, verdict: Json) -> str:
@@ -279,7 +281,7 @@ def facts_of(say: Language, analysis: Analysis, verdict: Json) -> list[tuple[str
     if others:
         counted += ", " + say.say_of("%(number)s did not decide", "%(number)s did not decide", others)
     facts = [(say.say("Frames"), _frames(say, verdict)), (say.say("Faces"), counted)]
-    if analysis.media_type.startswith("image/"):
+    if analysis.is_image:
         del facts[0]
     if score := _score(say, verdict):
         facts.append((say.say("Score"), score))

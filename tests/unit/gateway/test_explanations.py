@@ -57,6 +57,22 @@ def test_an_explanation_has_heatmaps_and_says_how_far_they_agree(gateway, analys
     assert [face["method"] for face in other["faces"]] == ["hires-cam"]
 
 
+def test_the_page_keeps_the_heatmaps_that_a_request_for_one_face_leaves_out(gateway, analysis):
+    links = analysis["links"]
+    first = gateway.post(links["explanations"], headers=WAIT).json()
+    one = {"crops": [first["faces"][1]["name"]]}
+    second = gateway.post(links["explanations"], json=one, headers=WAIT).json()
+    page = gateway.get(f"/analyses/{analysis['id']}/moments").text
+    for face in first["faces"]:
+        newest = second["faces"][0] if face["name"] in one["crops"] else face
+        assert newest["heatmap"] in page
+    assert page.count("nothing red: no part raised this score") == 3
+    assert "they differ by at most 0.00001 " in page
+    gateway.post(links["explanations"], json={**one, "method": "hires-cam"}, headers=WAIT)
+    page = gateway.get(f"/analyses/{analysis['id']}/moments").text
+    assert (page.count('class="heat"'), "Method: hires-cam" in page) == (1, True)
+
+
 def test_an_explain_service_that_starts_meanwhile_is_waited_for(gateway, analysis):
     gateway.queue.num_away = 2
     body = gateway.post(analysis["links"]["explanations"], headers=WAIT).json()

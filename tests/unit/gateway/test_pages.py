@@ -99,7 +99,8 @@ def test_the_headline_says_what_was_found_of_which_face(scores, sentence):
 
 def analysis_of(verdict_of, **changes):
     values = {"sha256": "ab" * 32, "size_bytes": 6929, "media_type": "video/mp4", "options": {}} | changes
-    return SimpleNamespace(verdict=verdict_of.to_dict(), **values)
+    is_image = values["media_type"].startswith("image/")
+    return SimpleNamespace(verdict=verdict_of.to_dict(), is_image=is_image, **values)
 
 
 def test_what_was_looked_at_has_its_times_and_the_file_its_hash():
@@ -147,7 +148,7 @@ def test_moments_of_faces_that_did_not_decide_come_last_and_have_no_color_of_a_v
     shown = verdicts.verdict()
     fake, real = shown.tracks
     shown = replace(shown, tracks=(replace(fake, background=True), replace(real, counted=True)), deciding_track=1)
-    found = moments.moments_of(language("en"), shown.to_dict(), "x", None)
+    found = moments.moments_of(language("en"), shown.to_dict(), "x", [])
     kinds = [(moment["face"], moment["kind"]) for moment in found]
     assert kinds == sorted(kinds, reverse=True)
     assert set(kinds) == {(2, "real"), (1, "inc")}
