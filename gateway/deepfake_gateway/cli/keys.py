@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deepfake_gateway.settings import Settings
+from deepfake_gateway.settings import DATABASE_NAME, Settings
 from deepfake_gateway.store.keys import SCOPES, Key, Keys, id_of
 from deepfake_gateway.store.records import Store
 from deepfake_preprocess.cli.console import results_console
@@ -35,10 +36,18 @@ SettingsFile = Annotated[Path | None, typer.Option("--settings", metavar="FILE",
 
 
 @contextmanager
-def opened(file: Path | None, data_dir: Path | None, database: str | None) -> Iterator[Store]:
-    """Yield the database that a gateway with these settings has."""
+def opened(
+    file: Path | None, data_dir: Path | None, database: str | None, *, is_new: bool = False
+) -> Iterator[Store]:
+    """Yield the database that a gateway with these settings has; OptionError where it must be there and is not."""
     settings = Settings.of(file, data_dir=data_dir, database=database)
-    settings.make_data_dir()
+    if is_new:
+        settings.make_data_dir()
+    elif settings.database is None and not (settings.data_dir / DATABASE_NAME).is_file():
+        raise OptionError(
+            f"{settings.data_dir} holds no data of a gateway; name its folder with --data-dir, or its database with "
+            "--database"
+        )
     store = Store(settings.database_url)
     try:
         yield store
@@ -85,7 +94,7 @@ def create(
     if tenant is not None and not re.fullmatch(r"[\w.-]{1,64}", tenant):
         raise OptionError(f"the tenant is {tenant!r}; allowed: up to 64 letters, digits, dots, dashes, underscores")
     until = None if expires is None else time.time() + _seconds(expires)
-    with opened(settings_file, data_dir, database) as store:
+    with opened(settings_file, data_dir, database, is_new=True) as store:
         key, text = Keys(store.engine).create(
             name, scopes, tenant=tenant, expires_at=until, seconds_per_day=seconds_per_day
         )
@@ -93,9 +102,14 @@ def create(
         print(json.dumps({**_facts(key), "key": text}))
         return
     print(text)
+    # The database's address may have a password in it.
+    places = {"--data-dir": data_dir, "--database": database and "URL", "--settings": settings_file}
+    where = [str(word) for option, place in places.items() if place is not None for word in (option, place)]
+    revoke_it = ["deepfake", "gateway", "keys", "revoke", key.id, *where]
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         "Keep it now, it is shown only once. Send it as 'Authorization: Bearer KEY', or sign in with it on the "
-        f"page; revoke it with: deepfake gateway keys revoke {key.id}"
+        f"page; revoke it with: {shlex.join(revoke_it)}",
+        markup=False,
     )
 
 

@@ -279,9 +279,16 @@ def test_the_commands(tmp_path, capsys):
             main(["gateway", "keys", *arguments, *place])
         return end.value.code, *capsys.readouterr()
 
+    place[1] = str(tmp_path / "other")
+    for action in (["list"], ["revoke", "dfk_1a2b3c4d"]):
+        code, _, error = run(*action)
+        assert (code, "holds no data of a gateway" in " ".join(error.split())) == (2, True)
+    assert not (tmp_path / "other").exists()
+    place[1] = str(tmp_path)
     code, text, advice = run("create", "--name", "press", "--expires", "90d", "--scope", "read")
     assert code == 0
     assert "only once" in advice
+    assert f"keys revoke {text.split('_')[1]} --data-dir {tmp_path}" in advice
     assert run("list")[1].count("dfk_") == 1
     listed = json.loads(run("list", "--json")[1])
     assert (listed[0]["name"], listed[0]["scopes"], listed[0]["state"]) == ("press", ["read"], "valid")
