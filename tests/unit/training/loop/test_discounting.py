@@ -66,9 +66,10 @@ def test_the_new_logits_say_less_of_what_the_old_ones_say_of_blurred_crops(
         logits(run / BEST, _without_detail(crops)),
         *(logits(weights, crops) for weights in (run / BEST, found.weights)),
     )
-    related = [abs(float(torch.corrcoef(torch.stack([one, blurred]))[0, 1])) for one in (before, after)]
-    assert related[0] > 0.5
-    assert related[1] < 0.5 * related[0]
+    assert float(torch.corrcoef(torch.stack([before, blurred]))[0, 1]) > 0.5
+    # Not the correlation: a network that says nothing else is left with noise, whose correlation is by chance.
+    shared = [abs(float(torch.cov(torch.stack([one, blurred]))[0, 1])) for one in (before, after)]
+    assert shared[1] < 0.5 * shared[0]
     assert float(after.mean()) == pytest.approx(float(before.mean()), abs=1e-3)
     assert found.share == pytest.approx(float((before - after).std() / before.std()), rel=1e-3)
     assert 0.5 < found.correlation < 1
